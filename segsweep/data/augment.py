@@ -1,0 +1,146 @@
+"""Augmentation: parameters drawn for a whole batch on the CPU, applied to it at once on the device.
+
+Each image has its own draw. Geometry is one 2x2 matrix and one shift, so image and mask are warped once, together;
+colour is one 3x3 matrix and a contrast. The numbers drawn for an image do not depend on what is switched on.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B in grey (ITU-R BT.601)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The augmentation of n images.
+
+    Attributes:
+        linear: `n 2 2`, from canvas points to points of the canvas without augmentation, about its centre.
+        shift: `n 2`, x and y, as a share of the canvas.
+        window: `n 2`, x and y in [0, 1): where a crop lies.
+        brightness, contrast, saturation: `n`, factors.
+        hue: `n`, radians.
+        blur: `n`, standard deviation in pixels.
+        noise: `n`, standard deviation as a share of the value range.
+    """
+
+    linear: np.ndarray
+    shift: np.ndarray
+    window: np.ndarray
+    brightness: np.ndarray
+    contrast: np.ndarray
+    saturation: np.ndarray
+    hue: np.ndarray
+    blur: np.ndarray
+    noise: np.ndarray
+
+    def __getitem__(self, rows: Any) -> "Draws":
+        return Draws(**{name: values[rows] for name, values in vars(self).items()})
+
+
+def draw(
+    rng: np.random.Generator,
+    n: int,
+    *,
+    hflip: float = 0.0,
+    vflip: float = 0.0,
+    transpose: float = 0.0,
+    rotate: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    translate: float = 0.0,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    blur: float = 0.0,
+    noise: float = 0.0,
+) -> Draws:
+    """Draw the augmentation of n images. The arguments are the `augmentation.*` keys."""
+    chance = rng.random((n, 3))
+    u = rng.uniform(-1, 1, (n, 12))
+    window = rng.random((n, 2))
+    flip = np.where(chance < (hflip, vflip, transpose), -1.0, 1.0)
+    linear = np.zeros((n, 2, 2))
+    linear[:, 0, 0], linear[:, 1, 1] = flip[:, 0], flip[:, 1]
+    linear = np.where((flip[:, 2] < 0)[:, None, None], linear[:, :, ::-1], linear)
+    angle = np.deg2rad(rotate) * u[:, 0]
+    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(n, 2, 2)
+    skew = np.tile(np.eye(2), (n, 1, 1))
+    skew[:, 0, 1] = np.tan(np.deg2rad(shear) * u[:, 1])
+    zoom = (1 + scale) ** u[:, 2]
+    return Draws(
+        linear=linear @ turn @ skew * zoom[:, None, None],
+        shift=translate * u[:, 3:5],
+        window=window,
+        brightness=1 + brightness * u[:, 5],
+        contrast=1 + contrast * u[:, 6],
+        saturation=1 + saturation * u[:, 7],
+        hue=2 * math.pi * hue * u[:, 8],
+        blur=blur * u[:, 9].clip(0),  # half of the images stay as they are
+        noise=noise * u[:, 10].clip(0),
+    )
+
+
+def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
+    """Brightness, saturation, hue and contrast.
+
+    Args:
+        image: `b c h w` float. Saturation and hue need three channels.
+        low, high: the value range; the result stays inside.
+    """
+    image = image - low
+    if image.shape[1] == 3 and (draws.saturation != 1).any() | (draws.hue != 0).any():
+        matrix = torch.from_numpy(_color_matrix(draws)).to(image)
+        image = torch.einsum("bij,bjhw->bihw", matrix, image)
+    elif (draws.brightness != 1).any():
+        image = image * _column(draws.brightness, image)
+    if (draws.contrast != 1).any():
+        mean = image.mean(dim=(1, 2, 3), keepdim=True)
+        image = mean + _column(draws.contrast, image) * (image - mean)
+    return image.clamp(0, high - low) + low
+
+
+def blurred(image: Tensor, sigma: np.ndarray) -> Tensor:
+    """Gaussian blur of `b c h w` with each image's own standard deviation, in pixels."""
+    if not (sigma > 0).any():
+        return image
+    b, c = image.shape[:2]
+    radius = max(1, math.ceil(3 * float(sigma.max())))
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / np.maximum(sigma, 1e-3)[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdims=True)).repeat(c, axis=0)
+    weight = torch.from_numpy(kernel).to(image)
+    flat = F.pad(image.reshape(1, b * c, *image.shape[2:]), (radius,) * 4, mode="replicate")
+    flat = F.conv2d(flat, weight[:, None, None, :], groups=b * c)
+    flat = F.conv2d(flat, weight[:, None, :, None], groups=b * c)
+    return flat.view_as(image)
+
+
+def noised(image: Tensor, sd: np.ndarray, low: float, high: float, seed: int) -> Tensor:
+    """Gaussian noise on `b c h w`, drawn on the image's device from `seed`; the only draw that depends on the device."""
+    if not (sd > 0).any():
+        return image
+    generator = torch.Generator(image.device).manual_seed(seed)
+    drawn = torch.randn(image.shape, generator=generator, device=image.device)
+    return (image + drawn * _column(sd * (high - low), image)).clamp(low, high)
+
+
+def _color_matrix(draws: Draws) -> np.ndarray:
+    """Brightness times saturation times a rotation of the hue about the grey axis: `b 3 3`."""
+    cos, sin = np.cos(draws.hue)[:, None, None], np.sin(draws.hue)[:, None, None]
+    third, cross = np.full((3, 3), 1 / 3), np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    turn = cos * np.eye(3) + (1 - cos) * third + sin * cross  # Rodrigues' formula
+    s = draws.saturation[:, None, None]
+    saturate = s * np.eye(3) + (1 - s) * np.array(LUMA)
+    return draws.brightness[:, None, None] * saturate @ turn
+
+
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like)[:, None, None, None]

@@ -1,0 +1,243 @@
+"""Batches on the device: windows cut from the store, warped once, coloured.
+
+Everything random is drawn on the CPU for the global batch from (seed, epoch, step) and sliced by rank: no generator state
+has to be kept, and any number of devices sees the same training.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from segsweep.data import augment
+from segsweep.data.geometry import Placement, Size, place, sample
+from segsweep.data.labels import VOID, Labels
+from segsweep.data.store import Store
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        image: `b c h w` float32, on the scale of the stored data type.
+        mask: `b h w` int64, class indices; VOID where there is no image or no label.
+        indices: of the samples in the store.
+        placements: where each canvas lies on its image.
+    """
+
+    image: Tensor
+    mask: Tensor
+    indices: tuple[int, ...]
+    placements: tuple[Placement, ...]
+
+
+class Source:
+    """What both kinds of batches share: the store, its labels, and how a canvas is laid over an image."""
+
+    def __init__(self, store: Store, labels: Labels, size: Size, resize: str, device: torch.device):
+        self.store = store
+        self.size = size
+        self.resize = resize
+        self.device = device
+        self.table = torch.from_numpy(labels.table).long().to(device)
+
+    def batch(self, indices: Sequence[int], placements: Sequence[Placement]) -> Batch:
+        """Cut, warp and label one canvas for each sample; all canvases of one size."""
+        windows = [_cut(self.store, i, p) for i, p in zip(indices, placements, strict=True)]
+        height = max(w.image.shape[0] for w in windows)
+        width = max(w.image.shape[1] for w in windows)
+        n, c = len(windows), self.store.channels
+        images = torch.zeros(n, height, width, c, dtype=windows[0].image.dtype, device=windows[0].image.device)
+        masks = torch.zeros(n, height, width, dtype=torch.uint8, device=images.device)
+        for i, window in enumerate(windows):
+            h, w = window.mask.shape
+            images[i, :h, :w] = window.image
+            masks[i, :h, :w] = window.mask
+        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        masks = masks.to(self.device, non_blocking=True)
+        affine = torch.from_numpy(np.stack([w.affine for w in windows])).float().to(self.device)
+        bounds = torch.from_numpy(np.stack([w.bounds for w in windows])).float().to(self.device)
+        points = _points(placements[0].canvas, self.device) @ affine[:, None, :, :2].mT + affine[:, None, None, :, 2]
+        inside = ((points >= bounds[:, None, None, 0]) & (points <= bounds[:, None, None, 1])).all(-1)
+        # The outermost pixel centres: beyond them the edge is replicated, whatever the other windows' sizes.
+        extent = torch.tensor([w.mask.shape[::-1] for w in windows], device=self.device)[:, None, None]
+        points = points.clamp(min=0.5).minimum(extent - 0.5)
+        image = sample(images, points)
+        x, y = points.floor().long().unbind(-1)
+        values = masks.flatten(1).gather(1, (y * width + x).flatten(1)).view_as(x)
+        mask = torch.where(inside, self.table[values.int()], VOID)
+        return Batch(image, mask, tuple(indices), tuple(placements))
+
+
+class TrainBatches(Source):
+    """Augmented batches of the training split.
+
+    An epoch shows every sample; the last batch is filled up from the next shuffle, so that all batches are full.
+
+    Args:
+        indices: of the training samples.
+        size: height and width of the canvas.
+        resize: pad, squash or crop.
+        batch_size: the global batch, over all ranks and micro-batches.
+        accumulate: micro-batches a batch is cut into.
+        augmentation: the arguments of `segsweep.data.augment.draw`.
+        rank, world: this process's share of every batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        labels: Labels,
+        indices: Sequence[int],
+        *,
+        size: Size,
+        resize: str,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        accumulate: int = 1,
+        augmentation: Mapping[str, float] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        super().__init__(store, labels, size, resize, device)
+        self.indices = np.asarray(indices)
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.augmentation = dict(augmentation or {})
+        self.seed = seed
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        """Optimizer steps in an epoch."""
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Iterator[Batch]]:
+        """The steps of epoch `number`, each an iterator over its micro-batches."""
+        rng = np.random.default_rng([self.seed, number])
+        needed = len(self) * self.batch_size
+        order = np.concatenate([rng.permutation(self.indices) for _ in range(math.ceil(needed / len(self.indices)))])
+        for step in range(len(self)):
+            yield self._step(number, step, order[step * self.batch_size : (step + 1) * self.batch_size])
+
+    def _step(self, epoch: int, step: int, chosen: np.ndarray) -> Iterator[Batch]:
+        draws = augment.draw(np.random.default_rng([self.seed, epoch, step]), len(chosen), **self.augmentation)
+        mine = np.arange(len(chosen))[self.rank :: self.world]
+        for part, rows in enumerate(np.array_split(mine, self.accumulate)):
+            noise_seed = int(np.random.SeedSequence([self.seed, epoch, step, part, self.rank]).generate_state(1)[0])
+            yield self._augmented(chosen[rows].tolist(), draws[rows], noise_seed)
+
+    def _augmented(self, indices: list[int], draws: augment.Draws, noise_seed: int) -> Batch:
+        placements = []
+        for i, index in enumerate(indices):
+            row = self.store.rows[index]
+            base = place((row.height, row.width), self.size, self.resize, draws.window[i])
+            shift = base.linear @ (draws.shift[i] * self.size[::-1])
+            placements.append(Placement(base.linear @ draws.linear[i], base.center + shift, self.size))
+        batch = self.batch(indices, placements)
+        low, high = self.store.range
+        image = augment.recolor(batch.image, draws, low, high)
+        image = augment.blurred(image, draws.blur)
+        image = augment.noised(image, draws.noise, low, high, noise_seed)
+        return Batch(image, batch.mask, batch.indices, batch.placements)
+
+
+class EvalBatches(Source):
+    """Every sample once, whole and without augmentation.
+
+    With resize=crop an image is its own canvas; images of one size share a batch.
+
+    Args:
+        indices: of the samples, in the order they are given back but for the grouping by size.
+        batch_size: largest number of canvases; fewer where they are larger than `size`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        labels: Labels,
+        indices: Sequence[int],
+        *,
+        size: Size,
+        resize: str,
+        batch_size: int,
+        device: torch.device,
+    ):
+        super().__init__(store, labels, size, resize, device)
+        self.indices = list(indices)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        by_canvas: dict[Size, list[int]] = {}
+        for index in self.indices:
+            row = self.store.rows[index]
+            own = (max(32, row.height), max(32, row.width))
+            by_canvas.setdefault(own if self.resize == "crop" else self.size, []).append(index)
+        area = self.size[0] * self.size[1]
+        for canvas, indices in by_canvas.items():
+            n = max(1, min(self.batch_size, self.batch_size * area // (canvas[0] * canvas[1])))
+            for start in range(0, len(indices), n):
+                chosen = indices[start : start + n]
+                sizes = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
+                yield self.batch(chosen, [place(size, canvas, self.resize) for size in sizes])
+
+    def target(self, index: int) -> Tensor:
+        """A sample's class indices on its own pixel grid, `h w` int64, VOID where they do not count."""
+        return self.table[self.store.mask(index).to(self.device).int()]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The part of one image that a canvas needs, shrunk by a whole factor where the canvas is coarser.
+
+    image: `h w c` in the store's data type; mask: `h w`; affine: `2 3`, from the canvas to window pixels; bounds: `2 2`,
+    first and last corner of the image in window pixels, x first.
+    """
+
+    image: Tensor
+    mask: Tensor
+    affine: np.ndarray
+    bounds: np.ndarray
+
+
+def _cut(store: Store, index: int, placement: Placement) -> _Window:
+    image, mask = store.image(index), store.mask(index)
+    size = np.array(mask.shape[::-1])
+    # Averaging blocks of whole pixels first keeps the bilinear warp from skipping any: an antialias that costs little.
+    factor = np.maximum(1, np.floor(np.linalg.norm(placement.linear, axis=1))).astype(int)
+    half = np.abs(placement.linear) @ (np.array(placement.canvas[::-1]) / 2)
+    first = np.clip(np.floor(placement.center - half) - factor, 0, size - 1).astype(int)
+    last = np.clip(np.ceil(placement.center + half) + factor, first + 1, size).astype(int)
+    image = image[first[1] : last[1], first[0] : last[0]]
+    mask = mask[first[1] : last[1], first[0] : last[0]]
+    if (factor > 1).any():
+        image = _shrunk(image, int(factor[0]), int(factor[1]))
+        mask = mask[_middles(mask.shape[0], int(factor[1]))][:, _middles(mask.shape[1], int(factor[0]))]
+    linear = placement.linear / factor[:, None]
+    shift = (placement.center - first) / factor
+    bounds = np.stack([(0 - first) / factor, (size - first) / factor])
+    return _Window(image, mask, np.concatenate([linear, shift[:, None]], axis=1), bounds)
+
+
+def _shrunk(image: Tensor, x: int, y: int) -> Tensor:
+    """Means of blocks of y by x pixels; smaller blocks at the far edges."""
+    pooled = F.avg_pool2d(
+        image.permute(2, 0, 1)[None].float(), (y, x), ceil_mode=True, count_include_pad=False
+    )[0].permute(1, 2, 0)
+    return pooled if image.dtype.is_floating_point else pooled.round().to(image.dtype)
+
+
+def _middles(length: int, factor: int) -> slice | Tensor:
+    return (torch.arange(0, length, factor) + factor // 2).clamp(max=length - 1) if factor > 1 else slice(None)
+
+
+def _points(canvas: Size, device: torch.device) -> Tensor:
+    """Pixel centres of a canvas, from its centre: `h w 2`, x first."""
+    y = torch.arange(canvas[0], device=device) + 0.5 - canvas[0] / 2
+    x = torch.arange(canvas[1], device=device) + 0.5 - canvas[1] / 2
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

@@ -1,0 +1,80 @@
+"""Where a canvas lies on an image: affine maps from canvas pixels to image pixels.
+
+Coordinates are continuous, x first: pixel i covers [i, i + 1). A `Placement` maps a point of the canvas, measured from the
+canvas's centre, to the image: `image = linear @ canvas + center`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Placement:
+    """linear: `2 2`; center: `2`, the image point under the canvas's centre; canvas: its height and width."""
+
+    linear: np.ndarray
+    center: np.ndarray
+    canvas: Size
+
+
+def place(image: Size, canvas: Size, resize: str, window: np.ndarray | None = None) -> Placement:
+    """Lay a canvas over an image.
+
+    Args:
+        image, canvas: height and width.
+        resize: "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": pixel on pixel.
+        window: where a crop lies, x and y in [0, 1]; None for the middle.
+    """
+    size, space = np.array(image[::-1], float), np.array(canvas[::-1], float)
+    center = size / 2
+    if resize == "pad":
+        scale = np.full(2, (size / space).max())
+    elif resize == "squash":
+        scale = size / space
+    else:
+        scale = np.ones(2)
+        if window is not None:
+            half = np.minimum(space, size) / 2
+            center = half + window * (size - 2 * half)
+    return Placement(np.diag(scale), center, canvas)
+
+
+def sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples, replicated beyond the edge.
+
+    Args:
+        maps: `b c h w` float.
+        points: `b H W 2`, pixel coordinates x, y on the maps.
+
+    Returns:
+        `b c H W`.
+    """
+    size = torch.tensor(maps.shape[:1:-1], dtype=points.dtype, device=points.device)
+    return F.grid_sample(maps, points / size * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slice(None)) -> Tensor:
+    """Bring maps from a canvas to the image's own pixel grid. The canvas must be laid without rotation.
+
+    Args:
+        maps: `c H W`, on the canvas.
+        image: the image's height and width.
+        rows: only these rows of the image.
+
+    Returns:
+        `c h w`, or fewer rows.
+    """
+    if placement.canvas == image and (np.diag(placement.linear) == 1).all():
+        return maps[:, rows]
+    scale = np.diag(placement.linear)
+    offset = np.array(placement.canvas[::-1]) / 2 - placement.center / scale
+    y = (torch.arange(image[0], device=maps.device)[rows] + 0.5) / scale[1] + offset[1]
+    x = (torch.arange(image[1], device=maps.device) + 0.5) / scale[0] + offset[0]
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(maps.dtype)
+    return sample(maps[None], points[None])[0]

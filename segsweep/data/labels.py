@@ -1,0 +1,82 @@
+"""From mask values to class indices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segsweep.errors import DataError
+
+VOID = 255  # class index of pixels that do not count, everywhere behind this module
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a task.
+
+    Attributes:
+        names: of the classes, in the order of their indices; two names are a binary task.
+        table: class index of each mask value, uint8 `256`; VOID where the value does not count.
+    """
+
+    names: tuple[str, ...]
+    table: np.ndarray
+
+    @property
+    def logits(self) -> int:
+        """How many logits the model gives: one for a binary task."""
+        return 1 if len(self.names) == 2 else len(self.names)
+
+
+def labels(counts: Mapping[int, int], names: Sequence[str] | None = None, ignore_index: int = VOID) -> Labels:
+    """Decide what mask values mean.
+
+    Without names the task is binary: 0 is background and 1 or 255 foreground. In masks of 0, 1 and `ignore_index` that
+    third value is void.
+
+    Args:
+        counts: pixels for each mask value, over the whole data set.
+        names: of the classes with the values 0, 1, ...; None for a binary task.
+        ignore_index: value of void pixels.
+
+    Raises:
+        DataError: values that no class has.
+    """
+    present = {value for value, count in counts.items() if count}
+    table = np.full(256, VOID, np.uint8)
+    if names is not None:
+        beyond = sorted(present - set(range(len(names))) - {ignore_index})
+        if beyond:
+            raise DataError(
+                f"data: mask values {_shares(counts)}; {_listed(beyond)} is none of the {len(names)} data.classes "
+                f"(0 to {len(names) - 1}) and not data.ignore_index={ignore_index}. Name more classes, or set "
+                f"data.ignore_index={beyond[-1]}."
+            )
+        table[: len(names)] = np.arange(len(names), dtype=np.uint8)
+        table[ignore_index] = VOID
+        return Labels(tuple(names), table)
+    if present <= {0, 255}:
+        foreground = 255
+    elif present <= {0, 1, ignore_index}:
+        foreground = 1
+    else:
+        highest = max(present - {ignore_index}, default=0)
+        example = ",".join(f"c{i}" for i in range(min(highest + 1, 3))) + (",..." if highest > 2 else "")
+        raise DataError(
+            f"data: mask values {_shares(counts)}: more than background and foreground. Name the classes of the values 0 "
+            f"to {highest}: 'data.classes=[{example}]'; a value that does not count: data.ignore_index=VALUE."
+        )
+    if not counts.get(foreground):
+        raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")
+    table[0], table[foreground] = 0, 1
+    return Labels(("background", "foreground"), table)
+
+
+def _shares(counts: Mapping[int, int]) -> str:
+    total = sum(counts.values())
+    rows = [f"{value} ({100 * counts[value] / total:.2g} %)" for value in sorted(counts)]
+    return ", ".join(rows[:12]) + (f", ... {len(rows)} in all" if len(rows) > 12 else "")
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")

@@ -1,0 +1,279 @@
+"""The training loop. `for epoch in fit(...)`: what to do with an epoch, and when to stop, is the caller's."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segsweep import optim
+from segsweep.data.batches import Batch, EvalBatches, TrainBatches
+from segsweep.data.geometry import to_image
+from segsweep.errors import NonFiniteError
+from segsweep.losses import Loss
+from segsweep.metrics import ConfusionMatrix, scores
+from segsweep.nn.unet import predict
+
+STRIP = 4_000_000  # logits brought to a mask's own grid at once, in pixels
+CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+Watch = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass
+class Progress:
+    """How far a training is; all of its state beside the model's and the optimizer's.
+
+    Attributes:
+        epoch: epochs done.
+        seconds: of training and validation so far, over all resumptions.
+        best_iou, best_epoch: of the best validation so far; -1 and 0 before the first.
+        validation_seconds: of each validation so far.
+    """
+
+    epoch: int = 0
+    seconds: float = 0.0
+    best_iou: float = -1.0
+    best_epoch: int = 0
+    validation_seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by name without the split's prefix, and the predicted masks that were asked for, uint8 `h w` by sample."""
+
+    metrics: dict[str, float]
+    predictions: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: its number from 1, metrics by name, whether its validation is the best so far, and why it is the last."""
+
+    number: int
+    metrics: dict[str, float]
+    is_best: bool
+    predictions: dict[int, Tensor]
+    reason: str | None
+
+
+def fit(
+    model: nn.Module,
+    train: TrainBatches,
+    val: EvalBatches,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    schedule: optim.Schedule,
+    *,
+    names: Sequence[str],
+    precision: torch.dtype,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    epochs: int | None = None,
+    time_budget: float | None = None,
+    clip: float = 0.0,
+    patience: int | None = None,
+    seed: int = 0,
+    show: Sequence[int] = (),
+    watch: Watch = lambda steps, _: steps,
+) -> Iterator[Epoch]:
+    """Train, and yield each epoch after its validation.
+
+    Args:
+        schedule: multiple of the peak learning rate by the share of the training that is done. With `epochs` that is
+            counted in steps, with `time_budget` in seconds, with both the larger share counts.
+        names: of the classes.
+        precision: autocast's data type; float32 switches it off.
+        progress: where to go on; kept up to date, to be saved with the model.
+        epochs, time_budget: the end, whichever comes first; seconds are of training and validation.
+        clip: largest norm of the gradient; 0 does not clip.
+        patience: end after this many epochs without a better IoU.
+        seed: of dropout, anew in each epoch.
+        show: samples whose predictions are kept.
+        watch: wraps the iterator over the steps of an epoch; also given their number.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    device = next(model.parameters()).device
+    total_steps = epochs * len(train) if epochs else None
+    while True:
+        started = time.perf_counter()
+        progress.epoch += 1
+        torch.manual_seed(seed * 1_000_003 + progress.epoch)
+        # The last validation has to fit into the budget, too.
+        reserve = median(progress.validation_seconds) if progress.validation_seconds else 0.0
+        budget = max(time_budget - reserve, 1e-3) if time_budget else None
+        model.train()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        total, steps, images = torch.zeros((), device=device), 0, 0
+        first_bad = torch.full((), -1, device=device)
+        lr = 0.0
+        out_of_time = False
+        for micro_batches in watch(train.epoch(progress.epoch), len(train)):
+            spent = progress.seconds + time.perf_counter() - started
+            if budget and spent >= budget and (steps or progress.epoch > 1):
+                out_of_time = True
+                break
+            done = ((progress.epoch - 1) * len(train) + steps) / total_steps if total_steps else 0.0
+            if budget:
+                done = max(done, spent / budget)
+            lr = optim.set_lr(optimizer, schedule(min(done, 1.0)))
+            step_loss, seen = _step(model, micro_batches, train.accumulate, loss, optimizer, precision, scaler, clip)
+            total += step_loss
+            first_bad = torch.where((first_bad < 0) & ~torch.isfinite(step_loss), steps, first_bad)
+            steps += 1
+            images += seen
+            if steps % CHECK_EVERY == 0 or device.type == "cpu":
+                _refuse_non_finite(first_bad, progress.epoch, lr, precision)
+        _refuse_non_finite(first_bad, progress.epoch, lr, precision)
+        mean_loss = float(total) / max(steps, 1)
+        trained = time.perf_counter()
+
+        evaluation = evaluate(model, val, loss, names, precision, show)
+        finished = time.perf_counter()
+        progress.validation_seconds.append(finished - trained)
+        progress.seconds += finished - started
+        iou = evaluation.metrics["iou"]
+        is_best = iou > progress.best_iou
+        if is_best:
+            progress.best_iou, progress.best_epoch = iou, progress.epoch
+        reason = None
+        if epochs and progress.epoch >= epochs:
+            reason = f"{epochs} epochs"
+        elif out_of_time or (time_budget and progress.seconds >= time_budget - reserve):
+            reason = f"time budget of {time_budget:g} s"
+        elif patience and progress.epoch - max(progress.best_epoch, 1) >= patience:
+            reason = f"no better val/iou for {patience} epochs"
+        yield Epoch(
+            number=progress.epoch,
+            metrics={
+                "train/loss": mean_loss if steps else math.nan,
+                **{f"val/{name}": value for name, value in evaluation.metrics.items()},
+                "best/val_iou": progress.best_iou if progress.best_epoch else math.nan,
+                "lr": lr,
+                "perf/images_per_s": images / (trained - started),
+                "perf/peak_memory_gb": _peak_memory(device) / 1e9,
+                "perf/seconds": progress.seconds,
+            },
+            is_best=is_best,
+            predictions=evaluation.predictions,
+            reason=reason,
+        )
+        if reason:
+            return
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: EvalBatches,
+    loss: Loss,
+    names: Sequence[str],
+    precision: torch.dtype = torch.float32,
+    show: Sequence[int] = (),
+) -> Evaluation:
+    """Score each image on its mask's own pixel grid, whatever canvas the model saw.
+
+    Args:
+        names: of the classes.
+        show: samples whose predictions are kept.
+    """
+    model.eval()
+    pooled = ConfusionMatrix(len(names))
+    images: list[Tensor] = []
+    predictions: dict[int, Tensor] = {}
+    total = 0.0
+    for batch in batches:
+        with _autocast(batch.image.device, precision):
+            logits = model(batch.image.contiguous(memory_format=torch.channels_last))
+        total += float(loss(logits, batch.mask)) * len(batch.indices)
+        for i, index in enumerate(batch.indices):
+            target = batches.target(index)
+            prediction = _on_own_grid(logits[i].float(), batch, i, (target.shape[0], target.shape[1]))
+            images.append(pooled.update(prediction, target))
+            if index in show:
+                predictions[index] = prediction.to(torch.uint8).cpu()
+    metrics = scores(pooled, images, names)
+    return Evaluation({"loss": total / max(len(images), 1), **metrics}, predictions)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The data type of `train.precision` on this device; auto is the fastest one it has in hardware."""
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu":
+        units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if any(getattr(torch.cpu, unit, lambda: False)() for unit in units):
+            return torch.bfloat16
+    return torch.float32
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def _step(
+    model: nn.Module,
+    micro_batches: Iterable[Batch],
+    accumulate: int,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    precision: torch.dtype,
+    scaler: torch.amp.GradScaler,
+    clip: float,
+) -> tuple[Tensor, int]:
+    """One optimizer step. Returns the mean loss, on the device, and the number of images."""
+    optimizer.zero_grad(set_to_none=True)
+    total, images = torch.zeros((), device=next(model.parameters()).device), 0
+    for batch in micro_batches:
+        with _autocast(batch.image.device, precision):
+            logits = model(batch.image.contiguous(memory_format=torch.channels_last))
+        part = loss(logits, batch.mask) / accumulate
+        scaler.scale(part).backward()
+        total += part.detach()
+        images += len(batch.indices)
+    if clip:
+        scaler.unscale_(optimizer)
+        optim.gradient_norm(model, clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return total, images
+
+
+def _on_own_grid(logits: Tensor, batch: Batch, i: int, size: tuple[int, int]) -> Tensor:
+    """Class indices `h w` int64 of one image of a batch, from its logits `k H W` on the canvas; in strips, to bound memory."""
+    rows = max(1, STRIP // (size[1] * logits.shape[0]))
+    strips = [
+        predict(to_image(logits, batch.placements[i], size, slice(start, min(start + rows, size[0])))[None])[0]
+        for start in range(0, size[0], rows)
+    ]
+    return torch.cat(strips)
+
+
+def _refuse_non_finite(first_bad: Tensor, epoch: int, lr: float, precision: torch.dtype) -> None:
+    step = int(first_bad)
+    if step < 0:
+        return
+    likely = f"a learning rate that is too high. Try optim.lr={lr / 10:.1g}"
+    if precision == torch.float16:
+        likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
+    raise NonFiniteError(
+        f"the loss became NaN or infinite in epoch {epoch}, step {step + 1}, at learning rate {lr:.3g}. Most likely {likely}."
+    )
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Bytes: the device's since the epoch began, on a CPU the process's since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

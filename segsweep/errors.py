@@ -1,0 +1,33 @@
+"""What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback.
+
+ConfigError                2    command line, config, a folder in use or holding a journal
+├── DataError              3    anything the scan finds in the data
+├── OutOfMemoryError       4    the device's memory is too small for the batch
+└── NonFiniteError         5    NaN or infinity in the loss
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(Exception):
+    """What must hold, what came, what to type."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    exit_code = 3
+
+
+class OutOfMemoryError(ConfigError):
+    exit_code = 4
+
+
+class NonFiniteError(ConfigError):
+    exit_code = 5
+
+
+def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
+    """The `n` known words most like `word`, best first; empty when none is near."""
+    return get_close_matches(word, list(known), n=n, cutoff=0.6)

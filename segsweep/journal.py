@@ -1,0 +1,112 @@
+"""The journal: what a run did, one JSON object a line in `metrics.jsonl`. It is the truth; all else is a view.
+
+Three kinds of record, each flat but for `start`'s `config`:
+
+- `start`: format version, configuration, command, commit, and everything that was chosen by timing or memory;
+- `epoch`: `epoch` (from 1) and the metrics by name;
+- `end`: `status` (complete | stopped | failed) and `reason`.
+
+A resumed run appends another `start`. Non-finite numbers are `null`. Standard library only.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segsweep.errors import ConfigError
+
+VERSION = 1
+NAME = "metrics.jsonl"
+LOCK = "lock"
+
+
+class Journal:
+    """Appends records to `<folder>/metrics.jsonl`.
+
+    Opening cuts a torn last line, which a killed writer may have left. The caller holds the folder's lock.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = (folder / NAME).open("ab")
+        whole = len(_whole_lines(folder / NAME))
+        if whole < self._file.tell():
+            self._file.truncate(whole)
+
+    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Append one record, durably, and return it as a reader would see it."""
+        line = json.dumps(_finite({"kind": kind, **fields}), allow_nan=False)
+        self._file.write(line.encode() + b"\n")  # one write: a reader sees the whole line or none
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def exists(folder: Path) -> bool:
+    """Whether the folder holds a journal with at least one whole record."""
+    return bool(_whole_lines(folder / NAME))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All whole records of the folder's journal, oldest first; empty where there is none."""
+    return [json.loads(line) for line in _whole_lines(folder / NAME).splitlines()]
+
+
+def epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `epoch` records, oldest first."""
+    return [record for record in records if record["kind"] == "epoch"]
+
+
+def _whole_lines(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class FolderLock:
+    """Held as long as the process lives: a folder whose lock is taken belongs to a living run.
+
+    `lockf` and not `flock`, which forked loader workers would go on holding after a kill. Within one process a second
+    `lockf` succeeds and closing either handle lets go: take it once.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / LOCK
+        self._file = self.path.open("a")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ConfigError(
+                f"{folder}: in use by a running training. Wait for it, or give another folder with hydra.run.dir=DIR."
+            ) from None
+
+    def release(self) -> None:
+        self._file.close()

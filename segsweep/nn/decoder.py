@@ -1,0 +1,128 @@
+"""The U-Net decoder, built from a plan (https://arxiv.org/abs/1505.04597)."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segsweep.nn.plan import Map, Plan, Stage
+
+
+def norm(kind: str, channels: int) -> nn.Module:
+    """A normalisation layer for `b c h w`: batch, group (of 8 channels) or layer (over the channels)."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        return nn.GroupNorm(max(1, channels // 8) if channels % 8 == 0 else 1, channels)
+    return LayerNorm2d(channels)
+
+
+def conv(kind: str, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), norm(kind, outputs), nn.ReLU(inplace=True)
+    )
+
+
+class Stem(nn.Module):
+    """Full- and half-resolution maps straight from the image, for encoders that start coarser.
+
+    Args:
+        channels: of the maps at strides 1 and 2; 0 leaves one out.
+    """
+
+    def __init__(self, in_channels: int, channels: tuple[int, int], kind: str):
+        super().__init__()
+        full, half = channels
+        self.first = conv(kind, in_channels, full) if full else None
+        self.second = conv(kind, full or in_channels, half, stride=2) if half else None
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Args: image: `b c h w`. Returns: the maps there are, `b c1 h w` and `b c2 h/2 w/2`."""
+        maps = []
+        if self.first is not None:
+            image = self.first(image)
+            maps.append(image)
+        if self.second is not None:
+            maps.append(self.second(image))
+        return maps
+
+
+class Pyramid(nn.Module):
+    """Several scales out of a single-scale encoder's map (ViTDet's simple pyramid, https://arxiv.org/abs/2203.16527)."""
+
+    def __init__(self, single: Map, levels: Sequence[Map], kind: str):
+        super().__init__()
+        self.levels = nn.ModuleList(self._level(single, level, kind) for level in levels)
+
+    @staticmethod
+    def _level(single: Map, level: Map, kind: str) -> nn.Module:
+        if level.stride > single.stride:
+            return nn.MaxPool2d(2, ceil_mode=True)
+        layers: list[nn.Module] = []
+        channels, stride = single.channels, single.stride
+        while stride > level.stride:
+            stride /= 2
+            outputs = level.channels if stride == level.stride else max(level.channels, channels // 2)
+            layers += [nn.ConvTranspose2d(channels, outputs, 2, stride=2, bias=False), norm(kind, outputs), nn.GELU()]
+            channels = outputs
+        return nn.Sequential(*layers)
+
+    def forward(self, single: Tensor) -> list[Tensor]:
+        """Args: single: `b c h w`. Returns: the levels, finest first."""
+        return [level(single) for level in self.levels]
+
+
+class Block(nn.Module):
+    """Upsample to the stage's size, join the skip, convolve twice."""
+
+    def __init__(self, stage: Stage, kind: str):
+        super().__init__()
+        self.stride = stage.stride
+        self.has_skip = stage.skip > 0
+        self.convs = nn.Sequential(
+            conv(kind, stage.inputs + stage.skip, stage.width), conv(kind, stage.width, stage.width)
+        )
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """Args: x: `b c h w`; skip: `b s *size` or None. Returns: `b width *size`."""
+        height, width = x.shape[-2:]
+        if (height, width) != size:
+            whole = size[0] % height == 0 and size[1] % width == 0
+            x = F.interpolate(x, size=size, mode="nearest") if whole else F.interpolate(x, size=size, mode="bilinear")
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
+        return self.convs(x)
+
+
+class Decoder(nn.Module):
+    """From an encoder's maps and the image to a full-resolution map.
+
+    Args:
+        plan: what to build.
+        maps: the encoder's maps, finest first.
+        in_channels: channels of the image.
+        kind: batch, group or layer normalisation.
+    """
+
+    def __init__(self, plan: Plan, maps: Sequence[Map], in_channels: int, kind: str = "batch"):
+        super().__init__()
+        self.out_channels = plan.stages[-1].width
+        self.pyramid = Pyramid(maps[0], plan.pyramid, kind) if plan.pyramid else None
+        self.stem = Stem(in_channels, plan.stem, kind) if any(plan.stem) else None
+        self.blocks = nn.ModuleList(Block(stage, kind) for stage in plan.stages)
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Args: image: `b c h w`, normalised; maps: the encoder's. Returns: `b out_channels h w`."""
+        height, width = image.shape[-2:]
+        if self.pyramid is not None:
+            maps = self.pyramid(maps[0])
+        skips = [*(self.stem(image) if self.stem is not None else []), *maps]
+        x = skips.pop()
+        for block in self.blocks:
+            skip = skips.pop() if block.has_skip else None
+            size = skip.shape[-2:] if skip is not None else (round(height / block.stride), round(width / block.stride))
+            x = block(x, skip, tuple(size))
+        return x

@@ -1,0 +1,166 @@
+"""Any timm model as an encoder: NCHW maps, finest first, one for each stride, for images of any size.
+
+How a model is run is measured, not looked up by name: it is built on the `meta` device, where shapes cost nothing, and
+asked for maps at several sizes. timm's own `feature_info.reduction()` is wrong for some models.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, is_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from segsweep.errors import ConfigError, closest
+from segsweep.nn import weights
+from segsweep.nn.plan import Map
+
+# timm's switches for images of any size, tried in this order. A model that takes none runs at the size it was built for.
+SWITCHES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True})
+
+logging.getLogger("timm").setLevel(logging.ERROR)  # what it warns of here, we check
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured of an architecture.
+
+    Attributes:
+        switches: timm's keyword arguments that let it take any size.
+        native: height and width it was built for.
+        fixed: whether it takes its native size only.
+        kept: indices of the maps that are used, finest first.
+        channels_last: whether its maps come as `b h w c`.
+        maps: channels and stride of the maps that are used.
+        macs: multiply-adds for one pixel of the image.
+    """
+
+    switches: tuple[tuple[str, Any], ...]
+    native: tuple[int, int]
+    fixed: bool
+    kept: tuple[int, ...]
+    channels_last: bool
+    maps: tuple[Map, ...]
+    macs: float
+
+
+class Encoder(nn.Module):
+    """A timm model without its head.
+
+    Args:
+        name: timm's name, with or without a pretrained tag.
+        in_channels: channels of the image; a pretrained stem is adapted.
+        pretrained: "auto", True or False, as `segsweep.nn.weights.find` has it.
+        weights_file: a checkpoint to take the weights from.
+
+    Attributes:
+        maps: channels and stride of the maps that `forward` gives, finest first.
+        weights_source: where the weights came from: file, package, cache, hub or random.
+        input_size: the fixed (height, width) it runs at, or None if it runs at the image's.
+
+    Raises:
+        ConfigError: no such model, no weights, or weights that do not fill the encoder.
+    """
+
+    def __init__(
+        self, name: str, in_channels: int = 3, pretrained: str | bool = False, weights_file: str | None = None
+    ):
+        super().__init__()
+        measured = probe(name)
+        self.name = name
+        self.maps = measured.maps
+        self.macs = measured.macs
+        self.input_size = measured.native if measured.fixed else None
+        self._kept = measured.kept
+        self._channels_last = measured.channels_last
+        on_meta = torch.get_default_device().type == "meta"
+        found = weights.RANDOM if on_meta else weights.find(name, pretrained, weights_file)
+        self.timm, self.weights_source = weights.create(name, found, in_chans=in_channels, **dict(measured.switches))
+
+    @property
+    def multiple(self) -> int:
+        """The image's height and width must be multiples of this many pixels (1 for a fixed input size)."""
+        return 1 if self.input_size else math.ceil(self.maps[-1].stride)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Args: image: `b c h w`, normalised. Returns: maps `b c_i h/s_i w/s_i`, in the order of `self.maps`."""
+        height, width = image.shape[-2:]
+        if self.input_size and (height, width) != self.input_size:
+            image = F.interpolate(image, size=self.input_size, mode="bilinear", antialias=True)
+        maps = self.timm(image)
+        maps = [maps[i] for i in self._kept]
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        if self.input_size and (height, width) != self.input_size:
+            sizes = [(max(1, round(height / m.stride)), max(1, round(width / m.stride))) for m in self.maps]
+            maps = [F.interpolate(m, size=size, mode="bilinear") for m, size in zip(maps, sizes, strict=True)]
+        return maps
+
+
+@cache
+def probe(name: str) -> Probe:
+    """Measure how timm's model `name` is to be run; a fraction of a second on the `meta` device.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    architecture = name.partition(".")[0]
+    if not is_model(architecture):
+        near = closest(architecture, timm.list_models(), n=3)
+        hint = f" Closest: {', '.join(near)}. Try encoder={near[0]}." if near else ""
+        raise ConfigError(f"encoder={name}: not a timm model.{hint}")
+    native = get_pretrained_cfg(name, allow_unregistered=True).input_size[-2:]
+    for switches in SWITCHES:
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
+        except TypeError:  # it does not know the switch
+            continue
+        shapes, macs = _shapes(model, native)
+        channels = model.feature_info.channels()
+        channels_last = all(s[3] == c != s[1] for s, c in zip(shapes, channels, strict=True))
+        row = 1 if channels_last else 2
+        by_stride = {native[0] / shape[row]: i for i, shape in enumerate(shapes)}  # of equal strides the last, deepest
+        strides = sorted(by_stride)
+        step = math.ceil(strides[-1])
+        measured = Probe(
+            switches=tuple(switches.items()),
+            native=native,
+            fixed=False,
+            kept=tuple(by_stride[s] for s in strides),
+            channels_last=channels_last,
+            maps=tuple(Map(channels[by_stride[s]], s) for s in strides),
+            macs=macs,
+        )
+        if all(_runs(model, size, measured) for size in ((step, 2 * step), (5 * step, 3 * step))):
+            return measured
+        if switches == {}:
+            fixed = Probe(**{**vars(measured), "fixed": True})
+    return fixed
+
+
+def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[list[tuple[int, ...]], float]:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        shapes = [tuple(m.shape) for m in model(torch.empty(1, 3, *size, device="meta"))]
+    return shapes, counter.get_total_flops() / 2 / (size[0] * size[1])
+
+
+def _runs(model: nn.Module, size: tuple[int, int], measured: Probe) -> bool:
+    """Whether the model takes this size and its maps have the strides it showed at its native one."""
+    row = 1 if measured.channels_last else 2
+    try:
+        with torch.no_grad():
+            maps = model(torch.empty(2, 3, *size, device="meta"))
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    return all(
+        tuple(maps[i].shape[row : row + 2]) == (math.ceil(size[0] / m.stride), math.ceil(size[1] / m.stride))
+        for i, m in zip(measured.kept, measured.maps, strict=True)
+    )

@@ -1,0 +1,124 @@
+"""From an encoder's measured maps to the decoder's stages: arithmetic only, no torch.
+
+Strides are total downsamplings and may be fractions (patch 14 gives 14, 7 and 3.5). A decoder runs from the deepest map
+up to stride 1, about doubling the resolution at each stage, and takes a skip wherever there is one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Channels at stride 1; each halving of the resolution doubles them: 256, 128, 64, 32, 16 for strides 16, 8, 4, 2, 1.
+BASE_WIDTH = 16
+WIDEST = 256
+# A single-scale encoder's map is brought to these multiples of its stride (ViTDet, https://arxiv.org/abs/2203.16527).
+PYRAMID = (1 / 4, 1 / 2, 1, 2)
+
+
+@dataclass(frozen=True)
+class Map:
+    """One feature map: its channels and its stride."""
+
+    channels: int
+    stride: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One decoder stage: bring `inputs` channels to `stride`, join `skip` channels (0: no skip), give `width`."""
+
+    stride: float
+    inputs: int
+    skip: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the decoder is built from.
+
+    Attributes:
+        pyramid: the levels made out of a single map, finest first; empty where the encoder has several scales.
+        stem: channels of the stem's maps at strides 1 and 2 (0: not needed).
+        stages: deepest first; the last one has stride 1.
+    """
+
+    pyramid: tuple[Map, ...]
+    stem: tuple[int, int]
+    stages: tuple[Stage, ...]
+
+
+def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs: float = math.inf) -> Plan:
+    """Plan the decoder of an encoder with these maps.
+
+    Args:
+        maps: the encoder's maps, finest first, one for each stride.
+        width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down until the decoder costs no
+            more than the encoder, half of the whole.
+        encoder_macs: the encoder's multiply-adds for one pixel of the image.
+
+    Raises:
+        ValueError: `width` has another length than there are stages.
+    """
+    pyramid = _pyramid(maps[0]) if len(maps) == 1 else ()
+    levels = list(pyramid or maps)
+    strides = _ladder(sorted({1.0, 2.0} | {level.stride for level in levels}))
+    if width != "auto":
+        if len(width) != len(strides):
+            raise ValueError(
+                f"decoder.width={list(width)}: this encoder's decoder has {len(strides)} stages (strides "
+                f"{', '.join(f'{stride:g}' for stride in strides)}), so it takes {len(strides)} widths, deepest first."
+            )
+        return _build(levels, pyramid, strides, [int(w) for w in width])
+    for eighths in range(8, 1, -1):
+        widths = [_scaled(stride, eighths / 8) for stride in strides]
+        candidate = _build(levels, pyramid, strides, widths)
+        if macs(candidate) <= encoder_macs:
+            break
+    return candidate
+
+
+def macs(plan: Plan) -> float:
+    """Multiply-adds of the decoder's 3x3 convolutions and of the stem, for one pixel of the image."""
+    total = 0.0
+    for stage in plan.stages:
+        total += 9 * (stage.inputs + stage.skip + stage.width) * stage.width / stage.stride**2
+    first, second = plan.stem
+    return total + 9 * 3 * first + 9 * (first or 3) * second / 4
+
+
+def _pyramid(single: Map) -> tuple[Map, ...]:
+    levels = []
+    for factor in PYRAMID:
+        channels = single.channels if factor >= 1 else max(8, int(single.channels * factor))
+        levels.append(Map(channels, single.stride * factor))
+    return tuple(level for level in levels if level.stride >= 1)
+
+
+def _ladder(strides: list[float]) -> list[float]:
+    """The stages' strides, deepest first: every stride below the deepest, and steps of about 2 where there is a gap."""
+    ladder: list[float] = []
+    for fine, coarse in reversed(list(zip(strides, strides[1:], strict=False))):
+        steps = max(1, round(math.log2(coarse / fine)))
+        ladder += [coarse * (fine / coarse) ** (i / steps) for i in range(1, steps)]
+        ladder.append(fine)
+    return ladder
+
+
+def _scaled(stride: float, factor: float) -> int:
+    width = min(WIDEST, BASE_WIDTH * stride) * factor
+    return max(8, 8 * round(width / 8))
+
+
+def _build(levels: list[Map], pyramid: tuple[Map, ...], strides: list[float], widths: list[int]) -> Plan:
+    skips = {level.stride: level.channels for level in levels}
+    stem = [0, 0]
+    for stride, width in zip(strides, widths, strict=True):
+        if stride in (1.0, 2.0) and stride not in skips:
+            stem[int(stride) - 1] = skips[stride] = width
+    stages = []
+    inputs = skips[max(skips)]
+    for stride, width in zip(strides, widths, strict=True):
+        stages.append(Stage(stride, inputs, skips.get(stride, 0), width))
+        inputs = width
+    return Plan(pyramid, (stem[0], stem[1]), tuple(stages))

