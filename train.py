@@ -84,7 +84,7 @@ def _train(composed: DictConfig, argv: list[str], resuming: bool) -> int:
             "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
         }
         return run(config, folder, argv=argv, hydra_files=files, resuming=resuming)
-    except ConfigError:
+    except BaseException:
         if not journal.exists(folder):
             _remove_empty(folder)
         raise

@@ -1,0 +1,93 @@
+"""What every test gets: an outputs folder of its own, small pairs of files, and a check that nothing is left running."""
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
+
+# timm's smallest models: a pretrained encoder is not the point of most tests.
+TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32")
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The outputs folder, empty."""
+    monkeypatch.setenv("SEGSWEEP_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "outputs"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Threads, child processes and open descriptors that a test leaves behind fail it."""
+    before = set(threading.enumerate())
+    yield
+    left = [t.name for t in threading.enumerate() if t not in before and not t.name.startswith("pydevd")]
+    assert not left, f"threads left running: {left}"
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database, made once: making one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(outputs: Path, mlflow_database: Path) -> Path:
+    """A ready MLflow database in the outputs folder."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(mlflow_database, outputs / "mlflow.db")
+    return outputs / "mlflow.db"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Callable[..., Path]:
+    """`pairs(n, splits=..., foreground=...)` writes n images and masks and returns their root folder."""
+
+    def make(
+        n: int = 12,
+        splits: Sequence[str] = ("",),
+        size: tuple[int, int] = (40, 48),
+        foreground: int = 1,
+        grey: bool = False,
+        name: str = "data",
+    ) -> Path:
+        root = tmp_path / name
+        rng = np.random.default_rng(0)
+        for split in splits:
+            for i in range(n):
+                mask = np.zeros(size, np.uint8)
+                top, left = rng.integers(0, size[0] - 20), rng.integers(0, size[1] - 20)
+                mask[top : top + 20, left : left + 20] = foreground
+                image = rng.integers(0, 80, (*size, 3)).astype(np.uint8)
+                image[mask > 0] += 120
+                for kind, pixels in (("images", image[..., 0] if grey else image), ("masks", mask)):
+                    folder = root / kind / split
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).save(folder / f"{split}{i:03d}.png")
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets, `$SEGSWEEP_DATA`; skips where there is none."""
+    folder = Path(os.environ.get("SEGSWEEP_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set SEGSWEEP_DATA")
+    return folder
