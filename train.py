@@ -27,6 +27,13 @@ from segsweep.paths import CHECKOUT, outputs
 RESUMABLE = ("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "tracking.")
 
 
+class Stopped(BaseException):
+    """A signal ended a run; the jobs behind it in a multirun are not begun."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code.
 
@@ -42,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def task(composed: DictConfig) -> None:
         nonlocal code
-        code = max(code, _train(composed, argv, resuming))
+        # Refused here and not in main: Hydra prints a line of its own for what a job raises.
+        try:
+            code = _train(composed, argv, resuming) or code
+        except ConfigError as error:
+            code = _refuse(str(error), error.exit_code)
+        if code >= 128:
+            raise Stopped(code)
 
     saved = sys.argv
     try:
@@ -53,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(_explain(error, argv), ConfigError.exit_code)
+    except Stopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
         return _refuse("interrupted.", 130)
     finally:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CURSOR = "tracking.json"
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-ATTACHED = ("summary.json", "split.csv", "metrics.jsonl", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml")
+ATTACHED = ("summary.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml")
 METRICS_PER_CALL, PARAMS_PER_CALL, PARAM_LENGTH, NOTE_LENGTH = 1000, 100, 6000, 8000
 
 

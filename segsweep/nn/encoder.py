@@ -56,7 +56,7 @@ class Encoder(nn.Module):
     Args:
         name: timm's name, with or without a pretrained tag.
         in_channels: channels of the image; a pretrained stem is adapted.
-        pretrained: "auto", True or False, as `segsweep.nn.weights.find` has it.
+        pretrained: "auto", True, False or weights found before, as `segsweep.nn.weights.find` has it.
         weights_file: a checkpoint to take the weights from.
 
     Attributes:
@@ -69,7 +69,11 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, name: str, in_channels: int = 3, pretrained: str | bool = False, weights_file: str | None = None
+        self,
+        name: str,
+        in_channels: int = 3,
+        pretrained: str | bool | weights.Weights = False,
+        weights_file: str | None = None,
     ):
         super().__init__()
         measured = probe(name)

@@ -12,6 +12,7 @@ from segsweep.errors import ConfigError
 from segsweep.nn.decoder import Decoder
 from segsweep.nn.encoder import Encoder
 from segsweep.nn.plan import plan
+from segsweep.nn.weights import Weights
 
 
 class UNet(nn.Module):
@@ -21,7 +22,8 @@ class UNet(nn.Module):
         name: any timm model, with or without a pretrained tag.
         num_classes: logits for each pixel; 1 for binary tasks.
         in_channels: channels of the image.
-        pretrained: True: pretrained weights or an error; "auto": or random ones, with a warning; False: random.
+        pretrained: True: pretrained weights or an error; "auto": or random ones, with a warning; False: random; or what
+            `segsweep.nn.weights.find` has found.
         weights_file: a timm checkpoint to take the encoder's weights from.
         width: channels of the decoder's stages, deepest first, or "auto": scaled to the encoder.
         norm: the decoder's normalisation: batch, group or layer.
@@ -44,7 +46,7 @@ class UNet(nn.Module):
         name: str,
         num_classes: int = 1,
         in_channels: int = 3,
-        pretrained: str | bool = False,
+        pretrained: str | bool | Weights = False,
         weights_file: str | None = None,
         *,
         width: str | Sequence[int] = "auto",

@@ -58,17 +58,20 @@ class Weights:
 RANDOM = Weights("random")
 
 
-def find(name: str, pretrained: str | bool = "auto", file: str | Path | None = None) -> Weights:
+def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Path | None = None) -> Weights:
     """Find the pretrained weights of timm's model `name`.
 
     Args:
         name: timm's name, with or without a pretrained tag.
-        pretrained: True: they must be found; "auto": random weights, with a warning, where they are not; False: random.
+        pretrained: True: they must be found; "auto": random weights, with a warning, where they are not; False: random;
+            or what was found before.
         file: a checkpoint of that model; looked at first.
 
     Raises:
         ConfigError: not found with `pretrained=True`, or a file that cannot be read.
     """
+    if isinstance(pretrained, Weights):
+        return pretrained
     if file is not None:
         return Weights("file", read(Path(file)))
     if pretrained is False:
