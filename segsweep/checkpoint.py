@@ -55,12 +55,18 @@ def describe(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path}: not a safetensors file ({error}). A run's model is its best.safetensors.") from error
+        raise ConfigError(
+            f"{path}: not a safetensors file ({error}). A run's model is its best.safetensors."
+        ) from error
     if "segsweep" not in metadata:
-        raise ConfigError(f"{path}: a safetensors file, but not a segsweep model. A run's model is its best.safetensors.")
+        raise ConfigError(
+            f"{path}: a safetensors file, but not a segsweep model. A run's model is its best.safetensors."
+        )
     about = json.loads(metadata["segsweep"])
     if about["version"] > VERSION:
-        raise ConfigError(f"{path}: of format {about['version']}, this segsweep reads up to {VERSION}. Update segsweep.")
+        raise ConfigError(
+            f"{path}: of format {about['version']}, this segsweep reads up to {VERSION}. Update segsweep."
+        )
     return about
 
 
@@ -98,7 +104,9 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ConfigError(f"{path}: not a checkpoint that can be read ({str(error).splitlines()[0]}).") from error
     if state["version"] > VERSION:
-        raise ConfigError(f"{path}: of format {state['version']}, this segsweep reads up to {VERSION}. Update segsweep.")
+        raise ConfigError(
+            f"{path}: of format {state['version']}, this segsweep reads up to {VERSION}. Update segsweep."
+        )
     return state
 
 

@@ -11,11 +11,15 @@ from segsweep.errors import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 if something could not be sent, 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="segsweep", description="What one does with runs. Training is: python train.py")
+    parser = argparse.ArgumentParser(
+        prog="segsweep", description="What one does with runs. Training is: python train.py"
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     sync = commands.add_parser("sync", help="send to MLflow what it does not have yet")
-    sync.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder with runs below it")
+    sync.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder with runs below it"
+    )
     sync.add_argument("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
     sync.set_defaults(command=_sync)
     options = parser.parse_args(argv)

@@ -56,7 +56,9 @@ class EncoderConfig:
 
 @dataclass
 class DecoderConfig:
-    width: Any = key("auto", "channels of the stages, deepest first, as [256,128,64,32,16]; auto: scaled to the encoder")
+    width: Any = key(
+        "auto", "channels of the stages, deepest first, as [256,128,64,32,16]; auto: scaled to the encoder"
+    )
     norm: str = key("batch", "batch, group or layer")
     dropout: float = key(0.0, "probability of dropping a channel before the head")
 
@@ -124,7 +126,9 @@ class DataConfig:
     masks: str | None = key(None, "folder of masks, paired with the images by stem")
     size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
     resize: str = key("pad", "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops")
-    split: list[float] = key([0.8, 0.2], "shares of train and val, or train, val and test, where the data have no split")
+    split: list[float] = key(
+        [0.8, 0.2], "shares of train and val, or train, val and test, where the data have no split"
+    )
     classes: list[str] | None = key(None, "names of the classes with mask values 0, 1, ...; default: binary")
     ignore_index: int = key(255, "mask value of void pixels, which never count")
     normalize: str = key("auto", "encoder: the pretrained weights' mean and std; dataset: the training split's; auto")
@@ -177,7 +181,9 @@ class TrackingConfig:
 @dataclass
 class TrainConfig:
     epochs: int | None = key(None, "passes over the training split; default: 10, or as many as time_budget allows")
-    time_budget: float | None = key(None, "seconds for training and validation; with epochs too, the first reached ends")
+    time_budget: float | None = key(
+        None, "seconds for training and validation; with epochs too, the first reached ends"
+    )
     batch_size: int = key(16, "images for one optimizer step, over all devices and micro-batches")
     accumulate: int = key(1, "micro-batches a batch is cut into, to save memory")
     precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware")

@@ -38,7 +38,9 @@ def triptych(
     sheet = Image.new("RGB", (3 * width + 4 * MARGIN, height + HEADER + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
-    for i, (panel, title) in enumerate(zip(panels, ("input", "truth", f"prediction · {_scores(truth, prediction, names)}"))):
+    for i, (panel, title) in enumerate(
+        zip(panels, ("input", "truth", f"prediction · {_scores(truth, prediction, names)}"))
+    ):
         left = MARGIN + i * (width + MARGIN)
         resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
         sheet.paste(Image.fromarray(panel).resize((width, height), resample), (left, HEADER))

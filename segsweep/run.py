@@ -293,7 +293,9 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"train.device={name}: there are {torch.cuda.device_count()} CUDA devices. Try train.device=auto.")
+        raise ConfigError(
+            f"train.device={name}: there are {torch.cuda.device_count()} CUDA devices. Try train.device=auto."
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("train.device=mps: not available here. Try train.device=auto.")
     return device
@@ -398,7 +400,9 @@ def _code() -> tuple[str | None, str]:
     """The checkout's commit and what differs from it, None and "" where there is no git."""
 
     def git(*words: str) -> str:
-        ran = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=20, check=True)
+        ran = subprocess.run(
+            ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=20, check=True
+        )
         return ran.stdout
 
     try:

@@ -237,9 +237,9 @@ class _Sync:
         run_id = self.cursor["run_id"]
         when = int(end["time"] * 1000)
         step = end.get("best/epoch") or 0
-        finals = [Metric(k, v, when, step) for k, v in end.items() if _is_metric(k, v) and not k.startswith("best/")]
-        if finals:
-            self.client.log_batch(run_id, metrics=finals)
+        tested = [Metric(k, v, when, step) for k, v in end.items() if k.startswith("test/") and _is_metric(k, v)]
+        if tested:
+            self.client.log_batch(run_id, metrics=tested)
         for name in ATTACHED:
             if (self.folder / name).exists():
                 self.client.log_artifact(run_id, str(self.folder / name), "hydra" if "/" in name else None)

@@ -30,7 +30,14 @@ def test_a_run_leaves_everything_it_promises(pairs, outputs, capsys):
     code = train.main([*SMALL, *folder_data(pairs(12, ("train", "val", "test")))])
     assert code == 0
     (folder,) = run_folders(outputs)
-    for name in ("summary.json", "split.csv", "best.safetensors", "last.pt", ".hydra/config.yaml", ".hydra/overrides.yaml"):
+    for name in (
+        "summary.json",
+        "split.csv",
+        "best.safetensors",
+        "last.pt",
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+    ):
         assert (folder / name).exists(), name
     assert list((folder / "predictions").glob("*/*.png"))
     records = journal.read(folder)

@@ -226,9 +226,9 @@ def _cut(store: Store, index: int, placement: Placement) -> _Window:
 
 def _shrunk(image: Tensor, x: int, y: int) -> Tensor:
     """Means of blocks of y by x pixels; smaller blocks at the far edges."""
-    pooled = F.avg_pool2d(
-        image.permute(2, 0, 1)[None].float(), (y, x), ceil_mode=True, count_include_pad=False
-    )[0].permute(1, 2, 0)
+    pooled = F.avg_pool2d(image.permute(2, 0, 1)[None].float(), (y, x), ceil_mode=True, count_include_pad=False)[
+        0
+    ].permute(1, 2, 0)
     return pooled if image.dtype.is_floating_point else pooled.round().to(image.dtype)
 
 

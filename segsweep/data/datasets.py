@@ -113,4 +113,6 @@ def refuse(problems: list[str], rule: str, shown: int = 20) -> None:
     """Raise one error that lists all problems, if there are any."""
     if problems:
         more = [f"  ... and {len(problems) - shown} more"] if len(problems) > shown else []
-        raise DataError("\n".join([f"data: {rule}; {len(problems)} do not hold:", *(f"  {p}" for p in problems[:shown]), *more]))
+        raise DataError(
+            "\n".join([f"data: {rule}; {len(problems)} do not hold:", *(f"  {p}" for p in problems[:shown]), *more])
+        )

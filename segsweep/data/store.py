@@ -61,7 +61,9 @@ class Store:
 
     def __init__(self, folder: Path):
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        self.rows = [Row(**{**row, "values": {int(k): n for k, n in row["values"].items()}}) for row in manifest["rows"]]
+        self.rows = [
+            Row(**{**row, "values": {int(k): n for k, n in row["values"].items()}}) for row in manifest["rows"]
+        ]
         self.digest: str = manifest["digest"]
         self.range: tuple[float, float] = (manifest["range"][0], manifest["range"][1])
         self.channels = max(row.channels for row in self.rows)

@@ -1,0 +1,185 @@
+"""The U-Net from pixels to logits, on timm's tiny models of each family."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from segsweep.errors import ConfigError
+from segsweep.nn import UNet
+from segsweep.nn.unet import encoder_statistics, predict
+
+FAMILIES = (
+    "test_resnet",
+    "test_efficientnet",
+    "test_convnext",
+    "test_byobnet",
+    "test_nfnet",
+    "test_mambaout",
+    "test_vit",
+    "test_vit3",
+    "test_vit_relpos",
+    "test_maxvit",
+)
+SWIN = "swin_tiny_patch4_window7_224"
+VIT14 = "vit_small_patch14_dinov2"
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 255
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_have_the_images_size(name):
+    model = UNet(name).eval()
+    with torch.no_grad():
+        for size in ((32, 32), (33, 65), (50, 70)):
+            logits = model(pixels(1, 3, *size))
+            assert logits.shape == (1, 1, *size)
+            assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", (*FAMILIES, SWIN, VIT14))
+def test_logits_have_the_images_size_on_meta(name):
+    with torch.device("meta"):
+        model = UNet(name, num_classes=4)
+        for size in ((32, 32), (33, 65), (50, 70), (250, 350)):
+            assert model(torch.empty(2, 3, *size)).shape == (2, 4, *size)
+
+
+@pytest.mark.parametrize("in_channels", (1, 3, 5))
+@pytest.mark.parametrize("num_classes", (1, 4))
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit"))
+def test_any_number_of_channels_and_classes(name, in_channels, num_classes):
+    model = UNet(name, num_classes, in_channels).eval()
+    assert model(pixels(1, in_channels, 32, 48)).shape == (1, num_classes, 32, 48)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_gets_a_gradient(name):
+    model = UNet(name).train()
+    model(pixels(2, 3, 64, 64)).square().mean().backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ("test_resnet", "test_convnext", "test_vit", "test_maxvit"))
+def test_the_loss_falls_on_one_batch(name):
+    model = UNet(name).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    images = pixels(2, 3, 64, 64)
+    target = (images.mean(1, keepdim=True) > 127).float()
+    losses = []
+    for _ in range(10):
+        loss = F.binary_cross_entropy_with_logits(model(images), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+@pytest.mark.parametrize(
+    ("norm", "layer"), (("batch", torch.nn.BatchNorm2d), ("group", torch.nn.GroupNorm), ("layer", torch.nn.LayerNorm))
+)
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit"))
+def test_the_decoder_has_the_norm_that_was_asked_for(name, norm, layer):
+    model = UNet(name, norm=norm)
+    kinds = (torch.nn.BatchNorm2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
+    norms = [m for m in model.decoder.modules() if isinstance(m, kinds)]
+    assert norms
+    assert all(isinstance(m, layer) for m in norms)
+    assert model(pixels(2, 3, 32, 32)).isfinite().all()
+
+
+def test_a_model_on_meta_has_no_memory():
+    with torch.device("meta"):
+        model = UNet("test_resnet")
+    assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("size", ((64, 96), (50, 70)), ids=str)
+def test_normalisation_is_the_models_own(size):
+    mean, std = [100.0, 120.0, 90.0], [50.0, 60.0, 70.0]
+    inside = UNet("test_resnet", mean=mean, std=std).eval()
+    outside = UNet("test_resnet", mean=[0.0] * 3, std=[1.0] * 3).eval()
+    outside.load_state_dict({**inside.state_dict(), "mean": outside.mean, "std": outside.std})
+    image = pixels(1, 3, *size)
+    normalised = (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(inside(image), outside(normalised))
+
+
+def test_bytes_and_floats_of_the_same_pixels_give_the_same_logits():
+    model = UNet("test_resnet").eval()
+    image = pixels(1, 3, 32, 32).round()
+    with torch.no_grad():
+        assert torch.equal(model(image), model(image.to(torch.uint8)))
+
+
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_maxvit"))
+def test_an_image_does_not_see_the_others_of_its_batch(name):
+    model = UNet(name).eval()
+    images = pixels(2, 3, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[1:], model(images[1:]), rtol=1e-4, atol=1e-4)
+
+
+def test_arguments_build_the_same_architecture_again():
+    model = UNet("test_resnet", 3, 5, width=[48, 40, 32, 24, 16], norm="group", dropout=0.1)
+    UNet(**model.arguments).load_state_dict(model.state_dict())
+
+
+def test_auto_widths_are_written_down_in_the_arguments():
+    model = UNet("test_vit")
+    assert model.arguments["width"] == [stage.width for stage in model.plan.stages]
+
+
+def test_widths_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"decoder\.width=\[8, 8\].*takes 5 widths"):
+        UNet("test_resnet", width=[8, 8])
+
+
+def test_an_unknown_encoder_is_refused_with_the_closest():
+    with pytest.raises(ConfigError, match="Try encoder=test_resnet"):
+        UNet("test_resnt")
+
+
+def test_dropout_acts_in_training_only():
+    model = UNet("test_resnet", dropout=0.5)
+    model.train()
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.eval()
+    image = pixels(1, 3, 32, 32)
+    assert not torch.equal(model(image), model(image))
+    model.eval()
+    assert torch.equal(model(image), model(image))
+
+
+def test_statistics_are_imagenets_on_the_scale_of_bytes():
+    mean, std = encoder_statistics("resnet18")
+    assert mean == pytest.approx([123.675, 116.28, 103.53])
+    assert std == pytest.approx([58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize("in_channels", (1, 5))
+def test_statistics_of_other_channels_are_the_average(in_channels):
+    mean, std = encoder_statistics("resnet18", in_channels)
+    assert mean == pytest.approx([(123.675 + 116.28 + 103.53) / 3] * in_channels)
+    assert std == pytest.approx([(58.395 + 57.12 + 57.375) / 3] * in_channels)
+
+
+def test_one_logit_predicts_foreground_above_zero():
+    logits = torch.tensor([-1.0, 0.0, 1e-6, 3.0]).view(1, 1, 2, 2)
+    assert torch.equal(predict(logits), torch.tensor([[[0, 0], [1, 1]]]))
+
+
+def test_several_logits_predict_the_largest():
+    logits = torch.randn(2, 4, 5, 6)
+    prediction = predict(logits)
+    assert prediction.dtype == torch.int64
+    assert torch.equal(F.one_hot(prediction, 4).movedim(-1, 1).bool(), logits == logits.amax(1, keepdim=True))

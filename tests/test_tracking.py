@@ -1,0 +1,155 @@
+"""MLflow is a view: whatever happens on the way, it ends level with the journal, once."""
+
+import json
+import multiprocessing
+import time
+
+import pytest
+from conftest import TINY
+from mlflow import MlflowClient
+
+import train
+from segsweep import cli, journal, tracking
+from segsweep.errors import ConfigError
+
+
+@pytest.fixture
+def folder(pairs, outputs, tmp_path):
+    """A finished run that MLflow has not seen."""
+    target = tmp_path / "run"
+    data = ("data=folder", f"data.root={pairs(12)}", "data.size=[32,32]")
+    typed = [*TINY, *data, "train.epochs=3", "train.batch_size=4", "tracking=none", f"hydra.run.dir={target}"]
+    assert train.main(typed) == 0
+    return target
+
+
+def runs():
+    client = MlflowClient(tracking_uri=tracking.tracking_uri())
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "folder"]
+    return client, client.search_runs(experiments)
+
+
+def steps(client, run, name="val/iou"):
+    return sorted(m.step for m in client.get_metric_history(run.info.run_id, name))
+
+
+def test_sync_sends_everything_once(folder, database):
+    first = tracking.sync(folder)
+    assert tracking.sync(folder) == first
+    client, (run,) = runs()
+    assert run.info.run_id == first == tracking.run_id(folder)
+    assert run.info.status == "FINISHED"
+    assert steps(client, run) == [1, 2, 3]
+    end = journal.read(folder)[-1]
+    assert run.data.metrics["best/val_iou"] == end["val/iou"]
+
+
+def test_records_are_sent_as_they_come(folder, database):
+    lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
+    for n, status in ((2, "RUNNING"), (3, "RUNNING"), (len(lines), "FINISHED")):
+        (folder / journal.NAME).write_bytes(b"".join(lines[:n]))
+        tracking.sync(folder)
+        client, (run,) = runs()
+        assert run.info.status == status
+        assert steps(client, run) == list(range(1, min(n, 4)))
+
+
+@pytest.mark.parametrize("lost", ["after", "before"])
+def test_a_sync_killed_while_sending_is_made_good(folder, database, lost):
+    lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
+    (folder / journal.NAME).write_bytes(b"".join(lines[:3]))
+    tracking.sync(folder)
+    cursors = json.loads((folder / tracking.CURSOR).read_text())
+    (cursor,) = cursors.values()
+    if lost == "after":  # all was sent, the note that it was is missing
+        cursor |= {"sent": 2, "sending": True}
+    else:  # nothing of the last batch was sent
+        (folder / journal.NAME).write_bytes(b"".join(lines[:4]))
+        cursor |= {"sending": True}
+    (folder / tracking.CURSOR).write_text(json.dumps(cursors))
+    tracking.sync(folder)
+    client, (run,) = runs()
+    assert steps(client, run) == ([1, 2] if lost == "after" else [1, 2, 3])
+
+
+def test_a_lost_cursor_finds_its_run_again(folder, database):
+    first = tracking.sync(folder)
+    (folder / tracking.CURSOR).unlink()
+    assert tracking.sync(folder) == first
+    client, (run,) = runs()
+    assert steps(client, run) == [1, 2, 3]
+
+
+def test_resuming_reopens_the_run(folder, database):
+    first = tracking.sync(folder)
+    assert train.main([f"resume={folder}", "train.epochs=4", "tracking=mlflow"]) == 0
+    client, (run,) = runs()
+    assert run.info.run_id == first
+    assert run.info.status == "FINISHED"
+    assert steps(client, run) == [1, 2, 3, 4]
+    assert run.data.tags["resumed_after_epoch"] == "3"
+
+
+def test_pictures_have_steps(folder, database):
+    tracking.sync(folder)
+    client, (run,) = runs()
+    images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
+    before = len(images)
+    assert before
+    tracking.sync(folder)
+    assert len(client.list_artifacts(run.info.run_id, "images")) == before
+
+
+def test_a_dead_server_neither_stops_nor_delays_training(pairs, outputs, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    data = ("data=folder", f"data.root={pairs(12)}", "data.size=[32,32]", f"hydra.run.dir={tmp_path / 'run'}")
+    began = time.monotonic()
+    assert train.main([*TINY, *data, "train.epochs=1", "train.batch_size=4", "tracking.timeout=30"]) == 0
+    assert time.monotonic() - began < 60
+    printed = capsys.readouterr()
+    assert "segsweep sync" in printed.out
+
+
+def test_what_a_server_missed_is_sent_later(pairs, outputs, database, monkeypatch, tmp_path):
+    data = ("data=folder", f"data.root={pairs(12)}", "data.size=[32,32]", f"hydra.run.dir={tmp_path / 'run'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert train.main([*TINY, *data, "train.epochs=1", "train.batch_size=4"]) == 0
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert cli.main(["sync", str(tmp_path)]) == 0
+    client, (run,) = runs()
+    assert steps(client, run) == [1]
+
+
+def test_sync_of_no_run_is_refused(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="not a run folder"):
+        tracking.sync(tmp_path)
+    assert cli.main(["sync", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_passwords_are_not_written_down(folder):
+    cursor = tracking._without_password("https://me:secret@server.example/path")
+    assert cursor == "https://server.example/path"
+
+
+def test_several_processes_share_a_fresh_database(folder, outputs):
+    """Without a guard most of them crash in MLflow's migrations."""
+    import shutil
+
+    folders = [folder.with_name(f"run{i}") for i in range(3)]
+    for i, target in enumerate(folders):
+        shutil.copytree(folder, target)
+        journal_file = target / journal.NAME
+        records = [json.loads(line) for line in journal_file.read_text().splitlines()]
+        records[0]["run"] = f"run{i}"
+        journal_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=tracking.sync, args=(target,)) for target in folders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    client, found = runs()
+    assert len(found) == 3
+    assert all(steps(client, run) == [1, 2, 3] for run in found)
