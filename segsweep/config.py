@@ -13,7 +13,7 @@ from typing import Any
 from segsweep.errors import ConfigError, closest
 
 
-def key(default: Any, help: str) -> Any:
+def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
     """A dataclass field with its line of help; a list or dict default is copied for each instance."""
     metadata = {"help": help}
     if isinstance(default, (list, dict)):

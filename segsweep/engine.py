@@ -54,7 +54,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its number from 1, metrics by name, whether its validation is the best so far, and why it is the last."""
+    """One epoch: its number from 1, metrics by name, whether it is the best so far, and, of the last one, why it is."""
 
     number: int
     metrics: dict[str, float]
@@ -251,7 +251,7 @@ def _step(
 
 
 def _on_own_grid(logits: Tensor, batch: Batch, i: int, size: tuple[int, int]) -> Tensor:
-    """Class indices `h w` int64 of one image of a batch, from its logits `k H W` on the canvas; in strips, to bound memory."""
+    """Class indices `h w` int64 of one image, from its logits `k H W` on the canvas; in strips, to bound memory."""
     rows = max(1, STRIP // (size[1] * logits.shape[0]))
     strips = [
         predict(to_image(logits, batch.placements[i], size, slice(start, min(start + rows, size[0])))[None])[0]
@@ -268,7 +268,8 @@ def _refuse_non_finite(first_bad: Tensor, epoch: int, lr: float, precision: torc
     if precision == torch.float16:
         likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
     raise NonFiniteError(
-        f"the loss became NaN or infinite in epoch {epoch}, step {step + 1}, at learning rate {lr:.3g}. Most likely {likely}."
+        f"the loss became NaN or infinite in epoch {epoch}, step {step + 1}, at learning rate {lr:.3g}. "
+        f"Most likely {likely}."
     )
 
 

@@ -38,7 +38,7 @@ class Journal:
 
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one record, durably, and return it as a reader would see it."""
-        line = json.dumps(_finite({"kind": kind, **fields}), allow_nan=False)
+        line = json.dumps(finite({"kind": kind, **fields}), allow_nan=False)
         self._file.write(line.encode() + b"\n")  # one write: a reader sees the whole line or none
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -77,13 +77,14 @@ def _whole_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Non-finite numbers become None, however deep."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

@@ -50,7 +50,7 @@ class ConfusionMatrix:
         return added
 
     def iou(self) -> Tensor:
-        """Intersection over union (Jaccard) of each class, float64 `num_classes`; NaN where a class is in no target."""
+        """Intersection over union (Jaccard) of each class, float64 `num_classes`; NaN where it is in no target."""
         return self._where_present(_iou(self.matrix))
 
     def dice(self) -> Tensor:
@@ -70,8 +70,8 @@ def scores(pooled: ConfusionMatrix, images: Sequence[Tensor], names: Sequence[st
     """Every score of a split by name, without the split's prefix.
 
     `iou` and `dice` are the foreground's for two classes, else the mean over the classes in the split's targets,
-    background included. `iou_fg` leaves the first class out. `iou_micro` pools the pixels of all classes. `iou_image` is
-    the mean over images of each image's own IoU (empty target: NaN if nothing was predicted, else 0).
+    background included. `iou_fg` leaves the first class out. `iou_micro` pools the pixels of all classes. `iou_image`
+    is the mean over images of each image's own IoU (empty target: NaN if nothing was predicted, else 0).
 
     Args:
         pooled: over the whole split.

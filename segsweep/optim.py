@@ -24,8 +24,8 @@ def build(
 ) -> Optimizer:
     """An optimizer over the model's parameters.
 
-    `model.encoder` has its own learning rate, `lr * encoder_lr_scale`; at 0 it is frozen. Biases and norms (parameters of
-    one dimension) do not decay.
+    `model.encoder` has its own learning rate, `lr * encoder_lr_scale`; at 0 it is frozen. Biases and norms (parameters
+    of one dimension) do not decay.
 
     Args:
         name: adam (with L2 regularisation), adamw (decoupled, https://arxiv.org/abs/1711.05101) or sgd (Nesterov).

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's colours, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color/); grey is background.
+# Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/); grey is background.
 PALETTE = (
     (90, 90, 90),
     (230, 159, 0),
@@ -39,7 +39,7 @@ def triptych(
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for i, (panel, title) in enumerate(
-        zip(panels, ("input", "truth", f"prediction · {_scores(truth, prediction, names)}"))
+        zip(panels, ("input", "truth", f"prediction · {_scores(truth, prediction, names)}"), strict=False)
     ):
         left = MARGIN + i * (width + MARGIN)
         resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR

@@ -6,7 +6,6 @@ What is wrong with the configuration or the data is refused before the `start` r
 import csv
 import getpass
 import json
-import logging
 import platform
 import shlex
 import signal
@@ -14,7 +13,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +21,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import segsweep
-from segsweep import checkpoint, engine, journal, losses, optim, pictures, tracking
+from segsweep import checkpoint, console, engine, journal, losses, optim, pictures, tracking
 from segsweep.config import RunConfig
 from segsweep.data import datasets, labels, scan, split, store
 from segsweep.data.batches import EvalBatches, TrainBatches
@@ -36,8 +33,6 @@ from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
 from segsweep.nn.unet import encoder_statistics
 from segsweep.paths import CHECKOUT
-
-log = logging.getLogger("segsweep")
 
 EPOCHS = 10  # without train.epochs and train.time_budget
 SHOWN = 4  # validation images whose predictions are kept as pictures
@@ -65,7 +60,7 @@ class Prepared:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: engine.Progress
-    weights_source: str
+    weights_source: weights.Source
 
     def evaluation(self, part: str) -> EvalBatches:
         data = self.config.data
@@ -112,7 +107,7 @@ def run(
     Raises:
         ConfigError: what the user can mend; `exit_code` tells the kinds apart.
     """
-    _set_up_logging()
+    console.set_up_logging()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     try:
@@ -157,7 +152,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
             f"train.batch_size={train.batch_size}: larger than the training split of {len(parts['train'])} images. "
             f"Try train.batch_size={_power_of_two(len(parts['train']))}."
         )
-    pixels = store.open_store(samples, train.workers, _decoding)
+    pixels = store.open_store(samples, train.workers, lambda rows, n: console.bar(rows, n, "decoding"))
     meaning = labels.labels(pixels.counts(), data.classes, data.ignore_index)
     for part in parts:
         _refuse_empty(part, pixels.counts(parts[part]), meaning)
@@ -213,13 +208,12 @@ def _train(
     config, progress = prepared.config, prepared.progress
     epochs = config.train.epochs or (None if config.train.time_budget else EPOCHS)
     track = tracking.Background(folder, config.tracking.uri, config.tracking.timeout) if _tracked(config) else None
-    console = Console(stderr=True)
     with Journal(folder) as book:
-        if records and records[-1]["kind"] == "end" and records[-1]["status"] == "complete" and progress.epoch:
-            if not epochs or progress.epoch >= epochs:
-                raise ConfigError(
-                    f"resume={folder}: complete after {progress.epoch} epochs. Go further with train.epochs=N."
-                )
+        over = bool(records) and records[-1].get("status") == "complete" and (not epochs or progress.epoch >= epochs)
+        if over and progress.epoch:
+            raise ConfigError(
+                f"resume={folder}: complete after {progress.epoch} epochs. Go further with train.epochs=N."
+            )
         _write_start(prepared, folder, book, records, argv, hydra_files)
         if track:
             track.sync()
@@ -247,7 +241,7 @@ def _train(
                     patience=config.train.patience,
                     seed=config.train.seed,
                     show=shown,
-                    watch=lambda steps, total: _bar(steps, total, f"epoch {progress.epoch}", console),
+                    watch=lambda steps, n: console.bar(steps, n, f"epoch {progress.epoch}"),
                 ):
                     record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
                     if epoch.is_best:
@@ -255,7 +249,7 @@ def _train(
                         _draw(prepared, folder / "predictions", epoch)
                     _save_last(prepared, folder / LAST, record)
                     book.write("epoch", **record)
-                    _say(epoch, epochs, console)
+                    console.epoch_line(epoch.number, epochs, epoch.metrics, epoch.is_best)
                     if track:
                         track.sync()
                     reason = epoch.reason or ""
@@ -279,10 +273,10 @@ def _train(
         best = _best_record(folder, progress.best_epoch)
         end = {**_end_metrics(folder, best), **end}
         book.write("end", time=time.time(), status=status, reason=reason, **end)
-        _write_summary(prepared, folder, end, status)
         problem = track.close() if track else None
-        _write_summary(prepared, folder, end, status)  # again: now the tracker's run id is known
-    _report(prepared, folder, end, status, reason, problem)
+        summary = _summary(prepared, folder, end, status)
+    shown_by = None if problem or not track else tracking.show_command(folder, config.tracking.uri)
+    print(console.result(folder, summary, reason, shown_by, problem), flush=True)
     if failure:
         raise failure
     return code
@@ -481,56 +475,23 @@ def _end_metrics(folder: Path, best: Mapping[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> None:
+def _summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> dict[str, Any]:
+    """The result in one flat file; returned as it was written."""
     config = prepared.config
-    summary = {
-        **end,
-        "status": status,
-        "epochs": prepared.progress.epoch,
-        "seconds": prepared.progress.seconds,
-        "run_id": tracking.run_id(folder, config.tracking.uri) if _tracked(config) else None,
-        "weights_source": prepared.weights_source,
-        "encoder": config.encoder.name,
-    }
-    text = json.dumps(journal._finite(summary), indent=1, allow_nan=False)
-    checkpoint.atomically(folder / "summary.json", lambda target: target.write_text(text + "\n", encoding="utf-8"))
-
-
-def _report(
-    prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str, reason: str, problem: str | None
-) -> None:
-    """The result, on stdout."""
-    config = prepared.config
-    rows = []
-    for title, name in (("IoU", "iou"), ("Dice", "dice"), ("pixel accuracy", "accuracy")):
-        values = [f"{end[f'{part}/{name}']:10.4f}" for part in ("val", "test") if end.get(f"{part}/{name}") is not None]
-        if values:
-            rows.append(f"{title:16}" + "".join(values))
-    lines = [""]
-    if rows:
-        lines += [f"{'':16}{'val':>10}" + (f"{'test':>10}" if "test/iou" in end else ""), *rows, ""]
-        lines += [f"{'best epoch':16}{end['best/epoch']:>10} of {prepared.progress.epoch}"]
-    warning = "  (random: expect less)" if prepared.weights_source == "random" else ""
-    lines += [f"{'encoder':16}  {config.encoder.name}, weights: {prepared.weights_source}{warning}"]
-    lines += [f"{'run':16}  {status}: {reason}", f"{'folder':16}  {folder}"]
-    if status != "complete":
-        lines += [f"{'go on':16}  python train.py resume={folder}"]
-    if problem:
-        lines += [f"{'MLflow':16}  not everything was sent: {problem}. Later: segsweep sync {folder}"]
-    elif _tracked(config):
-        lines += [f"{'compare':16}  {tracking.show_command(folder, config.tracking.uri)}"]
-    print("\n".join(lines), flush=True)
-
-
-def _say(epoch: engine.Epoch, epochs: int | None, console: Console) -> None:
-    m = epoch.metrics
-    of = f"/{epochs}" if epochs else ""
-    console.print(
-        f"epoch {epoch.number:>3}{of}  train loss {m['train/loss']:.4f}  val loss {m['val/loss']:.4f}  "
-        f"val IoU {m['val/iou']:.4f}{' *' if epoch.is_best else '  '}  {m['perf/images_per_s']:.1f} images/s",
-        highlight=False,
-        soft_wrap=True,
+    summary = journal.finite(
+        {
+            **end,
+            "status": status,
+            "epochs": prepared.progress.epoch,
+            "seconds": prepared.progress.seconds,
+            "run_id": tracking.run_id(folder, config.tracking.uri) if _tracked(config) else None,
+            "weights_source": prepared.weights_source,
+            "encoder": config.encoder.name,
+        }
     )
+    text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    checkpoint.atomically(folder / "summary.json", lambda target: target.write_text(text, encoding="utf-8"))
+    return summary
 
 
 def _out_of_memory(config: RunConfig, error: Exception) -> str:
@@ -542,16 +503,6 @@ def _out_of_memory(config: RunConfig, error: Exception) -> str:
         else "Try a smaller train.batch_size or data.size."
     )
     return f"out of memory with train.batch_size={train.batch_size} data.size={config.data.size}. {advice}"
-
-
-def _set_up_logging() -> None:
-    """Warnings of ours, as they are, on stderr."""
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
 
 
 @contextmanager
@@ -569,17 +520,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _bar(items: Iterable[Any], total: int, title: str, console: Console) -> Iterator[Any]:
-    """A progress bar on stderr, nothing where that is no terminal."""
-    if not console.is_terminal:
-        yield from items
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield from progress.track(items, total=total, description=title)
-
-
-def _decoding(items: Iterator[Any], total: int) -> Iterator[Any]:
-    return _bar(items, total, "decoding", Console(stderr=True))

@@ -1,7 +1,7 @@
 """MLflow is a view of the journal: `sync(folder)` brings it level, now or later, once or again.
 
-A cursor in the run folder (`tracking.json`) says for each tracking URI which records have been sent. It is written before
-and after each sending: a killed sync asks the server what had arrived. The only importer of mlflow.
+A cursor in the run folder (`tracking.json`) says for each tracking URI which records have been sent. It is written
+before and after each sending: a killed sync asks the server what had arrived. The only importer of mlflow.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""What every test gets: an outputs folder of its own, small pairs of files, and a check that nothing is left running."""
+"""What every test gets: an outputs folder of its own, small pairs of files, a check that nothing is left running."""
 
 import multiprocessing
 import os

@@ -22,6 +22,7 @@ FLOORS = {
     "segsweep.metrics": 1,
     "segsweep.optim": 1,
     "segsweep.pictures": 1,
+    "segsweep.console": 1,
     "segsweep.config": 0,
     "segsweep.journal": 0,
     "segsweep.catalog": 0,
@@ -49,7 +50,7 @@ ONLY_IN = {
     "hydra": {"train", "hydra_plugins"},
     "omegaconf": {"train", "hydra_plugins"},
     "pandas": {"segsweep.cli"},
-    "rich": {"segsweep.run", "segsweep.cli"},
+    "rich": {"segsweep.console"},
     "segsweep.config": {"train", "segsweep.run"},
 }
 STANDARD_ONLY = {"segsweep.config", "segsweep.journal", "segsweep.catalog", "segsweep.errors", "segsweep.paths"}

@@ -1,4 +1,4 @@
-"""As a user runs it: `python train.py` in a process of its own, killed and resumed, read back through MLflow's client."""
+"""As a user runs it: `python train.py` in its own process, killed and resumed, read back through MLflow's client."""
 
 import os
 import signal

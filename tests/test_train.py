@@ -130,7 +130,10 @@ def test_a_folder_with_a_run_is_refused_without_resume(pairs, tmp_path, capsys):
 def test_a_folder_in_use_is_refused(pairs, tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
-    hold = f"import fcntl, time; f = open({str(folder / 'lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"
+    hold = (
+        f"import fcntl, time; f = open({str(folder / 'lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print(1, flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()

@@ -124,7 +124,7 @@ def blurred(image: Tensor, sigma: np.ndarray) -> Tensor:
 
 
 def noised(image: Tensor, sd: np.ndarray, low: float, high: float, seed: int) -> Tensor:
-    """Gaussian noise on `b c h w`, drawn on the image's device from `seed`; the only draw that depends on the device."""
+    """Gaussian noise on `b c h w`, drawn on its device from `seed`: the only draw that depends on the device."""
     if not (sd > 0).any():
         return image
     generator = torch.Generator(image.device).manual_seed(seed)

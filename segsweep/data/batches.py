@@ -1,7 +1,7 @@
 """Batches on the device: windows cut from the store, warped once, coloured.
 
-Everything random is drawn on the CPU for the global batch from (seed, epoch, step) and sliced by rank: no generator state
-has to be kept, and any number of devices sees the same training.
+Everything random is drawn on the CPU for the global batch from (seed, epoch, step) and sliced by rank: no generator
+state has to be kept, and any number of devices sees the same training.
 """
 
 import math
@@ -195,8 +195,8 @@ class EvalBatches(Source):
 class _Window:
     """The part of one image that a canvas needs, shrunk by a whole factor where the canvas is coarser.
 
-    image: `h w c` in the store's data type; mask: `h w`; affine: `2 3`, from the canvas to window pixels; bounds: `2 2`,
-    first and last corner of the image in window pixels, x first.
+    image: `h w c` in the store's data type; mask: `h w`; affine: `2 3`, from the canvas to window pixels; bounds:
+    `2 2`, first and last corner of the image in window pixels, x first.
     """
 
     image: Tensor

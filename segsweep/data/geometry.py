@@ -1,7 +1,7 @@
 """Where a canvas lies on an image: affine maps from canvas pixels to image pixels.
 
-Coordinates are continuous, x first: pixel i covers [i, i + 1). A `Placement` maps a point of the canvas, measured from the
-canvas's centre, to the image: `image = linear @ canvas + center`.
+Coordinates are continuous, x first: pixel i covers [i, i + 1). A `Placement` maps a point of the canvas, measured from
+the canvas's centre, to the image: `image = linear @ canvas + center`.
 """
 
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ def read_image(path: Path) -> np.ndarray:
     except _UNREADABLE as error:
         raise DataError(_unreadable(path, error)) from error
     if pixels.dtype == np.int32:
-        pixels = pixels.astype(np.uint16) if 0 <= pixels.min() and pixels.max() < 2**16 else pixels.astype(np.float32)
+        pixels = pixels.astype(np.uint16) if pixels.min() >= 0 and pixels.max() < 2**16 else pixels.astype(np.float32)
     if pixels.dtype == np.dtype(">u2"):
         pixels = pixels.astype(np.uint16)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -63,8 +63,8 @@ def labels(counts: Mapping[int, int], names: Sequence[str] | None = None, ignore
         highest = max(present - {ignore_index}, default=0)
         example = ",".join(f"c{i}" for i in range(min(highest + 1, 3))) + (",..." if highest > 2 else "")
         raise DataError(
-            f"data: mask values {_shares(counts)}: more than background and foreground. Name the classes of the values 0 "
-            f"to {highest}: 'data.classes=[{example}]'; a value that does not count: data.ignore_index=VALUE."
+            f"data: mask values {_shares(counts)}: more than background and foreground. Name the classes of the values "
+            f"0 to {highest}: 'data.classes=[{example}]'; a value that does not count: data.ignore_index=VALUE."
         )
     if not counts.get(foreground):
         raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")

@@ -10,8 +10,8 @@ from segsweep.errors import DataError
 def assign(samples: Sequence[Sample], shares: Sequence[float] = (0.8, 0.2), seed: int = 0) -> dict[str, list[int]]:
     """Indices of the samples in each part, in the samples' order.
 
-    A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the key decides, so that an
-    image stays where it is when others come and go. Every part gets at least one image.
+    A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the key decides, so that
+    an image stays where it is when others come and go. Every part gets at least one image.
 
     Args:
         samples: all with a given split, or all without.
@@ -50,7 +50,7 @@ def _hashed(
         )
     places = {i: place(samples[i].key, seed) for i in indices}
     parts: dict[str, list[int]] = {part: [] for part in shares}
-    bounds = []
+    bounds: list[tuple[float, float, str]] = []
     for part, share in shares.items():
         bounds.append((bounds[-1][1] if bounds else 0.0, (bounds[-1][1] if bounds else 0.0) + share, part))
     for i in indices:
@@ -59,7 +59,7 @@ def _hashed(
     for start, end, part in bounds:
         if not parts[part]:  # few images: take the one nearest to this part from the largest
             largest = max(parts.values(), key=len)
-            nearest = min(largest, key=lambda i: abs(places[i] - (start + end) / 2))  # noqa: B023
+            nearest = min(largest, key=lambda i: abs(places[i] - (start + end) / 2))
             largest.remove(nearest)
             parts[part].append(nearest)
     return parts

@@ -80,7 +80,6 @@ class Block(nn.Module):
 
     def __init__(self, stage: Stage, kind: str):
         super().__init__()
-        self.stride = stage.stride
         self.has_skip = stage.skip > 0
         self.convs = nn.Sequential(
             conv(kind, stage.inputs + stage.skip, stage.width), conv(kind, stage.width, stage.width)
@@ -112,6 +111,7 @@ class Decoder(nn.Module):
         self.out_channels = plan.stages[-1].width
         self.pyramid = Pyramid(maps[0], plan.pyramid, kind) if plan.pyramid else None
         self.stem = Stem(in_channels, plan.stem, kind) if any(plan.stem) else None
+        self.strides = [stage.stride for stage in plan.stages]
         self.blocks = nn.ModuleList(Block(stage, kind) for stage in plan.stages)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
@@ -121,8 +121,8 @@ class Decoder(nn.Module):
             maps = self.pyramid(maps[0])
         skips = [*(self.stem(image) if self.stem is not None else []), *maps]
         x = skips.pop()
-        for block in self.blocks:
+        for block, stride in zip(self.blocks, self.strides, strict=True):
             skip = skips.pop() if block.has_skip else None
-            size = skip.shape[-2:] if skip is not None else (round(height / block.stride), round(width / block.stride))
+            size = skip.shape[-2:] if skip is not None else (round(height / stride), round(width / stride))
             x = block(x, skip, tuple(size))
         return x

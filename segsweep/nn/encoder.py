@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import is_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +21,7 @@ from segsweep.errors import ConfigError, closest
 from segsweep.nn import weights
 from segsweep.nn.plan import Map
 
-# timm's switches for images of any size, tried in this order. A model that takes none runs at the size it was built for.
+# timm's switches for images of any size, tried in this order. A model that takes none runs at its native size.
 SWITCHES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True})
 
 logging.getLogger("timm").setLevel(logging.ERROR)  # what it warns of here, we check
@@ -119,11 +119,11 @@ def probe(name: str) -> Probe:
         near = closest(architecture, timm.list_models(), n=3)
         hint = f" Closest: {', '.join(near)}. Try encoder={near[0]}." if near else ""
         raise ConfigError(f"encoder={name}: not a timm model.{hint}")
-    native = get_pretrained_cfg(name, allow_unregistered=True).input_size[-2:]
+    native = weights.about(name).input_size[-2:]
     for switches in SWITCHES:
         try:
             with torch.device("meta"):
-                model = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
+                model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
         except TypeError:  # it does not know the switch
             continue
         shapes, macs = _shapes(model, native)

@@ -4,6 +4,7 @@ Strides are total downsamplings and may be fractions (patch 14 gives 14, 7 and 3
 up to stride 1, about doubling the resolution at each stage, and takes a skip wherever there is one.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _pyramid(single: Map) -> tuple[Map, ...]:
 def _ladder(strides: list[float]) -> list[float]:
     """The stages' strides, deepest first: every stride below the deepest, and steps of about 2 where there is a gap."""
     ladder: list[float] = []
-    for fine, coarse in reversed(list(zip(strides, strides[1:], strict=False))):
+    for fine, coarse in reversed(list(itertools.pairwise(strides))):
         steps = max(1, round(math.log2(coarse / fine)))
         ladder += [coarse * (fine / coarse) ** (i / steps) for i in range(1, steps)]
         ladder.append(fine)

