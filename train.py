@@ -27,6 +27,10 @@ from segsweep.paths import CHECKOUT, outputs
 RESUMABLE = ("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "tracking.")
 
 
+# Keys that hold paths.
+PATHS = ("data.root", "data.images", "data.masks", "encoder.weights_file")
+
+
 class Stopped(BaseException):
     """A signal ended a run; the jobs behind it in a multirun are not begun."""
 
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(composed: DictConfig, argv: list[str], resuming: bool) -> int:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    overrides = list(hydra_config.overrides.task)
+    overrides = _with_absolute_paths(composed, list(hydra_config.overrides.task))
     try:
         plain = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(plain, dict)
@@ -120,7 +124,23 @@ def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
     if "hydra.run.dir" in given:
         raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
     kept = [str(arg) for arg in OmegaConf.load(recorded) if _key(str(arg)) not in given]
-    return [*kept, *extra, f"hydra.run.dir='{folder}'"], True
+    return [*kept, *extra, f"hydra.run.dir={_quoted(folder)}"], True
+
+
+def _with_absolute_paths(composed: DictConfig, overrides: list[str]) -> list[str]:
+    """Make the paths in both absolute, so that a run can be resumed from any working folder."""
+    absolute = {}
+    for key in PATHS:
+        value = OmegaConf.select(composed, key)
+        if value:
+            absolute[key] = str(Path(value).expanduser().resolve())
+            OmegaConf.update(composed, key, absolute[key])
+    return [f"{_key(o)}={_quoted(absolute[_key(o)])}" if _key(o) in absolute else o for o in overrides]
+
+
+def _quoted(text: object) -> str:
+    """As a value in Hydra's override grammar."""
+    return "'" + str(text).replace("'", "\\'") + "'"
 
 
 def _refuse_changes(folder: Path, composed: dict[Any, Any]) -> None:

@@ -114,6 +114,7 @@ def run(
         records = journal.read(folder)
         if records and not resuming:
             raise ConfigError(f"{folder}: holds a run already. Go on with it: resume={folder}; or give another folder.")
+        _refuse_complete(config, folder, records)
         prepared = _prepare(config, folder, records)
     except BaseException:
         if not journal.exists(folder):
@@ -124,6 +125,22 @@ def run(
         return _train(prepared, folder, records, argv, hydra_files)
     finally:
         lock.release()
+
+
+def _epochs(config: RunConfig) -> int | None:
+    """How many epochs to train; None where the time budget alone decides."""
+    return config.train.epochs or (None if config.train.time_budget else EPOCHS)
+
+
+def _refuse_complete(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> None:
+    if not records or records[-1].get("status") != "complete":
+        return
+    done, epochs = len(journal.epochs(records)), _epochs(config)
+    before = next(r["config"]["train"] for r in reversed(records) if r["kind"] == "start")
+    unchanged = (before["epochs"], before["time_budget"]) == (config.train.epochs, config.train.time_budget)
+    if unchanged or (epochs and done >= epochs):
+        more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
+        raise ConfigError(f"resume={folder}: complete after {done} epochs. Go further with {more}.")
 
 
 def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> Prepared:
@@ -206,14 +223,9 @@ def _train(
     prepared: Prepared, folder: Path, records: list[dict[str, Any]], argv: Sequence[str], hydra_files: Mapping[str, str]
 ) -> int:
     config, progress = prepared.config, prepared.progress
-    epochs = config.train.epochs or (None if config.train.time_budget else EPOCHS)
+    epochs = _epochs(config)
     track = tracking.Background(folder, config.tracking.uri, config.tracking.timeout) if _tracked(config) else None
     with Journal(folder) as book:
-        over = bool(records) and records[-1].get("status") == "complete" and (not epochs or progress.epoch >= epochs)
-        if over and progress.epoch:
-            raise ConfigError(
-                f"resume={folder}: complete after {progress.epoch} epochs. Go further with train.epochs=N."
-            )
         _write_start(prepared, folder, book, records, argv, hydra_files)
         if track:
             track.sync()
@@ -259,15 +271,13 @@ def _train(
             status, reason, code = "stopped", "interrupted (Ctrl-C)", 130
         except Terminated:
             status, reason, code = "stopped", "terminated (SIGTERM)", 143
-        except torch.OutOfMemoryError as error:
-            failure = OutOfMemoryError(_out_of_memory(config, error))
-        except ConfigError as error:
-            failure = error
         except BaseException as error:
-            book.write("end", time=time.time(), status="failed", reason=f"{type(error).__name__}: {error}")
-            if track:
-                track.close()
-            raise
+            failure = _mendable(error, config)
+            if failure is None:
+                book.write("end", time=time.time(), status="failed", reason=f"{type(error).__name__}: {error}")
+                if track:
+                    track.close()
+                raise
         if failure:
             status, reason = "failed", str(failure)
         best = _best_record(folder, progress.best_epoch)
@@ -494,15 +504,24 @@ def _summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: s
     return summary
 
 
-def _out_of_memory(config: RunConfig, error: Exception) -> str:
+def _mendable(error: BaseException, config: RunConfig) -> ConfigError | None:
+    """The error as one that the user can mend, or None."""
+    if isinstance(error, ConfigError):
+        return error
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if not on_cpu and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return None
     train = config.train
     finer = train.accumulate * 2
     advice = (
-        f"Try train.accumulate={finer}: the same training in smaller micro-batches."
+        f"Try train.accumulate={finer}: the same batch in smaller parts."
         if train.batch_size % finer == 0
         else "Try a smaller train.batch_size or data.size."
     )
-    return f"out of memory with train.batch_size={train.batch_size} data.size={config.data.size}. {advice}"
+    return OutOfMemoryError(
+        f"out of memory with train.batch_size={train.batch_size} train.accumulate={train.accumulate} "
+        f"data.size={config.data.size}. {advice}"
+    )
 
 
 @contextmanager

@@ -270,3 +270,35 @@ def test_ctrl_c_keeps_the_checkpoint_and_marks_the_run_killed(pairs, outputs, da
 
     client = MlflowClient(tracking_uri=tracking.tracking_uri())
     assert client.get_run(tracking.run_id(folder)).info.status == "KILLED"
+
+
+def test_a_run_on_relative_and_awkward_paths_resumes_from_elsewhere(pairs, outputs, tmp_path, monkeypatch):
+    pairs(12, name="it's my data, ok")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "a run's folder"
+    typed = ["data=folder", "data.root='it\\'s my data, ok'", "hydra.run.dir='a run\\'s folder'"]
+    assert train.main([*SMALL, *typed]) == 0
+    monkeypatch.chdir("/")
+    assert train.main([f"resume={folder}", "train.epochs=3"]) == 0
+    assert len(journal.epochs(journal.read(folder))) == 3
+
+
+def test_out_of_memory_says_what_to_try(pairs, outputs, capsys, monkeypatch):
+    from segsweep import engine
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(engine, "_step", full)
+    assert train.main([*SMALL, *folder_data(pairs(12))]) == 4
+    assert "Try train.accumulate=2" in capsys.readouterr().err
+    assert journal.read(run_folders(outputs)[0])[-1]["status"] == "failed"
+
+
+def test_sigterm_stops_with_143(pairs, outputs, capsys, monkeypatch):
+    from segsweep import console
+
+    monkeypatch.setattr(console, "epoch_line", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main([*SMALL, *folder_data(pairs(12))]) == 143
+    end = journal.read(run_folders(outputs)[0])[-1]
+    assert (end["status"], end["best/epoch"]) == ("stopped", 1)

@@ -32,7 +32,7 @@ def drawn(n=200, seed=0, **arguments):
 
 def identical(n, **changed):
     """Draws that change nothing but what is given."""
-    return Draws(**(vars(drawn(n)) | {name: np.broadcast_to(value, n) for name, value in changed.items()}))
+    return Draws(**(vars(drawn(n)) | {name: np.full(n, value) for name, value in changed.items()}))
 
 
 def pictures(n=3, c=3, size=(24, 31)):

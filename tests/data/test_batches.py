@@ -1,0 +1,537 @@
+"""What a training step and a validation see."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.data.datasets import Options, folder
+from segsweep.data.images import read_image
+from segsweep.data.labels import VOID, labels
+from segsweep.data.store import open_store
+
+CPU = torch.device("cpu")
+CLASSES = labels({0: 1, 1: 1, 2: 1, 3: 1}, ["a", "b", "c", "d"])
+RESIZES = ("pad", "squash", "crop")
+GEOMETRY = {
+    "hflip": 0.5,
+    "vflip": 0.5,
+    "transpose": 0.5,
+    "rotate": 45,
+    "scale": 0.5,
+    "shear": 10,
+    "translate": 0.1,
+}
+COLOUR = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.4, "hue": 0.05}
+MIXED = [(40, 48), (20, 30), (64, 34), (100, 70), (40, 48), (31, 17), (32, 32)]
+
+
+def blobs(size, classes, seed):
+    """Smooth regions of the values 0 to classes - 1."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]]
+    level = sum(
+        np.cos(2 * np.pi * (fy * y + fx * x) + phase)
+        for fy, fx, phase in zip(
+            rng.uniform(-0.03, 0.03, 3), rng.uniform(-0.03, 0.03, 3), rng.uniform(0, 6, 3), strict=True
+        )
+    )
+    return np.clip(np.floor((level + 3) / 6 * classes), 0, classes - 1).astype(np.uint8)
+
+
+def stored(root, images, masks):
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        for kind, pixels in (("images", image), ("masks", mask)):
+            path = root / kind / f"{i:03d}.{'tif' if pixels.dtype == np.float32 else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return open_store(folder(Options(root=str(root))), 1)
+
+
+def noisy(root, sizes, classes=3, channels=3):
+    rng = np.random.default_rng(0)
+    shapes = [(*size, channels) if channels > 1 else size for size in sizes]
+    images = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+    return stored(root, images, [blobs(size, classes, i) for i, size in enumerate(sizes)])
+
+
+def trained(store, meaning=CLASSES, indices=None, **given):
+    defaults = {"size": (32, 40), "resize": "squash", "batch_size": 4, "seed": 0, "device": CPU}
+    return TrainBatches(store, meaning, range(len(store.rows)) if indices is None else indices, **(defaults | given))
+
+
+def evaluated(store, meaning=CLASSES, indices=None, **given):
+    defaults = {"size": (32, 40), "resize": "squash", "batch_size": 4, "device": CPU}
+    return EvalBatches(store, meaning, range(len(store.rows)) if indices is None else indices, **(defaults | given))
+
+
+def epoch(batches, number=0):
+    """One list of micro-batches for each step."""
+    return [list(step) for step in batches.epoch(number)]
+
+
+def joined(micro):
+    """Indices, images and masks of a step or of any micro-batches."""
+    indices = [i for batch in micro for i in batch.indices]
+    return indices, torch.cat([batch.image for batch in micro]), torch.cat([batch.mask for batch in micro])
+
+
+def everything(batches, number=0):
+    return joined([batch for step in epoch(batches, number) for batch in step])
+
+
+def canvas_points(placement):
+    """Image points under the canvas's pixel centres: `h w 2`."""
+    height, width = placement.canvas
+    x, y = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
+    return np.stack([x, y], -1) @ placement.linear.T + placement.center
+
+
+def inside_of(points, size, margin=0.0):
+    return ((points >= margin) & (points <= np.array(size[::-1]) - margin)).all(-1)
+
+
+@pytest.mark.parametrize("size", [(32, 40), (33, 47)])
+@pytest.mark.parametrize("resize", RESIZES)
+def test_an_image_of_the_canvas_size_comes_as_it_is(tmp_path, size, resize):
+    store = noisy(tmp_path, [size] * 6)
+    for batches in (trained(store, size=size, resize=resize), evaluated(store, size=size, resize=resize)):
+        micro = list(batches) if isinstance(batches, EvalBatches) else [b for step in epoch(batches) for b in step]
+        for index, image, mask in zip(*joined(micro), strict=True):
+            assert torch.allclose(image, store.image(index).permute(2, 0, 1).float(), atol=1e-2)
+            assert torch.equal(mask, store.mask(index).long())
+
+
+def test_images_are_float_masks_are_class_indices(tmp_path):
+    (batch,) = evaluated(noisy(tmp_path, [(40, 48)] * 3))
+    assert batch.image.dtype == torch.float32
+    assert batch.image.shape == (3, 3, 32, 40)
+    assert batch.mask.dtype == torch.int64
+    assert batch.mask.shape == (3, 32, 40)
+    assert len(batch.placements) == len(batch.indices) == 3
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.uint16, 60000), (np.float32, 1)])
+@pytest.mark.parametrize("size", [(32, 32), (100, 120)])
+def test_wider_types_keep_their_scale(tmp_path, dtype, high, size):
+    image = (np.linspace(0, high, size[0] * size[1]).reshape(size)).astype(dtype)
+    store = stored(tmp_path, [image] * 2, [np.ones(size, np.uint8)] * 2)
+    (batch,) = evaluated(store, size=(32, 32))
+    assert batch.image.shape[1] == 1
+    assert np.isclose(batch.image.mean(), image.mean(), rtol=1e-2)
+    assert batch.image.max() > 0.95 * high
+
+
+def test_grey_among_colour_has_three_equal_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, shape).astype(np.uint8) for shape in [(32, 40), (32, 40, 3)]]
+    store = stored(tmp_path, images, [np.ones((32, 40), np.uint8)] * 2)
+    (batch,) = evaluated(store)
+    assert torch.allclose(batch.image[0], torch.from_numpy(images[0]).float().expand(3, -1, -1), atol=1e-2)
+    assert not torch.equal(batch.image[1, 0], batch.image[1, 1])
+
+
+def test_mask_values_are_mapped_to_classes(tmp_path):
+    mask = np.random.default_rng(0).choice(np.array([0, 7, 255], np.uint8), (32, 40))
+    store = stored(tmp_path, [mask] * 2, [mask] * 2)
+    (batch,) = evaluated(store, labels({0: 1, 255: 1}))
+    expected = np.select([mask == 0, mask == 255], [0, 1], VOID)
+    assert np.array_equal(batch.mask[0], expected)
+
+
+def test_the_target_of_a_sample_is_its_own_mask_in_classes(tmp_path):
+    masks = [np.random.default_rng(i).choice(np.array([0, 7, 255], np.uint8), (20 + i, 31)) for i in range(3)]
+    batches = evaluated(stored(tmp_path, masks, masks), labels({0: 1, 255: 1}))
+    for i, mask in enumerate(masks):
+        target = batches.target(i)
+        assert target.dtype == torch.int64
+        assert np.array_equal(target, np.select([mask == 0, mask == 255], [0, 1], VOID))
+
+
+def test_padding_is_void_and_nothing_else_is(tmp_path):
+    store = noisy(tmp_path, [(30, 60), (60, 30), (64, 64)])
+    (batch,) = evaluated(store, size=(64, 64), resize="pad")
+    for i, (height, width) in enumerate([(32, 64), (64, 32), (64, 64)]):
+        top, left = (64 - height) // 2, (64 - width) // 2
+        image_part = torch.zeros(64, 64, dtype=torch.bool)
+        image_part[top : top + height, left : left + width] = True
+        assert torch.equal(batch.mask[i] != VOID, image_part)
+
+
+def test_void_lies_exactly_where_the_placement_says_there_is_no_image(tmp_path):
+    sizes = [(40, 48), (20, 90), (64, 34)]
+    for resize in RESIZES:
+        store = noisy(tmp_path / resize, sizes)
+        for step in epoch(trained(store, resize=resize, batch_size=3, augmentation=GEOMETRY)):
+            for batch in step:
+                for i, index in enumerate(batch.indices):
+                    points = canvas_points(batch.placements[i])
+                    void = batch.mask[i].numpy() == VOID
+                    assert not void[inside_of(points, sizes[index], 1e-3)].any()
+                    assert void[~inside_of(points, sizes[index], -1e-3)].all()
+
+
+def test_eval_canvases_of_small_images_in_crops_are_the_image_and_void(tmp_path):
+    sizes = [(20, 30), (12, 40), (40, 16), (32, 32)]
+    store = noisy(tmp_path, sizes)
+    for batch in evaluated(store, resize="crop"):
+        for i, index in enumerate(batch.indices):
+            height, width = sizes[index]
+            assert batch.mask.shape[1:] == (max(32, height), max(32, width))
+            top, left = (batch.mask.shape[1] - height) // 2, (batch.mask.shape[2] - width) // 2
+            part = (slice(top, top + height), slice(left, left + width))
+            assert torch.equal(batch.mask[i][part], store.mask(index).long())
+            assert (batch.mask[i] != VOID).sum() == height * width
+            assert torch.allclose(batch.image[i][:, *part], store.image(index).permute(2, 0, 1).float(), atol=1e-2)
+
+
+def test_eval_canvases_of_small_odd_images_in_crops_have_as_many_labels_as_the_image_has_pixels(tmp_path):
+    sizes = [(31, 17), (31, 40), (40, 23)]
+    store = noisy(tmp_path, sizes)
+    for batch in evaluated(store, resize="crop"):
+        for i, index in enumerate(batch.indices):
+            found, n = np.unique(batch.mask[i][batch.mask[i] != VOID], return_counts=True)
+            assert dict(zip(found.tolist(), n.tolist(), strict=True)) == store.rows[index].values
+
+
+@pytest.mark.parametrize("size", [(20, 24), (64, 80)])
+def test_train_crops_are_cut_from_the_image_pixel_on_pixel(tmp_path, size):
+    store = noisy(tmp_path, [size] * 4)
+    indices, images, masks = everything(trained(store, resize="crop"))
+    for index, image, mask in zip(indices, images, masks, strict=True):
+        whole = store.image(index).permute(2, 0, 1).float()
+        assert mask.shape == (32, 40)
+        pixels = image[:, mask != VOID].T.round()
+        assert len(pixels) == min(size[0], 32) * min(size[1], 40)
+        own = {tuple(pixel) for pixel in whole.flatten(1).T.tolist()}
+        assert all(tuple(pixel) in own for pixel in pixels.tolist())
+
+
+def test_train_crops_lie_all_over_the_image(tmp_path):
+    y, x = np.mgrid[:100, :120]
+    image = np.stack([x, y, x], -1).astype(np.uint8)
+    store = stored(tmp_path, [image] * 60, [np.ones((100, 120), np.uint8)] * 60)
+    _, images, _ = everything(trained(store, resize="crop"))
+    left, top = images[:, 0].amin((1, 2)), images[:, 1].amin((1, 2))
+    assert left.min() < 8
+    assert left.max() > 72
+    assert top.min() < 7
+    assert top.max() > 61
+    assert abs(np.corrcoef(left, top)[0, 1]) < 0.4
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_ramps_are_where_the_placements_say(tmp_path, resize):
+    sizes = [(48, 60), (90, 37), (200, 170), (20, 24)]
+    images = []
+    for height, width in sizes:
+        y, x = np.mgrid[:height, :width] + 0.5
+        images.append(np.stack([x, y, 100 + 0.3 * x - 0.4 * y], -1).round().astype(np.uint8))
+    store = stored(tmp_path, images, [np.ones(size, np.uint8) for size in sizes])
+    for step in epoch(trained(store, resize=resize, augmentation=GEOMETRY)):
+        for batch in step:
+            for i, index in enumerate(batch.indices):
+                points = canvas_points(batch.placements[i])
+                x, y = points[..., 0], points[..., 1]
+                expected = np.stack([x, y, 100 + 0.3 * x - 0.4 * y])
+                coarse = np.linalg.norm(batch.placements[i].linear, axis=1).max()
+                seen = inside_of(points, sizes[index], 1 + coarse)
+                assert seen.any()
+                assert np.abs(batch.image[i].numpy() - expected)[:, seen].max() < 1.1
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_masks_hold_the_value_under_the_placement(tmp_path, resize):
+    sizes = [(48, 60), (37, 41), (60, 33)]
+    store = noisy(tmp_path, sizes, 4)
+    size = (48, 60)
+    for step in epoch(trained(store, size=size, resize=resize, batch_size=3, augmentation={**GEOMETRY, "scale": 0})):
+        for batch in step:
+            for i, index in enumerate(batch.indices):
+                points = canvas_points(batch.placements[i])
+                seen = inside_of(points, sizes[index], 1e-3) & (np.abs(points - points.round()) > 1e-3).all(-1)
+                x, y = np.floor(points).astype(int)[seen].T
+                assert np.array_equal(batch.mask[i].numpy()[seen], store.mask(index).numpy()[y, x])
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("sizes", [[(48, 60)] * 8, [(300, 260)] * 4 + [(40, 50)] * 4])
+def test_image_and_mask_stay_aligned(tmp_path, resize, sizes):
+    masks = [blobs(size, 2, i) for i, size in enumerate(sizes)]
+    store = stored(tmp_path, [mask * 200 for mask in masks], masks)
+    batches = trained(store, size=(64, 64), resize=resize, augmentation=GEOMETRY)
+    for number in range(2):
+        _, images, found = everything(batches, number)
+        counted = found != VOID
+        agree = (images[:, 0] > 100) == (found == 1)
+        assert 0.05 < (found == 1)[counted].float().mean() < 0.95
+        assert agree[counted].float().mean() > 0.97
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_no_label_is_invented(tmp_path, resize):
+    sizes = [(48, 60), (200, 150), (20, 30), (33, 100)]
+    masks = [np.where(blobs(size, 2, i) > 0, 3, i % 2).astype(np.uint8) for i, size in enumerate(sizes)]
+    store = stored(tmp_path, masks, masks)
+    batches = trained(store, resize=resize, augmentation=GEOMETRY | COLOUR | {"blur": 1.0, "noise": 0.1})
+    for number in range(3):
+        indices, _, found = everything(batches, number)
+        for index, mask in zip(indices, found, strict=True):
+            assert set(mask.unique().tolist()) <= set(np.unique(masks[index]).tolist()) | {VOID}
+
+
+@pytest.mark.parametrize(("flip", "axis"), [("hflip", -1), ("vflip", -2)])
+@pytest.mark.parametrize(("size", "resize"), [((32, 40), "squash"), ((64, 80), "pad"), ((30, 36), "pad")])
+def test_flips_flip_image_and_mask(tmp_path, flip, axis, size, resize):
+    store = noisy(tmp_path, [size] * 6)
+    plain, flipped = (everything(trained(store, resize=resize, augmentation={flip: chance})) for chance in (0, 1))
+    assert plain[0] == flipped[0]
+    assert torch.allclose(flipped[1], plain[1].flip(axis), atol=1e-2)
+    if resize == "squash":
+        assert torch.equal(flipped[2], plain[2].flip(axis))
+
+
+def test_flips_commute(tmp_path):
+    store = noisy(tmp_path, [(32, 40)] * 6)
+    _, plain, mask = everything(trained(store))
+    _, both, both_mask = everything(trained(store, augmentation={"hflip": 1, "vflip": 1}))
+    assert torch.allclose(both, plain.flip(-1, -2), atol=1e-2)
+    assert torch.equal(both_mask, mask.flip(-1, -2))
+
+
+def test_transpose_swaps_rows_and_columns(tmp_path):
+    store = noisy(tmp_path, [(40, 40)] * 6)
+    _, plain, mask = everything(trained(store, size=(40, 40)))
+    _, swapped, swapped_mask = everything(trained(store, size=(40, 40), augmentation={"transpose": 1}))
+    assert torch.allclose(swapped, plain.mT, atol=1e-2)
+    assert torch.equal(swapped_mask, mask.mT)
+
+
+def test_colours_do_not_move_the_mask(tmp_path):
+    store = noisy(tmp_path, [(32, 40)] * 6)
+    indices, plain, mask = everything(trained(store))
+    others, coloured, same = everything(trained(store, augmentation=COLOUR | {"blur": 1.0, "noise": 0.1}))
+    assert indices == others
+    assert torch.equal(mask, same)
+    assert not torch.allclose(plain, coloured, atol=10)
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash"])
+@pytest.mark.parametrize("size", [(1000, 1000), (999, 1001), (130, 70)])
+def test_shrinking_keeps_the_mean_colour(tmp_path, resize, size):
+    y, x = np.mgrid[: size[0], : size[1]]
+    smooth = np.stack([x / size[1], y / size[0], (x + y) / sum(size)], -1) * 150 + 30
+    image = (smooth + np.random.default_rng(0).uniform(-30, 30, smooth.shape)).round().astype(np.uint8)
+    store = stored(tmp_path, [image], [np.ones(size, np.uint8)])
+    (batch,) = evaluated(store, size=(64, 64), resize=resize)
+    counted = batch.mask[0] != VOID
+    assert np.allclose(batch.image[0][:, counted].mean(1), image.reshape(-1, 3).mean(0), atol=1.5)
+
+
+def test_shrinking_skips_no_pixel(tmp_path):
+    stripes = np.zeros((1000, 1000), np.uint8)
+    stripes[:, ::2] = 255
+    store = stored(tmp_path, [stripes, stripes.T.copy()], [np.ones_like(stripes)] * 2)
+    (batch,) = evaluated(store, size=(64, 64))
+    assert (batch.image - 127.5).abs().max() < 12
+
+
+@pytest.mark.parametrize("size", [(101, 135), (190, 97), (331, 333)])
+def test_shrinking_does_not_move_the_image(tmp_path, size):
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    image = np.stack([x / size[1], y / size[0], x / size[1]], -1) * 250
+    store = stored(tmp_path, [image.round().astype(np.uint8)], [np.ones(size, np.uint8)])
+    (batch,) = evaluated(store, size=(32, 40))
+    middle = (np.arange(40) + 0.5) / 40 * 250, (np.arange(32) + 0.5) / 32 * 250
+    assert np.abs(batch.image[0, 0].numpy() - middle[0])[:, 1:-1].max() < 2
+    assert np.abs(batch.image[0, 1].numpy() - middle[1][:, None])[1:-1].max() < 2
+
+
+def test_a_shrunk_image_and_its_mirror_image_are_mirrored(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (96, 120, 3)).astype(np.uint8)
+    mask = blobs((96, 120), 3, 0)
+    store = stored(tmp_path, [image, image[:, ::-1]], [mask, mask[:, ::-1]])
+    (batch,) = evaluated(store)
+    assert torch.allclose(batch.image[0], batch.image[1].flip(-1), atol=1)
+    assert (batch.mask[0] == batch.mask[1].flip(-1)).float().mean() > 0.97
+
+
+def test_what_a_sample_looks_like_does_not_depend_on_its_neighbours(tmp_path):
+    store = noisy(tmp_path, MIXED)
+    for resize in ("pad", "squash"):
+        together = joined(list(evaluated(store, resize=resize, batch_size=7)))
+        alone = joined(list(evaluated(store, resize=resize, batch_size=1)))
+        assert together[0] == alone[0]
+        assert torch.allclose(together[1], alone[1], atol=1e-2)
+        assert torch.equal(together[2], alone[2])
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_eval_shows_every_sample_exactly_once(tmp_path, resize, batch_size):
+    store = noisy(tmp_path, MIXED)
+    batches = list(evaluated(store, resize=resize, batch_size=batch_size))
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(len(MIXED)))
+    assert all(1 <= len(batch.indices) <= batch_size for batch in batches)
+    if resize != "crop":
+        assert all(batch.image.shape[2:] == (32, 40) for batch in batches)
+
+
+def test_eval_shows_the_chosen_samples_only_and_in_their_order(tmp_path):
+    store = noisy(tmp_path, MIXED)
+    assert joined(list(evaluated(store, indices=[5, 0, 3, 6], batch_size=3)))[0] == [5, 0, 3, 6]
+
+
+def test_eval_can_be_repeated(tmp_path):
+    batches = evaluated(noisy(tmp_path, MIXED))
+    first, second = joined(list(batches)), joined(list(batches))
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+
+
+def test_eval_crops_show_the_whole_image_pixel_on_pixel(tmp_path):
+    sizes = [(40, 48), (64, 34), (101, 71), (40, 48)]
+    store = noisy(tmp_path, sizes)
+    for batch in evaluated(store, resize="crop"):
+        for i, index in enumerate(batch.indices):
+            assert torch.allclose(batch.image[i], store.image(index).permute(2, 0, 1).float(), atol=1e-2)
+            assert torch.equal(batch.mask[i], store.mask(index).long())
+
+
+def test_eval_crops_take_fewer_large_images_at_once(tmp_path):
+    store = noisy(tmp_path, [(32, 40)] * 8 + [(64, 80)] * 8)
+    numbers = {batch.image.shape[2:]: len(batch.indices) for batch in evaluated(store, resize="crop", batch_size=8)}
+    assert numbers == {(32, 40): 8, (64, 80): 2}
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (9, 4), (4, 4), (5, 1), (13, 6)])
+def test_every_epoch_shows_every_sample_and_every_batch_is_full(tmp_path, n, batch_size):
+    batches = trained(noisy(tmp_path, [(32, 40)] * n), batch_size=batch_size)
+    for number in range(3):
+        steps = epoch(batches, number)
+        assert len(steps) == len(batches) == -(-n // batch_size)
+        assert all(len(joined(step)[0]) == batch_size for step in steps)
+        shown = [i for step in steps for i in joined(step)[0]]
+        assert sorted(shown[:n]) == list(range(n))
+
+
+def test_a_batch_may_be_larger_than_the_set(tmp_path):
+    ((batch,),) = epoch(trained(noisy(tmp_path, [(32, 40)] * 3), batch_size=8))
+    counts = np.bincount(batch.indices)
+    assert sorted(counts.tolist()) == [2, 3, 3]
+
+
+def test_training_shows_the_chosen_samples_only(tmp_path):
+    batches = trained(noisy(tmp_path, [(32, 40)] * 9), indices=[1, 4, 7, 8])
+    assert set(everything(batches)[0]) == {1, 4, 7, 8}
+
+
+def test_the_same_epoch_gives_the_same_batches_whatever_came_before(tmp_path):
+    store = noisy(tmp_path, [(40, 48)] * 10)
+    settings = {"augmentation": GEOMETRY | COLOUR | {"blur": 1.0, "noise": 0.1}, "resize": "crop", "seed": 7}
+    one, two = trained(store, **settings), trained(store, **settings)
+    for number in range(3):
+        everything(one, number)
+    first, second = everything(one, 2), everything(two, 2)
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    assert torch.equal(first[2], second[2])
+
+
+def test_batches_do_not_touch_the_global_generators(tmp_path):
+    store = noisy(tmp_path, [(40, 48)] * 4)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    everything(trained(store, augmentation=GEOMETRY | COLOUR | {"noise": 0.1}))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("changed", [{"number": 1}, {"seed": 1}])
+def test_another_epoch_or_seed_gives_another_order_and_other_draws(tmp_path, changed):
+    store = noisy(tmp_path, [(32, 40)] * 40)
+    number, seed = changed.get("number", 0), changed.get("seed", 0)
+    plain = everything(trained(store, augmentation=GEOMETRY))
+    other = everything(trained(store, augmentation=GEOMETRY, seed=seed), number)
+    assert plain[0] != other[0]
+    of_plain, of_other = (dict(zip(found[0], found[1], strict=True)) for found in (plain, other))
+    assert not any(torch.allclose(of_plain[i], of_other[i], atol=1) for i in of_plain)
+
+
+def test_every_step_has_its_own_draws(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 40, 3)).astype(np.uint8)
+    store = stored(tmp_path, [image] * 12, [np.ones((32, 40), np.uint8)] * 12)
+    _, images, _ = everything(trained(store, augmentation={"rotate": 30, "scale": 0.5}))
+    assert len(torch.unique(images.flatten(1).round(), dim=0)) == 12
+
+
+def same_samples(ones, others, atol=1e-2):
+    """The two lists of micro-batches hold the same samples with the same pixels, in whatever order."""
+    for step, other in zip(ones, others, strict=True):
+        left, right = (
+            sorted(zip(*joined(s), strict=True), key=lambda each: (each[0], float(each[1].sum())))
+            for s in (step, other)
+        )
+        assert [each[0] for each in left] == [each[0] for each in right]
+        for (_, image, mask), (_, other_image, other_mask) in zip(left, right, strict=True):
+            assert torch.allclose(image, other_image, atol=atol)
+            assert torch.equal(mask, other_mask)
+
+
+SPREAD = [{}, GEOMETRY | COLOUR, {"blur": 1.5}]
+
+
+@pytest.mark.parametrize("augmentation", SPREAD, ids=["plain", "warped", "blurred"])
+@pytest.mark.parametrize("sizes", [[(40, 48)] * 10, [*MIXED, (90, 90)]], ids=["one-size", "mixed"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_batch_of_one_process(tmp_path, augmentation, sizes, world):
+    store = noisy(tmp_path, sizes)
+    whole = epoch(trained(store, augmentation=augmentation))
+    ranks = [epoch(trained(store, augmentation=augmentation, rank=rank, world=world)) for rank in range(world)]
+    assert {len(joined(step)[0]) for rank in ranks for step in rank} == {4 // world}
+    same_samples(whole, [[b for part in parts for b in part] for parts in zip(*ranks, strict=True)], 0.05)
+
+
+@pytest.mark.parametrize("augmentation", SPREAD, ids=["plain", "warped", "blurred"])
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_make_up_the_batch(tmp_path, augmentation, accumulate):
+    store = noisy(tmp_path, MIXED)
+    whole = epoch(trained(store, augmentation=augmentation))
+    cut = epoch(trained(store, augmentation=augmentation, accumulate=accumulate))
+    assert all(len(step) == accumulate for step in cut)
+    assert {len(batch.indices) for step in cut for batch in step} == {4 // accumulate}
+    same_samples(whole, cut, 0.05)
+
+
+def test_ranks_and_micro_batches_have_noise_of_their_own(tmp_path):
+    image = np.full((32, 40, 3), 128, np.uint8)
+    store = stored(tmp_path, [image] * 16, [np.ones((32, 40), np.uint8)] * 16)
+    settings = {"augmentation": {"noise": 0.1}, "batch_size": 16, "accumulate": 2, "world": 2}
+    images = torch.cat([everything(trained(store, rank=rank, **settings))[1] for rank in range(2)]).flatten(1)
+    noisy_ones = images[images.std(1) > 1].numpy()
+    assert len(noisy_ones) > 3
+    assert np.abs(np.corrcoef(noisy_ones) - np.eye(len(noisy_ones))).max() < 0.2
+
+
+def test_steps_are_made_when_they_are_asked_for(tmp_path):
+    store = noisy(tmp_path, [(32, 40)] * 8)
+    batches = trained(store)
+    steps = batches.epoch(0)
+    next(next(steps))
+    store.image = None
+    with pytest.raises(TypeError):
+        next(next(steps))
+
+
+def test_bright_squares_are_the_foreground(pairs):
+    store = open_store(folder(Options(root=str(pairs(6, grey=True)))), 1)
+    (first, *_) = evaluated(store, labels(store.counts()), size=(40, 48))
+    assert set(first.mask.unique().tolist()) == {0, 1}
+    assert torch.equal(first.image[0, 0] >= 120, first.mask[0] == 1)
+
+
+def test_a_batch_holds_the_pixels_of_the_files(pairs):
+    samples = folder(Options(root=str(pairs(3))))
+    (batch,) = evaluated(open_store(samples, 1), size=(40, 48))
+    for i, index in enumerate(batch.indices):
+        assert np.allclose(batch.image[i].permute(1, 2, 0), read_image(samples[index].image), atol=1e-2)

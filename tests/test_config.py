@@ -1,0 +1,236 @@
+"""The schema: every default passes, every bad value is refused by its key's name."""
+
+import math
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from segsweep import config
+from segsweep.errors import ConfigError
+
+GROUPS = {
+    "encoder": config.EncoderConfig,
+    "decoder": config.DecoderConfig,
+    "optim": config.OptimConfig,
+    "augmentation": config.AugmentationConfig,
+    "data": config.DataConfig,
+    "loss": config.LossConfig,
+    "tracking": config.TrackingConfig,
+    "train": config.TrainConfig,
+}
+
+BAD = [
+    ("encoder.pretrained", "yes"),
+    ("encoder.pretrained", None),
+    ("decoder.width", "wide"),
+    ("decoder.width", []),
+    ("decoder.width", [16, 0]),
+    ("decoder.width", [16, 8.5]),
+    ("decoder.width", [True]),
+    ("decoder.norm", "instance"),
+    ("decoder.dropout", -0.1),
+    ("decoder.dropout", 1.0),
+    ("decoder.dropout", math.nan),
+    ("optim.name", "lion"),
+    ("optim.schedule", "step"),
+    ("optim.lr", 0.0),
+    ("optim.lr", -1e-3),
+    ("optim.lr", math.nan),
+    ("optim.lr", math.inf),
+    ("optim.encoder_lr_scale", -1.0),
+    ("optim.encoder_lr_scale", math.inf),
+    ("optim.weight_decay", -1.0),
+    ("optim.momentum", 1.0),
+    ("optim.momentum", -0.1),
+    ("optim.warmup", 1.0),
+    ("optim.warmup", -0.1),
+    *[
+        (f"augmentation.{name}", bad)
+        for name in ("hflip", "vflip", "transpose", "translate", "brightness", "contrast", "saturation")
+        for bad in (-0.1, 1.1, math.nan)
+    ],
+    *[(f"augmentation.{name}", bad) for name in ("scale", "blur", "noise") for bad in (-0.1, math.inf, math.nan)],
+    ("augmentation.rotate", 181.0),
+    ("augmentation.shear", 61.0),
+    ("augmentation.hue", 0.6),
+    ("data.size", [256]),
+    ("data.size", [256, 31]),
+    ("data.size", [256, 256, 3]),
+    ("data.size", [256.0, 256]),
+    ("data.resize", "stretch"),
+    ("data.normalize", "imagenet"),
+    ("data.split", [1.0]),
+    ("data.split", [0.8, 0.3]),
+    ("data.split", [1.0, 0.0]),
+    ("data.split", [0.4, 0.3, 0.2, 0.1]),
+    ("data.split", [1.2, -0.2]),
+    ("data.ignore_index", -1),
+    ("data.ignore_index", 256),
+    ("data.classes", ["cell"]),
+    ("data.classes", ["a", "a"]),
+    ("data.count", 9),
+    ("loss.name", "focal"),
+    ("loss.dice_weight", 1.5),
+    ("loss.dice_weight", -0.5),
+    ("tracking.name", "wandb"),
+    ("train.epochs", 0),
+    ("train.batch_size", 0),
+    ("train.batch_size", -4),
+    ("train.accumulate", 0),
+    ("train.accumulate", 3),
+    ("train.workers", 0),
+    ("train.patience", 0),
+    ("train.time_budget", 0.0),
+    ("train.time_budget", math.nan),
+    ("train.clip", -1.0),
+    ("train.clip", math.nan),
+    ("train.precision", "fp8"),
+    ("train.device", "gpu"),
+    ("train.device", "cuda:"),
+    ("train.device", "cuda:x"),
+]
+
+GOOD = [
+    ("encoder.pretrained", True),
+    ("encoder.pretrained", False),
+    ("decoder.width", [256, 128, 64, 32, 16]),
+    ("optim.encoder_lr_scale", 0.0),
+    ("optim.momentum", 0.0),
+    ("data.size", [32, 4096]),
+    ("data.split", [0.7, 0.2, 0.1]),
+    ("data.ignore_index", 0),
+    ("data.classes", ["background", "cell"]),
+    ("loss.dice_weight", 1.0),
+    ("train.accumulate", 16),
+    ("train.clip", 0.0),
+    ("train.device", "cuda:3"),
+    ("train.device", "mps"),
+]
+
+
+def build(name: str, value: object) -> object:
+    group, _, leaf = name.partition(".")
+    return GROUPS[group](**{leaf: value})
+
+
+def flat(instance: object, prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for item in fields(instance):
+        value = getattr(instance, item.name)
+        found |= flat(value, f"{prefix}{item.name}.") if is_dataclass(value) else {f"{prefix}{item.name}": value}
+    return found
+
+
+def nested(**leaves: object) -> dict[str, object]:
+    """The composed default configuration as plain containers, with leaves by dotted name in it."""
+    tree: dict[str, object] = {}
+    for name, value in {**flat(config.RunConfig()), **leaves}.items():
+        *groups, leaf = name.split(".")
+        at = tree
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[leaf] = value
+    return tree
+
+
+def test_every_default_passes_its_own_check():
+    run = config.RunConfig()
+    assert {name: type(getattr(run, name)) for name in GROUPS} == GROUPS
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_is_refused_by_its_name(name, value):
+    with pytest.raises(ConfigError) as error:
+        build(name, value)
+    assert str(error.value).startswith(f"{name}={value}: must be ")
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD)
+def test_a_good_value_is_kept(name, value):
+    assert getattr(build(name, value), name.partition(".")[2]) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"), (("decoder.norm", "bach", "batch"), ("optim.name", "adamW", "adamw"))
+)
+def test_a_misspelt_choice_is_refused_with_the_closest(name, value, near):
+    with pytest.raises(ConfigError, match=f"Try {name}={near}"):
+        build(name, value)
+
+
+@pytest.mark.parametrize("value", (0, 1))
+def test_pretrained_as_a_number_is_refused_or_the_same_as_a_bool(value):
+    """`weights.find` asks `is False` and `is True`: a 0 that came through would mean auto."""
+    try:
+        assert config.EncoderConfig(pretrained=value).pretrained is bool(value)
+    except ConfigError as error:
+        assert "encoder.pretrained" in str(error)
+
+
+def test_a_weights_file_without_pretraining_is_a_contradiction():
+    with pytest.raises(ConfigError, match=r"encoder\.weights_file.*encoder\.pretrained=false"):
+        config.EncoderConfig(pretrained=False, weights_file="a.pth")
+
+
+@pytest.mark.parametrize("value", (-1.0, math.nan))
+def test_a_tracking_timeout_is_a_span_of_time(value):
+    with pytest.raises(ConfigError, match=r"tracking\.timeout"):
+        config.TrackingConfig(timeout=value)
+
+
+@pytest.mark.parametrize("name", ("batch_size", "accumulate"))
+def test_a_null_that_has_no_meaning_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"train\.{name}"):
+        config.TrainConfig(**{name: None})
+
+
+def test_defaults_are_not_shared():
+    one, other = config.DataConfig(), config.DataConfig()
+    one.size.append(3)
+    assert other.size == [256, 256]
+
+
+def test_keys_are_all_leaves_with_their_default_and_a_line_of_help():
+    listed = list(config.keys())
+    assert {name: default for name, default, _ in listed} == flat(config.RunConfig())
+    assert len({name for name, _, _ in listed}) == len(listed)
+    for name, _, text in listed:
+        assert text.strip(), name
+        assert "\n" not in text
+        assert not text.endswith("."), name
+
+
+def test_the_default_configuration_has_no_unknown_keys():
+    config.refuse_unknown(nested())
+
+
+def test_nothing_is_unknown_in_a_part_of_the_configuration():
+    config.refuse_unknown({"train": {"epochs": 3}, "resume": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("train.epoch", "train.epochs"),
+        ("epochs", "train.epochs"),
+        ("optim.epochs", "train.epochs"),
+        ("resum", "resume"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_closest(name, near):
+    with pytest.raises(ConfigError, match=rf"^{name}: no such key\. Closest: {near}\. "):
+        config.refuse_unknown(nested(**{name: 3}))
+
+
+def test_an_unknown_group_is_refused():
+    with pytest.raises(ConfigError, match=r"^qqqqqq\.zzzzzz: no such key\. List all with"):
+        config.refuse_unknown({"qqqqqq": {"zzzzzz": 1}})
+
+
+def test_the_schema_imports_the_standard_library_only():
+    script = "import sys; before = set(sys.modules); import segsweep.config; print(*(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    roots = {name.partition(".")[0] for name in run.stdout.split()}
+    assert roots <= {*sys.stdlib_module_names, "segsweep"}

@@ -1,0 +1,132 @@
+"""Pictures of predictions: their size, what is painted and what is left alone."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from segsweep.pictures import HEADER, LARGEST, MARGIN, PALETTE, SMALLEST, overlay, triptych
+
+NAMES = ("background", "cell", "border")
+VOID = 255
+
+
+def grey(height: int, width: int) -> np.ndarray:
+    return np.linspace(0, 255, height * width).reshape(height, width, 1).astype(np.uint8)
+
+
+def square(height: int, width: int, value: int = 1) -> np.ndarray:
+    mask = np.zeros((height, width), np.int64)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = value
+    return mask
+
+
+def panels(sheet: Image.Image, width: int, height: int) -> list[np.ndarray]:
+    lefts = [MARGIN + i * (width + MARGIN) for i in range(3)]
+    return [np.array(sheet.crop((left, HEADER, left + width, HEADER + height))) for left in lefts]
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize(
+    ("height", "width", "factor"),
+    [(200, 300, 1), (40, 48, 4), (192, 100, 1), (512, 400, 1), (1024, 512, 0.5), (1, 1, SMALLEST), (100, 50, 2)],
+)
+def test_a_sheet_holds_three_panels_of_a_sensible_size(height, width, factor, channels):
+    image = np.repeat(grey(height, width), channels, axis=2)
+    mask = square(height, width)
+    sheet = triptych(image, mask, mask, NAMES, 0, 255)
+    assert sheet.mode == "RGB"
+    assert sheet.size == (3 * width * factor + 4 * MARGIN, height * factor + HEADER + MARGIN)
+    assert SMALLEST <= max(height, width) * factor <= LARGEST
+
+
+def test_a_strip_of_an_image_has_a_picture_too():
+    mask = np.zeros((2, 6000), np.int64)
+    assert triptych(grey(2, 6000), mask, mask, NAMES, 0, 255).width > 3 * LARGEST
+
+
+def test_grey_and_its_rgb_give_the_same_sheet():
+    mask = square(200, 220)
+    one = triptych(grey(200, 220), mask, mask, NAMES, 0, 255)
+    three = triptych(np.repeat(grey(200, 220), 3, axis=2), mask, mask, NAMES, 0, 255)
+    assert one.tobytes() == three.tobytes()
+
+
+def test_the_first_panel_is_the_input_stretched_from_low_to_high():
+    image = np.array([[[-5.0], [0.0]], [[50.0], [400.0]]], np.float32).repeat(100, 0).repeat(100, 1)
+    mask = np.zeros((200, 200), np.int64)
+    first = panels(triptych(image, mask, mask, NAMES, 0, 100), 200, 200)[0]
+    corners = first[[0, 0, 199, 199], [0, 199, 0, 199], 0]
+    assert corners.tolist() == [0, 0, 127, 255]
+
+
+def test_without_foreground_all_panels_are_the_input():
+    nothing = np.zeros((200, 220), np.int64)
+    first, second, third = panels(triptych(grey(200, 220), nothing, nothing, NAMES, 0, 255), 220, 200)
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, third)
+
+
+def test_truth_and_prediction_are_painted_on_their_own_panels():
+    truth, prediction = square(200, 220, 1), square(200, 220, 2)
+    image = np.repeat(grey(200, 220), 3, axis=2)
+    _, second, third = panels(triptych(image, truth, prediction, NAMES, 0, 255), 220, 200)
+    assert np.array_equal(second, overlay(image, truth))
+    assert np.array_equal(third, overlay(image, prediction))
+
+
+def test_void_is_dark_on_both_panels():
+    truth = square(200, 220, VOID)
+    image = np.full((200, 220, 1), 200, np.uint8)
+    first, second, third = panels(triptych(image, truth, np.ones_like(truth), NAMES, 0, 255), 220, 200)
+    assert (first == 200).all()
+    for panel in (second, third):
+        assert (panel[truth == VOID] == 60).all()
+    assert (second[truth != VOID] == 200).all()
+    assert (third[truth != VOID] != 200).any(axis=1).all()
+
+
+def test_neither_arrays_is_changed():
+    image, truth, prediction = grey(200, 220), square(200, 220, VOID), square(200, 220)
+    copies = image.copy(), truth.copy(), prediction.copy()
+    triptych(image, truth, prediction, NAMES, 0, 255)
+    for before, after in zip(copies, (image, truth, prediction), strict=True):
+        assert np.array_equal(before, after)
+
+
+def test_a_constant_image_has_a_picture():
+    mask = square(200, 220)
+    triptych(np.full((200, 220, 1), 7, np.uint8), mask, mask, NAMES, 7, 7)
+
+
+@pytest.mark.parametrize("dtype", (np.uint8, np.int64))
+def test_overlay_leaves_the_background_alone_and_paints_the_rest(dtype):
+    rgb = np.random.default_rng(0).integers(0, 60, (40, 50, 3)).astype(np.uint8)
+    mask = np.random.default_rng(1).choice([0, 0, 0, 1, 2, VOID], size=(40, 50)).astype(dtype)
+    painted = overlay(rgb, mask)
+    assert painted.dtype == np.uint8
+    assert np.array_equal(painted[mask == 0], rgb[mask == 0])
+    coloured = (mask == 1) | (mask == 2)
+    assert (painted[coloured] != rgb[coloured]).any(axis=1).all()
+
+
+def test_borders_are_drawn_in_full_colour_and_insides_mixed():
+    rgb = np.full((40, 50, 3), 100, np.uint8)
+    mask = square(40, 50, 2)
+    painted = overlay(rgb, mask, opacity=0.5)
+    edge = find_boundaries(mask, connectivity=1, mode="inner")
+    inside = (mask == 2) & ~edge
+    assert (painted[edge] == PALETTE[2]).all()
+    np.testing.assert_allclose(painted[inside], np.tile((np.array(PALETTE[2]) + 100) / 2, (inside.sum(), 1)), atol=0.5)
+
+
+def test_more_classes_than_colours_start_over():
+    rgb = np.zeros((4, 4, 3), np.uint8)
+    few, many = np.full((4, 4), 2), np.full((4, 4), 2 + len(PALETTE))
+    assert np.array_equal(overlay(rgb, few), overlay(rgb, many))
+
+
+def test_no_foreground_class_looks_like_the_background():
+    rgb = np.full((2, 2, 3), 255, np.uint8)
+    colours = {tuple(overlay(rgb, np.full((2, 2), c), opacity=1.0)[0, 0]) for c in range(1, 20)}
+    assert PALETTE[0] not in colours
