@@ -7,14 +7,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, first_line
 from segsweep.nn import UNet
 
 VERSION = 1
@@ -101,8 +100,12 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ConfigError(f"{path}: not a checkpoint that can be read ({str(error).splitlines()[0]}).") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # on noise, torch's safe unpickler raises nearly anything
+        raise ConfigError(f"{path}: not a checkpoint that can be read: {first_line(error)}") from error
+    if not isinstance(state, dict) or "version" not in state:
+        raise ConfigError(f"{path}: not a segsweep checkpoint. A run's is its last.pt.")
     if state["version"] > VERSION:
         raise ConfigError(
             f"{path}: of format {state['version']}, this segsweep reads up to {VERSION}. Update segsweep."
@@ -113,7 +116,11 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file beside `path`, then move it there: readers see the old or the new one, whole."""
     target = path.with_name(f"{path.name}.writing")
-    write(target)
+    try:
+        write(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
     with target.open("rb") as file:
         os.fsync(file.fileno())
     target.replace(path)

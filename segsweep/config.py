@@ -26,11 +26,11 @@ def _check(holds: bool, name: str, value: Any, must: str) -> None:
         raise ConfigError(f"{name}={value}: must be {must}.")
 
 
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: Any, allowed: tuple[str, ...], shown: str = "") -> None:
     if value not in allowed:
         near = closest(str(value), allowed)
         hint = f" Try {name}={near[0]}." if near else ""
-        raise ConfigError(f"{name}={value}: must be one of {', '.join(allowed)}.{hint}")
+        raise ConfigError(f"{name}={value}: must be one of {shown or ', '.join(allowed)}.{hint}")
 
 
 def _is_count(value: Any) -> bool:
@@ -48,8 +48,8 @@ class EncoderConfig:
     weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)")
 
     def __post_init__(self) -> None:
-        if self.pretrained not in ("auto", True, False):
-            _one_of("encoder.pretrained", self.pretrained, ("auto", "true", "false"))
+        if not isinstance(self.pretrained, bool):  # 0 and 1 equal False and True, and are neither
+            _one_of("encoder.pretrained", self.pretrained, ("auto",), shown="auto, true, false")
         if self.weights_file and self.pretrained is False:
             raise ConfigError("encoder.weights_file is given but encoder.pretrained=false. Drop one of the two.")
 
@@ -142,6 +142,7 @@ class DataConfig:
             self.size,
             "[height,width], 32 pixels or more each, as [256,256]",
         )
+        _one_of("data.name", self.name, ("folder", "shapes"))
         _one_of("data.resize", self.resize, ("pad", "squash", "crop"))
         _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset"))
         _check(
@@ -176,6 +177,7 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         _one_of("tracking.name", self.name, ("mlflow", "none"))
+        _check(0 <= self.timeout < math.inf, "tracking.timeout", self.timeout, "0 or more")
 
 
 @dataclass
@@ -197,7 +199,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "workers", "patience"):
             value = getattr(self, name)
-            _check(value is None or _is_count(value), f"train.{name}", value, "1 or more")
+            optional = name in ("epochs", "workers", "patience")
+            _check(_is_count(value) or (optional and value is None), f"train.{name}", value, "1 or more")
         _check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
         _check(
             self.batch_size % self.accumulate == 0,
@@ -252,7 +255,7 @@ def refuse_unknown(composed: dict[str, Any]) -> None:
     """
     known = [name for name, _, _ in keys()]
     for name in _leaves(composed):
-        if name in known or any(name.startswith(f"{other}.") for other in known):
+        if name in known:
             continue
         # The right group matters less than the right word: compare the last parts, too.
         near = closest(name, known) or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]

@@ -29,5 +29,12 @@ class NonFiniteError(ConfigError):
 
 
 def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
-    """The `n` known words most like `word`, best first; empty when none is near."""
-    return get_close_matches(word, list(known), n=n, cutoff=0.6)
+    """The `n` known words most like `word` in any case, best first; empty when none is near."""
+    by_lower = {name.lower(): name for name in known}
+    return [by_lower[match] for match in get_close_matches(word.lower(), by_lower, n=n, cutoff=0.6)]
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one sentence; its type where it says nothing."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith(".") else f"{line}."

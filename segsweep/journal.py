@@ -39,7 +39,7 @@ class Journal:
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one record, durably, and return it as a reader would see it."""
         line = json.dumps(finite({"kind": kind, **fields}), allow_nan=False)
-        self._file.write(line.encode() + b"\n")  # one write: a reader sees the whole line or none
+        self._file.write(line.encode() + b"\n")  # readers take lines up to the last newline
         self._file.flush()
         os.fsync(self._file.fileno())
         return json.loads(line)
@@ -103,7 +103,7 @@ class FolderLock:
         self._file = self.path.open("a")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # EAGAIN or, on some systems, EACCES
             self._file.close()
             raise ConfigError(
                 f"{folder}: in use by a running training. Wait for it, or give another folder with hydra.run.dir=DIR."

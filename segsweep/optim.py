@@ -56,7 +56,7 @@ def build(
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> float:
-    """Set every group to `factor` of its peak learning rate; return the first non-encoder group's (the last one's)."""
+    """Set every group to `factor` of its peak learning rate; return the last group's: the decoder's."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return float(optimizer.param_groups[-1]["lr"])

@@ -34,7 +34,7 @@ def triptych(
     rgb = np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey
     panels = [rgb, overlay(rgb, truth), overlay(rgb, np.where(truth == 255, 255, prediction))]
     factor = _factor(max(rgb.shape[:2]))
-    width, height = round(rgb.shape[1] * factor), round(rgb.shape[0] * factor)
+    height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     sheet = Image.new("RGB", (3 * width + 4 * MARGIN, height + HEADER + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
@@ -50,7 +50,7 @@ def triptych(
 
 def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Classes painted over an image, uint8 `h w 3`; background stays, borders are drawn full, void is dark."""
-    colors = np.array([PALETTE[i % len(PALETTE)] for i in range(255)] + [(0, 0, 0)], np.float32)
+    colors = np.array([PALETTE[0], *(PALETTE[1 + i % 7] for i in range(254)), (0, 0, 0)], np.float32)
     paint = colors[classes]
     share = np.where(classes == 0, 0.0, np.where(classes == 255, 0.7, opacity))[..., None]
     mixed = rgb * (1 - share) + paint * share

@@ -4,13 +4,11 @@ A cursor in the run folder (`tracking.json`) says for each tracking URI which re
 before and after each sending: a killed sync asks the server what had arrived. The only importer of mlflow.
 """
 
-import fcntl
 import json
 import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -19,7 +17,7 @@ from PIL import Image
 
 from segsweep import journal
 from segsweep.errors import ConfigError
-from segsweep.paths import outputs
+from segsweep.paths import locked, outputs
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def sync(folder: Path, uri: str | None = None) -> str:
     if not records:
         raise ConfigError(f"{folder}: not a run folder: no {journal.NAME} in it.")
     uri = tracking_uri(uri)
-    with _locked(folder / f".{CURSOR}.lock"):
+    with locked(folder / f".{CURSOR}.lock"):
         return _Sync(folder, uri, records).send()
 
 
@@ -141,7 +139,7 @@ class _Sync:
     def _create(self) -> None:
         start = self.records[0]
         name = start["config"]["tracking"]["experiment"] or start["config"]["data"]["name"]
-        with _locked(outputs() / "mlflow.db.lock"):  # several processes at a fresh SQLite file break it
+        with locked(outputs() / "mlflow.db.lock"):  # several processes at a fresh SQLite file break it
             experiment = self.client.get_experiment_by_name(name)
             local = None if self.uri.startswith("http") else (outputs() / "mlartifacts" / name).as_uri()
             experiment_id = (
@@ -264,7 +262,7 @@ def _client(uri: str) -> Any:
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     outputs().mkdir(parents=True, exist_ok=True)
-    with _locked(outputs() / "mlflow.db.lock"):
+    with locked(outputs() / "mlflow.db.lock"):
         client = MlflowClient(tracking_uri=uri)
         if not uri.startswith("http"):
             client.search_experiments(max_results=1)  # creates the file
@@ -311,14 +309,6 @@ def _read_cursor(folder: Path, uri: str) -> dict[str, Any]:
 def _without_password(uri: str) -> str:
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _short(error: Exception) -> str:

@@ -17,7 +17,7 @@ def model() -> nn.Module:
     """An encoder with a norm and a decoder with a bias."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    return nn.ModuleDict({"encoder": encoder, "decoder": nn.Conv2d(4, 4, 1)})
+    return nn.ModuleDict({"encoder": encoder, "decoder": nn.Linear(4, 4)})
 
 
 def groups_by_parameter(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:

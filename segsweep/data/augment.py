@@ -107,12 +107,15 @@ def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
     return image.clamp(0, high - low) + low
 
 
-def blurred(image: Tensor, sigma: np.ndarray) -> Tensor:
-    """Gaussian blur of `b c h w` with each image's own standard deviation, in pixels."""
+def blurred(image: Tensor, sigma: np.ndarray, largest: float = 0.0) -> Tensor:
+    """Gaussian blur of `b c h w` with each image's own standard deviation, in pixels.
+
+    With `largest`, the most there can be, the kernel has one size in every batch: no image depends on its neighbours.
+    """
     if not (sigma > 0).any():
         return image
     b, c = image.shape[:2]
-    radius = max(1, math.ceil(3 * float(sigma.max())))
+    radius = max(1, math.ceil(3 * max(largest, float(sigma.max()))))
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / np.maximum(sigma, 1e-3)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdims=True)).repeat(c, axis=0)

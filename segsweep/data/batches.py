@@ -63,7 +63,7 @@ class Source:
         affine = torch.from_numpy(np.stack([w.affine for w in windows])).float().to(self.device)
         bounds = torch.from_numpy(np.stack([w.bounds for w in windows])).float().to(self.device)
         points = _points(placements[0].canvas, self.device) @ affine[:, None, :, :2].mT + affine[:, None, None, :, 2]
-        inside = ((points >= bounds[:, None, None, 0]) & (points <= bounds[:, None, None, 1])).all(-1)
+        inside = ((points >= bounds[:, None, None, 0]) & (points < bounds[:, None, None, 1])).all(-1)
         # The outermost pixel centres: beyond them the edge is replicated, whatever the other windows' sizes.
         extent = torch.tensor([w.mask.shape[::-1] for w in windows], device=self.device)[:, None, None]
         points = points.clamp(min=0.5).minimum(extent - 0.5)
@@ -142,7 +142,7 @@ class TrainBatches(Source):
         batch = self.batch(indices, placements)
         low, high = self.store.range
         image = augment.recolor(batch.image, draws, low, high)
-        image = augment.blurred(image, draws.blur)
+        image = augment.blurred(image, draws.blur, self.augmentation.get("blur", 0.0))
         image = augment.noised(image, draws.noise, low, high, noise_seed)
         return Batch(image, batch.mask, batch.indices, batch.placements)
 

@@ -1,15 +1,12 @@
 """Where pairs of image and mask come from."""
 
-import fcntl
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from segsweep.data import shapes
 from segsweep.errors import ConfigError, DataError
-from segsweep.paths import cache
+from segsweep.paths import cache, made
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -48,33 +45,21 @@ def folder(options: Options) -> list[Sample]:
     if images == masks:
         raise ConfigError(f"data.images and data.masks are the same folder: {images}. Give two.")
     parts = [part for part in SPLITS if (images / part).is_dir()]
-    if "train" not in parts:
+    if not parts:
         return _pair(images, masks, None)
+    if "train" not in parts:
+        raise DataError(f"{images}: holds {parts[0]}/ but no train/. Add it, or rename {parts[0]}/ if it is no split.")
     return [sample for part in parts for sample in _pair(images / part, masks / part, part)]
 
 
 def generated_shapes(options: Options) -> list[Sample]:
     """The embedded data set, drawn into the cache at first use (`segsweep.data.shapes`)."""
     target = cache() / f"shapes-v{shapes.VERSION}-{options.count}-{options.seed}"
-    with locked(target):
-        if not target.exists():
-            making = target.with_name(f"{target.name}.making")
-            shutil.rmtree(making, ignore_errors=True)
-            shapes.write(making, options.count, options.seed)
-            making.rename(target)
+    made(target, "images", lambda making: shapes.write(making, options.count, options.seed))
     return folder(Options(root=str(target)))
 
 
 SOURCES: dict[str, Callable[[Options], list[Sample]]] = {"folder": folder, "shapes": generated_shapes}
-
-
-@contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Only one process at a time makes `target`; the others wait for it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f"{target.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _folder(name: str, given: str | None, root: str | None) -> Path:
@@ -92,7 +77,8 @@ def _files(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*")) if root.is_dir() else []:
         inside = path.relative_to(root)
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in inside.parts):
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
             found.setdefault(inside.with_suffix("").as_posix(), []).append(path)
     return found
 

@@ -1,56 +1,60 @@
 """Files to arrays."""
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segsweep.errors import DataError
+from segsweep.errors import DataError, first_line
 
-GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+GREY = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+LARGEST = 400_000_000  # pixels; a file may state any size and unpack to it
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+EXIF_ORIENTATION = 0x0112
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own check only warns at first, and warnings are no matter for threads
 
 
 def size(path: Path) -> tuple[int, int]:
     """Height and width as shown (after EXIF rotation), read from the header alone.
 
     Raises:
-        DataError: not an image.
+        DataError: not an image, or of more than `LARGEST` pixels.
     """
-    try:
-        with _open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return (width, height) if turned else (height, width)
-    except _UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+    with _opened(path) as image:
+        width, height = image.size
+        exif = Image.Exif()
+        if image.format != "TIFF":  # there, the size has been turned already
+            exif.load(image.info.get("exif", b""))
+        return (width, height) if exif.get(EXIF_ORIENTATION) in TURNED else (height, width)
 
 
 def read_image(path: Path) -> np.ndarray:
     """An image as `h w c`, c 1 or 3; uint8, or uint16 and float32 where the file is. Palettes expanded, alpha dropped.
 
     Raises:
-        DataError: not an image, or truncated.
+        DataError: not an image, truncated, or with pixels that are not finite.
     """
-    try:
-        with _open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("1", "LA"):
-                image = image.convert("L")
-            elif image.mode == "P":
-                image = image.convert("RGB")
-                pixels = np.asarray(image)
-                grey = bool((pixels == pixels[..., :1]).all())  # a grey image may come palette-coded
-                image = image.convert("L") if grey else image
-            elif image.mode not in GREY:
-                image = image.convert("RGB")
-            pixels = np.asarray(image)
-    except _UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+    with _opened(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode in ("1", "LA"):
+            image = image.convert("L")
+        elif image.mode in ("P", "PA"):
+            image = image.convert("RGBA").convert("RGB")
+            red, green, blue = image.split()
+            if red.tobytes() == green.tobytes() == blue.tobytes():  # a grey image may come palette-coded
+                image = red
+        elif image.mode not in GREY:
+            image = image.convert("RGB")
+        pixels = np.asarray(image)
     if pixels.dtype == np.int32:
-        pixels = pixels.astype(np.uint16) if pixels.min() >= 0 and pixels.max() < 2**16 else pixels.astype(np.float32)
-    if pixels.dtype == np.dtype(">u2"):
-        pixels = pixels.astype(np.uint16)
+        pixels = pixels.astype(np.float32)
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
+        pixels = pixels.astype(np.uint16)  # in this machine's byte order
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise DataError(f"{path}: holds NaN or infinite pixels.")
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
@@ -60,12 +64,9 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         DataError: not an image, several channels that differ, or values above 255.
     """
-    try:
-        with _open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            values = np.asarray(image.convert("L") if image.mode in ("1", "LA") else image)
-    except _UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+    with _opened(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        values = np.asarray(image.convert("L") if image.mode in ("1", "LA") else image)
     if values.ndim == 3:
         values = values[..., : 3 if values.shape[2] == 4 else None]
         if (values != values[..., :1]).any():
@@ -76,24 +77,19 @@ def read_mask(path: Path) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-_UNREADABLE = (
-    UnidentifiedImageError,
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-
-
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(path)
-
-
-def _unreadable(path: Path, error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"{path}: empty file." if path.stat().st_size == 0 else f"{path}: not an image that can be read."
-    return f"{path}: cannot be read: {error}"
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An open image; whatever goes wrong until it is closed is a DataError that names the file."""
+    try:
+        # A file and not its path: Pillow maps uncompressed TIFFs into memory by path, and turned ones wrongly.
+        with path.open("rb") as file, Image.open(file) as image:
+            if image.width * image.height > LARGEST:
+                raise DataError(
+                    f"{path}: {image.width}x{image.height} pixels, {LARGEST // 10**6} million at most. Cut it into tiles."
+                )
+            yield image
+    except UnidentifiedImageError as error:
+        what = "empty file" if path.stat().st_size == 0 else "not an image that can be read"
+        raise DataError(f"{path}: {what}.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from error

@@ -31,8 +31,8 @@ class Labels:
 def labels(counts: Mapping[int, int], names: Sequence[str] | None = None, ignore_index: int = VOID) -> Labels:
     """Decide what mask values mean.
 
-    Without names the task is binary: 0 is background and 1 or 255 foreground. In masks of 0, 1 and `ignore_index` that
-    third value is void.
+    Without names the task is binary: 0 is background and 1 or 255 foreground, beside `ignore_index` for void. Masks of
+    0 and 255 alone have no void, whatever the default `ignore_index` says.
 
     Args:
         counts: pixels for each mask value, over the whole data set.
@@ -55,20 +55,20 @@ def labels(counts: Mapping[int, int], names: Sequence[str] | None = None, ignore
         table[: len(names)] = np.arange(len(names), dtype=np.uint8)
         table[ignore_index] = VOID
         return Labels(tuple(names), table)
-    if present <= {0, 255}:
-        foreground = 255
-    elif present <= {0, 1, ignore_index}:
-        foreground = 1
-    else:
-        highest = max(present - {ignore_index}, default=0)
+    values = present if present <= {0, 255} and ignore_index == VOID else present - {ignore_index}
+    if not values <= {0, 1} and not values <= {0, 255}:
+        highest = max(values)
         example = ",".join(f"c{i}" for i in range(min(highest + 1, 3))) + (",..." if highest > 2 else "")
         raise DataError(
             f"data: mask values {_shares(counts)}: more than background and foreground. Name the classes of the values "
             f"0 to {highest}: 'data.classes=[{example}]'; a value that does not count: data.ignore_index=VALUE."
         )
-    if not counts.get(foreground):
+    foreground = 255 if 255 in values else 1
+    if foreground not in values:
         raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")
     table[0], table[foreground] = 0, 1
+    if foreground != ignore_index:
+        table[ignore_index] = VOID
     return Labels(("background", "foreground"), table)
 
 

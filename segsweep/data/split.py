@@ -1,7 +1,9 @@
 """Which image is trained on, validated on, tested on."""
 
 import hashlib
+from bisect import bisect
 from collections.abc import Sequence
+from itertools import accumulate
 
 from segsweep.data.datasets import SPLITS, Sample
 from segsweep.errors import DataError
@@ -11,7 +13,7 @@ def assign(samples: Sequence[Sample], shares: Sequence[float] = (0.8, 0.2), seed
     """Indices of the samples in each part, in the samples' order.
 
     A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the key decides, so that
-    an image stays where it is when others come and go. Every part gets at least one image.
+    an image stays where it is when others come and go. Every part gets at least one, in tiny sets against its hash.
 
     Args:
         samples: all with a given split, or all without.
@@ -49,17 +51,15 @@ def _hashed(
             f"Give at least {len(shares)}, better some dozens."
         )
     places = {i: place(samples[i].key, seed) for i in indices}
+    ends = list(accumulate(shares.values()))
     parts: dict[str, list[int]] = {part: [] for part in shares}
-    bounds: list[tuple[float, float, str]] = []
-    for part, share in shares.items():
-        bounds.append((bounds[-1][1] if bounds else 0.0, (bounds[-1][1] if bounds else 0.0) + share, part))
+    names = list(shares)
     for i in indices:
-        part = next((part for _, end, part in bounds if places[i] < end), bounds[-1][2])
-        parts[part].append(i)
-    for start, end, part in bounds:
-        if not parts[part]:  # few images: take the one nearest to this part from the largest
+        parts[names[min(bisect(ends, places[i]), len(names) - 1)]].append(i)
+    for part, end in zip(names, ends, strict=True):
+        if not parts[part]:  # few images: take the one nearest to this part's end from the largest part
             largest = max(parts.values(), key=len)
-            nearest = min(largest, key=lambda i: abs(places[i] - (start + end) / 2))
+            _, nearest = min((abs(places[i] - end), i) for i in largest)
             largest.remove(nearest)
             parts[part].append(nearest)
     return parts

@@ -2,14 +2,12 @@
 
 A store is a folder in the cache: `images.bin` and `masks.bin` (rows of pixels, one sample after the other) and
 `manifest.json` (where each sample lies, and what was counted while decoding). Its name is a hash of the files' names,
-sizes and times, so a changed file makes another store. It is written beside its place and moved there when whole: a
-killed writer leaves nothing that looks like a store.
+sizes and times, so a changed file makes another store.
 """
 
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,9 +20,9 @@ import torch
 from torch import Tensor
 
 from segsweep.data import images
-from segsweep.data.datasets import Sample, locked, refuse
+from segsweep.data.datasets import Sample, refuse
 from segsweep.errors import DataError
-from segsweep.paths import cache
+from segsweep.paths import cache, made
 
 VERSION = 1
 
@@ -54,7 +52,7 @@ class Store:
 
     Attributes:
         rows: the samples, in the order they were given.
-        digest: of the decoded content and the keys.
+        digest: of the decoded content, the keys and the given split.
         range: lowest and highest pixel value the data type or, beyond 8 bits, the data set has.
         channels: 1 if all images are grey, else 3.
     """
@@ -107,7 +105,7 @@ class Store:
             pixels += row.height * row.width
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-        return mean.tolist(), np.maximum(std, 1e-3 * (self.range[1] - self.range[0])).tolist()
+        return mean.tolist(), np.maximum(std, 1e-3 * (self.range[1] - self.range[0]) or 1.0).tolist()
 
 
 def open_store(
@@ -124,20 +122,9 @@ def open_store(
     Raises:
         DataError: files that cannot be decoded, all listed.
     """
+    threads = workers or os.cpu_count() or 1
     target = cache() / "stores" / _name(samples)
-    with locked(target):
-        if not (target / "manifest.json").exists():
-            making = target.with_name(f"{target.name}.making")
-            shutil.rmtree(making, ignore_errors=True)
-            shutil.rmtree(target, ignore_errors=True)
-            making.mkdir(parents=True)
-            try:
-                _write(making, samples, workers or os.cpu_count() or 1, progress)
-            except BaseException:
-                shutil.rmtree(making, ignore_errors=True)
-                raise
-            making.rename(target)
-    return Store(target)
+    return Store(made(target, "manifest.json", lambda making: _write(making, samples, threads, progress)))
 
 
 def _name(samples: Sequence[Sample]) -> str:

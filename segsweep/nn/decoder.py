@@ -7,7 +7,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segsweep.nn.plan import Map, Plan, Stage
+from segsweep.nn.plan import Map, Plan, Stage, upsamplings
 
 
 def norm(kind: str, channels: int) -> nn.Module:
@@ -62,12 +62,8 @@ class Pyramid(nn.Module):
         if level.stride > single.stride:
             return nn.MaxPool2d(2, ceil_mode=True)
         layers: list[nn.Module] = []
-        channels, stride = single.channels, single.stride
-        while stride > level.stride:
-            stride /= 2
-            outputs = level.channels if stride == level.stride else max(level.channels, channels // 2)
-            layers += [nn.ConvTranspose2d(channels, outputs, 2, stride=2, bias=False), norm(kind, outputs), nn.GELU()]
-            channels = outputs
+        for inputs, outputs, _ in upsamplings(single, level):
+            layers += [nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), norm(kind, outputs), nn.GELU()]
         return nn.Sequential(*layers)
 
     def forward(self, single: Tensor) -> list[Tensor]:

@@ -54,8 +54,8 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
 
     Args:
         maps: the encoder's maps, finest first, one for each stride.
-        width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down until the decoder costs no
-            more than the encoder, half of the whole.
+        width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down, to a quarter at most, until
+            the decoder costs no more than the encoder, half of the whole.
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
 
     Raises:
@@ -80,19 +80,29 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
 
 
 def macs(plan: Plan) -> float:
-    """Multiply-adds of the decoder's 3x3 convolutions and of the stem, for one pixel of the image."""
+    """Multiply-adds of the decoder's convolutions, for one pixel of the image."""
     total = 0.0
+    for level in plan.pyramid:
+        for inputs, outputs, stride in upsamplings(plan.pyramid[-2], level):
+            total += inputs * outputs / stride**2
     for stage in plan.stages:
         total += 9 * (stage.inputs + stage.skip + stage.width) * stage.width / stage.stride**2
     first, second = plan.stem
     return total + 9 * 3 * first + 9 * (first or 3) * second / 4
 
 
+def upsamplings(single: Map, level: Map) -> list[tuple[int, int, float]]:
+    """The doublings from a single map to a finer level, each as its inputs, its outputs and the stride it reaches."""
+    steps = []
+    channels, stride = single.channels, single.stride
+    while stride > level.stride:
+        inputs, channels, stride = channels, max(level.channels, channels // 2), stride / 2
+        steps.append((inputs, channels, stride))
+    return steps
+
+
 def _pyramid(single: Map) -> tuple[Map, ...]:
-    levels = []
-    for factor in PYRAMID:
-        channels = single.channels if factor >= 1 else max(8, int(single.channels * factor))
-        levels.append(Map(channels, single.stride * factor))
+    levels = (Map(max(8, int(single.channels * min(1, f))), single.stride * f) for f in PYRAMID)
     return tuple(level for level in levels if level.stride >= 1)
 
 

@@ -35,6 +35,7 @@ class UNet(nn.Module):
 
     Raises:
         ConfigError: no such model, no weights, or widths that do not fit the decoder.
+        ValueError: one of mean and std without the other.
     """
 
     mean: Tensor
@@ -64,6 +65,8 @@ class UNet(nn.Module):
         self.decoder = Decoder(self.plan, self.encoder.maps, in_channels, norm)
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(self.decoder.out_channels, num_classes, 1)
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std go together: give both or none")
         if mean is None or std is None:
             mean, std = encoder_statistics(name, in_channels)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))

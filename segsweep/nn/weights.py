@@ -15,20 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import huggingface_hub
 import timm
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +111,7 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise ConfigError(
-                f"encoder={name}: the weights ({found.source}) could not be loaded: {_first_line(error)} "
+                f"encoder={name}: the weights ({found.source}) could not be loaded: {first_line(error)} "
                 "Give a checkpoint of this very model, or encoder.pretrained=false."
             ) from error
     _check_filled(name, found.source, model, missing)
@@ -130,18 +127,21 @@ def read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"encoder.weights_file={path}: no such file.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # on noise, torch's safe unpickler raises nearly anything
         raise ConfigError(
-            f"encoder.weights_file={path}: cannot be read as safetensors or as a plain PyTorch state dict "
-            f"({_first_line(error)}) Files that need code to load are refused."
+            f"encoder.weights_file={path}: cannot be read as safetensors or as a plain PyTorch state dict: "
+            f"{first_line(error)} Files that need code to load are refused."
         ) from error
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    tensors = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {k.removeprefix("module."): v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise ConfigError(f"encoder.weights_file={path}: holds no tensors by name.")
     return tensors
@@ -170,8 +170,7 @@ def _from_package(name: str) -> dict[str, Tensor] | None:
     spec = find_spec(package) if package and tag in ("", "in1k") else None
     if spec is None or spec.origin is None:
         return None
-    file = next((Path(spec.origin).parent / "models").glob("*.pth"))
-    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    tensors = read(next((Path(spec.origin).parent / "models").glob("*.pth")))
     with torch.device("meta"):
         ours = timm.create_model(architecture, pretrained=False).state_dict()
     assert [v.shape for v in ours.values()] == [v.shape for v in tensors.values()], f"{package}: not {name}'s weights"
@@ -243,8 +242,3 @@ def _check_filled(name: str, source: str, model: nn.Module, calls: list[set[int]
             f"encoder={name}: the weights ({source}) fill only {len(tensors) - len(empty)} of {len(tensors)} tensors "
             f"of the encoder; without: {shown}. Give a checkpoint of this very model, or encoder.pretrained=false."
         )
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if line.endswith(".") else f"{line}."

@@ -154,6 +154,16 @@ def test_the_determinant_is_the_zoom_squared_up_to_its_sign():
     assert len(set(np.sign(np.linalg.det(linear)))) == 2
 
 
+def test_what_is_drawn_for_an_image_is_drawn_independently():
+    draws = drawn(4000, **{k: v for k, v in EVERYTHING.items() if k not in ("hflip", "vflip", "transpose", "shear")})
+    linear = draws.linear
+    zoom, angle = np.linalg.det(linear), np.arctan2(linear[:, 1, 0], linear[:, 0, 0])
+    others = [values for name, values in vars(draws).items() if name != "linear"]
+    columns = np.column_stack([zoom, angle, *others])
+    assert columns.shape[1] == 12
+    assert np.abs(np.corrcoef(columns.T) - np.eye(12)).max() < 0.08
+
+
 def test_shifts_and_factors_stay_in_their_ranges():
     draws = drawn(4000, **EVERYTHING)
     assert 0.09 < np.abs(draws.shift).max() <= 0.1
@@ -226,6 +236,12 @@ def test_hues_add_up():
     image = 110 + pictures() / 10
     twice = recolor(recolor(image, identical(3, hue=0.3), 0, 255), identical(3, hue=0.4), 0, 255)
     assert torch.allclose(twice, recolor(image, identical(3, hue=0.7), 0, 255), atol=1e-2)
+
+
+def test_saturation_comes_after_the_hue():
+    image = 110 + pictures() / 10
+    one_by_one = recolor(recolor(image, identical(3, hue=0.7), 0, 255), identical(3, saturation=0.3), 0, 255)
+    assert torch.allclose(recolor(image, identical(3, hue=0.7, saturation=0.3), 0, 255), one_by_one, atol=1e-2)
 
 
 @pytest.mark.parametrize("c", [1, 3])

@@ -308,6 +308,26 @@ def test_transpose_swaps_rows_and_columns(tmp_path):
     assert torch.equal(swapped_mask, mask.mT)
 
 
+def test_shifts_are_shares_of_the_canvas(tmp_path):
+    store = noisy(tmp_path, [(64, 192)] * 60)
+    shifts = []
+    for step in epoch(trained(store, size=(32, 96), augmentation={"translate": 0.1})):
+        shifts += [(p.center - (96, 32)) / (192, 64) for batch in step for p in batch.placements]
+    assert (np.abs(shifts).max(0) <= 0.1).all()
+    assert (np.abs(shifts).max(0) > 0.08).all()
+
+
+def test_turns_are_turns_on_the_canvas_however_the_image_is_stretched(tmp_path):
+    store = noisy(tmp_path, [(40, 100), (90, 33)] * 2)
+    for step in epoch(trained(store, augmentation={"rotate": 40})):
+        for batch in step:
+            for index, placement in zip(batch.indices, batch.placements, strict=True):
+                row = store.rows[index]
+                turn = np.diag([40 / row.width, 32 / row.height]) @ placement.linear
+                assert np.allclose(turn @ turn.T, np.eye(2))
+                assert not np.allclose(turn, np.eye(2))
+
+
 def test_colours_do_not_move_the_mask(tmp_path):
     store = noisy(tmp_path, [(32, 40)] * 6)
     indices, plain, mask = everything(trained(store))

@@ -114,6 +114,10 @@ def test_auto_is_the_documented_ladder_for_a_large_encoder():
     assert [stage.width for stage in plan(maps_at([2, 4, 8, 16, 32])).stages] == [256, 128, 64, 32, 16]
 
 
+def test_auto_is_never_below_a_quarter_of_the_ladder_and_eight_channels():
+    assert [stage.width for stage in plan(maps_at([2, 4, 8, 16, 32]), "auto", 0).stages] == [64, 32, 16, 8, 8]
+
+
 @pytest.mark.parametrize("strides", ([2, 4, 8, 16, 32], [4, 8, 16, 32], [1, 2, 4, 8, 16, 32], [8, 16, 32]), ids=str)
 @pytest.mark.parametrize("budget", (0.0, math.inf))
 def test_macs_are_those_torch_counts(strides, budget):

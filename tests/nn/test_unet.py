@@ -113,6 +113,16 @@ def test_normalisation_is_the_models_own(size):
         torch.testing.assert_close(inside(image), outside(normalised))
 
 
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit"))
+def test_an_image_goes_on_as_its_edge_beyond_it(name):
+    model = UNet(name).eval()
+    step = model.encoder.multiple
+    image = pixels(1, 3, step + 1, 3 * step - 5)
+    longer = F.pad(image, (0, 5, 0, step - 1), mode="replicate")
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), model(longer)[..., : step + 1, : 3 * step - 5])
+
+
 def test_bytes_and_floats_of_the_same_pixels_give_the_same_logits():
     model = UNet("test_resnet").eval()
     image = pixels(1, 3, 32, 32).round()

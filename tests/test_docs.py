@@ -1,0 +1,89 @@
+"""What the documents say must be so: commands compose, paths exist, every key has its help."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import train
+from segsweep import cli
+from segsweep.config import keys
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACEHOLDERS = {"DIR": "some/where", "PATH": "some/file", "N": "3", "TAG": "a1_in1k"}
+
+
+def commands(program):
+    """Every line of a fenced block, in any document, that runs the program."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"```(?:\w*)\n(.*?)```", document.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"^\$ ", "", line.split("   #")[0].strip())
+                for part in line.split(" && "):
+                    if part.startswith(program):
+                        yield pytest.param(part, id=f"{document.name}: {part}")
+
+
+def filled(text):
+    return re.sub(r"\b(DIR|PATH|N|TAG)\b", lambda found: PLACEHOLDERS[found[0]], text)
+
+
+@pytest.mark.parametrize("command", commands("python train.py"))
+def test_training_commands_compose(command, capsys):
+    typed = [filled(word) for word in shlex.split(command)[2:]]
+    if any(word.startswith("resume=") or word in ("--help", "-sc") for word in typed):
+        return
+    flags = [word for word in typed if word in ("-m", "--multirun")]
+    assert (
+        train.main(
+            [*(word for word in typed if word not in flags and word != "--cfg" and word != "job"), "--cfg", "job"]
+        )
+        == 0
+    )
+    assert "encoder:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands("segsweep "))
+def test_segsweep_commands_parse(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*shlex.split(filled(command))[1:], "--help"])
+    assert stopped.value.code == 0
+
+
+def test_the_documents_have_commands():
+    assert len(list(commands("python train.py"))) >= 8
+    assert len(list(commands("segsweep "))) >= 1
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_exist(document):
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+    for path in re.findall(r"`((?:segsweep|conf|docs|tests|hydra_plugins)/[\w/.]*\w)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_key_is_in_the_help_and_every_key_named_in_the_readme_exists(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    known = [name for name, _, _ in keys()]
+    assert all(f"  {name} " in shown for name in known)
+    groups = "encoder|decoder|optim|augmentation|data|loss|tracking|train"
+    for name in re.findall(rf"`((?:{groups})\.[a-z_]+)", (ROOT / "README.md").read_text()):
+        assert name in known, name
+
+
+def test_the_repository_names_no_machine():
+    hosts = re.compile("|".join(["py" + "pi.org", "python" + "hosted", "/wo" + "rk/", "/ro" + "ot/"]))
+    for path in ROOT.rglob("*"):
+        inside = path.relative_to(ROOT)
+        if path.suffix in (".py", ".md", ".yaml", ".toml", ".txt", ".cff") and inside.parts[0] not in (
+            ".git",
+            "outputs",
+        ):
+            assert not hosts.search(path.read_text(encoding="utf-8")), inside
