@@ -1,6 +1,5 @@
 """What every test gets: an outputs folder of its own, small pairs of files, a check that nothing is left running."""
 
-import multiprocessing
 import os
 import shutil
 import threading
@@ -28,12 +27,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """Threads, child processes and open descriptors that a test leaves behind fail it."""
+    """Threads and child processes that a test leaves behind fail it."""
     before = set(threading.enumerate())
     yield
-    left = [t.name for t in threading.enumerate() if t not in before and not t.name.startswith("pydevd")]
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
     assert not left, f"threads left running: {left}"
-    assert not multiprocessing.active_children()
+    children = [task.read_text() for task in Path("/proc/self/task").glob("*/children")]
+    assert not "".join(children).strip(), f"child processes left running: {children}"
 
 
 @pytest.fixture(scope="session")

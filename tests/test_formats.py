@@ -1,0 +1,35 @@
+"""What an earlier segsweep wrote is read by this one. `formats/` is never regenerated, only added to."""
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from segsweep import journal, tracking
+from segsweep.checkpoint import describe, load_model
+
+FORMATS = Path(__file__).parent / "formats"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FORMATS.glob("model-*.gz")))
+def test_old_models_load(name, tmp_path):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(gzip.decompress((FORMATS / name).read_bytes()))
+    about = describe(path)
+    assert about["classes"] == ["sky", "road", "car"]
+    model = load_model(path)
+    logits = model(torch.zeros(1, 1, 40, 50))
+    assert torch.equal(logits, torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 40, 50))
+    assert (model.mean.item(), model.std.item()) == (10, 20)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FORMATS.glob("journal-*.jsonl")))
+def test_old_journals_are_read_and_sent(name, tmp_path, database):
+    shutil.copy(FORMATS / name, tmp_path / journal.NAME)
+    records = journal.read(tmp_path)
+    assert [record["kind"] for record in records] == ["start", "epoch", "epoch", "end"]
+    run = MlflowClient(tracking_uri=tracking.tracking_uri()).get_run(tracking.sync(tmp_path))
+    assert run.data.metrics["best/val_iou"] == records[-1]["val/iou"]
