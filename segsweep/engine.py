@@ -205,19 +205,6 @@ def evaluate(
     return Evaluation({"loss": total / max(len(images), 1), **metrics}, predictions)
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The data type of `train.precision` on this device; auto is the fastest one it has in hardware."""
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu":
-        units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        if any(getattr(torch.cpu, unit, lambda: False)() for unit in units):
-            return torch.bfloat16
-    return torch.float32
-
-
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import segsweep
-from segsweep import checkpoint, console, engine, journal, losses, optim, pictures, tracking
+from segsweep import checkpoint, console, device, engine, journal, losses, optim, pictures, tracking
 from segsweep.config import RunConfig
 from segsweep.data import datasets, labels, scan, split, store
 from segsweep.data.batches import EvalBatches, TrainBatches
@@ -146,7 +146,7 @@ def _refuse_complete(config: RunConfig, folder: Path, records: list[dict[str, An
 def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> Prepared:
     """Build and check everything, the cheapest checks first."""
     train, data = config.train, config.data
-    device = _device(train.device)
+    where = device.find(train.device)
     if train.deterministic:
         torch.use_deterministic_algorithms(True)
     probe(config.encoder.name)
@@ -154,6 +154,10 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     if records and not last.exists() and journal.epochs(records):
         raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
     going_on = bool(records) and last.exists()
+    before: dict[str, Any] = next((r for r in reversed(records) if r["kind"] == "start"), {})
+    same_device = going_on and torch.device(before["device"].partition(" ")[0]).type == where.type
+    # What was chosen once stays: another precision is another training.
+    precision = getattr(torch, before["precision_used"]) if same_device else device.precision(train.precision, where)
     found = (
         weights.RANDOM
         if going_on
@@ -173,7 +177,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     meaning = labels.labels(pixels.counts(), data.classes, data.ignore_index)
     for part in parts:
         _refuse_empty(part, pixels.counts(parts[part]), meaning)
-    pixels.to(device)
+    pixels.to(where)
 
     torch.manual_seed(train.seed)
     mean, std = _statistics(config, pixels, parts["train"], found)
@@ -187,7 +191,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         dropout=config.decoder.dropout,
         mean=mean,
         std=std,
-    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optim.build(
         config.optim.name,
         model,
@@ -196,10 +200,9 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         weight_decay=config.optim.weight_decay,
         momentum=config.optim.momentum,
     )
-    precision = engine.autocast_dtype(train.precision, device)
     prepared = Prepared(
         config=config,
-        device=device,
+        device=where,
         precision=precision,
         samples=samples,
         parts=parts,
@@ -208,7 +211,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         model=model,
         loss=losses.build(config.loss.name, meaning.logits, config.loss.dice_weight),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        scaler=torch.amp.GradScaler(where.type, enabled=precision == torch.float16),
         progress=engine.Progress(),
         weights_source=records[0]["weights_source"] if going_on else model.weights_source,
     )
@@ -292,19 +295,6 @@ def _train(
     return code
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
-            f"train.device={name}: there are {torch.cuda.device_count()} CUDA devices. Try train.device=auto."
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("train.device=mps: not available here. Try train.device=auto.")
-    return device
-
-
 def _statistics(
     config: RunConfig, pixels: store.Store, train: Sequence[int], found: weights.Weights
 ) -> tuple[list[float], list[float]]:
@@ -382,7 +372,7 @@ def _write_start(
         parameters=parameters,
         decoder_width=prepared.model.arguments["width"],
         input_size=prepared.model.encoder.input_size or prepared.config.data.size,
-        device=_device_name(prepared.device),
+        device=device.describe(prepared.device),
         threads=torch.get_num_threads(),
         precision_used=str(prepared.precision).removeprefix("torch."),
         classes=list(prepared.labels.names),
@@ -394,10 +384,6 @@ def _write_start(
         # Killed between the checkpoint and its record: the checkpoint has the record.
         state = checkpoint.load_state(folder / LAST, torch.device("cpu"))
         book.write("epoch", **state["record"])
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _code() -> tuple[str | None, str]:

@@ -23,6 +23,7 @@ FLOORS = {
     "segsweep.optim": 1,
     "segsweep.pictures": 1,
     "segsweep.console": 1,
+    "segsweep.device": 1,
     "segsweep.config": 0,
     "segsweep.journal": 0,
     "segsweep.catalog": 0,
@@ -35,6 +36,7 @@ ONLY_IN = {
     "torch": {
         "segsweep.nn",
         "segsweep.data",
+        "segsweep.device",
         "segsweep.engine",
         "segsweep.checkpoint",
         "segsweep.losses",

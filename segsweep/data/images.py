@@ -85,7 +85,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with path.open("rb") as file, Image.open(file) as image:
             if image.width * image.height > LARGEST:
                 raise DataError(
-                    f"{path}: {image.width}x{image.height} pixels, at most {LARGEST // 10**6} million. Cut it into tiles."
+                    f"{path}: {image.width}x{image.height} pixels of at most {LARGEST // 10**6} million. Cut it up."
                 )
             yield image
     except UnidentifiedImageError as error:

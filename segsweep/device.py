@@ -1,0 +1,107 @@
+"""Where a training runs and in which precision."""
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from segsweep.errors import ConfigError
+from segsweep.paths import cache, made
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Convolutions and products, forward and backward, of the shapes for which oneDNN has kernels of their own.
+_EXERCISE = """
+import sys, torch
+from torch import nn
+kind = getattr(torch, sys.argv[1])
+shapes = ((3, 64, 7, 2, 32), (64, 64, 3, 1, 8), (256, 512, 1, 2, 2), (64, 256, 1, 1, 8))
+for inputs, outputs, kernel, stride, side in shapes:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
+    image = torch.randn(4, inputs, side, side, requires_grad=True)
+    with torch.autocast("cpu", kind):
+        result = conv(image.contiguous(memory_format=torch.channels_last))
+    result.float().sum().backward()
+for width in (64, 96, 384):
+    linear = nn.Linear(width, 3 * width)
+    tokens = torch.randn(4, 17, width, requires_grad=True)
+    with torch.autocast("cpu", kind):
+        result = linear(tokens)
+    result.float().sum().backward()
+"""
+
+
+def find(name: str) -> torch.device:
+    """The device of `train.device`; auto is the first GPU if there is one.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= count):
+        raise ConfigError(f"train.device={name}: there are {count} CUDA devices. Try train.device=auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("train.device=mps: not available here. Try train.device=auto.")
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """Its name, for the record."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The data type of `train.precision` on this device; auto is a half precision that it has in hardware, else fp32.
+
+    Raises:
+        ConfigError: the processor dies of it.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        claimed = device.type == "cpu" and any(getattr(torch.cpu, unit, lambda: False)() for unit in units)
+        return torch.bfloat16 if claimed and _survives(torch.bfloat16) else torch.float32
+    chosen = PRECISIONS[name]
+    if device.type == "cpu" and chosen != torch.float32 and not _survives(chosen):
+        raise ConfigError(
+            f"train.precision={name}: this processor dies of it (illegal instruction), whatever it claims. "
+            "Try train.precision=fp32."
+        )
+    return chosen
+
+
+def _survives(kind: torch.dtype) -> bool:
+    """Whether this CPU really computes in that type. Tried once per machine, in a process of its own.
+
+    A virtual machine may announce instructions (AMX) that kill whoever uses them, and no exception tells.
+    """
+    name = str(kind).removeprefix("torch.")
+    features = hashlib.sha256(json.dumps([platform.node(), torch.__version__, _processor()]).encode()).hexdigest()[:12]
+
+    def write(folder: Path) -> None:
+        ran = subprocess.run([sys.executable, "-c", _EXERCISE, name], capture_output=True, text=True, check=False)
+        (folder / "answer.json").write_text(json.dumps({"returncode": ran.returncode, "stderr": ran.stderr[-500:]}))
+        if ran.returncode:
+            log.warning("This processor announces %s but dies of it (illegal instruction); training in fp32.", name)
+
+    folder = made(cache() / f"{name}-{features}", "answer.json", write)
+    return json.loads((folder / "answer.json").read_text())["returncode"] == 0
+
+
+def _processor() -> str:
+    try:
+        rows = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({row for row in rows if row.startswith(("model name", "flags"))}))

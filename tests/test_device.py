@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import torch
+
+from segsweep import device
+from segsweep.errors import ConfigError
+from segsweep.paths import cache
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def announced(monkeypatch):
+    """A CPU that says it has bf16."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+
+
+def test_a_cpu_that_dies_of_bf16_gets_fp32_and_a_clear_refusal(announced, monkeypatch):
+    monkeypatch.setattr(device, "_EXERCISE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert device.precision("auto", CPU) == torch.float32
+    with pytest.raises(ConfigError, match=r"train\.precision=bf16.*Try train\.precision=fp32"):
+        device.precision("bf16", CPU)
+
+
+def test_a_cpu_that_survives_is_asked_once(announced, monkeypatch):
+    monkeypatch.setattr(device, "_EXERCISE", "pass")
+    assert device.precision("auto", CPU) == torch.bfloat16
+    monkeypatch.setattr(device, "_EXERCISE", "raise SystemExit(1)")
+    assert device.precision("auto", CPU) == torch.bfloat16
+    (answer,) = cache().glob("bfloat16-*/answer.json")
+    assert json.loads(answer.read_text())["returncode"] == 0
+
+
+def test_a_cpu_without_bf16_is_not_asked(monkeypatch):
+    for unit in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, unit, lambda: False, raising=False)
+    monkeypatch.setattr(device, "_survives", lambda kind: pytest.fail("asked"))
+    assert device.precision("auto", CPU) == torch.float32
+
+
+def test_the_exercise_is_a_real_program():
+    assert device._survives(torch.float16) in (True, False)
+    (answer,) = cache().glob("float16-*/answer.json")
+    assert "Error" not in json.loads(answer.read_text())["stderr"]
+
+
+def test_fp32_needs_no_proof(monkeypatch):
+    monkeypatch.setattr(device, "_survives", lambda kind: pytest.fail("asked"))
+    assert device.precision("fp32", CPU) == torch.float32
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_a_half_precision():
+    assert device.precision("auto", device.find("cuda")) in (torch.bfloat16, torch.float16)
