@@ -1,22 +1,11 @@
 """What a person at a terminal sees: bars and lines on stderr, the result for stdout."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-
-def set_up_logging() -> None:
-    """segsweep's own warnings on stderr, as they are."""
-    log = logging.getLogger("segsweep")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
 
 
 def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:

@@ -105,8 +105,8 @@ def fit(
     total_steps = epochs * len(train) if epochs else None
     while True:
         started = time.perf_counter()
-        progress.epoch += 1
-        torch.manual_seed(seed * 1_000_003 + progress.epoch)
+        number = progress.epoch + 1
+        torch.manual_seed(seed * 1_000_003 + number)
         # The last validation has to fit into the budget, too.
         reserve = median(progress.validation_seconds) if progress.validation_seconds else 0.0
         budget = max(time_budget - reserve, 1e-3) if time_budget else None
@@ -117,12 +117,12 @@ def fit(
         first_bad = torch.full((), -1, device=device)
         lr = 0.0
         out_of_time = False
-        for micro_batches in watch(train.epoch(progress.epoch), len(train)):
+        for micro_batches in watch(train.epoch(number), len(train)):
             spent = progress.seconds + time.perf_counter() - started
-            if budget and spent >= budget and (steps or progress.epoch > 1):
+            if budget and spent >= budget and (steps or number > 1):
                 out_of_time = True
                 break
-            done = ((progress.epoch - 1) * len(train) + steps) / total_steps if total_steps else 0.0
+            done = ((number - 1) * len(train) + steps) / total_steps if total_steps else 0.0
             if budget:
                 done = max(done, spent / budget)
             lr = optim.set_lr(optimizer, schedule(min(done, 1.0)))
@@ -132,8 +132,8 @@ def fit(
             steps += 1
             images += seen
             if steps % CHECK_EVERY == 0 or device.type == "cpu":
-                _refuse_non_finite(first_bad, progress.epoch, lr, precision)
-        _refuse_non_finite(first_bad, progress.epoch, lr, precision)
+                _refuse_non_finite(first_bad, number, lr, precision)
+        _refuse_non_finite(first_bad, number, lr, precision)
         mean_loss = float(total) / max(steps, 1)
         trained = time.perf_counter()
 
@@ -141,19 +141,20 @@ def fit(
         finished = time.perf_counter()
         progress.validation_seconds.append(finished - trained)
         progress.seconds += finished - started
+        progress.epoch = number
         iou = evaluation.metrics["iou"]
         is_best = iou > progress.best_iou
         if is_best:
-            progress.best_iou, progress.best_epoch = iou, progress.epoch
+            progress.best_iou, progress.best_epoch = iou, number
         reason = None
-        if epochs and progress.epoch >= epochs:
+        if epochs and number >= epochs:
             reason = f"{epochs} epochs"
         elif out_of_time or (time_budget and progress.seconds >= time_budget - reserve):
             reason = f"time budget of {time_budget:g} s"
-        elif patience and progress.epoch - max(progress.best_epoch, 1) >= patience:
+        elif patience and number - max(progress.best_epoch, 1) >= patience:
             reason = f"no better val/iou for {patience} epochs"
         yield Epoch(
-            number=progress.epoch,
+            number=number,
             metrics={
                 "train/loss": mean_loss if steps else math.nan,
                 **{f"val/{name}": value for name, value in evaluation.metrics.items()},

@@ -107,7 +107,6 @@ def run(
     Raises:
         ConfigError: what the user can mend; `exit_code` tells the kinds apart.
     """
-    console.set_up_logging()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     try:
@@ -147,8 +146,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     """Build and check everything, the cheapest checks first."""
     train, data = config.train, config.data
     where = device.find(train.device)
-    if train.deterministic:
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(train.deterministic)
     probe(config.encoder.name)
     last = folder / LAST
     if records and not last.exists() and journal.epochs(records):
@@ -256,7 +254,7 @@ def _train(
                     patience=config.train.patience,
                     seed=config.train.seed,
                     show=shown,
-                    watch=lambda steps, n: console.bar(steps, n, f"epoch {progress.epoch}"),
+                    watch=lambda steps, n: console.bar(steps, n, f"epoch {progress.epoch + 1}"),
                 ):
                     record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
                     if epoch.is_best:

@@ -1,0 +1,204 @@
+"""The loop and the evaluation, on models small enough to reason about."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import jaccard_score
+from torch import nn
+
+from segsweep import losses, optim
+from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.data.datasets import Options, folder
+from segsweep.data.labels import labels
+from segsweep.data.store import open_store
+from segsweep.engine import Progress, evaluate, fit
+from segsweep.errors import NonFiniteError
+
+CPU = torch.device("cpu")
+NAMES = ("background", "foreground")
+
+
+class Brightness(nn.Module):
+    """Foreground is what is brighter than a learnt threshold."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(0.5))
+        self.slope = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, pixels):
+        return (pixels.mean(1, keepdim=True) / 255 - self.threshold) * self.slope
+
+
+@pytest.fixture
+def data(pairs):
+    """Batches by part, from 12 images of 40x48 whose foreground is bright."""
+    store = open_store(folder(Options(root=str(pairs(12)))))
+    meaning = labels(store.counts())
+
+    def make(kind, indices=range(12), size=(32, 32), resize="pad", batch_size=4, **more):
+        return kind(store, meaning, indices, size=size, resize=resize, batch_size=batch_size, device=CPU, **more)
+
+    return make
+
+
+def training(data, model=None, epochs=None, lr=0.05, accumulate=1, **more):
+    model = model or Brightness()
+    optimizer = optim.build("adam", model, lr=lr)
+    more = {"progress": Progress(), **more}
+    return fit(
+        model,
+        data(TrainBatches, seed=0, accumulate=accumulate),
+        data(EvalBatches),
+        losses.build("ce", 1),
+        optimizer,
+        optim.schedule("constant"),
+        names=NAMES,
+        precision=torch.float32,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        epochs=epochs,
+        **more,
+    )
+
+
+def test_fit_yields_each_epoch_and_says_why_it_ends(data):
+    epochs = list(training(data, epochs=3))
+    assert [e.number for e in epochs] == [1, 2, 3]
+    assert [e.reason for e in epochs] == [None, None, "3 epochs"]
+    assert epochs[-1].metrics["train/loss"] < epochs[0].metrics["train/loss"]
+    assert epochs[-1].metrics["best/val_iou"] == max(e.metrics["val/iou"] for e in epochs)
+
+
+def test_the_caller_may_stop_at_any_epoch(data):
+    progress = Progress()
+    for _ in training(data, epochs=50, progress=progress):
+        break
+    assert progress.epoch == 1
+
+
+def test_an_interrupted_epoch_does_not_count(data):
+    progress = Progress()
+    model = Brightness()
+    calls = 0
+
+    def interrupted(steps, _):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return steps
+
+    with pytest.raises(KeyboardInterrupt):
+        list(training(data, model, epochs=5, progress=progress, watch=interrupted))
+    assert progress.epoch == 1
+
+
+def test_going_on_is_the_same_as_never_stopping(data):
+    whole, cut = Brightness(), Brightness()
+    list(training(data, whole, epochs=4, lr=0.01))
+    progress = Progress()
+    optimizer = optim.build("adam", cut, lr=0.01)
+    for stop in (2, 4):
+        batches, val = data(TrainBatches, seed=0), data(EvalBatches)
+        list(
+            fit(
+                cut,
+                batches,
+                val,
+                losses.build("ce", 1),
+                optimizer,
+                optim.schedule("constant"),
+                names=NAMES,
+                precision=torch.float32,
+                scaler=torch.amp.GradScaler("cpu", enabled=False),
+                progress=progress,
+                epochs=stop,
+            )
+        )
+    assert torch.equal(whole.threshold, cut.threshold)
+    assert torch.equal(whole.slope, cut.slope)
+
+
+def test_micro_batches_are_the_same_step(data):
+    one, two = Brightness(), Brightness()
+    list(training(data, one, epochs=1))
+    list(training(data, two, epochs=1, accumulate=2))
+    assert one.threshold.item() == pytest.approx(two.threshold.item(), abs=2e-3)
+
+
+def test_patience_counts_from_the_best_epoch(data):
+    class Worse(Brightness):
+        def forward(self, pixels):
+            return super().forward(pixels) * 0 - 1  # nothing is foreground, whatever is learnt
+
+    epochs = list(training(data, Worse(), epochs=20, patience=2))
+    assert len(epochs) == 3
+    assert "2 epochs" in epochs[-1].reason
+
+
+def test_a_nan_is_refused_with_its_step(data):
+    class Broken(Brightness):
+        def forward(self, pixels):
+            return super().forward(pixels) * math.nan
+
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1.*Try optim\.lr=0\.005"):
+        list(training(data, Broken(), epochs=1))
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash", "crop"])
+@pytest.mark.parametrize("size", [(32, 32), (64, 40), (96, 96)])
+def test_scores_are_of_the_masks_own_grid(data, resize, size):
+    """Against scikit-learn on the very pixels of the masks, whatever canvas the model saw."""
+    batches = data(EvalBatches, size=size, resize=resize)
+    found = evaluate(Brightness(), batches, losses.build("ce", 1), NAMES, show=range(12))
+    truth = np.concatenate([batches.target(i).numpy().ravel() for i in range(12)])
+    predicted = np.concatenate([found.predictions[i].numpy().ravel() for i in range(12)])
+    assert predicted.shape == truth.shape == (12 * 40 * 48,)
+    assert found.metrics["iou"] == pytest.approx(jaccard_score(truth, predicted))
+    assert found.metrics["accuracy"] == pytest.approx((truth == predicted).mean())
+
+
+def test_at_native_size_a_perfect_model_scores_one(data):
+    found = evaluate(Brightness(), data(EvalBatches, resize="crop"), losses.build("ce", 1), NAMES)
+    bright = data(EvalBatches, resize="crop")
+    exact = all(
+        torch.equal((batch.image.mean(1) / 255 > 0.5).long(), batch.mask) for batch in bright if batch.mask.max() < 255
+    )
+    assert (found.metrics["iou"] == 1) == exact
+
+
+def test_strips_change_nothing(data, monkeypatch):
+    from segsweep import engine
+
+    batches = data(EvalBatches, size=(64, 64))
+    whole = evaluate(Brightness(), batches, losses.build("ce", 1), NAMES)
+    monkeypatch.setattr(engine, "STRIP", 100)
+    assert evaluate(Brightness(), batches, losses.build("ce", 1), NAMES).metrics == whole.metrics
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_to_the_same_scores(pairs):
+    root = pairs(12)
+    scores = []
+    for device in (CPU, torch.device("cuda")):
+        store = open_store(folder(Options(root=str(root)))).to(device)
+        meaning = labels(store.counts())
+        common = {"size": (32, 32), "resize": "pad", "batch_size": 4, "device": device}
+        model = Brightness().to(device)
+        epochs = fit(
+            model,
+            TrainBatches(store, meaning, range(12), seed=0, augmentation={"hflip": 0.5, "rotate": 10}, **common),
+            EvalBatches(store, meaning, range(12), **common),
+            losses.build("ce", 1),
+            optim.build("adam", model, lr=0.01),
+            optim.schedule("cosine"),
+            names=NAMES,
+            precision=torch.float32,
+            scaler=torch.amp.GradScaler(device.type, enabled=False),
+            progress=Progress(),
+            epochs=3,
+        )
+        scores.append([epoch.metrics["val/iou"] for epoch in epochs])
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
