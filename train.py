@@ -28,7 +28,7 @@ RESUMABLE = ("train.epochs", "train.device", "train.workers", "train.time_budget
 
 
 # Keys that hold paths.
-PATHS = ("data.root", "data.images", "data.masks", "encoder.weights_file")
+PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
 
 
 class Stopped(BaseException):
@@ -146,7 +146,8 @@ def _quoted(text: object) -> str:
 def _refuse_changes(folder: Path, composed: dict[Any, Any]) -> None:
     recorded = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
     assert isinstance(recorded, dict)
-    before, now = dict(_flat(recorded)), dict(_flat(composed))
+    # A key that came after the run had its default.
+    before, now = {name: default for name, default, _ in keys()} | dict(_flat(recorded)), dict(_flat(composed))
     changed = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

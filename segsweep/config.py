@@ -120,16 +120,25 @@ class AugmentationConfig:
 
 @dataclass
 class DataConfig:
-    name: str = key("folder", "where the pairs come from: folder or shapes")
+    name: str = key("folder", "where the pairs come from: folder, camvid or shapes")
     root: str | None = key(None, "folder with images/ and masks/ in it")
     images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split")
     masks: str | None = key(None, "folder of masks, paired with the images by stem")
     size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
     resize: str = key("pad", "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops")
+    mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
+    table: str | None = key(
+        None, "a CSV with the columns image and mask, optionally split, group, fold; paths below it"
+    )
     split: list[float] = key(
         [0.8, 0.2], "shares of train and val, or train, val and test, where the data have no split"
     )
-    classes: list[str] | None = key(None, "names of the classes with mask values 0, 1, ...; default: binary")
+    group: str | None = key(None, "regular expression that finds an image's group in its stem; groups stay together")
+    folds: int | None = key(None, "cross-validation: cut train and val into this many folds")
+    fold: int = key(0, "cross-validation: the fold to validate on, from 0")
+    classes: Any = key(
+        None, "names of the values 0, 1, ..., as [ground,road]; or names with values, as {car:8}; default: binary"
+    )
     ignore_index: int = key(255, "mask value of void pixels, which never count")
     normalize: str = key("auto", "encoder: the pretrained weights' mean and std; dataset: the training split's; auto")
     seed: int = key(0, "of the hashed split and of generated data")
@@ -142,7 +151,7 @@ class DataConfig:
             self.size,
             "[height,width], 32 pixels or more each, as [256,256]",
         )
-        _one_of("data.name", self.name, ("folder", "shapes"))
+        _one_of("data.name", self.name, ("folder", "camvid", "shapes"))
         _one_of("data.resize", self.resize, ("pad", "squash", "crop"))
         _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset"))
         _check(
@@ -151,11 +160,27 @@ class DataConfig:
             self.split,
             "two or three positive shares that sum to 1, as [0.8,0.2]",
         )
+        _check(self.folds is None or self.folds >= 2, "data.folds", self.folds, "2 or more")
+        _check(
+            0 <= self.fold < (self.folds or 1), "data.fold", self.fold, f"in 0..{(self.folds or 1) - 1} (data.folds)"
+        )
         _check(0 <= self.ignore_index <= 255, "data.ignore_index", self.ignore_index, "in 0..255")
         if self.classes is not None:
-            _check(len(self.classes) >= 2, "data.classes", self.classes, "two or more names, background included")
-            _check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
+            self._check_classes()
         _check(self.count >= 10, "data.count", self.count, "10 or more")
+
+    def _check_classes(self) -> None:
+        form = "names, as [ground,road,car], or names with their values, as {road:[3,4],car:8}"
+        if isinstance(self.classes, dict):
+            values = [v if isinstance(v, list) else [v] for v in self.classes.values()]
+            flat = [value for group in values for value in group]
+            valid = bool(flat) and all(isinstance(v, int) and 0 <= v <= 255 for v in flat)
+            _check(valid, "data.classes", self.classes, form)
+            _check(len(set(flat)) == len(flat), "data.classes", self.classes, "distinct values")
+        else:
+            valid = isinstance(self.classes, list) and bool(self.classes)
+            _check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
+            _check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
 
 
 @dataclass

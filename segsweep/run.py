@@ -6,6 +6,7 @@ What is wrong with the configuration or the data is refused before the `start` r
 import csv
 import getpass
 import json
+import logging
 import platform
 import shlex
 import signal
@@ -33,6 +34,8 @@ from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
 from segsweep.nn.unet import encoder_statistics
 from segsweep.paths import CHECKOUT
+
+log = logging.getLogger(__name__)
 
 EPOCHS = 10  # without train.epochs and train.time_budget
 SHOWN = 4  # validation images whose predictions are kept as pictures
@@ -162,17 +165,18 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         else weights.find(config.encoder.name, config.encoder.pretrained, config.encoder.weights_file)
     )
 
-    options = datasets.Options(data.root, data.images, data.masks, data.seed, data.count)
+    options = datasets.Options(data.root, data.images, data.masks, data.mask_suffix, data.table, data.seed, data.count)
     samples = datasets.SOURCES[data.name](options)
     scan.check(samples, train.workers)
-    parts = split.assign(samples, data.split, data.seed)
+    parts = split.assign(samples, data.split, data.seed, data.group, data.folds, data.fold)
+    _tell_apart(parts, samples, data.group)
     if train.batch_size > len(parts["train"]):
         raise ConfigError(
             f"train.batch_size={train.batch_size}: larger than the training split of {len(parts['train'])} images. "
             f"Try train.batch_size={_power_of_two(len(parts['train']))}."
         )
     pixels = store.open_store(samples, train.workers, lambda rows, n: console.bar(rows, n, "decoding"))
-    meaning = labels.labels(pixels.counts(), data.classes, data.ignore_index)
+    meaning = labels.labels(pixels.counts(), data.classes, data.ignore_index, datasets.CLASSES.get(data.name))
     for part in parts:
         _refuse_empty(part, pixels.counts(parts[part]), meaning)
     pixels.to(where)
@@ -304,6 +308,19 @@ def _statistics(
         scale = (high - low) / 255
         return [low + m * scale for m in mean], [s * scale for s in std]
     return pixels.statistics(train)
+
+
+def _tell_apart(parts: dict[str, list[int]], samples: Sequence[datasets.Sample], pattern: str | None) -> None:
+    """A warning for groups that a given split has pulled apart: its scores flatter. Ours never does."""
+    pulled = split.apart(parts, split.group(samples, pattern)) if pattern else {}
+    if pulled:
+        name, places = next(iter(pulled.items()))
+        log.warning(
+            "data: %d groups lie in more than one part of the given split, such as %s in %s: scores may flatter.",
+            len(pulled),
+            name,
+            " and ".join(places),
+        )
 
 
 def _refuse_empty(part: str, counts: Mapping[int, int], meaning: labels.Labels) -> None:

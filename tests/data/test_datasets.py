@@ -314,3 +314,91 @@ def test_the_closest_words_come_best_first_and_far_ones_not_at_all():
     assert closest("resnt34", known) == ["resnet34"]
     assert closest("resnet3", known, n=2) == ["resnet34", "resnet50"]
     assert closest("qqqq", known) == []
+
+
+def table(root, rows, header="image,mask,split,group,fold"):
+    path = root / "pairs.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_masks_may_have_a_suffix(pairs):
+    root = pairs(4)
+    for path in list((root / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    (root / "masks" / "000_instances.png").write_bytes(b"another kind of mask")
+    samples = folder(Options(root=str(root), mask_suffix="_mask"))
+    assert [s.key for s in samples] == ["000", "001", "002", "003"]
+    assert samples[0].mask.name == "000_mask.png"
+
+
+def test_a_table_gives_pairs_splits_groups_and_folds(pairs):
+    root = pairs(3)
+    rows = [f"images/{i:03d}.png,masks/{i:03d}.png,{s},g{i},{i}" for i, s in enumerate(("train", "val", "test"))]
+    samples = folder(Options(table=str(table(root, rows))))
+    assert [(s.key, s.split, s.group, s.fold) for s in samples] == [
+        ("images/000", "train", "g0", 0),
+        ("images/001", "val", "g1", 1),
+        ("images/002", "test", "g2", 2),
+    ]
+
+
+def test_a_table_may_have_two_columns_and_names_with_commas_and_quotes(pairs):
+    root = pairs(2)
+    (root / "images" / "000.png").rename(root / "images" / 'a, "b" ü.png')
+    rows = ['"images/a, ""b"" ü.png",masks/000.png', "images/001.png,masks/001.png"]
+    samples = folder(Options(table=str(table(root, rows, "image,mask"))))
+    assert samples[0].image.name == 'a, "b" ü.png'
+    assert samples[0].split is samples[0].group is samples[0].fold is None
+
+
+def test_all_that_is_wrong_in_a_table_is_listed(pairs, tmp_path):
+    root = pairs(2)
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(b"")
+    rows = [
+        "images/000.png,../secret.png,train,,",
+        "images/nope.png,masks/000.png,train,,",
+        "images/001.png,masks/001.png,dev,,x",
+    ]
+    with pytest.raises(DataError) as error:
+        folder(Options(table=str(table(root, rows))))
+    for said in ("line 2: ../secret.png: not a file below", "line 3: images/nope.png", "split 'dev'", "fold 'x'"):
+        assert said in str(error.value)
+
+
+def test_a_table_half_split_or_with_a_pair_twice_is_refused(pairs):
+    root = pairs(2)
+    rows = ["images/000.png,masks/000.png,train,,", "images/001.png,masks/001.png,,,"]
+    with pytest.raises(DataError, match="split is given in 1 rows only"):
+        folder(Options(table=str(table(root, rows))))
+    with pytest.raises(DataError, match="listed 2 times"):
+        folder(Options(table=str(table(root, [rows[0], rows[0]]))))
+
+
+def test_a_table_without_its_columns_is_refused(pairs):
+    root = pairs(1)
+    with pytest.raises(DataError, match="needs the columns image and mask"):
+        folder(Options(table=str(table(root, ["a,b"], "picture,label"))))
+    with pytest.raises(ConfigError, match="no such file"):
+        folder(Options(table=str(root / "nope.csv")))
+
+
+def test_camvid_is_read_in_its_own_layout(tmp_path):
+    for part in ("train", "val", "test"):
+        for suffix, name in (("", "0001.png"), ("annot", "0001.png")):
+            (tmp_path / f"{part}{suffix}").mkdir()
+            Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / f"{part}{suffix}" / name)
+    samples = SOURCES["camvid"](Options(root=str(tmp_path)))
+    assert [(s.split, s.image.parent.name, s.mask.parent.name) for s in samples] == [
+        ("train", "train", "trainannot"),
+        ("val", "val", "valannot"),
+        ("test", "test", "testannot"),
+    ]
+    with pytest.raises(ConfigError, match="data.root"):
+        SOURCES["camvid"](Options())
+
+
+def test_the_real_camvid_has_its_official_split(real_data):
+    samples = SOURCES["camvid"](Options(root=str(real_data / "camvid")))
+    assert [sum(s.split == part for s in samples) for part in ("train", "val", "test")] == [367, 101, 233]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segsweep.data.labels import VOID, labels
-from segsweep.errors import DataError
+from segsweep.errors import ConfigError, DataError
 
 
 def meaning(found):
@@ -126,3 +126,46 @@ def test_255_is_beyond_the_classes_when_another_value_is_void():
 def test_masks_without_foreground_are_refused(counts):
     with pytest.raises(DataError, match="every mask is empty"):
         labels(counts)
+
+
+SCENE = {"sky": 0, "road": 3, "car": 8}
+SEEN = {0: 50, 3: 30, 8: 15, 11: 5}
+
+
+def test_a_source_knows_its_classes():
+    found = labels(SEEN, ignore_index=11, known=SCENE)
+    assert found.names == ("sky", "road", "car")
+    assert meaning(found) == {0: 0, 3: 1, 8: 2}
+
+
+def test_one_known_class_is_a_binary_task_against_the_rest():
+    found = labels(SEEN, ["car"], 11, SCENE)
+    assert found.names == ("background", "car")
+    assert found.logits == 1
+    assert meaning(found) == {0: 0, 3: 0, 8: 1}
+
+
+def test_some_known_classes_leave_a_background():
+    found = labels(SEEN, ["car", "road"], 11, SCENE)
+    assert found.names == ("background", "car", "road")
+    assert meaning(found) == {0: 0, 8: 1, 3: 2}
+
+
+def test_values_may_be_merged():
+    found = labels({0: 1, 1: 1, 2: 1, 3: 1}, {"ground": [0, 1], "thing": [2, 3]})
+    assert found.names == ("ground", "thing")
+    assert meaning(found) == {0: 0, 1: 0, 2: 1, 3: 1}
+
+
+def test_one_value_by_name_is_a_binary_task_even_if_it_is_all_there_is():
+    assert labels({7: 10}, {"cell": 7}).names == ("background", "cell")
+
+
+def test_a_class_that_the_source_does_not_have_is_refused_with_the_closest():
+    with pytest.raises(ConfigError, match="Closest: car"):
+        labels(SEEN, ["caar"], 11, SCENE)
+
+
+def test_one_name_without_a_value_is_refused_with_the_line_to_type():
+    with pytest.raises(ConfigError, match="data.classes={cell:1}"):
+        labels({0: 1, 1: 1}, ["cell"])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from segsweep.data.datasets import Sample
-from segsweep.data.split import assign, place
-from segsweep.errors import DataError
+from segsweep.data.split import apart, assign, group, place
+from segsweep.errors import ConfigError, DataError
 
 TWO, THREE = (0.8, 0.2), (0.6, 0.2, 0.2)
 
@@ -113,3 +113,76 @@ def test_fewer_images_than_parts_are_refused(n, shares, split):
 def test_one_image_for_each_part_is_enough():
     for seed in range(30):
         assert {len(indices) for indices in assign(made(range(3)), THREE, seed).values()} == {1}
+
+
+def grouped(groups, each=3, **more):
+    return [
+        Sample(f"{name}_{i}", Path(f"{name}_{i}.png"), Path(f"{name}_{i}.png"), **more)
+        for name in groups
+        for i in range(each)
+    ]
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.3, 0.2)])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_ever_apart(shares, seed):
+    samples = grouped([f"clip{n}" for n in range(20)])
+    parts = assign(samples, shares, seed, pattern=r"^(.*)_")
+    assert apart(parts, group(samples, r"^(.*)_")) == {}
+    assert sorted(i for part in parts.values() for i in part) == list(range(60))
+    assert all(parts[part] for part in ("train", "val", "test")[: len(shares)])
+
+
+def test_a_group_stays_where_it_is_when_others_come():
+    few, many = (grouped([f"clip{n}" for n in range(count)]) for count in (40, 80))
+    before, after = (assign(samples, pattern="clip[0-9]+") for samples in (few, many))
+    placed = {many[i].key: part for part, indices in after.items() for i in indices}
+    assert all(placed[few[i].key] == part for part, indices in before.items() for i in indices)
+
+
+def test_every_image_is_validated_on_in_exactly_one_fold():
+    samples = grouped([f"clip{n}" for n in range(11)])
+    seen = []
+    for fold in range(5):
+        parts = assign(samples, pattern="clip[0-9]+", folds=5, fold=fold)
+        assert apart(parts, group(samples, "clip[0-9]+")) == {}
+        assert not set(parts["train"]) & set(parts["val"])
+        assert len(parts["train"]) + len(parts["val"]) == 33
+        seen += parts["val"]
+    assert sorted(seen) == list(range(33))
+
+
+def test_folds_are_of_about_equal_size():
+    samples = grouped([f"{n}" for n in range(50)], each=1)
+    assert {len(assign(samples, folds=5, fold=fold)["val"]) for fold in range(5)} == {10}
+
+
+def test_folds_leave_a_given_test_split_alone():
+    samples = grouped("abcdef", split="train") + grouped("gh", split="val") + grouped("xyz", split="test")
+    for fold in range(3):
+        assert assign(samples, folds=3, fold=fold)["test"] == list(range(24, 33))
+
+
+def test_a_group_that_came_with_the_sample_wins():
+    samples = [Sample(str(i), Path("a"), Path("b"), group="left" if i < 5 else "right") for i in range(10)]
+    parts = assign(samples)
+    assert sorted(map(len, parts.values())) == [5, 5]
+
+
+def test_fewer_groups_than_parts_is_an_error_that_counts_them():
+    with pytest.raises(DataError, match="30 images in 1 group cannot"):
+        assign(grouped(["clip"], each=30), pattern="clip")
+    with pytest.raises(DataError, match="cannot be split into 7 folds"):
+        assign(grouped("abc"), pattern="[abc]", folds=7)
+
+
+def test_a_pattern_that_is_none_or_finds_nothing_is_refused():
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        group(grouped("ab"), "(")
+    with pytest.raises(DataError, match="no group in 6 of 6"):
+        group(grouped("ab"), "z+")
+
+
+def test_a_given_split_that_pulls_groups_apart_is_found_out():
+    samples = grouped("ab", split="train") + grouped("bc", split="val")
+    assert apart(assign(samples), group(samples, "^[a-z]")) == {"b": ["train", "val"]}
