@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -191,6 +191,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
         near = closest(name, error.options)
         hint = f" Try {group}={near[0]}." if near else ""
         return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
+    if isinstance(error, OverrideParseException):
+        name, equals, value = error.override.partition("=")
+        hint = f""" Quote a value with special characters twice: "{name}='{value}'".""" if equals else ""
+        return f"{error.override}: cannot be read as KEY=VALUE.{hint}"
     known = [name for name, _, _ in keys()]
     groups = {name.partition(".")[0] for name in known}
     for override in argv:

@@ -85,6 +85,8 @@ def test_several_classes_train(pairs, outputs):
         (["encoder.pretrained=true"], 2, "encoder.weights_file=PATH"),
         (["train.device=cuda:99"], 2, "train.device=auto"),
         (["resume=/no/where"], 2, "no such folder"),
+        (["data.group=^(a)"], 2, """"data.group='^(a)'\""""),
+        (["lr"], 2, "lr: cannot be read as KEY=VALUE"),
         (["decoder.width=[8,8]"], 2, "5 widths"),
         (["train.batch_size=4096"], 2, "larger than the training split"),
         (["loss=bce", "data.classes=[a,b,c]"], 2, "Try loss=ce"),

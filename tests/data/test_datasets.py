@@ -395,7 +395,7 @@ def test_camvid_is_read_in_its_own_layout(tmp_path):
         ("val", "val", "valannot"),
         ("test", "test", "testannot"),
     ]
-    with pytest.raises(ConfigError, match="data.root"):
+    with pytest.raises(ConfigError, match=r"data\.root"):
         SOURCES["camvid"](Options())
 
 

@@ -167,5 +167,5 @@ def test_a_class_that_the_source_does_not_have_is_refused_with_the_closest():
 
 
 def test_one_name_without_a_value_is_refused_with_the_line_to_type():
-    with pytest.raises(ConfigError, match="data.classes={cell:1}"):
+    with pytest.raises(ConfigError, match=r"data\.classes=\{cell:1\}"):
         labels({0: 1, 1: 1}, ["cell"])
