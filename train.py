@@ -6,8 +6,11 @@ Hydra composes `conf/` and the command line into a configuration, this module ch
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import catalog, journal
-from segsweep.config import RunConfig, keys, refuse_unknown
-from segsweep.errors import ConfigError, closest
+from segsweep.config import RunConfig, flat, keys, refuse_unknown
+from segsweep.errors import ConfigError, Terminated, closest
 from segsweep.paths import CHECKOUT, outputs
 
-# What `resume=DIR` may change: how long and where, never what is computed.
-RESUMABLE = ("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "tracking.")
-
-
-# Keys that hold paths.
+# Keys that hold paths. The data may have moved: their digest is compared.
 PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
+# What `resume=DIR` may change: how long and where.
+RESUMABLE = (
+    *("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "train.patience"),
+    *PATHS,
+    "tracking.",
+)
 
 
 class Stopped(BaseException):
@@ -49,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ConfigStore.instance().store("schema", RunConfig)
     OmegaConf.register_new_resolver("outputs", lambda: str(outputs()), replace=True)
     OmegaConf.register_new_resolver("help", _help, replace=True)
+    spared = _named_folder(argv)
     code = 0
 
     def task(composed: DictConfig) -> None:
         nonlocal code
         # Refused here and not in main: Hydra prints a line of its own for what a job raises.
         try:
-            code = _train(composed, argv, resuming) or code
+            code = _train(composed, argv, resuming, spared) or code
         except ConfigError as error:
             code = _refuse(str(error), error.exit_code)
         if code >= 128:
@@ -65,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         overrides, resuming = _take_resume(argv)
         sys.argv = [str(CHECKOUT / "train.py"), *overrides]
-        hydra.main(version_base="1.3", config_path=str(CHECKOUT / "conf"), config_name="config")(task)()
+        with _terminable():
+            hydra.main(version_base="1.3", config_path=str(CHECKOUT / "conf"), config_name="config")(task)()
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -74,19 +81,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.code
     except KeyboardInterrupt:
         return _refuse("interrupted.", 130)
+    except Terminated:
+        return _refuse("terminated.", 143)
     finally:
         sys.argv = saved
     return code
 
 
-def _train(composed: DictConfig, argv: list[str], resuming: bool) -> int:
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, in the main thread, the only one where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path | None) -> int:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     overrides = _with_absolute_paths(composed, list(hydra_config.overrides.task))
     try:
-        plain = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(plain, dict)
-        refuse_unknown(plain)  # type: ignore[arg-type]
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+        refuse_unknown(plain)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
         if config.resume:
@@ -105,7 +130,7 @@ def _train(composed: DictConfig, argv: list[str], resuming: bool) -> int:
         return run(config, folder, argv=argv, hydra_files=files, resuming=resuming)
     except BaseException:
         if not journal.exists(folder):
-            _remove_empty(folder)
+            _remove_empty(folder, spared)
         raise
 
 
@@ -123,8 +148,12 @@ def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
     given = {_key(arg) for arg in extra}
     if "hydra.run.dir" in given:
         raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
+    if {"-m", "--multirun"} & given:
+        raise ConfigError("resume goes on with one run: drop -m.")
     kept = [str(arg) for arg in OmegaConf.load(recorded) if _key(str(arg)) not in given]
-    return [*kept, *extra, f"hydra.run.dir={_quoted(folder)}"], True
+    typed = [arg for arg in extra if "=" in arg and not arg.startswith("-")]
+    flags = [arg for arg in extra if arg not in typed]
+    return [*kept, *typed, f"hydra.run.dir={_quoted(folder)}", *flags], True
 
 
 def _with_absolute_paths(composed: DictConfig, overrides: list[str]) -> list[str]:
@@ -143,11 +172,10 @@ def _quoted(text: object) -> str:
     return "'" + str(text).replace("'", "\\'") + "'"
 
 
-def _refuse_changes(folder: Path, composed: dict[Any, Any]) -> None:
-    recorded = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
-    assert isinstance(recorded, dict)
+def _refuse_changes(folder: Path, composed: dict[str, Any]) -> None:
+    recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
     # A key that came after the run had its default.
-    before, now = {name: default for name, default, _ in keys()} | dict(_flat(recorded)), dict(_flat(composed))
+    before, now = {name: default for name, default, _ in keys()} | dict(flat(recorded)), dict(flat(composed))
     changed = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
@@ -161,22 +189,24 @@ def _refuse_changes(folder: Path, composed: dict[Any, Any]) -> None:
         )
 
 
-def _flat(tree: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for name, value in tree.items():
-        leaves += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return leaves
-
-
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _remove_empty(folder: Path) -> None:
+def _named_folder(argv: list[str]) -> Path | None:
+    """The folder that the command line names for the run, if it is there already."""
+    named = [arg.partition("=")[2].strip("'\"") for arg in argv if _key(arg) == "hydra.run.dir"]
+    folder = Path(named[-1].replace("\\'", "'")).resolve() if named else None
+    return folder if folder and folder.exists() else None
+
+
+def _remove_empty(folder: Path, spared: Path | None) -> None:
     """Remove the folder that Hydra made for a run that was refused, and the day's folder when it was the first."""
-    for path in (folder, folder.parent):
-        if path != outputs() and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    ours = [folder, folder.parent] if folder.is_relative_to(outputs()) else [folder]
+    for path in ours:
+        if path not in (outputs(), spared):
+            with suppress(OSError):  # not empty, or another process was faster
+                path.rmdir()
 
 
 def _refuse(message: str, code: int) -> int:
@@ -188,6 +218,11 @@ def _explain(error: Exception, argv: list[str]) -> str:
     """Hydra's and OmegaConf's errors in one line, with the closest name where a name was wrong."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "encoder":
+            try:
+                catalog.check(name)
+            except ConfigError as unknown:
+                return str(unknown)
         near = closest(name, error.options)
         hint = f" Try {group}={near[0]}." if near else ""
         return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"

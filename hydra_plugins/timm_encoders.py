@@ -34,9 +34,10 @@ class TimmEncoders(ConfigSource):
         return config_path in ("", GROUP)
 
     def is_config(self, config_path: str) -> bool:
-        # Any name: train.py refuses the unknown ones, with the closest known.
-        group, slash, name = config_path.partition("/")
-        return group == GROUP and bool(slash) and bool(name)
+        from segsweep import catalog
+
+        group, _, name = config_path.removesuffix(".yaml").partition("/")
+        return group == GROUP and bool(name) and catalog.knows(name)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         from segsweep import catalog

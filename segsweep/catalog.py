@@ -34,6 +34,13 @@ def names(prefix: str = "") -> list[str]:
     return list(known)
 
 
+def knows(name: str) -> bool:
+    """Whether timm has that name; True where the installed timm is another than the listed one, and decides later."""
+    listed, known = _read()
+    architecture, _, tag = name.partition(".")
+    return (architecture in known and (not tag or tag in known[architecture])) or version("timm") != listed
+
+
 def check(name: str) -> None:
     """Refuse a name that timm does not know.
 
@@ -42,12 +49,10 @@ def check(name: str) -> None:
     Raises:
         ConfigError: with the closest names.
     """
-    listed, known = _read()
+    if knows(name):
+        return
+    known = _read()[1]
     architecture, _, tag = name.partition(".")
-    if architecture in known and (not tag or tag in known[architecture]):
-        return
-    if version("timm") != listed:
-        return
     if architecture in known:
         tags = known[architecture]
         what = f"{architecture} has no pretrained tag {tag!r}"

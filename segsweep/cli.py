@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sync.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder with runs below it"
     )
-    sync.add_argument("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
+    sync.add_argument(
+        "--uri", help="MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
+    )
     sync.set_defaults(command=_sync)
     options = parser.parse_args(argv)
     try:
@@ -40,7 +42,7 @@ def _sync(options: argparse.Namespace) -> int:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
         for folder in runs:
             try:
-                print(f"{folder}: run {tracking.sync(folder.resolve(), options.uri)}")
+                print(f"{folder}: run {tracking.sync(folder.resolve(), options.uri, journal.alive(folder))}")
             except Exception as error:  # one run's trouble does not keep the others back
                 failed += 1
                 print(f"segsweep: {folder}: not sent: {error}", file=sys.stderr)

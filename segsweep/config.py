@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from segsweep.errors import ConfigError, closest
 
@@ -167,6 +168,7 @@ class DataConfig:
         _check(0 <= self.ignore_index <= 255, "data.ignore_index", self.ignore_index, "in 0..255")
         if self.classes is not None:
             self._check_classes()
+        _check(0 <= self.seed < 2**32, "data.seed", self.seed, "in 0..2**32-1")
         _check(self.count >= 10, "data.count", self.count, "10 or more")
 
     def _check_classes(self) -> None:
@@ -202,6 +204,11 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         _one_of("tracking.name", self.name, ("mlflow", "none"))
+        if self.uri and "@" in urlsplit(self.uri).netloc:
+            raise ConfigError(
+                "tracking.uri: holds a password, which every record of the run would keep. Drop it, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
         _check(0 <= self.timeout < math.inf, "tracking.timeout", self.timeout, "0 or more")
 
 
@@ -233,6 +240,7 @@ class TrainConfig:
             self.accumulate,
             f"a divisor of train.batch_size={self.batch_size}",
         )
+        _check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")
         _check(0 <= self.clip < math.inf, "train.clip", self.clip, "0 or more")
         _one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         if self.device not in ("auto", "cpu", "cuda", "mps"):
@@ -279,8 +287,8 @@ def refuse_unknown(composed: dict[str, Any]) -> None:
         ConfigError: with the closest known key.
     """
     known = [name for name, _, _ in keys()]
-    for name in _leaves(composed):
-        if name in known:
+    for name, _ in flat(composed):
+        if name in known or name.startswith("data.classes."):
             continue
         # The right group matters less than the right word: compare the last parts, too.
         near = closest(name, known) or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
@@ -288,9 +296,10 @@ def refuse_unknown(composed: dict[str, Any]) -> None:
         raise ConfigError(f"{name}: no such key.{hint} List all with: python train.py --help")
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the leaves; an empty dict is one."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value

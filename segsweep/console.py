@@ -1,5 +1,6 @@
 """What a person at a terminal sees: bars and lines on stderr, the result for stdout."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,12 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
     )
 
 
-def result(folder: Path, summary: Mapping[str, Any], reason: str, shown_by: str | None, problem: str | None) -> str:
+def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
     """The result of a run as a short table.
 
     Args:
         summary: what is in summary.json.
         reason: why it ended.
-        shown_by: the command that shows it in MLflow.
-        problem: what MLflow did not get, and why.
     """
     parts = [part for part in ("val", "test") if summary.get(f"{part}/iou") is not None]
     rows: list[tuple[str, str]] = []
@@ -51,10 +50,22 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str, shown_by: str 
     rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}"))
     rows.append(("run", f"  {summary['status']}: {reason}"))
     rows.append(("folder", f"  {folder}"))
-    if summary["status"] != "complete":
-        rows.append(("go on", f"  python train.py resume={folder}"))
+    if summary["status"] == "stopped":
+        rows.append(("go on", f"  python train.py {shlex.quote(f'resume={folder}')}"))
+    return "\n".join(["", *map(_row, rows)])
+
+
+def tracked(folder: Path, shown_by: str, problem: str | None) -> str:
+    """Where MLflow has the run, or how to send it later.
+
+    Args:
+        shown_by: the command that shows it.
+        problem: why something is missing there, if it is.
+    """
     if problem:
-        rows.append(("MLflow", f"  not everything was sent: {problem}. Later: segsweep sync {folder}"))
-    elif shown_by:
-        rows.append(("compare", f"  {shown_by}"))
-    return "\n".join(["", *(f"{title:16}{text}".rstrip() for title, text in rows)])
+        return _row(("MLflow", f"  not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(folder))}"))
+    return _row(("compare", f"  {shown_by}"))
+
+
+def _row(row: tuple[str, str]) -> str:
+    return f"{row[0]:16}{row[1]}".rstrip()

@@ -4,16 +4,19 @@ import hashlib
 import json
 import logging
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, first_line
 from segsweep.paths import cache, made
 
 log = logging.getLogger(__name__)
+
+FATAL = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +48,7 @@ def find(name: str) -> torch.device:
         ConfigError: it is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"  # mps on request only: nobody has measured it yet
     device = torch.device(name)
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= count):
@@ -91,12 +94,18 @@ def _survives(kind: torch.dtype) -> bool:
 
     def write(folder: Path) -> None:
         ran = subprocess.run([sys.executable, "-c", _EXERCISE, name], capture_output=True, text=True, check=False)
-        (folder / "answer.json").write_text(json.dumps({"returncode": ran.returncode, "stderr": ran.stderr[-500:]}))
+        if ran.returncode not in (0, *(-fatal for fatal in FATAL)):
+            raise RuntimeError(ran.stderr)  # some other trouble, no answer to keep
+        (folder / "answer.json").write_text(json.dumps({"survives": ran.returncode == 0}))
         if ran.returncode:
             log.warning("This processor announces %s but dies of it (illegal instruction); training in fp32.", name)
 
-    folder = made(cache() / f"{name}-{features}", "answer.json", write)
-    return json.loads((folder / "answer.json").read_text())["returncode"] == 0
+    try:
+        folder = made(cache() / f"{name}-{features}", "answer.json", write)
+    except RuntimeError as error:
+        log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
+        return False
+    return json.loads((folder / "answer.json").read_text())["survives"]
 
 
 def _processor() -> str:

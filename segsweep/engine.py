@@ -54,13 +54,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its number from 1, metrics by name, whether it is the best so far, and, of the last one, why it is."""
+    """One epoch: its number from 1, metrics by name, whether it is the best so far, and predictions to show."""
 
     number: int
     metrics: dict[str, float]
     is_best: bool
     predictions: dict[int, Tensor]
-    reason: str | None
 
 
 def fit(
@@ -103,24 +102,22 @@ def fit(
     """
     device = next(model.parameters()).device
     total_steps = epochs * len(train) if epochs else None
-    while True:
+    while not over(progress, epochs, time_budget, patience):
         started = time.perf_counter()
         number = progress.epoch + 1
         torch.manual_seed(seed * 1_000_003 + number)
         # The last validation has to fit into the budget, too.
-        reserve = median(progress.validation_seconds) if progress.validation_seconds else 0.0
+        reserve = _validation_time(progress)
         budget = max(time_budget - reserve, 1e-3) if time_budget else None
-        model.train()
+        _train_mode(model)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         total, steps, images = torch.zeros((), device=device), 0, 0
         first_bad = torch.full((), -1, device=device)
         lr = 0.0
-        out_of_time = False
         for micro_batches in watch(train.epoch(number), len(train)):
             spent = progress.seconds + time.perf_counter() - started
-            if budget and spent >= budget and (steps or number > 1):
-                out_of_time = True
+            if budget and spent >= budget and steps:
                 break
             done = ((number - 1) * len(train) + steps) / total_steps if total_steps else 0.0
             if budget:
@@ -134,7 +131,7 @@ def fit(
             if steps % CHECK_EVERY == 0 or device.type == "cpu":
                 _refuse_non_finite(first_bad, number, lr, precision)
         _refuse_non_finite(first_bad, number, lr, precision)
-        mean_loss = float(total) / max(steps, 1)
+        mean_loss = float(total) / steps
         trained = time.perf_counter()
 
         evaluation = evaluate(model, val, loss, names, precision, show)
@@ -146,17 +143,10 @@ def fit(
         is_best = iou > progress.best_iou
         if is_best:
             progress.best_iou, progress.best_epoch = iou, number
-        reason = None
-        if epochs and number >= epochs:
-            reason = f"{epochs} epochs"
-        elif out_of_time or (time_budget and progress.seconds >= time_budget - reserve):
-            reason = f"time budget of {time_budget:g} s"
-        elif patience and number - max(progress.best_epoch, 1) >= patience:
-            reason = f"no better val/iou for {patience} epochs"
         yield Epoch(
             number=number,
             metrics={
-                "train/loss": mean_loss if steps else math.nan,
+                "train/loss": mean_loss,
                 **{f"val/{name}": value for name, value in evaluation.metrics.items()},
                 "best/val_iou": progress.best_iou if progress.best_epoch else math.nan,
                 "lr": lr,
@@ -166,10 +156,18 @@ def fit(
             },
             is_best=is_best,
             predictions=evaluation.predictions,
-            reason=reason,
         )
-        if reason:
-            return
+
+
+def over(progress: Progress, epochs: int | None, time_budget: float | None, patience: int | None = None) -> str:
+    """Why a training that is this far is over; empty if it is not."""
+    if epochs and progress.epoch >= epochs:
+        return f"{epochs} epochs"
+    if time_budget and progress.seconds + _validation_time(progress) >= time_budget and progress.epoch:
+        return f"time budget of {time_budget:g} s"
+    if patience and progress.epoch - max(progress.best_epoch, 1) >= patience:
+        return f"no better val/iou for {patience} epochs"
+    return ""
 
 
 @torch.inference_mode()
@@ -204,6 +202,20 @@ def evaluate(
                 predictions[index] = prediction.to(torch.uint8).cpu()
     metrics = scores(pooled, images, names)
     return Evaluation({"loss": total / max(len(images), 1), **metrics}, predictions)
+
+
+def _validation_time(progress: Progress) -> float:
+    """Seconds that the next validation will take."""
+    return median(progress.validation_seconds) if progress.validation_seconds else 0.0
+
+
+def _train_mode(model: nn.Module) -> None:
+    """Training mode, but for parts that are frozen: their BatchNorm keeps its statistics."""
+    model.train()
+    for child in model.children():
+        parameters = list(child.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            child.eval()
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

@@ -28,6 +28,10 @@ class NonFiniteError(ConfigError):
     exit_code = 5
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived; as `KeyboardInterrupt`, nobody's to swallow."""
+
+
 def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
     """The `n` known words most like `word` in any case, best first; empty when none is near."""
     by_lower = {name.lower(): name for name in known}

@@ -60,8 +60,27 @@ def exists(folder: Path) -> bool:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole records of the folder's journal, oldest first; empty where there is none."""
-    return [json.loads(line) for line in _whole_lines(folder / NAME).splitlines()]
+    """All whole records of the folder's journal, oldest first; empty where there is none.
+
+    Raises:
+        ConfigError: of a later format.
+    """
+    records = [json.loads(line) for line in _whole_lines(folder / NAME).splitlines()]
+    if records and records[0]["version"] > VERSION:
+        raise ConfigError(f"{folder / NAME}: of format {records[0]['version']}, this segsweep reads up to {VERSION}.")
+    return records
+
+
+def alive(folder: Path) -> bool:
+    """Whether another process trains in this folder. Never ask within that process: asking would free its lock."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
 
 
 def epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,14 +119,19 @@ class FolderLock:
 
     def __init__(self, folder: Path):
         self.path = folder / LOCK
-        self._file = self.path.open("a")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # EAGAIN or, on some systems, EACCES
-            self._file.close()
-            raise ConfigError(
-                f"{folder}: in use by a running training. Wait for it, or give another folder with hydra.run.dir=DIR."
-            ) from None
+        while True:
+            self._file = self.path.open("a")
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # EAGAIN or, on some systems, EACCES
+                self._file.close()
+                raise ConfigError(
+                    f"{folder}: in use by a running training. Wait for it, or give another folder with "
+                    "hydra.run.dir=DIR."
+                ) from None
+            if self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return
+            self._file.close()  # its last holder removed it in between
 
     def release(self) -> None:
         self._file.close()

@@ -18,7 +18,7 @@ class ConfusionMatrix:
         ignore_index: target value of pixels that do not count.
 
     Attributes:
-        matrix: int64 `num_classes num_classes`, targets in rows, predictions in columns; on the device of the updates.
+        matrix: int64 `num_classes num_classes`, targets in rows, predictions in columns; on the CPU.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255):
@@ -36,17 +36,18 @@ class ConfusionMatrix:
             raise ValueError(f"shapes differ: prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
         if prediction.is_floating_point() or target.is_floating_point():
             raise ValueError(f"class indices must be integers, got {prediction.dtype} and {target.dtype}")
-        counted = target != self.ignore_index
-        prediction, target = prediction[counted].long(), target[counted].long()
         k = self.num_classes
-        for name, values in (("prediction", prediction), ("target", target)):
-            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < k:
-                raise ValueError(
-                    f"{name}: class indices must be in 0..{k - 1} (or, in targets, {self.ignore_index}); "
-                    f"got {int(values.min())}..{int(values.max())}"
-                )
-        added = torch.bincount(target * k + prediction, minlength=k * k).view(k, k)
-        self.matrix = self.matrix.to(added.device) + added
+        counted = target != self.ignore_index
+        wrong = counted & ((target < 0) | (target >= k) | (prediction < 0) | (prediction >= k))
+        if wrong.any():
+            raise ValueError(
+                f"class indices must be in 0..{k - 1} (or, in targets, {self.ignore_index}); got target "
+                f"{int(target[wrong][0])} with prediction {int(prediction[wrong][0])}"
+            )
+        pairs = torch.where(counted, target.long() * k + prediction.long(), k * k)  # void goes to a bin of its own
+        added = torch.bincount(pairs.flatten(), minlength=k * k + 1)[:-1].view(k, k)
+        added = added.cpu()
+        self.matrix += added
         return added
 
     def iou(self) -> Tensor:

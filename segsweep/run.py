@@ -7,15 +7,13 @@ import csv
 import getpass
 import json
 import logging
+import os
 import platform
 import shlex
-import signal
 import subprocess
-import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +26,7 @@ from segsweep import checkpoint, console, device, engine, journal, losses, optim
 from segsweep.config import RunConfig
 from segsweep.data import datasets, labels, scan, split, store
 from segsweep.data.batches import EvalBatches, TrainBatches
-from segsweep.errors import ConfigError, DataError, OutOfMemoryError
+from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
 from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
@@ -41,10 +39,6 @@ EPOCHS = 10  # without train.epochs and train.time_budget
 SHOWN = 4  # validation images whose predictions are kept as pictures
 
 BEST, LAST = "best.safetensors", "last.pt"
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 @dataclass
@@ -118,11 +112,14 @@ def run(
             raise ConfigError(f"{folder}: holds a run already. Go on with it: resume={folder}; or give another folder.")
         _refuse_complete(config, folder, records)
         prepared = _prepare(config, folder, records)
-    except BaseException:
+    except BaseException as error:
         if not journal.exists(folder):
-            lock.path.unlink()
+            lock.path.unlink(missing_ok=True)
         lock.release()
-        raise
+        mendable = _mendable(error, config)
+        if mendable is None or mendable is error:
+            raise
+        raise mendable from error
     try:
         return _train(prepared, folder, records, argv, hydra_files)
     finally:
@@ -217,10 +214,15 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         progress=engine.Progress(),
         weights_source=records[0]["weights_source"] if going_on else model.weights_source,
     )
+    if records and not going_on and model.weights_source != records[0]["weights_source"]:
+        raise ConfigError(
+            f"resume={folder}: began with weights from {records[0]['weights_source']}, now there are those from "
+            f"{model.weights_source}. Start a new run."
+        )
     if going_on:
         if pixels.digest != records[0]["data_digest"]:
             raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
-        _restore(prepared, last)
+        _restore(prepared, folder)
     return prepared
 
 
@@ -238,40 +240,39 @@ def _train(
         names = prepared.labels.names
         status, reason, code = "complete", "", 0
         failure: ConfigError | None = None
-        end: dict[str, Any] = {}
+        tested: dict[str, float] = {}
         try:
-            with _terminable():
-                for epoch in engine.fit(
-                    prepared.model,
-                    prepared.training(),
-                    prepared.evaluation("val"),
-                    prepared.loss,
-                    prepared.optimizer,
-                    optim.schedule(config.optim.schedule, config.optim.warmup),
-                    names=names,
-                    precision=prepared.precision,
-                    scaler=prepared.scaler,
-                    progress=progress,
-                    epochs=epochs,
-                    time_budget=config.train.time_budget,
-                    clip=config.train.clip,
-                    patience=config.train.patience,
-                    seed=config.train.seed,
-                    show=shown,
-                    watch=lambda steps, n: console.bar(steps, n, f"epoch {progress.epoch + 1}"),
-                ):
-                    record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
-                    if epoch.is_best:
-                        _save_best(prepared, folder / BEST, epoch)
-                        _draw(prepared, folder / "predictions", epoch)
-                    _save_last(prepared, folder / LAST, record)
-                    book.write("epoch", **record)
-                    console.epoch_line(epoch.number, epochs, epoch.metrics, epoch.is_best)
-                    if track:
-                        track.sync()
-                    reason = epoch.reason or ""
-                if "test" in prepared.parts:
-                    end = _test(prepared, folder / BEST)
+            for epoch in engine.fit(
+                prepared.model,
+                prepared.training(),
+                prepared.evaluation("val"),
+                prepared.loss,
+                prepared.optimizer,
+                optim.schedule(config.optim.schedule, config.optim.warmup),
+                names=names,
+                precision=prepared.precision,
+                scaler=prepared.scaler,
+                progress=progress,
+                epochs=epochs,
+                time_budget=config.train.time_budget,
+                clip=config.train.clip,
+                patience=config.train.patience,
+                seed=config.train.seed,
+                show=shown,
+                watch=lambda steps, n: console.bar(steps, n, f"epoch {progress.epoch + 1}"),
+            ):
+                record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
+                _save_last(prepared, folder / LAST, record)
+                if epoch.is_best:
+                    _save_best(prepared, folder / BEST)
+                    _draw(prepared, folder / "predictions", epoch)
+                book.write("epoch", **record)
+                console.epoch_line(epoch.number, epochs, epoch.metrics, epoch.is_best)
+                if track:
+                    track.sync()
+            reason = engine.over(progress, epochs, config.train.time_budget, config.train.patience)
+            if "test" in prepared.parts:
+                tested = _test(prepared, folder / BEST)
         except KeyboardInterrupt:
             status, reason, code = "stopped", "interrupted (Ctrl-C)", 130
         except Terminated:
@@ -283,15 +284,15 @@ def _train(
                 if track:
                     track.close()
                 raise
-        if failure:
             status, reason = "failed", str(failure)
-        best = _best_record(folder, progress.best_epoch)
-        end = {**_end_metrics(folder, best), **end}
+        end = {**_best_metrics(journal.epochs(journal.read(folder))), **tested}
         book.write("end", time=time.time(), status=status, reason=reason, **end)
-        problem = track.close() if track else None
-        summary = _summary(prepared, folder, end, status)
-    shown_by = None if problem or not track else tracking.show_command(folder, config.tracking.uri)
-    print(console.result(folder, summary, reason, shown_by, problem), flush=True)
+    summary = _write_summary(prepared, folder, end, status)
+    print(console.result(folder, summary, reason), flush=True)
+    if track:
+        problem = track.close()
+        _write_summary(prepared, folder, end, status)  # again, for the run's id
+        print(console.tracked(folder, tracking.show_command(folder, config.tracking.uri), problem), flush=True)
     if failure:
         raise failure
     return code
@@ -365,7 +366,7 @@ def _write_start(
         for part, indices in prepared.parts.items():
             for sample in (prepared.samples[i] for i in indices):
                 rows.writerow([sample.key, part, sample.image, sample.mask])
-    commit, diff = _code()
+    commit, dirty, diff = _code()
     if diff:
         (folder / "code.diff").write_text(diff, encoding="utf-8")
     parameters = sum(p.numel() for p in prepared.model.parameters())
@@ -378,10 +379,10 @@ def _write_start(
         torch=torch.__version__,
         python=platform.python_version(),
         host=platform.node(),
-        user=getpass.getuser(),
+        user=_user(),
         command=shlex.join(argv),
         commit=commit,
-        dirty=bool(diff),
+        dirty=dirty,
         config=asdict(prepared.config),
         weights_source=prepared.weights_source,
         parameters=parameters,
@@ -395,37 +396,43 @@ def _write_start(
         **{f"data/{part}": len(prepared.parts.get(part, [])) for part in datasets.SPLITS},
         resumed_after=prepared.progress.epoch,
     )
-    if records and prepared.progress.epoch > len(journal.epochs(records)):
+    if prepared.progress.epoch > len(journal.epochs(records)):
         # Killed between the checkpoint and its record: the checkpoint has the record.
         state = checkpoint.load_state(folder / LAST, torch.device("cpu"))
         book.write("epoch", **state["record"])
 
 
-def _code() -> tuple[str | None, str]:
-    """The checkout's commit and what differs from it, None and "" where there is no git."""
+def _code() -> tuple[str | None, bool, str]:
+    """The checkout's commit, whether anything differs from it, and how; None, False and "" where there is no git."""
 
     def git(*words: str) -> str:
-        ran = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=20, check=True
-        )
-        return ran.stdout
+        command = ["git", "-C", str(CHECKOUT), *words]
+        return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode(errors="replace")
 
     try:
-        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--no-ext-diff")
+        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
+        return commit, bool(changes), git("diff", "HEAD", "--no-ext-diff")
     except (OSError, subprocess.SubprocessError):
-        return None, ""
+        return None, False, ""
 
 
-def _save_best(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:
-    data = prepared.config.data
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry
+        return str(os.getuid())
+
+
+def _save_best(prepared: Prepared, path: Path) -> None:
+    data, progress = prepared.config.data, prepared.progress
     checkpoint.save_model(
         path,
         prepared.model,
         classes=prepared.labels.names,
         size=data.size,
         resize=data.resize,
-        epoch=epoch.number,
-        val_iou=epoch.metrics["val/iou"],
+        epoch=progress.best_epoch,
+        val_iou=progress.best_iou,
         range=prepared.store.range,
     )
 
@@ -441,13 +448,18 @@ def _save_last(prepared: Prepared, path: Path, record: dict[str, Any]) -> None:
     checkpoint.save_state(path, state)
 
 
-def _restore(prepared: Prepared, path: Path) -> None:
-    state = checkpoint.load_state(path, prepared.device)
+def _restore(prepared: Prepared, folder: Path) -> None:
+    state = checkpoint.load_state(folder / LAST, prepared.device)
     prepared.model.load_state_dict(state["model"])
     prepared.optimizer.load_state_dict(state["optimizer"])
-    prepared.scaler.load_state_dict(state["scaler"])
+    if prepared.scaler.is_enabled() and state["scaler"]:
+        prepared.scaler.load_state_dict(state["scaler"])
     prepared.progress = engine.Progress(**state["progress"])
     prepared.model.weights_source = prepared.weights_source
+    progress = prepared.progress
+    written = checkpoint.describe(folder / BEST)["epoch"] if (folder / BEST).exists() else 0
+    if progress.best_epoch == progress.epoch != written:  # killed between the two files
+        _save_best(prepared, folder / BEST)
 
 
 def _draw(prepared: Prepared, folder: Path, epoch: engine.Epoch) -> None:
@@ -471,29 +483,30 @@ def _test(prepared: Prepared, best: Path) -> dict[str, float]:
     return {f"test/{name}": value for name, value in scored.metrics.items()}
 
 
-def _best_record(folder: Path, number: int) -> dict[str, Any]:
-    return next((r for r in journal.epochs(journal.read(folder)) if r["epoch"] == number), {})
+def _best_metrics(epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best epoch's validation, and the run's speed and memory; of the recorded epochs, whatever came after."""
+    scored = [record for record in epochs if record["val/iou"] is not None]
+    if not scored:
+        return {}
+    best = max(scored, key=lambda record: record["val/iou"])
+    rates = [record["perf/images_per_s"] for record in epochs]
+    return {
+        **{name: value for name, value in best.items() if name.startswith("val/")},
+        "best/epoch": best["epoch"],
+        "best/val_iou": best["val/iou"],
+        "epochs": len(epochs),
+        "perf/images_per_s": median(rates[1:] or rates),
+        "perf/peak_memory_gb": max(record["perf/peak_memory_gb"] for record in epochs),
+    }
 
 
-def _end_metrics(folder: Path, best: Mapping[str, Any]) -> dict[str, Any]:
-    """The best epoch's validation and the run's speed."""
-    rates = [record["perf/images_per_s"] for record in journal.epochs(journal.read(folder))]
-    metrics = {name: value for name, value in best.items() if name.startswith("val/")}
-    if best:
-        metrics |= {"best/epoch": best["epoch"], "best/val_iou": best["val/iou"]}
-        metrics["perf/peak_memory_gb"] = best["perf/peak_memory_gb"]
-        metrics["perf/images_per_s"] = median(rates[1:] or rates)
-    return metrics
-
-
-def _summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> dict[str, Any]:
+def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> dict[str, Any]:
     """The result in one flat file; returned as it was written."""
     config = prepared.config
     summary = journal.finite(
         {
             **end,
             "status": status,
-            "epochs": prepared.progress.epoch,
             "seconds": prepared.progress.seconds,
             "run_id": tracking.run_id(folder, config.tracking.uri) if _tracked(config) else None,
             "weights_source": prepared.weights_source,
@@ -515,7 +528,7 @@ def _mendable(error: BaseException, config: RunConfig) -> ConfigError | None:
     train = config.train
     finer = train.accumulate * 2
     advice = (
-        f"Try train.accumulate={finer}: the same batch in smaller parts."
+        f"Try train.accumulate={finer}: smaller micro-batches."
         if train.batch_size % finer == 0
         else "Try a smaller train.batch_size or data.size."
     )
@@ -523,20 +536,3 @@ def _mendable(error: BaseException, config: RunConfig) -> ConfigError | None:
         f"out of memory with train.batch_size={train.batch_size} train.accumulate={train.accumulate} "
         f"data.size={config.data.size}. {advice}"
     )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, in the main thread only, where signals arrive."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

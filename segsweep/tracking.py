@@ -4,9 +4,12 @@ A cursor in the run folder (`tracking.json`) says for each tracking URI which re
 before and after each sending: a killed sync asks the server what had arrived. The only importer of mlflow.
 """
 
+import hashlib
 import json
 import logging
 import os
+import re
+import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from PIL import Image
 
 from segsweep import journal
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, first_line
 from segsweep.paths import locked, outputs
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def show_command(folder: Path, uri: str | None = None) -> str:
     page = f"#/experiments/{_read_cursor(folder, uri).get('experiment_id', 0)}/runs?workflowType=machine_learning"
     if uri.startswith("http"):
         return f"{_without_password(uri).rstrip('/')}/{page}"
-    return f"mlflow ui --backend-store-uri {uri}   then http://127.0.0.1:5000/{page}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}   then http://127.0.0.1:5000/{page}"
 
 
 def run_id(folder: Path, uri: str | None = None) -> str | None:
@@ -46,7 +49,7 @@ def run_id(folder: Path, uri: str | None = None) -> str | None:
     return _read_cursor(folder, tracking_uri(uri)).get("run_id")
 
 
-def sync(folder: Path, uri: str | None = None) -> str:
+def sync(folder: Path, uri: str | None = None, alive: bool = True) -> str:
     """Send what MLflow does not have yet, and return the run's id.
 
     Idempotent: metrics, pictures and files are sent once, whoever asks how often. Sends nothing twice when two ask at
@@ -54,18 +57,19 @@ def sync(folder: Path, uri: str | None = None) -> str:
 
     Args:
         folder: a run folder.
-        uri: MLflow's tracking URI; default: `tracking_uri()`.
+        uri: MLflow's tracking URI; default: the run's own `tracking.uri`, or `tracking_uri()`.
+        alive: whether the run may still go on; one that cannot, and has no end, is marked as killed.
 
     Raises:
-        ConfigError: the folder holds no journal.
+        ConfigError: the folder holds no journal, or the run was deleted in MLflow.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
-    records = journal.read(folder)
-    if not records:
-        raise ConfigError(f"{folder}: not a run folder: no {journal.NAME} in it.")
-    uri = tracking_uri(uri)
     with locked(folder / f".{CURSOR}.lock"):
-        return _Sync(folder, uri, records).send()
+        records = journal.read(folder)
+        if not records:
+            raise ConfigError(f"{folder}: not a run folder: no {journal.NAME} in it.")
+        uri = tracking_uri(uri or records[0]["config"]["tracking"]["uri"])
+        return _Sync(folder, uri, records).send(alive)
 
 
 class Background:
@@ -92,7 +96,7 @@ class Background:
         self._wanted.set()
         self._thread.join(self._timeout)
         if self._thread.is_alive():
-            return f"MLflow took longer than tracking.timeout={self._timeout:g} s"
+            return f"MLflow took longer than tracking.timeout={self._timeout:g} s."
         return self.error
 
     def _work(self) -> None:
@@ -105,7 +109,7 @@ class Background:
                 self.error = None
             except Exception as error:  # whatever a server does, training goes on and the journal has it all
                 if self.error is None:
-                    log.warning("MLflow: %s. Training goes on; what is missing is sent later.", _short(error))
+                    log.warning("MLflow: %s Training goes on; what is missing is sent later.", _short(error))
                 self.error = _short(error)
             if last:
                 return
@@ -117,7 +121,9 @@ class _Sync:
         self.cursor = _read_cursor(folder, uri)
         self.client = _client(uri)
 
-    def send(self) -> str:
+    def send(self, alive: bool) -> str:
+        if "run_id" in self.cursor and not self._is_there():
+            self.cursor = {}  # another database than the one it was sent to
         if "run_id" not in self.cursor:
             self._create()
         sent = self.cursor["sent"]
@@ -126,28 +132,49 @@ class _Sync:
             self._save(sending=True)
             self._send_records(self.records[sent:], arrived)
             self._save(sent=len(self.records), sending=False)
-        self._send_pictures()
-        end = self.records[-1] if self.records[-1]["kind"] == "end" else None
-        if end and self.cursor.get("ended") != len(self.records):
+        run_id, end = self.cursor["run_id"], self.records[-1]
+        if end["kind"] == "end" and self.cursor.get("ended") != len(self.records):
             self._send_end(end)
             self._save(ended=len(self.records))
-        elif not end and self.cursor.get("ended"):
-            self.client.update_run(self.cursor["run_id"], status="RUNNING")  # resumed
+        elif end["kind"] != "end" and not alive:
+            self.client.set_terminated(run_id, "KILLED", end_time=int(end["time"] * 1000))
+            self._save(ended=len(self.records))
+        elif end["kind"] != "end" and self.cursor.get("ended"):
+            self.client.update_run(run_id, status="RUNNING")  # resumed
             self._save(ended=None)
-        return self.cursor["run_id"]
+        self._send_pictures()
+        return run_id
+
+    def _is_there(self) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(self.cursor["run_id"])
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if run.info.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"{self.folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to send it anew."
+            )
+        return True
 
     def _create(self) -> None:
         start = self.records[0]
         name = start["config"]["tracking"]["experiment"] or start["config"]["data"]["name"]
         with locked(outputs() / "mlflow.db.lock"):  # several processes at a fresh SQLite file break it
             experiment = self.client.get_experiment_by_name(name)
+            if experiment and experiment.lifecycle_stage == "deleted":
+                self.client.restore_experiment(experiment.experiment_id)
             local = None if self.uri.startswith("http") else (outputs() / "mlartifacts" / name).as_uri()
             experiment_id = (
                 experiment.experiment_id if experiment else self.client.create_experiment(name, artifact_location=local)
             )
         self._save(experiment_id=experiment_id)
         # A sync that was killed after create_run left a run with this tag: go on with that.
-        found = self.client.search_runs([experiment_id], f"tags.`segsweep.run` = '{start['run']}'", max_results=1)
+        mine = f"tags.`segsweep.run` = '{start['run']}'"
+        found = self.client.search_runs([experiment_id], mine, max_results=1)
         if found:
             self._save(run_id=found[0].info.run_id, sent=0, sending=True, pictures=[])
             return
@@ -183,7 +210,7 @@ class _Sync:
         for record in records:
             if record["kind"] == "epoch" and record["epoch"] not in arrived:
                 metrics += [
-                    Metric(name, value, int(record["time"] * 1000), record["epoch"])
+                    Metric(_name(name), value, int(record["time"] * 1000), record["epoch"])
                     for name, value in record.items()
                     if _is_metric(name, value)
                 ]
@@ -224,7 +251,7 @@ class _Sync:
             name = path.relative_to(self.folder).as_posix()
             if name not in sent:
                 with Image.open(path) as image:
-                    key = f"predictions/{path.parent.name}"
+                    key = _name(f"predictions/{path.parent.name}")
                     self.client.log_image(self.cursor["run_id"], image.copy(), key=key, step=int(path.stem))
                 sent.add(name)
                 self._save(pictures=sorted(sent))
@@ -235,7 +262,7 @@ class _Sync:
         run_id = self.cursor["run_id"]
         when = int(end["time"] * 1000)
         step = end.get("best/epoch") or 0
-        tested = [Metric(k, v, when, step) for k, v in end.items() if k.startswith("test/") and _is_metric(k, v)]
+        tested = [Metric(_name(k), v, when, step) for k, v in end.items() if k.startswith("test/") and _is_metric(k, v)]
         if tested:
             self.client.log_batch(run_id, metrics=tested)
         for name in ATTACHED:
@@ -311,6 +338,13 @@ def _without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
+def _name(text: str) -> str:
+    """A name that MLflow takes: letters, digits and `_-. /`; others are replaced, and a hash keeps the names apart."""
+    parts = [part for part in re.sub(r"[^A-Za-z0-9_\-. /]", "_", text).split("/") if part not in ("", ".", "..")]
+    cleaned = "/".join(parts)
+    return cleaned if cleaned == text else f"{cleaned}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
 def _short(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     return line if len(line) < 200 else f"{line[:200]}..."

@@ -153,3 +153,61 @@ def test_several_processes_share_a_fresh_database(folder, outputs):
     client, found = runs()
     assert len(found) == 3
     assert all(steps(client, run) == [1, 2, 3] for run in found)
+
+
+def test_a_database_that_is_gone_is_filled_anew(folder, database, mlflow_database):
+    import shutil
+
+    first = tracking.sync(folder)
+    shutil.copy(mlflow_database, database)
+    assert tracking.sync(folder) != first
+    client, (run,) = runs()
+    assert steps(client, run) == [1, 2, 3]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_restored_and_a_deleted_run_is_said(folder, database):
+    tracking.sync(folder)
+    client, (run,) = runs()
+    client.delete_experiment(run.info.experiment_id)
+    (folder / tracking.CURSOR).unlink()
+    tracking.sync(folder)
+    client, (run,) = runs()
+    assert client.get_experiment(run.info.experiment_id).lifecycle_stage == "active"
+    client.delete_run(run.info.run_id)
+    with pytest.raises(ConfigError, match="deleted in MLflow"):
+        tracking.sync(folder)
+
+
+def test_a_run_that_was_killed_is_marked_by_sync(folder, database):
+    lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
+    (folder / journal.NAME).write_bytes(b"".join(lines[:3]))
+    tracking.sync(folder)
+    assert runs()[1][0].info.status == "RUNNING"
+    assert cli.main(["sync", str(folder)]) == 0
+    assert runs()[1][0].info.status == "KILLED"
+    assert train.main([f"resume={folder}", "tracking=mlflow"]) == 0
+    client, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert steps(client, run) == [1, 2, 3]
+
+
+def test_names_that_mlflow_refuses_do_not_stop_it(pairs, outputs, database, tmp_path):
+    root = pairs(8, ("train", "val"))
+    for kind in ("images", "masks"):
+        for number, path in enumerate(sorted((root / kind / "val").iterdir())):
+            path.rename(path.with_name(f"é img ({number}) + b.png"))
+    typed = [*TINY, "data=folder", f"data.root={root}", "data.size=[32,32]", "train.epochs=1", "train.batch_size=4"]
+    typed += [f"hydra.run.dir={tmp_path / 'run'}", "data.classes=['ground','car (moving)']"]
+    assert train.main(typed) == 0
+    client, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert any(name.startswith("val/iou/car _moving_-") for name in run.data.metrics)
+    assert client.list_artifacts(run.info.run_id, "images")
+    assert "summary.json" in {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_cleaned_names_stay_apart():
+    names = ["a", "a+b", "a&b", "a b", "x//y", "x/y", "../x", "é"]
+    assert len({tracking._name(name) for name in names}) == len(names)
+    assert tracking._name("val/iou/road-1.2_x") == "val/iou/road-1.2_x"

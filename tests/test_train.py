@@ -304,3 +304,57 @@ def test_sigterm_stops_with_143(pairs, outputs, capsys, monkeypatch):
     assert train.main([*SMALL, *folder_data(pairs(12))]) == 143
     end = journal.read(run_folders(outputs)[0])[-1]
     assert (end["status"], end["best/epoch"]) == ("stopped", 1)
+
+
+def test_an_empty_folder_of_the_users_is_spared_and_one_that_hydra_made_is_not(pairs, tmp_path):
+    mine = tmp_path / "a" / "mine"
+    mine.mkdir(parents=True)
+    refused = [*SMALL, *folder_data(pairs(12)), "train.batch_size=4096"]
+    assert train.main([*refused, f"hydra.run.dir={mine}"]) == 2
+    assert mine.is_dir()
+    assert train.main([*refused, f"hydra.run.dir={tmp_path / 'a' / 'made'}"]) == 2
+    assert not (tmp_path / "a" / "made").exists()
+
+
+def test_a_run_stopped_after_its_last_epoch_is_only_finished(pairs, outputs):
+    assert train.main([*SMALL, *folder_data(pairs(12, ("train", "val", "test")))]) == 0
+    (folder,) = run_folders(outputs)
+    lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
+    (folder / journal.NAME).write_bytes(b"".join(lines[:-1]))  # killed while the test split was scored
+    assert train.main([f"resume={folder}"]) == 0
+    records = journal.read(folder)
+    assert [r["epoch"] for r in journal.epochs(records)] == [1, 2]
+    assert records[-1]["test/iou"] == json.loads(lines[-1])["test/iou"]
+
+
+def test_a_best_model_that_a_kill_kept_back_is_written_on_resuming(pairs, outputs):
+    assert train.main([*SMALL, *folder_data(pairs(12)), "train.epochs=1"]) == 0
+    (folder,) = run_folders(outputs)
+    best = folder / "best.safetensors"
+    kept = best.read_bytes()
+    best.unlink()
+    (folder / journal.NAME).write_bytes((folder / journal.NAME).read_bytes().splitlines(keepends=True)[0])
+    assert train.main([f"resume={folder}"]) == 0
+    assert best.read_bytes() == kept
+
+
+def test_resume_takes_flags_and_data_that_moved(pairs, outputs, capsys):
+    root = pairs(12)
+    assert train.main([*SMALL, *folder_data(root)]) == 0
+    (folder,) = run_folders(outputs)
+    assert train.main([f"resume={folder}", "--cfg", "job"]) == 0
+    assert "test_resnet" in capsys.readouterr().out
+    assert train.main(["-m", f"resume={folder}", "optim.lr=1,2"]) == 2
+
+
+def test_an_encoder_of_ones_own_in_another_config_folder_is_found(tmp_path, capsys):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "mine.yaml").write_text("name: resnet18\n")
+    assert train.main(["encoder=mine", "--config-dir", str(tmp_path), "--cfg", "job"]) == 0
+    assert "name: resnet18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["train.seed=-1", "data.seed=-1", "tracking.uri=http://me:secret@host/"])
+def test_values_that_would_fail_later_are_refused_early(key, pairs, capsys):
+    assert train.main([*SMALL, *folder_data(pairs(12)), key]) == 2
+    assert key.partition("=")[0] in capsys.readouterr().err

@@ -18,6 +18,8 @@ from segsweep.data.geometry import Placement, Size, place, sample
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.store import Store
 
+ORDER, DRAWS, NOISE = 0, 1, 2  # purposes of randomness, so that no two share a stream
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -119,17 +121,19 @@ class TrainBatches(Source):
 
     def epoch(self, number: int) -> Iterator[Iterator[Batch]]:
         """The steps of epoch `number`, each an iterator over its micro-batches."""
-        rng = np.random.default_rng([self.seed, number])
+        rng = np.random.default_rng([ORDER, self.seed, number])
         needed = len(self) * self.batch_size
         order = np.concatenate([rng.permutation(self.indices) for _ in range(math.ceil(needed / len(self.indices)))])
         for step in range(len(self)):
             yield self._step(number, step, order[step * self.batch_size : (step + 1) * self.batch_size])
 
     def _step(self, epoch: int, step: int, chosen: np.ndarray) -> Iterator[Batch]:
-        draws = augment.draw(np.random.default_rng([self.seed, epoch, step]), len(chosen), **self.augmentation)
+        draws = augment.draw(np.random.default_rng([DRAWS, self.seed, epoch, step]), len(chosen), **self.augmentation)
         mine = np.arange(len(chosen))[self.rank :: self.world]
         for part, rows in enumerate(np.array_split(mine, self.accumulate)):
-            noise_seed = int(np.random.SeedSequence([self.seed, epoch, step, part, self.rank]).generate_state(1)[0])
+            noise_seed = int(
+                np.random.SeedSequence([NOISE, self.seed, epoch, step, part, self.rank]).generate_state(1)[0]
+            )
             yield self._augmented(chosen[rows].tolist(), draws[rows], noise_seed)
 
     def _augmented(self, indices: list[int], draws: augment.Draws, noise_seed: int) -> Batch:

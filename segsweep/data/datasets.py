@@ -11,6 +11,7 @@ from segsweep.errors import ConfigError, DataError
 from segsweep.paths import cache, made
 
 SPLITS = ("train", "val", "test")
+FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
@@ -47,7 +48,7 @@ class Options:
 
 
 def folder(options: Options) -> list[Sample]:
-    """Paired by stem, or listed in a table. Folders that hold train/ (val/, test/) are taken as the split.
+    """Paired by stem, or listed in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split.
 
     Raises:
         ConfigError: a folder is not given or not there.
@@ -59,12 +60,22 @@ def folder(options: Options) -> list[Sample]:
     masks = _folder("masks", options.masks, options.root)
     if images == masks:
         raise ConfigError(f"data.images and data.masks are the same folder: {images}. Give two.")
-    parts = [part for part in SPLITS if (images / part).is_dir()]
+    parts = {part: name for part, names in FOLDERS.items() for name in names if (images / name).is_dir()}
     if not parts:
         return _pair(images, masks, None, options.mask_suffix)
     if "train" not in parts:
-        raise DataError(f"{images}: holds {parts[0]}/ but no train/. Add it, or rename {parts[0]}/ if it is no split.")
-    return [sample for part in parts for sample in _pair(images / part, masks / part, part, options.mask_suffix)]
+        raise DataError(
+            f"{images}: holds {', '.join(parts.values())}/ but no train/. Add it, or rename what is no split."
+        )
+    beside = [path for key, (path, *_) in _files(images).items() if key.partition("/")[0] not in parts.values()]
+    refuse(
+        [str(path) for path in beside], f"{images} is split into {', '.join(parts.values())}: no image may lie beside"
+    )
+    return [
+        sample
+        for part, name in parts.items()
+        for sample in _pair(images / name, masks / name, part, options.mask_suffix)
+    ]
 
 
 def camvid(options: Options) -> list[Sample]:

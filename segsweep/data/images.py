@@ -87,6 +87,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise DataError(
                     f"{path}: {image.width}x{image.height} pixels of at most {LARGEST // 10**6} million. Cut it up."
                 )
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{path}: holds {frames} pages or frames; one is needed. Save them apart.")
+            if image.mode in ("RGB", "RGBA") and "16" in str(image.tile[:1]):
+                raise DataError(f"{path}: 16 bits for each of several channels, of which 8 would be lost. Save 8 bits.")
             yield image
     except UnidentifiedImageError as error:
         what = "empty file" if path.stat().st_size == 0 else "not an image that can be read"

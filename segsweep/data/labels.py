@@ -61,6 +61,8 @@ def labels(
         raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: 'data.classes={{{classes[0]}:1}}'.")
     else:
         named = {name: [value] for value, name in enumerate(classes or ())}
+        if len(named) == 2 and present <= {0, 255} and ignore_index == VOID:
+            return Labels(tuple(named), _binary(counts, present, ignore_index).table)
         beyond = sorted(present - set(range(len(named))) - {ignore_index})
         if beyond:
             raise DataError(
@@ -83,6 +85,11 @@ def _binary(counts: Mapping[int, int], present: set[int], ignore_index: int) -> 
     values = present if present <= {0, 255} and ignore_index == VOID else present - {ignore_index}
     if not values <= {0, 1} and not values <= {0, 255}:
         highest = max(values)
+        if 255 in values and counts.get(0, 0) + counts.get(255, 0) > 0.8 * sum(counts.values()) and len(values) > 8:
+            raise DataError(
+                f"data: mask values {_shares(counts)}: nearly all are 0 and 255, as in masks saved as JPEG or "
+                "with smoothed edges. Cut them at 128 and save them as PNG."
+            )
         example = ",".join(f"c{i}" for i in range(min(highest + 1, 3))) + (",..." if highest > 2 else "")
         raise DataError(
             f"data: mask values {_shares(counts)}: more than background and foreground. Name the classes of the values "

@@ -45,11 +45,12 @@ Source = Literal["file", "package", "cache", "hub", "random"]
 class Weights:
     """Where weights were found, and what was read there.
 
-    `tensors` is None for random weights and for the hub, which timm itself reads.
+    `tensors` is None for random weights and for the hub, which timm itself reads. `required`: random ones will not do.
     """
 
     source: Source
     tensors: dict[str, Tensor] | None = None
+    required: bool = True
 
 
 RANDOM = Weights("random")
@@ -89,7 +90,7 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
         return Weights("cache", read(cached))
     if not _reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
         return _without(name, pretrained, "not installed, not in timm's cache, and the hub is out of reach")
-    return Weights("hub")
+    return Weights("hub", required=pretrained is True)
 
 
 def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Source]:
@@ -110,6 +111,8 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
                 name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **arguments
             )
         except (RuntimeError, OSError, ValueError) as error:
+            if not found.required:
+                return create(name, _without(name, "auto", f"the hub failed: {first_line(error)}"), **arguments)
             raise ConfigError(
                 f"encoder={name}: the weights ({found.source}) could not be loaded: {first_line(error)} "
                 "Give a checkpoint of this very model, or encoder.pretrained=false."
