@@ -4,13 +4,10 @@ What is wrong with the configuration or the data is refused before the `start` r
 """
 
 import csv
-import getpass
 import json
 import logging
-import os
 import platform
 import shlex
-import subprocess
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,7 +19,7 @@ from typing import Any
 import torch
 
 import segsweep
-from segsweep import checkpoint, console, device, engine, journal, losses, optim, pictures, tracking
+from segsweep import checkpoint, console, device, engine, journal, losses, optim, pictures, provenance, tracking
 from segsweep.config import RunConfig
 from segsweep.data import datasets, labels, scan, split, store
 from segsweep.data.batches import EvalBatches, TrainBatches
@@ -31,7 +28,6 @@ from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
 from segsweep.nn.unet import encoder_statistics
-from segsweep.paths import CHECKOUT
 
 log = logging.getLogger(__name__)
 
@@ -366,7 +362,7 @@ def _write_start(
         for part, indices in prepared.parts.items():
             for sample in (prepared.samples[i] for i in indices):
                 rows.writerow([sample.key, part, sample.image, sample.mask])
-    commit, dirty, diff = _code()
+    commit, dirty, diff = provenance.code()
     if diff:
         (folder / "code.diff").write_text(diff, encoding="utf-8")
     parameters = sum(p.numel() for p in prepared.model.parameters())
@@ -379,7 +375,7 @@ def _write_start(
         torch=torch.__version__,
         python=platform.python_version(),
         host=platform.node(),
-        user=_user(),
+        user=provenance.user(),
         command=shlex.join(argv),
         commit=commit,
         dirty=dirty,
@@ -400,27 +396,6 @@ def _write_start(
         # Killed between the checkpoint and its record: the checkpoint has the record.
         state = checkpoint.load_state(folder / LAST, torch.device("cpu"))
         book.write("epoch", **state["record"])
-
-
-def _code() -> tuple[str | None, bool, str]:
-    """The checkout's commit, whether anything differs from it, and how; None, False and "" where there is no git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(CHECKOUT), *words]
-        return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode(errors="replace")
-
-    try:
-        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
-        return commit, bool(changes), git("diff", "HEAD", "--no-ext-diff")
-    except (OSError, subprocess.SubprocessError):
-        return None, False, ""
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without an entry
-        return str(os.getuid())
 
 
 def _save_best(prepared: Prepared, path: Path) -> None:

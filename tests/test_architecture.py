@@ -27,6 +27,7 @@ FLOORS = {
     "segsweep.config": 0,
     "segsweep.journal": 0,
     "segsweep.catalog": 0,
+    "segsweep.provenance": 0,
     "segsweep.errors": 0,
     "segsweep.paths": 0,
 }
@@ -55,7 +56,14 @@ ONLY_IN = {
     "rich": {"segsweep.console"},
     "segsweep.config": {"train", "segsweep.run"},
 }
-STANDARD_ONLY = {"segsweep.config", "segsweep.journal", "segsweep.catalog", "segsweep.errors", "segsweep.paths"}
+STANDARD_ONLY = {
+    "segsweep.provenance",
+    "segsweep.config",
+    "segsweep.journal",
+    "segsweep.catalog",
+    "segsweep.errors",
+    "segsweep.paths",
+}
 LARGEST_MODULE, LARGEST_PACKAGE = 620, 5000
 
 
