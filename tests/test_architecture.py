@@ -64,7 +64,7 @@ STANDARD_ONLY = {
     "segsweep.errors",
     "segsweep.paths",
 }
-LARGEST_MODULE, LARGEST_PACKAGE = 620, 5000
+LARGEST_MODULE, LARGEST_PACKAGE = 350, 5000
 
 
 def modules():
@@ -137,6 +137,15 @@ def test_no_cfg_below_run():
 
 
 def test_sizes_stay_small():
-    lines = {name: len(path.read_text().splitlines()) for name, path in modules()}
+    """In lines of code: docstrings and comments may be as long as they have to."""
+    lines = {name: code_lines(path) for name, path in modules()}
     assert max(lines.values()) <= LARGEST_MODULE, max(lines, key=lines.get)
     assert sum(lines.values()) < LARGEST_PACKAGE
+
+
+def code_lines(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return sum(bool(line.strip()) for line in ast.unparse(tree).splitlines())

@@ -21,7 +21,7 @@ def commands(program):
     for document in DOCUMENTS:
         for block in re.findall(r"```(?:\w*)\n(.*?)```", document.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                line = re.sub(r"^\$ ", "", line.split("   #")[0].strip())
+                line = line.split("   #")[0].strip()
                 for part in line.split(" && "):
                     if part.startswith(program):
                         found.append(pytest.param(part, id=f"{document.name}: {part}"))
@@ -43,6 +43,13 @@ def test_training_commands_compose(command, capsys):
     assert "encoder:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands("$ python train.py"))
+def test_transcripts_are_what_one_sees(command, capsys):
+    assert train.main(shlex.split(command)[3:]) == 2
+    said = capsys.readouterr().err.strip()
+    assert any(f"{command}\n{said}\n" in document.read_text() for document in DOCUMENTS)
+
+
 @pytest.mark.parametrize("command", commands("segsweep "))
 def test_segsweep_commands_parse(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -52,6 +59,7 @@ def test_segsweep_commands_parse(command, capsys):
 
 def test_the_documents_have_commands():
     assert len(commands("python train.py")) >= 8
+    assert len(commands("$ python train.py")) >= 1
     assert len(commands("segsweep ")) >= 1
 
 
