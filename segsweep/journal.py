@@ -66,8 +66,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
         ConfigError: of a later format.
     """
     records = [json.loads(line) for line in _whole_lines(folder / NAME).splitlines()]
-    if records and records[0]["version"] > VERSION:
-        raise ConfigError(f"{folder / NAME}: of format {records[0]['version']}, this segsweep reads up to {VERSION}.")
+    version = records[0].get("version", VERSION) if records else VERSION
+    if version > VERSION:
+        raise ConfigError(
+            f"{folder / NAME}: of format {version}, this segsweep reads up to {VERSION}. Update segsweep."
+        )
     return records
 
 

@@ -104,6 +104,13 @@ def test_numbers_that_are_none_are_null(tmp_path):
     assert b"NaN" not in (tmp_path / journal.NAME).read_bytes()
 
 
+def test_a_journal_of_a_later_format_is_refused(tmp_path):
+    with Journal(tmp_path) as log:
+        log.write("start", version=journal.VERSION + 1)
+    with pytest.raises(ConfigError, match="Update segsweep"):
+        journal.read(tmp_path)
+
+
 def test_exists_needs_a_whole_record(tmp_path):
     assert not journal.exists(tmp_path)
     (tmp_path / journal.NAME).write_bytes(b'{"kind": "start"')
