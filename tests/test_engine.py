@@ -223,3 +223,38 @@ def test_frozen_parts_keep_their_statistics(data):
     model = Frozen()
     list(training(data, model, epochs=1))
     assert torch.equal(model.norm.running_mean, torch.zeros(3))
+
+
+def test_the_schedule_is_laid_over_the_time_budget(data, monkeypatch):
+    from segsweep import engine
+
+    now = 0.0
+
+    def tick():
+        nonlocal now
+        now += 0.1
+        return now
+
+    monkeypatch.setattr(engine.time, "perf_counter", tick)
+    model = Brightness()
+    progress = Progress()
+    epochs = list(
+        fit(
+            model,
+            data(TrainBatches, seed=0),
+            data(EvalBatches),
+            losses.build("ce", 1),
+            optim.build("adam", model, lr=0.01),
+            optim.schedule("cosine"),
+            names=NAMES,
+            precision=torch.float32,
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            progress=progress,
+            time_budget=20.0,
+        )
+    )
+    rates = [epoch.metrics["lr"] for epoch in epochs]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.009
+    assert rates[-1] < 0.0003
+    assert 18 < progress.seconds < 20.15

@@ -90,7 +90,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             frames = getattr(image, "n_frames", 1)
             if frames > 1:
                 raise DataError(f"{path}: holds {frames} pages or frames; one is needed. Save them apart.")
-            if image.mode in ("RGB", "RGBA") and "16" in str(image.tile[:1]):
+            if image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile):
                 raise DataError(f"{path}: 16 bits for each of several channels, of which 8 would be lost. Save 8 bits.")
             yield image
     except UnidentifiedImageError as error:

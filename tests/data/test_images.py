@@ -310,3 +310,32 @@ def test_mask_values_beyond_a_byte_are_refused(tmp_path, dtype, value):
     pixels[2, 3] = value
     with pytest.raises(DataError, match=r"a\.tif.*whole numbers in 0\.\.255"):
         read_mask(saved(tmp_path / "a.tif", pixels))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (160, 31), (31, 161), (1616, 8)])
+def test_sixteen_in_the_size_is_not_sixteen_bits(size, tmp_path):
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (size[1], size[0], 3)
+
+
+def test_sixteen_bit_colour_is_refused(tmp_path):
+    """Pillow reads it as 8 bits. Pillow does not write it either: the file is made by hand."""
+    import struct
+    import zlib
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    with pytest.raises(DataError, match="16 bits for each"):
+        read_image(tmp_path / "a.png")
+
+
+def test_pages_are_refused(tmp_path):
+    pages = [Image.new("L", (8, 8), n) for n in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match="3 pages"):
+        read_image(tmp_path / "a.tif")
