@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import catalog, journal
-from segsweep.config import RunConfig, flat, keys, refuse_unknown
+from segsweep.config import RunConfig, flat, keys, refuse_unknown, unknown
 from segsweep.errors import ConfigError, Terminated, closest
 from segsweep.paths import CHECKOUT, outputs
 
@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     saved = sys.argv
     try:
+        if "hydra.run.dir=" in argv:
+            raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
         overrides, resuming = _take_resume(argv)
         sys.argv = [str(CHECKOUT / "train.py"), *overrides]
         with _terminable():
@@ -221,8 +223,8 @@ def _explain(error: Exception, argv: list[str]) -> str:
         if group == "encoder":
             try:
                 catalog.check(name)
-            except ConfigError as unknown:
-                return str(unknown)
+            except ConfigError as refusal:
+                return str(refusal)
         near = closest(name, error.options)
         hint = f" Try {group}={near[0]}." if near else ""
         return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
@@ -237,9 +239,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
         if "=" not in override or name in known or name.startswith("hydra"):
             continue
         if name not in groups and re.fullmatch(r"[\w.]+", name):
-            near = closest(name, [*known, *groups])
-            hint = f" Closest: {near[0]}." if near else ""
-            return f"{name}: no such key.{hint} List all with: python train.py --help"
+            return unknown(name)
     lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
     kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))

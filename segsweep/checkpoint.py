@@ -42,13 +42,13 @@ def save_model(
     atomically(path, lambda target: save_file(tensors, target, metadata={"segsweep": json.dumps(about)}))
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: str | Path) -> dict[str, Any]:
     """What `save_model` kept beside the weights.
 
     Raises:
         ConfigError: not a segsweep model, or of a later format.
     """
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ConfigError(f"{path}: no such file. A run's model is its best.safetensors.")
     try:
         with safe_open(path, framework="pt") as file:
@@ -69,7 +69,7 @@ def describe(path: Path) -> dict[str, Any]:
     return about
 
 
-def load_model(path: Path, device: str | torch.device = "cpu") -> UNet:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
     """A trained model, ready to run: `load_model(path)(pixels)` gives logits.
 
     Raises:
@@ -81,7 +81,7 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> UNet:
     return model.to(device).eval()
 
 
-def load_weights(path: Path, model: UNet) -> None:
+def load_weights(path: str | Path, model: UNet) -> None:
     """Fill an existing model of the same architecture."""
     with safe_open(path, framework="pt") as file:
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118

@@ -41,6 +41,10 @@ def _sync(options: argparse.Namespace) -> int:
         if not runs:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
         for folder in runs:
+            records = journal.read(folder)
+            if folder != given and records[0]["config"]["tracking"]["name"] == "none":
+                print(f"{folder}: left out, as it ran with tracking=none; name it alone to send it")
+                continue
             try:
                 print(f"{folder}: run {tracking.sync(folder.resolve(), options.uri, journal.alive(folder))}")
             except Exception as error:  # one run's trouble does not keep the others back

@@ -153,6 +153,11 @@ class DataConfig:
             "[height,width], 32 pixels or more each, as [256,256]",
         )
         _one_of("data.name", self.name, ("folder", "camvid", "shapes"))
+        given = [name for name in ("root", "images", "masks", "table") if getattr(self, name)]
+        if self.name == "shapes" and given:
+            raise ConfigError(
+                f"data.{given[0]} is given, but data=shapes generates its images. Add data=folder to train on your own."
+            )
         _one_of("data.resize", self.resize, ("pad", "squash", "crop"))
         _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset"))
         _check(
@@ -290,10 +295,16 @@ def refuse_unknown(composed: dict[str, Any]) -> None:
     for name, _ in flat(composed):
         if name in known or name.startswith("data.classes."):
             continue
-        # The right group matters less than the right word: compare the last parts, too.
-        near = closest(name, known) or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
-        hint = f" Closest: {near[0]}." if near else ""
-        raise ConfigError(f"{name}: no such key.{hint} List all with: python train.py --help")
+        raise ConfigError(unknown(name))
+
+
+def unknown(name: str) -> str:
+    """What to say of a key that does not exist."""
+    known = [key for key, _, _ in keys()]
+    # The right word matters more than the right group: lr is optim.lr.
+    near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]] or closest(name, known)
+    hint = f" Closest: {near[0]}." if near else ""
+    return f"{name}: no such key.{hint} List all with: python train.py --help"
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

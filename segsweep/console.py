@@ -46,6 +46,8 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
             rows.append((title, "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
         rows.append(("", ""))
         rows.append(("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}"))
+    images = ", ".join(f"{n} {part}" for part, n in summary["images"].items())
+    rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
     warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""
     rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}"))
     rows.append(("run", f"  {summary['status']}: {reason}"))

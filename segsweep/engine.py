@@ -23,7 +23,7 @@ from segsweep.nn.unet import predict
 STRIP = 4_000_000  # logits brought to a mask's own grid at once, in pixels
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
-Watch = Callable[[Iterable[Any], int], Iterable[Any]]
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass
@@ -80,7 +80,7 @@ def fit(
     patience: int | None = None,
     seed: int = 0,
     show: Sequence[int] = (),
-    watch: Watch = lambda steps, _: steps,
+    watch: Watch = lambda items, *_: items,
 ) -> Iterator[Epoch]:
     """Train, and yield each epoch after its validation.
 
@@ -95,7 +95,7 @@ def fit(
         patience: end after this many epochs without a better IoU.
         seed: of dropout, anew in each epoch.
         show: samples whose predictions are kept.
-        watch: wraps the iterator over the steps of an epoch; also given their number.
+        watch: wraps the iterators over steps and validation batches; also given their number and a title.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
@@ -115,7 +115,7 @@ def fit(
         total, steps, images = torch.zeros((), device=device), 0, 0
         first_bad = torch.full((), -1, device=device)
         lr = 0.0
-        for micro_batches in watch(train.epoch(number), len(train)):
+        for micro_batches in watch(train.epoch(number), len(train), f"epoch {number}"):
             spent = progress.seconds + time.perf_counter() - started
             if budget and spent >= budget and steps:
                 break
@@ -134,7 +134,7 @@ def fit(
         mean_loss = float(total) / steps
         trained = time.perf_counter()
 
-        evaluation = evaluate(model, val, loss, names, precision, show)
+        evaluation = evaluate(model, val, loss, names, precision, show, watch)
         finished = time.perf_counter()
         progress.validation_seconds.append(finished - trained)
         progress.seconds += finished - started
@@ -178,19 +178,21 @@ def evaluate(
     names: Sequence[str],
     precision: torch.dtype = torch.float32,
     show: Sequence[int] = (),
+    watch: Watch = lambda items, *_: items,
 ) -> Evaluation:
     """Score each image on its mask's own pixel grid, whatever canvas the model saw.
 
     Args:
         names: of the classes.
         show: samples whose predictions are kept.
+        watch: wraps the iterator over the batches; also given their number and a title.
     """
     model.eval()
     pooled = ConfusionMatrix(len(names))
     images: list[Tensor] = []
     predictions: dict[int, Tensor] = {}
     total = 0.0
-    for batch in batches:
+    for batch in watch(batches, len(batches), "scoring"):
         with _autocast(batch.image.device, precision):
             logits = model(batch.image.contiguous(memory_format=torch.channels_last))
         total += float(loss(logits, batch.mask)) * len(batch.indices)

@@ -255,7 +255,7 @@ def _train(
                 patience=config.train.patience,
                 seed=config.train.seed,
                 show=shown,
-                watch=lambda steps, n: console.bar(steps, n, f"epoch {progress.epoch + 1}"),
+                watch=console.bar,
             ):
                 record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
                 _save_last(prepared, folder / LAST, record)
@@ -453,7 +453,12 @@ def _test(prepared: Prepared, best: Path) -> dict[str, float]:
     """The best checkpoint on the test split, once."""
     checkpoint.load_weights(best, prepared.model)
     scored = engine.evaluate(
-        prepared.model, prepared.evaluation("test"), prepared.loss, prepared.labels.names, prepared.precision
+        prepared.model,
+        prepared.evaluation("test"),
+        prepared.loss,
+        prepared.labels.names,
+        prepared.precision,
+        watch=console.bar,
     )
     return {f"test/{name}": value for name, value in scored.metrics.items()}
 
@@ -486,6 +491,9 @@ def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], sta
             "run_id": tracking.run_id(folder, config.tracking.uri) if _tracked(config) else None,
             "weights_source": prepared.weights_source,
             "encoder": config.encoder.name,
+            "data": config.data.name,
+            "classes": list(prepared.labels.names),
+            "images": {part: len(indices) for part, indices in prepared.parts.items()},
         }
     )
     text = json.dumps(summary, indent=1, allow_nan=False) + "\n"

@@ -203,3 +203,9 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
     assert seen == ["old"]
     assert path.read_text() == "whole"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    model = UNet("test_resnet")
+    checkpoint.save_model(tmp_path / "best.safetensors", model, classes=["a", "b"], size=[32, 32], resize="pad")
+    assert checkpoint.load_model(str(tmp_path / "best.safetensors")).num_classes == 1

@@ -176,19 +176,27 @@ class EvalBatches(Source):
         self.indices = list(indices)
         self.batch_size = batch_size
 
+    def __len__(self) -> int:
+        return len(self._plan())
+
     def __iter__(self) -> Iterator[Batch]:
+        for canvas, chosen in self._plan():
+            sizes = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
+            yield self.batch(chosen, [place(size, canvas, self.resize) for size in sizes])
+
+    def _plan(self) -> list[tuple[Size, list[int]]]:
+        """The batches: the canvas and the samples of each."""
         by_canvas: dict[Size, list[int]] = {}
         for index in self.indices:
             row = self.store.rows[index]
             own = (max(32, row.height), max(32, row.width))
             by_canvas.setdefault(own if self.resize == "crop" else self.size, []).append(index)
         area = self.size[0] * self.size[1]
+        batches = []
         for canvas, indices in by_canvas.items():
             n = max(1, min(self.batch_size, self.batch_size * area // (canvas[0] * canvas[1])))
-            for start in range(0, len(indices), n):
-                chosen = indices[start : start + n]
-                sizes = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
-                yield self.batch(chosen, [place(size, canvas, self.resize) for size in sizes])
+            batches += [(canvas, indices[start : start + n]) for start in range(0, len(indices), n)]
+        return batches
 
     def target(self, index: int) -> Tensor:
         """A sample's class indices on its own pixel grid, `h w` int64, VOID where they do not count."""

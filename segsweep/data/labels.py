@@ -85,7 +85,7 @@ def _binary(counts: Mapping[int, int], present: set[int], ignore_index: int) -> 
     values = present if present <= {0, 255} and ignore_index == VOID else present - {ignore_index}
     if not values <= {0, 1} and not values <= {0, 255}:
         highest = max(values)
-        if 255 in values and counts.get(0, 0) + counts.get(255, 0) > 0.8 * sum(counts.values()) and len(values) > 8:
+        if 255 in present and counts.get(0, 0) + counts.get(255, 0) > 0.8 * sum(counts.values()) and len(values) > 8:
             raise DataError(
                 f"data: mask values {_shares(counts)}: nearly all are 0 and 255, as in masks saved as JPEG or "
                 "with smoothed edges. Cut them at 128 and save them as PNG."
