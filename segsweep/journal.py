@@ -91,6 +91,11 @@ def epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "epoch"]
 
 
+def last_start(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The latest `start` record; empty without records."""
+    return next((record for record in reversed(records) if record["kind"] == "start"), {})
+
+
 def _whole_lines(path: Path) -> bytes:
     try:
         data = path.read_bytes()

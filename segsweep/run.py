@@ -131,7 +131,7 @@ def _refuse_complete(config: RunConfig, folder: Path, records: list[dict[str, An
     if not records or records[-1].get("status") != "complete":
         return
     done, epochs = len(journal.epochs(records)), _epochs(config)
-    before = next(r["config"]["train"] for r in reversed(records) if r["kind"] == "start")
+    before = journal.last_start(records)["config"]["train"]
     unchanged = (before["epochs"], before["time_budget"]) == (config.train.epochs, config.train.time_budget)
     if unchanged or (epochs and done >= epochs):
         more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
@@ -148,7 +148,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     if records and not last.exists() and journal.epochs(records):
         raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
     going_on = bool(records) and last.exists()
-    before: dict[str, Any] = next((r for r in reversed(records) if r["kind"] == "start"), {})
+    before = journal.last_start(records)
     same_device = going_on and torch.device(before["device"].partition(" ")[0]).type == where.type
     # What was chosen once stays: another precision is another training.
     precision = getattr(torch, before["precision_used"]) if same_device else device.precision(train.precision, where)

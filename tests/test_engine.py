@@ -44,17 +44,16 @@ def data(pairs):
     return make
 
 
-def training(data, model=None, epochs=None, lr=0.05, accumulate=1, **more):
+def training(data, model=None, epochs=None, lr=0.05, accumulate=1, optimizer=None, schedule="constant", **more):
     model = model or Brightness()
-    optimizer = optim.build("adam", model, lr=lr)
     more = {"progress": Progress(), **more}
     return fit(
         model,
         data(TrainBatches, seed=0, accumulate=accumulate),
         data(EvalBatches),
         losses.build("ce", 1),
-        optimizer,
-        optim.schedule("constant"),
+        optimizer or optim.build("adam", model, lr=lr),
+        optim.schedule(schedule),
         names=NAMES,
         precision=torch.float32,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
@@ -100,22 +99,7 @@ def test_going_on_is_the_same_as_never_stopping(data):
     progress = Progress()
     optimizer = optim.build("adam", cut, lr=0.01)
     for stop in (2, 4):
-        batches, val = data(TrainBatches, seed=0), data(EvalBatches)
-        list(
-            fit(
-                cut,
-                batches,
-                val,
-                losses.build("ce", 1),
-                optimizer,
-                optim.schedule("constant"),
-                names=NAMES,
-                precision=torch.float32,
-                scaler=torch.amp.GradScaler("cpu", enabled=False),
-                progress=progress,
-                epochs=stop,
-            )
-        )
+        list(training(data, cut, epochs=stop, optimizer=optimizer, progress=progress))
     assert torch.equal(whole.threshold, cut.threshold)
     assert torch.equal(whole.slope, cut.slope)
 
@@ -236,23 +220,8 @@ def test_the_schedule_is_laid_over_the_time_budget(data, monkeypatch):
         return now
 
     monkeypatch.setattr(engine.time, "perf_counter", tick)
-    model = Brightness()
     progress = Progress()
-    epochs = list(
-        fit(
-            model,
-            data(TrainBatches, seed=0),
-            data(EvalBatches),
-            losses.build("ce", 1),
-            optim.build("adam", model, lr=0.01),
-            optim.schedule("cosine"),
-            names=NAMES,
-            precision=torch.float32,
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            progress=progress,
-            time_budget=20.0,
-        )
-    )
+    epochs = list(training(data, lr=0.01, schedule="cosine", progress=progress, time_budget=20.0))
     rates = [epoch.metrics["lr"] for epoch in epochs]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.009
