@@ -4,8 +4,6 @@ Hydra composes `conf/` and the command line into a configuration, this module ch
 `segsweep.run.run`. Nothing heavy is imported before that: `--help`, `--cfg job` and completion answer at once.
 """
 
-import os
-import re
 import signal
 import sys
 import threading
@@ -15,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import catalog, journal
-from segsweep.config import RunConfig, flat, keys, refuse_unknown, unknown
-from segsweep.errors import ConfigError, Terminated, closest
+from segsweep import journal
+from segsweep.compose import CONF, FAILURES, explain, key_of, prepare, to_config
+from segsweep.config import flat, keys
+from segsweep.errors import ConfigError, Terminated
 from segsweep.paths import CHECKOUT, outputs
 
 # Keys that hold paths. The data may have moved: their digest is compared.
@@ -50,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     143 terminated. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed and turned into exit code 1
-    ConfigStore.instance().store("schema", RunConfig)
-    OmegaConf.register_new_resolver("outputs", lambda: str(outputs()), replace=True)
+    prepare()
     OmegaConf.register_new_resolver("help", _help, replace=True)
     spared = _named_folder(argv)
     code = 0
@@ -74,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides, resuming = _take_resume(argv)
         sys.argv = [str(CHECKOUT / "train.py"), *overrides]
         with _terminable():
-            hydra.main(version_base="1.3", config_path=str(CHECKOUT / "conf"), config_name="config")(task)()
+            hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_explain(error, argv), ConfigError.exit_code)
+    except FAILURES as error:
+        return _refuse(explain(error, argv), ConfigError.exit_code)
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt:
@@ -112,15 +106,11 @@ def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path |
     folder = Path(hydra_config.runtime.output_dir)
     overrides = _with_absolute_paths(composed, list(hydra_config.overrides.task))
     try:
-        plain: Any = OmegaConf.to_container(composed, resolve=True)
-        refuse_unknown(plain)
-        config = OmegaConf.to_object(composed)
-        assert isinstance(config, RunConfig)
+        config = to_config(composed)
         if config.resume:
             raise ConfigError("resume: give it on the command line, as resume=DIR; it reads the rest from DIR.")
-        catalog.check(config.encoder.name)
         if resuming:
-            _refuse_changes(folder, plain)
+            _refuse_changes(folder, composed)
 
         from segsweep.run import run  # torch and timm: seconds
 
@@ -147,12 +137,12 @@ def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
         what = "not a run folder" if folder.is_dir() else "no such folder"
         raise ConfigError(f"resume={folder}: {what}. It must hold metrics.jsonl and .hydra/ of an earlier run.")
     extra = [arg for arg in argv if not arg.startswith("resume=")]
-    given = {_key(arg) for arg in extra}
+    given = {key_of(arg) for arg in extra}
     if "hydra.run.dir" in given:
         raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
     if {"-m", "--multirun"} & given:
         raise ConfigError("resume goes on with one run: drop -m.")
-    kept = [str(arg) for arg in OmegaConf.load(recorded) if _key(str(arg)) not in given]
+    kept = [str(arg) for arg in OmegaConf.load(recorded) if key_of(str(arg)) not in given]
     typed = [arg for arg in extra if "=" in arg and not arg.startswith("-")]
     flags = [arg for arg in extra if arg not in typed]
     return [*kept, *typed, f"hydra.run.dir={_quoted(folder)}", *flags], True
@@ -166,7 +156,7 @@ def _with_absolute_paths(composed: DictConfig, overrides: list[str]) -> list[str
         if value:
             absolute[key] = str(Path(value).expanduser().resolve())
             OmegaConf.update(composed, key, absolute[key])
-    return [f"{_key(o)}={_quoted(absolute[_key(o)])}" if _key(o) in absolute else o for o in overrides]
+    return [f"{key_of(o)}={_quoted(absolute[key_of(o)])}" if key_of(o) in absolute else o for o in overrides]
 
 
 def _quoted(text: object) -> str:
@@ -174,10 +164,11 @@ def _quoted(text: object) -> str:
     return "'" + str(text).replace("'", "\\'") + "'"
 
 
-def _refuse_changes(folder: Path, composed: dict[str, Any]) -> None:
+def _refuse_changes(folder: Path, composed: DictConfig) -> None:
+    wanted: Any = OmegaConf.to_container(composed, resolve=True)
     recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
     # A key that came after the run had its default.
-    before, now = {name: default for name, default, _ in keys()} | dict(flat(recorded)), dict(flat(composed))
+    before, now = {name: default for name, default, _ in keys()} | dict(flat(recorded)), dict(flat(wanted))
     changed = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
@@ -191,13 +182,9 @@ def _refuse_changes(folder: Path, composed: dict[str, Any]) -> None:
         )
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
 def _named_folder(argv: list[str]) -> Path | None:
     """The folder that the command line names for the run, if it is there already."""
-    named = [arg.partition("=")[2].strip("'\"") for arg in argv if _key(arg) == "hydra.run.dir"]
+    named = [arg.partition("=")[2].strip("'\"") for arg in argv if key_of(arg) == "hydra.run.dir"]
     folder = Path(named[-1].replace("\\'", "'")).resolve() if named else None
     return folder if folder and folder.exists() else None
 
@@ -216,40 +203,10 @@ def _refuse(message: str, code: int) -> int:
     return code
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
-    """Hydra's and OmegaConf's errors in one line, with the closest name where a name was wrong."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if group == "encoder":
-            try:
-                catalog.check(name)
-            except ConfigError as refusal:
-                return str(refusal)
-        near = closest(name, error.options)
-        hint = f" Try {group}={near[0]}." if near else ""
-        return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
-    if isinstance(error, OverrideParseException):
-        name, equals, value = error.override.partition("=")
-        hint = f""" Quote a value with special characters twice: "{name}='{value}'".""" if equals else ""
-        return f"{error.override}: cannot be read as KEY=VALUE.{hint}"
-    known = [name for name, _, _ in keys()]
-    groups = {name.partition(".")[0] for name in known}
-    for override in argv:
-        name = _key(override)
-        if "=" not in override or name in known or name.startswith("hydra"):
-            continue
-        if name not in groups and re.fullmatch(r"[\w.]+", name):
-            return unknown(name)
-    lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
-    noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
-    kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
-    return " ".join(kept)
-
-
 def _help() -> str:
     groups = [
         ("encoder", "any timm model; <TAB> completes it"),
-        *((group, _options(group)) for group in ("optim", "augmentation", "data", "loss", "tracking")),
+        *((group, _options(group)) for group in ("optim", "augmentation", "data", "loss", "tracking", "debug")),
     ]
     rows = [f"  {name:28} {text} [{_shown(default)}]" for name, default, text in keys()]
     return "\n".join(

@@ -4,12 +4,16 @@
 line, followed by its pretrained tags.
 """
 
+import csv
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from segsweep.errors import ConfigError, closest
+from segsweep.paths import CHECKOUT
 
+CENSUS = CHECKOUT / "docs" / "encoders.csv"
 _FILE = Path(__file__).with_name("timm_names.txt")
 
 
@@ -25,13 +29,32 @@ def architectures() -> list[str]:
     return list(_read()[1])
 
 
-def names(prefix: str = "") -> list[str]:
-    """What may stand after `encoder=`: architectures, and `architecture.tag` once an architecture is spelt out."""
-    known = _read()[1]
-    architecture, dot, _ = prefix.partition(".")
-    if dot:
-        return [f"{architecture}.{tag}" for tag in known.get(architecture, ())]
-    return list(known)
+def tags(architecture: str) -> tuple[str, ...]:
+    """Its pretrained tags: what may stand after `encoder=architecture.`."""
+    return _read()[1].get(architecture, ())
+
+
+def matching(pattern: str) -> list[str]:
+    """The architectures that a shell-style pattern names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    found = [name for name in architectures() if fnmatchcase(name, pattern.lower())]
+    if not found:
+        near = closest(pattern.strip("*?"), architectures(), n=3)
+        hint = f" Closest: {', '.join(near)}." if near else ""
+        raise ConfigError(f"{pattern}: no timm model is called so.{hint} Try 'resnet*'.")
+    return found
+
+
+def counted() -> dict[str, dict[str, str]]:
+    """What `benchmarks/encoders.py` measured with the installed timm of each architecture, by name."""
+    if not CENSUS.is_file():
+        return {}
+    with CENSUS.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["timm"] == version("timm") and row["runs"] == "yes"]
+    return {row["encoder"]: row for row in rows}
 
 
 def knows(name: str) -> bool:

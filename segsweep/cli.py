@@ -1,12 +1,16 @@
 """The `segsweep` command: what one does with runs. Training is `python train.py`."""
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from segsweep import __version__
 from segsweep.errors import ConfigError
+
+COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
+SHEET = 24  # pairs on the sheet of pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,12 +28,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--uri", help="MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
     )
     sync.set_defaults(command=_sync)
+    data = commands.add_parser("data", help="look at a data set: what is in it, what is wrong, a sheet of pictures")
+    data.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=folder data.root=DIR (default: shapes)"
+    )
+    data.add_argument(
+        "-o", "--output", type=Path, metavar="PNG", help="the sheet of pictures (default: outputs/data/NAME-DIGEST.png)"
+    )
+    data.set_defaults(command=_data)
+    encoders = commands.add_parser(
+        "encoders", help="list timm's encoders: size, cost, strides, weights, how they are run"
+    )
+    encoders.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'convnext*' (default: all)")
+    encoders.add_argument("--csv", action="store_true", help="as CSV")
+    encoders.set_defaults(command=_encoders)
     options = parser.parse_args(argv)
     try:
         return options.command(options)
     except ConfigError as error:
         print(f"segsweep: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _data(options: argparse.Namespace) -> int:
+    from segsweep import console, pictures
+    from segsweep.compose import configuration
+    from segsweep.paths import outputs
+    from segsweep.run import load
+
+    config = configuration(options.overrides)
+    dataset = load(config.data, config.train.workers)
+    print(console.data_summary(dataset.summary()))
+    for warning in dataset.warnings():
+        print(f"warning         {warning}")
+    pairs = []
+    for part, indices in dataset.parts.items():
+        share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))
+        for i in indices[:: max(1, len(indices) // share)][:share]:
+            classes = dataset.labels.table[dataset.store.mask(i).numpy()]
+            pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
+    path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.contact_sheet(pairs, dataset.labels.names).save(path)
+    print(f"pictures        {path}")
+    return 0
+
+
+def _encoders(options: argparse.Namespace) -> int:
+    from segsweep import catalog, console
+
+    names = catalog.matching(options.pattern)
+    counted = catalog.counted()
+    missing = [name for name in names if name not in counted]
+    if missing:
+        from segsweep.nn.survey import survey  # torch and timm: seconds
+
+        for name in console.bar(missing, len(missing), "measuring"):
+            counted[name] = {key: str(value) for key, value in vars(survey(name)).items()}
+    rows = [{**counted[name], "pretrained": " ".join(catalog.tags(name))} for name in names]
+    if options.csv:
+        writer = csv.DictWriter(sys.stdout, [*COLUMNS, "pretrained"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        print(console.encoder_table(rows))
+    return 0
 
 
 def _sync(options: argparse.Namespace) -> int:

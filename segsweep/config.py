@@ -22,6 +22,10 @@ def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
     return field(default=default, metadata=metadata)
 
 
+SOURCES = ("folder", "shapes", "camvid", "oxford_pets", "voc2012")  # segsweep/data/sources.py
+LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/losses.py
+
+
 def _check(holds: bool, name: str, value: Any, must: str) -> None:
     if not holds:
         raise ConfigError(f"{name}={value}: must be {must}.")
@@ -35,7 +39,19 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...], shown: str = "") ->
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_whole(value) and value >= 1
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_color(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_whole(v) and 0 <= v <= 255 for v in value)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_share(value: float) -> bool:
@@ -121,8 +137,8 @@ class AugmentationConfig:
 
 @dataclass
 class DataConfig:
-    name: str = key("folder", "where the pairs come from: folder, camvid or shapes")
-    root: str | None = key(None, "folder with images/ and masks/ in it")
+    name: str = key("folder", f"where the pairs come from: {', '.join(SOURCES)}")
+    root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set")
     images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split")
     masks: str | None = key(None, "folder of masks, paired with the images by stem")
     size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
@@ -138,12 +154,27 @@ class DataConfig:
     folds: int | None = key(None, "cross-validation: cut train and val into this many folds")
     fold: int = key(0, "cross-validation: the fold to validate on, from 0")
     classes: Any = key(
-        None, "names of the values 0, 1, ..., as [ground,road]; or names with values, as {car:8}; default: binary"
+        None,
+        "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}; "
+        "default: binary",
     )
-    ignore_index: int = key(255, "mask value of void pixels, which never count")
-    normalize: str = key("auto", "encoder: the pretrained weights' mean and std; dataset: the training split's; auto")
+    ignore_index: Any = key(
+        None, "mask value or [r,g,b] of void pixels, which never count; default: 255 beside 0 and 1"
+    )
+    binarize: bool = key(False, "all mask values but 0 are one class, as for numbered objects")
+    normalize: str = key(
+        "auto",
+        "encoder: the weights' mean and std; dataset: the training split's; percentile: 0.5 to 99.5 % of its pixels, "
+        "clipped; window; auto",
+    )
+    window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
+    foreground: float = key(
+        0.0, "resize=crop: share of training crops laid over a pixel of a random class of the image"
+    )
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
+    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first")
+    overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
 
     def __post_init__(self) -> None:
         _check(
@@ -152,14 +183,17 @@ class DataConfig:
             self.size,
             "[height,width], 32 pixels or more each, as [256,256]",
         )
-        _one_of("data.name", self.name, ("folder", "camvid", "shapes"))
+        _one_of("data.name", self.name, SOURCES)
         given = [name for name in ("root", "images", "masks", "table") if getattr(self, name)]
         if self.name == "shapes" and given:
             raise ConfigError(
                 f"data.{given[0]} is given, but data=shapes generates its images. Add data=folder to train on your own."
             )
         _one_of("data.resize", self.resize, ("pad", "squash", "crop"))
-        _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset"))
+        self._check_normalization()
+        _check(_is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
+        if self.foreground and self.resize != "crop":
+            raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
         _check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),
             "data.split",
@@ -170,20 +204,36 @@ class DataConfig:
         _check(
             0 <= self.fold < (self.folds or 1), "data.fold", self.fold, f"in 0..{(self.folds or 1) - 1} (data.folds)"
         )
-        _check(0 <= self.ignore_index <= 255, "data.ignore_index", self.ignore_index, "in 0..255")
+        if self.ignore_index is not None:
+            value = _is_whole(self.ignore_index) or _is_color(self.ignore_index)
+            _check(value, "data.ignore_index", self.ignore_index, "a mask value, or a colour as [0,0,0]")
         if self.classes is not None:
             self._check_classes()
+            if self.binarize:
+                raise ConfigError("data.binarize=true makes two classes of all values: drop data.classes.")
         _check(0 <= self.seed < 2**32, "data.seed", self.seed, "in 0..2**32-1")
         _check(self.count >= 10, "data.count", self.count, "10 or more")
+        _check(self.overfit is None or self.overfit >= 1, "data.overfit", self.overfit, "1 or more")
+
+    def _check_normalization(self) -> None:
+        if self.normalize.startswith("window["):
+            bounds = self.normalize.removeprefix("window")
+            raise ConfigError(f"data.normalize={self.normalize}: type data.normalize=window 'data.window={bounds}'.")
+        _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset", "percentile", "window"))
+        if self.window is not None:
+            valid = len(self.window) == 2 and self.window[0] < self.window[1]
+            _check(valid, "data.window", self.window, "[lowest,highest], as [0,4095]")
+            if self.normalize not in ("auto", "window"):
+                raise ConfigError(f"data.window is given but data.normalize={self.normalize}. Drop one of the two.")
+        elif self.normalize == "window":
+            raise ConfigError("data.normalize=window needs its bounds: 'data.window=[0,4095]'.")
 
     def _check_classes(self) -> None:
-        form = "names, as [ground,road,car], or names with their values, as {road:[3,4],car:8}"
+        form = "names, as [ground,road,car], or names with values or colours, as {road:[3,4],car:8,tree:[[0,128,0]]}"
         if isinstance(self.classes, dict):
-            values = [v if isinstance(v, list) else [v] for v in self.classes.values()]
-            flat = [value for group in values for value in group]
-            valid = bool(flat) and all(isinstance(v, int) and 0 <= v <= 255 for v in flat)
+            given = [value if isinstance(value, list) else [value] for value in self.classes.values()]
+            valid = bool(given) and all(group and all(_is_whole(v) or _is_color(v) for v in group) for group in given)
             _check(valid, "data.classes", self.classes, form)
-            _check(len(set(flat)) == len(flat), "data.classes", self.classes, "distinct values")
         else:
             valid = isinstance(self.classes, list) and bool(self.classes)
             _check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
@@ -192,12 +242,33 @@ class DataConfig:
 
 @dataclass
 class LossConfig:
-    name: str = key("ce_dice", "ce (binary: the same as bce), dice, ce_dice, bce or bce_dice")
-    dice_weight: float = key(0.5, "share of the Dice term in ce_dice and bce_dice")
+    """A weighted sum: the terms that a group in conf/loss/ sets may be set one by one."""
+
+    ce: float = key(0.0, "weight of the cross-entropy (two classes: BCE with logits)")
+    dice: float = key(0.0, "weight of the soft Dice loss")
+    jaccard: float = key(0.0, "weight of the soft Jaccard (IoU) loss")
+    lovasz: float = key(0.0, "weight of the Lovász-softmax loss, which follows the IoU itself")
+    focal: float = key(0.0, "weight of the focal loss: cross-entropy that looks away from easy pixels")
+    gamma: float = key(2.0, "how far the focal loss looks away")
+    class_weights: Any = key(
+        None, "of ce and focal: one for each class, as [1,5,2], or auto: median frequency; default: equal"
+    )
+    pos_weight: Any = key(
+        None, "two classes: weight of foreground pixels in ce and focal, or auto: background/foreground"
+    )
 
     def __post_init__(self) -> None:
-        _one_of("loss.name", self.name, ("ce", "dice", "ce_dice", "bce", "bce_dice"))
-        _check(_is_share(self.dice_weight), "loss.dice_weight", self.dice_weight, "in [0, 1]")
+        for name in LOSSES:
+            value = getattr(self, name)
+            _check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
+        _check(0 <= self.gamma < math.inf, "loss.gamma", self.gamma, "0 or more")
+        if self.class_weights not in (None, "auto"):
+            valid = isinstance(self.class_weights, list) and all(_is_positive(w) for w in self.class_weights)
+            _check(valid, "loss.class_weights", self.class_weights, "auto or one number for each class, as [1,5,2]")
+        if self.pos_weight not in (None, "auto"):
+            _check(_is_positive(self.pos_weight), "loss.pos_weight", self.pos_weight, "auto or a number above 0")
+        if self.class_weights is not None and self.pos_weight is not None:
+            raise ConfigError("loss.class_weights and loss.pos_weight say the same thing twice: drop one of the two.")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a person at a terminal sees: bars and lines on stderr, the result for stdout."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,46 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
         highlight=False,
         soft_wrap=True,
     )
+
+
+def data_summary(summary: Mapping[str, Any]) -> str:
+    """What a data set holds, as `segsweep.data.dataset.Dataset.summary` counts it."""
+    parts = summary["parts"]
+
+    def line(title: str, values: Iterable[str]) -> tuple[str, str]:
+        return title, "".join(f"{value:>10}" for value in values)
+
+    rows = [line("", parts), *(line(n, (str(p[n]) for p in parts.values())) for n in ("images", "groups"))]
+    names = list(next(iter(parts.values()))["shares"])
+    rows += [line(name, (f"{100 * p['shares'][name]:.2f} %" for p in parts.values())) for name in names]
+    rows += [line("empty masks", (str(p["empty masks"]) for p in parts.values())), ("", "")]
+    sizes = [f"{width}x{height} ({n})" for (height, width), n in summary["sizes"].items()]
+    rows.append(("width x height", f"  {', '.join(sizes[:6])}{f', ... {len(sizes)} sizes' if len(sizes) > 6 else ''}"))
+    kinds = {1: "grey", 3: "colour"}
+    channels = ", ".join(f"{kinds.get(c, f'{c} channels')} ({n})" for c, n in summary["channels"].items())
+    low, high = summary["range"]
+    rows.append(("pixels", f"  {summary['dtype']}, {low:g} to {high:g}; {channels}"))
+    rows.append(("copies", f"  {summary['copies'] or 'none'}"))
+    rows.append(("digest", f"  {summary['digest']}"))
+    return "\n".join(map(_row, rows))
+
+
+def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A line for each encoder; rows as `segsweep.nn.survey` measures them, with their pretrained tags."""
+    width = max(len(row["encoder"]) for row in rows) + 2
+    title = f"{'encoder':{width}}{'params/M':>9}{'GFLOP':>9}{'decoder':>9}  {'runs at':10}{'strides':20}pretrained"
+    lines = [
+        f"{row['encoder']:{width}}{float(row['parameters']):9.1f}{float(row['gflop']):9.1f}"
+        f"{100 * float(row['decoder_share']):7.0f} %  {row['input_size']:10}{row['strides']:20}{row['pretrained']}"
+        for row in rows
+    ]
+    about = "GFLOP: the U-Net's forward pass at 256x256, of which the decoder has the given share."
+    return "\n".join([title, *lines, "", about])
+
+
+def note(text: str) -> None:
+    """Lines for a person, on stderr."""
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:

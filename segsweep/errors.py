@@ -1,7 +1,7 @@
 """What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback.
 
 ConfigError                2    command line, config, a folder in use or holding a journal
-├── DataError              3    anything the scan finds in the data
+├── DataError              3    anything that is wrong with the data
 ├── OutOfMemoryError       4    the device's memory is too small for the batch
 └── NonFiniteError         5    NaN or infinity in the loss
 """

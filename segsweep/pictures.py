@@ -16,6 +16,16 @@ PALETTE = (
     (213, 94, 0),
     (204, 121, 167),
 )
+
+
+def _colors() -> np.ndarray:
+    """Of each class index but void: after the palette's come its lighter and darker shades."""
+    hues = np.array(PALETTE[1:], np.float32)
+    shades = np.concatenate([hues, hues * 0.5 + 127, hues * 0.55])
+    return np.concatenate([[PALETTE[0]], *[shades] * 13])[:255]
+
+
+COLORS = np.concatenate([_colors(), [(0, 0, 0)]]).astype(np.float32)  # void is black
 SMALLEST, LARGEST = 192, 512  # pixels of a panel's longer side
 MARGIN, HEADER = 6, 20
 
@@ -26,12 +36,11 @@ def triptych(
     """Input, truth and prediction side by side, with the image's IoU of each class.
 
     Args:
-        image: `h w c`, c 1 or 3, with values from low to high.
+        image: `h w c`, with values from low to high.
         truth, prediction: `h w` class indices; 255 in the truth is void and left dark.
         names: of the classes.
     """
-    grey = (np.clip((image.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
-    rgb = np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey
+    rgb = shown(image, low, high)
     panels = [rgb, overlay(rgb, truth), overlay(rgb, np.where(truth == 255, 255, prediction))]
     factor = _factor(max(rgb.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
@@ -48,10 +57,70 @@ def triptych(
     return sheet
 
 
+def contact_sheet(
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
+) -> Image.Image:
+    """Images beside their masks, with a legend: do they belong together?
+
+    Args:
+        pairs: title, image `h w c` and class indices `h w` of each.
+        names: of the classes.
+        columns: pairs in a row.
+    """
+    side, font = 160, ImageFont.load_default(size=11)
+    width = 2 * side + 2 * MARGIN
+    legend = _legend(names, columns * width)
+    longest = [side * mask.shape[0] / max(mask.shape) for _, _, mask in pairs]
+    heights = [HEADER + int(max(longest[i : i + columns])) for i in range(0, len(pairs), columns)]
+    tops = np.cumsum([legend.height, *heights])
+    sheet = Image.new("RGB", (columns * width, int(tops[-1])), "white")
+    sheet.paste(legend, (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for i, (title, image, classes) in enumerate(pairs):
+        left, top = (i % columns) * width + MARGIN, int(tops[i // columns])
+        low, high = (0.0, 255.0) if image.dtype == np.uint8 else np.percentile(image, (0.5, 99.5))
+        rgb = shown(image, low, high)
+        for j, panel in enumerate((rgb, overlay(rgb, classes, 0.7))):
+            tile = Image.fromarray(panel)
+            tile.thumbnail((side, side), Image.Resampling.BILINEAR)
+            sheet.paste(tile, (left + j * (side + 2), top + HEADER - 4))
+        pen.text((left, top), _cut(title, 2 * side, font), fill="black", font=font)
+    return sheet
+
+
+def _legend(names: Sequence[str], width: int) -> Image.Image:
+    font = ImageFont.load_default(size=12)
+    places, x, y = [], MARGIN, MARGIN
+    for index, name in [*enumerate(names), (255, "void")]:
+        long = round(font.getlength(name)) + 34
+        if x + long > width:
+            x, y = MARGIN, y + HEADER
+        places.append((x, y, index, name))
+        x += long
+    sheet = Image.new("RGB", (width, y + HEADER + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, y, index, name in places:
+        pen.rectangle((x, y, x + 13, y + 13), fill=tuple(int(v) for v in COLORS[index]))
+        pen.text((x + 18, y - 1), name, fill="black", font=font)
+    return sheet
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    while len(text) > 1 and font.getlength(text) > width:
+        text = "…" + text[2:]
+    return text
+
+
+def shown(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`h w c` from low to high as uint8 `h w 3`; of other than one or three channels the first are shown."""
+    image = image[..., : 3 if image.shape[2] >= 3 else 1]
+    scaled = (np.clip((image.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
+
+
 def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Classes painted over an image, uint8 `h w 3`; background stays, borders are drawn full, void is dark."""
-    colors = np.array([PALETTE[0], *(PALETTE[1 + i % 7] for i in range(254)), (0, 0, 0)], np.float32)
-    paint = colors[classes]
+    paint = COLORS[classes]
     share = np.where(classes == 0, 0.0, np.where(classes == 255, 0.7, opacity))[..., None]
     mixed = rgb * (1 - share) + paint * share
     border = np.zeros(classes.shape, bool)

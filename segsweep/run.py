@@ -19,15 +19,27 @@ from typing import Any
 import torch
 
 import segsweep
-from segsweep import checkpoint, console, device, engine, journal, losses, optim, pictures, provenance, tracking
-from segsweep.config import RunConfig
-from segsweep.data import datasets, labels, scan, split, store
+from segsweep import (
+    checkpoint,
+    console,
+    device,
+    engine,
+    journal,
+    losses,
+    normalization,
+    optim,
+    pictures,
+    provenance,
+    tracking,
+)
+from segsweep.config import DataConfig, LossConfig, RunConfig
 from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.data.dataset import REPEATED, Dataset, open_dataset
+from segsweep.data.sources import SPLITS, Options
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
 from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
-from segsweep.nn.unet import encoder_statistics
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +56,7 @@ class Prepared:
     config: RunConfig
     device: torch.device
     precision: torch.dtype
-    samples: list[datasets.Sample]
-    parts: dict[str, list[int]]
-    store: store.Store
-    labels: labels.Labels
+    data: Dataset
     model: UNet
     loss: losses.Loss
     optimizer: torch.optim.Optimizer
@@ -58,9 +67,9 @@ class Prepared:
     def evaluation(self, part: str) -> EvalBatches:
         data = self.config.data
         return EvalBatches(
-            self.store,
-            self.labels,
-            self.parts[part],
+            self.data.store,
+            self.data.labels,
+            self.data.parts[part],
             size=(data.size[0], data.size[1]),
             resize=data.resize,
             batch_size=self.config.train.batch_size // self.config.train.accumulate,
@@ -70,9 +79,9 @@ class Prepared:
     def training(self) -> TrainBatches:
         data, train = self.config.data, self.config.train
         return TrainBatches(
-            self.store,
-            self.labels,
-            self.parts["train"],
+            self.data.store,
+            self.data.labels,
+            self.data.parts["train"] * (REPEATED if data.overfit else 1),
             size=(data.size[0], data.size[1]),
             resize=data.resize,
             batch_size=train.batch_size,
@@ -80,6 +89,7 @@ class Prepared:
             device=self.device,
             accumulate=train.accumulate,
             augmentation=asdict(self.config.augmentation),
+            foreground=data.foreground,
         )
 
 
@@ -158,34 +168,31 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         else weights.find(config.encoder.name, config.encoder.pretrained, config.encoder.weights_file)
     )
 
-    options = datasets.Options(data.root, data.images, data.masks, data.mask_suffix, data.table, data.seed, data.count)
-    samples = datasets.SOURCES[data.name](options)
-    scan.check(samples, train.workers)
-    parts = split.assign(samples, data.split, data.seed, data.group, data.folds, data.fold)
-    _tell_apart(parts, samples, data.group)
-    if train.batch_size > len(parts["train"]):
+    dataset = load(config.data, train.workers)
+    shown = len(dataset.parts["train"]) * (REPEATED if data.overfit else 1)
+    if train.batch_size > shown:
         raise ConfigError(
-            f"train.batch_size={train.batch_size}: larger than the training split of {len(parts['train'])} images. "
-            f"Try train.batch_size={_power_of_two(len(parts['train']))}."
+            f"train.batch_size={train.batch_size}: larger than the training split of {shown} images. "
+            f"Try train.batch_size={_power_of_two(shown)}."
         )
-    pixels = store.open_store(samples, train.workers, lambda rows, n: console.bar(rows, n, "decoding"))
-    meaning = labels.labels(pixels.counts(), data.classes, data.ignore_index, datasets.CLASSES.get(data.name))
-    for part in parts:
-        _refuse_empty(part, pixels.counts(parts[part]), meaning)
+    console.note(console.data_summary(dataset.summary()) + "\n")
+    for warning in dataset.warnings():
+        log.warning("data: %s", warning)
+    labels, pixels = dataset.labels, dataset.store
     pixels.to(where)
 
     torch.manual_seed(train.seed)
-    mean, std = _statistics(config, pixels, parts["train"], found)
     model = UNet(
         config.encoder.name,
-        meaning.logits,
+        labels.logits,
         pixels.channels,
         found,
         width=config.decoder.width,
         norm=config.decoder.norm,
         dropout=config.decoder.dropout,
-        mean=mean,
-        std=std,
+        **normalization.choose(
+            data.normalize, pixels, dataset.parts["train"], config.encoder.name, found.source != "random", data.window
+        ),
     ).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optim.build(
         config.optim.name,
@@ -199,12 +206,9 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         config=config,
         device=where,
         precision=precision,
-        samples=samples,
-        parts=parts,
-        store=pixels,
-        labels=meaning,
+        data=dataset,
         model=model,
-        loss=losses.build(config.loss.name, meaning.logits, config.loss.dice_weight),
+        loss=_loss(config.loss, dataset),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(where.type, enabled=precision == torch.float16),
         progress=engine.Progress(),
@@ -232,8 +236,8 @@ def _train(
         _write_start(prepared, folder, book, records, argv, hydra_files)
         if track:
             track.sync()
-        shown = _spread(prepared.parts["val"], SHOWN)
-        names = prepared.labels.names
+        shown = _spread(prepared.data.parts["val"], SHOWN)
+        names = prepared.data.labels.names
         status, reason, code = "complete", "", 0
         failure: ConfigError | None = None
         tested: dict[str, float] = {}
@@ -267,7 +271,7 @@ def _train(
                 if track:
                     track.sync()
             reason = engine.over(progress, epochs, config.train.time_budget, config.train.patience)
-            if "test" in prepared.parts:
+            if "test" in prepared.data.parts:
                 tested = _test(prepared, folder / BEST)
         except KeyboardInterrupt:
             status, reason, code = "stopped", "interrupted (Ctrl-C)", 130
@@ -294,41 +298,35 @@ def _train(
     return code
 
 
-def _statistics(
-    config: RunConfig, pixels: store.Store, train: Sequence[int], found: weights.Weights
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for the model: the encoder's own for 8-bit colour on pretrained weights."""
-    usual = pixels.channels == 3 and pixels.range == (0.0, 255.0) and found.source != "random"
-    if config.data.normalize == "encoder" or (config.data.normalize == "auto" and usual):
-        low, high = pixels.range
-        mean, std = encoder_statistics(config.encoder.name, pixels.channels)
-        scale = (high - low) / 255
-        return [low + m * scale for m in mean], [s * scale for s in std]
-    return pixels.statistics(train)
+def load(data: DataConfig, workers: int | None = None) -> Dataset:
+    """The data set that `data.*` names, with a progress bar while it is decoded.
+
+    Raises:
+        ConfigError: what `open_dataset` raises.
+    """
+    options = Options(
+        data.root, data.images, data.masks, data.mask_suffix, data.table, data.seed, data.count, data.download
+    )
+    return open_dataset(
+        data.name,
+        options,
+        classes=data.classes,
+        ignore_index=data.ignore_index,
+        binarize=data.binarize,
+        shares=data.split,
+        seed=data.seed,
+        group=data.group,
+        folds=data.folds,
+        fold=data.fold,
+        overfit=data.overfit,
+        workers=workers,
+        progress=console.bar,
+    )
 
 
-def _tell_apart(parts: dict[str, list[int]], samples: Sequence[datasets.Sample], pattern: str | None) -> None:
-    """A warning for groups that a given split has pulled apart: its scores flatter. Ours never does."""
-    pulled = split.apart(parts, split.group(samples, pattern)) if pattern else {}
-    if pulled:
-        name, places = next(iter(pulled.items()))
-        log.warning(
-            "data: %d groups lie in more than one part of the given split, such as %s in %s: scores may flatter.",
-            len(pulled),
-            name,
-            " and ".join(places),
-        )
-
-
-def _refuse_empty(part: str, counts: Mapping[int, int], meaning: labels.Labels) -> None:
-    present = {int(meaning.table[value]) for value, n in counts.items() if n} - {labels.VOID}
-    if len(meaning.names) == 2 and 1 not in present:
-        raise DataError(
-            f"data: the {part} split has no {meaning.names[1]} pixel, so its IoU is undefined. Give more images, or "
-            "another split with data.seed=N."
-        )
-    if not present:
-        raise DataError(f"data: the {part} split has void pixels only. Check data.masks and data.ignore_index.")
+def _loss(loss: LossConfig, data: Dataset) -> losses.Loss:
+    weights = losses.class_weights(data.labels.names, data.counts("train")[:-1], loss.class_weights, loss.pos_weight)
+    return losses.build({name: getattr(loss, name) for name in losses.TERMS}, weights, loss.gamma)
 
 
 def _power_of_two(largest: int) -> int:
@@ -357,11 +355,12 @@ def _write_start(
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["key", "split", "image", "mask"])
-        for part, indices in prepared.parts.items():
-            for sample in (prepared.samples[i] for i in indices):
-                rows.writerow([sample.key, part, sample.image, sample.mask])
+        rows, data = csv.writer(file), prepared.data
+        rows.writerow(["key", "split", "group", "fold", "image", "mask"])
+        for part, indices in data.parts.items():
+            for i in indices:
+                sample, fold = data.samples[i], data.folds[i] if data.folds else None
+                rows.writerow([sample.key, part, data.groups[i], fold, sample.image, sample.mask])
     commit, dirty, diff = provenance.code()
     if diff:
         (folder / "code.diff").write_text(diff, encoding="utf-8")
@@ -387,9 +386,9 @@ def _write_start(
         device=device.describe(prepared.device),
         threads=torch.get_num_threads(),
         precision_used=str(prepared.precision).removeprefix("torch."),
-        classes=list(prepared.labels.names),
-        data_digest=prepared.store.digest,
-        **{f"data/{part}": len(prepared.parts.get(part, [])) for part in datasets.SPLITS},
+        classes=list(prepared.data.labels.names),
+        data_digest=prepared.data.store.digest,
+        **{f"data/{part}": len(prepared.data.parts.get(part, [])) for part in SPLITS},
         resumed_after=prepared.progress.epoch,
     )
     if prepared.progress.epoch > len(journal.epochs(records)):
@@ -403,12 +402,13 @@ def _save_best(prepared: Prepared, path: Path) -> None:
     checkpoint.save_model(
         path,
         prepared.model,
-        classes=prepared.labels.names,
+        classes=prepared.data.labels.names,
         size=data.size,
         resize=data.resize,
         epoch=progress.best_epoch,
         val_iou=progress.best_iou,
-        range=prepared.store.range,
+        range=prepared.data.store.range,
+        normalize=data.normalize,
     )
 
 
@@ -438,12 +438,12 @@ def _restore(prepared: Prepared, folder: Path) -> None:
 
 
 def _draw(prepared: Prepared, folder: Path, epoch: engine.Epoch) -> None:
-    low, high = prepared.store.range
+    low, high = prepared.data.store.range
     for index, prediction in epoch.predictions.items():
-        key = prepared.samples[index].key.replace("/", "_")
-        truth = prepared.labels.table[prepared.store.mask(index).cpu().numpy()]
-        image = prepared.store.image(index).cpu().numpy()
-        picture = pictures.triptych(image, truth, prediction.numpy(), prepared.labels.names, low, high)
+        key = prepared.data.samples[index].key.replace("/", "_")
+        truth = prepared.data.labels.table[prepared.data.store.mask(index).cpu().numpy()]
+        image = prepared.data.store.image(index).cpu().numpy()
+        picture = pictures.triptych(image, truth, prediction.numpy(), prepared.data.labels.names, low, high)
         path = folder / key / f"{epoch.number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
@@ -456,7 +456,7 @@ def _test(prepared: Prepared, best: Path) -> dict[str, float]:
         prepared.model,
         prepared.evaluation("test"),
         prepared.loss,
-        prepared.labels.names,
+        prepared.data.labels.names,
         prepared.precision,
         watch=console.bar,
     )
@@ -492,8 +492,8 @@ def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], sta
             "weights_source": prepared.weights_source,
             "encoder": config.encoder.name,
             "data": config.data.name,
-            "classes": list(prepared.labels.names),
-            "images": {part: len(indices) for part, indices in prepared.parts.items()},
+            "classes": list(prepared.data.labels.names),
+            "images": {part: len(indices) for part, indices in prepared.data.parts.items()},
         }
     )
     text = json.dumps(summary, indent=1, allow_nan=False) + "\n"

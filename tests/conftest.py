@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,10 @@ def nothing_left_running() -> Iterator[None]:
     yield
     left = [thread.name for thread in threading.enumerate() if thread not in before]
     assert not left, f"threads left running: {left}"
-    children = " ".join(task.read_text() for task in Path("/proc/self/task").glob("*/children")).split()
+    children: list[str] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            children += task.read_text().split()
     programs = [Path(f"/proc/{child}/cmdline").read_text() for child in children if Path(f"/proc/{child}").exists()]
     # Python's own helper of multiprocessing stays as long as the process.
     assert not [p for p in programs if "resource_tracker" not in p], f"child processes left running: {programs}"

@@ -35,7 +35,7 @@ def test_the_list_is_timms():
 @same_timm
 def test_the_tags_are_timms():
     tagged = sorted(name for name in timm.list_pretrained() if "." in name)
-    ours = [name for architecture in catalog.architectures() for name in catalog.names(f"{architecture}.")]
+    ours = [f"{name}.{tag}" for name in catalog.architectures() for tag in catalog.tags(name)]
     assert sorted(ours) == tagged
 
 
@@ -63,8 +63,8 @@ def test_unknown_names_are_refused_with_the_closest(name, says):
 def test_what_is_listed_passes():
     for architecture in catalog.architectures()[::50]:
         catalog.check(architecture)
-        for name in catalog.names(f"{architecture}."):
-            catalog.check(name)
+        for tag in catalog.tags(architecture):
+            catalog.check(f"{architecture}.{tag}")
 
 
 def test_another_timm_decides_for_itself(monkeypatch):
@@ -73,11 +73,34 @@ def test_another_timm_decides_for_itself(monkeypatch):
     catalog.check("resnet34.tag_of_the_future")
 
 
-def test_names_are_architectures_until_one_is_spelt_out():
-    assert catalog.names("resn") == catalog.names() == catalog.architectures()
-    assert "resnet34.a1_in1k" in catalog.names("resnet34.")
-    assert all(name.startswith("resnet34.") for name in catalog.names("resnet34.a"))
-    assert catalog.names("none.") == []
+def test_tags_of_an_architecture():
+    assert "a1_in1k" in catalog.tags("resnet34")
+    assert catalog.tags("none") == ()
+
+
+def test_patterns_name_architectures():
+    assert catalog.matching("*") == catalog.architectures()
+    assert catalog.matching("resnet34") == ["resnet34"]
+    found = catalog.matching("ConvNeXt*_atto")
+    assert {"convnext_atto", "convnextv2_atto"} == set(found)
+
+
+def test_a_pattern_that_names_nothing_is_refused_with_the_closest():
+    with pytest.raises(ConfigError, match=r"resnt34\*: .*Closest: resnet34"):
+        catalog.matching("resnt34*")
+    with pytest.raises(ConfigError, match="Try 'resnet"):
+        catalog.matching("qqqqqqqq")
+
+
+def test_what_another_timm_was_measured_with_is_not_used(monkeypatch, tmp_path):
+    path = tmp_path / "encoders.csv"
+    path.write_text("encoder,runs,timm\nresnet34,yes,0.1\nresnet18,no,0.2\nresnet10t,yes,0.2\n")
+    monkeypatch.setattr(catalog, "CENSUS", path)
+    for timm_version, counted in (("0.1", {"resnet34"}), ("0.2", {"resnet10t"}), ("0.3", set())):
+        monkeypatch.setattr(catalog, "version", lambda _, found=timm_version: found)
+        assert set(catalog.counted()) == counted
+    monkeypatch.setattr(catalog, "CENSUS", tmp_path / "none.csv")
+    assert catalog.counted() == {}
 
 
 def test_a_check_is_quick_and_does_not_import_timm():

@@ -5,19 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import jaccard_score
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 from torch import nn
+from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from segsweep import losses, optim
 from segsweep.data.batches import EvalBatches, TrainBatches
-from segsweep.data.datasets import Options, folder
 from segsweep.data.labels import labels
+from segsweep.data.sources import Options, folder
 from segsweep.data.store import open_store
 from segsweep.engine import Progress, evaluate, fit, over
 from segsweep.errors import NonFiniteError
 
 CPU = torch.device("cpu")
 NAMES = ("background", "foreground")
+SIZES = [(40, 48), (33, 70), (40, 48), (64, 41)]
 
 
 class Brightness(nn.Module):
@@ -35,7 +38,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def data(pairs):
     """Batches by part, from 12 images of 40x48 whose foreground is bright."""
-    store = open_store(folder(Options(root=str(pairs(12)))))
+    store = open_store(folder(Options(root=str(pairs(12)))).samples)
     meaning = labels(store.counts())
 
     def make(kind, indices=range(12), size=(32, 32), resize="pad", batch_size=4, **more):
@@ -51,7 +54,7 @@ def training(data, model=None, epochs=None, lr=0.05, accumulate=1, optimizer=Non
         model,
         data(TrainBatches, seed=0, accumulate=accumulate),
         data(EvalBatches),
-        losses.build("ce", 1),
+        losses.build({"ce": 1.0}),
         optimizer or optim.build("adam", model, lr=lr),
         optim.schedule(schedule),
         names=NAMES,
@@ -135,7 +138,7 @@ def test_a_nan_is_refused_with_its_step(data):
 def test_scores_are_of_the_masks_own_grid(data, resize, size):
     """Against scikit-learn on the very pixels of the masks, whatever canvas the model saw."""
     batches = data(EvalBatches, size=size, resize=resize)
-    found = evaluate(Brightness(), batches, losses.build("ce", 1), NAMES, show=range(12))
+    found = evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES, show=range(12))
     truth = np.concatenate([batches.target(i).numpy().ravel() for i in range(12)])
     predicted = np.concatenate([found.predictions[i].numpy().ravel() for i in range(12)])
     assert predicted.shape == truth.shape == (12 * 40 * 48,)
@@ -143,8 +146,51 @@ def test_scores_are_of_the_masks_own_grid(data, resize, size):
     assert found.metrics["accuracy"] == pytest.approx((truth == predicted).mean())
 
 
+class Levels(nn.Module):
+    """The class is how bright a pixel is, in steps of 60."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.centres = nn.Parameter(torch.arange(k).view(1, k, 1, 1) * 60.0)
+
+    def forward(self, pixels):
+        return -(pixels.mean(1, keepdim=True) - self.centres).abs()
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash", "crop"])
+@pytest.mark.parametrize("absent", [False, True])
+def test_scores_of_several_classes_with_void_are_scikit_learns(tmp_path, resize, absent):
+    rng = np.random.default_rng(0)
+    values = [0, 1, 3, 255] if absent else [0, 1, 2, 3, 255]
+    masks = [rng.choice(values, (h, w), p=[0.4, *[0.6 / (len(values) - 1)] * (len(values) - 1)]) for h, w in SIZES]
+    for i, mask in enumerate(masks):
+        noise = np.where(mask == 255, rng.integers(0, 4, mask.shape), mask) * 60 + rng.normal(0, 30, mask.shape)
+        for kind, pixels in (("images", noise.clip(0, 255)), ("masks", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
+    store = open_store(folder(Options(root=str(tmp_path))).samples)
+    names = ("a", "b", "c", "d")
+    meaning = labels(store.counts(), names)
+    batches = EvalBatches(store, meaning, range(4), size=(48, 64), resize=resize, batch_size=2, device=CPU)
+    found = evaluate(Levels(4), batches, losses.build({"ce": 0.5, "lovasz": 0.5}), names, show=range(4))
+    truth = np.concatenate([mask.ravel() for mask in masks])
+    predicted = np.concatenate([found.predictions[i].numpy().ravel() for i in range(4)])[truth != 255]
+    truth = truth[truth != 255]
+    present = [0, 1, 3] if absent else [0, 1, 2, 3]
+    for name, score in (("iou", jaccard_score), ("dice", f1_score)):
+        each = score(truth, predicted, labels=range(4), average=None, zero_division=0)
+        assert found.metrics[name] == pytest.approx(each[present].mean())
+    assert found.metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert found.metrics["iou_micro"] == pytest.approx(jaccard_score(truth, predicted, average="micro"))
+    each = multiclass_jaccard_index(torch.from_numpy(predicted), torch.from_numpy(truth), 4, average=None)
+    for i, name in enumerate(names):
+        assert found.metrics[f"iou/{name}"] == pytest.approx(
+            float(each[i]) if i in present else math.nan, nan_ok=True, abs=1e-6
+        )
+
+
 def test_at_native_size_a_perfect_model_scores_one(data):
-    found = evaluate(Brightness(), data(EvalBatches, resize="crop"), losses.build("ce", 1), NAMES)
+    found = evaluate(Brightness(), data(EvalBatches, resize="crop"), losses.build({"ce": 1.0}), NAMES)
     bright = data(EvalBatches, resize="crop")
     exact = all(
         torch.equal((batch.image.mean(1) / 255 > 0.5).long(), batch.mask) for batch in bright if batch.mask.max() < 255
@@ -156,9 +202,9 @@ def test_strips_change_nothing(data, monkeypatch):
     from segsweep import engine
 
     batches = data(EvalBatches, size=(64, 64))
-    whole = evaluate(Brightness(), batches, losses.build("ce", 1), NAMES)
+    whole = evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES)
     monkeypatch.setattr(engine, "STRIP", 100)
-    assert evaluate(Brightness(), batches, losses.build("ce", 1), NAMES).metrics == whole.metrics
+    assert evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES).metrics == whole.metrics
 
 
 @pytest.mark.gpu
@@ -166,7 +212,7 @@ def test_a_gpu_trains_to_the_same_scores(pairs):
     root = pairs(12)
     scores = []
     for device in (CPU, torch.device("cuda")):
-        store = open_store(folder(Options(root=str(root)))).to(device)
+        store = open_store(folder(Options(root=str(root))).samples).to(device)
         meaning = labels(store.counts())
         common = {"size": (32, 32), "resize": "pad", "batch_size": 4, "device": device}
         model = Brightness().to(device)
@@ -174,7 +220,7 @@ def test_a_gpu_trains_to_the_same_scores(pairs):
             model,
             TrainBatches(store, meaning, range(12), seed=0, augmentation={"hflip": 0.5, "rotate": 10}, **common),
             EvalBatches(store, meaning, range(12), **common),
-            losses.build("ce", 1),
+            losses.build({"ce": 1.0}),
             optim.build("adam", model, lr=0.01),
             optim.schedule("cosine"),
             names=NAMES,

@@ -24,6 +24,7 @@ def test_old_models_load(name, tmp_path):
     logits = model(torch.zeros(1, 1, 40, 50))
     assert torch.equal(logits, torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 40, 50))
     assert (model.mean.item(), model.std.item()) == (10, 20)
+    assert model.arguments["clip"] is None  # which came later
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FORMATS.glob("journal-*.jsonl")))

@@ -1,6 +1,8 @@
 """The front door: what is typed, what is answered, what is left behind."""
 
+import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,11 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+import torch
+import yaml
 from conftest import TINY
+from PIL import Image
 
 import train
-from segsweep import journal, tracking
+from segsweep import journal, losses, tracking
+from segsweep.checkpoint import describe, load_model
 
 ROOT = Path(train.__file__).parent
 SMALL = (*TINY, "train.epochs=2", "train.batch_size=4", "data.size=[32,32]", "tracking=none")
@@ -68,6 +76,242 @@ def test_several_classes_train(pairs, outputs):
     assert end["val/iou/tree"] is not None
 
 
+def rows_of(folder):
+    """What split.csv says, a dict for each row."""
+    with (folder / "split.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        assert reader.fieldnames == ["key", "split", "group", "fold", "image", "mask"]
+        return list(reader)
+
+
+def parts_of(folder):
+    rows = rows_of(folder)
+    return {part: [row["key"] for row in rows if row["split"] == part] for part in {row["split"] for row in rows}}
+
+
+def ran(outputs, *typed):
+    """The folder of a small run, and the record of its end."""
+    assert train.main([*SMALL, *typed]) == 0
+    (folder,) = run_folders(outputs)
+    records = journal.read(folder)
+    assert all(math.isfinite(r["train/loss"]) and math.isfinite(r["val/loss"]) for r in journal.epochs(records))
+    return folder, records[-1]
+
+
+def test_split_csv_tells_where_every_pair_lies(pairs, outputs):
+    root = pairs(4, ("train", "val", "test"))
+    folder, _ = ran(outputs, *folder_data(root))
+    rows = rows_of(folder)
+    assert len(rows) == len({row["image"] for row in rows}) == 12
+    for row in rows:
+        assert Path(row["image"]) == root / "images" / row["split"] / f"{row['key'].rpartition('/')[2]}.png"
+        assert Path(row["mask"]) == root / "masks" / row["split"] / f"{row['key'].rpartition('/')[2]}.png"
+        assert row["group"]
+        assert row["fold"] == ""
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "val", "test")], ids=["ours", "given"])
+def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outputs):
+    root = pairs(12, splits)
+    folder, end = ran(
+        outputs, *folder_data(root), "debug=overfit", "data.overfit=3", "train.epochs=5", "train.batch_size=10"
+    )
+    parts = parts_of(folder)
+    assert parts.keys() == {"train", "val"}
+    assert parts["train"] == parts["val"]
+    assert len(set(parts["train"])) == 3
+    if len(splits) > 1:
+        assert all(row["image"].startswith(str(root / "images" / "train")) for row in rows_of(folder))
+    assert not [name for name in end if name.startswith("test/")]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["images"] == {"train": 3, "val": 3}
+    start = journal.read(folder)[0]
+    assert (start["data/train"], start["data/val"], start["data/test"]) == (3, 3, 0)
+    assert start["config"]["augmentation"]["hflip"] == 0
+    assert start["config"]["tracking"]["name"] == "none"
+    assert end["val/iou"] > 0.8  # bright squares are learnt by heart
+
+
+def test_overfit_shows_each_image_ten_times_an_epoch(pairs, outputs, capsys):
+    typed = (*folder_data(pairs(12)), "debug=overfit", "data.overfit=2")
+    assert train.main([*SMALL, *typed, "train.batch_size=21"]) == 2
+    assert "larger than the training split of 20 images" in capsys.readouterr().err
+    ran(outputs, *typed, "train.batch_size=20", "train.epochs=1")
+
+
+def test_overfit_sets_what_the_command_line_does_not(capsys):
+    assert train.main(["debug=overfit", "--cfg", "job"]) == 0
+    plain = yaml.safe_load(capsys.readouterr().out)
+    assert (plain["data"]["overfit"], plain["tracking"]["name"]) == (8, "none")
+    assert not any(plain["augmentation"].values())
+    assert train.main(["debug=overfit", "train.epochs=3", "data.overfit=1", "--cfg", "job"]) == 0
+    typed = yaml.safe_load(capsys.readouterr().out)
+    assert (typed["train"]["epochs"], typed["data"]["overfit"]) == (3, 1)
+    assert train.main(["debug=overfit", "augmentation=light", "tracking=mlflow", "--cfg", "job"]) == 0
+    typed = yaml.safe_load(capsys.readouterr().out)
+    assert (typed["augmentation"]["hflip"], typed["tracking"]["name"]) == (0.5, "mlflow")
+
+
+def test_each_fold_is_validated_on_once(pairs, outputs):
+    root = pairs(12)
+    validated = []
+    for fold in range(3):
+        typed = (*folder_data(root), "data.folds=3", f"data.fold={fold}", "train.epochs=1")
+        assert train.main([*SMALL, *typed]) == 0
+        rows = rows_of(run_folders(outputs)[-1])
+        assert {row["fold"] == str(fold) for row in rows if row["split"] == "val"} == {True}
+        assert {row["fold"] == str(fold) for row in rows if row["split"] == "train"} == {False}
+        assert {row["split"] for row in rows} == {"train", "val"}
+        assert len(rows) == 12
+        validated += [row["key"] for row in rows if row["split"] == "val"]
+        assert len(validated) == 4 * (fold + 1)
+    assert len(set(validated)) == 12
+
+
+def test_folds_leave_a_given_test_split_alone(pairs, outputs):
+    folder, end = ran(outputs, *folder_data(pairs(6, ("train", "val", "test"))), "data.folds=3", "data.fold=1")
+    rows = rows_of(folder)
+    tested = [row for row in rows if row["split"] == "test"]
+    assert len(tested) == 6
+    assert all("/test/" in row["image"] and row["fold"] == "" for row in tested)
+    assert {row["fold"] for row in rows if row["split"] == "val"} == {"1"}
+    assert {row["fold"] for row in rows if row["split"] == "train"} == {"0", "2"}
+    assert "test/iou" in end
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("loss=focal", "loss.gamma=1.5", "loss.pos_weight=auto"),
+        ("loss=lovasz",),
+        ("loss=jaccard",),
+        ("loss=ce_lovasz", "loss.class_weights=[1,3]"),
+        ("loss=ce", "loss.dice=0.5", "loss.focal=0.1", "loss.class_weights=auto"),
+    ],
+    ids=lambda typed: "_".join(t.partition("=")[2] for t in typed[:2]),
+)
+def test_every_loss_trains(typed, pairs, outputs):
+    folder, end = ran(outputs, *folder_data(pairs(12)), *typed, "train.epochs=6", "optim.lr=3e-3", "augmentation=none")
+    of_epochs = [r["train/loss"] for r in journal.epochs(journal.read(folder))]
+    assert of_epochs[-1] < of_epochs[0]
+    assert end["val/iou"] > 0.2
+
+
+def test_the_loss_group_is_what_is_trained_with(pairs, outputs):
+    folder, _ = ran(outputs, *folder_data(pairs(12)), "loss=focal", "train.epochs=1")
+    assert {k: v for k, v in journal.read(folder)[0]["config"]["loss"].items() if v} == {"focal": 1.0, "gamma": 2.0}
+
+
+@pytest.mark.parametrize("loss", sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")))
+def test_every_loss_group_composes_and_weighs_something(loss, capsys):
+    assert train.main([f"loss={loss}", "--cfg", "job"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)["loss"]
+    weights = {name: found[name] for name in losses.TERMS if found[name]}
+    assert sum(weights.values()) == 1
+    assert weights.keys() == {"ce" if name == "bce" else name for name in loss.split("_")}
+
+
+def saved(root, kind, pixels):
+    """Numbered files: PNG, and TIFF beyond 8 bits."""
+    (root / kind).mkdir(parents=True, exist_ok=True)
+    for i, each in enumerate(pixels):
+        if each.dtype == np.uint8:
+            Image.fromarray(each).save(root / kind / f"{i:03d}.png")
+        else:
+            tifffile.imwrite(root / kind / f"{i:03d}.tif", each, photometric="minisblack")
+
+
+def squares(n, size=(40, 48)):
+    """Masks with the numbers 0, 1 and 2: a square of each of the last two on ground."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(n):
+        mask = np.zeros(size, np.int64)
+        for value in (1, 2):
+            top, left = rng.integers(0, 26), rng.integers(0, 10) + 24 * (value - 1)
+            mask[top : top + 14, left : left + 14] = value
+        found.append(mask)
+    return found
+
+
+def test_numbered_objects_are_one_class_with_binarize(tmp_path, outputs, capsys):
+    root, masks = tmp_path / "data", squares(12)
+    rng = np.random.default_rng(1)
+    saved(root, "images", [((mask > 0) * 120 + rng.integers(0, 80, mask.shape)).astype(np.uint8) for mask in masks])
+    objects = [np.where(mask, mask + 300 * i, 0).astype(np.uint16) for i, mask in enumerate(masks)]
+    saved(root, "masks", objects)
+    assert train.main([*SMALL, *folder_data(root)]) == 3
+    assert "data.binarize=true" in capsys.readouterr().err
+    folder, end = ran(outputs, *folder_data(root), "data.binarize=true", "data.ignore_index=601")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["classes"] == ["background", "foreground"]
+    assert end["val/iou"] == end["val/iou/foreground"]
+    assert describe(folder / "best.safetensors")["model"]["num_classes"] == 1
+
+
+@pytest.mark.parametrize("void", ((), ("data.ignore_index=[255,255,255]",)), ids=("all", "void"))
+def test_coloured_masks_are_classes_by_colour(void, tmp_path, outputs, capsys):
+    root, masks = tmp_path / "data", squares(12)
+    colours = np.array([[0, 0, 0], [0, 128, 0], [128, 64, 128], [255, 255, 255]], np.uint8)
+    if void:
+        for mask in masks:
+            mask[:3] = 3
+    saved(root, "images", [colours[mask] // 2 + 20 for mask in masks])
+    saved(root, "masks", [colours[mask] for mask in masks])
+    assert train.main([*SMALL, *folder_data(root), *void]) == 3
+    assert "Name the classes by colour" in capsys.readouterr().err
+    typed = "data.classes={ground:[0,0,0],tree:[0,128,0],road:[128,64,128]}"
+    folder, end = ran(outputs, *folder_data(root), typed, *void, "loss=ce_lovasz", "loss.class_weights=auto")
+    assert json.loads((folder / "summary.json").read_text())["classes"] == ["ground", "tree", "road"]
+    assert all(end[f"val/iou/{name}"] is not None for name in ("ground", "tree", "road"))
+    assert describe(folder / "best.safetensors")["classes"] == ["ground", "tree", "road"]
+
+
+def test_five_channels_of_16_bits_train_and_are_predicted_from_their_percentiles(tmp_path, outputs):
+    root, masks = tmp_path / "data", squares(12)
+    rng = np.random.default_rng(1)
+    levels = np.array([300, 1000, 5000, 200, 40])[:, None, None]
+    images = [(levels * (1 + 3 * (m > 0)) + rng.integers(0, 40, (5, *m.shape))).astype(np.uint16) for m in masks]
+    for image in images:
+        image[:, :2, :2] = 65535  # hot pixels
+    saved(root, "images", images)
+    saved(root, "masks", [(mask > 0).astype(np.uint8) for mask in masks])
+    folder, end = ran(
+        outputs, *folder_data(root), "data.normalize=percentile", "train.epochs=6", "optim.lr=3e-3", "augmentation=none"
+    )
+    assert end["val/iou"] > 0.3  # 0.204 where all is foreground
+    trained = [int(key) for key in parts_of(folder)["train"]]
+    pixels = np.stack([images[i] for i in trained], 1).reshape(5, -1)
+    low, high = np.percentile(pixels, (0.5, 99.5), axis=1)
+    model = load_model(folder / "best.safetensors")
+    np.testing.assert_allclose(model.low.flatten(), low, rtol=1e-4)
+    np.testing.assert_allclose(model.high.flatten(), high, rtol=1e-4)
+    image = torch.from_numpy(images[0].astype(np.float32))[None]
+    with torch.no_grad():
+        assert torch.equal(model(image), model(image.clamp(max=model.high.max())))
+    assert train.main([f"resume={folder}", "train.epochs=7"]) == 0
+    assert torch.equal(load_model(folder / "best.safetensors").low, model.low)
+
+
+def test_a_window_is_kept_with_the_model(pairs, outputs):
+    folder, _ = ran(outputs, *folder_data(pairs(12)), "data.normalize=window", "data.window=[20,150]")
+    about = describe(folder / "best.safetensors")
+    assert about["model"]["clip"] == [[20.0] * 3, [150.0] * 3]
+    assert about["normalize"] == "window"
+
+
+def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_path):
+    root = pairs(12, size=(70, 80))
+    typed = [*SMALL, *folder_data(root), "data.resize=crop", "data.foreground=0.7", "train.epochs=2"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    schedule = "optim.schedule=constant"
+    assert train.main([*typed, schedule, f"hydra.run.dir={whole}"]) == 0
+    assert train.main([*typed, schedule, "train.epochs=1", f"hydra.run.dir={cut}"]) == 0
+    assert train.main([f"resume={cut}", "train.epochs=2"]) == 0
+    one, other = (journal.epochs(journal.read(folder))[-1] for folder in (whole, cut))
+    assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
+    assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "said"),
     [
@@ -90,9 +334,31 @@ def test_several_classes_train(pairs, outputs):
         (["data=shapes", "data.images=/tmp"], 2, "Add data=folder"),
         (["hydra.run.dir="], 2, "hydra.run.dir is empty"),
         (["lr"], 2, "lr: cannot be read as KEY=VALUE"),
-        (["decoder.width=[8,8]"], 2, "5 widths"),
         (["train.batch_size=4096"], 2, "larger than the training split"),
-        (["loss=bce", "data.classes=[a,b,c]"], 2, "Try loss=ce"),
+        (["loss=bse"], 2, "Try loss=bce"),
+        (["loss.name=ce"], 2, "loss.name: no such key"),
+        (["loss.dice_weight=0.3"], 2, "loss.dice_weight: no such key"),
+        (["loss.ce=-1"], 2, "loss.ce=-1"),
+        (["loss.class_weights=[1,0]"], 2, "loss.class_weights=[1, 0]: must be auto or one number"),
+        (["loss.pos_weight=0"], 2, "loss.pos_weight=0: must be auto or a number above 0"),
+        (["loss.pos_weight=2", "loss.class_weights=auto"], 2, "drop one of the two"),
+        (["data.normalize=window"], 2, "'data.window=[0,4095]'"),
+        (["data.normalize='window[0,200]'"], 2, "type data.normalize=window 'data.window=[0,200]'"),
+        (["data.normalize=percentile", "data.window=[0,200]"], 2, "data.window is given"),
+        (["data.window=[200,0]"], 2, "data.window=[200.0, 0.0]: must be [lowest,highest]"),
+        (["data.foreground=0.5"], 2, "data.resize=crop"),
+        (["data.foreground=1.5", "data.resize=crop"], 2, "data.foreground=1.5: must be in [0, 1]"),
+        (["data.binarize=true", "data.classes=[a,b]"], 2, "drop data.classes"),
+        (["data.overfit=0"], 2, "data.overfit=0: must be 1 or more"),
+        (["data.fold=3", "data.folds=3"], 2, "data.fold=3: must be in 0..2"),
+        (["data.fold=1"], 2, "data.fold=1"),
+        (["data.folds=13"], 3, "12 images cannot be split into 13 folds"),
+        (["debug=overfitt"], 2, "Try debug=overfit"),
+        (["data.classes={cell:7}"], 3, "no mask holds 7"),
+        (["data.ignore_index=1"], 3, "every mask is empty"),
+        (["data.ignore_index=-2.5"], 2, "data.ignore_index=-2.5: must be a mask value, or a colour"),
+        (["data=oxford_pets"], 2, "data.root is not given"),
+        (["data=voc2012", "data.root=/no/where"], 2, "data.download=true"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_no_folder(typed, code, said, pairs, outputs, capsys):
@@ -105,6 +371,28 @@ def test_wrong_input_is_one_line_and_leaves_no_folder(typed, code, said, pairs, 
     assert said in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+    assert not [p for p in outputs.rglob("*") if "cache" not in p.relative_to(outputs).parts]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["decoder.width=[8,8]"], "5 widths"),
+        (["loss.ce=0", "loss.dice=0"], "every weight is 0. Set one of loss.ce, loss.dice"),
+        (["loss.pos_weight=2", "data.classes=[a,b,c]"], "for two classes; these data have 3. Try loss.class_weights"),
+        (["loss.pos_weight=auto", "data.classes=[a,b,c]"], "for two classes"),
+        (["loss.class_weights=[1,2]", "data.classes=[a,b,c]"], "one for each of the 3 classes, a, b, c"),
+        (["loss.class_weights=[1,2,3]"], "one for each of the 2 classes, background, foreground"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_one_line_behind_their_summary_and_leaves_no_folder(
+    typed, said, pairs, outputs, capsys
+):
+    assert train.main([*SMALL, *folder_data(pairs(12)), *typed]) == 2
+    error = capsys.readouterr().err
+    assert error.count("train.py: ") == 1
+    assert said in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
     assert not [p for p in outputs.rglob("*") if "cache" not in p.relative_to(outputs).parts]
 
 

@@ -1,1 +1,1 @@
-"""From files to batches on the device: datasets → scan → split → store → batches."""
+"""From files to batches on the device: sources → store → split → labels → batches."""

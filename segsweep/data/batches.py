@@ -6,7 +6,7 @@ state has to be kept, and any number of devices sees the same training.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from segsweep.data.geometry import Placement, Size, place, sample
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.store import Store
 
-ORDER, DRAWS, NOISE = 0, 1, 2  # purposes of randomness, so that no two share a stream
+ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Source:
         self.size = size
         self.resize = resize
         self.device = device
+        self.labels = labels
         self.table = torch.from_numpy(labels.table).long().to(device)
 
     def batch(self, indices: Sequence[int], placements: Sequence[Placement]) -> Batch:
@@ -88,6 +89,8 @@ class TrainBatches(Source):
         batch_size: the global batch, over all ranks and micro-batches.
         accumulate: micro-batches a batch is cut into.
         augmentation: the arguments of `segsweep.data.augment.draw`.
+        foreground: share of crops that are laid over a pixel of a random class of their image; of two classes, of the
+            foreground.
         rank, world: this process's share of every batch.
     """
 
@@ -104,6 +107,7 @@ class TrainBatches(Source):
         device: torch.device,
         accumulate: int = 1,
         augmentation: Mapping[str, float] | None = None,
+        foreground: float = 0.0,
         rank: int = 0,
         world: int = 1,
     ):
@@ -112,6 +116,7 @@ class TrainBatches(Source):
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.augmentation = dict(augmentation or {})
+        self.foreground = foreground
         self.seed = seed
         self.rank, self.world = rank, world
 
@@ -129,12 +134,32 @@ class TrainBatches(Source):
 
     def _step(self, epoch: int, step: int, chosen: np.ndarray) -> Iterator[Batch]:
         draws = augment.draw(np.random.default_rng([DRAWS, self.seed, epoch, step]), len(chosen), **self.augmentation)
+        if self.foreground:
+            spots = np.random.default_rng([SPOTS, self.seed, epoch, step]).random((len(chosen), 3))
+            windows = [self._spotted(i, w, s) for i, w, s in zip(chosen.tolist(), draws.window, spots, strict=True)]
+            draws = replace(draws, window=np.stack(windows))
         mine = np.arange(len(chosen))[self.rank :: self.world]
         for part, rows in enumerate(np.array_split(mine, self.accumulate)):
             noise_seed = int(
                 np.random.SeedSequence([NOISE, self.seed, epoch, step, part, self.rank]).generate_state(1)[0]
             )
             yield self._augmented(chosen[rows].tolist(), draws[rows], noise_seed)
+
+    def _spotted(self, index: int, window: np.ndarray, spot: np.ndarray) -> np.ndarray:
+        """Where a crop lies so that it holds a certain pixel, `window` saying where in the crop."""
+        chance, which, pixel = spot
+        table, row = self.labels.table, self.store.rows[index]
+        classes = sorted(
+            {int(table[value]) for value in row.values} - {VOID} - ({0} if self.labels.logits == 1 else set())
+        )
+        if chance >= self.foreground or not classes:
+            return window
+        found = np.flatnonzero(table[self.store.host_mask(index)] == classes[int(which * len(classes))])
+        y, x = divmod(int(found[int(pixel * len(found))]), row.width)
+        space = np.array(self.size[::-1])
+        room = np.maximum(np.array([row.width, row.height]) - space, 0)
+        first = np.clip(np.ceil((x, y) - window * space), 0, room)
+        return (first + 0.5) / (room + 1)
 
     def _augmented(self, indices: list[int], draws: augment.Draws, noise_seed: int) -> Batch:
         placements = []

@@ -7,55 +7,49 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
-from segsweep.data.datasets import SPLITS, Sample
+from segsweep.data.sources import SPLITS, Sample
 from segsweep.errors import ConfigError, DataError
 
 
 def assign(
     samples: Sequence[Sample],
+    groups: Sequence[str],
     shares: Sequence[float] = (0.8, 0.2),
     seed: int = 0,
-    pattern: str | None = None,
-    folds: int | None = None,
+    folds: Sequence[int | None] | None = None,
     fold: int = 0,
 ) -> dict[str, list[int]]:
     """Indices of the samples in each part, in the samples' order.
 
     A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the group decides, so
     that an image stays where it is when others come and go. Every part gets at least one group, in tiny sets against
-    its hash.
-
-    With `folds`, all but a given test split is cut into that many folds of about equal size, and one of them is val;
-    samples that came with a fold keep it.
+    its hash. With `folds` one of them is val, and all others but a given test split are train.
 
     Args:
         samples: all with a given split, or all without.
+        groups: of each sample, from `group`.
         shares: of train and val, or of train, val and test; sums to 1.
         seed: of the hash.
-        pattern: regular expression that finds the group in a key: its first parenthesis or, without one, the match.
-        folds, fold: of cross-validation; fold from 0.
+        folds: of each sample, from `fold_of`.
+        fold: the one to validate on, from 0.
 
     Returns:
         part to indices; "test" only where there is one.
 
     Raises:
-        ConfigError: the pattern is no regular expression.
-        DataError: fewer groups than parts, or keys without a group.
+        DataError: fewer groups than parts, or an empty fold.
     """
-    groups = group(samples, pattern)
+    if samples and not any(sample.split in (None, "train") for sample in samples):
+        raise DataError("data: the given split has no train part that can be used.")
     parts: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         parts.setdefault(sample.split or "", []).append(i)
     if folds:
-        rest = [i for part, indices in parts.items() if part != "test" for i in indices]
-        rest.sort()
-        drawn = _folded(rest, groups, folds, seed)
-        given = {i: samples[i].fold for i in rest}
-        held_out = {i for i in rest if (drawn[groups[i]] if given[i] is None else given[i]) == fold}
-        parts = {"train": [i for i in rest if i not in held_out], "val": sorted(held_out)} | {
-            part: indices for part, indices in parts.items() if part == "test"
-        }
-        _refuse_empty_fold(parts, fold)
+        inside = [i for i, of in enumerate(folds) if of == fold]
+        outside = [i for i, of in enumerate(folds) if of not in (None, fold)]
+        if not inside or not outside:
+            raise DataError(f"data.fold={fold}: no image is {'outside' if inside else 'in'} that fold.")
+        parts = {"train": outside, "val": inside} | ({"test": parts["test"]} if "test" in parts else {})
     elif "" in parts:
         parts = _hashed(parts[""], groups, dict(zip(SPLITS, shares, strict=False)), seed)
     elif "val" not in parts:
@@ -64,8 +58,34 @@ def assign(
     return {part: parts[part] for part in SPLITS if part in parts}
 
 
+def fold_of(samples: Sequence[Sample], groups: Sequence[str], folds: int, seed: int = 0) -> list[int | None]:
+    """Each sample's fold of cross-validation: the one it came with, else by its group; None for a given test split.
+
+    In the order of the groups' hash, always to the fold that has fewest images.
+
+    Raises:
+        DataError: fewer groups than folds.
+    """
+    counted = [i for i, sample in enumerate(samples) if sample.split != "test"]
+    sizes = Counter(groups[i] for i in counted)
+    _refuse_too_few(len(sizes), len(counted), [f"fold {n}" for n in range(folds)])
+    filled = [0] * folds
+    chosen = {}
+    for name in sorted(sizes, key=lambda name: place(name, seed)):
+        chosen[name] = filled.index(min(filled))
+        filled[chosen[name]] += sizes[name]
+    of: list[int | None] = [None] * len(samples)
+    for i in counted:
+        given = samples[i].fold
+        of[i] = chosen[groups[i]] if given is None else given
+    return of
+
+
 def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
     """Each sample's group: the one it came with, else what the pattern finds in its key, else the key itself.
+
+    Args:
+        pattern: regular expression; its first parenthesis or, without one, the match is the group.
 
     Raises:
         ConfigError: the pattern is no regular expression.
@@ -78,15 +98,35 @@ def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
     groups, without = [], []
     for sample in samples:
         found = finder.search(sample.key) if finder else None
-        if finder and not found:
+        if finder and not found and not sample.group:
             without.append(sample.key)
         own = (found[1] if found.re.groups else found[0]) if found else sample.key
-        groups.append(sample.group or own)
+        groups.append(sample.group or own or sample.key)
     if without:
         raise DataError(
             f"data.group={pattern}: finds no group in {len(without)} of {len(samples)} stems, such as {without[0]!r}."
         )
     return groups
+
+
+def joined(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """The same groups, made one where they share an image: a copy in another part would flatter its scores.
+
+    Args:
+        groups, contents: of each sample its group and the hash of its pixels.
+    """
+    leader: dict[str, str] = {}
+
+    def lead(name: str) -> str:
+        while leader.get(name, name) != name:
+            name = leader[name]
+        return name
+
+    first: dict[str, str] = {}
+    for name, content in zip(groups, contents, strict=True):
+        one, other = sorted((lead(name), lead(first.setdefault(content, name))))
+        leader[other] = one
+    return [lead(name) for name in groups]
 
 
 def apart(parts: dict[str, list[int]], groups: Sequence[str]) -> dict[str, list[str]]:
@@ -100,7 +140,7 @@ def apart(parts: dict[str, list[int]], groups: Sequence[str]) -> dict[str, list[
 
 def place(name: str, seed: int = 0) -> float:
     """Where a group falls in [0, 1), whatever other groups there are."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def _hashed(indices: Sequence[int], groups: Sequence[str], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
@@ -114,23 +154,6 @@ def _hashed(indices: Sequence[int], groups: Sequence[str], shares: dict[str, flo
             _, nearest = min((abs(places[name] - end), name) for name in chosen if chosen[name] == largest)
             chosen[nearest] = part
     return {part: [i for i in indices if chosen[groups[i]] == part] for part in names}
-
-
-def _folded(indices: Sequence[int], groups: Sequence[str], folds: int, seed: int) -> dict[str, int]:
-    """Fold of each group: in the hash's order, always to the fold that has fewest images."""
-    sizes = Counter(groups[i] for i in indices)
-    _refuse_too_few(len(sizes), len(indices), [f"fold {n}" for n in range(folds)])
-    filled = [0] * folds
-    chosen = {}
-    for name in sorted(sizes, key=lambda name: place(name, seed)):
-        chosen[name] = filled.index(min(filled))
-        filled[chosen[name]] += sizes[name]
-    return chosen
-
-
-def _refuse_empty_fold(parts: dict[str, list[int]], fold: int) -> None:
-    if not parts["val"] or not parts["train"]:
-        raise DataError(f"data.fold={fold}: no image is {'in' if not parts['val'] else 'outside'} that fold.")
 
 
 def _refuse_too_few(groups: int, images: int, parts: Sequence[str] | dict[str, float]) -> None:

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,16 @@ import torch
 from torch import Tensor
 
 from segsweep.data import images
-from segsweep.data.datasets import Sample, refuse
+from segsweep.data.images import Value
+from segsweep.data.sources import Sample, refuse
 from segsweep.errors import DataError
 from segsweep.paths import cache, made
 
-VERSION = 1
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+VERSION = 2
+STOP = 20  # problems after which no more are looked for
+SAMPLED = 4_000_000  # pixels that percentiles are taken from
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class Row:
 
     Attributes:
         total, squares: sum of the pixels and of their squares, for each channel.
-        values: pixels for each mask value.
+        values: pixels for each mask value, as stored.
+        content: hash of the image's pixels, the same for duplicates.
     """
 
     key: str
@@ -45,16 +53,20 @@ class Row:
     total: list[float]
     squares: list[float]
     values: dict[int, int]
+    content: str
 
 
 class Store:
     """An open store.
 
     Attributes:
-        rows: the samples, in the order they were given.
+        rows: the samples that can be used, in the order they were given.
+        kept: where each row's sample was among those given.
+        problems: what is wrong with the others, a line each.
         digest: of the decoded content, the keys and the given split.
         range: lowest and highest pixel value the data type or, beyond 8 bits, the data set has.
-        channels: 1 if all images are grey, else 3.
+        channels: of all images, 1 if they are grey; 3 if some are, whose pixels then count for all three.
+        values: what each stored mask value stands for, where that is not itself (colours, numbers beyond 255).
     """
 
     def __init__(self, folder: Path):
@@ -62,16 +74,19 @@ class Store:
         self.rows = [
             Row(**{**row, "values": {int(k): n for k, n in row["values"].items()}}) for row in manifest["rows"]
         ]
+        self.kept: list[int] = manifest["kept"]
+        self.problems: list[str] = manifest["problems"]
         self.digest: str = manifest["digest"]
         self.range: tuple[float, float] = (manifest["range"][0], manifest["range"][1])
         self.channels = max(row.channels for row in self.rows)
+        self.values: list[Value] | None = manifest["codes"] and [images.value(code) for code in manifest["codes"]]
         self.dtype = np.dtype(manifest["dtype"])
         # Copy-on-write: torch wants writable memory, and nothing is ever written.
         self._images = torch.from_numpy(np.memmap(folder / "images.bin", self.dtype, "c"))
-        self._masks = torch.from_numpy(np.memmap(folder / "masks.bin", np.uint8, "c"))
+        self._masks = self._host_masks = torch.from_numpy(np.memmap(folder / "masks.bin", np.uint8, "c"))
 
     def image(self, index: int) -> Tensor:
-        """`h w c`, a view in the store's data type; c is 1 or 3."""
+        """`h w c`, a view in the store's data type; c is the row's own."""
         row = self.rows[index]
         size = row.height * row.width * row.channels
         return self._images[row.image_offset : row.image_offset + size].view(row.height, row.width, row.channels)
@@ -80,6 +95,12 @@ class Store:
         """`h w` uint8, a view: the file's values."""
         row = self.rows[index]
         return self._masks[row.mask_offset : row.mask_offset + row.height * row.width].view(row.height, row.width)
+
+    def host_mask(self, index: int) -> np.ndarray:
+        """The same in main memory, wherever the pixels are."""
+        row = self.rows[index]
+        flat = self._host_masks[row.mask_offset : row.mask_offset + row.height * row.width]
+        return flat.view(row.height, row.width).numpy()
 
     def to(self, device: torch.device) -> "Store":
         """Move all pixels to the device if half of its free memory holds them; return self."""
@@ -100,114 +121,248 @@ class Store:
         """Mean and standard deviation of each channel over these samples' pixels; grey counts for all three."""
         total, squares, pixels = np.zeros(self.channels), np.zeros(self.channels), 0
         for row in (self.rows[i] for i in indices):
-            total += row.total
+            total += row.total  # one channel counts for all
             squares += row.squares
             pixels += row.height * row.width
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
         return mean.tolist(), np.maximum(std, 1e-3 * (self.range[1] - self.range[0]) or 1.0).tolist()
 
+    def percentiles(self, indices: Sequence[int], low: float, high: float) -> tuple[list[float], list[float]]:
+        """Two percentiles, 0 to 100, of each channel over evenly spread pixels of these samples."""
+        pixels = sum(self.rows[i].height * self.rows[i].width for i in indices)
+        every = max(1, pixels // SAMPLED)
+        taken = [self.image(i).flatten(0, 1)[::every].cpu().numpy() for i in indices]
+        wide = np.concatenate([np.broadcast_to(t, (len(t), self.channels)) for t in taken])
+        found = np.percentile(wide.astype(np.float32), (low, high), axis=0)
+        return found[0].tolist(), found[1].tolist()
+
 
 def open_store(
     samples: Sequence[Sample],
+    *,
+    binarize: bool = False,
+    ignore: int | None = None,
     workers: int | None = None,
-    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+    progress: Progress = lambda rows, *_: rows,
 ) -> Store:
     """Open the store of these samples; decode them first where there is none. Safe for many processes at once.
 
     Args:
+        binarize: masks become 0 where they are 0 or black, else 1, but for 255 where they are `ignore`.
+        ignore: code of a mask value (`segsweep.data.images.code`).
         workers: decoding threads; default: as many as cores.
-        progress: wraps the iterator over decoded samples; also given their number.
+        progress: wraps the iterator over decoded samples; also given their number and a title.
 
     Raises:
-        DataError: files that cannot be decoded, all listed.
+        DataError: at least `STOP` files that cannot be used, or none that can.
     """
+    read = partial(_decode, binarize=binarize, ignore=ignore)
+    target = cache() / "stores" / _name(samples, binarize, ignore if binarize else None)
     threads = workers or os.cpu_count() or 1
-    target = cache() / "stores" / _name(samples)
-    return Store(made(target, "manifest.json", lambda making: _write(making, samples, threads, progress)))
+
+    def write(folder: Path) -> None:
+        with closing(_decoded(samples, read, threads)) as decoded:  # its threads end here, whatever happens
+            _write(folder, samples, progress(decoded, len(samples), "decoding"))
+
+    return Store(made(target, "manifest.json", write))
 
 
-def _name(samples: Sequence[Sample]) -> str:
-    hashed = hashlib.sha256(f"store {VERSION}".encode())
+@dataclass(frozen=True)
+class _Decoded:
+    """A sample's files as arrays: image `h w c`; mask `h w` with indices into `codes`, which occur `counts` times."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    codes: list[int]
+    counts: list[int]
+    total: np.ndarray
+    squares: np.ndarray
+    low: float
+    high: float
+    content: str
+
+
+def _name(samples: Sequence[Sample], *options: Any) -> str:
+    hashed = hashlib.sha256(f"store {VERSION} {options}".encode())
     for sample in samples:
         for path in (sample.image, sample.mask):
             stat = path.stat()
-            hashed.update(f"{sample.key}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            line = f"{sample.key}\0{sample.split}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            hashed.update(line.encode(errors="surrogateescape"))
     return hashed.hexdigest()[:24]
 
 
-def _decode(sample: Sample) -> tuple[np.ndarray, np.ndarray] | str:
-    try:
-        return images.read_image(sample.image), images.read_mask(sample.mask)
-    except DataError as error:
-        return str(error)
+def _decode(sample: Sample, binarize: bool, ignore: int | None) -> _Decoded | list[str]:
+    """All that can be done with a sample alone, in a thread; or its problems."""
+    read, problems = [], []
+    for reader, path in ((images.read_image, sample.image), (images.read_mask, sample.mask)):
+        try:
+            read.append(reader(path))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        return problems
+    image, mask = read
+    if image.shape[:2] != mask.shape:
+        (h, w), (y, x) = mask.shape, image.shape[:2]
+        return [f"{sample.mask}: {w}x{h} pixels, its image has {x}x{y}"]
+    if binarize:
+        mask = _binary(mask, ignore)
+    if mask.dtype == np.uint8:
+        counts = np.bincount(mask.reshape(-1), minlength=256)
+        codes = counts.nonzero()[0]
+        counts = counts[codes]
+        indices = np.zeros(256, np.uint8)
+        indices[codes] = np.arange(len(codes))
+        mask = indices[mask]
+    else:
+        codes, mask, counts = np.unique(mask, return_inverse=True, return_counts=True)
+        if len(codes) > 256:
+            return [_too_many_values(sample.mask, int(codes[0]), len(codes))]
+        mask = mask.reshape(image.shape[:2]).astype(np.uint8)
+    total, squares, low, high = _moments(image.reshape(-1, image.shape[2]))
+    content = hashlib.sha256(f"{image.shape}{image.dtype}".encode() + np.ascontiguousarray(image).data)
+    return _Decoded(image, mask, codes.tolist(), counts.tolist(), total, squares, low, high, content.hexdigest()[:16])
 
 
-def _decoded(samples: Sequence[Sample], workers: int) -> Iterator[tuple[np.ndarray, np.ndarray] | str]:
+def _binary(mask: np.ndarray, ignore: int | None) -> np.ndarray:
+    """1 where a mask is not 0 or black, 255 where it is `ignore`."""
+    binary = (mask != 0) & (mask != images.COLOR)
+    if ignore is None:
+        return binary.astype(np.uint8)
+    void = mask == ignore
+    red, green, blue = (ignore >> 16) & 255, (ignore >> 8) & 255, ignore & 255
+    if ignore >= images.COLOR and red == green == blue:  # a mask that is all grey is read as numbers
+        void |= mask == red
+    return np.where(void, 255, binary).astype(np.uint8)
+
+
+def _moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Sum and sum of squares of each column, and the extremes."""
+    if pixels.dtype == np.uint8:  # by histogram: some ten times as fast
+        histograms = np.stack([np.bincount(column, minlength=256) for column in pixels.T])
+        levels = np.arange(256.0)
+        return histograms @ levels, histograms @ levels**2, 0.0, 255.0
+    wide = pixels.astype(np.float64)
+    return wide.sum(0), (wide**2).sum(0), float(wide.min()), float(wide.max())
+
+
+def _too_many_values(path: Path, first: int, number: int) -> str:
+    what = "colours, as after saving as JPEG; save masks as PNG" if first >= images.COLOR else "values"
+    return f"{path}: {number} different {what}. Numbered objects become one class with data.binarize=true"
+
+
+def _decoded(
+    samples: Sequence[Sample], read: Callable[[Sample], _Decoded | list[str]], workers: int
+) -> Generator[_Decoded | list[str], None, None]:
     """In the samples' order, a few ahead: never more than that many in memory."""
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[tuple[np.ndarray, np.ndarray] | str]] = deque()
+        ahead: deque[Future[_Decoded | list[str]]] = deque()
         for sample in samples:
-            ahead.append(pool.submit(_decode, sample))
+            ahead.append(pool.submit(read, sample))
             if len(ahead) >= 4 * workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _write(
-    folder: Path, samples: Sequence[Sample], workers: int, progress: Callable[[Iterator[Any], int], Iterator[Any]]
-) -> None:
+def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded | list[str]]) -> None:
     rows: list[Row] = []
+    kept: list[int] = []
     problems: list[str] = []
-    dtypes: dict[str, Sample] = {}
-    digest = hashlib.sha256()
+    kinds: dict[str, Sample] = {}
+    index: dict[int, int] = {}  # of each code in the file of masks, in the order of appearance
     low, high = np.inf, -np.inf
-    decoded = progress(_decoded(samples, workers), len(samples))
     image_offset = mask_offset = 0
     with (folder / "images.bin").open("wb") as image_file, (folder / "masks.bin").open("wb") as mask_file:
-        for sample, result in zip(samples, decoded, strict=True):
-            if isinstance(result, str):
-                problems.append(result)
+        for number, (sample, result) in enumerate(zip(samples, decoded, strict=True)):
+            if isinstance(result, list):
+                problems += result
+                if len(problems) >= STOP:
+                    refuse(problems)
                 continue
-            image, mask = result
-            if image.shape[:2] != mask.shape:
-                problems.append(f"{sample.mask}: {mask.shape[1]}x{mask.shape[0]} pixels, its image has another size")
-                continue
-            dtypes.setdefault(str(image.dtype), sample)
-            channels = 3 if image.shape[2] == 3 else 1
-            pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
-            values, counts = np.unique(mask, return_counts=True)
+            image = result.image
+            kinds.setdefault(_kind(image), sample)
+            places = [index.setdefault(code, len(index)) for code in result.codes]
+            if len(index) > 256:
+                refuse([*problems, f"{_too_many_values(sample.mask, result.codes[0], len(index))} (with those before)"])
+            kept.append(number)
             rows.append(
                 Row(
                     key=sample.key,
                     height=image.shape[0],
                     width=image.shape[1],
-                    channels=channels,
+                    channels=image.shape[2],
                     image_offset=image_offset,
                     mask_offset=mask_offset,
-                    total=pixels.sum(0).tolist(),
-                    squares=(pixels**2).sum(0).tolist(),
-                    values={int(v): int(n) for v, n in zip(values, counts, strict=True)},
+                    total=result.total.tolist(),
+                    squares=result.squares.tolist(),
+                    values=dict(zip(result.codes, result.counts, strict=True)),
+                    content=result.content,
                 )
             )
-            low, high = min(low, pixels.min()), max(high, pixels.max())
-            for file, array in ((image_file, image), (mask_file, mask)):
-                content = np.ascontiguousarray(array).tobytes()
-                file.write(content)
-                digest.update(f"{sample.key} {sample.split} {array.shape}\n".encode() + content)
+            low, high = min(low, result.low), max(high, result.high)
+            image_file.write(np.ascontiguousarray(image).data)
+            mask_file.write(np.array(places, np.uint8)[result.mask].data)
             image_offset += image.size
-            mask_offset += mask.size
-    if len(dtypes) > 1:
-        found = "; ".join(f"{dtype} in {sample.image}" for dtype, sample in dtypes.items())
-        problems.append(f"images of several data types: {found}. Convert them to one.")
-    refuse(problems, "every file must be decodable")
-    dtype = next(iter(dtypes))
+            mask_offset += result.mask.size
+    if len({kind.replace("grey", "colour") for kind in kinds}) > 1:
+        found = "; ".join(f"{kind} in {sample.image}" for kind, sample in kinds.items())
+        refuse([*problems, f"images of several kinds: {found}. Convert them to one"])
+    if not rows:
+        refuse(problems)
+    codes, stored = _stored(index)
+    _renumber(folder / "masks.bin", np.array([stored[code] for code in index], np.uint8))
+    rows = [replace(row, values={stored[code]: n for code, n in row.values.items()}) for row in rows]
+    dtype = next(iter(kinds)).split()[0]
     manifest = {
         "version": VERSION,
-        "digest": digest.hexdigest()[:16],
+        "digest": _digest([samples[i] for i in kept], rows, folder / "masks.bin", codes),
         "dtype": dtype,
-        "range": [0.0, 255.0] if dtype == "uint8" else [float(low), float(high)],
+        "range": [float(low), float(high)],
+        "codes": codes,
+        "kept": kept,
+        "problems": problems,
         "rows": [asdict(row) for row in rows],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _kind(image: np.ndarray) -> str:
+    channels = {1: "grey", 3: "colour"}.get(image.shape[2], f"{image.shape[2]} channels")
+    return f"{image.dtype} {channels}"
+
+
+def _stored(index: Iterable[int]) -> tuple[list[int] | None, dict[int, int]]:
+    """How the codes are numbered in the store: small numbers as themselves, others in their order, then listed."""
+    found = sorted(index)
+    if all(0 <= code <= 255 for code in found):
+        return None, {code: code for code in found}
+    if found[-1] >= images.COLOR:  # a mask that is all grey counts as colour, too, where others are coloured
+        as_colour = {code: images.COLOR | code * 0x010101 if 0 <= code <= 255 else code for code in found}
+    else:
+        as_colour = {code: code for code in found}
+    codes = sorted(set(as_colour.values()))
+    return codes, {code: codes.index(colour) for code, colour in as_colour.items()}
+
+
+def _renumber(path: Path, places: np.ndarray) -> None:
+    """Replace each byte of the file by its place."""
+    if (places != np.arange(len(places))).any():
+        values = np.memmap(path, np.uint8, "r+")
+        for start in range(0, len(values), 1 << 24):
+            values[start : start + (1 << 24)] = places[values[start : start + (1 << 24)]]
+        values.flush()
+
+
+def _digest(samples: Sequence[Sample], rows: Sequence[Row], masks: Path, codes: list[int] | None) -> str:
+    """Of the decoded content, the keys and the given split."""
+    digest = hashlib.sha256(str(codes).encode())
+    for sample, row in zip(samples, rows, strict=True):
+        digest.update(
+            f"{row.key} {sample.split} {row.height} {row.width} {row.content}\n".encode(errors="surrogateescape")
+        )
+    with masks.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -19,11 +19,10 @@ def norm(kind: str, channels: int) -> nn.Module:
     return LayerNorm2d(channels)
 
 
-def conv(kind: str, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), norm(kind, outputs), nn.ReLU(inplace=True)
-    )
+def conv(kind: str, inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """Convolution, norm, ReLU."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, norm(kind, outputs), nn.ReLU(inplace=True))
 
 
 class Stem(nn.Module):
@@ -106,6 +105,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.out_channels = plan.stages[-1].width
         self.pyramid = Pyramid(maps[0], plan.pyramid, kind) if plan.pyramid else None
+        self.neck = conv(kind, plan.deepest.channels, plan.neck, kernel=1) if plan.neck else nn.Identity()
         self.stem = Stem(in_channels, plan.stem, kind) if any(plan.stem) else None
         self.strides = [stage.stride for stage in plan.stages]
         self.blocks = nn.ModuleList(Block(stage, kind) for stage in plan.stages)
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         if self.pyramid is not None:
             maps = self.pyramid(maps[0])
         skips = [*(self.stem(image) if self.stem is not None else []), *maps]
-        x = skips.pop()
+        x = self.neck(skips.pop())
         for block, stride in zip(self.blocks, self.strides, strict=True):
             skip = skips.pop() if block.has_skip else None
             size = skip.shape[-2:] if skip is not None else (round(height / stride), round(width / stride))

@@ -6,7 +6,7 @@ asked for maps at several sizes. timm's own `feature_info.reduction()` is wrong 
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -39,6 +39,7 @@ class Probe:
         channels_last: whether its maps come as `b h w c`.
         maps: channels and stride of the maps that are used.
         macs: multiply-adds for one pixel of the image.
+        device: where it could be measured: meta, or cpu for models that look at values.
     """
 
     switches: tuple[tuple[str, Any], ...]
@@ -48,6 +49,7 @@ class Probe:
     channels_last: bool
     maps: tuple[Map, ...]
     macs: float
+    device: str = "meta"
 
 
 class Encoder(nn.Module):
@@ -120,40 +122,73 @@ def probe(name: str) -> Probe:
         hint = f" Closest: {', '.join(near)}. Try encoder={near[0]}." if near else ""
         raise ConfigError(f"encoder={name}: not a timm model.{hint}")
     native = weights.about(name).input_size[-2:]
+    fixed = None
     for switches in SWITCHES:
         try:
-            with torch.device("meta"):
-                model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
+            measured = _measured(name, native, switches, "meta")
         except TypeError:  # it does not know the switch
             continue
-        shapes, macs = _shapes(model, native)
-        channels = model.feature_info.channels()
-        channels_last = all(s[3] == c != s[1] for s, c in zip(shapes, channels, strict=True))
-        row = 1 if channels_last else 2
-        by_stride = {native[0] / shape[row]: i for i, shape in enumerate(shapes)}  # of equal strides the last, deepest
-        strides = sorted(by_stride)
-        step = math.ceil(strides[-1])
-        measured = Probe(
-            switches=tuple(switches.items()),
-            native=native,
-            fixed=False,
-            kept=tuple(by_stride[s] for s in strides),
-            channels_last=channels_last,
-            maps=tuple(Map(channels[by_stride[s]], s) for s in strides),
-            macs=macs,
-        )
-        if all(_runs(model, size, measured) for size in ((step, 2 * step), (5 * step, 3 * step))):
+        except RuntimeError:  # it looks at values, which meta tensors do not have
+            measured = _measured(name, native, switches, "cpu")
+        if not measured.fixed:
             return measured
-        if switches == {}:
-            fixed = Probe(**{**vars(measured), "fixed": True})
+        fixed = fixed or measured
+    assert fixed is not None
     return fixed
+
+
+def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], device: str) -> Probe:
+    with torch.device(device):
+        model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
+    model.requires_grad_(False)  # torch's counter stumbles over parameters that are passed on as they are
+    shapes, macs = _shapes(model, native)
+    channels = model.feature_info.channels()
+    channels_last = all(s[3] == c != s[1] for s, c in zip(shapes, channels, strict=True))
+    row = 1 if channels_last else 2
+    found = _strides(model, native[0], [shape[row] for shape in shapes], row)
+    by_stride = {stride: i for i, stride in enumerate(found)}  # of equal strides the last, deepest
+    strides = sorted(by_stride)
+    step = math.ceil(strides[-1])
+    measured = Probe(
+        switches=tuple(switches.items()),
+        native=native,
+        fixed=False,
+        kept=tuple(by_stride[s] for s in strides),
+        channels_last=channels_last,
+        maps=tuple(Map(channels[by_stride[s]], s) for s in strides),
+        macs=macs,
+        device=device,
+    )
+    takes_any = all(_runs(model, size, measured) for size in ((step, 2 * step), (5 * step, 3 * step)))
+    return measured if takes_any else replace(measured, fixed=True)
+
+
+def _strides(model: nn.Module, side: int, lengths: list[int], row: int) -> list[float]:
+    """How much shorter than the image each map is.
+
+    At a side that 32 does not divide lengths are rounded: 240 / 8 is 30 and no stride. So a side that it divides is
+    asked, too, and believed where it gives powers of two.
+    """
+    strides = [side / length for length in lengths]
+    if side % 32 == 0:
+        return strides
+    even = 32 * math.ceil(side / 32)
+    try:
+        others = [even / shape[row] for shape in _shapes(model, (even, even))[0]]
+    except (AssertionError, RuntimeError, ValueError):
+        return strides
+    return [o if math.log2(o).is_integer() else s for s, o in zip(strides, others, strict=True)]
 
 
 def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[list[tuple[int, ...]], float]:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        shapes = [tuple(m.shape) for m in model(torch.empty(1, 3, *size, device="meta"))]
+        shapes = [tuple(m.shape) for m in model(torch.zeros(1, 3, *size, device=_device(model)))]
     return shapes, counter.get_total_flops() / 2 / (size[0] * size[1])
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _runs(model: nn.Module, size: tuple[int, int], measured: Probe) -> bool:
@@ -161,7 +196,7 @@ def _runs(model: nn.Module, size: tuple[int, int], measured: Probe) -> bool:
     row = 1 if measured.channels_last else 2
     try:
         with torch.no_grad():
-            maps = model(torch.empty(2, 3, *size, device="meta"))
+            maps = model(torch.zeros(2, 3, *size, device=_device(model)))
     except (AssertionError, RuntimeError, ValueError):
         return False
     return all(

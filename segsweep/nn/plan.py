@@ -40,11 +40,16 @@ class Plan:
 
     Attributes:
         pyramid: the levels made out of a single map, finest first; empty where the encoder has several scales.
+        deepest: the map that the decoder starts from.
+        neck: channels that a 1x1 convolution brings the deepest map to, where it is much wider than the first stage, as
+            MobileNetV3's 960 channels are (0: it is taken as it is).
         stem: channels of the stem's maps at strides 1 and 2 (0: not needed).
         stages: deepest first; the last one has stride 1.
     """
 
     pyramid: tuple[Map, ...]
+    deepest: Map
+    neck: int
     stem: tuple[int, int]
     stages: tuple[Stage, ...]
 
@@ -54,8 +59,8 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
 
     Args:
         maps: the encoder's maps, finest first, one for each stride.
-        width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down, to a quarter at most, until
-            the decoder costs no more than the encoder, half of the whole.
+        width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down until the decoder costs no
+            more than the encoder, half of the whole; to an eighth at most.
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
 
     Raises:
@@ -63,7 +68,8 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
     """
     pyramid = _pyramid(maps[0]) if len(maps) == 1 else ()
     levels = list(pyramid or maps)
-    strides = _ladder(sorted({1.0, 2.0} | {level.stride for level in levels}))
+    own = {level.stride for level in levels}
+    strides = _ladder(sorted(own | {fine for fine in (1.0, 2.0) if not any(_near(fine, stride) for stride in own)}))
     if width != "auto":
         if len(width) != len(strides):
             raise ValueError(
@@ -71,7 +77,7 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
                 f"{', '.join(f'{stride:g}' for stride in strides)}), so it takes {len(strides)} widths, deepest first."
             )
         return _build(levels, pyramid, strides, [int(w) for w in width])
-    for eighths in range(8, 1, -1):
+    for eighths in range(8, 0, -1):
         widths = [_scaled(stride, eighths / 8) for stride in strides]
         candidate = _build(levels, pyramid, strides, widths)
         if macs(candidate) <= encoder_macs:
@@ -87,6 +93,8 @@ def macs(plan: Plan) -> float:
             total += inputs * outputs / stride**2
     for stage in plan.stages:
         total += 9 * (stage.inputs + stage.skip + stage.width) * stage.width / stage.stride**2
+    if plan.neck:
+        total += plan.deepest.channels * plan.neck / plan.deepest.stride**2
     first, second = plan.stem
     return total + 9 * 3 * first + 9 * (first or 3) * second / 4
 
@@ -103,7 +111,7 @@ def upsamplings(single: Map, level: Map) -> list[tuple[int, int, float]]:
 
 def _pyramid(single: Map) -> tuple[Map, ...]:
     levels = (Map(max(8, int(single.channels * min(1, f))), single.stride * f) for f in PYRAMID)
-    return tuple(level for level in levels if level.stride >= 1)
+    return tuple(level for level in levels if level.stride >= 2)
 
 
 def _ladder(strides: list[float]) -> list[float]:
@@ -114,6 +122,11 @@ def _ladder(strides: list[float]) -> list[float]:
         ladder += [coarse * (fine / coarse) ** (i / steps) for i in range(1, steps)]
         ladder.append(fine)
     return ladder
+
+
+def _near(stride: float, other: float) -> bool:
+    """Whether two strides are nearer than a doubling: the one serves for the other."""
+    return abs(math.log2(stride / other)) < 0.5
 
 
 def _scaled(stride: float, factor: float) -> int:
@@ -127,9 +140,11 @@ def _build(levels: list[Map], pyramid: tuple[Map, ...], strides: list[float], wi
     for stride, width in zip(strides, widths, strict=True):
         if stride in (1.0, 2.0) and stride not in skips:
             stem[int(stride) - 1] = skips[stride] = width
+    deepest = max(levels, key=lambda level: level.stride)
+    neck = 4 * widths[0] if deepest.channels > 8 * widths[0] else 0
     stages = []
-    inputs = skips[max(skips)]
+    inputs = neck or deepest.channels
     for stride, width in zip(strides, widths, strict=True):
         stages.append(Stage(stride, inputs, skips.get(stride, 0), width))
         inputs = width
-    return Plan(pyramid, (stem[0], stem[1]), tuple(stages))
+    return Plan(pyramid, deepest, neck, (stem[0], stem[1]), tuple(stages))

@@ -28,6 +28,7 @@ class UNet(nn.Module):
         norm: the decoder's normalisation: batch, group or layer.
         dropout: probability of dropping a channel before the head.
         mean, std: of each channel, on the scale of the pixels; default: the encoder's own, for pixels in 0..255.
+        clip: lowest and highest value of each channel; pixels beyond are set to them.
 
     Attributes:
         arguments: the keyword arguments that build the same architecture again, without weights.
@@ -40,6 +41,8 @@ class UNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        clip: tuple[Sequence[float], Sequence[float]] | None = None,
     ):
         super().__init__()
         self.encoder = Encoder(name, in_channels, pretrained, weights_file)
@@ -69,8 +73,12 @@ class UNet(nn.Module):
             raise ValueError("mean and std go together: give both or none")
         if mean is None or std is None:
             mean, std = encoder_statistics(name, in_channels)
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("mean", _per_channel(mean))
+        self.register_buffer("std", _per_channel(std))
+        self.clips = clip is not None
+        if clip:
+            self.register_buffer("low", _per_channel(clip[0]), persistent=False)
+            self.register_buffer("high", _per_channel(clip[1]), persistent=False)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.arguments: dict[str, Any] = {
@@ -80,6 +88,7 @@ class UNet(nn.Module):
             "width": [stage.width for stage in self.plan.stages],
             "norm": norm,
             "dropout": dropout,
+            "clip": clip,
         }
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -92,6 +101,8 @@ class UNet(nn.Module):
             logits `b k h w`.
         """
         height, width = pixels.shape[-2:]
+        if self.clips:
+            pixels = pixels.clamp(self.low, self.high)
         image = (pixels - self.mean) / self.std
         step = self.encoder.multiple
         below, right = -height % step, -width % step
@@ -99,6 +110,10 @@ class UNet(nn.Module):
             image = F.pad(image, (0, right, 0, below), mode="replicate")
         x = self.decoder(image, self.encoder(image))
         return self.head(self.dropout(x))[..., :height, :width]
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 def encoder_statistics(name: str, in_channels: int = 3) -> tuple[list[float], list[float]]:

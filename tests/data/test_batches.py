@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from segsweep.data.batches import EvalBatches, TrainBatches
-from segsweep.data.datasets import Options, folder
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
+from segsweep.data.sources import Options, folder
 from segsweep.data.store import open_store
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def stored(root, images, masks):
             path = root / kind / f"{i:03d}.{'tif' if pixels.dtype == np.float32 else 'png'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    return open_store(folder(Options(root=str(root))), 1)
+    return open_store(folder(Options(root=str(root))).samples, workers=1)
 
 
 def noisy(root, sizes, classes=3, channels=3):
@@ -533,6 +533,195 @@ def test_ranks_and_micro_batches_have_noise_of_their_own(tmp_path):
     assert np.abs(np.corrcoef(noisy_ones) - np.eye(len(noisy_ones))).max() < 0.2
 
 
+# Crops laid over the foreground.
+
+BINARY = labels({0: 1, 1: 1})
+SPOTS = [(0, 0), (0, 119), (89, 0), (89, 119), (45, 60), (0, 60), (45, 119), (31, 39)]
+TALL = [(90, 120), (90, 120), (90, 120), (90, 120), (90, 120), (50, 61), (46, 200), (32, 40)]
+
+
+def spotted(root, sizes=TALL, spots=SPOTS, value=1, beside=()):
+    """Images with one foreground pixel each, in a corner or elsewhere; and void all over `beside`."""
+    masks = []
+    for size, (y, x) in zip(sizes, spots, strict=True):
+        mask = np.zeros(size, np.uint8)
+        for part in beside:
+            mask[part] = 255
+        mask[min(y, size[0] - 1), min(x, size[1] - 1)] = value
+        masks.append(mask)
+    rng = np.random.default_rng(0)
+    return stored(root, [rng.integers(0, 256, (*mask.shape, 3)).astype(np.uint8) for mask in masks], masks)
+
+
+def cropped(store, meaning=BINARY, **given):
+    return trained(store, meaning, **({"resize": "crop", "foreground": 1.0} | given))
+
+
+def shown(batches, epochs=range(1)):
+    """Index, mask and placement of every canvas."""
+    for number in epochs:
+        for step in epoch(batches, number):
+            for batch in step:
+                yield from zip(batch.indices, batch.mask, batch.placements, strict=True)
+
+
+@pytest.mark.parametrize("flips", [{}, {"hflip": 0.5, "vflip": 0.5}], ids=["plain", "flipped"])
+def test_every_crop_of_an_image_with_foreground_holds_some(tmp_path, flips):
+    store = spotted(tmp_path)
+    found = list(shown(cropped(store, augmentation=flips), range(25)))
+    assert len(found) == 25 * 8
+    assert all((mask == 1).any() for _, mask, _ in found)
+    plain = list(shown(cropped(store, foreground=0.0), range(25)))
+    assert sum(bool((mask == 1).any()) for _, mask, _ in plain) < 0.6 * len(plain)
+
+
+def test_crops_over_the_foreground_lie_on_the_image_pixel_on_pixel(tmp_path):
+    store = spotted(tmp_path)
+    for index, mask, placement in shown(cropped(store), range(10)):
+        assert not (mask == VOID).any()
+        corner = placement.center - (20, 16)
+        assert np.array_equal(placement.linear, np.eye(2))
+        assert np.array_equal(corner, corner.round())
+        assert (corner >= 0).all()
+        assert (corner + np.array((40, 32)) <= TALL[index][::-1]).all()
+        x, y = corner.astype(int)
+        assert torch.equal(mask, store.mask(index)[y : y + 32, x : x + 40].long())
+
+
+def test_the_foreground_may_lie_anywhere_in_its_crop(tmp_path):
+    store = spotted(tmp_path, [(200, 200)], [(100, 100)])
+    places = [(mask == 1).nonzero()[0].tolist() for _, mask, _ in shown(cropped(store, batch_size=1), range(200))]
+    y, x = np.array(places).T
+    for where, length in ((y, 32), (x, 40)):
+        assert (where.min(), where.max()) < (3, length)
+        assert where.max() > length - 4
+        assert abs(where.mean() - (length - 1) / 2) < 0.1 * length
+    assert abs(np.corrcoef(y, x)[0, 1]) < 0.2
+
+
+def test_every_foreground_pixel_may_be_the_one(tmp_path):
+    pixels = [(5, 5), (5, 150), (150, 5), (150, 150)]
+    mask = np.zeros((160, 160), np.uint8)
+    for y, x in pixels:
+        mask[y, x] = 1
+    store = stored(tmp_path, [mask * 200], [mask])
+    seen = np.zeros(4)
+    for _, _, placement in shown(cropped(store, batch_size=1), range(80)):
+        seen += [(np.abs(placement.center - (x + 0.5, y + 0.5)) <= (20, 16)).all() for y, x in pixels]
+    assert seen.sum() == 80
+    assert seen.min() > 8
+
+
+def test_images_smaller_than_the_crop_are_shown_whole(tmp_path):
+    sizes = [(20, 30), (20, 100), (100, 30), (31, 39)]
+    store = spotted(tmp_path, sizes, [(19, 29), (0, 99), (99, 0), (3, 3)])
+    for index, mask, _ in shown(cropped(store), range(10)):
+        height, width = sizes[index]
+        assert (mask != VOID).sum() == min(height, 32) * min(width, 40)
+        assert (mask == 1).sum() == 1
+
+
+def test_images_without_foreground_are_cropped_as_before(tmp_path):
+    store = spotted(tmp_path, value=0)
+    for one, other in zip(shown(cropped(store)), shown(cropped(store, foreground=0.0)), strict=True):
+        assert one[0] == other[0]
+        assert np.array_equal(one[2].center, other[2].center)
+
+
+def test_void_is_no_foreground(tmp_path):
+    meaning = labels({0: 1, 1: 1, 255: 1})
+    store = spotted(tmp_path, [(90, 120)] * 4, [(0, 0)] * 4, beside=[np.s_[60:, 80:]])
+    assert all((mask == 1).any() for _, mask, _ in shown(cropped(store, meaning), range(10)))
+
+
+def test_an_image_of_void_alone_is_cropped_as_before(tmp_path):
+    store = spotted(tmp_path, [(90, 120)] * 4, [(0, 0)] * 4, value=255, beside=[np.s_[:, :]])
+    meaning = labels({0: 1, 1: 1, 255: 1})
+    for one, other in zip(shown(cropped(store, meaning)), shown(cropped(store, meaning, foreground=0.0)), strict=True):
+        assert np.array_equal(one[2].center, other[2].center)
+
+
+def test_each_class_of_an_image_has_the_same_chance_however_few_its_pixels(tmp_path):
+    """Two far single pixels in a sea of the third class: each is shown in a third of the crops, and no more often."""
+    mask = np.zeros((300, 300), np.uint8)
+    mask[10, 10], mask[290, 280] = 1, 3
+    batches = cropped(stored(tmp_path, [mask], [mask]), CLASSES, batch_size=1)
+    found = [set(mask.unique().tolist()) for _, mask, _ in shown(batches, range(300))]
+    for rare in (1, 3):
+        assert 0.25 < sum(rare in each for each in found) / 300 < 0.45
+    assert not any({1, 3} <= each for each in found)
+    assert not any(2 in each for each in found)
+
+
+@pytest.mark.parametrize("foreground", [0.3, 0.7])
+def test_the_share_of_crops_over_the_foreground_is_what_was_asked_for(tmp_path, foreground):
+    """The others are those that there were without."""
+    store = spotted(tmp_path, [(400, 500)] * 8, [(399, 499)] * 8)
+    plain, some = (list(shown(cropped(store, foreground=f), range(40))) for f in (0.0, foreground))
+    assert [i for i, _, _ in plain] == [i for i, _, _ in some]
+    moved = [not np.array_equal(a.center, b.center) for (_, _, a), (_, _, b) in zip(plain, some, strict=True)]
+    assert all((mask == 1).any() for (_, mask, _), here in zip(some, moved, strict=True) if here)
+    assert abs(np.mean(moved) - foreground) < 0.1
+
+
+def test_more_foreground_moves_the_same_crops_and_then_more(tmp_path):
+    store = spotted(tmp_path, [(400, 500)] * 8, [(399, 499)] * 8)
+    none, few, many = (
+        [p.center.tolist() for _, _, p in shown(cropped(store, foreground=f), range(5))] for f in (0.0, 0.4, 1.0)
+    )
+    assert all(b in (a, c) for a, b, c in zip(none, few, many, strict=True))
+    assert few not in (none, many)
+
+
+def test_without_foreground_the_draws_are_as_before(tmp_path):
+    store = noisy(tmp_path, [(90, 120)] * 6)
+    settings = {"resize": "crop", "augmentation": GEOMETRY | COLOUR | {"noise": 0.1}}
+    plain, none = everything(trained(store, **settings)), everything(trained(store, foreground=0.0, **settings))
+    assert plain[0] == none[0]
+    assert torch.equal(plain[1], none[1])
+    assert torch.equal(plain[2], none[2])
+
+
+def test_crops_over_the_foreground_leave_all_other_draws_alone(tmp_path):
+    store = noisy(tmp_path, [(32, 40)] * 8, classes=2)  # one crop is possible
+    settings = {"resize": "crop", "augmentation": {**GEOMETRY, **COLOUR, "noise": 0.1, "blur": 1.0}}
+    plain, over = (everything(cropped(store, foreground=f, **settings)) for f in (0.0, 1.0))
+    assert plain[0] == over[0]
+    assert torch.equal(plain[1], over[1])
+    assert torch.equal(plain[2], over[2])
+
+
+@pytest.mark.parametrize(
+    "split", [{"world": 2}, {"world": 4}, {"accumulate": 2}, {"world": 2, "accumulate": 2}], ids=str
+)
+def test_any_split_of_the_batch_shows_the_same_crops_over_the_foreground(tmp_path, split):
+    store = spotted(tmp_path)
+    settings = {"augmentation": GEOMETRY | COLOUR, "foreground": 0.6}
+    whole = epoch(cropped(store, **settings), 3)
+    ranks = [epoch(cropped(store, rank=r, **split, **settings), 3) for r in range(split.get("world", 1))]
+    same_samples(whole, [[b for part in parts for b in part] for parts in zip(*ranks, strict=True)], 0.05)
+
+
+def test_crops_over_the_foreground_are_the_same_whatever_epochs_came_before(tmp_path):
+    store = spotted(tmp_path)
+    one, two = (cropped(store, foreground=0.6, seed=7) for _ in range(2))
+    for number in range(3):
+        everything(one, number)
+    first, second = everything(one, 3), everything(two, 3)
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[2], everything(two, 4)[2])
+    assert not torch.equal(first[2], everything(cropped(store, foreground=0.6, seed=8), 3)[2])
+
+
+def test_crops_over_the_foreground_do_not_touch_the_global_generators(tmp_path):
+    store = spotted(tmp_path)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    everything(cropped(store))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
 def test_steps_are_made_when_they_are_asked_for(tmp_path):
     store = noisy(tmp_path, [(32, 40)] * 8)
     batches = trained(store)
@@ -544,14 +733,14 @@ def test_steps_are_made_when_they_are_asked_for(tmp_path):
 
 
 def test_bright_squares_are_the_foreground(pairs):
-    store = open_store(folder(Options(root=str(pairs(6, grey=True)))), 1)
+    store = open_store(folder(Options(root=str(pairs(6, grey=True)))).samples, workers=1)
     (first, *_) = evaluated(store, labels(store.counts()), size=(40, 48))
     assert set(first.mask.unique().tolist()) == {0, 1}
     assert torch.equal(first.image[0, 0] >= 120, first.mask[0] == 1)
 
 
 def test_a_batch_holds_the_pixels_of_the_files(pairs):
-    samples = folder(Options(root=str(pairs(3))))
-    (batch,) = evaluated(open_store(samples, 1), size=(40, 48))
+    samples = folder(Options(root=str(pairs(3)))).samples
+    (batch,) = evaluated(open_store(samples, workers=1), size=(40, 48))
     for i, index in enumerate(batch.indices):
         assert np.allclose(batch.image[i].permute(1, 2, 0), read_image(samples[index].image), atol=1e-2)

@@ -1,12 +1,18 @@
 """Files of every kind to arrays."""
 
+import io
+import struct
+import time
+import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from segsweep.data.images import read_image, read_mask, size
+from segsweep.data.images import COLOR, code, read_image, read_mask, value
 from segsweep.errors import DataError
 
 HEIGHT, WIDTH = 12, 17
@@ -45,6 +51,64 @@ def oriented(value):
     exif = Image.Exif()
     exif[ORIENTATION] = value
     return exif
+
+
+def tiff(path, pixels, **how):
+    tifffile.imwrite(path, pixels, **how)
+    return path
+
+
+def pages(path, images, **how):
+    images[0].save(path, save_all=True, append_images=images[1:], **how)
+    return path
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_of(path, pixels, extra=b"", size=None):
+    """A PNG of 8 or 16 bits and 1 to 4 channels, by hand: Pillow writes no deep colour."""
+    height, width, channels = pixels.shape
+    bits, kind = 8 * pixels.itemsize, {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(f">u{pixels.itemsize}").tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *(size or (width, height)), bits, kind, 0, 0, 0))
+    content = header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+def tiff_of(path, width, height, bits, data, **tags):
+    """A TIFF of one uncompressed strip, by hand: tags as the standard numbers them, `_277=5` for five samples."""
+    known = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = known | {int(name[1:]): number for name, number in tags.items()}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in sorted(entries.items()))
+    start = 8 + len(data) + len(data) % 2
+    body = data + b"\0" * (len(data) % 2) + struct.pack("<H", len(entries)) + directory + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", start) + body)
+    return path
+
+
+def packed(rows):
+    """Rows of 12-bit numbers, the first in the highest bits, each row filled up to whole bytes."""
+    bits = ((rows[..., None] >> np.arange(11, -1, -1)) & 1).astype(np.uint8).reshape(len(rows), -1)
+    return np.packbits(bits, axis=1).tobytes()
+
+
+def same(found, expected):
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    assert np.array_equal(found, expected)
+
+
+def quietly(read, path):
+    """A damaged file's array or error; what libraries warn of on the way does not matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return read(path)
+        except DataError as error:
+            return error
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
@@ -159,29 +223,12 @@ def test_images_and_masks_are_read_as_shown(tmp_path, suffix, how, orientation):
     assert np.array_equal(read_mask(path), SHOWN[orientation](pixels))
 
 
-@pytest.mark.parametrize("orientation", [None, *SHOWN])
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_the_header_says_the_size_that_is_read(tmp_path, suffix, orientation):
-    how = {} if orientation is None else {"exif": oriented(orientation)}
-    path = saved(tmp_path / f"a.{suffix}", noise(HEIGHT, WIDTH, 3), **how)
-    assert size(path) == read_image(path).shape[:2]
-
-
 @pytest.mark.parametrize("orientation", [0, 9])
-def test_an_orientation_that_means_nothing_is_ignored_by_both(tmp_path, orientation):
-    path = saved(tmp_path / "a.jpg", noise(HEIGHT, WIDTH, 3), exif=oriented(orientation))
-    assert size(path) == read_image(path).shape[:2] == (HEIGHT, WIDTH)
-
-
-def test_the_size_is_height_and_width(tmp_path):
-    assert size(saved(tmp_path / "a.png", noise())) == (HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
-def test_the_size_is_read_from_the_header_alone(tmp_path, suffix):
-    path = saved(tmp_path / f"a.{suffix}", noise(64, 65))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert size(path) == (64, 65)
+def test_an_orientation_that_means_nothing_is_ignored(tmp_path, orientation):
+    pixels = noise()
+    path = saved(tmp_path / "a.png", pixels, exif=oriented(orientation))
+    assert np.array_equal(read_image(path)[..., 0], pixels)
+    assert np.array_equal(read_mask(path), pixels)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
@@ -197,7 +244,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, suffix, read):
     assert refused.value.exit_code == 3
 
 
-@pytest.mark.parametrize("read", [size, read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask])
 def test_an_empty_file_is_refused_as_empty(tmp_path, read):
     path = tmp_path / "a.png"
     path.touch()
@@ -205,7 +252,7 @@ def test_an_empty_file_is_refused_as_empty(tmp_path, read):
         read(path)
 
 
-@pytest.mark.parametrize("read", [size, read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask])
 @pytest.mark.parametrize(
     "content", [b"hello, world\n", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"BM", b"RIFF"]
 )
@@ -218,13 +265,13 @@ def test_what_is_no_image_is_refused_by_name(tmp_path, read, content):
             read(path)
 
 
-@pytest.mark.parametrize("read", [size, read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask])
 def test_a_missing_file_is_refused_by_name(tmp_path, read):
     with pytest.raises(DataError, match="gone"):
         read(tmp_path / "gone.png")
 
 
-@pytest.mark.parametrize("read", [size, read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask])
 def test_files_are_closed_again(tmp_path, read):
     path = saved(tmp_path / "a.png", noise())
     read(path)
@@ -280,36 +327,91 @@ def test_alpha_of_a_grey_mask_is_dropped(tmp_path):
     assert np.array_equal(read_mask(saved(tmp_path / "a.png", image)), pixels)
 
 
+@pytest.mark.parametrize("given", [0, 7, 255, 256, COLOR - 1, (0, 0, 0), (1, 2, 3), (255, 0, 128), (255, 255, 255)])
+def test_a_code_stands_for_one_value_and_back(given):
+    assert value(code(given)) == given
+    assert code(value(code(given))) == code(given)
+
+
+def test_a_list_is_a_colour_as_good_as_a_tuple():
+    assert code([1, 2, 3]) == code((1, 2, 3)) == COLOR + 0x010203
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_coloured_mask_is_the_codes_of_its_colours(tmp_path, channels):
+    pixels = noise(HEIGHT, WIDTH, channels)
+    found = read_mask(saved(tmp_path / "a.png", pixels))
+    assert found.dtype == np.int32
+    assert [value(int(c)) for c in found.ravel()] == [
+        tuple(map(int, pixel)) for pixel in pixels[..., :3].reshape(-1, 3)
+    ]
+
+
 @pytest.mark.parametrize("channel", [0, 1, 2])
-def test_a_coloured_mask_is_refused(tmp_path, channel):
+def test_one_coloured_pixel_makes_a_mask_of_colours(tmp_path, channel):
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[3, 4, channel] = 255
-    with pytest.raises(DataError, match=r"a\.png.*coloured"):
-        read_mask(saved(tmp_path / "a.png", pixels))
+    found = read_mask(saved(tmp_path / "a.png", pixels))
+    assert value(int(found[3, 4])) == tuple(pixels[3, 4].tolist())
+    assert {value(int(c)) for c in np.delete(found.ravel(), 3 * WIDTH + 4)} == {(0, 0, 0)}
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_wide_masks_of_small_whole_numbers_are_taken(tmp_path, dtype):
-    pixels = noise()
-    found = read_mask(saved(tmp_path / "a.tif", pixels.astype(dtype)))
-    assert found.dtype == np.uint8
+@pytest.mark.parametrize("high", [200, 60000])
+def test_wide_masks_of_whole_numbers_are_their_numbers(tmp_path, dtype, high):
+    pixels = noise(high=high, dtype=dtype)
+    found = read_mask(saved(tmp_path / "a.tif", pixels))
+    assert found.dtype in (np.uint8, np.int32)
     assert np.array_equal(found, pixels)
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -1.0, 256.0])
-def test_a_float_mask_that_is_no_class_index_is_refused(tmp_path, value):
+def test_numbers_up_to_the_first_colour_are_kept_apart_from_colours(tmp_path):
+    found = read_mask(saved(tmp_path / "a.tif", np.full((HEIGHT, WIDTH), COLOR - 1, np.int32)))
+    assert {value(int(c)) for c in found.ravel()} == {COLOR - 1}
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf, -np.inf, float(COLOR), 1e30])
+def test_a_float_mask_that_is_no_number_of_a_class_is_refused(tmp_path, wrong):
     pixels = np.zeros((HEIGHT, WIDTH), np.float32)
-    pixels[2, 3] = value
-    with pytest.raises(DataError, match=r"a\.tif.*whole numbers in 0\.\.255"):
+    pixels[2, 3] = wrong
+    with pytest.raises(DataError, match=r"a\.tif.*whole numbers below"):
         read_mask(saved(tmp_path / "a.tif", pixels))
 
 
-@pytest.mark.parametrize(("dtype", "value"), [(np.uint16, 256), (np.uint16, 65535), (np.int32, 300), (np.int32, -1)])
-def test_mask_values_beyond_a_byte_are_refused(tmp_path, dtype, value):
-    pixels = np.zeros((HEIGHT, WIDTH), dtype)
-    pixels[2, 3] = value
-    with pytest.raises(DataError, match=r"a\.tif.*whole numbers in 0\.\.255"):
+@pytest.mark.parametrize("wrong", [COLOR, 2**31 - 1, -(2**31), -COLOR])
+def test_numbers_as_high_as_colours_are_refused(tmp_path, wrong):
+    pixels = np.zeros((HEIGHT, WIDTH), np.int32)
+    pixels[2, 3] = wrong
+    with pytest.raises(DataError, match=r"a\.tif.*whole numbers below"):
         read_mask(saved(tmp_path / "a.tif", pixels))
+
+
+def test_a_negative_number_is_a_value_as_others_are(tmp_path):
+    pixels = noise(high=3, dtype=np.int32) - 1
+    found = read_mask(saved(tmp_path / "a.tif", pixels))
+    assert np.array_equal(found, pixels)
+    assert value(int(found.min())) == -1
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_mask_of_many_channels_that_are_no_colour_is_refused(tmp_path, channels):
+    dtype = np.uint16 if channels == 3 else np.uint8
+    how = {"photometric": "rgb"} if channels == 3 else {"photometric": "minisblack", "planarconfig": "contig"}
+    with pytest.raises(DataError, match=rf"a\.tif.*one channel or 8-bit colours; this one has {channels}"):
+        read_mask(tiff(tmp_path / "a.tif", noise(HEIGHT, WIDTH, channels, dtype=dtype), **how))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_a_mask_of_several_pages_that_differ_is_refused(tmp_path, n):
+    with pytest.raises(DataError, match=r"a\.tif"):
+        read_mask(pages(tmp_path / "a.tif", [Image.fromarray(p) for p in noise(n, HEIGHT, WIDTH, high=2)]))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_deep_mask_of_equal_channels_is_one_of_them(tmp_path, bits):
+    pixels = noise(HEIGHT, WIDTH, 1, high=2**bits, dtype=np.dtype(f"u{bits // 8}").type)
+    found = read_mask(png_of(tmp_path / "a.png", np.repeat(pixels, 3, 2)))
+    assert np.array_equal(found, pixels[..., 0])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (160, 31), (31, 161), (1616, 8)])
@@ -318,24 +420,292 @@ def test_sixteen_in_the_size_is_not_sixteen_bits(size, tmp_path):
     assert read_image(tmp_path / "a.png").shape == (size[1], size[0], 3)
 
 
-def test_sixteen_bit_colour_is_refused(tmp_path):
-    """Pillow reads it as 8 bits. Pillow does not write it either: the file is made by hand."""
-    import struct
-    import zlib
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
-    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    with pytest.raises(DataError, match="16 bits for each"):
-        read_image(tmp_path / "a.png")
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bit_pngs_are_kept(tmp_path, channels):
+    pixels = noise(HEIGHT, WIDTH, channels, high=2**16, dtype=np.uint16)
+    same(read_image(png_of(tmp_path / "a.png", pixels)), pixels[..., :3])
 
 
-def test_pages_are_refused(tmp_path):
-    pages = [Image.new("L", (8, 8), n) for n in range(3)]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match="3 pages"):
-        read_image(tmp_path / "a.tif")
+def test_alpha_of_sixteen_bit_grey_is_dropped(tmp_path):
+    pixels = noise(HEIGHT, WIDTH, 2, high=2**16, dtype=np.uint16)
+    same(read_image(png_of(tmp_path / "a.png", pixels)), pixels[..., :1])
+
+
+def test_the_significant_bits_of_a_png_leave_its_numbers_alone(tmp_path):
+    for channels in (1, 3):
+        pixels = noise(HEIGHT, WIDTH, channels, high=2**16, dtype=np.uint16)
+        same(read_image(png_of(tmp_path / "a.png", pixels, chunk(b"sBIT", bytes([12] * channels)))), pixels)
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+@pytest.mark.parametrize("kind", ["png16", "rgb16", "samples"])
+def test_what_is_beyond_pillow_is_read_as_shown_too(tmp_path, kind, orientation):
+    pixels = noise(HEIGHT, WIDTH, 3, high=2**16, dtype=np.uint16)
+    tag = {"extratags": [(ORIENTATION, "H", 1, orientation, True)]}
+    if kind == "png16":
+        exif = oriented(orientation).tobytes().removeprefix(b"Exif\0\0")
+        path = png_of(tmp_path / "a.png", pixels, chunk(b"eXIf", exif))
+    elif kind == "rgb16":
+        path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", **tag)
+    else:
+        pixels = noise(HEIGHT, WIDTH, 5)
+        path = tiff(tmp_path / "a.tif", pixels, photometric="minisblack", planarconfig="contig", **tag)
+    same(read_image(path), SHOWN[orientation](pixels))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_pages_are_turned_each(tmp_path, orientation):
+    pixels = noise(3, HEIGHT, WIDTH)
+    tag = [(ORIENTATION, "H", 1, orientation, False)]
+    found = read_image(tiff(tmp_path / "a.tif", pixels, photometric="minisblack", extratags=tag))
+    same(found, np.stack([SHOWN[orientation](page) for page in pixels], -1))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_colour_tiffs_are_kept_however_packed(tmp_path, dtype, compression):
+    pixels = noise(HEIGHT, WIDTH, 3, high=250, dtype=dtype)
+    for how in ({}, {"tile": (16, 16)}, {"bigtiff": True}, {"byteorder": ">"}):
+        path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", compression=compression, **how)
+        same(read_image(path), pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_colour_tiffs_may_lie_plane_after_plane(tmp_path, dtype, compression):
+    pixels = noise(3, HEIGHT, WIDTH, high=2**16 if dtype == np.uint16 else 250, dtype=dtype)
+    path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", planarconfig="separate", compression=compression)
+    same(read_image(path), pixels.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_of_a_colour_tiff_is_dropped(tmp_path, dtype):
+    pixels = noise(HEIGHT, WIDTH, 4, high=np.iinfo(dtype).max, dtype=dtype)
+    path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    same(read_image(path), pixels[..., :3])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("samples", [4, 5, 13])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_many_samples_of_a_pixel_are_channels(tmp_path, dtype, samples, planes, compression):
+    pixels = noise(HEIGHT, WIDTH, samples, high=250, dtype=dtype)
+    stored = pixels if planes == "contig" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    path = tiff(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=planes, compression=compression)
+    same(read_image(path), pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_samples_beside_red_green_and_blue_are_channels(tmp_path, dtype):
+    pixels = noise(HEIGHT, WIDTH, 5, dtype=dtype)
+    path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified", "unspecified"])
+    same(read_image(path), pixels)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits", None])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_compressed_tiffs_are_what_went_in(tmp_path, compression, dtype):
+    pixels = noise(high=np.iinfo(dtype).max, dtype=dtype)
+    path = saved(tmp_path / "a.tif", pixels, compression=compression)
+    same(read_image(path), pixels[..., None])
+    assert np.array_equal(read_mask(path), pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_pages_are_channels(tmp_path, n, dtype, compression):
+    pixels = noise(n, HEIGHT, WIDTH, high=250, dtype=dtype)
+    path = tiff(tmp_path / "a.tif", pixels, photometric="minisblack", compression=compression)
+    same(read_image(path), pixels.transpose(1, 2, 0))
+
+
+def test_pages_of_colour_are_three_channels_each(tmp_path):
+    pixels = noise(2, HEIGHT, WIDTH, 3)
+    path = pages(tmp_path / "a.tif", [Image.fromarray(p) for p in pixels])
+    same(read_image(path), np.concatenate(pixels, 2))
+
+
+def test_channels_of_a_microscope_are_channels(tmp_path):
+    pixels = noise(4, HEIGHT, WIDTH, high=2**16, dtype=np.uint16)
+    same(read_image(tiff(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "CYX"})), pixels.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("order", [1, -1])
+def test_pages_of_several_sizes_are_refused(tmp_path, read, order):
+    both = [Image.fromarray(noise()), Image.fromarray(noise(HEIGHT // 2, WIDTH // 2))][::order]
+    with pytest.raises(DataError, match=r"a\.tif: (its 2 pages are of several sizes|holds 2 pages)"):
+        read(pages(tmp_path / "a.tif", both))
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_moving_pictures_are_refused_with_their_number_of_frames(tmp_path, read, suffix):
+    frames = [Image.fromarray(noise(HEIGHT, WIDTH, 3) // (n + 1)) for n in range(3)]
+    with pytest.raises(DataError, match=rf"a\.{suffix}: holds 3 frames"):
+        read(pages(tmp_path / f"a.{suffix}", frames))
+
+
+def test_a_photo_with_its_preview_behind_it_is_the_photo(tmp_path):
+    photo, preview = (Image.new("RGB", (side, side), tint) for side, tint in ((32, (200, 10, 10)), (8, (10, 200, 10))))
+    pages(tmp_path / "a.jpg", [photo, preview], format="MPO", quality=95)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    found = read_image(tmp_path / "a.jpg")
+    assert found.shape == (32, 32, 3)
+    assert abs(found.mean((0, 1)) - (200, 10, 10)).max() < 4
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16])
+def test_packed_12_bits_are_kept(tmp_path, width):
+    pixels = noise(5, width, high=2**12, dtype=np.uint16)
+    path = tiff_of(tmp_path / "a.tif", width, 5, 12, packed(pixels))
+    same(read_image(path), pixels[..., None])
+    assert np.array_equal(read_mask(path), pixels)
+
+
+def test_12_bits_lie_in_the_file_as_the_standard_says(tmp_path):
+    path = tiff_of(tmp_path / "a.tif", 2, 1, 12, bytes([0x12, 0x3A, 0xBC]))
+    assert read_image(path).ravel().tolist() == [0x123, 0xABC]
+
+
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 5)], ids=["grey", "samples"])
+def test_signed_numbers_are_of_one_type_whether_some_are_negative_or_not(tmp_path, shape):
+    types = []
+    for lowest in (0, -100):
+        pixels = noise(*shape, dtype=np.int16) + np.int16(lowest)
+        how = {"photometric": "minisblack", "planarconfig": "contig"} if len(shape) == 3 else {}
+        found = read_image(tiff(tmp_path / "a.tif", pixels, **how))
+        assert np.array_equal(found, pixels.reshape(found.shape))
+        types.append(found.dtype)
+    assert types[0] == types[1]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float16, np.float64])
+def test_types_that_pillow_does_not_know_are_float32(tmp_path, dtype):
+    pixels = noise(dtype=dtype)
+    path = tiff(tmp_path / "a.tif", pixels, photometric="minisblack")
+    same(read_image(path), pixels.astype(np.float32)[..., None])
+    assert np.array_equal(read_mask(path), pixels)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (3, HEIGHT, WIDTH)])
+def test_pixels_that_are_not_finite_are_refused(tmp_path, wrong, shape):
+    pixels = np.zeros(shape, np.float32)
+    pixels[..., 2, 3] = wrong
+    with pytest.raises(DataError, match=r"a\.tif: holds NaN or infinite pixels"):
+        read_image(tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))
+
+
+def bomb(path, kind, side=100_000):
+    """A file of some hundred bytes that states `side` x `side` pixels."""
+    if kind == "png":
+        return png_of(path, noise(2, 2, 3), size=(side, side))
+    if kind == "png16":
+        return png_of(path, noise(2, 2, 3, dtype=np.uint16), size=(side, side))
+    if kind == "samples":
+        return tiff_of(path, side, side, 8, bytes(64), _277=5, _338=0)
+    if kind == "bmp":
+        Image.new("RGB", (2, 2)).save(path, "BMP")
+        content = bytearray(path.read_bytes())
+        content[18:26] = struct.pack("<ii", side, side)
+        path.write_bytes(content)
+        return path
+    return tiff_of(path, side, side, 8, bytes(64))
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("kind", ["png", "png16", "tif", "samples", "bmp"])
+def test_a_file_that_states_a_monstrous_size_is_refused_without_room_made_for_it(tmp_path, read, kind):
+    path = bomb(tmp_path / f"a.{dict(png16='png', samples='tif').get(kind, kind)}", kind)
+    assert path.stat().st_size < 1000
+    read(saved(tmp_path / "warm.png", noise()))
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"a\.\w+: 100000x100000 pixels of at most 400 million"):
+        read(path)
+    assert time.perf_counter() - began < 2
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_a_long_thin_image_is_not_large(tmp_path):
+    assert read_image(saved(tmp_path / "a.png", np.zeros((1, 60_000), np.uint8))).shape == (1, 60_000, 1)
+
+
+def samples_of_formats(tmp_path):
+    """One small file of each kind that goes its own way through the reader."""
+    deep = noise(HEIGHT, WIDTH, 3, high=2**16, dtype=np.uint16)
+    many = {"photometric": "minisblack", "planarconfig": "contig"}
+    return {
+        "png": saved(tmp_path / "a.png", noise(HEIGHT, WIDTH, 3)),
+        "jpg": saved(tmp_path / "b.jpg", noise(HEIGHT, WIDTH, 3)),
+        "webp": saved(tmp_path / "c.webp", noise(HEIGHT, WIDTH, 3)),
+        "bmp": saved(tmp_path / "d.bmp", noise(HEIGHT, WIDTH, 3)),
+        "lzw": saved(tmp_path / "e.tif", noise(), compression="tiff_lzw"),
+        "png16": png_of(tmp_path / "f.png", deep),
+        "rgb16": tiff(tmp_path / "g.tif", deep, photometric="rgb"),
+        "rgb16z": tiff(tmp_path / "h.tif", deep, photometric="rgb", compression="zlib"),
+        "samples": tiff(tmp_path / "i.tif", noise(HEIGHT, WIDTH, 5), **many),
+        "samplesz": tiff(tmp_path / "j.tif", noise(HEIGHT, WIDTH, 5), compression="zlib", **many),
+        "pages": tiff(tmp_path / "k.tif", noise(4, HEIGHT, WIDTH), photometric="minisblack"),
+    }
+
+
+KINDS = ("png", "jpg", "webp", "bmp", "lzw", "png16", "rgb16", "rgb16z", "samples", "samplesz", "pages")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_off_anywhere_is_an_error_of_the_data(tmp_path, kind):
+    path = samples_of_formats(tmp_path)[kind]
+    content = path.read_bytes()
+    for end in np.linspace(0, len(content) * 9 // 10, 40).astype(int):
+        path.write_bytes(content[:end])
+        found = quietly(read_image, path)
+        if kind == "pages" and not isinstance(found, DataError):  # whole pages are left: the store sees another kind
+            assert found.shape[:2] == (HEIGHT, WIDTH)
+            assert found.shape[2] < 4
+            continue
+        assert isinstance(found, DataError), f"{end} of {len(content)} bytes are read as {found.shape}"
+        assert str(path) in str(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, kind):
+    path = samples_of_formats(tmp_path)[kind]
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(content)
+        for at in rng.integers(0, min(len(content), rng.choice([250, len(content)])), rng.integers(1, 5)):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        for read in (read_image, read_mask):
+            found = quietly(read, path)
+            assert isinstance(found, DataError) or (found.size and found.ndim == (3 if read is read_image else 2))
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.png", "it's.png", 'say "hi".png', "two\nlines.png", "Zürich 細胞.png", "[x].png"]
+)
+def test_errors_name_the_file_whatever_its_name(tmp_path, name):
+    for content in (b"", b"hello"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as refused:
+            read_image(tmp_path / name)
+        assert name in str(refused.value)
+
+
+def test_a_capital_suffix_is_as_good(tmp_path):
+    for name, how in (("A.TIF", {}), ("A.Tiff", {"compression": "zlib"})):
+        pixels = noise(HEIGHT, WIDTH, 5)
+        same(read_image(tiff(tmp_path / name, pixels, photometric="minisblack", planarconfig="contig", **how)), pixels)
+
+
+def test_a_file_of_another_kind_than_its_suffix_says_is_read_for_what_it_is(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(noise()).save(buffer, "PNG")
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    assert np.array_equal(read_image(tmp_path / "a.jpg")[..., 0], noise())

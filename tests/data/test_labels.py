@@ -71,7 +71,7 @@ def test_three_values_without_classes_are_refused_naming_the_values_and_the_key(
         assert said in message
 
 
-@pytest.mark.parametrize("counts", [{0: 1, 2: 1}, {0: 1, 1: 1, 3: 1, 255: 1}, {0: 1, 128: 1}, {1: 1, 2: 1}])
+@pytest.mark.parametrize("counts", [{0: 1, 2: 1, 3: 1}, {0: 1, 1: 1, 3: 1, 255: 1}, {1: 1, 2: 1}, {0: 1, 7: 1, 255: 1}])
 def test_values_that_are_not_binary_need_classes(counts):
     with pytest.raises(DataError, match=r"data\.classes"):
         labels(counts)
@@ -113,7 +113,12 @@ def test_values_beyond_the_classes_are_refused_with_what_to_type():
     with pytest.raises(DataError) as refused:
         labels({0: 1, 1: 1, 2: 1, 7: 1}, ["a", "b"])
     message = str(refused.value)
-    for said in ("2, 7 is none of the 2 data.classes", "0 to 1", "data.ignore_index=255"):
+    for said in (
+        "2, 7 is none of the 2 data.classes",
+        "0 to 1",
+        "not data.ignore_index=255",
+        "set data.ignore_index=7",
+    ):
         assert said in message
 
 
@@ -169,3 +174,169 @@ def test_a_class_that_the_source_does_not_have_is_refused_with_the_closest():
 def test_one_name_without_a_value_is_refused_with_the_line_to_type():
     with pytest.raises(ConfigError, match=r"data\.classes=\{cell:1\}"):
         labels({0: 1, 1: 1}, ["cell"])
+
+
+@pytest.mark.parametrize("foreground", range(1, 256))
+def test_one_value_beside_zero_is_the_foreground_whatever_it_is(foreground):
+    assert meaning(labels({0: 90, foreground: 10})) == {0: 0, foreground: 1}
+    assert meaning(labels({foreground: 10})) == {0: 0, foreground: 1}
+
+
+@pytest.mark.parametrize("foreground", [1, 7, 128])
+def test_a_void_value_said_beside_any_foreground_does_not_count(foreground):
+    assert meaning(labels({0: 90, foreground: 10, 255: 5}, ignore_index=255)) == {0: 0, foreground: 1}
+
+
+RED, GREEN, BLUE, BLACK, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+COLOURS = [BLACK, BLUE, GREEN, RED, WHITE]
+
+
+def by_value(found, values):
+    """Class of each value that is one."""
+    return {value: int(index) for value, index in zip(values, found.table, strict=False) if index != VOID}
+
+
+def in_store(*present, values=COLOURS):
+    """Counts and values as a store of coloured masks has them."""
+    return {"counts": {values.index(value): 10 for value in present}, "values": values}
+
+
+@pytest.mark.parametrize("other", [RED, WHITE])
+def test_black_and_one_other_colour_are_background_and_foreground(other):
+    found = labels(**in_store(BLACK, other))
+    assert found.names == ("background", "foreground")
+    assert by_value(found, COLOURS) == {BLACK: 0, other: 1}
+
+
+def test_a_colour_that_does_not_count_leaves_black_and_one_other():
+    found = labels(**in_store(BLACK, RED, WHITE), ignore_index=list(WHITE))
+    assert by_value(found, COLOURS) == {BLACK: 0, RED: 1}
+
+
+def test_classes_by_colour_in_their_order_and_the_rest_is_background():
+    found = labels(**in_store(*COLOURS), classes={"car": list(RED), "tree": list(GREEN)})
+    assert found.names == ("background", "car", "tree")
+    assert by_value(found, COLOURS) == {BLACK: 0, BLUE: 0, WHITE: 0, RED: 1, GREEN: 2}
+
+
+def test_classes_for_all_colours_leave_no_background():
+    given = {"a": list(RED), "b": list(BLACK)}
+    found = labels(**in_store(BLACK, RED), classes=given)
+    assert found.names == ("a", "b")
+    assert by_value(found, COLOURS) == {RED: 0, BLACK: 1}
+
+
+def test_colours_may_be_merged_and_one_not_count():
+    given = {"ground": [list(BLACK), list(GREEN)], "thing": [list(RED), list(BLUE)]}
+    found = labels(**in_store(*COLOURS), classes=given, ignore_index=list(WHITE))
+    assert found.names == ("ground", "thing")
+    assert by_value(found, COLOURS) == {BLACK: 0, GREEN: 0, RED: 1, BLUE: 1}
+
+
+def test_three_numbers_are_three_values_to_merge_where_masks_are_no_colours():
+    found = labels({0: 5, 1: 5, 2: 5, 3: 5}, {"thing": [1, 2, 3]})
+    assert meaning(found) == {0: 0, 1: 1, 2: 1, 3: 1}
+
+
+def test_several_colours_without_classes_are_refused_with_the_line_to_type_by_frequency():
+    with pytest.raises(DataError) as refused:
+        labels({0: 60, 1: 10, 3: 30}, values=COLOURS)
+    message = str(refused.value)
+    for said in ("[0,0,0] (60 %)", "[255,0,0] (30 %)", "background:[0,0,0],c1:[255,0,0],c2:[0,0,255]", "binarize=true"):
+        assert said in message
+    assert "[0,255,0]" not in message
+
+
+def test_names_without_colours_are_refused_with_the_line_to_type():
+    with pytest.raises(DataError) as refused:
+        labels({0: 60, 3: 40}, ["sky", "car"], values=COLOURS)
+    assert "'data.classes={sky:[0,0,0],car:[255,0,0]}'" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"a": [1, 2], "b": [2, 3]}, "2 is given to a and to b"), ({"a": 1, "b": 1}, "1 is given to a and to b")],
+)
+def test_a_value_given_twice_is_refused(given, said):
+    with pytest.raises(ConfigError, match=said):
+        labels({0: 1, 1: 1, 2: 1}, given)
+
+
+def test_a_colour_given_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"\[255,0,0\] is given to a and to b"):
+        labels(**in_store(BLACK, RED), classes={"a": list(RED), "b": list(RED)})
+
+
+def test_classes_that_no_mask_has_are_refused_with_what_they_have():
+    with pytest.raises(DataError, match=r"no mask holds 5, 6; they hold 0 \(50 %\), 1 \(50 %\)"):
+        labels({0: 1, 1: 1}, {"a": 5, "b": 6})
+    with pytest.raises(DataError, match=r"no mask holds \[0,255,0\]"):
+        labels(**in_store(BLACK, RED), classes={"a": list(GREEN)})
+
+
+def test_values_beyond_a_byte_have_classes_as_others():
+    values = [0, 300, 65535]
+    found = labels({0: 10, 1: 5, 2: 5}, {"cell": 300}, ignore_index=65535, values=values)
+    assert by_value(found, values) == {0: 0, 300: 1}
+
+
+def test_the_mask_with_a_value_beyond_the_classes_is_named_by_where():
+    asked = []
+
+    def where(stored):
+        asked.append(stored)
+        return " (masks/b.png)"
+
+    with pytest.raises(DataError, match=r"7 is none of the 3 data\.classes.*\(masks/b\.png\)"):
+        labels({0: 1, 1: 1, 7: 1}, ["a", "b", "c"], where=where)
+    with pytest.raises(DataError, match=r"\(masks/b\.png\)"):
+        labels({0: 1, 1: 1, 2: 1}, ["a", "b"], values=[0, 1, 300], where=where)
+    assert asked == [7, 2]
+
+
+@pytest.mark.parametrize("values", [None, [BLACK, RED]])
+def test_the_table_is_void_wherever_no_value_is(values):
+    found = labels({0: 5, 1: 5}, values=values)
+    assert found.table.shape == (256,)
+    assert (found.table[2:] == VOID).all()
+
+
+def test_smoothed_masks_are_told_to_be_cut():
+    with pytest.raises(DataError, match=r"saved as JPEG.*Cut them at 128"):
+        labels({0: 500, 255: 400, **dict.fromkeys(range(1, 9), 1), **dict.fromkeys(range(247, 255), 1)})
+
+
+def test_what_is_left_over_counts_as_background_also_where_a_class_is_called_so():
+    found = labels({0: 10, 1: 10, 2: 10}, {"background": 0, "cell": 2})
+    assert found.names == ("background", "cell")
+    assert meaning(found) == {0: 0, 1: 0, 2: 1}
+
+
+def test_a_void_colour_where_masks_have_none_is_refused_or_does_nothing():
+    try:
+        found = labels({0: 90, 1: 10}, ignore_index=[1, 2, 3])
+    except ConfigError as refused:
+        assert "data.ignore_index" in str(refused)
+        assert "every mask is empty" not in str(refused)
+        return
+    assert meaning(found) == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_any_naming_gives_each_value_the_class_that_names_it(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.choice(255, rng.integers(3, 12), replace=False).tolist()
+    sets = np.array_split(rng.permutation(values), rng.integers(2, len(values)))
+    given = {f"c{i}": group.tolist() for i, group in enumerate(sets[: rng.integers(1, len(sets) + 1)])}
+    void = int(rng.choice([255, values[0]]))
+    found = labels(dict.fromkeys(values, 1), given, ignore_index=void)
+    named = {value: name for name, group in given.items() for value in group}
+    rest = [value for value in values if value not in named and value != void]
+    assert (found.names[0] == "background") == bool(rest or len(given) == 1)
+    for value in range(256):
+        expected = VOID
+        if value != void and value in named:
+            expected = found.names.index(named[value])
+        elif value in rest:
+            expected = 0
+        assert found.table[value] == expected

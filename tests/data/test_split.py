@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segsweep.data.datasets import Sample
-from segsweep.data.split import apart, assign, group, place
+from segsweep.data.sources import Sample
+from segsweep.data.split import apart, assign, fold_of, group, joined, place
 from segsweep.errors import ConfigError, DataError
 
 TWO, THREE = (0.8, 0.2), (0.6, 0.2, 0.2)
@@ -16,15 +16,22 @@ def made(keys, split=None):
     return [Sample(str(key), Path("images") / f"{key}.png", Path("masks") / f"{key}.png", split) for key in keys]
 
 
-def part_of_key(samples, shares=TWO, seed=0):
-    return {samples[i].key: part for part, indices in assign(samples, shares, seed).items() for i in indices}
+def parted(samples, shares=TWO, seed=0, pattern=None, folds=None, fold=0):
+    """The parts as a run makes them, but for images that are copies."""
+    groups = group(samples, pattern)
+    return assign(samples, groups, shares, seed, fold_of(samples, groups, folds, seed) if folds else None, fold)
+
+
+def part_of_key(samples, shares=TWO, seed=0, pattern=None):
+    parts = parted(samples, shares, seed, pattern)
+    return {samples[i].key: part for part, indices in parts.items() for i in indices}
 
 
 @pytest.mark.parametrize("shares", [TWO, THREE])
 @pytest.mark.parametrize("n", [3, 4, 10, 200])
 def test_every_image_is_in_exactly_one_part_and_every_part_has_one(shares, n):
     for seed in range(30):
-        parts = assign(made(range(n)), shares, seed)
+        parts = parted(made(range(n)), shares, seed)
         assert list(parts) == ["train", "val", "test"][: len(shares)]
         assert sorted(i for indices in parts.values() for i in indices) == list(range(n))
         assert all(parts.values())
@@ -32,7 +39,7 @@ def test_every_image_is_in_exactly_one_part_and_every_part_has_one(shares, n):
 
 @pytest.mark.parametrize("shares", [TWO, THREE, (0.5, 0.5), (0.98, 0.01, 0.01)])
 def test_parts_of_many_images_have_about_their_shares(shares):
-    parts = assign(made(range(2000)), shares)
+    parts = parted(made(range(2000)), shares)
     assert np.allclose([len(indices) / 2000 for indices in parts.values()], shares, atol=0.03)
 
 
@@ -51,14 +58,14 @@ def test_the_order_of_the_images_does_not_matter(n):
 
 
 def test_indices_come_in_the_order_of_the_samples():
-    for indices in assign(made(range(300)), THREE).values():
+    for indices in parted(made(range(300)), THREE).values():
         assert indices == sorted(indices)
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
     samples = made(range(200))
-    assert assign(samples, TWO, 3) == assign(samples, TWO, 3)
-    assert assign(samples, TWO, 3) != assign(samples, TWO, 4)
+    assert parted(samples, TWO, 3) == parted(samples, TWO, 3)
+    assert parted(samples, TWO, 3) != parted(samples, TWO, 4)
 
 
 def test_places_depend_on_the_key_and_the_seed_and_lie_evenly_in_the_unit_interval():
@@ -74,17 +81,17 @@ def test_a_given_split_is_kept():
     samples = made(range(4), "test") + made(range(4, 10), "train") + made(range(10, 12), "val")
     expected = {"train": list(range(4, 10)), "val": [10, 11], "test": list(range(4))}
     for shares in (TWO, THREE):
-        assert assign(samples, shares) == expected
+        assert parted(samples, shares) == expected
 
 
 def test_a_given_split_without_test_has_none():
-    parts = assign(made(range(4), "train") + made(range(4, 6), "val"), THREE)
+    parts = parted(made(range(4), "train") + made(range(4, 6), "val"), THREE)
     assert parts == {"train": [0, 1, 2, 3], "val": [4, 5]}
 
 
 @pytest.mark.parametrize(("shares", "of_train"), [(TWO, 0.2), (THREE, 0.25)])
 def test_val_is_hashed_out_of_train_when_only_train_is_given(shares, of_train):
-    parts = assign(made(range(2000), "train"), shares)
+    parts = parted(made(range(2000), "train"), shares)
     assert list(parts) == ["train", "val"]
     assert sorted(parts["train"] + parts["val"]) == list(range(2000))
     assert abs(len(parts["val"]) / 2000 - of_train) < 0.03
@@ -92,7 +99,7 @@ def test_val_is_hashed_out_of_train_when_only_train_is_given(shares, of_train):
 
 def test_val_is_hashed_out_of_train_and_the_given_test_is_left_alone():
     samples = made(range(50), "test") + made(range(50, 250), "train")
-    parts = assign(samples, THREE)
+    parts = parted(samples, THREE)
     assert list(parts) == ["train", "val", "test"]
     assert parts["test"] == list(range(50))
     assert sorted(parts["train"] + parts["val"]) == list(range(50, 250))
@@ -107,12 +114,12 @@ def test_val_out_of_a_given_train_is_stable_too():
 @pytest.mark.parametrize(("n", "shares", "split"), [(1, TWO, None), (2, THREE, None), (1, TWO, "train")])
 def test_fewer_images_than_parts_are_refused(n, shares, split):
     with pytest.raises(DataError, match=rf"{n} images? cannot be split into train and val"):
-        assign(made(range(n), split), shares)
+        parted(made(range(n), split), shares)
 
 
 def test_one_image_for_each_part_is_enough():
     for seed in range(30):
-        assert {len(indices) for indices in assign(made(range(3)), THREE, seed).values()} == {1}
+        assert {len(indices) for indices in parted(made(range(3)), THREE, seed).values()} == {1}
 
 
 def grouped(groups, each=3, **more):
@@ -127,7 +134,7 @@ def grouped(groups, each=3, **more):
 @pytest.mark.parametrize("seed", range(5))
 def test_no_group_is_ever_apart(shares, seed):
     samples = grouped([f"clip{n}" for n in range(20)])
-    parts = assign(samples, shares, seed, pattern=r"^(.*)_")
+    parts = parted(samples, shares, seed, pattern=r"^(.*)_")
     assert apart(parts, group(samples, r"^(.*)_")) == {}
     assert sorted(i for part in parts.values() for i in part) == list(range(60))
     assert all(parts[part] for part in ("train", "val", "test")[: len(shares)])
@@ -135,7 +142,7 @@ def test_no_group_is_ever_apart(shares, seed):
 
 def test_a_group_stays_where_it_is_when_others_come():
     few, many = (grouped([f"clip{n}" for n in range(count)]) for count in (40, 80))
-    before, after = (assign(samples, pattern="clip[0-9]+") for samples in (few, many))
+    before, after = (parted(samples, pattern="clip[0-9]+") for samples in (few, many))
     placed = {many[i].key: part for part, indices in after.items() for i in indices}
     assert all(placed[few[i].key] == part for part, indices in before.items() for i in indices)
 
@@ -144,7 +151,7 @@ def test_every_image_is_validated_on_in_exactly_one_fold():
     samples = grouped([f"clip{n}" for n in range(11)])
     seen = []
     for fold in range(5):
-        parts = assign(samples, pattern="clip[0-9]+", folds=5, fold=fold)
+        parts = parted(samples, pattern="clip[0-9]+", folds=5, fold=fold)
         assert apart(parts, group(samples, "clip[0-9]+")) == {}
         assert not set(parts["train"]) & set(parts["val"])
         assert len(parts["train"]) + len(parts["val"]) == 33
@@ -154,26 +161,26 @@ def test_every_image_is_validated_on_in_exactly_one_fold():
 
 def test_folds_are_of_about_equal_size():
     samples = grouped([f"{n}" for n in range(50)], each=1)
-    assert {len(assign(samples, folds=5, fold=fold)["val"]) for fold in range(5)} == {10}
+    assert {len(parted(samples, folds=5, fold=fold)["val"]) for fold in range(5)} == {10}
 
 
 def test_folds_leave_a_given_test_split_alone():
     samples = grouped("abcdef", split="train") + grouped("gh", split="val") + grouped("xyz", split="test")
     for fold in range(3):
-        assert assign(samples, folds=3, fold=fold)["test"] == list(range(24, 33))
+        assert parted(samples, folds=3, fold=fold)["test"] == list(range(24, 33))
 
 
 def test_a_group_that_came_with_the_sample_wins():
     samples = [Sample(str(i), Path("a"), Path("b"), group="left" if i < 5 else "right") for i in range(10)]
-    parts = assign(samples)
+    parts = parted(samples)
     assert sorted(map(len, parts.values())) == [5, 5]
 
 
 def test_fewer_groups_than_parts_is_an_error_that_counts_them():
     with pytest.raises(DataError, match="30 images in 1 group cannot"):
-        assign(grouped(["clip"], each=30), pattern="clip")
+        parted(grouped(["clip"], each=30), pattern="clip")
     with pytest.raises(DataError, match="cannot be split into 7 folds"):
-        assign(grouped("abc"), pattern="[abc]", folds=7)
+        parted(grouped("abc"), pattern="[abc]", folds=7)
 
 
 def test_a_pattern_that_is_none_or_finds_nothing_is_refused():
@@ -185,4 +192,187 @@ def test_a_pattern_that_is_none_or_finds_nothing_is_refused():
 
 def test_a_given_split_that_pulls_groups_apart_is_found_out():
     samples = grouped("ab", split="train") + grouped("bc", split="val")
-    assert apart(assign(samples), group(samples, "^[a-z]")) == {"b": ["train", "val"]}
+    assert apart(parted(samples), group(samples, "^[a-z]")) == {"b": ["train", "val"]}
+
+
+def test_a_group_is_what_the_first_parenthesis_finds_or_else_the_match_or_else_the_key():
+    samples = made(["p1/s1_a", "p1/s2_b"])
+    assert group(samples) == ["p1/s1_a", "p1/s2_b"]
+    assert group(samples, "s[0-9]") == ["s1", "s2"]
+    assert group(samples, "(p[0-9])/(s[0-9])") == ["p1", "p1"]
+
+
+def test_only_samples_without_a_group_need_one_from_the_pattern():
+    samples = [Sample("x", Path("x"), Path("x"), group="mine"), *made(["clip1_a"])]
+    assert group(samples, "clip[0-9]") == ["mine", "clip1"]
+
+
+def drawn(seed):
+    """A random data set: keys, groups of uneven size and pixels, some of which are copies."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(8, 80))
+    groups = [f"g{g}" for g in rng.integers(0, rng.integers(6, n + 1), n)]
+    contents = [f"c{c}" for c in rng.integers(0, rng.integers(n // 2, 20 * n), n)]
+    return rng, made(f"{name}_{i}" for i, name in enumerate(groups)), groups, contents
+
+
+def components(groups, contents):
+    """Sets of samples connected by group or content, by flooding: the slow way."""
+    left, found = set(range(len(groups))), []
+    while left:
+        reached, edge = set(), {min(left)}
+        while edge:
+            reached |= edge
+            names, pixels = {groups[i] for i in reached}, {contents[i] for i in reached}
+            edge = {i for i in left - reached if groups[i] in names or contents[i] in pixels}
+        found.append(reached)
+        left -= reached
+    return found
+
+
+def by_name(names):
+    return {frozenset(i for i, other in enumerate(names) if other == name) for name in names}
+
+
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_joined_groups_are_those_connected_by_group_or_copies(first):
+    for seed in range(first, first + 100):
+        _, _, groups, contents = drawn(seed)
+        found = joined(groups, contents)
+        assert by_name(found) == {frozenset(part) for part in components(groups, contents)}
+        assert all(min(groups[i] for i in part) == found[min(part)] for part in components(groups, contents))
+
+
+def test_joined_groups_do_not_depend_on_the_order():
+    for seed in range(50):
+        rng, _, groups, contents = drawn(seed)
+        order = rng.permutation(len(groups))
+        turned = joined([groups[i] for i in order], [contents[i] for i in order])
+        assert turned == [joined(groups, contents)[i] for i in order]
+
+
+def test_groups_without_copies_are_left_as_they_are():
+    for seed in range(20):
+        _, _, groups, _ = drawn(seed)
+        assert joined(groups, [str(i) for i in range(len(groups))]) == groups
+
+
+@pytest.mark.parametrize("first", range(0, 300, 100))
+def test_in_any_split_no_group_and_no_copy_is_apart_and_every_part_has_some(first):
+    for seed in range(first, first + 100):
+        rng, samples, groups, contents = drawn(seed)
+        together = joined(groups, contents)
+        shares = [TWO, THREE, (0.9, 0.05, 0.05)][rng.integers(3)]
+        if len(set(together)) < len(shares):
+            with pytest.raises(DataError, match="cannot be split"):
+                assign(samples, together, shares, seed)
+            continue
+        parts = assign(samples, together, shares, seed)
+        assert apart(parts, groups) == apart(parts, contents) == {}
+        assert sorted(i for part in parts.values() for i in part) == list(range(len(samples)))
+        assert list(parts) == ["train", "val", "test"][: len(shares)]
+        assert all(parts.values())
+        assert all(part == sorted(part) for part in parts.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_stay_where_they_are_when_any_others_come(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"g{g}" for g in rng.integers(0, 60, 200)]
+    few = made(f"{name}_{i}" for i, name in enumerate(names))
+    more = made([*(f"{name}_{200 + i}" for i, name in enumerate(names)), *(f"h{i % 40}_{i}" for i in range(100))])
+    mixed = [(few + more)[i] for i in rng.permutation(len(few) + len(more))]
+    before, after = (part_of_key(samples, THREE, seed, "^[gh][0-9]+") for samples in (few, mixed))
+    assert before.items() <= after.items()
+
+
+def test_a_copy_with_a_later_name_moves_nothing():
+    for seed in range(50):
+        samples = made(f"a{i:03d}" for i in range(100))
+        contents = [f"c{i}" for i in range(100)]
+        before = assign(samples, joined([s.key for s in samples], contents), TWO, seed)
+        more = [*samples, *made(["z"])]
+        after = assign(more, joined([s.key for s in more], [*contents, "c7"]), TWO, seed)
+        assert {part: [i for i in indices if i < 100] for part, indices in after.items()} == before
+        assert any({7, 100} <= set(indices) for indices in after.values())
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+@pytest.mark.parametrize("shares", [TWO, THREE, (0.98, 0.01, 0.01), (0.01, 0.98, 0.01)])
+def test_tiny_sets_have_a_group_for_each_part_and_move_as_few_as_need_be(n, shares):
+    if n < len(shares):
+        return
+    names = ["train", "val", "test"][: len(shares)]
+    for seed in range(40):
+        parts = parted(made(range(n)), shares, seed)
+        assert all(parts[name] for name in names)
+        placed = [place(str(i), seed) for i in range(n)]
+        hashed = np.searchsorted(np.cumsum(shares)[:-1], placed, side="right")
+        moved = sum(i not in parts[names[part]] for i, part in enumerate(hashed))
+        assert moved <= len(shares) - len(set(hashed))
+
+
+@pytest.mark.parametrize("first", range(0, 300, 100))
+def test_folds_part_the_images_within_the_greedy_bound_and_pull_no_group_apart(first):
+    for seed in range(first, first + 100):
+        rng, samples, groups, contents = drawn(seed)
+        together = joined(groups, contents)
+        folds = int(rng.integers(2, 7))
+        if len(set(together)) < folds:
+            with pytest.raises(DataError, match="cannot be split"):
+                fold_of(samples, together, folds, seed)
+            continue
+        found = fold_of(samples, together, folds, seed)
+        assert set(found) == set(range(folds))
+        assert all(len({found[i] for i in part}) == 1 for part in by_name(together))
+        sizes = np.bincount(found, minlength=folds)
+        assert sizes.max() - sizes.min() <= max(map(len, by_name(together)))
+        validated = [assign(samples, together, TWO, seed, found, fold) for fold in range(folds)]
+        assert sorted(i for parts in validated for i in parts["val"]) == list(range(len(samples)))
+        for parts in validated:
+            assert sorted(parts["train"] + parts["val"]) == list(range(len(samples)))
+            assert apart(parts, groups) == apart(parts, contents) == {}
+
+
+def test_folds_depend_on_the_seed_and_not_on_the_order():
+    samples = made(range(60))
+    groups = group(samples)
+    assert fold_of(samples, groups, 5, 1) == fold_of(samples, groups, 5, 1) != fold_of(samples, groups, 5, 2)
+    turned = samples[::-1]
+    assert fold_of(turned, groups[::-1], 5, 1) == fold_of(samples, groups, 5, 1)[::-1]
+
+
+def test_given_folds_are_kept_and_a_given_test_split_has_none():
+    given = [Sample(str(i), Path("a"), Path("b"), "test" if i > 7 else None, fold=i % 2) for i in range(10)]
+    found = fold_of(given, group(given), 2)
+    assert found == [0, 1, 0, 1, 0, 1, 0, 1, None, None]
+    assert assign(given, group(given), TWO, 0, found, 1) == {"train": [0, 2, 4, 6], "val": [1, 3, 5, 7], "test": [8, 9]}
+
+
+@pytest.mark.parametrize(("fold", "said"), [(3, "no image is in"), (-1, "no image is in")])
+def test_a_fold_without_images_is_refused(fold, said):
+    samples = made(range(9))
+    with pytest.raises(DataError, match=rf"data\.fold={fold}: {said} that fold"):
+        parted(samples, folds=3, fold=fold)
+
+
+def test_a_fold_that_has_all_images_is_refused():
+    with pytest.raises(DataError, match=r"no image is outside that fold"):
+        assign(made(range(4)), list("abcd"), folds=[0, 0, 0, 0], fold=0)
+
+
+@pytest.mark.parametrize("given", [("test",), ("val", "test"), ("val",)])
+def test_a_given_split_without_train_is_refused(given):
+    samples = [sample for part in given for sample in made([f"{part}{i}" for i in range(3)], part)]
+    with pytest.raises(DataError, match="train"):
+        parted(samples)
+
+
+def test_names_that_are_no_utf_8_have_a_place():
+    assert 0 <= place(b"Z\xfcrich".decode("utf-8", "surrogateescape")) < 1
+
+
+@pytest.mark.parametrize("name", ["", " ", "two\nlines", 'say "hi"', "Zürich", "細胞", "a" * 5000])
+def test_any_name_has_a_place(name):
+    assert 0 <= place(name) < 1
+    assert place(name) == place(name)

@@ -71,7 +71,8 @@ def test_stem_gives_just_the_fine_maps_that_the_encoder_lacks(strides):
     maps = maps_at(strides)
     planned = plan(maps)
     there = {level.stride for level in levels_of(planned, maps)}
-    assert [bool(width) for width in planned.stem] == [1 not in there, 2 not in there]
+    served = [any(fine / 1.42 < stride < fine * 1.41 for stride in there) for fine in (1, 2)]
+    assert [not width for width in planned.stem] == served
 
 
 @each_pattern
@@ -79,7 +80,9 @@ def test_only_a_single_map_gets_a_pyramid(strides):
     planned = plan(maps_at(strides))
     assert bool(planned.pyramid) == (len(strides) == 1)
     if planned.pyramid:
-        assert [level.stride for level in planned.pyramid] == [strides[0] * f for f in (0.25, 0.5, 1, 2)]
+        assert [level.stride for level in planned.pyramid] == [
+            strides[0] * f for f in (0.25, 0.5, 1, 2) if strides[0] * f >= 2
+        ]
 
 
 @each_pattern
@@ -115,7 +118,7 @@ def test_auto_is_the_documented_ladder_for_a_large_encoder():
 
 
 def test_auto_is_never_below_a_quarter_of_the_ladder_and_eight_channels():
-    assert [stage.width for stage in plan(maps_at([2, 4, 8, 16, 32]), "auto", 0).stages] == [64, 32, 16, 8, 8]
+    assert [stage.width for stage in plan(maps_at([2, 4, 8, 16, 32]), "auto", 0).stages] == [32, 16, 8, 8, 8]
 
 
 @pytest.mark.parametrize("strides", ([2, 4, 8, 16, 32], [4, 8, 16, 32], [1, 2, 4, 8, 16, 32], [8, 16, 32]), ids=str)

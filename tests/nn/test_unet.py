@@ -113,6 +113,62 @@ def test_normalisation_is_the_models_own(size):
         torch.testing.assert_close(inside(image), outside(normalised))
 
 
+def clipped(in_channels=3, low=40.0, high=200.0, **more):
+    """A model that clips each channel to another window, evaluating; and the window as `1 c 1 1`."""
+    step = torch.arange(float(in_channels))
+    window = (low + step).tolist(), (high - step).tolist()
+    model = UNet("test_resnet", 2, in_channels, clip=window, **more).eval()
+    return model, *(torch.tensor(edge).view(1, -1, 1, 1) for edge in window)
+
+
+@pytest.mark.parametrize("in_channels", (1, 3, 5))
+def test_pixels_beyond_the_window_are_as_at_its_edge(in_channels):
+    model, low, high = clipped(in_channels)
+    inside = low + (high - low) * pixels(1, in_channels, 40, 50) / 255
+    edge, beyond = inside.clone(), inside.clone()
+    for part, bound, far in ((slice(0, 10), low, -1e4), (slice(30, 40), high, 1e6)):
+        edge[..., part, :] = bound
+        beyond[..., part, :] = bound + far * torch.rand(beyond[..., part, :].shape)
+    with torch.no_grad():
+        assert torch.equal(model(beyond), model(edge))
+        assert not torch.equal(model(edge), model(inside))
+
+
+def test_pixels_within_the_window_are_left_alone():
+    model, low, high = clipped()
+    free = UNet(**{**model.arguments, "clip": None}).eval()
+    free.load_state_dict(model.state_dict())
+    inside = low + (high - low) * pixels(1, 3, 40, 50) / 255
+    with torch.no_grad():
+        assert torch.equal(model(inside), free(inside))
+        assert not torch.equal(model(pixels(1, 3, 40, 50)), free(pixels(1, 3, 40, 50)))
+
+
+def test_clipping_comes_before_the_mean_and_std():
+    model, low, high = clipped(mean=[100.0, 90.0, 80.0], std=[20.0, 30.0, 40.0])
+    plain = UNet("test_resnet", 2, mean=[0.0] * 3, std=[1.0] * 3).eval()
+    plain.load_state_dict({**model.state_dict(), "mean": plain.mean, "std": plain.std})
+    image = pixels(1, 3, 40, 50)
+    with torch.no_grad():
+        shown = (image.maximum(low).minimum(high) - model.mean) / model.std
+        torch.testing.assert_close(model(image), plain(shown))
+
+
+def test_the_window_is_no_part_of_the_weights_and_goes_where_the_model_goes():
+    model, _, _ = clipped()
+    free = UNet("test_resnet", 2)
+    assert model.state_dict().keys() == free.state_dict().keys()
+    assert model.double().low.dtype == torch.float64
+    assert {model.to("meta").low.device.type, model.high.device.type} == {"meta"}
+
+
+def test_an_image_of_bytes_is_clipped_as_one_of_floats():
+    model, _, _ = clipped()
+    image = pixels(1, 3, 32, 32).round()
+    with torch.no_grad():
+        assert torch.equal(model(image), model(image.to(torch.uint8)))
+
+
 @pytest.mark.parametrize("name", ("test_resnet", "test_vit"))
 def test_an_image_goes_on_as_its_edge_beyond_it(name):
     model = UNet(name).eval()
@@ -138,9 +194,14 @@ def test_an_image_does_not_see_the_others_of_its_batch(name):
         torch.testing.assert_close(model(images)[1:], model(images[1:]), rtol=1e-4, atol=1e-4)
 
 
-def test_arguments_build_the_same_architecture_again():
-    model = UNet("test_resnet", 3, 5, width=[48, 40, 32, 24, 16], norm="group", dropout=0.1)
-    UNet(**model.arguments).load_state_dict(model.state_dict())
+@pytest.mark.parametrize("clip", (None, ([0.0] * 5, [100.0, 200.0, 300.0, 400.0, 500.0])), ids=("free", "clipped"))
+def test_arguments_build_the_same_architecture_again(clip):
+    model = UNet("test_resnet", 3, 5, width=[48, 40, 32, 24, 16], norm="group", dropout=0.1, clip=clip)
+    again = UNet(**model.arguments).eval()
+    again.load_state_dict(model.state_dict())
+    assert again.arguments == model.arguments
+    with torch.no_grad():
+        assert torch.equal(again(pixels(1, 5, 32, 32) * 3), model.eval()(pixels(1, 5, 32, 32) * 3))
 
 
 def test_auto_widths_are_written_down_in_the_arguments():

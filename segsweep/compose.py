@@ -1,0 +1,90 @@
+"""From the command line's words to a `RunConfig`: what `train.py` and the `segsweep` command share of Hydra."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segsweep import catalog
+from segsweep.config import RunConfig, keys, refuse_unknown, unknown
+from segsweep.errors import ConfigError, closest
+from segsweep.paths import CHECKOUT, outputs
+
+CONF = str(CHECKOUT / "conf")
+FAILURES = (HydraException, OmegaConfBaseException)
+
+
+def prepare() -> None:
+    """Tell Hydra our schema, and have its errors raised instead of printed."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    ConfigStore.instance().store("schema", RunConfig)
+    OmegaConf.register_new_resolver("outputs", lambda: str(outputs()), replace=True)
+
+
+def to_config(composed: DictConfig) -> RunConfig:
+    """The composed configuration as checked dataclasses.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is not allowed.
+    """
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    refuse_unknown(plain)
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, RunConfig)
+    catalog.check(config.encoder.name)
+    return config
+
+
+def configuration(overrides: Sequence[str]) -> RunConfig:
+    """What `python train.py OVERRIDES` would train with.
+
+    Raises:
+        ConfigError: anything wrong with them, in one line.
+    """
+    prepare()
+    try:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return to_config(compose("config", list(overrides)))
+    except FAILURES as error:
+        raise ConfigError(explain(error, overrides)) from error
+
+
+def key_of(override: str) -> str:
+    """The key that an override sets."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def explain(error: Exception, argv: Sequence[str]) -> str:
+    """Hydra's and OmegaConf's errors in one line, with the closest name where a name was wrong."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "encoder":
+            try:
+                catalog.check(name)
+            except ConfigError as refusal:
+                return str(refusal)
+        near = closest(name, error.options)
+        hint = f" Try {group}={near[0]}." if near else ""
+        return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
+    if isinstance(error, OverrideParseException):
+        name, equals, value = error.override.partition("=")
+        hint = f""" Quote a value with special characters twice: "{name}='{value}'".""" if equals else ""
+        return f"{error.override}: cannot be read as KEY=VALUE.{hint}"
+    known = [name for name, _, _ in keys()]
+    groups = {name.partition(".")[0] for name in known}
+    for override in argv:
+        name = key_of(override)
+        if "=" not in override or name in known or name.startswith("hydra"):
+            continue
+        if name not in groups and re.fullmatch(r"[\w.]+", name):
+            return unknown(name)
+    lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
+    noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
+    kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
+    return " ".join(kept)

@@ -1,0 +1,203 @@
+"""A data set that can be trained on: found, decoded, split and labelled, with all that is wrong told at once."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from segsweep.data import images, split
+from segsweep.data.labels import VOID, Labels, labels
+from segsweep.data.sources import CLASSES, SOURCES, Options, Sample, Unusable, refuse
+from segsweep.data.store import Progress, Store, open_store
+from segsweep.errors import DataError
+
+REPEATED = 10  # times an epoch shows each image that is overfitted on
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pairs and what they mean.
+
+    Attributes:
+        samples: in the store's order.
+        groups: of each sample; images of one are not apart, unless a given split has them so.
+        folds: of each sample, None without cross-validation.
+        parts: indices of the samples in train, val and, where there is one, test.
+        store: the pixels.
+        labels: the classes.
+        asked_for_groups: groups are more than single images.
+    """
+
+    samples: list[Sample]
+    groups: list[str]
+    folds: list[int | None] | None
+    parts: dict[str, list[int]]
+    store: Store
+    labels: Labels
+    asked_for_groups: bool = False
+
+    def counts(self, part: str) -> list[int]:
+        """Pixels of each class in a part; last those that do not count."""
+        found = [0] * (len(self.labels.names) + 1)
+        for value, n in self.store.counts(self.parts[part]).items():
+            index = int(self.labels.table[value])
+            found[-1 if index == VOID else index] += n
+        return found
+
+    def empty(self, part: str) -> list[int]:
+        """Samples without a pixel of any class but the first."""
+        table = self.labels.table
+        return [i for i in self.parts[part] if all(table[v] in (0, VOID) for v in self.store.rows[i].values)]
+
+    @cached_property
+    def copies(self) -> list[tuple[int, int]]:
+        """Pairs of samples with the same image."""
+        first: dict[str, int] = {}
+        pairs = [(first.setdefault(row.content, i), i) for i, row in enumerate(self.store.rows)]
+        return [(one, other) for one, other in pairs if one != other]
+
+    def summary(self) -> dict[str, Any]:
+        """What the data set holds, in plain numbers.
+
+        `parts` has for each part its images, groups, empty masks and the share of each class; the last share, "void",
+        is of all pixels, the others of those that count.
+        """
+        rows = self.store.rows
+        parts = {}
+        for part, indices in self.parts.items():
+            *counts, void = self.counts(part)
+            shares = {name: n / max(sum(counts), 1) for name, n in zip(self.labels.names, counts, strict=True)}
+            parts[part] = {
+                "images": len(indices),
+                "groups": len({self.groups[i] for i in indices}),
+                "empty masks": len(self.empty(part)),
+                "shares": {**shares, "void": void / (sum(counts) + void)},
+            }
+        return {
+            "digest": self.store.digest,
+            "sizes": dict(Counter((row.height, row.width) for row in rows).most_common()),
+            "channels": dict(Counter(row.channels for row in rows).most_common()),
+            "dtype": str(self.store.dtype),
+            "range": self.store.range,
+            "copies": len(self.copies),
+            "parts": parts,
+        }
+
+    def warnings(self) -> list[str]:
+        """What makes scores look better than they are, or training harder; a line each."""
+        found = []
+        part_of = {i: part for part, indices in self.parts.items() for i in indices}
+        apart = [(a, b) for a, b in self.copies if {a, b} <= part_of.keys() and part_of[a] != part_of[b]]
+        if apart:
+            a, b = (self.samples[i].image for i in apart[0])
+            found.append(f"{len(apart)} images lie in more than one part, such as {a} and {b}: scores may flatter.")
+        pulled = split.apart(self.parts, self.groups) if self.asked_for_groups else {}
+        if pulled:
+            name, places = next(iter(pulled.items()))
+            found.append(
+                f"{len(pulled)} groups lie in more than one part of the given split, such as {name} in "
+                f"{' and '.join(places)}: scores may flatter."
+            )
+        for part in self.parts:
+            if len(self.empty(part)) > len(self.parts[part]) / 2:
+                found.append(f"{len(self.empty(part))} of {len(self.parts[part])} masks of the {part} split are empty.")
+        return found
+
+
+def open_dataset(
+    name: str,
+    options: Options,
+    *,
+    classes: Sequence[str] | Mapping[str, Any] | None = None,
+    ignore_index: Any = None,
+    binarize: bool = False,
+    shares: Sequence[float] = (0.8, 0.2),
+    seed: int = 0,
+    group: str | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+    overfit: int | None = None,
+    workers: int | None = None,
+    progress: Progress = lambda items, *_: items,
+) -> Dataset:
+    """Find, decode, split and label a data set.
+
+    Images that are the same, pixel by pixel, are of one group in our own splits.
+
+    Args:
+        name: of the source.
+        overfit: train and validate on this many training images alone, each shown `REPEATED` times an epoch.
+        workers: decoding threads.
+        progress: wraps the iterator over decoded samples; also given their number and a title.
+        The others are the `data.*` keys of the same names; shares is data.split.
+
+    Raises:
+        ConfigError: a folder is not there, classes that do not exist.
+        DataError: files or masks that cannot be used, or too few of them.
+    """
+    found = SOURCES[name](options)
+    if not found.samples:
+        refuse(found.problems)
+    ignore = None if ignore_index is None else images.code(ignore_index)
+    try:
+        store = open_store(found.samples, binarize=binarize, ignore=ignore, workers=workers, progress=progress)
+    except Unusable as error:
+        refuse([*found.problems, *error.problems])
+        raise
+    samples = [found.samples[i] for i in store.kept]
+    known = CLASSES.get(name)
+    if binarize:
+        classes, known, ignore_index = None, None, None if ignore_index is None else VOID
+    problems = [*found.problems, *store.problems]
+    try:
+        groups = split.group(samples, group)
+        kept_together = split.joined(groups, [row.content for row in store.rows])
+        fold_of = split.fold_of(samples, kept_together, folds, seed) if folds else None
+        parts = split.assign(samples, kept_together, shares, seed, fold_of, fold)
+        meaning = labels(store.counts(), classes, ignore_index, known, store.values, _holder(samples, store))
+        asked = bool(group) or any(sample.group for sample in samples)
+        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked)
+        if overfit:
+            chosen = _chosen(dataset, overfit)
+            dataset = replace(dataset, parts={"train": chosen, "val": chosen})
+        for part in dataset.parts:
+            _refuse_empty(part, dataset.counts(part), meaning.names)
+    except DataError as error:
+        if problems:
+            refuse([*problems, str(error).removeprefix("data: ")])
+        raise
+    if problems:
+        refuse([*problems, *dataset.warnings()])
+    return dataset
+
+
+def _chosen(dataset: Dataset, number: int) -> list[int]:
+    """Evenly spread training samples, not empty ones if it can be had."""
+    train, empty = dataset.parts["train"], set(dataset.empty("train"))
+    full = [i for i in train if i not in empty] or train
+    number = min(number, len(full))
+    return [full[i * len(full) // number] for i in range(number)]
+
+
+def _holder(samples: Sequence[Sample], store: Store) -> Callable[[int], str]:
+    """Says which masks hold a stored value."""
+
+    def holder(stored: int) -> str:
+        holding = [sample.mask for sample, row in zip(samples, store.rows, strict=True) if stored in row.values]
+        more = f" and {len(holding) - 1} more" if len(holding) > 1 else ""
+        return f" ({holding[0]}{more})" if holding else ""
+
+    return holder
+
+
+def _refuse_empty(part: str, counts: Sequence[int], names: Sequence[str]) -> None:
+    if not any(counts[:-1]):
+        raise DataError(f"data: the {part} split has void pixels only. Check data.masks and data.ignore_index.")
+    if len(names) == 2 and not counts[1]:
+        raise DataError(
+            f"data: the {part} split has no {names[1]} pixel, so its IoU is undefined. Give more images, or "
+            "another split with data.seed=N."
+        )
+    if part == "train" and len(names) == 2 and not counts[0]:
+        raise DataError(f"data: every mask is full (all {names[1]}): there is nothing to learn. Check data.masks.")

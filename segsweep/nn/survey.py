@@ -1,0 +1,74 @@
+"""What a U-Net on a timm encoder costs and how it is run, measured on the `meta` device: shapes without arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segsweep.nn.encoder import probe
+from segsweep.nn.unet import UNet
+
+REFERENCE = (256, 256)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A row of the table of encoders.
+
+    Attributes:
+        encoder: timm's name of the architecture.
+        parameters: of the encoder, in millions.
+        gflop: of the whole U-Net, one forward pass at 256x256, two for a multiply-add.
+        decoder_share: of these, the decoder's.
+        strides: of the maps the decoder uses, finest first.
+        channels: of the same maps.
+        input_size: "any", or the one height x width it runs at, on a resized image.
+        switches: timm's arguments that let it take any size.
+    """
+
+    encoder: str
+    parameters: float
+    gflop: float
+    decoder_share: float
+    strides: str
+    channels: str
+    input_size: str
+    switches: str
+
+
+def survey(name: str, sizes: Sequence[tuple[int, int]] = ()) -> Survey:
+    """Build a U-Net on the encoder and run it, at 256x256 and then at `sizes`, in one instance.
+
+    Raises:
+        ConfigError: no such model.
+        RuntimeError: the logits have another size than the image.
+    """
+    measured = probe(name)
+    with torch.device(measured.device):
+        model = UNet(name).eval().requires_grad_(False)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad():
+            with counter:
+                _run(model, REFERENCE)
+            for size in sizes:
+                _run(model, size)
+    by_part = counter.get_flop_counts()
+    encoder = sum(by_part.get("UNet.encoder", {}).values())
+    total = counter.get_total_flops()
+    return Survey(
+        encoder=name,
+        parameters=round(sum(p.numel() for p in model.encoder.parameters()) / 1e6, 3),
+        gflop=round(total / 1e9, 3),
+        decoder_share=round(1 - encoder / total, 3),
+        strides=" ".join(f"{m.stride:g}" for m in measured.maps),
+        channels=" ".join(str(m.channels) for m in measured.maps),
+        input_size="x".join(map(str, measured.native)) if measured.fixed else "any",
+        switches=" ".join(f"{key}={value}" for key, value in measured.switches),
+    )
+
+
+def _run(model: UNet, size: tuple[int, int]) -> None:
+    logits = model(torch.zeros(1, model.in_channels, *size))
+    if tuple(logits.shape) != (1, model.num_classes, *size):
+        raise RuntimeError(f"logits {tuple(logits.shape)} for an image of {size[0]}x{size[1]}")

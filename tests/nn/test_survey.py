@@ -1,0 +1,57 @@
+"""What the table of encoders says, against the models themselves."""
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segsweep.errors import ConfigError
+from segsweep.nn import UNet
+from segsweep.nn.survey import survey
+
+
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", "resnet18"))
+def test_numbers_are_those_of_a_real_model(name):
+    found = survey(name)
+    model = UNet(name).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, 3, 256, 256))
+    assert found.gflop == pytest.approx(counter.get_total_flops() / 1e9, abs=1e-3)
+    assert found.parameters == pytest.approx(sum(p.numel() for p in model.encoder.parameters()) / 1e6, abs=1e-3)
+    with torch.no_grad(), counter:
+        model.encoder(torch.zeros(1, 3, 256, 256))
+    assert found.decoder_share == pytest.approx(1 - counter.get_total_flops() / 1e9 / found.gflop, abs=2e-3)
+
+
+def test_a_fixed_size_is_told():
+    assert survey("test_mixer" if timm.is_model("test_mixer") else "mixer_s32_224").input_size == "224x224"
+    assert survey("test_resnet").input_size == "any"
+
+
+@pytest.mark.parametrize("name", ("efficientnet_b0", "mobilenetv3_small_050", "mobilenetv3_large_100"))
+def test_the_decoder_takes_at_most_half(name):
+    assert survey(name).decoder_share <= 0.5
+
+
+def test_models_that_pass_parameters_on_can_be_counted():
+    assert survey("pit_ti_224").gflop > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [("nf_regnet_b2", "2 4 8 16 32"), ("resnet14t", "2 4 8 16 32"), ("vit_small_patch14_dinov2", "14")],
+)
+def test_strides_are_not_misled_by_a_rounded_native_size(name, strides):
+    found = survey(name)
+    assert found.strides == strides
+    assert found.input_size == "any"
+
+
+def test_several_sizes_run_through_one_instance():
+    survey("test_vit", ((352, 480), (250, 350), (33, 65)))
+
+
+def test_an_unknown_encoder_is_refused():
+    with pytest.raises(ConfigError, match="Closest: resnet34"):
+        survey("resnt34")
