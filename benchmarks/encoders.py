@@ -92,7 +92,7 @@ def main() -> None:
 def write(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     partial = path.with_suffix(".writing")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[name] for name in sorted(rows))
     partial.replace(path)

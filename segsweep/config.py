@@ -221,7 +221,7 @@ class DataConfig:
             raise ConfigError(f"data.normalize={self.normalize}: type data.normalize=window 'data.window={bounds}'.")
         _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset", "percentile", "window"))
         if self.window is not None:
-            valid = len(self.window) == 2 and self.window[0] < self.window[1]
+            valid = len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf
             _check(valid, "data.window", self.window, "[lowest,highest], as [0,4095]")
             if self.normalize not in ("auto", "window"):
                 raise ConfigError(f"data.window is given but data.normalize={self.normalize}. Drop one of the two.")

@@ -39,6 +39,10 @@ def choose(
         low, high = ([edge] * store.channels for edge in window)
     else:
         low, high = store.percentiles(train, OUTLIERS, 100 - OUTLIERS)
+        lowest, highest = store.percentiles(train, 0, 100)
+        for channel, (bottom, top) in enumerate(zip(low, high, strict=True)):
+            if bottom == top:  # a few bright pixels on black: what looks like outliers is all there is
+                low[channel], high[channel] = lowest[channel], highest[channel]
     own_mean, own_std = encoder_statistics(encoder, store.channels)
     widths = [max(top - bottom, 1e-6) / 255 for bottom, top in zip(low, high, strict=True)]
     return {

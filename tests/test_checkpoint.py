@@ -50,7 +50,6 @@ def test_a_loaded_model_has_its_own_statistics(tmp_path, model):
     assert loaded.arguments == model.arguments
 
 
-# BUG: UNet.arguments keeps clip as the tuple it was given; JSON gives back a list, so the two are not equal.
 def test_a_loaded_model_has_its_own_window(tmp_path):
     model = tiny(clip=([1.5], [9.25]))
     save(tmp_path / "best.safetensors", model)

@@ -159,7 +159,6 @@ def test_a_channel_without_contrast_gives_finite_logits(tmp_path, how, value):
         assert model(torch.full((1, 1, 40, 40), float(value))).isfinite().all()
 
 
-# BUG: segsweep.normalization.choose: where both percentiles are the background's value, everything is clipped to it.
 @pytest.mark.parametrize("dtype", (np.uint8, np.uint16))
 def test_a_channel_of_few_bright_pixels_on_black_is_not_clipped_to_black(tmp_path, dtype):
     sparse = np.zeros((60, 60, 1), dtype)

@@ -114,7 +114,7 @@ def test_split_csv_tells_where_every_pair_lies(pairs, outputs):
 def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outputs):
     root = pairs(12, splits)
     folder, end = ran(
-        outputs, *folder_data(root), "debug=overfit", "data.overfit=3", "train.epochs=5", "train.batch_size=10"
+        outputs, *folder_data(root), "debug=overfit", "data.overfit=3", "train.epochs=25", "train.batch_size=10"
     )
     parts = parts_of(folder)
     assert parts.keys() == {"train", "val"}

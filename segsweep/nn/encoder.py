@@ -126,7 +126,7 @@ def probe(name: str) -> Probe:
     for switches in SWITCHES:
         try:
             measured = _measured(name, native, switches, "meta")
-        except TypeError:  # it does not know the switch
+        except (TypeError, AssertionError):  # it does not know the switch, or takes no size with it
             continue
         except RuntimeError:  # it looks at values, which meta tensors do not have
             measured = _measured(name, native, switches, "cpu")
@@ -141,7 +141,7 @@ def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], devi
     with torch.device(device):
         model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
     model.requires_grad_(False)  # torch's counter stumbles over parameters that are passed on as they are
-    shapes, macs = _shapes(model, native)
+    native, shapes, macs = _at_native(model, native)
     channels = model.feature_info.channels()
     channels_last = all(s[3] == c != s[1] for s, c in zip(shapes, channels, strict=True))
     row = 1 if channels_last else 2
@@ -161,6 +161,17 @@ def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], devi
     )
     takes_any = all(_runs(model, size, measured) for size in ((step, 2 * step), (5 * step, 3 * step)))
     return measured if takes_any else replace(measured, fixed=True)
+
+
+def _at_native(model: nn.Module, native: tuple[int, int]) -> tuple[tuple[int, int], list[tuple[int, ...]], float]:
+    """The largest size up to the native one that it takes, and its shapes there: SigLIP's 384 is no multiple of 14."""
+    for less in range(31):
+        size = (native[0] - less, native[1] - less)
+        try:
+            return size, *_shapes(model, size)
+        except AssertionError:
+            continue
+    return native, *_shapes(model, native)
 
 
 def _strides(model: nn.Module, side: int, lengths: list[int], row: int) -> list[float]:

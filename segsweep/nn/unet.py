@@ -57,7 +57,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        clip: tuple[Sequence[float], Sequence[float]] | None = None,
+        clip: Sequence[Sequence[float]] | None = None,
     ):
         super().__init__()
         self.encoder = Encoder(name, in_channels, pretrained, weights_file)
@@ -88,7 +88,7 @@ class UNet(nn.Module):
             "width": [stage.width for stage in self.plan.stages],
             "norm": norm,
             "dropout": dropout,
-            "clip": clip,
+            "clip": [list(edge) for edge in clip] if clip else None,  # as JSON gives it back
         }
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -106,6 +106,8 @@ class UNet(nn.Module):
         image = (pixels - self.mean) / self.std
         step = self.encoder.multiple
         below, right = -height % step, -width % step
+        if self.training and len(pixels) == 1 and height + below == width + right == step:
+            right += step  # BatchNorm needs more than one value for a channel, on the deepest map, too
         if below or right:
             image = F.pad(image, (0, right, 0, below), mode="replicate")
         x = self.decoder(image, self.encoder(image))

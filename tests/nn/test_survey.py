@@ -29,7 +29,7 @@ def test_a_fixed_size_is_told():
     assert survey("test_resnet").input_size == "any"
 
 
-@pytest.mark.parametrize("name", ("efficientnet_b0", "mobilenetv3_small_050", "mobilenetv3_large_100"))
+@pytest.mark.parametrize("name", ("efficientnet_b0", "mobilenetv3_large_100", "mobilenetv3_rw"))
 def test_the_decoder_takes_at_most_half(name):
     assert survey(name).decoder_share <= 0.5
 

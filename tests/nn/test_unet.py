@@ -95,6 +95,16 @@ def test_the_decoder_has_the_norm_that_was_asked_for(name, norm, layer):
     assert model(pixels(2, 3, 32, 32)).isfinite().all()
 
 
+@pytest.mark.parametrize("norm", ("batch", "group", "layer"))
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", "mobilenetv3_large_100"))
+def test_a_batch_of_one_small_image_can_be_trained_on(name, norm):
+    model = UNet(name, norm=norm).train()
+    logits = model(torch.rand(1, 3, 32, 32) * 255)
+    assert logits.shape == (1, 1, 32, 32)
+    logits.mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_a_model_on_meta_has_no_memory():
     with torch.device("meta"):
         model = UNet("test_resnet")
