@@ -66,15 +66,16 @@ def test_the_package_comes_first():
     assert Encoder(LITE, pretrained="auto").weights_source == "package"
 
 
+@pytest.mark.parametrize("name", weights.PACKAGES)
 @pytest.mark.parametrize(("photo", "classes", "top"), (("chelsea", range(281, 288), 3), ("coffee", (967,), 1)))
-def test_the_packages_weights_know_a_cat_and_a_coffee(photo, classes, top):
+def test_the_packages_weights_know_a_cat_and_a_coffee(name, photo, classes, top):
     data = pytest.importorskip("skimage.data")
     try:
         array = getattr(data, photo)()
     except (OSError, ValueError) as error:
         pytest.skip(f"skimage's {photo} is not here: {error}")
-    model = timm.create_model(LITE)
-    model.load_state_dict(weights.find(LITE, True).tensors)
+    model = timm.create_model(name)
+    model.load_state_dict(weights.find(name, True).tensors)
     with torch.no_grad():
         best = model.eval()(crop224(array)).topk(top).indices[0].tolist()
     assert set(best) & set(classes), best
