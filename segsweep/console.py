@@ -89,7 +89,9 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
     images = ", ".join(f"{n} {part}" for part, n in summary["images"].items())
     rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
     warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""
-    rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}"))
+    fixed = summary["input_size"]
+    size = f", runs at {fixed[0]}x{fixed[1]} on a resized image" if fixed else ""
+    rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}{size}"))
     rows.append(("run", f"  {summary['status']}: {reason}"))
     rows.append(("folder", f"  {folder}"))
     if summary["status"] == "stopped":

@@ -491,6 +491,7 @@ def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], sta
             "run_id": tracking.run_id(folder, config.tracking.uri) if _tracked(config) else None,
             "weights_source": prepared.weights_source,
             "encoder": config.encoder.name,
+            "input_size": prepared.model.encoder.input_size,
             "data": config.data.name,
             "classes": list(prepared.data.labels.names),
             "images": {part: len(indices) for part, indices in prepared.data.parts.items()},
