@@ -307,7 +307,9 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
     assert train.main([*typed, schedule, f"hydra.run.dir={whole}"]) == 0
     assert train.main([*typed, schedule, "train.epochs=1", f"hydra.run.dir={cut}"]) == 0
     assert train.main([f"resume={cut}", "train.epochs=2"]) == 0
-    one, other = (journal.epochs(journal.read(folder))[-1] for folder in (whole, cut))
+    assert train.main([*typed, schedule, "data.foreground=0", f"hydra.run.dir={tmp_path / 'plain'}"]) == 0
+    one, other, plain = (journal.epochs(journal.read(tmp_path / name))[-1] for name in ("whole", "cut", "plain"))
+    assert one["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-3)
     assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
     assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
 

@@ -612,6 +612,13 @@ def test_every_foreground_pixel_may_be_the_one(tmp_path):
     assert seen.min() > 8
 
 
+def test_a_crops_place_is_not_lost_in_rounding(tmp_path):
+    """Of n + 1 places, the floats of i / (n + 1) * (n + 1) fall below i for these n and i."""
+    rounded = [(21, 15), (22, 13), (25, 15), (38, 31), (42, 23), (43, 15), (44, 26)]
+    store = spotted(tmp_path, [(32, 40 + n) for n, _ in rounded], [(16, i + 39) for _, i in rounded])
+    assert all((mask == 1).any() for _, mask, _ in shown(cropped(store, batch_size=7), range(60)))
+
+
 def test_images_smaller_than_the_crop_are_shown_whole(tmp_path):
     sizes = [(20, 30), (20, 100), (100, 30), (31, 39)]
     store = spotted(tmp_path, sizes, [(19, 29), (0, 99), (99, 0), (3, 3)])
