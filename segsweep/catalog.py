@@ -52,8 +52,9 @@ def counted() -> dict[str, dict[str, str]]:
     """What `benchmarks/encoders.py` measured with the installed timm of each architecture, by name."""
     if not CENSUS.is_file():
         return {}
+    installed = version("timm")
     with CENSUS.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["timm"] == version("timm") and row["runs"] == "yes"]
+        rows = [row for row in csv.DictReader(file) if row["timm"] == installed and row["runs"] == "yes"]
     return {row["encoder"]: row for row in rows}
 
 
@@ -77,9 +78,9 @@ def check(name: str) -> None:
     known = _read()[1]
     architecture, _, tag = name.partition(".")
     if architecture in known:
-        tags = known[architecture]
+        there = known[architecture]
         what = f"{architecture} has no pretrained tag {tag!r}"
-        near = [f"{architecture}.{other}" for other in closest(tag, tags, n=3) or tags[:3]] or [architecture]
+        near = [f"{architecture}.{other}" for other in closest(tag, there, n=3) or there[:3]] or [architecture]
     else:
         what = "not a timm model"
         near = closest(architecture, known, n=3)

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _data(options: argparse.Namespace) -> int:
     from segsweep import console, pictures
     from segsweep.compose import configuration
+    from segsweep.data.dataset import spread
     from segsweep.paths import outputs
     from segsweep.run import load
 
@@ -64,7 +65,7 @@ def _data(options: argparse.Namespace) -> int:
     pairs = []
     for part, indices in dataset.parts.items():
         share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))
-        for i in indices[:: max(1, len(indices) // share)][:share]:
+        for i in spread(indices, share):
             classes = dataset.labels.table[dataset.store.mask(i).numpy()]
             pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
     path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}.png"

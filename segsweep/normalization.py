@@ -38,8 +38,7 @@ def choose(
     elif how == "window" and window:
         low, high = ([edge] * store.channels for edge in window)
     else:
-        low, high = store.percentiles(train, OUTLIERS, 100 - OUTLIERS)
-        lowest, highest = store.percentiles(train, 0, 100)
+        lowest, low, high, highest = store.percentiles(train, 0, OUTLIERS, 100 - OUTLIERS, 100)
         for channel, (bottom, top) in enumerate(zip(low, high, strict=True)):
             if bottom == top:  # a few bright pixels on black: what looks like outliers is all there is
                 low[channel], high[channel] = lowest[channel], highest[channel]

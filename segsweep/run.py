@@ -34,7 +34,7 @@ from segsweep import (
 )
 from segsweep.config import DataConfig, LossConfig, RunConfig
 from segsweep.data.batches import EvalBatches, TrainBatches
-from segsweep.data.dataset import REPEATED, Dataset, open_dataset
+from segsweep.data.dataset import Dataset, open_dataset, spread
 from segsweep.data.sources import SPLITS, Options
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
 from segsweep.journal import FolderLock, Journal
@@ -81,7 +81,7 @@ class Prepared:
         return TrainBatches(
             self.data.store,
             self.data.labels,
-            self.data.parts["train"] * (REPEATED if data.overfit else 1),
+            self.data.shown,
             size=(data.size[0], data.size[1]),
             resize=data.resize,
             batch_size=train.batch_size,
@@ -169,7 +169,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     )
 
     dataset = load(config.data, train.workers)
-    shown = len(dataset.parts["train"]) * (REPEATED if data.overfit else 1)
+    shown = len(dataset.shown)
     if train.batch_size > shown:
         raise ConfigError(
             f"train.batch_size={train.batch_size}: larger than the training split of {shown} images. "
@@ -236,7 +236,7 @@ def _train(
         _write_start(prepared, folder, book, records, argv, hydra_files)
         if track:
             track.sync()
-        shown = _spread(prepared.data.parts["val"], SHOWN)
+        shown = spread(prepared.data.parts["val"], SHOWN)
         names = prepared.data.labels.names
         status, reason, code = "complete", "", 0
         failure: ConfigError | None = None
@@ -335,11 +335,6 @@ def _power_of_two(largest: int) -> int:
 
 def _tracked(config: RunConfig) -> bool:
     return config.tracking.name == "mlflow"
-
-
-def _spread(indices: Sequence[int], n: int) -> list[int]:
-    """n of them, evenly spread."""
-    return [indices[i * len(indices) // n] for i in range(n)] if len(indices) > n else list(indices)
 
 
 def _write_start(

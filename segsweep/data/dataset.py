@@ -27,6 +27,7 @@ class Dataset:
         store: the pixels.
         labels: the classes.
         asked_for_groups: groups are more than single images.
+        repeats: times that an epoch shows each training image.
     """
 
     samples: list[Sample]
@@ -36,6 +37,12 @@ class Dataset:
     store: Store
     labels: Labels
     asked_for_groups: bool = False
+    repeats: int = 1
+
+    @property
+    def shown(self) -> list[int]:
+        """The training samples, as often as an epoch shows them."""
+        return self.parts["train"] * self.repeats
 
     def counts(self, part: str) -> list[int]:
         """Pixels of each class in a part; last those that do not count."""
@@ -99,9 +106,10 @@ class Dataset:
                 f"{len(pulled)} groups lie in more than one part of the given split, such as {name} in "
                 f"{' and '.join(places)}: scores may flatter."
             )
-        for part in self.parts:
-            if len(self.empty(part)) > len(self.parts[part]) / 2:
-                found.append(f"{len(self.empty(part))} of {len(self.parts[part])} masks of the {part} split are empty.")
+        for part, indices in self.parts.items():
+            empty = len(self.empty(part))
+            if empty > len(indices) / 2:
+                found.append(f"{empty} of {len(indices)} masks of the {part} split are empty.")
         return found
 
 
@@ -160,7 +168,7 @@ def open_dataset(
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked)
         if overfit:
             chosen = _chosen(dataset, overfit)
-            dataset = replace(dataset, parts={"train": chosen, "val": chosen})
+            dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False, repeats=REPEATED)
         for part in dataset.parts:
             _refuse_empty(part, dataset.counts(part), meaning.names)
     except DataError as error:
@@ -176,8 +184,12 @@ def _chosen(dataset: Dataset, number: int) -> list[int]:
     """Evenly spread training samples, not empty ones if it can be had."""
     train, empty = dataset.parts["train"], set(dataset.empty("train"))
     full = [i for i in train if i not in empty] or train
-    number = min(number, len(full))
-    return [full[i * len(full) // number] for i in range(number)]
+    return spread(full, number)
+
+
+def spread(indices: Sequence[int], number: int) -> list[int]:
+    """That many of them, evenly spread; all where there are no more."""
+    return [indices[i * len(indices) // number] for i in range(number)] if len(indices) > number else list(indices)
 
 
 def _holder(samples: Sequence[Sample], store: Store) -> Callable[[int], str]:

@@ -128,14 +128,13 @@ class Store:
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
         return mean.tolist(), np.maximum(std, 1e-3 * (self.range[1] - self.range[0]) or 1.0).tolist()
 
-    def percentiles(self, indices: Sequence[int], low: float, high: float) -> tuple[list[float], list[float]]:
-        """Two percentiles, 0 to 100, of each channel over evenly spread pixels of these samples."""
+    def percentiles(self, indices: Sequence[int], *percents: float) -> tuple[list[float], ...]:
+        """Each of these percentiles, 0 to 100, of each channel over evenly spread pixels of these samples."""
         pixels = sum(self.rows[i].height * self.rows[i].width for i in indices)
         every = max(1, pixels // SAMPLED)
         taken = [self.image(i).flatten(0, 1)[::every].cpu().numpy() for i in indices]
         wide = np.concatenate([np.broadcast_to(t, (len(t), self.channels)) for t in taken])
-        found = np.percentile(wide.astype(np.float32), (low, high), axis=0)
-        return found[0].tolist(), found[1].tolist()
+        return tuple(np.percentile(wide.astype(np.float32), percents, axis=0).tolist())
 
 
 def open_store(
