@@ -174,6 +174,10 @@ class DataConfig:
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
     download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first")
+    cache: str = key(
+        "auto",
+        "auto: decode once, keep the pixels on the device if they fit, else on disk; none: decode again and again",
+    )
     overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
 
     def __post_init__(self) -> None:
@@ -189,6 +193,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.{given[0]} is given, but data=shapes generates its images. Add data=folder to train on your own."
             )
+        _one_of("data.cache", self.cache, ("auto", "none"))
         _one_of("data.resize", self.resize, ("pad", "squash", "crop"))
         self._check_normalization()
         _check(_is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
@@ -294,7 +299,9 @@ class TrainConfig:
     time_budget: float | None = key(
         None, "seconds for training and validation; with epochs too, the first reached ends"
     )
-    batch_size: int = key(16, "images for one optimizer step, over all devices and micro-batches")
+    batch_size: Any = key(
+        16, "images for one optimizer step, over all devices and micro-batches; auto: as many as run fast"
+    )
     accumulate: int = key(1, "micro-batches a batch is cut into, to save memory")
     precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware")
     seed: int = key(0, "of the decoder's initial weights, the order and the augmentation")
@@ -302,20 +309,26 @@ class TrainConfig:
     workers: int | None = key(None, "threads that decode files; default: as many as cores")
     clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
     patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never")
-    deterministic: bool = key(False, "only deterministic algorithms, at some speed")
+    compile: str = key("auto", "true, false; auto: where the training is long enough to pay (GPU, 10 minutes)")
+    checkpointing: bool = key(False, "compute activations again instead of keeping them: less memory, slower")
+    deterministic: bool = key(False, "only deterministic algorithms, and nothing chosen by a probe, at some speed")
 
     def __post_init__(self) -> None:
+        self.compile = str(self.compile).lower()
+        _one_of("train.compile", self.compile, ("auto", "true", "false"))
         for name in ("epochs", "batch_size", "accumulate", "workers", "patience"):
             value = getattr(self, name)
+            if name == "batch_size":
+                _check(_is_count(value) or value == "auto", f"train.{name}", value, "auto, or 1 or more")
+                continue
             optional = name in ("epochs", "workers", "patience")
             _check(_is_count(value) or (optional and value is None), f"train.{name}", value, "1 or more")
         _check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
-        _check(
-            self.batch_size % self.accumulate == 0,
-            "train.accumulate",
-            self.accumulate,
-            f"a divisor of train.batch_size={self.batch_size}",
-        )
+        if self.batch_size == "auto":
+            _check(self.accumulate == 1, "train.accumulate", self.accumulate, "1 with train.batch_size=auto")
+        else:
+            expected = f"a divisor of train.batch_size={self.batch_size}"
+            _check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)
         _check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")
         _check(0 <= self.clip < math.inf, "train.clip", self.clip, "0 or more")
         _one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))

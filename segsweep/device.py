@@ -3,10 +3,13 @@
 import hashlib
 import json
 import logging
+import math
+import os
 import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -16,9 +19,13 @@ from segsweep.paths import cache, made
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FATAL = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Channels and side of the maps that the convolution peak is looked for with: on a CPU, and on a GPU.
+PEAK_SHAPES = (((96, 56), (128, 56), (256, 32), (512, 32)), ((128, 64), (256, 64), (512, 32), (1024, 32)))
+PEAK_BATCH = (4, 32)
+PEAK_REPEATS = 8
 
 # Convolutions and products, forward and backward, of the shapes for which oneDNN has kernels of their own.
 _EXERCISE = """
@@ -63,6 +70,11 @@ def describe(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
+def named(precision: torch.dtype) -> str:
+    """fp32, bf16 or fp16."""
+    return next(name for name, kind in PRECISIONS.items() if kind == precision)
+
+
 def precision(name: str, device: torch.device) -> torch.dtype:
     """The data type of `train.precision` on this device; auto is a half precision that it has in hardware, else fp32.
 
@@ -90,7 +102,6 @@ def _survives(kind: torch.dtype) -> bool:
     A virtual machine may announce instructions (AMX) that kill whoever uses them, and no exception tells.
     """
     name = str(kind).removeprefix("torch.")
-    features = hashlib.sha256(json.dumps([platform.node(), torch.__version__, _processor()]).encode()).hexdigest()[:12]
 
     def write(folder: Path) -> None:
         ran = subprocess.run([sys.executable, "-c", _EXERCISE, name], capture_output=True, text=True, check=False)
@@ -98,14 +109,79 @@ def _survives(kind: torch.dtype) -> bool:
             raise RuntimeError(ran.stderr)  # some other trouble, no answer to keep
         (folder / "answer.json").write_text(json.dumps({"survives": ran.returncode == 0}))
         if ran.returncode:
-            log.warning("This processor announces %s but dies of it (illegal instruction); training in fp32.", name)
+            log.warning(
+                "This processor announces %s but dies of it (illegal instruction); training in fp32. Where only AMX is "
+                "at fault, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it train in bf16.",
+                name,
+            )
 
     try:
-        folder = made(cache() / f"{name}-{features}", "answer.json", write)
+        folder = made(cache() / f"{name}-{machine()}", "answer.json", write)
     except RuntimeError as error:
         log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
         return False
     return json.loads((folder / "answer.json").read_text())["survives"]
+
+
+def machine() -> str:
+    """A short hash of this machine, its processor and torch's version: what was measured holds for these."""
+    what = [platform.node(), torch.__version__, _processor(), os.environ.get("ONEDNN_MAX_CPU_ISA", "")]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+
+def set_threads() -> int:
+    """Let torch compute on as many threads as this process may use cores; return the number.
+
+    `OMP_NUM_THREADS`, if set, decides. Otherwise it is the physical cores, fewer where the process is bound to some
+    (affinity) or a container may use less (cgroup quota): more threads than cores wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), allowed, _quota())))
+    return torch.get_num_threads()
+
+
+def _quota() -> int:
+    """Whole cores that a container may use; many where nothing limits it."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return max(1, round(int(limit) / int(period)))
+    except (OSError, ValueError):
+        return 1 << 16
+
+
+def convolution_peak(where: torch.device, kind: torch.dtype) -> float:
+    """FLOP/s of the fastest convolution, forward and backward, in this precision; measured once per machine.
+
+    A convolution of 3x3 on a map that fits the caches does little but multiply: no network can be faster.
+    """
+    name = f"{describe(where)}-{kind}-{torch.get_num_threads() if where.type == 'cpu' else ''}-{machine()}"
+
+    def write(folder: Path) -> None:
+        found = max(_convolution(where, kind, channels, side) for channels, side in PEAK_SHAPES[where.type == "cuda"])
+        (folder / "answer.json").write_text(json.dumps({"flops": found, "measured": name}))
+
+    folder = made(cache() / f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}", "answer.json", write)
+    return json.loads((folder / "answer.json").read_text())["flops"]
+
+
+def _convolution(where: torch.device, kind: torch.dtype, channels: int, side: int) -> float:
+    batch = PEAK_BATCH[where.type == "cuda"]
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    layer = layer.to(where, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = (
+        torch.randn(batch, channels, side, side, device=where).to(kind).contiguous(memory_format=torch.channels_last)
+    )
+    image.requires_grad_()
+    shortest = math.inf
+    for _ in range(PEAK_REPEATS):
+        started = time.perf_counter()
+        result = layer(image)
+        result.backward(result)
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        shortest = min(shortest, time.perf_counter() - started)
+    return 3 * 2 * 9 * batch * (channels * side) ** 2 / shortest
 
 
 def _processor() -> str:

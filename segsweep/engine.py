@@ -16,6 +16,7 @@ from segsweep import optim
 from segsweep.data.batches import Batch, EvalBatches, TrainBatches
 from segsweep.data.geometry import to_image
 from segsweep.errors import NonFiniteError
+from segsweep.execution import PLAIN, Execution
 from segsweep.losses import Loss
 from segsweep.metrics import ConfusionMatrix, scores
 from segsweep.nn.unet import predict
@@ -71,7 +72,7 @@ def fit(
     schedule: optim.Schedule,
     *,
     names: Sequence[str],
-    precision: torch.dtype,
+    execution: Execution,
     scaler: torch.amp.GradScaler,
     progress: Progress,
     epochs: int | None = None,
@@ -88,7 +89,7 @@ def fit(
         schedule: multiple of the peak learning rate by the share of the training that is done. With `epochs` that is
             counted in steps, with `time_budget` in seconds, with both the larger share counts.
         names: of the classes.
-        precision: autocast's data type; float32 switches it off.
+        execution: how the model is run.
         progress: where to go on; kept up to date, to be saved with the model.
         epochs, time_budget: the end, whichever comes first; seconds are of training and validation.
         clip: largest norm of the gradient; 0 does not clip.
@@ -102,6 +103,8 @@ def fit(
     """
     device = next(model.parameters()).device
     total_steps = epochs * len(train) if epochs else None
+    execution.prepare(model)
+    compiled = execution.compiled(model)
     while not over(progress, epochs, time_budget, patience):
         started = time.perf_counter()
         number = progress.epoch + 1
@@ -112,6 +115,7 @@ def fit(
         _train_mode(model)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        waiting = Waiting(device)
         total, steps, images = torch.zeros((), device=device), 0, 0
         first_bad = torch.full((), -1, device=device)
         lr = 0.0
@@ -123,18 +127,20 @@ def fit(
             if budget:
                 done = max(done, spent / budget)
             lr = optim.set_lr(optimizer, schedule(min(done, 1.0)))
-            step_loss, seen = _step(model, micro_batches, train.accumulate, loss, optimizer, precision, scaler, clip)
+            step_loss, seen = _step(
+                model, compiled, micro_batches, train.accumulate, loss, optimizer, execution, scaler, clip, waiting
+            )
             total += step_loss
             first_bad = torch.where((first_bad < 0) & ~torch.isfinite(step_loss), steps, first_bad)
             steps += 1
             images += seen
             if steps % CHECK_EVERY == 0 or device.type == "cpu":
-                _refuse_non_finite(first_bad, number, lr, precision)
-        _refuse_non_finite(first_bad, number, lr, precision)
+                _refuse_non_finite(first_bad, number, lr, execution.precision)
+        _refuse_non_finite(first_bad, number, lr, execution.precision)
         mean_loss = float(total) / steps
         trained = time.perf_counter()
 
-        evaluation = evaluate(model, val, loss, names, precision, show, watch)
+        evaluation = evaluate(model, val, loss, names, execution, show, watch)
         finished = time.perf_counter()
         progress.validation_seconds.append(finished - trained)
         progress.seconds += finished - started
@@ -151,12 +157,53 @@ def fit(
                 "best/val_iou": progress.best_iou if progress.best_epoch else math.nan,
                 "lr": lr,
                 "perf/images_per_s": images / (trained - started),
+                "perf/data_share": waiting.seconds() / (trained - started),
                 "perf/peak_memory_gb": _peak_memory(device) / 1e9,
                 "perf/seconds": progress.seconds,
             },
             is_best=is_best,
             predictions=evaluation.predictions,
         )
+
+
+class Waiting:
+    """How long the device has nothing to train on, or is busy with making it.
+
+    On a GPU by events in its own stream: from the end of one step's work to the batch being ready. No step waits for
+    the answer.
+    """
+
+    def __init__(self, device: torch.device):
+        self.on_gpu = device.type == "cuda"
+        self.host = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def over(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items; the time that each takes to come counts."""
+        iterator = iter(items)
+        while True:
+            before, started = self._event(), time.perf_counter()
+            item = next(iterator, None)
+            self.host += time.perf_counter() - started
+            if before is not None and (after := self._event()) is not None:
+                self.events.append((before, after))
+            if item is None:
+                return
+            yield item
+
+    def seconds(self) -> float:
+        """So far; waits for the device."""
+        if not self.on_gpu:
+            return self.host
+        torch.cuda.synchronize()
+        return sum(before.elapsed_time(after) for before, after in self.events) / 1000
+
+    def _event(self) -> torch.cuda.Event | None:
+        if not self.on_gpu:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def over(progress: Progress, epochs: int | None, time_budget: float | None, patience: int | None = None) -> str:
@@ -176,7 +223,7 @@ def evaluate(
     batches: EvalBatches,
     loss: Loss,
     names: Sequence[str],
-    precision: torch.dtype = torch.float32,
+    execution: Execution = PLAIN,
     show: Sequence[int] = (),
     watch: Watch = lambda items, *_: items,
 ) -> Evaluation:
@@ -191,19 +238,20 @@ def evaluate(
     pooled = ConfusionMatrix(len(names))
     images: list[Tensor] = []
     predictions: dict[int, Tensor] = {}
-    total = 0.0
+    total: Tensor | float = 0.0
     for batch in watch(batches, len(batches), "scoring"):
-        with _autocast(batch.image.device, precision):
-            logits = model(batch.image.contiguous(memory_format=torch.channels_last))
-        total += float(loss(logits, batch.mask)) * len(batch.indices)
-        for i, index in enumerate(batch.indices):
-            target = batches.target(index)
-            prediction = _on_own_grid(logits[i].float(), batch, i, (target.shape[0], target.shape[1]))
-            images.append(pooled.update(prediction, target))
+        logits = execution.forward(model, batch.image)
+        total += loss(logits, batch.mask).double() * len(batch.indices)
+        predicted = [
+            _on_own_grid(logits[i].float(), batch, i, (target.shape[0], target.shape[1]))
+            for i, target in enumerate(batch.targets)
+        ]
+        images += pooled.update_each(predicted, batch.targets)
+        for index, prediction in zip(batch.indices, predicted, strict=True):
             if index in show:
                 predictions[index] = prediction.to(torch.uint8).cpu()
     metrics = scores(pooled, images, names)
-    return Evaluation({"loss": total / max(len(images), 1), **metrics}, predictions)
+    return Evaluation({"loss": float(total) / max(len(images), 1), **metrics}, predictions)
 
 
 def _validation_time(progress: Progress) -> float:
@@ -220,26 +268,23 @@ def _train_mode(model: nn.Module) -> None:
             child.eval()
 
 
-def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
 def _step(
     model: nn.Module,
+    compiled: nn.Module,
     micro_batches: Iterable[Batch],
     accumulate: int,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
-    precision: torch.dtype,
+    execution: Execution,
     scaler: torch.amp.GradScaler,
     clip: float,
+    waiting: Waiting,
 ) -> tuple[Tensor, int]:
     """One optimizer step. Returns the mean loss, on the device, and the number of images."""
     optimizer.zero_grad(set_to_none=True)
     total, images = torch.zeros((), device=next(model.parameters()).device), 0
-    for batch in micro_batches:
-        with _autocast(batch.image.device, precision):
-            logits = model(batch.image.contiguous(memory_format=torch.channels_last))
+    for batch in waiting.over(micro_batches):
+        logits = execution.forward(compiled, batch.image)
         part = loss(logits, batch.mask) / accumulate
         scaler.scale(part).backward()
         total += part.detach()

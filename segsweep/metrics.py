@@ -32,22 +32,34 @@ class ConfusionMatrix:
         Raises:
             ValueError: other shapes or types, or class indices out of range.
         """
-        if prediction.shape != target.shape:
-            raise ValueError(f"shapes differ: prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
-        if prediction.is_floating_point() or target.is_floating_point():
-            raise ValueError(f"class indices must be integers, got {prediction.dtype} and {target.dtype}")
+        return self.update_each([prediction], [target])[0]
+
+    def update_each(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The same for several images, of any sizes, with a single wait for the device; the matrices are `n k k`."""
         k = self.num_classes
-        counted = target != self.ignore_index
-        wrong = counted & ((target < 0) | (target >= k) | (prediction < 0) | (prediction >= k))
-        if wrong.any():
+        bins = k * k + 2  # void and impossible pairs go to bins of their own
+        found = []
+        for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+            if prediction.shape != target.shape:
+                raise ValueError(f"shapes differ: prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
+            if prediction.is_floating_point() or target.is_floating_point():
+                raise ValueError(f"class indices must be integers, got {prediction.dtype} and {target.dtype}")
+            possible = (target >= 0) & (target < k) & (prediction >= 0) & (prediction < k)
+            pair = torch.where(possible, target.long() * k + prediction.long(), k * k + 1)
+            found.append((torch.where(target != self.ignore_index, pair, k * k) + i * bins).flatten())
+        counts = torch.bincount(torch.cat(found), minlength=len(found) * bins).cpu().view(-1, bins)
+        if counts[:, -1].any():
+            wrong = int(counts[:, -1].nonzero()[0])
+            prediction, target = predictions[wrong], targets[wrong]
+            outside = (target != self.ignore_index) & (
+                (target < 0) | (target >= k) | (prediction < 0) | (prediction >= k)
+            )
             raise ValueError(
                 f"class indices must be in 0..{k - 1} (or, in targets, {self.ignore_index}); got target "
-                f"{int(target[wrong][0])} with prediction {int(prediction[wrong][0])}"
+                f"{int(target[outside][0])} with prediction {int(prediction[outside][0])}"
             )
-        pairs = torch.where(counted, target.long() * k + prediction.long(), k * k)  # void goes to a bin of its own
-        added = torch.bincount(pairs.flatten(), minlength=k * k + 1)[:-1].view(k, k)
-        added = added.cpu()
-        self.matrix += added
+        added = counts[:, :-2].reshape(-1, k, k)
+        self.matrix += added.sum(0)
         return added
 
     def iou(self) -> Tensor:

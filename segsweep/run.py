@@ -6,6 +6,7 @@ What is wrong with the configuration or the data is refused before the `start` r
 import csv
 import json
 import logging
+import math
 import platform
 import shlex
 import time
@@ -37,9 +38,11 @@ from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset, spread
 from segsweep.data.sources import SPLITS, Options
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
+from segsweep.execution import Execution, checkpoint_gradients
 from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
+from segsweep.tuning import Tuned, tune
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class Prepared:
 
     config: RunConfig
     device: torch.device
-    precision: torch.dtype
+    tuned: Tuned
     data: Dataset
     model: UNet
     loss: losses.Loss
@@ -72,8 +75,9 @@ class Prepared:
             self.data.parts[part],
             size=(data.size[0], data.size[1]),
             resize=data.resize,
-            batch_size=self.config.train.batch_size // self.config.train.accumulate,
+            batch_size=self.tuned.batch_size,
             device=self.device,
+            workers=self.config.train.workers,
         )
 
     def training(self) -> TrainBatches:
@@ -84,12 +88,13 @@ class Prepared:
             self.data.shown,
             size=(data.size[0], data.size[1]),
             resize=data.resize,
-            batch_size=train.batch_size,
+            batch_size=self.tuned.batch_size * train.accumulate,
             seed=train.seed,
             device=self.device,
             accumulate=train.accumulate,
             augmentation=asdict(self.config.augmentation),
             foreground=data.foreground,
+            workers=train.workers,
         )
 
 
@@ -152,6 +157,9 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     """Build and check everything, the cheapest checks first."""
     train, data = config.train, config.data
     where = device.find(train.device)
+    device.set_threads()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
+    torch.backends.cudnn.benchmark = not train.deterministic
     torch.use_deterministic_algorithms(train.deterministic)
     probe(config.encoder.name)
     last = folder / LAST
@@ -159,9 +167,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
     going_on = bool(records) and last.exists()
     before = journal.last_start(records)
-    same_device = going_on and torch.device(before["device"].partition(" ")[0]).type == where.type
-    # What was chosen once stays: another precision is another training.
-    precision = getattr(torch, before["precision_used"]) if same_device else device.precision(train.precision, where)
+    device.precision(train.precision, where)  # refused here if it is not there
     found = (
         weights.RANDOM
         if going_on
@@ -170,7 +176,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
 
     dataset = load(config.data, train.workers)
     shown = len(dataset.shown)
-    if train.batch_size > shown:
+    if train.batch_size != "auto" and train.batch_size > shown:
         raise ConfigError(
             f"train.batch_size={train.batch_size}: larger than the training split of {shown} images. "
             f"Try train.batch_size={_power_of_two(shown)}."
@@ -193,7 +199,10 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         **normalization.choose(
             data.normalize, pixels, dataset.parts["train"], config.encoder.name, found.source != "random", data.window
         ),
-    ).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(where)
+    if train.checkpointing and not checkpoint_gradients(model, torch.zeros(2, pixels.channels, 64, 64, device=where)):
+        log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
+    tuned = _tuned(config, model, dataset, where, before if going_on else {})
     optimizer = optim.build(
         config.optim.name,
         model,
@@ -205,12 +214,12 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     prepared = Prepared(
         config=config,
         device=where,
-        precision=precision,
+        tuned=tuned,
         data=dataset,
         model=model,
         loss=_loss(config.loss, dataset),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(where.type, enabled=precision == torch.float16),
+        scaler=torch.amp.GradScaler(where.type, enabled=tuned.execution.precision == torch.float16),
         progress=engine.Progress(),
         weights_source=records[0]["weights_source"] if going_on else model.weights_source,
     )
@@ -250,7 +259,7 @@ def _train(
                 prepared.optimizer,
                 optim.schedule(config.optim.schedule, config.optim.warmup),
                 names=names,
-                precision=prepared.precision,
+                execution=prepared.tuned.execution,
                 scaler=prepared.scaler,
                 progress=progress,
                 epochs=epochs,
@@ -298,6 +307,32 @@ def _train(
     return code
 
 
+def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device, before: Mapping[str, Any]) -> Tuned:
+    """How the model is run: as the record before says, else by a probe."""
+    train, data = config.train, config.data
+    asked = None if train.batch_size == "auto" else train.batch_size // train.accumulate
+    if before and torch.device(before["device"].partition(" ")[0]).type == where.type:
+        # What was chosen once stays: another precision is another training.
+        kind, layout = getattr(torch, before["precision_used"]), before.get("channels_last", True)
+        execution = Execution(kind, layout, before.get("compiled", False))
+        return Tuned(execution, asked or before["micro_batch"], before.get("probed", {}))
+    epochs, shown = _epochs(config), len(dataset.shown)
+    return tune(
+        model,
+        [config.encoder.name.partition(".")[0], model.arguments["width"], config.decoder.norm, train.checkpointing],
+        size=(data.size[0], data.size[1]),
+        channels=dataset.store.channels,
+        where=where,
+        precision=train.precision,
+        compile=train.compile,
+        batch_size=asked,
+        images=shown,
+        expected_images=epochs * shown if epochs else math.inf,
+        time_budget=train.time_budget,
+        deterministic=train.deterministic,
+    )
+
+
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
     """The data set that `data.*` names, with a progress bar while it is decoded.
 
@@ -319,6 +354,7 @@ def load(data: DataConfig, workers: int | None = None) -> Dataset:
         folds=data.folds,
         fold=data.fold,
         overfit=data.overfit,
+        cache=data.cache,
         workers=workers,
         progress=console.bar,
     )
@@ -380,7 +416,11 @@ def _write_start(
         input_size=prepared.model.encoder.input_size or prepared.config.data.size,
         device=device.describe(prepared.device),
         threads=torch.get_num_threads(),
-        precision_used=str(prepared.precision).removeprefix("torch."),
+        precision_used=str(prepared.tuned.execution.precision).removeprefix("torch."),
+        channels_last=prepared.tuned.execution.channels_last,
+        compiled=prepared.tuned.execution.compile,
+        micro_batch=prepared.tuned.batch_size,
+        probed=prepared.tuned.rates,
         classes=list(prepared.data.labels.names),
         data_digest=prepared.data.store.digest,
         **{f"data/{part}": len(prepared.data.parts.get(part, [])) for part in SPLITS},
@@ -452,7 +492,7 @@ def _test(prepared: Prepared, best: Path) -> dict[str, float]:
         prepared.evaluation("test"),
         prepared.loss,
         prepared.data.labels.names,
-        prepared.precision,
+        prepared.tuned.execution,
         watch=console.bar,
     )
     return {f"test/{name}": value for name, value in scored.metrics.items()}
@@ -508,8 +548,8 @@ def _mendable(error: BaseException, config: RunConfig) -> ConfigError | None:
     finer = train.accumulate * 2
     advice = (
         f"Try train.accumulate={finer}: smaller micro-batches."
-        if train.batch_size % finer == 0
-        else "Try a smaller train.batch_size or data.size."
+        if train.batch_size != "auto" and train.batch_size % finer == 0
+        else "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
     )
     return OutOfMemoryError(
         f"out of memory with train.batch_size={train.batch_size} train.accumulate={train.accumulate} "

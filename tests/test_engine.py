@@ -17,6 +17,7 @@ from segsweep.data.sources import Options, folder
 from segsweep.data.store import open_store
 from segsweep.engine import Progress, evaluate, fit, over
 from segsweep.errors import NonFiniteError
+from segsweep.execution import PLAIN
 
 CPU = torch.device("cpu")
 NAMES = ("background", "foreground")
@@ -58,7 +59,7 @@ def training(data, model=None, epochs=None, lr=0.05, accumulate=1, optimizer=Non
         optimizer or optim.build("adam", model, lr=lr),
         optim.schedule(schedule),
         names=NAMES,
-        precision=torch.float32,
+        execution=PLAIN,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         epochs=epochs,
         **more,
@@ -139,7 +140,8 @@ def test_scores_are_of_the_masks_own_grid(data, resize, size):
     """Against scikit-learn on the very pixels of the masks, whatever canvas the model saw."""
     batches = data(EvalBatches, size=size, resize=resize)
     found = evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES, show=range(12))
-    truth = np.concatenate([batches.target(i).numpy().ravel() for i in range(12)])
+    targets = {i: target for batch in batches for i, target in zip(batch.indices, batch.targets, strict=True)}
+    truth = np.concatenate([targets[i].numpy().ravel() for i in range(12)])
     predicted = np.concatenate([found.predictions[i].numpy().ravel() for i in range(12)])
     assert predicted.shape == truth.shape == (12 * 40 * 48,)
     assert found.metrics["iou"] == pytest.approx(jaccard_score(truth, predicted))
@@ -224,7 +226,7 @@ def test_a_gpu_trains_to_the_same_scores(pairs):
             optim.build("adam", model, lr=0.01),
             optim.schedule("cosine"),
             names=NAMES,
-            precision=torch.float32,
+            execution=PLAIN,
             scaler=torch.amp.GradScaler(device.type, enabled=False),
             progress=Progress(),
             epochs=3,
@@ -272,4 +274,4 @@ def test_the_schedule_is_laid_over_the_time_budget(data, monkeypatch):
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.009
     assert rates[-1] < 0.0003
-    assert 18 < progress.seconds < 20.15
+    assert 18 < progress.seconds < 20 + 0.6  # a step looks at the clock six times

@@ -5,8 +5,14 @@ state has to be kept, and any number of devices sees the same training.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +24,9 @@ from segsweep.data.geometry import Placement, Size, place, sample
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.store import Store
 
+T = TypeVar("T")
+
+THREADS = 4  # that prepare batches, unless told otherwise: cutting windows is light work, decoding files is not
 ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
 
 
@@ -30,51 +39,114 @@ class Batch:
         mask: `b h w` int64, class indices; VOID where there is no image or no label.
         indices: of the samples in the store.
         placements: where each canvas lies on its image.
+        targets: for evaluation: each sample's class indices on its own pixel grid, `h w` int64, VOID where they do not
+            count.
     """
 
     image: Tensor
     mask: Tensor
     indices: tuple[int, ...]
     placements: tuple[Placement, ...]
+    targets: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What the host prepares of a micro-batch: one window for each canvas, in arrays of one size.
+
+    images: `b h w c` in the store's data type; masks: `b h w`; affine: `b 2 3`; bounds: `b 2 2`; extent: `b 2`, x
+    first; targets: whole masks, for evaluation.
+    """
+
+    indices: tuple[int, ...]
+    placements: tuple[Placement, ...]
+    images: Tensor
+    masks: Tensor
+    affine: Tensor
+    bounds: Tensor
+    extent: Tensor
+    targets: tuple[Tensor, ...] = ()
 
 
 class Source:
-    """What both kinds of batches share: the store, its labels, and how a canvas is laid over an image."""
+    """What both kinds of batches share: the store, its labels, and how a canvas is laid over an image.
 
-    def __init__(self, store: Store, labels: Labels, size: Size, resize: str, device: torch.device):
+    A micro-batch has two halves: the host cuts windows out of the store, in threads and some batches ahead, and the
+    device does the rest.
+    """
+
+    def __init__(
+        self, store: Store, labels: Labels, size: Size, resize: str, device: torch.device, workers: int | None = None
+    ):
         self.store = store
         self.size = size
         self.resize = resize
         self.device = device
         self.labels = labels
+        self.workers = workers or min(THREADS, os.cpu_count() or 1)
         self.table = torch.from_numpy(labels.table).long().to(device)
 
-    def batch(self, indices: Sequence[int], placements: Sequence[Placement]) -> Batch:
-        """Cut, warp and label one canvas for each sample; all canvases of one size."""
-        windows = [_cut(self.store, i, p) for i, p in zip(indices, placements, strict=True)]
-        height = max(w.image.shape[0] for w in windows)
-        width = max(w.image.shape[1] for w in windows)
-        n, c = len(windows), self.store.channels
-        images = torch.zeros(n, height, width, c, dtype=windows[0].image.dtype, device=windows[0].image.device)
-        masks = torch.zeros(n, height, width, dtype=torch.uint8, device=images.device)
-        for i, window in enumerate(windows):
+    def _ahead(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
+        """The jobs' results in their order, some computed ahead; at once where the pixels are on the device."""
+        if self.store.on_device:
+            yield from (job() for job in jobs)
+            return
+        pool = ThreadPoolExecutor(self.workers, "batches")
+        ahead: deque[Future[T]] = deque()
+        try:
+            for job in jobs:
+                ahead.append(pool.submit(job))
+                if len(ahead) > self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _windows(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> _Windows:
+        """The host's half: cut one window for each sample."""
+        read = [self.store.pair(i) for i in indices]
+        cut = [_cut(image, mask, p) for (image, mask), p in zip(read, placements, strict=True)]
+        height, width = (max(sides) for sides in zip(*(w.mask.shape for w in cut), strict=True))
+        images = torch.zeros(
+            len(cut), height, width, self.store.channels, dtype=cut[0].image.dtype, device=cut[0].image.device
+        )
+        masks = torch.zeros(len(cut), height, width, dtype=torch.uint8, device=images.device)
+        for i, window in enumerate(cut):
             h, w = window.mask.shape
             images[i, :h, :w] = window.image
             masks[i, :h, :w] = window.mask
-        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        masks = masks.to(self.device, non_blocking=True)
-        affine = torch.from_numpy(np.stack([w.affine for w in windows])).float().to(self.device)
-        bounds = torch.from_numpy(np.stack([w.bounds for w in windows])).float().to(self.device)
-        points = _points(placements[0].canvas, self.device) @ affine[:, None, :, :2].mT + affine[:, None, None, :, 2]
+        if self.device.type == "cuda" and not self.store.on_device:
+            images, masks = images.pin_memory(), masks.pin_memory()
+        return _Windows(
+            tuple(indices),
+            tuple(placements),
+            images,
+            masks,
+            affine=torch.from_numpy(np.stack([w.affine for w in cut])).float(),
+            bounds=torch.from_numpy(np.stack([w.bounds for w in cut])).float(),
+            extent=torch.tensor([w.mask.shape[::-1] for w in cut]),
+            targets=tuple(mask for _, mask in read) if whole else (),
+        )
+
+    def _batch(self, windows: _Windows) -> Batch:
+        """The device's half: warp and label. All canvases have one size."""
+        move = partial(torch.Tensor.to, device=self.device, non_blocking=True)
+        images = move(windows.images).permute(0, 3, 1, 2).float()
+        masks, affine, bounds, extent = (
+            move(t) for t in (windows.masks, windows.affine, windows.bounds, windows.extent)
+        )
+        points = _points(windows.placements[0].canvas, self.device) @ affine[:, None, :, :2].mT
+        points = points + affine[:, None, None, :, 2]
         inside = ((points >= bounds[:, None, None, 0]) & (points < bounds[:, None, None, 1])).all(-1)
         # The outermost pixel centres: beyond them the edge is replicated, whatever the other windows' sizes.
-        extent = torch.tensor([w.mask.shape[::-1] for w in windows], device=self.device)[:, None, None]
-        points = points.clamp(min=0.5).minimum(extent - 0.5)
+        points = points.clamp(min=0.5).minimum(extent[:, None, None] - 0.5)
         image = sample(images, points)
         x, y = points.floor().long().unbind(-1)
-        values = masks.flatten(1).gather(1, (y * width + x).flatten(1)).view_as(x)
+        values = masks.flatten(1).gather(1, (y * masks.shape[2] + x).flatten(1)).view_as(x)
         mask = torch.where(inside, self.table[values.int()], VOID)
-        return Batch(image, mask, tuple(indices), tuple(placements))
+        targets = tuple(self.table[move(target).int()] for target in windows.targets)
+        return Batch(image, mask, windows.indices, windows.placements, targets)
 
 
 class TrainBatches(Source):
@@ -92,6 +164,7 @@ class TrainBatches(Source):
         foreground: share of crops that are laid over a pixel of a random class of their image; of two classes, of the
             foreground.
         rank, world: this process's share of every batch.
+        workers: threads that prepare batches ahead.
     """
 
     def __init__(
@@ -110,8 +183,9 @@ class TrainBatches(Source):
         foreground: float = 0.0,
         rank: int = 0,
         world: int = 1,
+        workers: int | None = None,
     ):
-        super().__init__(store, labels, size, resize, device)
+        super().__init__(store, labels, size, resize, device, workers)
         self.indices = np.asarray(indices)
         self.batch_size = batch_size
         self.accumulate = accumulate
@@ -129,21 +203,33 @@ class TrainBatches(Source):
         rng = np.random.default_rng([ORDER, self.seed, number])
         needed = len(self) * self.batch_size
         order = np.concatenate([rng.permutation(self.indices) for _ in range(math.ceil(needed / len(self.indices)))])
-        for step in range(len(self)):
-            yield self._step(number, step, order[step * self.batch_size : (step + 1) * self.batch_size])
+        jobs = (
+            partial(self._prepared, number, step, part, order[step * self.batch_size : (step + 1) * self.batch_size])
+            for step in range(len(self))
+            for part in range(self.accumulate)
+        )
+        with closing(self._ahead(jobs)) as prepared:
+            for _ in range(len(self)):
+                yield (self._augmented(*next(prepared)) for _ in range(self.accumulate))
 
-    def _step(self, epoch: int, step: int, chosen: np.ndarray) -> Iterator[Batch]:
-        draws = augment.draw(np.random.default_rng([DRAWS, self.seed, epoch, step]), len(chosen), **self.augmentation)
+    def _prepared(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[_Windows, augment.Draws, int]:
+        """One micro-batch's windows, its draws and the seed of its noise."""
+        rows = np.array_split(np.arange(len(chosen))[self.rank :: self.world], self.accumulate)[part]
+        indices = chosen[rows].tolist()
+        rng = np.random.default_rng([DRAWS, self.seed, epoch, step])
+        draws = augment.draw(rng, len(chosen), **self.augmentation)[rows]
         if self.foreground:
-            spots = np.random.default_rng([SPOTS, self.seed, epoch, step]).random((len(chosen), 3))
-            windows = [self._spotted(i, w, s) for i, w, s in zip(chosen.tolist(), draws.window, spots, strict=True)]
+            spots = np.random.default_rng([SPOTS, self.seed, epoch, step]).random((len(chosen), 3))[rows]
+            windows = [self._spotted(i, w, s) for i, w, s in zip(indices, draws.window, spots, strict=True)]
             draws = replace(draws, window=np.stack(windows))
-        mine = np.arange(len(chosen))[self.rank :: self.world]
-        for part, rows in enumerate(np.array_split(mine, self.accumulate)):
-            noise_seed = int(
-                np.random.SeedSequence([NOISE, self.seed, epoch, step, part, self.rank]).generate_state(1)[0]
-            )
-            yield self._augmented(chosen[rows].tolist(), draws[rows], noise_seed)
+        placements = []
+        for i, index in enumerate(indices):
+            row = self.store.rows[index]
+            base = place((row.height, row.width), self.size, self.resize, draws.window[i])
+            shift = base.linear @ (draws.shift[i] * self.size[::-1])
+            placements.append(Placement(base.linear @ draws.linear[i], base.center + shift, self.size))
+        seed = np.random.SeedSequence([NOISE, self.seed, epoch, step, part, self.rank]).generate_state(1)[0]
+        return self._windows(indices, placements), draws, int(seed)
 
     def _spotted(self, index: int, window: np.ndarray, spot: np.ndarray) -> np.ndarray:
         """Where a crop lies so that it holds a certain pixel, `window` saying where in the crop."""
@@ -161,19 +247,13 @@ class TrainBatches(Source):
         first = np.clip(np.ceil((x, y) - window * space), 0, room)
         return (first + 0.5) / (room + 1)
 
-    def _augmented(self, indices: list[int], draws: augment.Draws, noise_seed: int) -> Batch:
-        placements = []
-        for i, index in enumerate(indices):
-            row = self.store.rows[index]
-            base = place((row.height, row.width), self.size, self.resize, draws.window[i])
-            shift = base.linear @ (draws.shift[i] * self.size[::-1])
-            placements.append(Placement(base.linear @ draws.linear[i], base.center + shift, self.size))
-        batch = self.batch(indices, placements)
+    def _augmented(self, windows: _Windows, draws: augment.Draws, noise_seed: int) -> Batch:
+        batch = self._batch(windows)
         low, high = self.store.range
         image = augment.recolor(batch.image, draws, low, high)
         image = augment.blurred(image, draws.blur, self.augmentation.get("blur", 0.0))
         image = augment.noised(image, draws.noise, low, high, noise_seed)
-        return Batch(image, batch.mask, batch.indices, batch.placements)
+        return replace(batch, image=image)
 
 
 class EvalBatches(Source):
@@ -184,6 +264,7 @@ class EvalBatches(Source):
     Args:
         indices: of the samples, in the order they are given back but for the grouping by size.
         batch_size: largest number of canvases; fewer where they are larger than `size`.
+        workers: threads that prepare batches ahead.
     """
 
     def __init__(
@@ -196,8 +277,9 @@ class EvalBatches(Source):
         resize: str,
         batch_size: int,
         device: torch.device,
+        workers: int | None = None,
     ):
-        super().__init__(store, labels, size, resize, device)
+        super().__init__(store, labels, size, resize, device, workers)
         self.indices = list(indices)
         self.batch_size = batch_size
 
@@ -205,9 +287,14 @@ class EvalBatches(Source):
         return len(self._plan())
 
     def __iter__(self) -> Iterator[Batch]:
-        for canvas, chosen in self._plan():
-            sizes = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
-            yield self.batch(chosen, [place(size, canvas, self.resize) for size in sizes])
+        jobs = (partial(self._prepared, canvas, chosen) for canvas, chosen in self._plan())
+        with closing(self._ahead(jobs)) as prepared:
+            for windows in prepared:
+                yield self._batch(windows)
+
+    def _prepared(self, canvas: Size, chosen: Sequence[int]) -> _Windows:
+        sizes = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
+        return self._windows(chosen, [place(size, canvas, self.resize) for size in sizes], whole=True)
 
     def _plan(self) -> list[tuple[Size, list[int]]]:
         """The batches: the canvas and the samples of each."""
@@ -222,10 +309,6 @@ class EvalBatches(Source):
             n = max(1, min(self.batch_size, self.batch_size * area // (canvas[0] * canvas[1])))
             batches += [(canvas, indices[start : start + n]) for start in range(0, len(indices), n)]
         return batches
-
-    def target(self, index: int) -> Tensor:
-        """A sample's class indices on its own pixel grid, `h w` int64, VOID where they do not count."""
-        return self.table[self.store.mask(index).to(self.device).int()]
 
 
 @dataclass(frozen=True)
@@ -242,8 +325,7 @@ class _Window:
     bounds: np.ndarray
 
 
-def _cut(store: Store, index: int, placement: Placement) -> _Window:
-    image, mask = store.image(index), store.mask(index)
+def _cut(image: Tensor, mask: Tensor, placement: Placement) -> _Window:
     size = np.array(mask.shape[::-1])
     # Averaging blocks of whole pixels first keeps the bilinear warp from skipping any: an antialias that costs little.
     factor = np.maximum(1, np.floor(np.linalg.norm(placement.linear, axis=1))).astype(int)

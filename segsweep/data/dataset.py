@@ -126,6 +126,7 @@ def open_dataset(
     folds: int | None = None,
     fold: int = 0,
     overfit: int | None = None,
+    cache: str = "auto",
     workers: int | None = None,
     progress: Progress = lambda items, *_: items,
 ) -> Dataset:
@@ -149,7 +150,10 @@ def open_dataset(
         refuse(found.problems)
     ignore = None if ignore_index is None else images.code(ignore_index)
     try:
-        store = open_store(found.samples, binarize=binarize, ignore=ignore, workers=workers, progress=progress)
+        keep = cache != "none"
+        store = open_store(
+            found.samples, binarize=binarize, ignore=ignore, keep=keep, workers=workers, progress=progress
+        )
     except Unusable as error:
         refuse([*found.problems, *error.problems])
         raise

@@ -2,12 +2,15 @@
 
 A store is a folder in the cache: `images.bin` and `masks.bin` (rows of pixels, one sample after the other) and
 `manifest.json` (where each sample lies, and what was counted while decoding). Its name is a hash of the files' names,
-sizes and times, so a changed file makes another store.
+sizes and times, so a changed file makes another store. Without room for the pixels the manifest stands alone, and
+samples are decoded whenever they are asked for.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,13 +26,13 @@ from torch import Tensor
 
 from segsweep.data import images
 from segsweep.data.images import Value
-from segsweep.data.sources import Sample, refuse
+from segsweep.data.sources import Sample, Unusable, refuse
 from segsweep.errors import DataError
 from segsweep.paths import cache, made
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
-VERSION = 2
+VERSION = 3
 STOP = 20  # problems after which no more are looked for
 SAMPLED = 4_000_000  # pixels that percentiles are taken from
 
@@ -42,6 +45,7 @@ class Row:
         total, squares: sum of the pixels and of their squares, for each channel.
         values: pixels for each mask value, as stored.
         content: hash of the image's pixels, the same for duplicates.
+        labelled: hash of the mask's values.
     """
 
     key: str
@@ -54,6 +58,7 @@ class Row:
     squares: list[float]
     values: dict[int, int]
     content: str
+    labelled: str
 
 
 class Store:
@@ -69,7 +74,7 @@ class Store:
         values: what each stored mask value stands for, where that is not itself (colours, numbers beyond 255).
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, decode: Callable[[int], "_Decoded"] | None = None):
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.rows = [
             Row(**{**row, "values": {int(k): n for k, n in row["values"].items()}}) for row in manifest["rows"]
@@ -79,32 +84,59 @@ class Store:
         self.digest: str = manifest["digest"]
         self.range: tuple[float, float] = (manifest["range"][0], manifest["range"][1])
         self.channels = max(row.channels for row in self.rows)
-        self.values: list[Value] | None = manifest["codes"] and [images.value(code) for code in manifest["codes"]]
+        self._codes: list[int] | None = manifest["codes"]
+        self.values: list[Value] | None = self._codes and [images.value(code) for code in self._codes]
         self.dtype = np.dtype(manifest["dtype"])
-        # Copy-on-write: torch wants writable memory, and nothing is ever written.
-        self._images = torch.from_numpy(np.memmap(folder / "images.bin", self.dtype, "c"))
-        self._masks = self._host_masks = torch.from_numpy(np.memmap(folder / "masks.bin", np.uint8, "c"))
+        self._decode = decode
+        if decode is None:
+            # Copy-on-write: torch wants writable memory, and nothing is ever written.
+            self._images = torch.from_numpy(np.memmap(folder / "images.bin", self.dtype, "c"))
+            self._masks = self._host_masks = torch.from_numpy(np.memmap(folder / "masks.bin", np.uint8, "c"))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the pixels lie on a device of their own and not in main memory."""
+        return self._decode is None and self._images.device.type != "cpu"
+
+    def pair(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image and mask."""
+        if self._decode is None:
+            return self.image(index), self.mask(index)
+        decoded, row = self._decode(self.kept[index]), self.rows[index]
+        if (decoded.content, decoded.labelled) != (row.content, row.labelled):
+            raise DataError(f"{row.key}: has changed since the data were scanned. Start again.")
+        return torch.from_numpy(np.ascontiguousarray(decoded.image)), torch.from_numpy(self._renumbered(decoded))
 
     def image(self, index: int) -> Tensor:
         """`h w c`, a view in the store's data type; c is the row's own."""
+        if self._decode is not None:
+            return self.pair(index)[0]
         row = self.rows[index]
         size = row.height * row.width * row.channels
         return self._images[row.image_offset : row.image_offset + size].view(row.height, row.width, row.channels)
 
     def mask(self, index: int) -> Tensor:
         """`h w` uint8, a view: the file's values."""
+        if self._decode is not None:
+            return self.pair(index)[1]
         row = self.rows[index]
         return self._masks[row.mask_offset : row.mask_offset + row.height * row.width].view(row.height, row.width)
 
     def host_mask(self, index: int) -> np.ndarray:
         """The same in main memory, wherever the pixels are."""
+        if self._decode is not None:
+            return self.mask(index).numpy()
         row = self.rows[index]
         flat = self._host_masks[row.mask_offset : row.mask_offset + row.height * row.width]
         return flat.view(row.height, row.width).numpy()
 
+    def _renumbered(self, decoded: "_Decoded") -> np.ndarray:
+        """A mask with the numbers that the store gives its values."""
+        return np.array([_number(self._codes, code) for code in decoded.codes], np.uint8)[decoded.mask]
+
     def to(self, device: torch.device) -> "Store":
         """Move all pixels to the device if half of its free memory holds them; return self."""
-        if device.type == "cuda":
+        if device.type == "cuda" and self._decode is None:
             needed = sum(t.numel() * t.element_size() for t in (self._images, self._masks))
             if needed < torch.cuda.mem_get_info(device)[0] / 2:
                 self._images, self._masks = self._images.to(device), self._masks.to(device)
@@ -142,6 +174,7 @@ def open_store(
     *,
     binarize: bool = False,
     ignore: int | None = None,
+    keep: bool = True,
     workers: int | None = None,
     progress: Progress = lambda rows, *_: rows,
 ) -> Store:
@@ -150,6 +183,7 @@ def open_store(
     Args:
         binarize: masks become 0 where they are 0 or black, else 1, but for 255 where they are `ignore`.
         ignore: code of a mask value (`segsweep.data.images.code`).
+        keep: write the decoded pixels down; without them samples are decoded again whenever they are asked for.
         workers: decoding threads; default: as many as cores.
         progress: wraps the iterator over decoded samples; also given their number and a title.
 
@@ -157,14 +191,44 @@ def open_store(
         DataError: at least `STOP` files that cannot be used, or none that can.
     """
     read = partial(_decode, binarize=binarize, ignore=ignore)
-    target = cache() / "stores" / _name(samples, binarize, ignore if binarize else None)
+    target = cache() / "stores" / (_name(samples, binarize, ignore if binarize else None) + ("" if keep else "-scan"))
     threads = workers or os.cpu_count() or 1
 
     def write(folder: Path) -> None:
         with closing(_decoded(samples, read, threads)) as decoded:  # its threads end here, whatever happens
-            _write(folder, samples, progress(decoded, len(samples), "decoding"))
+            try:
+                _write(folder, samples, progress(decoded, len(samples), "decoding"), keep)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise DataError(
+                    f"{target.parent}: no room for the decoded images. Try data.cache=none, which decodes them again "
+                    "and again, or another place: SEGSWEEP_OUTPUTS=DIR before the command."
+                ) from error
 
-    return Store(made(target, "manifest.json", write))
+    def again(number: int) -> _Decoded:
+        result = read(samples[number])
+        if isinstance(result, list):
+            raise Unusable(result)
+        return result
+
+    folder = made(target, "manifest.json", write)
+    if keep and not _whole(folder):
+        shutil.rmtree(folder)
+        folder = made(target, "manifest.json", write)
+    return Store(folder, None if keep else again)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all pixels are there that the manifest promises."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    last = manifest["rows"][-1]
+    area = last["height"] * last["width"]
+    promised = {
+        "images.bin": (last["image_offset"] + area * last["channels"]) * np.dtype(manifest["dtype"]).itemsize,
+        "masks.bin": last["mask_offset"] + area,
+    }
+    return all((folder / name).is_file() and (folder / name).stat().st_size == n for name, n in promised.items())
 
 
 @dataclass(frozen=True)
@@ -180,6 +244,7 @@ class _Decoded:
     low: float
     high: float
     content: str
+    labelled: str
 
 
 def _name(samples: Sequence[Sample], *options: Any) -> str:
@@ -221,8 +286,11 @@ def _decode(sample: Sample, binarize: bool, ignore: int | None) -> _Decoded | li
             return [_too_many_values(sample.mask, int(codes[0]), len(codes))]
         mask = mask.reshape(image.shape[:2]).astype(np.uint8)
     total, squares, low, high = _moments(image.reshape(-1, image.shape[2]))
-    content = hashlib.sha256(f"{image.shape}{image.dtype}".encode() + np.ascontiguousarray(image).data)
-    return _Decoded(image, mask, codes.tolist(), counts.tolist(), total, squares, low, high, content.hexdigest()[:16])
+    content, labelled = (
+        hashlib.sha256(f"{about}".encode() + np.ascontiguousarray(pixels).data).hexdigest()[:16]
+        for about, pixels in ((f"{image.shape}{image.dtype}", image), (codes.tolist(), mask))
+    )
+    return _Decoded(image, mask, codes.tolist(), counts.tolist(), total, squares, low, high, content, labelled)
 
 
 def _binary(mask: np.ndarray, ignore: int | None) -> np.ndarray:
@@ -266,7 +334,7 @@ def _decoded(
             yield ahead.popleft().result()
 
 
-def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded | list[str]]) -> None:
+def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded | list[str]], keep: bool) -> None:
     rows: list[Row] = []
     kept: list[int] = []
     problems: list[str] = []
@@ -299,11 +367,13 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
                     squares=result.squares.tolist(),
                     values=dict(zip(result.codes, result.counts, strict=True)),
                     content=result.content,
+                    labelled=result.labelled,
                 )
             )
             low, high = min(low, result.low), max(high, result.high)
-            image_file.write(np.ascontiguousarray(image).data)
-            mask_file.write(np.array(places, np.uint8)[result.mask].data)
+            if keep:
+                image_file.write(np.ascontiguousarray(image).data)
+                mask_file.write(np.array(places, np.uint8)[result.mask].data)
             image_offset += image.size
             mask_offset += result.mask.size
     if len({kind.replace("grey", "colour") for kind in kinds}) > 1:
@@ -312,12 +382,13 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
     if not rows:
         refuse(problems)
     codes, stored = _stored(index)
-    _renumber(folder / "masks.bin", np.array([stored[code] for code in index], np.uint8))
+    if keep:
+        _renumber(folder / "masks.bin", np.array([stored[code] for code in index], np.uint8))
     rows = [replace(row, values={stored[code]: n for code, n in row.values.items()}) for row in rows]
     dtype = next(iter(kinds)).split()[0]
     manifest = {
         "version": VERSION,
-        "digest": _digest([samples[i] for i in kept], rows, folder / "masks.bin", codes),
+        "digest": _digest([samples[i] for i in kept], rows),
         "dtype": dtype,
         "range": [float(low), float(high)],
         "codes": codes,
@@ -338,12 +409,20 @@ def _stored(index: Iterable[int]) -> tuple[list[int] | None, dict[int, int]]:
     found = sorted(index)
     if all(0 <= code <= 255 for code in found):
         return None, {code: code for code in found}
-    if found[-1] >= images.COLOR:  # a mask that is all grey counts as colour, too, where others are coloured
-        as_colour = {code: images.COLOR | code * 0x010101 if 0 <= code <= 255 else code for code in found}
-    else:
-        as_colour = {code: code for code in found}
-    codes = sorted(set(as_colour.values()))
-    return codes, {code: codes.index(colour) for code, colour in as_colour.items()}
+    codes = sorted({_color(code) for code in found} if found[-1] >= images.COLOR else found)
+    return codes, {code: _number(codes, code) for code in found}
+
+
+def _number(codes: list[int] | None, code: int) -> int:
+    """A code's number in a store that lists these codes."""
+    if codes is None:
+        return code
+    return codes.index(_color(code) if codes[-1] >= images.COLOR else code)
+
+
+def _color(code: int) -> int:
+    """A mask that is all grey counts as colour, too, where others are coloured."""
+    return images.COLOR | code * 0x010101 if 0 <= code <= 255 else code
 
 
 def _renumber(path: Path, places: np.ndarray) -> None:
@@ -355,13 +434,10 @@ def _renumber(path: Path, places: np.ndarray) -> None:
         values.flush()
 
 
-def _digest(samples: Sequence[Sample], rows: Sequence[Row], masks: Path, codes: list[int] | None) -> str:
+def _digest(samples: Sequence[Sample], rows: Sequence[Row]) -> str:
     """Of the decoded content, the keys and the given split."""
-    digest = hashlib.sha256(str(codes).encode())
+    digest = hashlib.sha256()
     for sample, row in zip(samples, rows, strict=True):
-        digest.update(
-            f"{row.key} {sample.split} {row.height} {row.width} {row.content}\n".encode(errors="surrogateescape")
-        )
-    with masks.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+        line = f"{row.key} {sample.split} {row.height} {row.width} {row.content} {row.labelled}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

@@ -91,8 +91,11 @@ def macs(plan: Plan) -> float:
     for level in plan.pyramid:
         for inputs, outputs, stride in upsamplings(plan.pyramid[-2], level):
             total += inputs * outputs / stride**2
+    coarser = plan.deepest.stride
     for stage in plan.stages:
-        total += 9 * (stage.inputs + stage.skip + stage.width) * stage.width / stage.stride**2
+        upsampled = 4 if coarser == 2 * stage.stride else 9  # products for each pixel: see segsweep.nn.decoder
+        total += (upsampled * stage.inputs + 9 * (stage.skip + stage.width)) * stage.width / stage.stride**2
+        coarser = stage.stride
     if plan.neck:
         total += plan.deepest.channels * plan.neck / plan.deepest.stride**2
     first, second = plan.stem

@@ -1,5 +1,7 @@
 """What a training step and a validation see."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -143,8 +145,9 @@ def test_mask_values_are_mapped_to_classes(tmp_path):
 def test_the_target_of_a_sample_is_its_own_mask_in_classes(tmp_path):
     masks = [np.random.default_rng(i).choice(np.array([0, 7, 255], np.uint8), (20 + i, 31)) for i in range(3)]
     batches = evaluated(stored(tmp_path, masks, masks), labels({0: 1, 255: 1}))
+    found = {i: target for batch in batches for i, target in zip(batch.indices, batch.targets, strict=True)}
     for i, mask in enumerate(masks):
-        target = batches.target(i)
+        target = found[i]
         assert target.dtype == torch.int64
         assert np.array_equal(target, np.select([mask == 0, mask == 255], [0, 1], VOID))
 
@@ -729,14 +732,35 @@ def test_crops_over_the_foreground_do_not_touch_the_global_generators(tmp_path):
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
 
-def test_steps_are_made_when_they_are_asked_for(tmp_path):
-    store = noisy(tmp_path, [(32, 40)] * 8)
-    batches = trained(store)
-    steps = batches.epoch(0)
-    next(next(steps))
-    store.image = None
-    with pytest.raises(TypeError):
+def test_few_steps_are_prepared_ahead(tmp_path, monkeypatch):
+    store = noisy(tmp_path, [(32, 40)] * 40)
+    cut = []
+    pair = store.pair
+    monkeypatch.setattr(store, "pair", lambda index: cut.append(index) or pair(index))
+    batches = trained(store, batch_size=2, workers=2)
+    with closing(batches.epoch(0)) as steps:
+        assert not cut
         next(next(steps))
+        next(next(steps))
+    assert 4 <= len(cut) <= 2 * (2 + 2 + 1)  # two steps, and one more than there are threads ahead
+
+
+def test_what_a_thread_runs_into_is_raised(tmp_path, monkeypatch):
+    store = noisy(tmp_path, [(32, 40)] * 8)
+    monkeypatch.setattr(store, "pair", None)
+    with pytest.raises(TypeError):
+        list(evaluated(store))
+    with closing(trained(store).epoch(0)) as steps, pytest.raises(TypeError):
+        next(next(steps))
+
+
+@pytest.mark.parametrize("workers", (1, 2, 5))
+def test_threads_change_nothing(tmp_path, workers):
+    store = noisy(tmp_path, [(32, 40), (50, 33), (20, 64)] * 4)
+    alone, together = (everything(trained(store, workers=n, accumulate=2)) for n in (1, workers))
+    assert alone[0] == together[0]
+    assert torch.equal(alone[1], together[1])
+    assert torch.equal(alone[2], together[2])
 
 
 def test_bright_squares_are_the_foreground(pairs):

@@ -1,0 +1,123 @@
+"""How a model is run: precision, layout, compilation, recomputation. It changes speed and memory, not the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is run.
+
+    Attributes:
+        precision: autocast's data type; float32 switches it off.
+        channels_last: the memory layout of images and of convolutions' weights.
+        compile: whether the training's forward and backward passes go through torch.compile.
+    """
+
+    precision: torch.dtype = torch.float32
+    channels_last: bool = True
+    compile: bool = False
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Bring the model's weights into the layout; return it."""
+        model.to(memory_format=self.layout)
+        if self.precision != torch.float32 and next(model.parameters()).device.type == "cpu":
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                    _keep_fp32(module)
+        return model
+
+    def forward(self, model: nn.Module, image: Tensor) -> Tensor:
+        """The model's output for an image `b c h w`."""
+        with torch.autocast(image.device.type, self.precision, enabled=self.precision != torch.float32):
+            return model(image.contiguous(memory_format=self.layout))
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """What to call in training's place of the model: images always have one size there."""
+        return torch.compile(model, dynamic=False) if self.compile else model  # type: ignore[return-value]
+
+
+PLAIN = Execution()
+
+
+class _Fp32:
+    """A convolution outside of autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)  # type: ignore[misc]
+
+
+def _keep_fp32(module: nn.Conv2d) -> None:
+    """On CPUs bf16 gradients of strided depthwise convolutions take up to five times as long as those in fp32."""
+    kind: Any = type(module)
+    if not issubclass(kind, _Fp32):
+        module.__class__ = type(
+            f"Fp32{kind.__name__}", (_Fp32, kind), {}
+        )  # keeps names, weights and copies as they are
+
+
+def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
+    """Keep fewer activations for the backward pass and compute the others again (https://arxiv.org/abs/1604.06174).
+
+    Every part of the model that has timm's switch `set_grad_checkpointing` gets it set. A BatchNorm that sees a batch
+    twice would move its statistics twice, so its momentum is set to what gives the same in two moves.
+
+    Args:
+        model: trains on its own device; its gradients and statistics stay as they are.
+        image: `b c h w`, small: what one forward and backward pass are tried with.
+
+    Returns:
+        whether any part has the switch.
+    """
+    switched = False
+    for module in model.modules():
+        if hasattr(module, "set_grad_checkpointing"):
+            switch: Any = module.set_grad_checkpointing
+            try:
+                switch(True)
+                switched = True
+            except (AssertionError, NotImplementedError):  # timm: "gradient checkpointing not supported"
+                continue
+    seen: dict[nn.Module, int] = {}
+
+    def count(module: nn.Module, *_: Any) -> None:
+        seen[module] = seen.get(module, 0) + 1
+
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
+    try:
+        with unchanged(model):
+            model.train()(image).float().mean().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm in norms:
+        if seen.get(norm, 0) == 2 and norm.momentum is not None:
+            norm.momentum = 1 - (1 - norm.momentum) ** 0.5
+    return switched
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """A context in which a model may be trained on anything: its buffers, mode and the random state come back."""
+    training, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+            model.zero_grad(set_to_none=True)
+            model.train(training)
