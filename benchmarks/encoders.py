@@ -23,7 +23,7 @@ from typing import Any
 import timm
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[0] = str(Path(__file__).parents[1])  # instead of this folder, whose profile.py would hide Python's own
 
 from segsweep import catalog
 from segsweep.nn.survey import survey

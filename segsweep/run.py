@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 EPOCHS = 10  # without train.epochs and train.time_budget
 SHOWN = 4  # validation images whose predictions are kept as pictures
 
+SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
+
 BEST, LAST = "best.safetensors", "last.pt"
 
 
@@ -135,6 +137,14 @@ def run(
         return _train(prepared, folder, records, argv, hydra_files)
     finally:
         lock.release()
+
+
+def _work(prepared: Prepared, images_per_s: float) -> dict[str, float]:
+    """TFLOP/s that the training reaches, and its share of what the machine's fastest convolution does."""
+    height, width = prepared.config.data.size
+    done = 3 * 2 * prepared.model.macs((height, width)) * images_per_s
+    share = {"perf/peak_share": done / prepared.tuned.peak} if prepared.tuned.peak else {}
+    return {"perf/tflops": done / 1e12, **share}
 
 
 def _epochs(config: RunConfig) -> int | None:
@@ -270,7 +280,8 @@ def _train(
                 show=shown,
                 watch=console.bar,
             ):
-                record = {"epoch": epoch.number, "time": time.time(), **epoch.metrics}
+                metrics = {**epoch.metrics, **_work(prepared, epoch.metrics["perf/images_per_s"])}
+                record = {"epoch": epoch.number, "time": time.time(), **metrics}
                 _save_last(prepared, folder / LAST, record)
                 if epoch.is_best:
                     _save_best(prepared, folder / BEST)
@@ -315,7 +326,8 @@ def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device
         # What was chosen once stays: another precision is another training.
         kind, layout = getattr(torch, before["precision_used"]), before.get("channels_last", True)
         execution = Execution(kind, layout, before.get("compiled", False))
-        return Tuned(execution, asked or before["micro_batch"], before.get("probed", {}))
+        batch_size = asked or before["micro_batch"]
+        return Tuned(execution, batch_size, before.get("probed", {}), before.get("convolution_peak", 0.0))
     epochs, shown = _epochs(config), len(dataset.shown)
     return tune(
         model,
@@ -421,6 +433,7 @@ def _write_start(
         compiled=prepared.tuned.execution.compile,
         micro_batch=prepared.tuned.batch_size,
         probed=prepared.tuned.rates,
+        convolution_peak=prepared.tuned.peak,
         classes=list(prepared.data.labels.names),
         data_digest=prepared.data.store.digest,
         **{f"data/{part}": len(prepared.data.parts.get(part, [])) for part in SPLITS},
@@ -504,15 +517,20 @@ def _best_metrics(epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not scored:
         return {}
     best = max(scored, key=lambda record: record["val/iou"])
-    rates = [record["perf/images_per_s"] for record in epochs]
     return {
         **{name: value for name, value in best.items() if name.startswith("val/")},
         "best/epoch": best["epoch"],
         "best/val_iou": best["val/iou"],
         "epochs": len(epochs),
-        "perf/images_per_s": median(rates[1:] or rates),
+        **{name: _usual(epochs, name) for name in SPEED if name in epochs[0]},
         "perf/peak_memory_gb": max(record["perf/peak_memory_gb"] for record in epochs),
     }
+
+
+def _usual(epochs: Sequence[dict[str, Any]], name: str) -> float:
+    """The median over the epochs after the first, which warms up."""
+    values = [record[name] for record in epochs if record.get(name) is not None]
+    return median(values[1:] or values)
 
 
 def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> dict[str, Any]:

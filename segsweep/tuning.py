@@ -39,11 +39,13 @@ class Tuned:
         execution: how the model is run.
         batch_size: images of a micro-batch.
         rates: images/s of what was tried, by name; empty where nothing was.
+        peak: FLOP/s of this machine's fastest convolution in that precision; 0 where nothing was tried.
     """
 
     execution: Execution
     batch_size: int
     rates: dict[str, float]
+    peak: float = 0.0
 
 
 def tune(
@@ -104,7 +106,8 @@ def tune(
     rate = max(answer["rates"].values())
     if compile == "auto" and where.type == "cuda":
         execution = replace(execution, compile=min(expected_images / rate, seconds) >= COMPILE_PAYS)
-    return Tuned(execution, answer["batch_size"], answer["rates"])
+    peak = device.convolution_peak(where, execution.precision)
+    return Tuned(execution, answer["batch_size"], answer["rates"], peak)
 
 
 def _probe(

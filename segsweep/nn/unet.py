@@ -1,5 +1,6 @@
 """A U-Net on any timm encoder, from pixels to logits."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from segsweep.errors import ConfigError
 from segsweep.nn.decoder import Decoder
 from segsweep.nn.encoder import Encoder
-from segsweep.nn.plan import plan
+from segsweep.nn.plan import macs, plan
 from segsweep.nn.weights import Weights, about
 
 
@@ -90,6 +91,12 @@ class UNet(nn.Module):
             "dropout": dropout,
             "clip": [list(edge) for edge in clip] if clip else None,  # as JSON gives it back
         }
+
+    def macs(self, size: tuple[int, int]) -> float:
+        """Multiply-adds of a forward pass over an image of this height and width; training takes three times as many."""
+        area = size[0] * size[1]
+        seen = math.prod(self.encoder.input_size) if self.encoder.input_size else area
+        return self.encoder.macs * seen + macs(self.plan) * area
 
     def forward(self, pixels: Tensor) -> Tensor:
         """From pixels to logits.

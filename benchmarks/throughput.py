@@ -1,0 +1,255 @@
+"""Images/s of a training step and of whole epochs, beside segmentation_models_pytorch on the same encoder.
+
+    pip install -e ".[bench]"
+    python benchmarks/throughput.py resnet34 --name throughput-resnet34-cpu
+
+What takes turns, on the same PNG files, size and batch:
+
+    peer        its notebook's loop: DataLoader, fp32, contiguous, Adam, Dice loss, a U-Net of fixed decoder widths
+    tuned       the same in bf16 and channels_last (on a GPU with TF32)
+    compiled    tuned, through torch.compile (--compile)
+    ours        segsweep with the peer's decoder widths, its skip at full resolution and augmentation on top
+    ours auto   segsweep with decoder.width=auto
+
+`step` repeats one batch that lies ready: no data. `epoch` is training and validation over the files, each image decoded
+by the peer's loader anew and by us from the store. The last line is the share of the convolution peak.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measure import interleaved, keep, parser, summary
+
+WIDTHS = (256, 128, 64, 32, 16)  # the peer's
+PEER_LR, LR = 2e-4, 1e-3
+
+options = parser(__doc__)
+options.add_argument("encoder", nargs="?", default="resnet34")
+options.add_argument("--size", type=int, default=256)
+options.add_argument("--batch", type=int, default=8)
+options.add_argument("--images", type=int, default=40, help="of an epoch; a fifth is for validation")
+options.add_argument("--compile", action="store_true")
+options.add_argument("--device", default="auto")
+options.add_argument("--only", choices=["step", "epoch"])
+
+
+def files(count: int) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Pairs for training and validation: the embedded `shapes`, which any machine can make."""
+    from segsweep.data.sources import SOURCES, Options
+
+    found = SOURCES["shapes"](Options(seed=0, count=max(count, 10))).samples
+    train = [(s.image, s.mask) for s in found if s.split == "train"]
+    val = [(s.image, s.mask) for s in found if s.split == "val"]
+    return train, val
+
+
+class Files:
+    """The peer's data set, as its notebook has it: a file is decoded and resized when it is asked for."""
+
+    def __init__(self, pairs: list[tuple[Path, Path]], size: int):
+        self.pairs, self.size = pairs, size
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        import numpy as np
+        from PIL import Image
+
+        image, mask = self.pairs[index]
+        side = (self.size, self.size)
+        pixels = np.asarray(Image.open(image).convert("RGB").resize(side, Image.Resampling.BILINEAR))
+        truth = np.asarray(Image.open(mask).resize(side, Image.Resampling.NEAREST)) > 0
+        return pixels.transpose(2, 0, 1).astype("float32"), truth[None].astype("float32")
+
+
+def peer(encoder: str, size: int, batch: int, where: Any, tuned: bool, compiled: bool) -> tuple[Callable, Callable]:
+    """Its step on a ready batch and its epoch over files, as functions that give images/s."""
+    import segmentation_models_pytorch as smp
+    import torch
+    from torch.utils.data import DataLoader
+
+    name = encoder if encoder in smp.encoders.encoders else f"tu-{encoder}"
+    model = smp.Unet(name, encoder_weights=None, classes=1).to(where)
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    called = torch.compile(model) if compiled else model
+    optimizer = torch.optim.Adam(model.parameters(), PEER_LR)
+    loss = smp.losses.DiceLoss("binary", from_logits=True)
+    mean, std = torch.tensor([123.7, 116.3, 103.5]), torch.tensor([58.4, 57.1, 57.4])
+    mean, std = mean.view(1, 3, 1, 1).to(where), std.view(1, 3, 1, 1).to(where)
+
+    def forward(image: Any) -> Any:
+        image = ((image.to(where) - mean) / std).contiguous(memory_format=layout)
+        with torch.autocast(where.type, torch.bfloat16, enabled=tuned):
+            return called(image).float()
+
+    def train(image: Any, mask: Any) -> None:
+        optimizer.zero_grad()
+        loss(forward(image), mask.to(where)).backward()
+        optimizer.step()
+
+    ready = 255 * torch.rand(batch, 3, size, size), (torch.rand(batch, 1, size, size) > 0.5).float()
+
+    def step() -> float:
+        model.train()
+        return timed(where, 2, lambda: train(*ready)) * batch
+
+    def epoch(train_files: list, val_files: list) -> float:
+        workers = min(8, os.cpu_count() or 1)
+        loader = partial(DataLoader, batch_size=batch, num_workers=workers)
+        started = time.perf_counter()
+        model.train()
+        for image, mask in loader(Files(train_files, size), shuffle=True, drop_last=True):
+            train(image, mask)
+        model.eval()
+        with torch.no_grad():
+            for image, mask in loader(Files(val_files, size)):
+                logits = forward(image)
+                smp.metrics.get_stats((logits.sigmoid() > 0.5).long(), mask.to(where).long(), "binary")
+        synchronize(where)
+        return len(train_files) // batch * batch / (time.perf_counter() - started)
+
+    return step, epoch
+
+
+def ours(
+    encoder: str, size: int, batch: int, where: Any, width: Any, count: int
+) -> tuple[Callable, Callable, Any, Any]:
+    """The same of segsweep: its own loop, store, augmentation, loss, optimizer and evaluation."""
+    import torch
+
+    from segsweep import engine, losses, optim
+    from segsweep.compose import configuration
+    from segsweep.data.batches import EvalBatches, TrainBatches
+    from segsweep.nn import UNet
+    from segsweep.run import load
+    from segsweep.tuning import tune
+
+    config = configuration(["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]"])
+    data = load(config.data)
+    data.store.to(where)
+    model = UNet(encoder, width=width).to(where)
+    tuned = tune(
+        model,
+        ["benchmark", encoder, model.arguments["width"]],
+        size=(size, size),
+        channels=3,
+        where=where,
+        precision="auto",
+        compile="false",
+        batch_size=batch,
+        images=count,
+        expected_images=1e6,
+    )
+    optimizer = optim.build("adamw", model, lr=LR, weight_decay=1e-2)
+    loss = losses.build({"ce": 0.5, "dice": 0.5})
+    shared = {"size": (size, size), "resize": "pad", "batch_size": batch, "device": where}
+    train = TrainBatches(
+        data.store, data.labels, data.parts["train"], seed=0, augmentation=vars(config.augmentation), **shared
+    )
+    val = EvalBatches(data.store, data.labels, data.parts["val"], **shared)
+    scaler = torch.amp.GradScaler(where.type, enabled=False)
+    with closing(train.epoch(1)) as steps:
+        ready = list(next(steps))
+    progress = engine.Progress()
+    names = data.labels.names
+
+    def one() -> None:
+        engine._step(model, model, ready, 1, loss, optimizer, tuned.execution, scaler, 1.0, engine.Waiting(where))
+
+    def step() -> float:
+        tuned.execution.prepare(model).train()
+        return timed(where, 2, one) * batch
+
+    def epoch(train_files: list, val_files: list) -> float:
+        started = time.perf_counter()
+        more = {"execution": tuned.execution, "scaler": scaler, "progress": progress, "clip": 1.0}
+        schedule = optim.schedule("constant")
+        for last in engine.fit(
+            model, train, val, loss, optimizer, schedule, names=names, epochs=progress.epoch + 1, **more
+        ):
+            shares.append(last.metrics["perf/data_share"])
+        synchronize(where)
+        return len(train) * batch / (time.perf_counter() - started)
+
+    shares: list[float] = []
+    return step, epoch, (tuned, model), shares
+
+
+def timed(where: Any, times: int, action: Callable[[], None]) -> float:
+    """How often a second."""
+    synchronize(where)
+    started = time.perf_counter()
+    for _ in range(times):
+        action()
+    synchronize(where)
+    return times / (time.perf_counter() - started)
+
+
+def synchronize(where: Any) -> None:
+    import torch
+
+    if where.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    given = options.parse_args()
+    import torch
+
+    from segsweep import device
+
+    warnings.simplefilter("ignore")
+    where = device.find(given.device)
+    device.set_threads()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    common = (given.encoder, given.size, given.batch, where)
+    count = round(given.images / 0.6)
+    made: dict[str, Any] = {}
+    for name, settings in {"peer": (False, False), "tuned": (True, False), "compiled": (True, True)}.items():
+        if name == "compiled" and not given.compile:
+            continue
+        try:
+            made[name] = peer(*common, *settings)
+            made[name][0]()
+        except Exception as error:  # the peer does not build every encoder
+            made.pop(name, None)
+            print(f"{name} does not run: {type(error).__name__}: {error}")
+    execution = {}
+    kinds = {"ours auto": "auto"} if not made else {"ours": WIDTHS, "ours auto": "auto"}
+    for name, width in kinds.items():
+        *made[name], execution[name], shares = ours(*common, width, count)
+        made[name].append(shares)
+    train, val = files(count)
+    reference = "peer" if "peer" in made else "ours auto"
+    results: dict[str, Any] = {}
+    if given.only != "epoch":
+        results["step"] = interleaved({name: parts[0] for name, parts in made.items()}, given.repeats)
+        print(f"\nstep, images/s\n{summary(results['step'], reference)}")
+    if given.only != "step":
+        epochs = {name: partial(parts[1], train, val) for name, parts in made.items()}
+        results["epoch"] = interleaved(epochs, given.repeats)
+        print(f"\nepoch, images/s\n{summary(results['epoch'], reference)}")
+    for name, (tuned, model) in execution.items():
+        flops = 6 * model.macs((given.size, given.size))
+        chosen = f"{device.named(tuned.execution.precision)}, channels_last={tuned.execution.channels_last}"
+        about = {"chosen": chosen, "probed": tuned.rates, "peak_tflops": tuned.peak / 1e12, "gflop": flops / 1e9}
+        if "step" in results:
+            about["peak_share"] = max(results["step"][name]) * flops / tuned.peak
+        about["data_share"] = made[name][2]
+        results[f"{name}: how"] = about
+        print(f"{name}: {about}")
+    if given.name:
+        keep(given.name, results)
+
+
+if __name__ == "__main__":
+    main()
