@@ -10,7 +10,6 @@ after the other in each process; what fails is written with its error. `--again`
 
 import argparse
 import csv
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,10 +19,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import measure
 import timm
 import torch
-
-sys.path[0] = str(Path(__file__).parents[1])  # instead of this folder, whose profile.py would hide Python's own
 
 from segsweep import catalog
 from segsweep.nn.survey import survey
@@ -65,7 +63,7 @@ def row(name: str, count: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern", nargs="?", default="*")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "encoders.csv")
+    parser.add_argument("--output", type=Path, default=measure.ROOT / "docs" / "encoders.csv")
     parser.add_argument("--peer", choices=["smp"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="run what failed once more")

@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "benchmarks" / "raw"
-sys.path[0] = str(ROOT)  # instead of this folder, whose profile.py would hide Python's own
+sys.path[:] = [str(ROOT), *sys.path[1:], sys.path[0]]  # this folder last: its profile.py would hide Python's own
 
 
 def machine() -> dict[str, Any]:

@@ -95,16 +95,16 @@ def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
         image: `b c h w` float. Saturation and hue need three channels.
         low, high: the value range; the result stays inside.
     """
-    image = image - low
+    image = image - low if low else image
     if image.shape[1] == 3 and (draws.saturation != 1).any() | (draws.hue != 0).any():
         matrix = torch.from_numpy(_color_matrix(draws)).to(image)
         image = torch.einsum("bij,bjhw->bihw", matrix, image)
     elif (draws.brightness != 1).any():
         image = image * _column(draws.brightness, image)
     if (draws.contrast != 1).any():
-        mean = image.mean(dim=(1, 2, 3), keepdim=True)
-        image = mean + _column(draws.contrast, image) * (image - mean)
-    return image.clamp(0, high - low) + low
+        image = torch.lerp(image.mean(dim=(1, 2, 3), keepdim=True), image, _column(draws.contrast, image))
+    image = image.clamp(0, high - low)
+    return image + low if low else image
 
 
 def blurred(image: Tensor, sigma: np.ndarray, largest: float = 0.0) -> Tensor:

@@ -136,16 +136,19 @@ class Source:
         masks, affine, bounds, extent = (
             move(t) for t in (windows.masks, windows.affine, windows.bounds, windows.extent)
         )
-        points = _points(windows.placements[0].canvas, self.device) @ affine[:, None, :, :2].mT
-        points = points + affine[:, None, None, :, 2]
-        inside = ((points >= bounds[:, None, None, 0]) & (points < bounds[:, None, None, 1])).all(-1)
+        x, y = _mapped(windows.placements[0].canvas, affine)
+        (left, right), (top, bottom) = bounds.permute(2, 1, 0)[..., None, None]
+        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
         # The outermost pixel centres: beyond them the edge is replicated, whatever the other windows' sizes.
-        points = points.clamp(min=0.5).minimum(extent[:, None, None] - 0.5)
-        image = sample(images, points)
-        x, y = points.floor().long().unbind(-1)
-        values = masks.flatten(1).gather(1, (y * masks.shape[2] + x).flatten(1)).view_as(x)
-        mask = torch.where(inside, self.table[values.int()], VOID)
-        targets = tuple(self.table[move(target).int()] for target in windows.targets)
+        width, height = extent.float().T[..., None, None]
+        half = torch.full_like(width, 0.5)
+        x, y = torch.clamp(x, half, width - 0.5), torch.clamp(y, half, height - 0.5)
+        image = sample(images, x, y)
+        values = masks.flatten(1).gather(1, (y.long() * masks.shape[2] + x.long()).flatten(1)).flatten()
+        mask = torch.where(inside, self.table.index_select(0, values.int()).view_as(inside), VOID)
+        targets = tuple(
+            self.table.index_select(0, move(target).flatten().int()).view(target.shape) for target in windows.targets
+        )
         return Batch(image, mask, windows.indices, windows.placements, targets)
 
 
@@ -355,8 +358,11 @@ def _middles(length: int, factor: int) -> slice | Tensor:
     return (torch.arange(0, length, factor) + factor // 2).clamp(max=length - 1) if factor > 1 else slice(None)
 
 
-def _points(canvas: Size, device: torch.device) -> Tensor:
-    """Pixel centres of a canvas, from its centre: `h w 2`, x first."""
-    y = torch.arange(canvas[0], device=device) + 0.5 - canvas[0] / 2
-    x = torch.arange(canvas[1], device=device) + 0.5 - canvas[1] / 2
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+def _mapped(canvas: Size, affine: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the pixel centres of a canvas lie under the maps `b 2 3` from its centre: x and y, `b h w` each."""
+    y = torch.arange(canvas[0], device=affine.device)[:, None] + 0.5 - canvas[0] / 2
+    x = torch.arange(canvas[1], device=affine.device) + 0.5 - canvas[1] / 2
+    by_x, by_y, shift = affine.permute(2, 1, 0)[..., None, None]  # each `2 b 1 1`
+    along = by_x * x
+    down = by_y * y + shift
+    return along[0] + down[0], along[1] + down[1]

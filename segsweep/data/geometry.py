@@ -45,18 +45,23 @@ def place(image: Size, canvas: Size, resize: str, window: np.ndarray | None = No
     return Placement(np.diag(scale), center, canvas)
 
 
-def sample(maps: Tensor, points: Tensor) -> Tensor:
+def sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Bilinear samples, replicated beyond the edge.
 
     Args:
         maps: `b c h w` float.
-        points: `b H W 2`, pixel coordinates x, y on the maps.
+        x, y: `b H W`, pixel coordinates on the maps.
 
     Returns:
         `b c H W`.
     """
-    size = torch.tensor(maps.shape[:1:-1], dtype=points.dtype, device=points.device)
-    return F.grid_sample(maps, points / size * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    height, width = maps.shape[-2:]
+    points = torch.empty(*x.shape, 2, dtype=x.dtype, device=x.device)
+    torch.sub(x, width / 2, out=points[..., 0])
+    torch.sub(y, height / 2, out=points[..., 1])
+    points[..., 0] *= 2 / width
+    points[..., 1] *= 2 / height
+    return F.grid_sample(maps, points, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slice(None)) -> Tensor:
@@ -77,5 +82,5 @@ def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slic
     offset = np.array(placement.canvas[::-1]) / 2 - placement.center / scale
     y = (torch.arange(image[0], device=maps.device)[rows] + 0.5) / scale[1] + offset[1]
     x = (torch.arange(image[1], device=maps.device) + 0.5) / scale[0] + offset[0]
-    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(maps.dtype)
-    return sample(maps[None], points[None])[0]
+    x, y = torch.meshgrid(x.to(maps.dtype), y.to(maps.dtype), indexing="xy")
+    return sample(maps[None], x[None], y[None])[0]

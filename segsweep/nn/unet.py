@@ -93,7 +93,7 @@ class UNet(nn.Module):
         }
 
     def macs(self, size: tuple[int, int]) -> float:
-        """Multiply-adds of a forward pass over an image of this height and width; training takes three times as many."""
+        """Multiply-adds of a forward pass over an image of this height and width; training takes three times that."""
         area = size[0] * size[1]
         seen = math.prod(self.encoder.input_size) if self.encoder.input_size else area
         return self.encoder.macs * seen + macs(self.plan) * area

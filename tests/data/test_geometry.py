@@ -82,20 +82,20 @@ def test_a_window_moves_crops_only(resize):
 def test_samples_at_pixel_centres_are_the_pixels():
     maps = torch.rand(2, 3, 5, 7)
     x, y = torch.meshgrid(torch.arange(7) + 0.5, torch.arange(5) + 0.5, indexing="xy")
-    assert torch.allclose(sample(maps, torch.stack([x, y], -1).expand(2, -1, -1, -1)), maps, atol=1e-5)
+    assert torch.allclose(sample(maps, x.expand(2, -1, -1), y.expand(2, -1, -1)), maps, atol=1e-5)
 
 
 def test_samples_between_pixels_are_weighted_by_distance():
     maps = torch.tensor([[[[0.0, 10.0], [20.0, 30.0]]]])
     points = torch.tensor([[[[1.0, 0.5], [0.5, 1.0], [1.0, 1.0], [0.75, 0.5]]]])
-    assert torch.allclose(sample(maps, points).flatten(), torch.tensor([5.0, 10.0, 15.0, 2.5]), atol=1e-5)
+    assert torch.allclose(sample(maps, *points.unbind(-1)).flatten(), torch.tensor([5.0, 10.0, 15.0, 2.5]), atol=1e-5)
 
 
 def test_samples_beyond_the_edge_are_the_edge():
     maps = torch.rand(1, 1, 4, 4)
     points = torch.tensor([[[[-50.0, 0.5], [99.0, 3.5], [2.5, -9.0]]]])
     expected = torch.stack([maps[0, 0, 0, 0], maps[0, 0, 3, 3], maps[0, 0, 0, 2]])
-    assert torch.allclose(sample(maps, points).flatten(), expected, atol=1e-5)
+    assert torch.allclose(sample(maps, *points.unbind(-1)).flatten(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
