@@ -1,6 +1,8 @@
 PYTHON ?= python
+# Names the raw results.
+HARDWARE ?= cpu
 
-.PHONY: check test lint
+.PHONY: check test lint bench
 
 check: lint test  ## everything a change must pass
 
@@ -11,3 +13,12 @@ lint:
 
 test:
 	$(PYTHON) -m pytest
+
+bench:  ## what benchmarks/RESULTS.md reports; needs pip install -e ".[bench]" and a quiet machine
+	$(PYTHON) benchmarks/augmentation.py --name augmentation-$(HARDWARE)
+	$(PYTHON) benchmarks/startup.py --name startup-$(HARDWARE)
+	$(PYTHON) benchmarks/scaling.py --name scaling-$(HARDWARE)
+	$(PYTHON) benchmarks/throughput.py resnet34 --compile --name throughput-resnet34-$(HARDWARE)
+	$(PYTHON) benchmarks/throughput.py tf_efficientnet_lite0 --name throughput-lite0-$(HARDWARE)
+	$(PYTHON) benchmarks/throughput.py convnext_tiny --name throughput-convnext_tiny-$(HARDWARE)
+	$(PYTHON) benchmarks/throughput.py vit_small_patch16_224 --name throughput-vit_small-$(HARDWARE)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -56,6 +57,58 @@ def test_the_exercise_is_a_real_program():
 def test_fp32_needs_no_proof(monkeypatch):
     monkeypatch.setattr(device, "_survives", lambda kind: pytest.fail("asked"))
     assert device.precision("fp32", CPU) == torch.float32
+
+
+def test_an_unhappy_instruction_set_is_another_machine(monkeypatch):
+    before = device.machine()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert device.machine() != before
+
+
+@pytest.fixture
+def threads():
+    """torch's threads, as they were afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_keep_to_what_the_process_may_use(threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    torch.set_num_threads(2)
+    assert device.set_threads() == 1
+
+
+def test_threads_keep_to_a_containers_quota(threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(device, "_quota", lambda: 1)
+    torch.set_num_threads(2)
+    assert device.set_threads() == 1
+
+
+def test_omp_num_threads_decides(threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(device, "_quota", lambda: 1)
+    torch.set_num_threads(2)
+    assert device.set_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), (("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 1 << 16), ("", 1 << 16))
+)
+def test_a_quota_is_read(text, cores, tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(device, "Path", lambda path: tmp_path / "cpu.max")
+    assert device._quota() == cores
+
+
+def test_the_convolution_peak_is_measured_once(monkeypatch):
+    monkeypatch.setattr(device, "PEAK_SHAPES", (((8, 16), (16, 8)), ()))
+    peak = device.convolution_peak(CPU, torch.float32)
+    assert peak > 1e6
+    monkeypatch.setattr(device, "_convolution", lambda *_: pytest.fail("measured again"))
+    assert device.convolution_peak(CPU, torch.float32) == peak
 
 
 @pytest.mark.gpu

@@ -218,3 +218,21 @@ def test_a_perfect_prediction_scores_one_everywhere():
 def test_the_number_of_names_must_be_that_of_the_classes():
     with pytest.raises(ValueError, match="zip"):
         scores(filled(3, *case(3, 0)), [], NAMES[2])
+
+
+def test_several_images_at_once_are_the_same_as_one_after_the_other():
+    rng = torch.Generator().manual_seed(0)
+    sizes = ((5, 7), (1, 1), (8, 3), (4, 4))
+    targets = [torch.randint(0, 4, size, generator=rng) for size in sizes]
+    targets = [torch.where(target == 3, 255, target) for target in targets]
+    predictions = [torch.randint(0, 3, size, generator=rng) for size in sizes]
+    one_by_one, together = ConfusionMatrix(3), ConfusionMatrix(3)
+    expected = torch.stack([one_by_one.update(p, t) for p, t in zip(predictions, targets, strict=True)])
+    assert torch.equal(together.update_each(predictions, targets), expected)
+    assert torch.equal(together.matrix, one_by_one.matrix)
+
+
+def test_the_image_that_is_wrong_is_found_among_several():
+    fine = torch.zeros(2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"got target 7 with prediction 1"):
+        ConfusionMatrix(2).update_each([fine, fine + 1, fine], [fine, fine + 7, fine])

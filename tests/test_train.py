@@ -61,6 +61,64 @@ def test_a_run_leaves_everything_it_promises(pairs, outputs, capsys):
     assert "epoch   2/2" in printed.err
 
 
+def scored(folder):
+    """All that was measured in the epochs but for times."""
+    rows = journal.epochs(journal.read(folder))
+    return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "time"} for row in rows]
+
+
+def test_decoding_again_and_again_gives_the_same_training(pairs, outputs):
+    data = folder_data(pairs(12))
+    for cache in ("auto", "none"):
+        assert train.main([*SMALL, *data, f"data.cache={cache}", "augmentation=strong"]) == 0
+    kept, streamed = run_folders(outputs)
+    assert scored(kept) == scored(streamed)
+
+
+def test_a_training_says_how_fast_it_is_and_what_it_runs_on(pairs, outputs, monkeypatch):
+    from segsweep import device, tuning
+
+    monkeypatch.setattr(tuning, "WORTH", 1)
+    monkeypatch.setattr(device, "PEAK_SHAPES", (((8, 16),), ()))
+    assert train.main([*SMALL, *folder_data(pairs(12)), "train.accumulate=2"]) == 0
+    (folder,) = run_folders(outputs)
+    start, epoch = journal.read(folder)[:2]
+    assert set(start["probed"]) == {"fp32 channels_last", "fp32 contiguous"}
+    assert (start["precision_used"], start["micro_batch"], start["compiled"]) == ("float32", 2, False)
+    assert isinstance(start["channels_last"], bool)
+    assert 0 < epoch["perf/data_share"] < 1
+    flops = epoch["perf/tflops"] * 1e12 / epoch["perf/images_per_s"]
+    assert flops == pytest.approx(6 * load_model(folder / "best.safetensors").macs((32, 32)))
+    assert epoch["perf/peak_share"] == pytest.approx(epoch["perf/tflops"] * 1e12 / start["convolution_peak"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["perf/tflops"] > 0
+
+
+def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch):
+    from segsweep import tuning
+
+    data = folder_data(pairs(80))
+    assert train.main([*SMALL, *data, "train.batch_size=auto", "train.epochs=1"]) == 0
+    (folder,) = run_folders(outputs)
+    before = journal.last_start(journal.read(folder))
+    assert before["micro_batch"] == 4
+    assert any(name.startswith("batch") for name in before["probed"])
+    monkeypatch.setattr(tuning, "_probe", lambda *_: pytest.fail("probed again"))
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
+    after = journal.last_start(journal.read(folder))
+    for name in ("micro_batch", "channels_last", "precision_used", "compiled", "probed", "convolution_peak"):
+        assert after[name] == before[name], name
+
+
+def test_checkpointing_is_the_same_training(pairs, outputs):
+    data = folder_data(pairs(12))
+    for checkpointing in ("false", "true"):
+        assert train.main([*SMALL, *data, f"train.checkpointing={checkpointing}"]) == 0
+    plain, checkpointed = (scored(folder) for folder in run_folders(outputs))
+    for one, other in zip(plain, checkpointed, strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-3)
+
+
 def test_a_split_without_test_has_no_test_score(pairs, outputs):
     assert train.main([*SMALL, *folder_data(pairs(20))]) == 0
     summary = json.loads((run_folders(outputs)[0] / "summary.json").read_text())

@@ -695,3 +695,69 @@ def test_any_set_of_masks_keeps_its_meaning_and_counts(tmp_path, seed):
             expected = colours(mask) if store.values else mask[..., 0].ravel().tolist()
             assert meant(store, i) == expected
             assert store.rows[i].values == dict(zip(*np.unique(store.mask(i), return_counts=True), strict=True))
+
+
+@pytest.mark.parametrize("palette", (False, True), ids=("numbers", "colours"))
+def test_without_room_samples_are_decoded_whenever_they_are_asked_for(tmp_path, palette):
+    samples = written(tmp_path)
+    if palette:
+        colours = np.array([(0, 0, 0), (200, 30, 30), (7, 7, 7)], np.uint8)
+        for sample in samples:
+            saved(sample.mask, colours[read_mask(sample.mask)])
+    kept, streamed = open_store(samples), open_store(samples, keep=False)
+    assert not list(streamed_folder().glob("*.bin"))
+    assert streamed.digest == kept.digest
+    assert (streamed.values, streamed.rows, streamed.range) == (kept.values, kept.rows, kept.range)
+    for i in range(len(samples)):
+        for found, expected in zip(streamed.pair(i), kept.pair(i), strict=True):
+            assert torch.equal(found, expected)
+        assert torch.equal(streamed.image(i), kept.image(i))
+        assert torch.equal(streamed.mask(i), kept.mask(i))
+        assert np.array_equal(streamed.host_mask(i), kept.host_mask(i))
+    assert streamed.percentiles([0, 1], 5, 95) == kept.percentiles([0, 1], 5, 95)
+    assert not streamed.on_device
+    assert streamed.to(torch.device("cpu")) is streamed
+
+
+def streamed_folder():
+    (folder,) = (path for path in stores() if path.name.endswith("-scan"))
+    return folder
+
+
+def test_a_file_that_changes_under_a_stream_is_noticed(tmp_path):
+    samples = written(tmp_path)
+    store = open_store(samples, keep=False)
+    saved(samples[1].image, np.zeros(SHAPES[1], np.uint8))
+    assert store.pair(0)
+    with pytest.raises(DataError, match=r"01: has changed since the data were scanned"):
+        store.pair(1)
+    samples[2].mask.unlink()
+    with pytest.raises(DataError, match=r"02\.png"):
+        store.pair(2)
+
+
+@pytest.mark.parametrize("name", ("images.bin", "masks.bin"))
+@pytest.mark.parametrize("harm", ("cut", "gone"))
+def test_a_store_that_lost_pixels_is_made_again(tmp_path, name, harm):
+    samples = written(tmp_path)
+    digest = open_store(samples).digest
+    (path,) = (folder / name for folder in stores())
+    if harm == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        path.unlink()
+    store = open_store(samples)
+    assert is_as_the_files(store, samples)
+    assert store.digest == digest
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path, monkeypatch):
+    from segsweep.data import store
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_write", full)
+    with pytest.raises(DataError, match=r"no room for the decoded images\. Try data\.cache=none.*SEGSWEEP_OUTPUTS"):
+        open_store(written(tmp_path))
+    assert not stores()
