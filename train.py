@@ -23,11 +23,12 @@ from segsweep.errors import ConfigError, Terminated
 from segsweep.paths import CHECKOUT, outputs
 
 # Keys that hold paths. The data may have moved: their digest is compared.
-PATHS = ("data.cache", "data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
+PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
 # What `resume=DIR` may change: how long and where.
 RESUMABLE = (
     *("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "train.patience"),
     *PATHS,
+    "data.cache",
     "tracking.",
 )
 

@@ -6,7 +6,9 @@ The images are small and generated (64 x 64 pixels), each size in a process of i
 """
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -69,10 +71,9 @@ def one(count: int) -> dict[str, float]:
     started = time.perf_counter()
     shown = sum(1 for _ in steps)
     found["batch_us"] = 1e6 * (time.perf_counter() - started) / (shown * BATCH)
-    private = sum(
-        int(row.split()[1]) for row in Path("/proc/self/smaps_rollup").read_text().splitlines() if "Private" in row
-    )
-    found["private_mb"] = private / 1024
+    # What is the process's own; pages of the mapped store come and go as the system likes.
+    rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    found["own_mb"] = next(int(row.split()[1]) for row in rollup if row.startswith("Anonymous:")) / 1024
     found["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
 
@@ -82,16 +83,20 @@ def main() -> None:
     if given.one:
         print(json.dumps(one(given.one)))
         return
+    from segsweep.paths import outputs
+
+    place = outputs() / "benchmark-scaling"  # of its own: its stores are deleted
+    shutil.rmtree(place / "cache" / "stores", ignore_errors=True)
+    environment = {**os.environ, "SEGSWEEP_OUTPUTS": str(place)}
     rows = []
-    print(f"{'images':>8}{'decode/us':>11}{'open/us':>9}{'batch/us':>10}{'private/MB':>12}")
+    print(f"{'images':>8}{'decode/us':>11}{'open/us':>9}{'batch/us':>10}{'own/MB':>12}")
     for count in given.counts:
-        ran = subprocess.run(
-            [sys.executable, __file__, "--one", str(count)], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, __file__, "--one", str(count)]
+        ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(ran.stdout.splitlines()[-1])
         rows.append(row)
         print(
-            f"{count:8}{row['decode_us']:11.0f}{row['open_us']:9.1f}{row['batch_us']:10.0f}{row['private_mb']:12.0f}",
+            f"{count:8}{row['decode_us']:11.0f}{row['open_us']:9.1f}{row['batch_us']:10.0f}{row['own_mb']:12.0f}",
             flush=True,
         )
     if given.name:

@@ -12,10 +12,11 @@ What takes turns, on the same PNG files, size and batch:
     ours auto   segsweep with decoder.width=auto
 
 `step` repeats one batch that lies ready: no data. `epoch` is training and validation over the files, each image decoded
-by the peer's loader anew and by us from the store. The last line is the share of the convolution peak.
+by the peer's loader anew and by us from the store. The machine's convolution peak is measured in the same rounds.
 """
 
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from measure import interleaved, keep, parser, summary
 
 WIDTHS = (256, 128, 64, 32, 16)  # the peer's
 PEER_LR, LR = 2e-4, 1e-3
+PEAK = "convolution peak, TFLOP/s"
 
 options = parser(__doc__)
 options.add_argument("encoder", nargs="?", default="resnet34")
@@ -232,7 +234,10 @@ def main() -> None:
     reference = "peer" if "peer" in made else "ours auto"
     results: dict[str, Any] = {}
     if given.only != "epoch":
-        results["step"] = interleaved({name: parts[0] for name, parts in made.items()}, given.repeats)
+        kind = execution["ours auto"][0].execution.precision
+        steps = {name: parts[0] for name, parts in made.items()}
+        steps[PEAK] = lambda: device.measured_peak(where, kind) / 1e12
+        results["step"] = interleaved(steps, given.repeats)
         print(f"\nstep, images/s\n{summary(results['step'], reference)}")
     if given.only != "step":
         epochs = {name: partial(parts[1], train, val) for name, parts in made.items()}
@@ -241,9 +246,10 @@ def main() -> None:
     for name, (tuned, model) in execution.items():
         flops = 6 * model.macs((given.size, given.size))
         chosen = f"{device.named(tuned.execution.precision)}, channels_last={tuned.execution.channels_last}"
-        about = {"chosen": chosen, "probed": tuned.rates, "peak_tflops": tuned.peak / 1e12, "gflop": flops / 1e9}
+        about = {"chosen": chosen, "probed": tuned.rates, "gflop": flops / 1e9}
         if "step" in results:
-            about["peak_share"] = max(results["step"][name]) * flops / tuned.peak
+            rounds = zip(results["step"][name], results["step"][PEAK], strict=True)
+            about["peak_share"] = statistics.median(rate * flops / 1e12 / peak for rate, peak in rounds)
         about["data_share"] = made[name][2]
         results[f"{name}: how"] = about
         print(f"{name}: {about}")

@@ -95,7 +95,8 @@ def test_omp_num_threads_decides(threads, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), (("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 1 << 16), ("", 1 << 16))
+    ("text", "cores"),
+    (("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 1 << 16), ("", 1 << 16)),
 )
 def test_a_quota_is_read(text, cores, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text(text)

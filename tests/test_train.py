@@ -110,6 +110,23 @@ def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch
         assert after[name] == before[name], name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "typed", ((), ("train.compile=true",), ("train.checkpointing=true",), ("train.batch_size=auto",))
+)
+def test_a_gpu_trains_in_every_way(typed, pairs, outputs, monkeypatch):
+    from segsweep import tuning
+
+    monkeypatch.setattr(tuning, "WORTH", 1)
+    gpu = ("train.device=cuda", "train.precision=auto")
+    assert train.main([*SMALL, *folder_data(pairs(80)), *gpu, *typed]) == 0
+    (folder,) = run_folders(outputs)
+    start, *epochs = journal.read(folder)
+    assert start["device"].startswith("cuda")
+    assert start["compiled"] == ("train.compile=true" in typed)
+    assert all(0 <= epoch["perf/data_share"] < 1 for epoch in journal.epochs([start, *epochs]))
+
+
 def test_checkpointing_is_the_same_training(pairs, outputs):
     data = folder_data(pairs(12))
     for checkpointing in ("false", "true"):

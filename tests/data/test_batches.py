@@ -775,3 +775,26 @@ def test_a_batch_holds_the_pixels_of_the_files(pairs):
     (batch,) = evaluated(open_store(samples, workers=1), size=(40, 48))
     for i, index in enumerate(batch.indices):
         assert np.allclose(batch.image[i].permute(1, 2, 0), read_image(samples[index].image), atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", (True, False), ids=("on the device", "pinned"))
+def test_a_gpu_makes_the_same_batches(tmp_path, resident):
+    """Noise apart, which is drawn on the device."""
+    gpu = torch.device("cuda")
+    store = noisy(tmp_path, [(32, 40), (50, 33), (20, 64)] * 4)
+    given = {
+        "hflip": 0.5,
+        "rotate": 20,
+        "scale": 0.2,
+        "brightness": 0.2,
+        "contrast": 0.2,
+        "saturation": 0.2,
+        "hue": 0.1,
+    }
+    given["blur"] = 1.0
+    expected = everything(trained(store, augmentation=given))
+    found = everything(trained(store.to(gpu) if resident else store, augmentation=given, device=gpu))
+    assert found[0] == expected[0]
+    assert torch.allclose(found[1].cpu(), expected[1], atol=0.05)
+    assert (found[2].cpu() != expected[2]).float().mean() < 1e-3  # a point may lie on the border of two pixels
