@@ -384,6 +384,9 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
     codes, stored = _stored(index)
     if keep:
         _renumber(folder / "masks.bin", np.array([stored[code] for code in index], np.uint8))
+    else:
+        for name in ("images.bin", "masks.bin"):
+            (folder / name).unlink()
     rows = [replace(row, values={stored[code]: n for code, n in row.values.items()}) for row in rows]
     dtype = next(iter(kinds)).split()[0]
     manifest = {
