@@ -126,17 +126,24 @@ def _probe(
     pixels = 255 * torch.rand(few, channels, *size, device=where)
     rates: dict[str, float] = {}
 
-    def try_out(execution: Execution, image: Tensor, what: str) -> float:
-        rates[what] = round(_rate(model, execution, image), 2)
-        return rates[what]
+    def try_out(execution: Execution) -> float:
+        """Images/s; 0 where the usual way fits the memory and this one does not."""
+        try:
+            rate = _rate(model, execution, pixels)
+        except torch.OutOfMemoryError:
+            if not rates:
+                raise
+            rate = 0.0
+        rates[_named(execution)] = round(rate, 2)
+        return rate
 
-    best, fastest = usual, try_out(usual, pixels, _named(usual))
+    best, fastest = usual, try_out(usual)
     others = [replace(usual, precision=torch.float32)] if precision == "auto" and where.type == "cpu" else []
     for other in [e for e in others if e != usual]:
-        if (rate := try_out(other, pixels, _named(other))) > CLEAR * fastest:
+        if (rate := try_out(other)) > CLEAR * fastest:
             best, fastest = other, rate
     other = replace(best, channels_last=False)
-    if try_out(other, pixels, _named(other)) > CLEAR * fastest:
+    if try_out(other) > CLEAR * fastest:
         best = other
     if batch_size is None:
         batch_size = _fastest_batch(model, best, images, size, channels, where, rates)

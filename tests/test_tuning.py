@@ -8,6 +8,7 @@ from torch import nn
 
 from segsweep import device, tuning
 from segsweep.errors import OutOfMemoryError
+from segsweep.paths import cache
 from segsweep.tuning import tune
 
 CPU = torch.device("cpu")
@@ -108,20 +109,31 @@ def test_the_batch_is_the_smallest_that_is_as_fast_as_any(speeds, batches, chose
     assert tuned(batch_size=None).batch_size == chosen
 
 
-def test_a_batch_too_many_is_said(speeds):
-    speeds(batches={4: 1.0})
+def test_few_images_get_the_smallest_batch(speeds):
+    speeds()
     assert tuned(batch_size=None, images=10).batch_size == 4
 
 
-def test_too_large_for_any_batch(speeds, monkeypatch):
-    speeds()
-    monkeypatch.setattr(tuning, "_fastest_batch", lambda *_: tuning_without_memory())
+def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
+    def rate(model, execution, image):
+        if not execution.channels_last:
+            raise torch.OutOfMemoryError
+        return 1.0
 
-    def tuning_without_memory():
-        raise OutOfMemoryError("out of memory")
+    monkeypatch.setattr(tuning, "_rate", rate)
+    found = tuned()
+    assert found.execution.channels_last
+    assert found.rates["bf16 contiguous"] == 0
 
-    with pytest.raises(OutOfMemoryError):
-        tuned(batch_size=None)
+
+def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
+    speeds(batches={})
+    with pytest.raises(torch.OutOfMemoryError):
+        tuned()
+    speeds(batches={})
+    with pytest.raises(OutOfMemoryError, match=r"4 images of 64x64\. Try a smaller data\.size"):
+        tuning._fastest_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), 100, (64, 64), 3, CPU, {})
+    assert not list((cache() / "tuned").glob("*/answer.json"))
 
 
 def test_a_cpu_does_not_compile_by_itself(speeds):
