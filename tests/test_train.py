@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -623,12 +624,18 @@ def test_any_timm_name_composes_without_a_file(capsys):
 def test_ctrl_c_keeps_the_checkpoint_and_marks_the_run_killed(pairs, outputs, database):
     typed = [arg for arg in SMALL if not arg.startswith(("train.epochs", "tracking"))]
     command = [sys.executable, "train.py", *typed, *folder_data(pairs(12)), "train.epochs=100000"]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(outputs.rglob("last.pt")) and time.monotonic() < deadline and child.poll() is None:
-        time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=120)
+    # A shell starts what runs in its background with Ctrl-C ignored, and so would be the child of tests run there.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heed, **pipes) as child:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(outputs.rglob("last.pt")) and time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.1)
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=120)
+        finally:
+            child.kill()
     assert child.returncode == 130, err
     assert "Traceback" not in err
     (folder,) = run_folders(outputs)
