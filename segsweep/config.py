@@ -63,12 +63,15 @@ class EncoderConfig:
     name: str = key("tf_efficientnet_lite0", "any timm model, with or without its pretrained tag")
     pretrained: Any = key("auto", "auto: pretrained weights if they can be had; true: or else an error; false: random")
     weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)")
+    drop_path: float = key(0.0, "probability of skipping a residual block in training (stochastic depth)")
+    freeze_norm: bool = key(False, "BatchNorm of the encoder keeps its pretrained statistics")
 
     def __post_init__(self) -> None:
         if not isinstance(self.pretrained, bool):  # 0 and 1 equal False and True, and are neither
             _one_of("encoder.pretrained", self.pretrained, ("auto",), shown="auto, true, false")
         if self.weights_file and self.pretrained is False:
             raise ConfigError("encoder.weights_file is given but encoder.pretrained=false. Drop one of the two.")
+        _check(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
 
 
 @dataclass
@@ -92,6 +95,8 @@ class OptimConfig:
     name: str = key("adamw", "adam, adamw or sgd")
     lr: float = key(1e-3, "peak learning rate of the decoder")
     encoder_lr_scale: float = key(1.0, "the encoder's learning rate as a multiple of lr; 0 freezes it")
+    layer_decay: float = key(1.0, "the encoder's learning rate falls by this factor with each layer towards the image")
+    freeze_epochs: int = key(0, "the encoder is frozen for this many epochs, then trained with the rest")
     weight_decay: float = key(0.01, "on weights of two and more dimensions only")
     momentum: float = key(0.9, "SGD's momentum, Adam's first beta")
     schedule: str = key("cosine", "cosine, onecycle or constant")
@@ -102,6 +107,8 @@ class OptimConfig:
         _one_of("optim.schedule", self.schedule, ("cosine", "onecycle", "constant"))
         _check(0 < self.lr < math.inf, "optim.lr", self.lr, "above 0, as 1e-3")
         _check(0 <= self.encoder_lr_scale < math.inf, "optim.encoder_lr_scale", self.encoder_lr_scale, "0 or more")
+        _check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0 and at most 1, as 0.75")
+        _check(self.freeze_epochs >= 0, "optim.freeze_epochs", self.freeze_epochs, "0 or more")
         _check(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "0 or more")
         _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
         _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
@@ -171,6 +178,9 @@ class DataConfig:
     foreground: float = key(
         0.0, "resize=crop: share of training crops laid over a pixel of a random class of the image"
     )
+    balance: float = key(
+        0.0, "how far images with much of rare classes are shown more often: 0 not, 1 by their pixels' rarity"
+    )
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
     download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first")
@@ -199,6 +209,7 @@ class DataConfig:
         _check(_is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
         if self.foreground and self.resize != "crop":
             raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
+        _check(_is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         _check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),
             "data.split",
@@ -255,6 +266,7 @@ class LossConfig:
     lovasz: float = key(0.0, "weight of the Lovász-softmax loss, which follows the IoU itself")
     focal: float = key(0.0, "weight of the focal loss: cross-entropy that looks away from easy pixels")
     gamma: float = key(2.0, "how far the focal loss looks away")
+    label_smoothing: float = key(0.0, "of ce: share of each pixel's target that is spread over all classes")
     class_weights: Any = key(
         None, "of ce and focal: one for each class, as [1,5,2], or auto: median frequency; default: equal"
     )
@@ -267,6 +279,9 @@ class LossConfig:
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
         _check(0 <= self.gamma < math.inf, "loss.gamma", self.gamma, "0 or more")
+        _check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
+        if self.label_smoothing and not self.ce:
+            raise ConfigError(f"loss.label_smoothing={self.label_smoothing}: it is of ce. Add loss.ce=1.")
         if self.class_weights not in (None, "auto"):
             valid = isinstance(self.class_weights, list) and all(_is_positive(w) for w in self.class_weights)
             _check(valid, "loss.class_weights", self.class_weights, "auto or one number for each class, as [1,5,2]")
@@ -308,6 +323,13 @@ class TrainConfig:
     device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one")
     workers: int | None = key(None, "threads that decode files; default: as many as cores")
     clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
+    ema: float = key(
+        0.0, "decay of a running average of the weights, as 0.99 a step; the average is scored and kept; 0: none"
+    )
+    bn_momentum: Any = key(
+        "auto", "of BatchNorm's statistics: a number, or auto: the layers' own, less for micro-batches below 16"
+    )
+    tta: str = key("none", "scoring averages over flips: none, hflip (2 views) or flips (4 views)")
     patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never")
     compile: str = key("auto", "true, false; auto: where the training is long enough to pay (GPU, 10 minutes)")
     checkpointing: bool = key(False, "compute activations again instead of keeping them: less memory, slower")
@@ -331,6 +353,10 @@ class TrainConfig:
             _check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)
         _check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")
         _check(0 <= self.clip < math.inf, "train.clip", self.clip, "0 or more")
+        _check(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
+        valid = self.bn_momentum == "auto" or (_is_positive(self.bn_momentum) and self.bn_momentum <= 1)
+        _check(valid, "train.bn_momentum", self.bn_momentum, "auto, or above 0 and at most 1")
+        _one_of("train.tta", self.tta, ("none", "hflip", "flips"))
         _one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             valid = self.device.startswith("cuda:") and self.device[5:].isdigit()

@@ -24,6 +24,12 @@ from segsweep.nn.unet import predict
 STRIP = 4_000_000  # logits brought to a mask's own grid at once, in pixels
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "hflip": ((), (3,)),
+    "flips": ((), (3,), (2,), (2, 3)),
+}
+
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
@@ -80,6 +86,9 @@ def fit(
     clip: float = 0.0,
     patience: int | None = None,
     seed: int = 0,
+    freeze_epochs: int = 0,
+    average: optim.Average | None = None,
+    flips: Sequence[tuple[int, ...]] = FLIPS["none"],
     show: Sequence[int] = (),
     watch: Watch = lambda items, *_: items,
 ) -> Iterator[Epoch]:
@@ -95,6 +104,9 @@ def fit(
         clip: largest norm of the gradient; 0 does not clip.
         patience: end after this many epochs without a better IoU.
         seed: of dropout, anew in each epoch.
+        freeze_epochs: epochs in which the encoder stays as it is.
+        average: of the weights; where there is one, it is what is scored.
+        flips: views that scoring averages over.
         show: samples whose predictions are kept.
         watch: wraps the iterators over steps and validation batches; also given their number and a title.
 
@@ -104,6 +116,7 @@ def fit(
     device = next(model.parameters()).device
     total_steps = epochs * len(train) if epochs else None
     execution.prepare(model)
+    scored = execution.prepare(average.model) if average else model
     compiled = execution.compiled(model)
     while not over(progress, epochs, time_budget, patience):
         started = time.perf_counter()
@@ -112,6 +125,8 @@ def fit(
         # The last validation has to fit into the budget, too.
         reserve = _validation_time(progress)
         budget = max(time_budget - reserve, 1e-3) if time_budget else None
+        if freeze_epochs:
+            optim.freeze(optimizer, number <= freeze_epochs)
         _train_mode(model)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -130,6 +145,8 @@ def fit(
             step_loss, seen = _step(
                 model, compiled, micro_batches, train.accumulate, loss, optimizer, execution, scaler, clip, waiting
             )
+            if average:
+                average.update(model)
             total += step_loss
             first_bad = torch.where((first_bad < 0) & ~torch.isfinite(step_loss), steps, first_bad)
             steps += 1
@@ -140,7 +157,7 @@ def fit(
         mean_loss = float(total) / steps
         trained = time.perf_counter()
 
-        evaluation = evaluate(model, val, loss, names, execution, show, watch)
+        evaluation = evaluate(scored, val, loss, names, execution, flips, show, watch)
         finished = time.perf_counter()
         progress.validation_seconds.append(finished - trained)
         progress.seconds += finished - started
@@ -224,6 +241,7 @@ def evaluate(
     loss: Loss,
     names: Sequence[str],
     execution: Execution = PLAIN,
+    flips: Sequence[tuple[int, ...]] = FLIPS["none"],
     show: Sequence[int] = (),
     watch: Watch = lambda items, *_: items,
 ) -> Evaluation:
@@ -231,6 +249,7 @@ def evaluate(
 
     Args:
         names: of the classes.
+        flips: views of each image, as the dimensions of `b c h w` that are mirrored; their logits are averaged.
         show: samples whose predictions are kept.
         watch: wraps the iterator over the batches; also given their number and a title.
     """
@@ -240,7 +259,8 @@ def evaluate(
     predictions: dict[int, Tensor] = {}
     total: Tensor | float = 0.0
     for batch in watch(batches, len(batches), "scoring"):
-        logits = execution.forward(model, batch.image)
+        views = [execution.forward(model, batch.image.flip(view)).flip(view) for view in flips]
+        logits = views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
         total += loss(logits, batch.mask).double() * len(batch.indices)
         predicted = [
             _on_own_grid(logits[i].float(), batch, i, (target.shape[0], target.shape[1]))

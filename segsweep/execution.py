@@ -1,6 +1,6 @@
 """How a model is run: precision, layout, compilation, recomputation. It changes speed and memory, not the model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -103,9 +103,16 @@ def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
         for hook in hooks:
             hook.remove()
     for norm in norms:
-        if seen.get(norm, 0) == 2 and norm.momentum is not None:
-            norm.momentum = 1 - (1 - norm.momentum) ** 0.5
+        if seen.get(norm, 0) == 2:
+            set_momentum(norm, lambda own: 1 - (1 - own) ** 0.5)
     return switched
+
+
+def set_momentum(model: nn.Module, of: Callable[[float], float]) -> None:
+    """Set each BatchNorm's momentum to a function of what it is; those that average over everything stay."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is not None:
+            module.momentum = of(module.momentum)
 
 
 @contextmanager

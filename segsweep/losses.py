@@ -15,15 +15,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 LARGEST_WEIGHT = 100.0  # of a class, where weights are found by themselves: a few pixels do not rule a batch
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int = 255,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Mean cross-entropy over the pixels that count; BCE with logits for one logit. 0 if none counts.
 
     Args:
         logits: `b k h w`.
         target: `b h w` int64; 0 or 1 for one logit.
         weights: of the classes, `k` or, for one logit, 2; the mean is weighted with them, too.
+        label_smoothing: share of each target that is spread evenly over all classes, two for one logit
+            (https://arxiv.org/abs/1512.00567).
     """
-    return focal(logits, target, ignore_index, weights, gamma=0.0)
+    losses, share = _by_pixel(logits, target, ignore_index, weights, label_smoothing)
+    return _weighted_mean(losses, share)
 
 
 def focal(
@@ -35,15 +44,28 @@ def focal(
         logits, target, weights: as for `cross_entropy`; the mean is not weighted with (1 - p)^gamma.
         gamma: 0 is the cross-entropy.
     """
+    losses, share = _by_pixel(logits, target, ignore_index, weights)
+    if gamma:
+        losses = (1 - torch.exp(-losses)).clamp(min=0) ** gamma * losses
+    return _weighted_mean(losses, share)
+
+
+def _by_pixel(
+    logits: Tensor, target: Tensor, ignore_index: int, weights: Tensor | None, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of each pixel and how much it counts, `b h w` both."""
     counted = target != ignore_index
     truth = target.where(counted, 0)
     if logits.shape[1] == 1:
-        losses = F.binary_cross_entropy_with_logits(logits[:, 0], (truth == 1).to(logits.dtype), reduction="none")
+        hard = (truth == 1).to(logits.dtype)
+        soft = hard * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else hard
+        losses = F.binary_cross_entropy_with_logits(logits[:, 0], soft, reduction="none")
     else:
-        losses = F.cross_entropy(logits, truth, reduction="none")
-    share = counted.to(logits.dtype) if weights is None else weights.to(logits)[truth] * counted
-    if gamma:
-        losses = (1 - torch.exp(-losses)).clamp(min=0) ** gamma * losses
+        losses = F.cross_entropy(logits, truth, reduction="none", label_smoothing=label_smoothing)
+    return losses, counted.to(logits.dtype) if weights is None else weights.to(logits)[truth] * counted
+
+
+def _weighted_mean(losses: Tensor, share: Tensor) -> Tensor:
     return (losses * share).sum() / share.sum().clamp(min=1e-6)
 
 
@@ -119,13 +141,19 @@ TERMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def build(terms: Mapping[str, float], weights: Sequence[float] | None = None, gamma: float = 2.0) -> Loss:
+def build(
+    terms: Mapping[str, float],
+    weights: Sequence[float] | None = None,
+    gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+) -> Loss:
     """A weighted sum of terms, as a function of logits `b k h w` and target `b h w`.
 
     Args:
         terms: weight by the name in `TERMS`; 0 leaves one out.
         weights: of the classes, for ce and focal.
         gamma: of focal.
+        label_smoothing: of ce.
 
     Raises:
         ConfigError: all terms are 0.
@@ -134,7 +162,7 @@ def build(terms: Mapping[str, float], weights: Sequence[float] | None = None, ga
         raise ConfigError(f"loss: every weight is 0. Set one of {', '.join(f'loss.{name}' for name in terms)}.")
     of_classes = None if weights is None else torch.tensor(weights, dtype=torch.float32)
     arguments: dict[str, dict[str, object]] = {
-        "ce": {"weights": of_classes},
+        "ce": {"weights": of_classes, "label_smoothing": label_smoothing},
         "focal": {"weights": of_classes, "gamma": gamma},
     }
     used = {name: weight for name, weight in terms.items() if weight}

@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules by name."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ def build(
     *,
     lr: float,
     encoder_lr_scale: float = 1.0,
+    layer_decay: float = 1.0,
+    layers: Mapping[str, int] | None = None,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
 ) -> Optimizer:
@@ -28,23 +31,33 @@ def build(
     of one dimension) do not decay.
 
     Args:
+        layer_decay: factor on the learning rate for each layer of the encoder below its last
+            (https://arxiv.org/abs/2106.08254).
+        layers: of the encoder's parameters by name, from 0, nearest to the image; needed where layer_decay is not 1.
         name: adam (with L2 regularisation), adamw (decoupled, https://arxiv.org/abs/1711.05101) or sgd (Nesterov).
         momentum: SGD's momentum, Adam's first beta.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    layers = layers or {}
+    last = max(layers.values(), default=0)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
         of_encoder = key.startswith("encoder.")
         if of_encoder and encoder_lr_scale == 0:
             parameter.requires_grad_(False)
             continue
-        groups.setdefault((of_encoder, parameter.ndim > 1), []).append(parameter)
+        scale = 1.0
+        if of_encoder:
+            depth = last - layers[key] if layer_decay != 1 else 0
+            scale = encoder_lr_scale * layer_decay**depth
+        groups.setdefault((of_encoder, scale, parameter.ndim > 1), []).append(parameter)
     rows: list[dict[str, Any]] = [
         {
             "params": parameters,
-            "lr": lr * (encoder_lr_scale if of_encoder else 1.0),
+            "lr": lr * scale,
             "weight_decay": weight_decay if decays else 0.0,
+            "of_encoder": of_encoder,
         }
-        for (of_encoder, decays), parameters in groups.items()
+        for (of_encoder, scale, decays), parameters in groups.items()
     ]
     for row in rows:
         row["peak_lr"] = row["lr"]
@@ -53,6 +66,49 @@ def build(
         return SGD(rows, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     kind = {"adam": Adam, "adamw": AdamW}[name]
     return kind(rows, lr=lr, betas=(momentum, 0.999), fused=fused)
+
+
+def freeze(optimizer: Optimizer, frozen: bool) -> None:
+    """Let the encoder's parameters have no gradient, or have one again."""
+    for group in optimizer.param_groups:
+        if group["of_encoder"]:
+            for parameter in group["params"]:
+                parameter.requires_grad_(not frozen)
+
+
+class Average:
+    """A running average of a model's weights and statistics, which often scores better than the last step's.
+
+    Polyak and Juditsky 1992. The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short training's
+    average is not made of its first weights.
+
+    Attributes:
+        model: the average, in evaluation mode.
+        steps: updates so far.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        own, new = self.model.state_dict(), model.state_dict()
+        floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([own[n] for n in floats], [new[n] for n in floats], 1 - decay)
+        for name in own.keys() - set(floats):
+            own[name].copy_(new[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> float:

@@ -38,7 +38,7 @@ from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset, spread
 from segsweep.data.sources import SPLITS, Options
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
-from segsweep.execution import Execution, checkpoint_gradients
+from segsweep.execution import Execution, checkpoint_gradients, set_momentum
 from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
@@ -47,6 +47,7 @@ from segsweep.tuning import Tuned, tune
 log = logging.getLogger(__name__)
 
 EPOCHS = 10  # without train.epochs and train.time_budget
+USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 SHOWN = 4  # validation images whose predictions are kept as pictures
 
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
@@ -66,8 +67,14 @@ class Prepared:
     loss: losses.Loss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: optim.Average | None
     progress: engine.Progress
     weights_source: weights.Source
+
+    @property
+    def scored(self) -> UNet:
+        """The model that is scored and kept."""
+        return self.average.model if self.average else self.model  # type: ignore[return-value]
 
     def evaluation(self, part: str) -> EvalBatches:
         data = self.config.data
@@ -88,6 +95,7 @@ class Prepared:
             self.data.store,
             self.data.labels,
             self.data.shown,
+            rarity=self.data.rarity(data.balance) if data.balance else None,
             size=(data.size[0], data.size[1]),
             resize=data.resize,
             batch_size=self.tuned.batch_size * train.accumulate,
@@ -206,18 +214,29 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         width=config.decoder.width,
         norm=config.decoder.norm,
         dropout=config.decoder.dropout,
+        drop_path=config.encoder.drop_path,
         **normalization.choose(
             data.normalize, pixels, dataset.parts["train"], config.encoder.name, found.source != "random", data.window
         ),
     ).to(where)
+    model.encoder.freeze_norm = config.encoder.freeze_norm
+    if train.bn_momentum != "auto":
+        set_momentum(model, lambda _: train.bn_momentum)
     if train.checkpointing and not checkpoint_gradients(model, torch.zeros(2, pixels.channels, 64, 64, device=where)):
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
     tuned = _tuned(config, model, dataset, where, before if going_on else {})
+    if train.bn_momentum == "auto":
+        share = min(1.0, tuned.batch_size / USUAL_BATCH)
+        set_momentum(model, lambda own: 1 - (1 - own) ** share)
     optimizer = optim.build(
         config.optim.name,
         model,
         lr=config.optim.lr,
         encoder_lr_scale=config.optim.encoder_lr_scale,
+        layer_decay=config.optim.layer_decay,
+        layers={f"encoder.{name}": layer for name, layer in model.encoder.layers().items()}
+        if config.optim.layer_decay != 1
+        else None,
         weight_decay=config.optim.weight_decay,
         momentum=config.optim.momentum,
     )
@@ -230,6 +249,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         loss=_loss(config.loss, dataset),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(where.type, enabled=tuned.execution.precision == torch.float16),
+        average=optim.Average(model, train.ema) if train.ema else None,
         progress=engine.Progress(),
         weights_source=records[0]["weights_source"] if going_on else model.weights_source,
     )
@@ -277,6 +297,9 @@ def _train(
                 clip=config.train.clip,
                 patience=config.train.patience,
                 seed=config.train.seed,
+                freeze_epochs=config.optim.freeze_epochs,
+                average=prepared.average,
+                flips=engine.FLIPS[config.train.tta],
                 show=shown,
                 watch=console.bar,
             ):
@@ -374,7 +397,8 @@ def load(data: DataConfig, workers: int | None = None) -> Dataset:
 
 def _loss(loss: LossConfig, data: Dataset) -> losses.Loss:
     weights = losses.class_weights(data.labels.names, data.counts("train")[:-1], loss.class_weights, loss.pos_weight)
-    return losses.build({name: getattr(loss, name) for name in losses.TERMS}, weights, loss.gamma)
+    terms = {name: getattr(loss, name) for name in losses.TERMS}
+    return losses.build(terms, weights, loss.gamma, loss.label_smoothing)
 
 
 def _power_of_two(largest: int) -> int:
@@ -449,7 +473,7 @@ def _save_best(prepared: Prepared, path: Path) -> None:
     data, progress = prepared.config.data, prepared.progress
     checkpoint.save_model(
         path,
-        prepared.model,
+        prepared.scored,
         classes=prepared.data.labels.names,
         size=data.size,
         resize=data.resize,
@@ -468,6 +492,8 @@ def _save_last(prepared: Prepared, path: Path, record: dict[str, Any]) -> None:
         "progress": asdict(prepared.progress),
         "record": record,
     }
+    if prepared.average:
+        state["average"] = prepared.average.state_dict()
     checkpoint.save_state(path, state)
 
 
@@ -475,6 +501,8 @@ def _restore(prepared: Prepared, folder: Path) -> None:
     state = checkpoint.load_state(folder / LAST, prepared.device)
     prepared.model.load_state_dict(state["model"])
     prepared.optimizer.load_state_dict(state["optimizer"])
+    if prepared.average:
+        prepared.average.load_state_dict(state["average"])
     if prepared.scaler.is_enabled() and state["scaler"]:
         prepared.scaler.load_state_dict(state["scaler"])
     prepared.progress = engine.Progress(**state["progress"])
@@ -506,6 +534,7 @@ def _test(prepared: Prepared, best: Path) -> dict[str, float]:
         prepared.loss,
         prepared.data.labels.names,
         prepared.tuned.execution,
+        flips=engine.FLIPS[prepared.config.train.tta],
         watch=console.bar,
     )
     return {f"test/{name}": value for name, value in scored.metrics.items()}

@@ -15,7 +15,7 @@ from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.labels import labels
 from segsweep.data.sources import Options, folder
 from segsweep.data.store import open_store
-from segsweep.engine import Progress, evaluate, fit, over
+from segsweep.engine import FLIPS, Progress, evaluate, fit, over
 from segsweep.errors import NonFiniteError
 from segsweep.execution import PLAIN
 
@@ -275,3 +275,31 @@ def test_the_schedule_is_laid_over_the_time_budget(data, monkeypatch):
     assert rates[0] > 0.009
     assert rates[-1] < 0.0003
     assert 18 < progress.seconds < 20 + 0.6  # a step looks at the clock six times
+
+
+def test_flips_average_the_logits_of_mirrored_views(data):
+    class Slanted(Brightness):
+        """Adds a slope from left to right, which a flip takes away."""
+
+        def forward(self, pixels):
+            slope = torch.linspace(-50, 50, pixels.shape[-1])
+            return super().forward(pixels) + slope
+
+    loss = losses.build({"ce": 1.0})
+    batches = data(EvalBatches, size=(40, 48))
+    plain = evaluate(Brightness(), batches, loss, NAMES)
+    assert evaluate(Slanted(), batches, loss, NAMES).metrics["iou"] < plain.metrics["iou"]
+    for kind in ("hflip", "flips"):
+        found = evaluate(Slanted(), batches, loss, NAMES, flips=FLIPS[kind])
+        assert found.metrics["iou"] == pytest.approx(plain.metrics["iou"], abs=1e-3)
+
+
+def test_the_average_is_what_is_scored(data):
+    model = Brightness()
+    average = optim.Average(model, 0.999)
+    epochs = list(training(data, model, epochs=2, lr=0.5, average=average))
+    assert average.steps == 2 * len(data(TrainBatches, seed=0))
+    loss = losses.build({"ce": 1.0})
+    own = evaluate(average.model, data(EvalBatches), loss, NAMES).metrics["loss"]
+    assert epochs[-1].metrics["val/loss"] == own
+    assert own != evaluate(model, data(EvalBatches), loss, NAMES).metrics["loss"]

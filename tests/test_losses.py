@@ -592,3 +592,15 @@ def test_focal_looks_away_from_easy_pixels():
         shares.append(float(gradient[..., 0] / gradient.sum()))
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx((1 - 1 / (1 + math.exp(-3))) / (2 - 1 / (1 + math.exp(-3)) - 1 / (1 + math.e)))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_label_smoothing_is_torchs(k):
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, k, 5, 6), torch.randint(0, max(k, 2), (2, 5, 6))
+    target[0, 0] = 255
+    own = losses.cross_entropy(logits, target, label_smoothing=0.2)
+    both = torch.cat([torch.zeros_like(logits), logits], 1) if k == 1 else logits
+    assert own == pytest.approx(float(F.cross_entropy(both, target, ignore_index=255, label_smoothing=0.2)), abs=1e-6)
+    loss = losses.build({"ce": 1.0}, label_smoothing=0.2)
+    assert float(loss(logits, target)) == pytest.approx(float(own))

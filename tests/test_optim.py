@@ -150,3 +150,43 @@ def test_gradient_norm_measures_without_a_limit_and_clips_with_one(model):
     torch.testing.assert_close(optim.gradient_norm(model, 0), expected)
     torch.testing.assert_close(optim.gradient_norm(model, 1.5), expected)
     torch.testing.assert_close(optim.gradient_norm(model, 0), torch.tensor(1.5), rtol=1e-4, atol=1e-4)
+
+
+def test_layer_decay_falls_towards_the_image(model):
+    layers = {name: i for i, (name, _) in enumerate(model.named_parameters()) if name.startswith("encoder.")}
+    optimizer = optim.build("adamw", model, lr=1.0, encoder_lr_scale=0.5, layer_decay=0.8, layers=layers)
+    rates = {name: group["peak_lr"] for name, group in groups_by_parameter(model, optimizer).items()}
+    assert [rates[name] for name in layers] == pytest.approx([0.5 * 0.8**3, 0.5 * 0.8**2, 0.5 * 0.8, 0.5])
+    assert rates["decoder.weight"] == 1.0
+    assert optim.set_lr(optimizer, 0.5) == 0.5
+
+
+def test_freezing_leaves_the_encoder_as_it_is(model):
+    optimizer = optim.build("adamw", model, lr=0.1, weight_decay=0.1)
+    optim.freeze(optimizer, True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model["decoder"](model["encoder"](torch.rand(2, 3, 5, 5)).mean((2, 3))).sum().backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"decoder.weight", "decoder.bias"}
+    optim.freeze(optimizer, False)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_average_is_the_closed_form(model):
+    average = optim.Average(model, decay=0.5)
+    expected = model["decoder"].weight.detach().clone()
+    for n in range(6):
+        with torch.no_grad():
+            model["decoder"].weight += 1
+            model["encoder"][1].num_batches_tracked += 1
+        average.update(model)
+        share = min(0.5, (1 + n) / (10 + n))
+        expected = share * expected + (1 - share) * model["decoder"].weight
+    assert torch.allclose(average.model["decoder"].weight, expected)
+    assert average.model["encoder"][1].num_batches_tracked == 6
+    again = optim.Average(model, decay=0.5)
+    again.load_state_dict(average.state_dict())
+    assert again.steps == 6
+    assert torch.equal(again.model["decoder"].weight, average.model["decoder"].weight)
+    assert not any(p.requires_grad for p in again.model.parameters())

@@ -731,3 +731,27 @@ def test_an_encoder_of_ones_own_in_another_config_folder_is_found(tmp_path, caps
 def test_values_that_would_fail_later_are_refused_early(key, pairs, capsys):
     assert train.main([*SMALL, *folder_data(pairs(12)), key]) == 2
     assert key.partition("=")[0] in capsys.readouterr().err
+
+
+RECIPE = (
+    "train.ema=0.9",
+    "train.tta=hflip",
+    "train.bn_momentum=0.05",
+    "optim.layer_decay=0.7",
+    "optim.freeze_epochs=1",
+    "encoder.freeze_norm=true",
+    "loss.label_smoothing=0.1",
+    "data.balance=0.5",
+)
+
+
+def test_the_recipes_settings_train_and_resume_to_the_same_end(pairs, outputs, tmp_path):
+    typed = [*SMALL, *folder_data(pairs(12)), *RECIPE, "optim.schedule=constant", "optim.warmup=0"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train.main([*typed, "train.epochs=3", f"hydra.run.dir={whole}"]) == 0
+    assert train.main([*typed, "train.epochs=2", f"hydra.run.dir={cut}"]) == 0
+    assert train.main([f"resume={cut}", "train.epochs=3"]) == 0
+    one, other = (torch.load(f / "last.pt", weights_only=True) for f in (whole, cut))
+    assert one["average"]["steps"] == other["average"]["steps"] > 0
+    for part in (lambda s: s["model"], lambda s: s["average"]["model"]):
+        assert all(torch.equal(part(one)[key], tensor) for key, tensor in part(other).items())

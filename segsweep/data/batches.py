@@ -164,6 +164,7 @@ class TrainBatches(Source):
         batch_size: the global batch, over all ranks and micro-batches.
         accumulate: micro-batches a batch is cut into.
         augmentation: the arguments of `segsweep.data.augment.draw`.
+        rarity: of each of `indices`: an epoch shows them as often, up to a common factor; default: each once.
         foreground: share of crops that are laid over a pixel of a random class of their image; of two classes, of the
             foreground.
         rank, world: this process's share of every batch.
@@ -183,6 +184,7 @@ class TrainBatches(Source):
         device: torch.device,
         accumulate: int = 1,
         augmentation: Mapping[str, float] | None = None,
+        rarity: Sequence[float] | None = None,
         foreground: float = 0.0,
         rank: int = 0,
         world: int = 1,
@@ -193,6 +195,7 @@ class TrainBatches(Source):
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.augmentation = dict(augmentation or {})
+        self.rarity = None if rarity is None else np.asarray(rarity) / sum(rarity)
         self.foreground = foreground
         self.seed = seed
         self.rank, self.world = rank, world
@@ -205,7 +208,7 @@ class TrainBatches(Source):
         """The steps of epoch `number`, each an iterator over its micro-batches."""
         rng = np.random.default_rng([ORDER, self.seed, number])
         needed = len(self) * self.batch_size
-        order = np.concatenate([rng.permutation(self.indices) for _ in range(math.ceil(needed / len(self.indices)))])
+        order = np.concatenate([self._shuffled(rng) for _ in range(math.ceil(needed / len(self.indices)))])
         jobs = (
             partial(self._prepared, number, step, part, order[step * self.batch_size : (step + 1) * self.batch_size])
             for step in range(len(self))
@@ -214,6 +217,14 @@ class TrainBatches(Source):
         with closing(self._ahead(jobs)) as prepared:
             for _ in range(len(self)):
                 yield (self._augmented(*next(prepared)) for _ in range(self.accumulate))
+
+    def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        """As many samples as there are, in random order; by rarity with systematic resampling."""
+        if self.rarity is None:
+            return rng.permutation(self.indices)
+        n = len(self.indices)
+        chosen = np.searchsorted(np.cumsum(self.rarity), (np.arange(n) + rng.random()) / n).clip(max=n - 1)
+        return rng.permutation(self.indices[chosen])
 
     def _prepared(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[_Windows, augment.Draws, int]:
         """One micro-batch's windows, its draws and the seed of its noise."""

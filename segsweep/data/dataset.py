@@ -52,6 +52,22 @@ class Dataset:
             found[-1 if index == VOID else index] += n
         return found
 
+    def rarity(self, balance: float) -> list[float]:
+        """How often an epoch shows each of `shown`, up to a common factor: (sum over c of p_c / P_c) ** balance.
+
+        p_c: share of class c in the image's pixels that count; P_c: in the training split's.
+        """
+        table, totals = self.labels.table, self.counts("train")[:-1]
+        found = []
+        for i in self.shown:
+            pixels = {int(table[v]): 0 for v in self.store.rows[i].values}
+            for value, n in self.store.counts([i]).items():
+                pixels[int(table[value])] += n
+            pixels.pop(VOID, None)
+            counted = max(sum(pixels.values()), 1)
+            found.append((sum(n / counted / totals[c] for c, n in pixels.items() if n) * sum(totals)) ** balance)
+        return found
+
     def empty(self, part: str) -> list[int]:
         """Samples without a pixel of any class but the first."""
         table = self.labels.table

@@ -12,9 +12,10 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import is_model
+from timm.models import group_parameters, is_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from segsweep.errors import ConfigError, closest
@@ -60,8 +61,11 @@ class Encoder(nn.Module):
         in_channels: channels of the image; a pretrained stem is adapted.
         pretrained: "auto", True, False or weights found before, as `segsweep.nn.weights.find` has it.
         weights_file: a checkpoint to take the weights from.
+        drop_path: probability of skipping a residual block in training, the deepest's; it falls towards the image
+            (https://arxiv.org/abs/1603.09382).
 
     Attributes:
+        freeze_norm: BatchNorm keeps its statistics in training; may be set at any time.
         maps: channels and stride of the maps that `forward` gives, finest first.
         weights_source: where the weights came from: file, package, cache, hub or random.
         input_size: the fixed (height, width) it runs at, or None if it runs at the image's.
@@ -76,8 +80,10 @@ class Encoder(nn.Module):
         in_channels: int = 3,
         pretrained: str | bool | weights.Weights = False,
         weights_file: str | None = None,
+        drop_path: float = 0.0,
     ):
         super().__init__()
+        self.freeze_norm = False
         measured = probe(name)
         self.name = name
         self.maps = measured.maps
@@ -87,12 +93,40 @@ class Encoder(nn.Module):
         self._channels_last = measured.channels_last
         on_meta = torch.get_default_device().type == "meta"
         found = weights.RANDOM if on_meta else weights.find(name, pretrained, weights_file)
-        self.timm, self.weights_source = weights.create(name, found, in_chans=in_channels, **dict(measured.switches))
+        more = {**dict(measured.switches), **({"drop_path_rate": drop_path} if drop_path else {})}
+        try:
+            self.timm, self.weights_source = weights.create(name, found, in_chans=in_channels, **more)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            raise ConfigError(f"encoder.drop_path={drop_path}: {name} has no drop path. Drop it.") from error
 
     @property
     def multiple(self) -> int:
         """The image's height and width must be multiples of this many pixels (1 for a fixed input size)."""
         return 1 if self.input_size else math.ceil(self.maps[-1].stride)
+
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter, from 0, nearest to the image, as timm groups them.
+
+        timm's wrappers rename what they hold; a parameter that the bare model does not have is of the layer before it.
+        """
+        with torch.device("meta"):
+            bare: Any = timm.create_model(self.name, pretrained=False)
+        of = {_plain(key): layer for key, layer in group_parameters(bare, bare.group_matcher(), reverse=True).items()}
+        found, layer = {}, 0
+        for key, _ in self.named_parameters():
+            layer = of.get(_plain(key.removeprefix("timm.").removeprefix("model.")), layer)
+            found[key] = layer
+        return {key: sorted(set(found.values())).index(layer) for key, layer in found.items()}
+
+    def train(self, mode: bool = True) -> "Encoder":
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Args: image: `b c h w`, normalised. Returns: maps `b c_i h/s_i w/s_i`, in the order of `self.maps`."""
@@ -107,6 +141,10 @@ class Encoder(nn.Module):
             sizes = [(max(1, round(height / m.stride)), max(1, round(width / m.stride))) for m in self.maps]
             maps = [F.interpolate(m, size=size, mode="bilinear") for m, size in zip(maps, sizes, strict=True)]
         return maps
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")
 
 
 @cache

@@ -28,6 +28,7 @@ class UNet(nn.Module):
         width: channels of the decoder's stages, deepest first, or "auto": scaled to the encoder.
         norm: the decoder's normalisation: batch, group or layer.
         dropout: probability of dropping a channel before the head.
+        drop_path: probability of skipping a residual block of the encoder in training.
         mean, std: of each channel, on the scale of the pixels; default: the encoder's own, for pixels in 0..255.
         clip: lowest and highest value of each channel; pixels beyond are set to them.
 
@@ -56,12 +57,13 @@ class UNet(nn.Module):
         width: str | Sequence[int] = "auto",
         norm: str = "batch",
         dropout: float = 0.0,
+        drop_path: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         clip: Sequence[Sequence[float]] | None = None,
     ):
         super().__init__()
-        self.encoder = Encoder(name, in_channels, pretrained, weights_file)
+        self.encoder = Encoder(name, in_channels, pretrained, weights_file, drop_path)
         self.weights_source = self.encoder.weights_source
         try:
             self.plan = plan(self.encoder.maps, width, self.encoder.macs)

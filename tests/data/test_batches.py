@@ -798,3 +798,21 @@ def test_a_gpu_makes_the_same_batches(tmp_path, resident):
     assert found[0] == expected[0]
     assert torch.allclose(found[1].cpu(), expected[1], atol=0.05)
     assert (found[2].cpu() != expected[2]).float().mean() < 1e-3  # a point may lie on the border of two pixels
+
+
+def test_rarity_shows_samples_as_often(pairs):
+    store = open_store(folder(Options(root=str(pairs(8)))).samples)
+    rarity = [1, 1, 1, 1, 1, 1, 2, 8]
+    batches = TrainBatches(
+        store, labels(store.counts()), range(8), size=(32, 32), resize="pad", batch_size=4, seed=0,
+        device=torch.device("cpu"), rarity=rarity,
+    )  # fmt: skip
+    shown = np.zeros(8)
+    epochs = 40
+    for number in range(epochs):
+        seen = [i for step in batches.epoch(number) for batch in step for i in batch.indices]
+        assert len(seen) == 8
+        counts = np.bincount(seen, minlength=8)
+        assert (abs(counts - 8 * np.array(rarity) / 16) < 1).all()
+        shown += counts
+    assert shown / epochs == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)

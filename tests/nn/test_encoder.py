@@ -1,5 +1,6 @@
 """Encoders: measured, not looked up; their maps are timm's own."""
 
+import itertools
 import math
 
 import pytest
@@ -142,3 +143,36 @@ def test_macs_are_those_of_the_convolutions():
             layer.register_forward_hook(count)
     encoder(torch.zeros(1, 3, 160, 160))
     assert encoder.macs == pytest.approx(total / 160**2)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet"])
+def test_layers_count_from_the_image(name):
+    encoder = Encoder(name)
+    layers = encoder.layers()
+    assert layers.keys() == dict(encoder.named_parameters()).keys()
+    assert set(layers.values()) == set(range(max(layers.values()) + 1))
+    blocks = [layer for key, layer in layers.items() if "norm" not in key.rpartition(".")[0].rpartition(".")[2]]
+    assert blocks[0] == 0
+    assert max(blocks) >= 2
+    assert sum(a > b for a, b in itertools.pairwise(blocks)) <= 1  # timm's order is nearly that of the layers
+
+
+def test_a_frozen_norm_keeps_its_statistics():
+    encoder = Encoder("test_resnet")
+    encoder.freeze_norm = True
+    before = {key: tensor.clone() for key, tensor in encoder.named_buffers()}
+    encoder.train()(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.named_buffers())
+    encoder.freeze_norm = False
+    encoder.train()(torch.randn(2, 3, 64, 64))
+    assert not all(torch.equal(tensor, before[key]) for key, tensor in encoder.named_buffers())
+
+
+def test_drop_path_skips_blocks_in_training_only():
+    encoder = Encoder("test_convnext", drop_path=0.5)
+    image = torch.randn(4, 3, 64, 64)
+    assert not torch.equal(encoder.train()(image)[-1], encoder(image)[-1])
+    encoder.eval()
+    assert torch.equal(encoder(image)[-1], encoder(image)[-1])
+    with pytest.raises(ConfigError, match="has no drop path"):
+        Encoder("vgg11", drop_path=0.5)
