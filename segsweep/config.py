@@ -178,6 +178,11 @@ class DataConfig:
     foreground: float = key(
         0.0, "resize=crop: share of training crops laid over a pixel of a random class of the image"
     )
+    tile: list[int] | None = key(
+        None,
+        "resize=crop: images larger than [height,width] are scored in overlapping tiles; default: 1024 or more a side, "
+        "data.size for encoders of a fixed size",
+    )
     balance: float = key(
         0.0, "how far images with much of rare classes are shown more often: 0 not, 1 by their pixels' rarity"
     )
@@ -209,6 +214,11 @@ class DataConfig:
         _check(_is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
         if self.foreground and self.resize != "crop":
             raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
+        if self.tile is not None:
+            valid = len(self.tile) == 2 and all(_is_count(side) and side >= 32 for side in self.tile)
+            _check(valid, "data.tile", self.tile, "[height,width], 32 pixels or more each, as [1024,1024]")
+            if self.resize != "crop":
+                raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
         _check(_is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         _check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),

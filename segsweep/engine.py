@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from segsweep import optim
 from segsweep.data.batches import Batch, EvalBatches, TrainBatches
-from segsweep.data.geometry import to_image
+from segsweep.data.geometry import Size, to_image
 from segsweep.errors import NonFiniteError
 from segsweep.execution import PLAIN, Execution
 from segsweep.losses import Loss
 from segsweep.metrics import ConfusionMatrix, scores
+from segsweep.nn.tiles import tiled
 from segsweep.nn.unet import predict
 
 STRIP = 4_000_000  # logits brought to a mask's own grid at once, in pixels
@@ -89,6 +91,7 @@ def fit(
     freeze_epochs: int = 0,
     average: optim.Average | None = None,
     flips: Sequence[tuple[int, ...]] = FLIPS["none"],
+    tile: Size | None = None,
     show: Sequence[int] = (),
     watch: Watch = lambda items, *_: items,
 ) -> Iterator[Epoch]:
@@ -106,7 +109,7 @@ def fit(
         seed: of dropout, anew in each epoch.
         freeze_epochs: epochs in which the encoder stays as it is.
         average: of the weights; where there is one, it is what is scored.
-        flips: views that scoring averages over.
+        flips, tile: how to score: as for `evaluate`.
         show: samples whose predictions are kept.
         watch: wraps the iterators over steps and validation batches; also given their number and a title.
 
@@ -157,7 +160,7 @@ def fit(
         mean_loss = float(total) / steps
         trained = time.perf_counter()
 
-        evaluation = evaluate(scored, val, loss, names, execution, flips, show, watch)
+        evaluation = evaluate(scored, val, loss, names, execution, flips, tile, show, watch)
         finished = time.perf_counter()
         progress.validation_seconds.append(finished - trained)
         progress.seconds += finished - started
@@ -242,6 +245,7 @@ def evaluate(
     names: Sequence[str],
     execution: Execution = PLAIN,
     flips: Sequence[tuple[int, ...]] = FLIPS["none"],
+    tile: Size | None = None,
     show: Sequence[int] = (),
     watch: Watch = lambda items, *_: items,
 ) -> Evaluation:
@@ -250,16 +254,19 @@ def evaluate(
     Args:
         names: of the classes.
         flips: views of each image, as the dimensions of `b c h w` that are mirrored; their logits are averaged.
+        tile: height and width beyond which a canvas is run in overlapping tiles; None: always whole.
         show: samples whose predictions are kept.
         watch: wraps the iterator over the batches; also given their number and a title.
     """
     model.eval()
+    forward = partial(execution.forward, model)
     pooled = ConfusionMatrix(len(names))
     images: list[Tensor] = []
     predictions: dict[int, Tensor] = {}
     total: Tensor | float = 0.0
     for batch in watch(batches, len(batches), "scoring"):
-        views = [execution.forward(model, batch.image.flip(view)).flip(view) for view in flips]
+        limit = tile or (batch.image.shape[2], batch.image.shape[3])
+        views = [tiled(forward, batch.image.flip(view), limit).flip(view) for view in flips]
         logits = views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
         total += loss(logits, batch.mask).double() * len(batch.indices)
         predicted = [

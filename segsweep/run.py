@@ -47,6 +47,7 @@ from segsweep.tuning import Tuned, tune
 log = logging.getLogger(__name__)
 
 EPOCHS = 10  # without train.epochs and train.time_budget
+TILE = 1024  # pixels a side up to which an image is scored whole, with data.resize=crop
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 SHOWN = 4  # validation images whose predictions are kept as pictures
 
@@ -75,6 +76,13 @@ class Prepared:
     def scored(self) -> UNet:
         """The model that is scored and kept."""
         return self.average.model if self.average else self.model  # type: ignore[return-value]
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Canvases beyond this are scored in tiles; an encoder of fixed size sees as little as in training."""
+        least = 0 if self.model.encoder.input_size else TILE
+        given = self.config.data.tile or [max(least, side) for side in self.config.data.size]
+        return given[0], given[1]
 
     def evaluation(self, part: str) -> EvalBatches:
         data = self.config.data
@@ -300,6 +308,7 @@ def _train(
                 freeze_epochs=config.optim.freeze_epochs,
                 average=prepared.average,
                 flips=engine.FLIPS[config.train.tta],
+                tile=prepared.tile,
                 show=shown,
                 watch=console.bar,
             ):
@@ -535,6 +544,7 @@ def _test(prepared: Prepared, best: Path) -> dict[str, float]:
         prepared.data.labels.names,
         prepared.tuned.execution,
         flips=engine.FLIPS[prepared.config.train.tta],
+        tile=prepared.tile,
         watch=console.bar,
     )
     return {f"test/{name}": value for name, value in scored.metrics.items()}

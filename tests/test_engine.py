@@ -303,3 +303,11 @@ def test_the_average_is_what_is_scored(data):
     own = evaluate(average.model, data(EvalBatches), loss, NAMES).metrics["loss"]
     assert epochs[-1].metrics["val/loss"] == own
     assert own != evaluate(model, data(EvalBatches), loss, NAMES).metrics["loss"]
+
+
+def test_tiles_score_what_is_local_as_whole_images_do(data):
+    loss = losses.build({"ce": 1.0})
+    batches = data(EvalBatches, resize="crop")
+    whole = evaluate(Brightness(), batches, loss, NAMES)
+    cut = evaluate(Brightness(), batches, loss, NAMES, tile=(32, 33))
+    assert cut.metrics == pytest.approx(whole.metrics, abs=1e-6)
