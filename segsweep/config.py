@@ -290,8 +290,6 @@ class LossConfig:
             _check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
         _check(0 <= self.gamma < math.inf, "loss.gamma", self.gamma, "0 or more")
         _check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
-        if self.label_smoothing and not self.ce:
-            raise ConfigError(f"loss.label_smoothing={self.label_smoothing}: it is of ce. Add loss.ce=1.")
         if self.class_weights not in (None, "auto"):
             valid = isinstance(self.class_weights, list) and all(_is_positive(w) for w in self.class_weights)
             _check(valid, "loss.class_weights", self.class_weights, "auto or one number for each class, as [1,5,2]")
@@ -299,6 +297,14 @@ class LossConfig:
             _check(_is_positive(self.pos_weight), "loss.pos_weight", self.pos_weight, "auto or a number above 0")
         if self.class_weights is not None and self.pos_weight is not None:
             raise ConfigError("loss.class_weights and loss.pos_weight say the same thing twice: drop one of the two.")
+        chosen = [name for name in LOSSES if getattr(self, name)]
+        for name, users in (("class_weights", "ce focal"), ("pos_weight", "ce focal"), ("label_smoothing", "ce")):
+            value, wanted = getattr(self, name), users.split()
+            if value and chosen and not set(chosen) & set(wanted):
+                has, is_now = " and ".join(wanted), " and ".join(chosen)
+                raise ConfigError(
+                    f"loss.{name}={value}: is of {has}, and the loss is {is_now}. Add loss.ce=1, or drop it."
+                )
 
 
 @dataclass

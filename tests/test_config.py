@@ -334,3 +334,11 @@ def test_the_schema_imports_the_standard_library_only():
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     roots = {name.partition(".")[0] for name in run.stdout.split()}
     assert roots <= {*sys.stdlib_module_names, "segsweep"}
+
+
+@pytest.mark.parametrize("setting", ({"class_weights": "auto"}, {"pos_weight": 2.0}, {"label_smoothing": 0.1}))
+def test_what_no_term_of_the_loss_uses_is_refused(setting):
+    (name,) = setting
+    with pytest.raises(ConfigError, match=rf"loss\.{name}=.*the loss is dice and lovasz\. Add loss\.ce=1"):
+        config.LossConfig(dice=0.5, lovasz=0.5, **setting)
+    config.LossConfig(dice=0.5, ce=0.5, **setting)
