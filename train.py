@@ -207,7 +207,10 @@ def _refuse(message: str, code: int) -> int:
 def _help() -> str:
     groups = [
         ("encoder", "any timm model; <TAB> completes it"),
-        *((group, _options(group)) for group in ("optim", "augmentation", "data", "loss", "tracking", "debug")),
+        *(
+            (group, _options(group))
+            for group in ("recipe", "optim", "augmentation", "data", "loss", "tracking", "debug")
+        ),
     ]
     rows = [f"  {name:28} {text} [{_shown(default)}]" for name, default, text in keys()]
     return "\n".join(

@@ -21,7 +21,7 @@ from measure import RAW, ROOT, machine
 
 SMALL = {
     "dsb2018": ("data=folder", "data.split=[0.8,0.1,0.1]", "data.size=[128,128]", "data.resize=crop"),
-    "camvid": ("data=camvid", "data.size=[176,240]"),
+    "camvid": ("data=camvid", "data.size=[120,160]"),
 }
 
 

@@ -1,10 +1,11 @@
 """timm's model names without importing timm (10 s): for completion, closest names and early refusals.
 
 `timm_names.txt` is written by `python -m segsweep.nn.names`: a first line with timm's version, then one architecture a
-line, followed by its pretrained tags.
+line, followed by its kind and its pretrained tags.
 """
 
 import csv
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import version
@@ -17,11 +18,39 @@ CENSUS = CHECKOUT / "docs" / "encoders.csv"
 _FILE = Path(__file__).with_name("timm_names.txt")
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of an encoder's kind with Adam or AdamW.
+
+    Attributes:
+        lr: peak of the decoder, which learns from nothing.
+        low, high: where a sweep looks for it.
+        encoder_lr_scale: the pretrained encoder's as a multiple of it; random weights learn as fast as the decoder.
+    """
+
+    lr: float
+    low: float
+    high: float
+    encoder_lr_scale: float
+
+
+# Convolutional, with BatchNorm: measured, docs/log.md. The others' pretrained weights were not to be had where it was
+# done; their encoder's rate, lr x encoder_lr_scale, is what papers fine-tune with: 6e-5 to 1e-4 for Swin, MiT and
+# ConvNeXt (https://arxiv.org/abs/2103.14030, https://arxiv.org/abs/2105.15203, https://arxiv.org/abs/2201.03545), and
+# 3e-5 to 5e-5 for plain ViTs (https://arxiv.org/abs/2106.08254); SegFormer's decoder has ten times its encoder's.
+RATES = {
+    "convolutional": Rates(3e-3, 3e-4, 1e-2, 1.0),
+    "hierarchical": Rates(1e-3, 1e-4, 5e-3, 0.1),
+    "plain": Rates(5e-4, 5e-5, 3e-3, 0.1),
+}
+
+
 @cache
-def _read() -> tuple[str, dict[str, tuple[str, ...]]]:
+def _read() -> tuple[str, dict[str, tuple[str, ...]], dict[str, str]]:
     head, *lines = _FILE.read_text(encoding="utf-8").splitlines()
-    rows = (line.split() for line in lines)
-    return head.removeprefix("# timm "), {name: tuple(tags) for name, *tags in rows}
+    rows = [line.split() for line in lines]
+    kinds = {name: kind for name, kind, *_ in rows}
+    return head.removeprefix("# timm "), {name: tuple(tags) for name, _, *tags in rows}, kinds
 
 
 def architectures() -> list[str]:
@@ -32,6 +61,11 @@ def architectures() -> list[str]:
 def tags(architecture: str) -> tuple[str, ...]:
     """Its pretrained tags: what may stand after `encoder=architecture.`."""
     return _read()[1].get(architecture, ())
+
+
+def rates(name: str) -> Rates:
+    """Learning rates for an encoder's kind; a convolutional one's for names that the list does not have."""
+    return RATES[_read()[2].get(name.partition(".")[0], "convolutional")]
 
 
 def matching(pattern: str) -> list[str]:
@@ -60,7 +94,7 @@ def counted() -> dict[str, dict[str, str]]:
 
 def knows(name: str) -> bool:
     """Whether timm has that name; True where the installed timm is another than the listed one, and decides later."""
-    listed, known = _read()
+    listed, known, _ = _read()
     architecture, _, tag = name.partition(".")
     return (architecture in known and (not tag or tag in known[architecture])) or version("timm") != listed
 

@@ -93,8 +93,12 @@ class DecoderConfig:
 @dataclass
 class OptimConfig:
     name: str = key("adamw", "adam, adamw or sgd")
-    lr: float = key(1e-3, "peak learning rate of the decoder")
-    encoder_lr_scale: float = key(1.0, "the encoder's learning rate as a multiple of lr; 0 freezes it")
+    lr: Any = key(
+        "auto", "peak learning rate of the decoder; auto: by the encoder's kind, as 3e-3 for convolutional ones"
+    )
+    encoder_lr_scale: Any = key(
+        "auto", "the encoder's learning rate as a multiple of lr; 0 freezes it; auto: by kind, 1 for random weights"
+    )
     layer_decay: float = key(1.0, "the encoder's learning rate falls by this factor with each layer towards the image")
     freeze_epochs: int = key(0, "the encoder is frozen for this many epochs, then trained with the rest")
     weight_decay: float = key(0.01, "on weights of two and more dimensions only")
@@ -105,8 +109,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _one_of("optim.name", self.name, ("adam", "adamw", "sgd"))
         _one_of("optim.schedule", self.schedule, ("cosine", "onecycle", "constant"))
-        _check(0 < self.lr < math.inf, "optim.lr", self.lr, "above 0, as 1e-3")
-        _check(0 <= self.encoder_lr_scale < math.inf, "optim.encoder_lr_scale", self.encoder_lr_scale, "0 or more")
+        _check(self.lr == "auto" or _is_positive(self.lr), "optim.lr", self.lr, "auto or above 0, as 1e-3")
+        if self.name == "sgd" and self.lr == "auto":
+            raise ConfigError(
+                "optim.lr=auto is for adam and adamw: add optim.lr=0.05, or type optim=sgd, which has it."
+            )
+        scale = self.encoder_lr_scale
+        valid = scale == "auto" or _is_positive(scale) or (scale == 0 and not isinstance(scale, bool))
+        _check(valid, "optim.encoder_lr_scale", scale, "auto, or 0 or more")
         _check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0 and at most 1, as 0.75")
         _check(self.freeze_epochs >= 0, "optim.freeze_epochs", self.freeze_epochs, "0 or more")
         _check(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "0 or more")
@@ -149,7 +159,11 @@ class DataConfig:
     images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split")
     masks: str | None = key(None, "folder of masks, paired with the images by stem")
     size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
-    resize: str = key("pad", "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops")
+    resize: str = key(
+        "auto",
+        "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops; auto: crop where a typical "
+        "image is one to two canvases a side, else pad",
+    )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(
         None, "a CSV with the columns image and mask, optionally split, group, fold; paths below it"
@@ -209,7 +223,9 @@ class DataConfig:
                 f"data.{given[0]} is given, but data=shapes generates its images. Add data=folder to train on your own."
             )
         _one_of("data.cache", self.cache, ("auto", "none"))
-        _one_of("data.resize", self.resize, ("pad", "squash", "crop"))
+        _one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
+        if self.resize == "auto" and (self.foreground or self.tile):
+            self.resize = "crop"
         self._check_normalization()
         _check(_is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
         if self.foreground and self.resize != "crop":

@@ -55,10 +55,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by name without the split's prefix, and the predicted masks that were asked for, uint8 `h w` by sample."""
+    """What `evaluate` found.
+
+    Attributes:
+        metrics: scores by name without the split's prefix.
+        predictions: the predicted masks that were asked for, uint8 `h w` by sample.
+        matrices: the confusion matrix of each image by sample, int64 `k k`, targets in rows.
+    """
 
     metrics: dict[str, float]
     predictions: dict[int, Tensor]
+    matrices: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -261,7 +268,7 @@ def evaluate(
     model.eval()
     forward = partial(execution.forward, model)
     pooled = ConfusionMatrix(len(names))
-    images: list[Tensor] = []
+    matrices: dict[int, Tensor] = {}
     predictions: dict[int, Tensor] = {}
     total: Tensor | float = 0.0
     for batch in watch(batches, len(batches), "scoring"):
@@ -273,12 +280,12 @@ def evaluate(
             _on_own_grid(logits[i].float(), batch, i, (target.shape[0], target.shape[1]))
             for i, target in enumerate(batch.targets)
         ]
-        images += pooled.update_each(predicted, batch.targets)
+        matrices |= zip(batch.indices, pooled.update_each(predicted, batch.targets), strict=True)
         for index, prediction in zip(batch.indices, predicted, strict=True):
             if index in show:
                 predictions[index] = prediction.to(torch.uint8).cpu()
-    metrics = scores(pooled, images, names)
-    return Evaluation({"loss": float(total) / max(len(images), 1), **metrics}, predictions)
+    metrics = scores(pooled, list(matrices.values()), names)
+    return Evaluation({"loss": float(total) / max(len(matrices), 1), **metrics}, predictions, matrices)
 
 
 def _validation_time(progress: Progress) -> float:

@@ -12,7 +12,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 
 import segsweep
 from segsweep import (
+    catalog,
     checkpoint,
     console,
     device,
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 EPOCHS = 10  # without train.epochs and train.time_budget
 TILE = 1024  # pixels a side up to which an image is scored whole, with data.resize=crop
+CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 SHOWN = 4  # validation images whose predictions are kept as pictures
 
@@ -211,6 +213,9 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
     for warning in dataset.warnings():
         log.warning("data: %s", warning)
     labels, pixels = dataset.labels, dataset.store
+    source = records[0]["weights_source"] if going_on else found.source
+    config = _decided(config, dataset, source, before if going_on else {})
+    data = config.data
     pixels.to(where)
 
     torch.manual_seed(train.seed)
@@ -259,7 +264,7 @@ def _prepare(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> 
         scaler=torch.amp.GradScaler(where.type, enabled=tuned.execution.precision == torch.float16),
         average=optim.Average(model, train.ema) if train.ema else None,
         progress=engine.Progress(),
-        weights_source=records[0]["weights_source"] if going_on else model.weights_source,
+        weights_source=source if going_on else model.weights_source,
     )
     if records and not going_on and model.weights_source != records[0]["weights_source"]:
         raise ConfigError(
@@ -348,6 +353,28 @@ def _train(
     if failure:
         raise failure
     return code
+
+
+def _decided(config: RunConfig, dataset: Dataset, weights_source: str, before: Mapping[str, Any]) -> RunConfig:
+    """The configuration with a value wherever it says auto and the encoder or the data decide; as recorded before."""
+    rates = catalog.RATES[probe(config.encoder.name).kind]
+    lr, scale = rates.lr, 1.0 if weights_source == "random" else rates.encoder_lr_scale
+    resize = _resize(dataset, config.data.size)
+    if before:
+        lr, scale = (before["config"]["optim"][name] for name in ("lr", "encoder_lr_scale"))
+        resize = before["config"]["data"]["resize"]
+    steps, data = config.optim, config.data
+    steps = replace(steps, lr=lr) if steps.lr == "auto" else steps
+    steps = replace(steps, encoder_lr_scale=scale) if steps.encoder_lr_scale == "auto" else steps
+    data = replace(data, resize=resize) if data.resize == "auto" else data
+    return replace(config, optim=steps, data=data)
+
+
+def _resize(dataset: Dataset, canvas: Sequence[int]) -> str:
+    """Crop where the typical image is one to two canvases a side: nothing is shrunk, and a crop sees much of it."""
+    sizes = [(row.height, row.width) for row in (dataset.store.rows[i] for i in dataset.shown)]
+    sides = median(max(height / canvas[0], width / canvas[1]) for height, width in sizes)
+    return "crop" if 1 <= sides <= CROPPED else "pad"
 
 
 def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device, before: Mapping[str, Any]) -> Tuned:

@@ -73,6 +73,36 @@ def test_another_timm_decides_for_itself(monkeypatch):
     catalog.check("resnet34.tag_of_the_future")
 
 
+KINDS = {
+    "resnet34": "convolutional",
+    "tf_efficientnet_lite0": "convolutional",
+    "resnest14d": "convolutional",
+    "gcresnet33ts": "convolutional",  # one small attention over the whole image
+    "convnext_atto": "hierarchical",
+    "resnet50_gn": "hierarchical",
+    "swin_tiny_patch4_window7_224": "hierarchical",
+    "mobilevit_xxs": "hierarchical",
+    "vit_tiny_patch16_224": "plain",
+    "mixer_s16_224": "plain",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS.items())
+def test_kinds_are_what_is_measured(name, kind):
+    from segsweep.nn.encoder import probe
+
+    assert probe(name).kind == kind
+    if timm.__version__ == LISTED:
+        assert catalog.rates(name) == catalog.RATES[kind]
+
+
+def test_every_kind_has_rates_within_their_range():
+    assert set(catalog._read()[2].values()) == set(catalog.RATES)
+    for rates in catalog.RATES.values():
+        assert 0 < rates.low < rates.lr < rates.high
+    assert catalog.rates("resnet34.a1_in1k") == catalog.rates("model_of_the_future") == catalog.RATES["convolutional"]
+
+
 def test_tags_of_an_architecture():
     assert "a1_in1k" in catalog.tags("resnet34")
     assert catalog.tags("none") == ()

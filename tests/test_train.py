@@ -424,7 +424,9 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
         (["data.normalize='window[0,200]'"], 2, "type data.normalize=window 'data.window=[0,200]'"),
         (["data.normalize=percentile", "data.window=[0,200]"], 2, "data.window is given"),
         (["data.window=[200,0]"], 2, "data.window=[200.0, 0.0]: must be [lowest,highest]"),
-        (["data.foreground=0.5"], 2, "data.resize=crop"),
+        (["data.foreground=0.5", "data.resize=pad"], 2, "data.resize=crop"),
+        (["optim.name=sgd"], 2, "optim=sgd"),
+        (["optim.encoder_lr_scale=x"], 2, "must be auto, or 0 or more"),
         (["data.foreground=1.5", "data.resize=crop"], 2, "data.foreground=1.5: must be in [0, 1]"),
         (["data.binarize=true", "data.classes=[a,b]"], 2, "drop data.classes"),
         (["data.overfit=0"], 2, "data.overfit=0: must be 1 or more"),
@@ -530,7 +532,7 @@ def test_resume_refuses_another_configuration_and_names_it(pairs, outputs, capsy
     (folder,) = run_folders(outputs)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert train.main([f"resume={folder}", "optim.lr=0.5"]) == 2
-    assert "optim.lr: 0.001 -> 0.5" in capsys.readouterr().err
+    assert "optim.lr: auto -> 0.5" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -743,6 +745,50 @@ RECIPE = (
     "loss.label_smoothing=0.1",
     "data.balance=0.5",
 )
+
+
+@pytest.mark.parametrize(
+    ("image", "encoder", "chosen"),
+    [
+        ((40, 48), "test_resnet", (3e-3, 1.0, "crop")),
+        ((24, 30), "test_vit", (5e-4, 1.0, "pad")),
+        ((128, 96), "test_convnext", (1e-3, 1.0, "pad")),
+    ],
+)
+def test_what_auto_chose_is_recorded_and_kept(image, encoder, chosen, pairs, outputs, monkeypatch):
+    from segsweep import catalog
+
+    data = folder_data(pairs(12, size=image))
+    assert train.main([*SMALL, *data, f"encoder={encoder}", "train.epochs=1"]) == 0
+    (folder,) = run_folders(outputs)
+    monkeypatch.setitem(catalog.RATES, "convolutional", catalog.Rates(1.0, 1.0, 1.0, 1.0))
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
+    for start in (record for record in journal.read(folder) if record["kind"] == "start"):
+        optim, data = start["config"]["optim"], start["config"]["data"]
+        assert (optim["lr"], optim["encoder_lr_scale"], data["resize"]) == chosen
+    assert describe(folder / "best.safetensors")["resize"] == chosen[2]
+
+
+def test_pretrained_weights_learn_more_slowly_where_their_kind_does(pairs, outputs, tmp_path):
+    from safetensors.torch import save_file
+
+    from segsweep.nn.encoder import Encoder
+
+    weights = {key.removeprefix("timm."): value for key, value in Encoder("test_vit").state_dict().items()}
+    path = tmp_path / "vit.safetensors"
+    save_file({key.removeprefix("model."): value.contiguous() for key, value in weights.items()}, path)
+    typed = ["encoder=test_vit", "encoder.pretrained=true", f"encoder.weights_file={path}", "train.epochs=1"]
+    assert train.main([*SMALL, *folder_data(pairs(12)), *typed]) == 0
+    (folder,) = run_folders(outputs)
+    start = journal.read(folder)[0]
+    assert start["weights_source"].startswith("file")
+    assert start["config"]["optim"]["encoder_lr_scale"] == 0.1
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")))
+def test_every_recipe_trains(recipe, pairs, outputs):
+    typed = [f"recipe={recipe}", "train.epochs=1"]
+    assert train.main([*SMALL, *folder_data(pairs(12)), *typed]) == 0
 
 
 def test_the_recipes_settings_train_and_resume_to_the_same_end(pairs, outputs, tmp_path):

@@ -25,6 +25,10 @@ from segsweep.nn.plan import Map
 # timm's switches for images of any size, tried in this order. A model that takes none runs at its native size.
 SWITCHES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True})
 
+# Operators whose factors are both activations, and the share of them from which an encoder is called a transformer.
+ATTENDING = ("bmm", "scaled_dot_product")
+ATTENTION = 0.005
+
 logging.getLogger("timm").setLevel(logging.ERROR)  # what it warns of here, we check
 
 
@@ -40,6 +44,7 @@ class Probe:
         channels_last: whether its maps come as `b h w c`.
         maps: channels and stride of the maps that are used.
         macs: multiply-adds for one pixel of the image.
+        kind: what decides its learning rate, a key of `segsweep.catalog.RATES`.
         device: where it could be measured: meta, or cpu for models that look at values.
     """
 
@@ -50,6 +55,7 @@ class Probe:
     channels_last: bool
     maps: tuple[Map, ...]
     macs: float
+    kind: str = "convolutional"
     device: str = "meta"
 
 
@@ -179,7 +185,7 @@ def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], devi
     with torch.device(device):
         model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
     model.requires_grad_(False)  # torch's counter stumbles over parameters that are passed on as they are
-    native, shapes, macs = _at_native(model, native)
+    native, shapes, operations = _at_native(model, native)
     channels = model.feature_info.channels()
     channels_last = all(s[3] == c != s[1] for s, c in zip(shapes, channels, strict=True))
     row = 1 if channels_last else 2
@@ -194,14 +200,17 @@ def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], devi
         kept=tuple(by_stride[s] for s in strides),
         channels_last=channels_last,
         maps=tuple(Map(channels[by_stride[s]], s) for s in strides),
-        macs=macs,
+        macs=sum(operations.values()) / 2 / (native[0] * native[1]),
+        kind=_kind(model, len(strides), operations),
         device=device,
     )
     takes_any = all(_runs(model, size, measured) for size in ((step, 2 * step), (5 * step, 3 * step)))
     return measured if takes_any else replace(measured, fixed=True)
 
 
-def _at_native(model: nn.Module, native: tuple[int, int]) -> tuple[tuple[int, int], list[tuple[int, ...]], float]:
+def _at_native(
+    model: nn.Module, native: tuple[int, int]
+) -> tuple[tuple[int, int], list[tuple[int, ...]], dict[Any, int]]:
     """The largest size up to the native one that it takes, and its shapes there: SigLIP's 384 is no multiple of 14."""
     for less in range(31):
         size = (native[0] - less, native[1] - less)
@@ -229,11 +238,26 @@ def _strides(model: nn.Module, side: int, lengths: list[int], row: int) -> list[
     return [o if math.log2(o).is_integer() else s for s, o in zip(strides, others, strict=True)]
 
 
-def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[list[tuple[int, ...]], float]:
+def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[list[tuple[int, ...]], dict[Any, int]]:
+    """The maps' shapes for an image of this size, and the floating-point operations by torch's operator."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         shapes = [tuple(m.shape) for m in model(torch.zeros(1, 3, *size, device=_device(model)))]
-    return shapes, counter.get_total_flops() / 2 / (size[0] * size[1])
+    return shapes, counter.get_flop_counts().get("Global", {})
+
+
+def _kind(model: nn.Module, scales: int, operations: dict[Any, int]) -> str:
+    """What decides its learning rate: whether it has several scales, attends, and is held by BatchNorm.
+
+    Attention is where activations are multiplied with activations. ConvNeXt and its like, without BatchNorm, are
+    trained as the hierarchical transformers are (https://arxiv.org/abs/2201.03545, appendix A).
+    """
+    if scales == 1:
+        return "plain"
+    attending = sum(count for operator, count in operations.items() if any(name in str(operator) for name in ATTENDING))
+    attends = attending >= ATTENTION * sum(operations.values())
+    steady = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return "convolutional" if steady and not attends else "hierarchical"
 
 
 def _device(model: nn.Module) -> torch.device:

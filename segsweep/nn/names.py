@@ -1,7 +1,12 @@
-"""Write the list of timm's names: `python -m segsweep.nn.names > segsweep/timm_names.txt`."""
+"""Write the list of timm's names: `python -m segsweep.nn.names > /tmp/names && mv /tmp/names segsweep/timm_names.txt`.
+
+Every architecture is built and run on the `meta` device to find its kind: some twenty minutes.
+"""
 
 import timm
 from timm.models import list_models, list_pretrained
+
+from segsweep.nn.encoder import probe
 
 
 def main() -> None:
@@ -12,7 +17,7 @@ def main() -> None:
             tags[architecture].append(tag)
     print(f"# timm {timm.__version__}")
     for name in sorted(tags):
-        print(" ".join([name, *sorted(tags[name])]))
+        print(" ".join([name, probe(name).kind, *sorted(tags[name])]), flush=True)
 
 
 if __name__ == "__main__":

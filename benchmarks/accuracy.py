@@ -1,0 +1,281 @@
+"""IoU on real data after a given time: segsweep's defaults beside segmentation_models_pytorch in its notebooks' recipe.
+
+    pip install -e ".[bench]"
+    python benchmarks/accuracy.py dsb2018 --seeds 0 1 2
+    python benchmarks/accuracy.py camvid --seeds 0 --who ours peer random
+    python benchmarks/accuracy.py dsb2018 --who ours --budget 1560 -- augmentation=strong
+    python benchmarks/accuracy.py dsb2018 --table
+
+Who:
+
+    ours        `python train.py data=... train.time_budget=SECONDS`, and what stands after `--`
+    random      the same with encoder.pretrained=false
+    peer        the same encoder, weights, split and seconds: Adam 2e-4 with a cosine, Dice loss, flips, images squeezed
+                to the canvas, as in its notebooks, but at tuned speed (bf16, channels_last, loader processes)
+
+The seconds are of training and validation; both keep the best epoch by validation IoU, and both are scored by the same
+evaluator on each mask's own pixel grid, on the test split (without one: on the validation split, and the table says
+so). Every run is a line of `benchmarks/raw/accuracy.jsonl` with the counts of every image, from which the intervals
+are made; what is there already is not run again.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import RAW, ROOT, machine
+
+PEER_LR = 2e-4
+RESAMPLES = 10_000
+LARGEST = (1024, 1024)  # canvases beyond are scored in tiles
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set as it is asked for, the seconds, and the peer's canvas, batch and mirrored dimensions of `h w`."""
+
+    data: tuple[str, ...]
+    budget: int
+    size: tuple[int, int]
+    batch: int
+    flips: tuple[int, ...]
+
+
+TASKS = {
+    "dsb2018": Task(("data=folder", "data.split=[0.8,0.1,0.1]"), 720, (256, 256), 16, (0, 1)),
+    "camvid": Task(("data=camvid",), 3600, (352, 480), 8, (1,)),
+    "car": Task(("data=camvid", "data.classes=[car]", "data.ignore_index=254"), 3600, (352, 480), 8, (1,)),
+    "isbi2012_em": Task(("data=folder",), 720, (256, 256), 8, (0, 1)),
+}
+
+
+def overrides(task: str) -> list[str]:
+    """What asks for the data set."""
+    root = Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data")) / task.replace("car", "camvid")
+    return [*TASKS[task].data, f"data.root={root}"]
+
+
+def ours(task: str, seed: int, budget: int, more: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Train through the front door; the kept model's evaluation and what the run says of itself."""
+    from segsweep.checkpoint import describe, load_model
+    from segsweep.compose import configuration
+    from segsweep.run import load
+
+    with tempfile.TemporaryDirectory() as outputs:
+        folder = Path(outputs) / "run"
+        typed = [*overrides(task), f"train.time_budget={budget}", f"train.seed={seed}", "tracking=none", *more]
+        subprocess.run([sys.executable, "train.py", *typed, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
+        about = describe(folder / "best.safetensors")
+        said = json.loads((folder / "summary.json").read_text())
+        model = load_model(folder / "best.safetensors")
+        found = evaluated(model, load(configuration(overrides(task)).data), about["size"], about["resize"])
+    kept = ("val/iou", "best/epoch", "epochs", "seconds", "precision", "weights_source", "perf/images_per_s")
+    return found, {"resize": about["resize"], **{name: said.get(name) for name in kept}}
+
+
+def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "") -> Any:
+    """`segsweep.engine.evaluate` on a part of the data: the test split if there is one."""
+    import torch
+
+    from segsweep.data.batches import EvalBatches
+    from segsweep.engine import evaluate
+
+    part = part or ("test" if "test" in data.parts else "val")
+    where = next(model.parameters()).device
+    batches = EvalBatches(
+        data.store, data.labels, data.parts[part], size=tuple(size), resize=resize, batch_size=8, device=where
+    )
+    return evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, tile=LARGEST)
+
+
+def peer(task: str, seed: int, budget: int) -> tuple[Any, dict[str, Any]]:
+    """Train the peer for as long."""
+    import copy
+
+    import numpy as np
+    import segmentation_models_pytorch as smp
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    from segsweep import device
+    from segsweep.compose import configuration
+    from segsweep.nn.encoder import Encoder
+    from segsweep.run import load
+
+    asked = TASKS[task]
+    config = configuration(overrides(task))
+    data = load(config.data)
+    where = device.find("auto")
+    device.set_threads()
+    torch.manual_seed(seed)
+    binary = data.labels.logits == 1
+
+    class Files(Dataset):
+        """As in its notebooks: decoded, resized and mirrored when asked for."""
+
+        def __len__(self) -> int:
+            return len(data.parts["train"])
+
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            index = data.parts["train"][index]
+            height, width = asked.size
+            image = Image.open(data.samples[index].image).convert("RGB").resize((width, height))
+            truth = data.labels.table[data.store.mask(index).numpy()].astype("uint8")
+            truth = np.asarray(Image.fromarray(truth).resize((width, height), Image.Resampling.NEAREST))
+            pixels = np.asarray(image)
+            for dimension in asked.flips:
+                if torch.rand(()) < 0.5:
+                    pixels, truth = np.flip(pixels, dimension), np.flip(truth, dimension)
+            return pixels.transpose(2, 0, 1).astype("float32"), truth.astype("int64")
+
+    class Peer(torch.nn.Module):
+        """Pixels to logits, as segsweep's U-Net does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = smp.Unet(f"tu-{config.encoder.name}", encoder_weights=None, classes=data.labels.logits)
+            encoder = Encoder(config.encoder.name, pretrained=True)
+            self.net.encoder.model.load_state_dict(encoder.timm.state_dict())
+            self.to(memory_format=torch.channels_last)
+
+        def forward(self, pixels: Any) -> Any:
+            pixels = pixels if pixels.shape[1] == 3 else pixels.expand(-1, 3, -1, -1)
+            scaled = ((pixels - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(where.type, torch.bfloat16):
+                return self.net(scaled).float()
+
+    model = Peer().to(where)
+    loss = smp.losses.DiceLoss("binary" if binary else "multiclass", from_logits=True, ignore_index=255)
+    optimizer = torch.optim.Adam(model.parameters(), PEER_LR)
+    loader = DataLoader(Files(), asked.batch, shuffle=True, drop_last=True, num_workers=min(8, os.cpu_count() or 1))
+    best, kept, epochs, reserve = -1.0, model.state_dict(), 0, 0.0
+    started = time.perf_counter()
+
+    def spent() -> float:
+        return time.perf_counter() - started
+
+    while spent() + reserve < budget:
+        model.train()
+        for pixels, truth in loader:
+            if spent() + reserve >= budget:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = PEER_LR * (1 + math.cos(math.pi * min(1.0, spent() / (budget - reserve)))) / 2
+            optimizer.zero_grad()
+            target = truth.to(where)
+            loss(model(pixels.to(where)), target[:, None] if binary else target).backward()
+            optimizer.step()
+        before = spent()
+        iou = evaluated(model, data, asked.size, "squash", "val").metrics["iou"]
+        reserve = spent() - before
+        epochs += 1
+        print(f"peer: epoch {epochs}, {spent():.0f} s, val IoU {iou:.4f}", file=sys.stderr, flush=True)
+        if iou > best:
+            best, kept = iou, copy.deepcopy(model.state_dict())
+    seconds = spent()
+    model.load_state_dict(kept)
+    return evaluated(model, data, asked.size, "squash"), {"val/iou": best, "epochs": epochs, "seconds": seconds}
+
+
+def counts(found: Any) -> dict[str, Any]:
+    """Of every image and class: pixels that are right, in the target, and predicted."""
+    import torch
+
+    matrices = torch.stack([found.matrices[i] for i in sorted(found.matrices)])
+    return {
+        "hits": matrices.diagonal(dim1=1, dim2=2).tolist(),
+        "target": matrices.sum(2).tolist(),
+        "predicted": matrices.sum(1).tolist(),
+    }
+
+
+def iou(row: dict[str, Any], chosen: Any = slice(None)) -> Any:
+    """The IoU of the images chosen, as `val/iou` is defined; of many choices at once, `... images`, one for each."""
+    import numpy as np
+
+    hits, target, predicted = (np.asarray(row[name])[chosen] for name in ("hits", "target", "predicted"))
+    hits, target, predicted = (counted.sum(-2).astype(float) for counted in (hits, target, predicted))
+    with np.errstate(invalid="ignore"):
+        by_class = np.where(target > 0, hits / (target + predicted - hits), np.nan)
+    return by_class[..., 1] if by_class.shape[-1] == 2 else np.nanmean(by_class, -1)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds, intervals by bootstrap over the images, what ours is ahead."""
+    import numpy as np
+
+    lines = [
+        "| data | who | seconds | n | IoU | by seed | 95 % over images | ours - who | 95 % | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["part"], row["who"], row["budget"], row["more"]), []).append(row)
+    for (task, part, who, budget, more), own in groups.items():
+        rng = np.random.default_rng(0)
+        images = len(own[0]["hits"])
+        draws = rng.integers(images, size=(RESAMPLES, images))
+        spread = np.mean([iou(row, draws) for row in own], 0)
+        scores = [float(iou(row)) for row in own]
+        low, high = np.percentile(spread, [2.5, 97.5])
+        rivals = groups.get((task, part, "ours", budget, more), [])
+        against = ""
+        if who != "ours" and rivals:
+            gain = np.mean([iou(row, draws) for row in rivals], 0) - spread
+            mean = statistics.mean(float(iou(row)) for row in rivals) - statistics.mean(scores)
+            against = f"{mean:+.3f} | {np.percentile(gain, 2.5):+.3f} to {np.percentile(gain, 97.5):+.3f}"
+        deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+        lines.append(
+            f"| {task}, {part} | {who}{f' `{more}`' if more else ''} | {budget} | {len(own)} "
+            f"| {statistics.mean(scores):.3f}{deviation} | {', '.join(f'{s:.3f}' for s in scores)} "
+            f"| {low:.3f} to {high:.3f} | {against or ' | '} | {own[0]['commit'][:7]} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--who", nargs="+", choices=["ours", "peer", "random"], default=["ours", "peer"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", type=int, help="seconds; default: 720, for CamVid 3600")
+    parser.add_argument("--out", type=Path, default=RAW / "accuracy.jsonl")
+    parser.add_argument("--table", action="store_true", help="only print what there is")
+    parser.add_argument("more", nargs="*", help="overrides of ours and random")
+    arguments = parser.parse_args()
+    budget = arguments.budget or TASKS[arguments.task].budget
+    more = " ".join(arguments.more)
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    for seed in arguments.seeds if not arguments.table else []:
+        for who in arguments.who:
+            about = {"task": arguments.task, "who": who, "seed": seed, "budget": budget}
+            about["more"] = "" if who == "peer" else more
+            if any(about.items() <= row.items() for row in rows):
+                continue
+            if who == "peer":
+                found, said = peer(arguments.task, seed, budget)
+            else:
+                extra = ["encoder.pretrained=false"] if who == "random" else []
+                found, said = ours(arguments.task, seed, budget, [*arguments.more, *extra])
+            part = "val" if arguments.task == "isbi2012_em" else "test"
+            scores = {name: None if math.isnan(value) else value for name, value in found.metrics.items()}
+            about |= {"part": part, **said, "scores": scores, **machine(), **counts(found)}
+            rows.append(about)
+            with arguments.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(about) + "\n")
+    print(table([row for row in rows if row["task"] == arguments.task]))
+
+
+if __name__ == "__main__":
+    main()
