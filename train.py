@@ -27,6 +27,7 @@ PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weight
 # What `resume=DIR` may change: how long and where.
 RESUMABLE = (
     *("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "train.patience"),
+    "train.test",
     *PATHS,
     "data.cache",
     "tracking.",

@@ -362,6 +362,7 @@ class TrainConfig:
         "auto", "of BatchNorm's statistics: a number, or auto: the layers' own, less for micro-batches below 16"
     )
     tta: str = key("none", "scoring averages over flips: none, hflip (2 views) or flips (4 views)")
+    test: bool = key(True, "score the test split at the end, once; resume=DIR train.test=true does it later")
     patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never")
     compile: str = key("auto", "true, false; auto: where the training is long enough to pay (GPU, 10 minutes)")
     checkpointing: bool = key(False, "compute activations again instead of keeping them: less memory, slower")

@@ -176,6 +176,8 @@ def _refuse_complete(config: RunConfig, folder: Path, records: list[dict[str, An
     done, epochs = len(journal.epochs(records)), _epochs(config)
     before = journal.last_start(records)["config"]["train"]
     unchanged = (before["epochs"], before["time_budget"]) == (config.train.epochs, config.train.time_budget)
+    if config.train.test and not before.get("test", True):
+        return  # only the test split is left to be scored
     if unchanged or (epochs and done >= epochs):
         more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
         raise ConfigError(f"resume={folder}: complete after {done} epochs. Go further with {more}.")
@@ -328,7 +330,7 @@ def _train(
                 if track:
                     track.sync()
             reason = engine.over(progress, epochs, config.train.time_budget, config.train.patience)
-            if "test" in prepared.data.parts:
+            if "test" in prepared.data.parts and config.train.test:
                 tested = _test(prepared, folder / BEST)
         except KeyboardInterrupt:
             status, reason, code = "stopped", "interrupted (Ctrl-C)", 130

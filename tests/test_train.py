@@ -143,6 +143,23 @@ def test_a_split_without_test_has_no_test_score(pairs, outputs):
     assert "test/iou" not in summary
 
 
+def test_the_test_split_can_be_scored_later(pairs, outputs, capsys):
+    data = folder_data(pairs(12, ("train", "val", "test")))
+    assert train.main([*SMALL, *data, "train.test=false"]) == 0
+    assert train.main([*SMALL, *data]) == 0
+    later, at_once = run_folders(outputs)
+    assert "test/iou" not in json.loads((later / "summary.json").read_text())
+    assert train.main([f"resume={later}", "train.test=true"]) == 0
+    assert scored(later) == scored(at_once)
+    found, wanted = (json.loads((folder / "summary.json").read_text()) for folder in (later, at_once))
+    assert {k: v for k, v in found.items() if k.startswith("test/")} == {
+        k: v for k, v in wanted.items() if k.startswith("test/")
+    }
+    capsys.readouterr()
+    assert train.main([f"resume={later}", "train.test=true"]) == 2
+    assert "complete after 2 epochs" in capsys.readouterr().err
+
+
 def test_several_classes_train(pairs, outputs):
     root = pairs(12, foreground=2)
     code = train.main([*SMALL, *folder_data(root), "data.classes=[ground,grass,tree]"])

@@ -1,0 +1,1 @@
+"""Sweeps: many trainings, each a process of its own, chosen by Optuna. Nothing here imports torch or Hydra."""
