@@ -20,7 +20,7 @@ from segsweep import journal
 from segsweep.compose import CONF, FAILURES, explain, key_of, prepare, to_config
 from segsweep.config import flat, keys
 from segsweep.errors import ConfigError, Terminated
-from segsweep.paths import CHECKOUT, outputs
+from segsweep.paths import CHECKOUT, outputs, quoted
 
 # Keys that hold paths. The data may have moved: their digest is compared.
 PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
@@ -147,7 +147,7 @@ def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
     kept = [str(arg) for arg in OmegaConf.load(recorded) if key_of(str(arg)) not in given]
     typed = [arg for arg in extra if "=" in arg and not arg.startswith("-")]
     flags = [arg for arg in extra if arg not in typed]
-    return [*kept, *typed, f"hydra.run.dir={_quoted(folder)}", *flags], True
+    return [*kept, *typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN", *flags], True
 
 
 def _with_absolute_paths(composed: DictConfig, overrides: list[str]) -> list[str]:
@@ -158,12 +158,7 @@ def _with_absolute_paths(composed: DictConfig, overrides: list[str]) -> list[str
         if value:
             absolute[key] = str(Path(value).expanduser().resolve())
             OmegaConf.update(composed, key, absolute[key])
-    return [f"{key_of(o)}={_quoted(absolute[key_of(o)])}" if key_of(o) in absolute else o for o in overrides]
-
-
-def _quoted(text: object) -> str:
-    """As a value in Hydra's override grammar."""
-    return "'" + str(text).replace("'", "\\'") + "'"
+    return [f"{key_of(o)}={quoted(absolute[key_of(o)])}" if key_of(o) in absolute else o for o in overrides]
 
 
 def _refuse_changes(folder: Path, composed: DictConfig) -> None:

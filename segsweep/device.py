@@ -135,7 +135,10 @@ def set_threads() -> int:
     `OMP_NUM_THREADS`, if set, decides. Otherwise it is the physical cores, fewer where the process is bound to some
     (affinity) or a container may use less (cgroup quota): more threads than cores wait for each other.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdigit() and int(given):  # said again: torch may have been loaded before it was set
+        torch.set_num_threads(int(given))
+    else:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, min(torch.get_num_threads(), allowed, _quota())))
     return torch.get_num_threads()

@@ -70,12 +70,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its number from 1, metrics by name, whether it is the best so far, and predictions to show."""
+    """One epoch: its number from 1, metrics by name, whether it is the best so far.
+
+    `predictions` and `matrices` are those of `Evaluation`.
+    """
 
     number: int
     metrics: dict[str, float]
     is_best: bool
     predictions: dict[int, Tensor]
+    matrices: dict[int, Tensor]
 
 
 def fit(
@@ -190,6 +194,7 @@ def fit(
             },
             is_best=is_best,
             predictions=evaluation.predictions,
+            matrices=evaluation.matrices,
         )
 
 

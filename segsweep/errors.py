@@ -3,7 +3,8 @@
 ConfigError                2    command line, config, a folder in use or holding a journal
 ├── DataError              3    anything that is wrong with the data
 ├── OutOfMemoryError       4    the device's memory is too small for the batch
-└── NonFiniteError         5    NaN or infinity in the loss
+├── NonFiniteError         5    NaN or infinity in the loss
+└── SweepError             6    too many trials of a sweep failed
 """
 
 from collections.abc import Iterable
@@ -26,6 +27,10 @@ class OutOfMemoryError(ConfigError):
 
 class NonFiniteError(ConfigError):
     exit_code = 5
+
+
+class SweepError(ConfigError):
+    exit_code = 6
 
 
 class Terminated(BaseException):

@@ -31,10 +31,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path):
+        cut_torn_line(folder / NAME)
         self._file = (folder / NAME).open("ab")
-        whole = len(_whole_lines(folder / NAME))
-        if whole < self._file.tell():
-            self._file.truncate(whole)
 
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one record, durably, and return it as a reader would see it."""
@@ -52,6 +50,12 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut a file of lines back to its last newline: a killed writer may have left half a line."""
+    if path.exists():
+        os.truncate(path, len(_whole_lines(path)))
 
 
 def exists(folder: Path) -> bool:
@@ -74,11 +78,23 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def alive(folder: Path) -> bool:
+def read_from(folder: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole records after the first `seen` bytes, and how many bytes have then been seen."""
+    try:
+        with (folder / NAME).open("rb") as file:
+            file.seek(seen)
+            data = file.read()
+    except FileNotFoundError:
+        return [], seen
+    whole = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], seen + len(whole)
+
+
+def alive(folder: Path, lock: str = LOCK) -> bool:
     """Whether another process trains in this folder. Never ask within that process: asking would free its lock."""
-    if not (folder / LOCK).exists():
+    if not (folder / lock).exists():
         return False
-    with (folder / LOCK).open("a") as file:
+    with (folder / lock).open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -121,11 +137,15 @@ class FolderLock:
     `lockf` and not `flock`, which forked loader workers would go on holding after a kill. Within one process a second
     `lockf` succeeds and closing either handle lets go: take it once.
 
+    Args:
+        folder: there must be one.
+        what: lives in it, for the error.
+
     Raises:
         ConfigError: another process holds it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, what: str = "training"):
         self.path = folder / LOCK
         while True:
             self._file = self.path.open("a")
@@ -134,8 +154,8 @@ class FolderLock:
             except (BlockingIOError, PermissionError):  # EAGAIN or, on some systems, EACCES
                 self._file.close()
                 raise ConfigError(
-                    f"{folder}: in use by a running training. Wait for it, or give another folder with "
-                    "hydra.run.dir=DIR."
+                    f"{folder}: in use by a running {what}. Wait for it, or give another folder with "
+                    f"hydra.{'run' if what == 'training' else 'sweep'}.dir=DIR."
                 ) from None
             if self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 return

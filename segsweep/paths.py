@@ -20,6 +20,11 @@ def cache() -> Path:
     return outputs() / "cache"
 
 
+def quoted(path: object) -> str:
+    """As a value in Hydra's override grammar."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process (or thread) at a time, by a lock file that stays; the others wait."""

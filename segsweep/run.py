@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 import segsweep
@@ -55,7 +56,7 @@ SHOWN = 4  # validation images whose predictions are kept as pictures
 
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 
-BEST, LAST = "best.safetensors", "last.pt"
+BEST, LAST, MATRICES = "best.safetensors", "last.pt", "val_matrices.npz"
 
 
 @dataclass
@@ -324,6 +325,7 @@ def _train(
                 _save_last(prepared, folder / LAST, record)
                 if epoch.is_best:
                     _save_best(prepared, folder / BEST)
+                    _save_matrices(prepared, folder / MATRICES, epoch)
                     _draw(prepared, folder / "predictions", epoch)
                 book.write("epoch", **record)
                 console.epoch_line(epoch.number, epochs, epoch.metrics, epoch.is_best)
@@ -484,6 +486,7 @@ def _write_start(
         commit=commit,
         dirty=dirty,
         config=asdict(prepared.config),
+        epochs=_epochs(prepared.config),
         weights_source=prepared.weights_source,
         parameters=parameters,
         decoder_width=prepared.model.arguments["width"],
@@ -561,6 +564,21 @@ def _draw(prepared: Prepared, folder: Path, epoch: engine.Epoch) -> None:
         path = folder / key / f"{epoch.number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
+
+
+def _save_matrices(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:
+    """Each validation image's confusion matrix, so that runs can be compared image by image.
+
+    `keys`, as in split.csv, and `matrices`, int64 `n k k`, targets in rows.
+    """
+    keys = np.array([prepared.data.samples[index].key for index in epoch.matrices])
+    matrices = torch.stack(list(epoch.matrices.values())).numpy()
+
+    def write(target: Path) -> None:
+        with target.open("wb") as file:
+            np.savez_compressed(file, keys=keys, matrices=matrices)
+
+    checkpoint.atomically(path, write)
 
 
 def _test(prepared: Prepared, best: Path) -> dict[str, float]:

@@ -10,7 +10,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -91,6 +91,18 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
     if not _reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
         return _without(name, pretrained, "not installed, not in timm's cache, and the hub is out of reach")
     return Weights("hub", required=pretrained is True)
+
+
+def sources(names: Sequence[str], pretrained: str | bool = "auto", file: str | None = None) -> dict[str, Source]:
+    """Where each encoder's weights come from; those on the hub are fetched, so that they stay available.
+
+    Raises:
+        ConfigError: what `find` raises.
+    """
+    found = {name: find(name, pretrained, file) for name in names}
+    return {
+        name: create(name, weights)[1] if weights.source == "hub" else weights.source for name, weights in found.items()
+    }
 
 
 def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Source]:

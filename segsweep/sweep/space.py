@@ -34,6 +34,14 @@ class Parameter:
     distribution: BaseDistribution
     by_kind: bool = False
 
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Every option of a choice; the smallest and the largest number."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return tuple(self.distribution.choices)
+        assert isinstance(self.distribution, (FloatDistribution, IntDistribution))
+        return self.distribution.low, self.distribution.high
+
     def nearest(self, default: Any, encoder: str) -> Any:
         """The value closest to a default ("auto": the learning rate of the encoder's kind); None if there is none."""
         rates = catalog.rates(encoder)

@@ -1,0 +1,186 @@
+"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.multirun.Plan`. Translates, decides nothing.
+
+Hydra imports this module at every start, so it imports nothing heavy.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from segsweep.sweep.space import Parameter, Space
+
+BY_KIND = "auto"  # as the value of optim.lr in hydra.sweeper.params
+LR = "optim.lr"
+
+
+class Questions(SearchPathPlugin):
+    """`sweeps=NAME` finds `sweeps/NAME.yaml` in the checkout."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from segsweep.paths import CHECKOUT
+
+        search_path.append(provider="sweeps", path=f"file://{CHECKOUT}")
+
+
+class OptunaSweeper(Sweeper):
+    """Takes the keys of `conf/hydra/sweeper/optuna.yaml`."""
+
+    def __init__(
+        self, params: DictConfig | None = None, direction: str = "maximize", n_jobs: int | None = None, **settings: Any
+    ):
+        from segsweep.errors import ConfigError
+
+        if direction != "maximize":
+            raise ConfigError(f"hydra.sweeper.direction={direction}: val/iou is better when larger. Drop it.")
+        if n_jobs is not None:
+            settings["slots"] = n_jobs
+        self.params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
+        self.settings: dict[str, Any] = {
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for name, value in settings.items()
+        }
+
+    hydra_context: HydraContext
+    config: DictConfig
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run it."""
+        from segsweep.multirun import Plan, run
+        from segsweep.sweep.space import Space
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        typed = {_key(o): o for o in parser.parse_overrides(list(arguments))}
+        asked = {
+            key: typed.get(key) or parser.parse_overrides([f"{key}={_typed(value)}"])[0]
+            for key, value in self.params.items()
+            if not _replaced(key, typed)
+        }
+        parameters: list[Parameter] = []
+        fixed: list[str] = []
+        for key, override in (asked | typed).items():
+            if override.input_line == f"{LR}={BY_KIND}" and key not in typed:
+                parameters.append(_rates_by_kind(typed))
+            else:
+                _sort(override, parameters, fixed)
+        if not parameters:
+            from segsweep.errors import ConfigError
+
+            raise ConfigError(
+                "nothing is varied. Type for example encoder='choice(resnet18,resnet34)' or "
+                f"{LR}='tag(log,interval(1e-5,1e-2))'."
+            )
+        base = self._composed(fixed)
+        space = Space(tuple(parameters), base.encoder.name)
+        self._check(space, fixed)
+        varied = space.distributions
+        folder = Path(self.config.hydra.sweep.dir).resolve()
+        run(
+            Plan(
+                folder=folder,
+                command=shlex.join(sys.argv[1:]),
+                space=space,
+                defaults=_defaults(base, varied),
+                fixed=tuple(fixed),
+                train=OmegaConf.to_container(base.train, resolve=True),  # type: ignore[arg-type]
+                pretrained=None if "encoder.pretrained" in varied else base.encoder.pretrained,
+                weights_file=None if "encoder.weights_file" in varied else base.encoder.weights_file,
+                tracking=OmegaConf.to_container(base.tracking, resolve=True),  # type: ignore[arg-type]
+                **self.settings,
+            )
+        )
+
+    def _check(self, space: "Space", fixed: Sequence[str]) -> None:
+        """Compose what trials will be asked to: the first ones, each option once, and both ends of each interval."""
+        from segsweep.sweep.space import ENCODER
+
+        (first,) = space.seeds({})[:1]
+        self._composed([*fixed, *space.typed(first)])
+        for parameter in space.parameters:
+            if parameter.key not in ENCODER and not parameter.by_kind:
+                for value in parameter.ends:
+                    self._composed([*fixed, *space.typed({**first, parameter.key: value})])
+
+    def _composed(self, overrides: Sequence[str]) -> Any:
+        from segsweep.compose import to_config
+
+        composed = self.hydra_context.config_loader.load_configuration(
+            "config", [*overrides, "hydra.mode=RUN"], RunMode.RUN
+        )
+        with open_dict(composed):
+            del composed["hydra"]
+        to_config(composed)
+        return composed
+
+
+def _sort(override: Override, parameters: "list[Parameter]", fixed: list[str]) -> None:
+    """To what is varied, or to what all trials have."""
+    from segsweep.errors import ConfigError
+    from segsweep.sweep import space
+
+    key, value, line = _key(override), override.value(), str(override.input_line)
+    if not override.is_sweep_override():
+        fixed.append(line)
+    elif isinstance(value, IntervalSweep):
+        if value.start is None or value.end is None:
+            raise ConfigError(f"{line}: an interval needs both ends.")
+        parameters.append(space.interval(key, value.start, value.end, log="log" in value.tags))
+    elif isinstance(value, RangeSweep):
+        parameters.append(space.steps(key, list(value.range())))
+    else:
+        shuffled = isinstance(value, ChoiceSweep) and value.shuffle
+        options = list(override.sweep_iterator(transformer=Transformer.encode))
+        parameters.append(space.choice(key, sorted(map(str, options)) if shuffled else [str(o) for o in options]))
+
+
+def _key(override: Override) -> str:
+    return str(override.input_line).partition("=")[0]
+
+
+def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
+    from segsweep.errors import ConfigError
+    from segsweep.sweep.space import rates_by_kind
+
+    if any(o.input_line in ("optim=sgd", "optim.name=sgd") for o in typed.values()):
+        raise ConfigError(
+            f"optim=sgd: the ranges of learning rates by the encoder's kind are for adam and adamw. "
+            f"Add {LR}='tag(log,interval(0.005,0.5))'."
+        )
+    return rates_by_kind()
+
+
+def _replaced(key: str, given: dict[str, Override]) -> bool:
+    """Whether the command line says the same by another key."""
+    twins = ({"encoder", "encoder.name"}, {"train.epochs", "train.time_budget"})
+    return any(key in pair and not pair.isdisjoint(given) for pair in twins)
+
+
+def _typed(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _defaults(base: DictConfig, varied: Any) -> dict[str, Any]:
+    """What trials have of the varied keys where nothing is said; groups are known by their `name`."""
+    found = {}
+    for key in varied:
+        value = OmegaConf.select(base, key)
+        if OmegaConf.is_dict(value):
+            value = value.get("name")
+        if value is not None:
+            found[key] = value
+    return found

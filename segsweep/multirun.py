@@ -1,0 +1,230 @@
+"""The composition root of a sweep: a plan becomes a study, slots and a search, then finalists and one winner.
+
+`hydra_plugins/optuna_sweeper.py` makes the plan from the command line. What is wrong is refused before the first trial.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from segsweep import console, journal
+from segsweep.errors import ConfigError, closest
+from segsweep.paths import quoted
+from segsweep.sweep import finalists, report
+from segsweep.sweep.board import Board
+from segsweep.sweep.control import Listed, Search, drive
+from segsweep.sweep.finalists import Place
+from segsweep.sweep.space import Space
+from segsweep.sweep.study import Study, optuna_pruner
+from segsweep.sweep.trial import Trial, load, load_all
+from segsweep.sweep.workers import LocalWorkers, slots
+
+PRUNERS = ("curves", "median", "hyperband", "none")
+BUDGETS = ("epochs", "seconds")
+EPOCHS = 10  # of a trial that says nothing else
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, as it was asked for.
+
+    Attributes:
+        folder: `hydra.sweep.dir`.
+        command: as it was typed, without the program.
+        space: what is varied.
+        defaults: of the varied keys, by key.
+        fixed: the overrides that all trials have.
+        train: the `train.*` values that all trials have.
+        pretrained, weights_file: `encoder.*`, or None where it is varied.
+        tracking: `tracking.*`; `name` is "none" for a sweep that MLflow does not hear of.
+        settings: `hydra.sweeper.*`.
+    """
+
+    folder: Path
+    command: str
+    space: Space
+    defaults: Mapping[str, Any]
+    fixed: tuple[str, ...]
+    train: Mapping[str, Any]
+    pretrained: Any = "auto"
+    weights_file: str | None = None
+    tracking: Mapping[str, Any] = field(default_factory=dict)
+    n_trials: int | None = None
+    slots: Any = "auto"
+    sampler: str = "tpe"
+    pruner: str = "curves"
+    storage: str | None = None
+    study_name: str | None = None
+    seed: int = 0
+    seed_trials: bool = True
+    timeout: float | None = None
+    max_failures: int | None = None
+    finalists: int = 3
+    repeats: int = 3
+    budget: str = "epochs"
+    mixed_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("pruner", self.pruner, PRUNERS), ("budget", self.budget, BUDGETS)):
+            if value not in allowed:
+                near = closest(str(value), allowed)
+                hint = f" Try hydra.sweeper.{name}={near[0]}." if near else ""
+                raise ConfigError(f"hydra.sweeper.{name}={value}: must be one of {', '.join(allowed)}.{hint}")
+        least: dict[str, Any] = {"n_trials": 1, "finalists": 0, "repeats": 0, "max_failures": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise ConfigError(f"hydra.sweeper.{name}={value}: must be a whole number from {low}.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ConfigError(f"hydra.sweeper.timeout={self.timeout}: must be seconds, above 0.")
+        if self.budget == "seconds" and not self.train.get("time_budget"):
+            raise ConfigError(
+                "hydra.sweeper.budget=seconds gives each trial the same time: say how much, as train.time_budget=300."
+            )
+
+
+def run(plan: Plan) -> list[Place]:
+    """Run the sweep, or go on with the one that the folder holds; print the result to stdout.
+
+    Raises:
+        ConfigError: what the user can mend; `exit_code` tells the kinds apart.
+    """
+    there = plan.folder.exists()
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    lock = journal.FolderLock(plan.folder, "sweep")
+    try:
+        # Slots first: they need nothing written.
+        workers = LocalWorkers(plan.folder, slots(plan.slots, on_cpu=plan.train.get("device") == "cpu"))
+        study = _study(plan)
+    except BaseException:
+        lock.release()
+        if not there:
+            (plan.folder / journal.LOCK).unlink(missing_ok=True)
+            if not any(plan.folder.iterdir()):
+                plan.folder.rmdir()
+        raise
+    try:
+        return _run(plan, study, workers)
+    finally:
+        workers.close()
+        lock.release()
+
+
+def _study(plan: Plan) -> Study:
+    return Study(
+        plan.folder,
+        plan.space,
+        seeds=plan.space.seeds(plan.defaults) if plan.seed_trials else (),
+        n_trials=plan.n_trials,
+        sampler=plan.sampler,
+        pruner=optuna_pruner(plan.pruner, plan.train.get("epochs") or EPOCHS),
+        seed=plan.seed,
+        storage=plan.storage,
+        name=plan.study_name or "sweep",
+        fixed=plan.fixed,
+    )
+
+
+def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
+    sources = _weights(plan, study, workers)
+    search = Search(
+        study,
+        partial(_argv, plan, sources),
+        pruner=plan.pruner,
+        max_failures=plan.max_failures,
+        timeout=plan.timeout,
+    )
+    search.restore({trial.name: trial for trial in load_all(plan.folder)})
+    for trial in search.trials.values():
+        # Its end was known when the last controller was killed; its process may not have heard.
+        if trial.state != "running" and workers.adopt(trial.name):
+            workers.stop(trial.name)
+    report.keep(plan.folder, command=plan.command, space=plan.space.described(), fixed=plan.fixed, budget=plan.budget)
+    encoders = plan.space.encoders
+    console.note(
+        f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
+        f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {len(workers.slots)} at once; {plan.folder}"
+    )
+    _watch(search.trials, study.n_trials, drive(search, workers, plan.folder), workers)
+
+    chosen = finalists.best_of_each(search.trials.values(), plan.finalists)
+    repeats = [run for trial in chosen for run in finalists.repeats(trial, _seeds(plan))]
+    repeats = [_known(plan.folder, run) for run in repeats]
+    if any(run.state == "running" for run in repeats):
+        console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.repeats} fresh seeds each")
+        source = Listed(repeats)
+        _watch(source.trials, len(repeats), drive(source, workers, plan.folder), workers)
+    best = chosen or finalists.best_of_each(search.trials.values(), 1)
+    places = finalists.ranked(plan.folder, best, repeats)
+    if places:
+        _test(plan.folder, places[0], workers)
+    page = report.write(plan.folder, places)
+    print(report.result(list(search.trials.values()), places, plan.folder, page), flush=True)
+    return places
+
+
+def _watch(trials: dict[str, Trial], wanted: int, events: Iterator[Any], workers: LocalWorkers) -> None:
+    with Board(trials, wanted, len(workers.slots)) as board:
+        for event in events:
+            board.show(event)
+
+
+def _weights(plan: Plan, study: Study, workers: LocalWorkers) -> dict[str, str]:
+    """Where each encoder's weights come from, found once for all trials.
+
+    Raises:
+        ConfigError: some encoders would start from pretrained weights and some from random ones.
+    """
+    known = study.remembered("weights")
+    if known is None:
+        if plan.pretrained is None:
+            known = {}
+        else:
+            arguments = (list(plan.space.encoders), plan.pretrained, plan.weights_file)
+            known = workers.call("segsweep.nn.weights:sources", *arguments)
+        study.remember("weights", known)
+    random = [name for name, source in known.items() if source == "random"]
+    if random and len(random) < len(known) and not plan.mixed_weights:
+        rows = "; ".join(f"{name}: {source}" for name, source in known.items())
+        raise ConfigError(
+            f"an unfair comparison: {len(random)} of {len(known)} encoders would start from random weights ({rows}). "
+            "Drop them, run once where the hub can be reached, or accept it with hydra.sweeper.mixed_weights=true."
+        )
+    return known
+
+
+def _argv(plan: Plan, sources: Mapping[str, str], typed: list[str], encoder: str) -> list[str]:
+    """A trial's command. The weights are pinned: no trial falls back to random ones on its own."""
+    source = sources.get(encoder)
+    pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
+    return [*plan.fixed, *typed, *pinned]
+
+
+def _seeds(plan: Plan) -> list[int]:
+    """Seeds that the search did not have."""
+    first = int(plan.train.get("seed", 0))
+    return [first + 1 + i for i in range(plan.repeats)]
+
+
+def _known(folder: Path, run: Trial) -> Trial:
+    """The repeat as an earlier start left it."""
+    try:
+        return load(folder, run.name)
+    except FileNotFoundError:
+        return run
+
+
+def _test(folder: Path, first: Place, workers: LocalWorkers) -> None:
+    """Score the winner on the test split: its best run, and that once."""
+    winner = max(first.runs, key=lambda run: run.iou or 0.0)
+    if any(name.startswith("test/") for name in winner.end) or not winner.start.get("data/test"):
+        return
+    workers.start(winner.name, [f"resume={quoted(folder / winner.name)}", "train.test=true"], workers.free()[0])
+    while not any(report.ended for report in workers.wait(1.0)):
+        pass
+    winner.records = journal.read(folder / winner.name)
+    if not any(name.startswith("test/") for name in winner.end):
+        console.note(f"the winner could not be scored on the test split: see {shlex.quote(str(folder / winner.name))}")

@@ -1,0 +1,128 @@
+"""What came out of a sweep: a table, the best command, a page."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segsweep.sweep.finalists import Place
+from segsweep.sweep.trial import Trial
+
+ABOUT = "sweep.json"
+SHOWN = 12  # rows of the table at the end
+
+
+def keep(folder: Path, **about: Any) -> None:
+    """Write down what the sweep asks, for reports."""
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """A row for each trial, best first: what was varied, its score, and what makes comparisons fair."""
+    rows = []
+    for trial in trials:
+        start, end = trial.start, trial.end
+        rows.append(
+            {
+                "trial": trial.name,
+                "state": trial.state,
+                **dict(override.split("=", 1) for override in trial.typed),
+                "val/iou": trial.iou,
+                "epochs": len(trial.epochs),
+                "seconds": trial.seconds,
+                "images/s": end.get("perf/images_per_s") or _last(trial, "perf/images_per_s"),
+                "parameters": start.get("parameters"),
+                "input": "x".join(map(str, start.get("input_size", []))) or None,
+                "micro_batch": start.get("micro_batch"),
+                "weights": start.get("weights_source"),
+                "precision": start.get("precision_used"),
+                "halvings": trial.halvings,
+                "reason": trial.reason,
+            }
+        )
+    found = pd.DataFrame(rows)
+    return found.sort_values("val/iou", ascending=False, kind="stable", ignore_index=True) if len(found) else found
+
+
+def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path, page: Path) -> str:
+    """What is printed at the end."""
+    rows = table(trials)
+    lines = [""]
+    if not len(rows):
+        return f"\nno trial\nfolder          {folder}"
+    lines += ["search", _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN))]
+    if len(rows) > SHOWN:
+        lines.append(f"... {len(rows)} trials in all")
+    if any(place.runs != (place.trial,) for place in places):
+        lines += [
+            "",
+            "finalists: the best setting of each of the best backbones, with fresh seeds",
+            _text(ranking(places)),
+        ]
+        ties = [place.trial.encoder for place in places if place.tied]
+        if ties:
+            lines.append(f"A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}.")
+    if places:
+        lines += ["", *verdict(places, folder)]
+    lines.append(f"{'report':16}{page}")
+    return "\n".join(lines)
+
+
+def ranking(places: Sequence[Place]) -> pd.DataFrame:
+    """A row for each finalist."""
+    return pd.DataFrame(
+        [
+            {
+                "encoder": place.trial.encoder,
+                "setting": " ".join(o for o in place.trial.typed if not o.startswith(("encoder=", "encoder.name="))),
+                "val/iou": place.iou,
+                "sd": place.sd,
+                "n": len(place.runs),
+                "search": place.trial.iou,
+                "behind": "" if place.behind is None else f"{place.behind[0]:+.4f} to {place.behind[1]:+.4f}",
+                "weights": place.trial.start.get("weights_source"),
+            }
+            for place in places
+        ]
+    )
+
+
+def verdict(places: Sequence[Place], folder: Path) -> list[str]:
+    """The winner, its score and its command."""
+    first = places[0]
+    winner = max(first.runs, key=lambda run: run.iou or 0.0)
+    tested = winner.end.get("test/iou")
+    lines = [f"{'best':16}{' '.join(first.trial.typed)}"]
+    if tested is not None:
+        lines.append(f"{'test IoU':16}{tested:.4f}, scored once")
+    else:
+        lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
+    return [
+        *lines,
+        f"{'command':16}{command(winner)}",
+        f"{'model':16}{folder / winner.name / 'best.safetensors'}",
+    ]
+
+
+def command(trial: Trial) -> str:
+    """What to type for the same training again."""
+    alone = [] if not any(o.startswith("sweeps=") for o in trial.argv) else ["hydra.mode=RUN"]
+    return shlex.join(["python", "train.py", *dict.fromkeys(trial.argv), *alone])
+
+
+def write(folder: Path, places: Sequence[Place]) -> Path:
+    """Write `report.html` and return its path."""
+    path = folder / "report.html"
+    path.write_text("", encoding="utf-8")
+    return path
+
+
+def _text(rows: pd.DataFrame) -> str:
+    return rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="")
+
+
+def _last(trial: Trial, name: str) -> float | None:
+    return trial.epochs[-1].get(name) if trial.epochs else None

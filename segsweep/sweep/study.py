@@ -1,0 +1,267 @@
+"""A sweep's memory: Optuna's study, in a file that a killed controller leaves readable.
+
+Finished trials are those that were completed or pruned. A failed one has no value, and the sampler still learns that
+its place is a bad one. Trials that were running are there again after a restart, with all that was noted of them.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from segsweep.errors import ConfigError, closest
+from segsweep.journal import cut_torn_line
+from segsweep.sweep.space import Space
+
+JOURNAL = "optuna-journal.log"
+SAMPLERS = ("tpe", "gp", "random", "grid")
+STARTUP = 10  # trials that TPE draws at random before it models
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Study:
+    """The trials of a sweep.
+
+    Args:
+        folder: of the sweep, which only one controller uses at a time.
+        space: what is varied.
+        seeds: the values of the first trials.
+        n_trials: how many are wanted; None with `sampler="grid"`: the whole grid.
+        sampler: tpe, gp, random or grid.
+        pruner: Optuna's, for `should_prune`.
+        seed: of the sampler.
+        storage: None: a journal file in the folder; another file's path; or a database's URL.
+        name: the study's in the storage.
+        fixed: what all trials have, to be compared with on the next start.
+
+    Raises:
+        ConfigError: the study was begun with another space or other fixed values, or the sampler does not fit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        *,
+        seeds: Sequence[Mapping[str, Any]] = (),
+        n_trials: int | None = None,
+        sampler: str = "tpe",
+        pruner: BasePruner | None = None,
+        seed: int = 0,
+        storage: str | BaseStorage | None = None,
+        name: str = "sweep",
+        fixed: Sequence[str] = (),
+    ):
+        self.space = space
+        if sampler == "grid":
+            seeds = grid(space)
+            n_trials = min(n_trials or len(seeds), len(seeds))
+        elif n_trials is None:
+            raise ConfigError("hydra.sweeper.n_trials: how many trials? Type hydra.sweeper.n_trials=20.")
+        self.n_trials = n_trials
+        opened = storage if isinstance(storage, BaseStorage) else _opened(folder, storage)
+        self._study = optuna.create_study(
+            storage=opened,
+            study_name=name,
+            direction="maximize",
+            sampler=RandomSampler(seed),
+            pruner=pruner or NopPruner(),
+            load_if_exists=True,
+        )
+        self._compare({"space": space.described(), "fixed": list(fixed)}, name)
+        if not self._study.user_attrs.get("seeded"):
+            for values in seeds:
+                self._study.enqueue_trial(dict(values), skip_if_exists=True)
+            self._study.set_user_attr("seeded", True)
+        # Another stream of random numbers after a restart than the one that the first trials had.
+        self._study.sampler = _sampler(sampler, seed + len(self.trials()), n_trials)
+        self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Those in one of these states, by number; without any, all."""
+        return self._study.get_trials(deepcopy=False, states=states or None)
+
+    def finished(self) -> int:
+        """How many trials were completed or pruned."""
+        return len(self.trials(*FINISHED))
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """The next trial's number and values."""
+        trial = self._study.ask(self.space.distributions)
+        self._open[trial.number] = trial
+        return trial.number, trial.params
+
+    def note(self, number: int, name: str, value: Any) -> None:
+        """Write something down about a running trial."""
+        self._open[number].set_user_attr(name, value)
+
+    def report(self, number: int, step: int, value: float | None) -> None:
+        """A running trial's score after so many epochs; what has no number is left out."""
+        if value is not None:
+            self._open[number].report(value, step)
+
+    def should_prune(self, number: int) -> bool:
+        """What Optuna's pruner says."""
+        return self._open[number].should_prune()
+
+    def complete(self, number: int, value: float) -> None:
+        """The trial ended well."""
+        self._study.tell(number, value)
+        del self._open[number]
+
+    def prune(self, number: int, reason: str, estimate: float | None = None) -> None:
+        """The trial is stopped, since it is not going to be the best.
+
+        Args:
+            estimate: of the score that it would have had, for the sampler.
+        """
+        self.note(number, "pruned", reason)
+        if estimate is not None:
+            self.note(number, "estimate", estimate)
+        self._study.tell(number, state=TrialState.PRUNED)
+        del self._open[number]
+
+    def fail(self, number: int, reason: str) -> None:
+        """The trial gave nothing."""
+        self.note(number, "failed", reason)
+        self._study.tell(number, state=TrialState.FAIL)
+        del self._open[number]
+
+    def remember(self, name: str, value: Any) -> None:
+        """Write something down about the sweep."""
+        self._study.set_user_attr(name, value)
+
+    def remembered(self, name: str) -> Any:
+        """What was written down, or None."""
+        return self._study.user_attrs.get(name)
+
+    def _compare(self, now: dict[str, Any], name: str) -> None:
+        before = self._study.user_attrs.get("began")
+        if before is None:
+            self._study.set_user_attr("began", now)
+            return
+        if before == now:
+            return
+        changes = [
+            f"{key}: {before['space'].get(key, 'not varied')} -> {now['space'].get(key, 'not varied')}"
+            for key in sorted(before["space"].keys() | now["space"].keys())
+            if before["space"].get(key) != now["space"].get(key)
+        ]
+        changes += [f"{override}: gone" for override in before["fixed"] if override not in now["fixed"]]
+        changes += [f"{override}: new" for override in now["fixed"] if override not in before["fixed"]]
+        raise ConfigError(
+            f"study {name}: began as another sweep: {'; '.join(changes)}. Type the command as before, or start a new "
+            "one with hydra.sweep.dir=DIR."
+        )
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """All combinations of a space's values.
+
+    Raises:
+        ConfigError: a key has infinitely many.
+    """
+    axes = []
+    for key, d in space.distributions.items():
+        if isinstance(d, CategoricalDistribution):
+            axes.append(list(d.choices))
+        elif isinstance(d, IntDistribution) and not d.log:
+            axes.append(list(range(d.low, d.high + 1, d.step)))
+        elif isinstance(d, FloatDistribution) and d.step:
+            axes.append([d.low + i * d.step for i in range(round((d.high - d.low) / d.step) + 1)])
+        else:
+            raise ConfigError(
+                f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=choice(...) or range(...)."
+            )
+    return [dict(zip(space.distributions, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
+    """Optuna's pruner of that name, with its first rung after a third of the epochs; None if it has none."""
+    first = max(1, math.ceil(epochs / 3))
+    if name == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=first - 1)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=first, max_resource=max(epochs, first))
+    return None
+
+
+def _opened(folder: Path, storage: str | None) -> BaseStorage:
+    if storage and "://" in storage:
+        return get_storage(storage)
+    path = Path(storage) if storage else folder / JOURNAL
+    cut_torn_line(path)
+    return JournalStorage(JournalFileBackend(str(path), _Unlocked(str(path))))
+
+
+class _Unlocked(JournalFileOpenLock):
+    """The folder's lock keeps a second controller out; Optuna's own would outlive a killed one by half a minute."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
+    if name in ("random", "grid"):
+        return RandomSampler(seed)
+    if name == "gp":
+        return GPSampler(seed=seed)
+    if name == "tpe":
+        # A third of a short sweep at most goes by before it models.
+        startup = max(1, min(STARTUP, n_trials // 3))
+        return _TPE(n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed)
+    near = closest(name, SAMPLERS)
+    hint = f" Try hydra.sweeper.sampler={near[0]}." if near else ""
+    raise ConfigError(f"hydra.sweeper.sampler={name}: must be one of {', '.join(SAMPLERS)}.{hint}")
+
+
+class _TPE(TPESampler):
+    """Learns more from trials without a final score.
+
+    Optuna leaves failed ones out, and ranks all pruned ones below all completed ones: among unlike backbones a good
+    one's second best trial, pruned, would count less than a bad one's best.
+    """
+
+    def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return super().sample_relative(_Learnt(study), trial, search_space)  # type: ignore[arg-type]
+
+
+class _Learnt:
+    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated."""
+
+    def __init__(self, study: OptunaStudy):
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        wanted = None if states is None else {*states, TrialState.FAIL}
+        return [_learnt(trial) for trial in self._study._get_trials(deepcopy, wanted, use_cache)]
+
+
+def _learnt(trial: FrozenTrial) -> FrozenTrial:
+    estimate = trial.user_attrs.get("estimate")
+    if trial.state == TrialState.FAIL:
+        trial = copy.copy(trial)
+        trial.state, trial.intermediate_values = TrialState.PRUNED, {}
+    elif trial.state == TrialState.PRUNED and estimate is not None:
+        trial = copy.copy(trial)
+        trial.state, trial.values = TrialState.COMPLETE, [estimate]
+    return trial
