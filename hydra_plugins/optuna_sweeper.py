@@ -98,7 +98,7 @@ class OptunaSweeper(Sweeper):
                 train=OmegaConf.to_container(base.train, resolve=True),  # type: ignore[arg-type]
                 pretrained=None if "encoder.pretrained" in varied else base.encoder.pretrained,
                 weights_file=None if "encoder.weights_file" in varied else base.encoder.weights_file,
-                tracking=OmegaConf.to_container(base.tracking, resolve=True),  # type: ignore[arg-type]
+                tracking={**base.tracking, "experiment": base.tracking.experiment or base.data.name},
                 **self.settings,
             )
         )
@@ -165,7 +165,7 @@ def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
 def _replaced(key: str, given: dict[str, Override]) -> bool:
     """Whether the command line says the same by another key."""
     twins = ({"encoder", "encoder.name"}, {"train.epochs", "train.time_budget"})
-    return any(key in pair and not pair.isdisjoint(given) for pair in twins)
+    return any(key in pair and not (pair - {key}).isdisjoint(given) for pair in twins)
 
 
 def _typed(value: Any) -> str:

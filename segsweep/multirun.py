@@ -4,18 +4,18 @@
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segsweep import console, journal
+from segsweep import console, journal, tracking
 from segsweep.errors import ConfigError, closest
 from segsweep.paths import quoted
 from segsweep.sweep import finalists, report
 from segsweep.sweep.board import Board
-from segsweep.sweep.control import Listed, Search, drive
+from segsweep.sweep.control import Event, Listed, Search, drive
 from segsweep.sweep.finalists import Place
 from segsweep.sweep.space import Space
 from segsweep.sweep.study import Study, optuna_pruner
@@ -148,7 +148,23 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
         f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
         f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {len(workers.slots)} at once; {plan.folder}"
     )
-    _watch(search.trials, study.n_trials, drive(search, workers, plan.folder), workers)
+    track = Tracking(plan)
+    try:
+        places = _searched(plan, study, search, workers, track)
+    except BaseException as error:
+        track.end("failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__)
+        raise
+    page = report.write(plan.folder, places)
+    text = report.result(list(search.trials.values()), places, plan.folder, page)
+    print(text, flush=True)
+    if problem := track.end("complete", text, places):
+        console.note(f"MLflow: not everything was sent: {problem} The same command sends it later.")
+    return places
+
+
+def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, track: "Tracking") -> list[Place]:
+    """Search, train the finalists, score the winner."""
+    _watch(search.trials, study.n_trials, drive(search, workers, plan.folder), workers, track)
 
     chosen = finalists.best_of_each(search.trials.values(), plan.finalists)
     repeats = [run for trial in chosen for run in finalists.repeats(trial, _seeds(plan))]
@@ -156,20 +172,75 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.repeats} fresh seeds each")
         source = Listed(repeats)
-        _watch(source.trials, len(repeats), drive(source, workers, plan.folder), workers)
+        _watch(source.trials, len(repeats), drive(source, workers, plan.folder), workers, track)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
     places = finalists.ranked(plan.folder, best, repeats)
     if places:
         _test(plan.folder, places[0], workers)
-    page = report.write(plan.folder, places)
-    print(report.result(list(search.trials.values()), places, plan.folder, page), flush=True)
+        track.send(places[0].winner)
     return places
 
 
-def _watch(trials: dict[str, Trial], wanted: int, events: Iterator[Any], workers: LocalWorkers) -> None:
+def _watch(
+    trials: dict[str, Trial], wanted: int, events: Iterator[Event], workers: LocalWorkers, track: "Tracking"
+) -> None:
     with Board(trials, wanted, len(workers.slots)) as board:
         for event in events:
             board.show(event)
+            track.send(event.trial)
+
+
+class Tracking:
+    """MLflow's view of a sweep: one parent, and a child for each trial that got as far as an epoch."""
+
+    def __init__(self, plan: Plan):
+        self._folder, self._uri, self._experiment = plan.folder, plan.tracking.get("uri"), plan.tracking["experiment"]
+        self._parent = ""
+        self._background: tracking.Background | None = None
+        if plan.tracking["name"] != "none":
+            self._background = tracking.Background(plan.tracking["timeout"])
+            params = {**plan.space.described(), "fixed": " ".join(plan.fixed), "budget": plan.budget}
+            self._note = f"```\npython train.py {plan.command}\n```\n"
+            self._background.ask("sweep", partial(self._open, params))
+
+    def send(self, trial: Trial) -> None:
+        """Bring its run level with its journal, some time soon."""
+        if self._background and trial.epochs:
+            self._background.ask(trial.name, partial(self._sync, trial, trial.state == "running"))
+
+    def end(self, status: str, text: str, places: Sequence[Place] = ()) -> str | None:
+        """Write the result, wait for what is on its way, and return what went wrong, if anything did."""
+        if not self._background:
+            return None
+        metrics = {}
+        if places:
+            winner = places[0].winner
+            metrics = {"best/val_iou": winner.iou or 0.0, "finalists/val_iou": places[0].iou}
+            metrics |= {
+                name: value for name, value in winner.end.items() if name.startswith("test/") and value is not None
+            }
+        note = f"{self._note}\n```\n{text}\n```"
+        files = [self._folder / report.PAGE, self._folder / report.ABOUT]
+        self._background.ask(
+            "end", partial(tracking.close_sweep, self._folder, self._uri, status, metrics, note, files)
+        )
+        return self._background.close()
+
+    def _open(self, params: Mapping[str, str]) -> None:
+        self._parent = tracking.open_sweep(self._folder, self._uri, self._experiment, params, self._note)
+
+    def _sync(self, trial: Trial, alive: bool) -> None:
+        if not self._parent:
+            return  # MLflow was out of reach from the beginning, and has been complained of
+        child = tracking.Child(
+            self._parent,
+            self._experiment,
+            name=" ".join(override.partition("=")[2] for override in trial.typed),
+            first=dict(override.split("=", 1) for override in trial.typed),
+            tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
+            pruned_at=len(trial.epochs) if trial.state == "pruned" else None,
+        )
+        tracking.sync(self._folder / trial.name, self._uri, alive, child)
 
 
 def _weights(plan: Plan, study: Study, workers: LocalWorkers) -> dict[str, str]:
@@ -219,7 +290,7 @@ def _known(folder: Path, run: Trial) -> Trial:
 
 def _test(folder: Path, first: Place, workers: LocalWorkers) -> None:
     """Score the winner on the test split: its best run, and that once."""
-    winner = max(first.runs, key=lambda run: run.iou or 0.0)
+    winner = first.winner
     if any(name.startswith("test/") for name in winner.end) or not winner.start.get("data/test"):
         return
     workers.start(winner.name, [f"resume={quoted(folder / winner.name)}", "train.test=true"], workers.free()[0])

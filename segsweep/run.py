@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -286,11 +287,12 @@ def _train(
 ) -> int:
     config, progress = prepared.config, prepared.progress
     epochs = _epochs(config)
-    track = tracking.Background(folder, config.tracking.uri, config.tracking.timeout) if _tracked(config) else None
+    track = tracking.Background(config.tracking.timeout) if _tracked(config) else None
+    send = partial(tracking.sync, folder, config.tracking.uri)
     with Journal(folder) as book:
         _write_start(prepared, folder, book, records, argv, hydra_files)
         if track:
-            track.sync()
+            track.ask(folder, send)
         shown = spread(prepared.data.parts["val"], SHOWN)
         names = prepared.data.labels.names
         status, reason, code = "complete", "", 0
@@ -330,7 +332,7 @@ def _train(
                 book.write("epoch", **record)
                 console.epoch_line(epoch.number, epochs, epoch.metrics, epoch.is_best)
                 if track:
-                    track.sync()
+                    track.ask(folder, send)
             reason = engine.over(progress, epochs, config.train.time_budget, config.train.patience)
             if "test" in prepared.data.parts and config.train.test:
                 tested = _test(prepared, folder / BEST)
@@ -343,6 +345,7 @@ def _train(
             if failure is None:
                 book.write("end", time=time.time(), status="failed", reason=f"{type(error).__name__}: {error}")
                 if track:
+                    track.ask(folder, send)
                     track.close()
                 raise
             status, reason = "failed", str(failure)
@@ -351,6 +354,7 @@ def _train(
     summary = _write_summary(prepared, folder, end, status)
     print(console.result(folder, summary, reason), flush=True)
     if track:
+        track.ask(folder, send)
         problem = track.close()
         _write_summary(prepared, folder, end, status)  # again, for the run's id
         print(console.tracked(folder, tracking.show_command(folder, config.tracking.uri), problem), flush=True)

@@ -11,7 +11,8 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -49,7 +50,28 @@ def run_id(folder: Path, uri: str | None = None) -> str | None:
     return _read_cursor(folder, tracking_uri(uri)).get("run_id")
 
 
-def sync(folder: Path, uri: str | None = None, alive: bool = True) -> str:
+@dataclass(frozen=True)
+class Child:
+    """What a sweep says of one of its runs.
+
+    Attributes:
+        parent: id of the sweep's run.
+        experiment: that the sweep's run is in.
+        name: what was varied.
+        first: what was varied, by key, logged before all other parameters.
+        tags: more of them.
+        pruned_at: the epoch after which it was stopped; None if it was not.
+    """
+
+    parent: str
+    experiment: str
+    name: str
+    first: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    pruned_at: int | None = None
+
+
+def sync(folder: Path, uri: str | None = None, alive: bool = True, child: Child | None = None) -> str:
     """Send what MLflow does not have yet, and return the run's id.
 
     Idempotent: metrics, pictures and files are sent once, whoever asks how often. Sends nothing twice when two ask at
@@ -59,6 +81,7 @@ def sync(folder: Path, uri: str | None = None, alive: bool = True) -> str:
         folder: a run folder.
         uri: MLflow's tracking URI; default: the run's own `tracking.uri`, or `tracking_uri()`.
         alive: whether the run may still go on; one that cannot, and has no end, is marked as killed.
+        child: of a sweep's run.
 
     Raises:
         ConfigError: the folder holds no journal, or the run was deleted in MLflow.
@@ -69,55 +92,103 @@ def sync(folder: Path, uri: str | None = None, alive: bool = True) -> str:
         if not records:
             raise ConfigError(f"{folder}: not a run folder: no {journal.NAME} in it.")
         uri = tracking_uri(uri or records[0]["config"]["tracking"]["uri"])
-        return _Sync(folder, uri, records).send(alive)
+        return _Sync(folder, uri, records, child).send(alive)
+
+
+def open_sweep(folder: Path, uri: str | None, experiment: str, params: Mapping[str, str], note: str) -> str:
+    """The run under which a sweep's runs lie, made or taken up again; its id."""
+    from mlflow.entities import Param
+
+    uri = tracking_uri(uri)
+    client = _client(uri)
+    cursor = _read_cursor(folder, uri)
+    if "run_id" in cursor:
+        client.update_run(cursor["run_id"], status="RUNNING")
+        return cursor["run_id"]
+    experiment_id = _experiment(client, uri, experiment)
+    tags = {"segsweep.folder": str(folder), "segsweep.kind": "sweep", "mlflow.note.content": note[:NOTE_LENGTH]}
+    run_id = client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id
+    client.log_batch(run_id, params=[Param(name, value[:PARAM_LENGTH]) for name, value in params.items()])
+    _write_cursor(folder, uri, {"experiment_id": experiment_id, "run_id": run_id})
+    return run_id
+
+
+def close_sweep(
+    folder: Path, uri: str | None, status: str, metrics: Mapping[str, float], note: str, files: Iterable[Path]
+) -> None:
+    """Write a sweep's result to its run.
+
+    Args:
+        status: complete, stopped or failed.
+        files: to be attached.
+    """
+    uri = tracking_uri(uri)
+    client, run_id = _client(uri), _read_cursor(folder, uri)["run_id"]
+    for name, value in metrics.items():
+        client.log_metric(run_id, _name(name), value)
+    client.set_tag(run_id, "mlflow.note.content", note[:NOTE_LENGTH])
+    for path in files:
+        if path.exists():
+            client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id, STATUS[status])
 
 
 class Background:
-    """Calls `sync` in one thread, so that training never waits for a server.
+    """Sends to MLflow in one thread, so that training never waits for a server.
+
+    What is asked for again before it was sent is sent once.
 
     Args:
         timeout: seconds that `close` waits at most.
     """
 
-    def __init__(self, folder: Path, uri: str | None = None, timeout: float = 60.0):
-        self._folder, self._uri, self._timeout = folder, uri, timeout
-        self._wanted, self._closing = threading.Event(), threading.Event()
+    def __init__(self, timeout: float = 60.0):
+        self._timeout = timeout
+        self._jobs: dict[Any, Callable[[], Any]] = {}
+        self._wanted = threading.Condition()
+        self._closing = False
         self.error: str | None = None
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
-    def sync(self) -> None:
-        """Ask for a sync; returns at once."""
-        self._wanted.set()
+    def ask(self, what: Any, job: Callable[[], Any]) -> None:
+        """Have the job done; returns at once. A job that waits under the same name is replaced."""
+        with self._wanted:
+            self._jobs[what] = job
+            self._wanted.notify()
 
     def close(self) -> str | None:
         """Send the rest, wait for it within bounds, and return what went wrong, if anything did."""
-        self._closing.set()
-        self._wanted.set()
+        with self._wanted:
+            self._closing = True
+            self._wanted.notify()
         self._thread.join(self._timeout)
         if self._thread.is_alive():
             return f"MLflow took longer than tracking.timeout={self._timeout:g} s."
         return self.error
 
     def _work(self) -> None:
+        failed: dict[Any, str] = {}
         while True:
-            self._wanted.wait()
-            self._wanted.clear()
-            last = self._closing.is_set()
+            with self._wanted:
+                self._wanted.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return
+                what = next(iter(self._jobs))
+                job = self._jobs.pop(what)
             try:
-                sync(self._folder, self._uri)
-                self.error = None
+                job()
+                failed.pop(what, None)
             except Exception as error:  # whatever a server does, training goes on and the journal has it all
-                if self.error is None:
+                if not failed:
                     log.warning("MLflow: %s Training goes on; what is missing is sent later.", _short(error))
-                self.error = _short(error)
-            if last:
-                return
+                failed[what] = _short(error)
+            self.error = next(iter(failed.values()), None)
 
 
 class _Sync:
-    def __init__(self, folder: Path, uri: str, records: list[dict[str, Any]]):
-        self.folder, self.uri, self.records = folder, uri, records
+    def __init__(self, folder: Path, uri: str, records: list[dict[str, Any]], child: Child | None = None):
+        self.folder, self.uri, self.records, self.child = folder, uri, records, child
         self.cursor = _read_cursor(folder, uri)
         self.client = _client(uri)
 
@@ -162,15 +233,9 @@ class _Sync:
 
     def _create(self) -> None:
         start = self.records[0]
-        name = start["config"]["tracking"]["experiment"] or start["config"]["data"]["name"]
-        with locked(outputs() / "mlflow.db.lock"):  # several processes at a fresh SQLite file break it
-            experiment = self.client.get_experiment_by_name(name)
-            if experiment and experiment.lifecycle_stage == "deleted":
-                self.client.restore_experiment(experiment.experiment_id)
-            local = None if self.uri.startswith("http") else (outputs() / "mlartifacts" / name).as_uri()
-            experiment_id = (
-                experiment.experiment_id if experiment else self.client.create_experiment(name, artifact_location=local)
-            )
+        child = self.child
+        name = child.experiment if child else start["config"]["tracking"]["experiment"]
+        experiment_id = _experiment(self.client, self.uri, name or start["config"]["data"]["name"])
         self._save(experiment_id=experiment_id)
         # A sync that was killed after create_run left a run with this tag: go on with that.
         mine = f"tags.`segsweep.run` = '{start['run']}'"
@@ -181,7 +246,9 @@ class _Sync:
         run = self.client.create_run(
             experiment_id,
             start_time=int(start["time"] * 1000),
-            run_name=f"{start['config']['encoder']['name']}-lr{start['config']['optim']['lr']:g}",
+            run_name=child.name
+            if child
+            else f"{start['config']['encoder']['name']}-lr{start['config']['optim']['lr']:g}",
             tags={
                 "segsweep.run": start["run"],
                 "segsweep.folder": str(self.folder),
@@ -193,6 +260,7 @@ class _Sync:
                 "dirty": str(start["dirty"]).lower(),
                 "weights_source": start["weights_source"],
                 "data_digest": start["data_digest"],
+                **({"mlflow.parentRunId": child.parent, **child.tags} if child else {}),
             },
         )
         self._save(run_id=run.info.run_id, sent=0, sending=True, pictures=[])
@@ -218,6 +286,8 @@ class _Sync:
             start = records[0]
             params = {name: value for name, value in _flat(start["config"]) if not name.startswith("tracking.")}
             params |= {name: start[name] for name in ("weights_source", "parameters", "device", "precision_used")}
+            if self.child:
+                params = {**{name: params.get(name, value) for name, value in self.child.first.items()}, **params}
             rows = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in params.items()]
             for first in range(0, len(rows), PARAMS_PER_CALL):
                 self.client.log_batch(run_id, params=rows[first : first + PARAMS_PER_CALL])
@@ -269,14 +339,15 @@ class _Sync:
             if (self.folder / name).exists():
                 self.client.log_artifact(run_id, str(self.folder / name), "hydra" if "/" in name else None)
         self.client.set_tag(run_id, "mlflow.note.content", _note(self.records))
+        if self.child and self.child.pruned_at is not None:
+            self.client.set_tag(run_id, "pruned_at", self.child.pruned_at)
+            for name, value in self.child.tags.items():
+                self.client.set_tag(run_id, name, value)
         self.client.set_terminated(run_id, STATUS[end["status"]], end_time=when)
 
     def _save(self, **changes: Any) -> None:
         self.cursor |= changes
-        cursors = _read_cursors(self.folder) | {_without_password(self.uri): self.cursor}
-        writing = self.folder / f"{CURSOR}.writing"
-        writing.write_text(json.dumps(cursors, indent=1), encoding="utf-8")
-        writing.replace(self.folder / CURSOR)
+        _write_cursor(self.folder, self.uri, self.cursor)
 
 
 def _client(uri: str) -> Any:
@@ -294,6 +365,16 @@ def _client(uri: str) -> Any:
         if not uri.startswith("http"):
             client.search_experiments(max_results=1)  # creates the file
     return client
+
+
+def _experiment(client: Any, uri: str, name: str) -> str:
+    """The experiment's id; made or restored if need be, with a folder for files that no working folder moves."""
+    with locked(outputs() / "mlflow.db.lock"):  # several processes at a fresh SQLite file break it
+        experiment = client.get_experiment_by_name(name)
+        if experiment and experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        local = None if uri.startswith("http") else (outputs() / "mlartifacts" / name).as_uri()
+        return experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=local)
 
 
 def _note(records: list[dict[str, Any]]) -> str:
@@ -327,6 +408,13 @@ def _read_cursors(folder: Path) -> dict[str, Any]:
         return json.loads((folder / CURSOR).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+
+
+def _write_cursor(folder: Path, uri: str, cursor: dict[str, Any]) -> None:
+    cursors = _read_cursors(folder) | {_without_password(uri): cursor}
+    writing = folder / f"{CURSOR}.writing"
+    writing.write_text(json.dumps(cursors, indent=1), encoding="utf-8")
+    writing.replace(folder / CURSOR)
 
 
 def _read_cursor(folder: Path, uri: str) -> dict[str, Any]:

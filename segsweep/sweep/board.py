@@ -71,14 +71,14 @@ class Board:
 def line(event: Event) -> str:
     """What happened, in one line."""
     trial = event.trial
-    typed = " ".join(trial.typed)
+    typed, name = " ".join(trial.typed), trial.name.removeprefix("finalists/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
     if event.kind == "halved":
-        return f"trial {trial.name:>3}  out of memory: begins again with half the micro-batch"
+        return f"trial {name:>3}  out of memory: begins again with half the micro-batch"
     if event.kind in SHOWN:
-        return f"trial {trial.name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}"
+        return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}"
     why = f"  ({trial.reason})" if trial.reason else ""
-    return f"trial {trial.name:>3}  {event.kind:8}  {score}{typed}{why}"
+    return f"trial {name:>3}  {event.kind:8}  {score}{typed}{why}"
 
 
 def duration(seconds: float) -> str:

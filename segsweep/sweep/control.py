@@ -106,11 +106,11 @@ def drive(source: Source, workers: Workers, folder: Path) -> Iterator[Event]:
                         trial.save(folder)
                         source.over(trial, verdict)
                         workers.stop(trial.name)
-                        yield Event("pruned", trial)
                 if not report.ended:
                     continue
                 del living[trial.name]
                 if trial.state == "pruned":
+                    yield Event("pruned", trial)
                     continue
                 kind = _ended(trial, report.exit_code, folder, deaths)
                 if kind in ("continued", "halved"):

@@ -62,6 +62,11 @@ class Place:
     behind: tuple[float, float] | None = None
 
     @property
+    def winner(self) -> Trial:
+        """The best of its runs."""
+        return max(self.runs, key=_score)
+
+    @property
     def tied(self) -> bool:
         """Whether it may just as well be as good as the first."""
         return self.behind is not None and self.behind[0] <= 0

@@ -11,7 +11,7 @@ import pandas as pd
 from segsweep.sweep.finalists import Place
 from segsweep.sweep.trial import Trial
 
-ABOUT = "sweep.json"
+ABOUT, PAGE = "sweep.json", "report.html"
 SHOWN = 12  # rows of the table at the end
 
 
@@ -93,7 +93,7 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
 def verdict(places: Sequence[Place], folder: Path) -> list[str]:
     """The winner, its score and its command."""
     first = places[0]
-    winner = max(first.runs, key=lambda run: run.iou or 0.0)
+    winner = first.winner
     tested = winner.end.get("test/iou")
     lines = [f"{'best':16}{' '.join(first.trial.typed)}"]
     if tested is not None:
@@ -115,7 +115,7 @@ def command(trial: Trial) -> str:
 
 def write(folder: Path, places: Sequence[Place]) -> Path:
     """Write `report.html` and return its path."""
-    path = folder / "report.html"
+    path = folder / PAGE
     path.write_text("", encoding="utf-8")
     return path
 
