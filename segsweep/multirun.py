@@ -17,6 +17,7 @@ from segsweep.sweep import finalists, report
 from segsweep.sweep.board import Board
 from segsweep.sweep.control import Event, Listed, Search, drive
 from segsweep.sweep.finalists import Place
+from segsweep.sweep.page import write
 from segsweep.sweep.space import Space
 from segsweep.sweep.study import Study, optuna_pruner
 from segsweep.sweep.trial import Trial, load, load_all
@@ -149,12 +150,15 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
         f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {len(workers.slots)} at once; {plan.folder}"
     )
     track = Tracking(plan)
+    for trial in search.trials.values():
+        if trial.state != "running":
+            track.send(trial)  # what an earlier start missed
     try:
         places = _searched(plan, study, search, workers, track)
     except BaseException as error:
         track.end("failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__)
         raise
-    page = report.write(plan.folder, places)
+    page = write(plan.folder, list(search.trials.values()), places, plan.space.distributions)
     text = report.result(list(search.trials.values()), places, plan.folder, page)
     print(text, flush=True)
     if problem := track.end("complete", text, places):

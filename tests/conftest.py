@@ -38,8 +38,9 @@ def nothing_left_running() -> Iterator[None]:
         with suppress(FileNotFoundError):  # a thread that has just ended
             children += task.read_text().split()
     programs = [Path(f"/proc/{child}/cmdline").read_text() for child in children if Path(f"/proc/{child}").exists()]
-    # Python's own helper of multiprocessing stays as long as the process.
-    assert not [p for p in programs if "resource_tracker" not in p], f"child processes left running: {programs}"
+    # Python's own helpers of multiprocessing stay as long as the process.
+    helpers = ("resource_tracker", "forkserver")
+    assert not [p for p in programs if not any(h in p for h in helpers)], f"child processes left running: {programs}"
 
 
 @pytest.fixture(scope="session")

@@ -113,13 +113,6 @@ def command(trial: Trial) -> str:
     return shlex.join(["python", "train.py", *dict.fromkeys(trial.argv), *alone])
 
 
-def write(folder: Path, places: Sequence[Place]) -> Path:
-    """Write `report.html` and return its path."""
-    path = folder / PAGE
-    path.write_text("", encoding="utf-8")
-    return path
-
-
 def _text(rows: pd.DataFrame) -> str:
     return rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="")
 

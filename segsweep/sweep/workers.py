@@ -146,13 +146,21 @@ class LocalWorkers:
     Args:
         folder: of the sweep; a training's folder is its name below it.
         slots: where trainings may run.
+        program: what is run, in place of `train.py`.
+        preloaded: modules that the fork server loads once for all.
     """
 
-    def __init__(self, folder: Path, slots: Sequence[Slot]):
-        self.folder, self.slots = folder, tuple(slots)
+    def __init__(
+        self,
+        folder: Path,
+        slots: Sequence[Slot],
+        program: Path = CHECKOUT / "train.py",
+        preloaded: Sequence[str] = PRELOADED,
+    ):
+        self.folder, self.slots, self.program = folder, tuple(slots), program
         self._living: dict[str, _Living] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
+        self._context.set_forkserver_preload(list(preloaded))
 
     def free(self) -> list[Slot]:
         """Slots without a training, first to last."""
@@ -167,7 +175,9 @@ class LocalWorkers:
         (folder / CLAIM).write_text(json.dumps(attempt), encoding="utf-8")
         if self.adopt(name):  # a killed controller's child came to life only now
             return
-        process = self._context.Process(target=train, args=(list(argv), folder, attempt, slot.environment))
+        process = self._context.Process(
+            target=train, args=(self.program, list(argv), folder, attempt, slot.environment)
+        )
         process.start()
         self._living[name] = _Living(slot, process, pid=process.pid)
 
@@ -258,8 +268,10 @@ class LocalWorkers:
                 os.kill(living.pid, number)
 
 
-def train(argv: list[str], folder: Path, attempt: dict[str, Any], environment: Mapping[str, str]) -> None:
-    """In the child: claim the folder and run `train.py` as from a command line."""
+def train(
+    program: Path, argv: list[str], folder: Path, attempt: dict[str, Any], environment: Mapping[str, str]
+) -> None:
+    """In the child: claim the folder and run the program as from a command line."""
     os.setsid()
     output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
@@ -281,8 +293,8 @@ def train(argv: list[str], folder: Path, attempt: dict[str, Any], environment: M
     json.dump({**attempt, "pid": os.getpid()}, claim)
     claim.flush()
     os.environ.update(environment)
-    sys.argv = ["train.py", *argv]
-    runpy.run_path(str(CHECKOUT / "train.py"), run_name="__main__")
+    sys.argv = [program.name, *argv]
+    runpy.run_path(str(program), run_name="__main__")
 
 
 def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
