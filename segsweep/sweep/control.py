@@ -101,7 +101,7 @@ def drive(source: Source, workers: Workers, folder: Path) -> Iterator[Event]:
                         continue
                     verdict = source.epoch(trial)
                     yield Event("epoch", trial)
-                    if verdict:
+                    if verdict and not report.ended:
                         trial.state, trial.reason = "pruned", verdict.reason
                         trial.save(folder)
                         source.over(trial, verdict)

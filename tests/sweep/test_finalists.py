@@ -1,0 +1,147 @@
+"""Who wins: fresh seeds, paired images, ties that are called ties."""
+
+import numpy as np
+import pytest
+import torch
+
+from segsweep.metrics import ConfusionMatrix, scores
+from segsweep.sweep import finalists
+from segsweep.sweep.finalists import MATRICES, behind, best_of_each, iou, ranked, repeats
+from segsweep.sweep.trial import Trial
+
+
+def trial(name, encoder, score, state="complete", typed=()):
+    records = [{"kind": "start"}, {"kind": "epoch", "epoch": 1, "val/iou": score}]
+    return Trial(
+        name, encoder, [f"encoder={encoder}", *typed], [f"encoder={encoder}", *typed], {}, state, records=records
+    )
+
+
+def matrices(rng, right, images=40, classes=2):
+    """Confusion matrices in which a pixel is right with this probability."""
+    found = np.zeros((images, classes, classes), np.int64)
+    for i in range(images):
+        for t in range(classes):
+            found[i, t] = rng.multinomial(
+                500, [right if p == t else (1 - right) / (classes - 1) for p in range(classes)]
+            )
+    return found
+
+
+def kept(folder, run, matrices):
+    (folder / run.name).mkdir(parents=True)
+    keys = np.array([str(i) for i in range(len(matrices))])
+    np.savez(folder / run.name / MATRICES, keys=keys, matrices=matrices)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_the_iou_is_the_one_of_training(classes):
+    rng = np.random.default_rng(classes)
+    counts = rng.integers(0, 50, (classes, classes))
+    if classes == 7:
+        counts[3] = 0  # in no target
+    pooled = ConfusionMatrix(classes)
+    pooled.matrix = torch.as_tensor(counts)
+    expected = scores(pooled, [], [str(i) for i in range(classes)])["iou"]
+    assert iou(counts.astype(float)) == pytest.approx(expected)
+    assert iou(np.stack([counts, counts]).astype(float)) == pytest.approx([expected, expected])
+
+
+def test_each_backbone_sends_its_best_complete_trial():
+    trials = [
+        trial("0", "a", 0.5),
+        trial("1", "a", 0.7),
+        trial("2", "b", 0.9, "pruned"),
+        trial("3", "b", 0.6),
+        trial("4", "c", 0.8),
+        trial("5", "d", None),
+    ]
+    assert [t.name for t in best_of_each(trials, 2)] == ["4", "1"]
+    assert [t.name for t in best_of_each(trials, 9)] == ["4", "1", "3"]
+    assert best_of_each(trials, 0) == []
+
+
+def test_repeats_differ_in_the_seed_alone():
+    first, second = repeats(trial("7", "a", 0.5, typed=["train.seed=9"]), [1, 2])
+    assert first.name == "finalists/7-1"
+    assert first.typed == ["encoder=a", "train.seed=1"]
+    assert first.argv == ["encoder=a", "train.seed=9", "train.seed=1"]  # the last counts
+    assert second.argv[-1] == "train.seed=2"
+    assert first.state == "running"
+
+
+def test_a_clear_difference_is_no_tie():
+    rng = np.random.default_rng(0)
+    good, bad = [matrices(rng, 0.9) for _ in range(3)], [matrices(rng, 0.8) for _ in range(3)]
+    low, high = behind(good, bad)
+    gap = np.mean([iou(m.sum(0).astype(float)) for m in good]) - np.mean([iou(m.sum(0).astype(float)) for m in bad])
+    assert 0 < low < gap < high
+    assert behind(bad, good)[1] < 0
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    """Two equal models, many times: 95 % of the intervals hold 0, give or take."""
+    rng = np.random.default_rng(1)
+    held = 0
+    finalists_resamples, finalists.RESAMPLES = finalists.RESAMPLES, 200
+    try:
+        for i in range(60):
+            a, b = ([matrices(rng, rng.normal(0.85, 0.005), 30) for _ in range(3)] for _ in range(2))
+            low, high = behind(a, b, seed=i)
+            held += low <= 0 <= high
+    finally:
+        finalists.RESAMPLES = finalists_resamples
+    assert held >= 50
+
+
+def test_ranking_is_by_the_repeats_and_not_by_the_search(tmp_path):
+    rng = np.random.default_rng(2)
+    lucky, solid = trial("0", "lucky", 0.9), trial("1", "solid", 0.8)
+    runs = []
+    for parent, score, right in ((lucky, 0.7, 0.8), (solid, 0.79, 0.9)):
+        for run in repeats(parent, [1, 2]):
+            run.state, run.records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": score + 0.001 * len(runs)}]
+            kept(tmp_path, run, matrices(rng, right))
+            runs.append(run)
+    first, second = ranked(tmp_path, [lucky, solid], runs)
+    assert (first.trial, second.trial) == (solid, lucky)
+    assert first.iou == pytest.approx(0.7925)
+    assert first.winner is runs[3]
+    assert first.behind is None
+    assert not first.tied
+    assert not second.tied
+    assert second.behind[0] > 0
+
+
+def test_equal_ones_are_tied(tmp_path):
+    rng = np.random.default_rng(3)
+    parents = [trial("0", "a", 0.8), trial("1", "b", 0.8)]
+    runs = []
+    for parent in parents:
+        for run in repeats(parent, [1, 2, 3]):
+            run.state, run.records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.8}]
+            kept(tmp_path, run, matrices(rng, 0.85))
+            runs.append(run)
+    assert ranked(tmp_path, parents, runs)[1].tied
+
+
+def test_failed_repeats_are_left_out_and_none_at_all_fall_back_on_the_search(tmp_path):
+    a, b = trial("0", "a", 0.8), trial("1", "b", 0.7)
+    runs = repeats(a, [1, 2])
+    runs[0].state, runs[0].records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.75}]
+    runs[1].state = "failed"
+    first, second = ranked(tmp_path, [a, b], runs)
+    assert first.runs == (runs[0],)
+    assert second.runs == (b,)
+    assert second.behind is None  # no matrices were kept
+    assert first.sd is None
+
+
+def test_no_finalist_no_place(tmp_path):
+    assert ranked(tmp_path, [], []) == []
+
+
+def test_other_images_are_not_paired(tmp_path):
+    rng = np.random.default_rng(4)
+    assert behind([matrices(rng, 0.9, 10)], [matrices(rng, 0.9, 11)]) is None
+    assert behind([], [matrices(rng, 0.9)]) is None

@@ -1,0 +1,66 @@
+"""Who is stopped: only who cannot reach its own backbone's best."""
+
+import pytest
+
+from segsweep.sweep.pruner import Curve, Point, judge
+
+
+def curve(encoder, *scores, of=10, complete=True):
+    best, points = -1.0, []
+    for i, score in enumerate(scores):
+        best = max(best, score)
+        points.append(Point((i + 1) / of, best))
+    return Curve(encoder, points, complete)
+
+
+FAST = curve("fast", 0.5, 0.6, 0.65, 0.68, 0.7, 0.71, 0.72, 0.72, 0.73, 0.73)
+SLOW = curve("slow", 0.0, 0.0, 0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9)
+
+
+def running(encoder, *scores):
+    return curve(encoder, *scores, complete=False)
+
+
+def test_gains_are_measured_from_where_a_trial_stands():
+    assert SLOW.gain_after(0.5) == pytest.approx(0.6)
+    assert SLOW.gain_after(1.0) == 0
+    assert FAST.gain_after(0.05) == pytest.approx(0.73)  # before its first point it had nothing
+
+
+def test_a_slow_starter_is_not_compared_with_a_fast_backbone():
+    assert judge(running("slow", 0.0, 0.0, 0.0, 0.05, 0.3), [FAST, FAST, SLOW, SLOW]) is None
+
+
+def test_the_first_of_a_backbone_is_never_stopped():
+    assert judge(running("new", *[0.0] * 9), [FAST, SLOW]) is None
+
+
+def test_running_trials_are_no_history():
+    assert judge(running("new", *[0.0] * 5), [FAST, running("new", 0.9, 0.9, 0.9, 0.9, 0.9)]) is None
+
+
+def test_a_hopeless_trial_is_stopped_with_its_reason_and_an_estimate():
+    verdict = judge(running("fast", 0.1, 0.2, 0.3, 0.35), [FAST, FAST])
+    assert "below fast's best 0.7300" in verdict.reason
+    assert "0.3500 after 40 %: at most 0.4000" in verdict.reason
+    assert verdict.estimate == pytest.approx(0.35 + 0.05)
+
+
+def test_with_one_trial_of_its_own_all_backbones_gains_are_believed_possible():
+    trial = running("fast", 0.1, 0.2, 0.3, 0.35)
+    assert judge(trial, [FAST, SLOW]) is None  # SLOW rose by 0.8 from here
+    assert judge(trial, [FAST, FAST, SLOW])
+
+
+def test_nothing_is_judged_before_the_first_rung_or_at_the_end():
+    bad = running("fast", 0.0, 0.0)
+    assert judge(bad, [FAST, FAST]) is None
+    assert judge(bad, [FAST, FAST], first_rung=0.2)
+    assert judge(running("fast", *[0.0] * 10), [FAST, FAST]) is None
+    assert judge(Curve("fast", []), [FAST, FAST]) is None
+
+
+def test_a_trial_within_the_noise_of_the_best_goes_on():
+    here = FAST.points[4].best
+    assert judge(running("fast", 0, 0, 0, 0, here - 0.004), [FAST, FAST]) is None
+    assert judge(running("fast", 0, 0, 0, 0, here - 0.006), [FAST, FAST])
