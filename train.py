@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import journal
 from segsweep.compose import CONF, FAILURES, explain, key_of, prepare, to_config
-from segsweep.config import flat, keys
+from segsweep.config import keys
 from segsweep.errors import ConfigError, Terminated
 from segsweep.paths import CHECKOUT, outputs, quoted
 
@@ -165,7 +165,10 @@ def _refuse_changes(folder: Path, composed: DictConfig) -> None:
     wanted: Any = OmegaConf.to_container(composed, resolve=True)
     recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
     # A key that came after the run had its default.
-    before, now = {name: default for name, default, _ in keys()} | dict(flat(recorded)), dict(flat(wanted))
+    before, now = (
+        {name: default for name, default, _ in keys()} | dict(journal.flat(recorded)),
+        dict(journal.flat(wanted)),
+    )
     changed = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

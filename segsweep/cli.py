@@ -10,6 +10,7 @@ from segsweep import __version__
 from segsweep.errors import ConfigError
 
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
+FORMATS = ("text", "csv", "markdown", "latex")
 SHEET = 24  # pairs on the sheet of pictures
 
 
@@ -42,6 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     encoders.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'convnext*' (default: all)")
     encoders.add_argument("--csv", action="store_true", help="as CSV")
     encoders.set_defaults(command=_encoders)
+    compare = commands.add_parser("compare", help="runs side by side: what differs, and how well they did")
+    compare.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="runs, or folders with runs below them")
+    compare.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
+    compare.add_argument(
+        "--group-by", metavar="KEYS", help="mean ± sd over the runs that share these, as encoder.name,optim.lr"
+    )
+    compare.add_argument("--format", choices=FORMATS, default="text")
+    compare.set_defaults(command=_compare)
+    report = commands.add_parser("report", help="write a sweep's report.html anew")
+    report.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
+    report.set_defaults(command=_report)
     options = parser.parse_args(argv)
     try:
         return options.command(options)
@@ -93,6 +105,22 @@ def _encoders(options: argparse.Namespace) -> int:
         writer.writerows(rows)
     else:
         print(console.encoder_table(rows))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from segsweep.paths import outputs
+    from segsweep.sweep.compare import runs, shown, table
+
+    folders = [*options.folders, *([options.sweep] if options.sweep else [])] or [outputs()]
+    print(shown(table(runs(folders), options.group_by.split(",") if options.group_by else ()), options.format))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from segsweep.sweep.page import write
+
+    print(write(options.folder))
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from segsweep.errors import ConfigError, closest
+from segsweep.journal import flat
 
 
 def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
@@ -448,12 +449,3 @@ def unknown(name: str) -> str:
     near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]] or closest(name, known)
     hint = f" Closest: {near[0]}." if near else ""
     return f"{name}: no such key.{hint} List all with: python train.py --help"
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of the leaves; an empty dict is one."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

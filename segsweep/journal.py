@@ -13,7 +13,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,15 @@ def epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def last_start(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The latest `start` record; empty without records."""
     return next((record for record in reversed(records) if record["kind"] == "start"), {})
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the leaves; an empty dict is one."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _whole_lines(path: Path) -> bytes:

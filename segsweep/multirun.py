@@ -143,7 +143,7 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
         # Its end was known when the last controller was killed; its process may not have heard.
         if trial.state != "running" and workers.adopt(trial.name):
             workers.stop(trial.name)
-    report.keep(plan.folder, command=plan.command, space=plan.space.described(), fixed=plan.fixed, budget=plan.budget)
+    _keep(plan, [])
     encoders = plan.space.encoders
     console.note(
         f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
@@ -158,7 +158,7 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
     except BaseException as error:
         track.end("failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__)
         raise
-    page = write(plan.folder, list(search.trials.values()), places, plan.space.distributions)
+    page = write(plan.folder)
     text = report.result(list(search.trials.values()), places, plan.folder, page)
     print(text, flush=True)
     if problem := track.end("complete", text, places):
@@ -171,18 +171,30 @@ def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, t
     _watch(search.trials, study.n_trials, drive(search, workers, plan.folder), workers, track)
 
     chosen = finalists.best_of_each(search.trials.values(), plan.finalists)
+    best = chosen or finalists.best_of_each(search.trials.values(), 1)
+    _keep(plan, best)
     repeats = [run for trial in chosen for run in finalists.repeats(trial, _seeds(plan))]
     repeats = [_known(plan.folder, run) for run in repeats]
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.repeats} fresh seeds each")
         source = Listed(repeats)
         _watch(source.trials, len(repeats), drive(source, workers, plan.folder), workers, track)
-    best = chosen or finalists.best_of_each(search.trials.values(), 1)
     places = finalists.ranked(plan.folder, best, repeats)
     if places:
         _test(plan.folder, places[0], workers)
         track.send(places[0].winner)
     return places
+
+
+def _keep(plan: Plan, best: Sequence[Trial]) -> None:
+    report.keep(
+        plan.folder,
+        command=plan.command,
+        space=plan.space.described(),
+        fixed=plan.fixed,
+        budget=plan.budget,
+        finalists=[trial.name for trial in best],
+    )
 
 
 def _watch(

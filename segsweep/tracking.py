@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,7 @@ class _Sync:
                 ]
         if records and records[0] is self.records[0]:
             start = records[0]
-            params = {name: value for name, value in _flat(start["config"]) if not name.startswith("tracking.")}
+            params = {name: value for name, value in journal.flat(start["config"]) if not name.startswith("tracking.")}
             params |= {name: start[name] for name in ("weights_source", "parameters", "device", "precision_used")}
             if self.child:
                 params = {**{name: params.get(name, value) for name, value in self.child.first.items()}, **params}
@@ -393,14 +393,6 @@ def _note(records: list[dict[str, Any]]) -> str:
 def _is_metric(name: str, value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and name not in ("epoch", "time")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _read_cursors(folder: Path) -> dict[str, Any]:

@@ -39,7 +39,12 @@ FLOORS = {
 }
 # On floor 0 everybody may ask for these.
 # The door into Hydra, which both commands go through.
-BESIDE = {("train", "segsweep.compose"), ("segsweep.cli", "segsweep.compose"), ("hydra_plugins", "segsweep.compose")}
+BESIDE = {
+    ("segsweep.config", "segsweep.journal"),
+    ("train", "segsweep.compose"),
+    ("segsweep.cli", "segsweep.compose"),
+    ("hydra_plugins", "segsweep.compose"),
+}
 GROUND = {"segsweep.errors", "segsweep.paths", "segsweep"}
 ONLY_IN = {
     "torch": {

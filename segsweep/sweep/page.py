@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from segsweep.sweep import report
-from segsweep.sweep.finalists import Place
-from segsweep.sweep.trial import Trial
+from segsweep.sweep.finalists import FOLDER, Place, ranked
+from segsweep.sweep.space import distribution
+from segsweep.sweep.trial import Trial, load_all
 
 # Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 OTHERS = "#bbbbbb"
+ENOUGH = 8  # complete trials to speak of importance
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #ddd }
@@ -35,19 +38,17 @@ p.note { color: #666 }
 """
 
 
-def write(
-    folder: Path, trials: Sequence[Trial], places: Sequence[Place], distributions: Mapping[str, BaseDistribution]
-) -> Path:
-    """Write the page and return its path.
+def write(folder: Path) -> Path:
+    """Write the page of the sweep in this folder, from what its trials left there, and return its path.
 
-    Args:
-        folder: the sweep's.
-        trials: of the search.
-        places: the finalists, best first; may be empty.
-        distributions: of what was varied.
+    Raises:
+        ConfigError: no sweep lies there.
     """
-    path = folder / report.PAGE
-    about = json.loads((folder / report.ABOUT).read_text(encoding="utf-8"))
+    path, about = folder / report.PAGE, report.about(folder)
+    distributions = {key: distribution(text) for key, text in about["space"].items()}
+    trials = list(load_all(folder))
+    chosen = [trial for trial in trials if trial.name in about["finalists"]]
+    places = ranked(folder, chosen, load_all(folder, FOLDER))
     scored = [trial for trial in trials if trial.iou is not None]
     colors = _colors(scored)
     sections = [_head(folder, trials, places, about)]
@@ -57,7 +58,7 @@ def write(
         important = _importance(trials, distributions)
         sections += [
             _section("Validation IoU by epoch", _figure(_curves, scored, colors), CURVES),
-            _section("Learning rate", _figure(_rates, scored, colors), RATES),
+            _section("Learning rate", _figure(_rates, scored, colors, places), RATES),
             _section("IoU against cost", _figure(_costs, scored, colors, columns=2), COSTS),
             _section("What mattered", _figure(_bars, important, height=0.5 + 0.4 * len(important)), IMPORTANCE)
             if important
@@ -77,7 +78,9 @@ def write(
 CURVES = "A line for each trial, in its encoder's colour. A cross: pruned there."
 RATES = "Each trial's best validation IoU. Hollow: pruned, with its score until then. A star: the finalists' mean."
 COSTS = "Each encoder's best trial. The line joins those that nothing else beats in both."
-IMPORTANCE = "Share of the differences in IoU that each key accounts for (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
+IMPORTANCE = (
+    "How much each key decides whether a trial is among the best (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
+)
 PARALLEL = "A line for each trial that was not pruned, from its settings to its IoU; the darker, the better."
 
 
@@ -178,11 +181,15 @@ def _curves(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> Non
     _legend(ax, colors)
 
 
-def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> None:
+def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places: Sequence[Place]) -> None:
     for trial in trials:
         color = colors[trial.encoder]
         face = "none" if trial.state == "pruned" else color
         ax.plot([_rate(trial)], [trial.iou or 0.0], "o", color=color, markerfacecolor=face, ms=7)
+    for place in places:
+        if place.runs != (place.trial,):
+            color = colors[place.trial.encoder]
+            ax.plot([_rate(place.trial)], [place.iou], "*", color=color, markeredgecolor="black", ms=14)
     ax.set(xscale="log", xlabel="optim.lr", ylabel="best val IoU")
     _legend(ax, colors)
 
@@ -260,7 +267,7 @@ def _parallel(
 def _importance(trials: Sequence[Trial], distributions: Mapping[str, BaseDistribution]) -> dict[str, float]:
     """Each key's share, largest first; empty where there is too little to tell."""
     complete = [t for t in trials if t.state == "complete" and t.values.keys() == distributions.keys()]
-    if len(complete) < 4 or len(distributions) < 2:
+    if len(complete) < ENOUGH or len(distributions) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
     for t in complete:

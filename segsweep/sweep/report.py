@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from segsweep.errors import ConfigError
 from segsweep.sweep.finalists import Place
 from segsweep.sweep.trial import Trial
 
@@ -18,6 +19,18 @@ SHOWN = 12  # rows of the table at the end
 def keep(folder: Path, **about: Any) -> None:
     """Write down what the sweep asks, for reports."""
     (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What was written down.
+
+    Raises:
+        ConfigError: no sweep lies in this folder.
+    """
+    try:
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no sweep's folder: no {ABOUT} in it. Give a hydra.sweep.dir.") from None
 
 
 def table(trials: Sequence[Trial]) -> pd.DataFrame:

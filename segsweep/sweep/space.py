@@ -11,6 +11,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
     distribution_to_json,
+    json_to_distribution,
 )
 
 from segsweep import catalog
@@ -18,6 +19,7 @@ from segsweep.errors import ConfigError
 
 ENCODER = ("encoder", "encoder.name")
 LR = "optim.lr"
+BY_KIND = "by kind"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Parameter:
             rates = catalog.rates(encoder)
             value = rates.low * (rates.high / rates.low) ** value
         return f"{self.key}={value:.5g}" if isinstance(value, float) else f"{self.key}={value}"
+
+
+def distribution(described: str) -> BaseDistribution:
+    """A parameter's distribution from its text in `Space.described`."""
+    return rates_by_kind().distribution if described == BY_KIND else json_to_distribution(described)
 
 
 def choice(key: str, options: Sequence[str]) -> Parameter:
@@ -168,4 +175,4 @@ class Space:
 
     def described(self) -> dict[str, str]:
         """Each key's distribution as text, to be kept with a study and compared with on the next start."""
-        return {p.key: "by kind" if p.by_kind else distribution_to_json(p.distribution) for p in self.parameters}
+        return {p.key: BY_KIND if p.by_kind else distribution_to_json(p.distribution) for p in self.parameters}

@@ -44,7 +44,7 @@ def states(study):
 
 
 def test_a_search_ends_with_its_target_and_every_value_is_the_journals(tmp_path):
-    study, search, events = ran(tmp_path)
+    study, search, events = ran(tmp_path, pruner="none")
     assert states(study) == ["COMPLETE"] * 6
     for trial in study.trials():
         assert trial.value == max(r["val/iou"] for r in journal.epochs(journal.read(tmp_path / str(trial.number))))
@@ -72,7 +72,7 @@ def test_a_hopeless_trial_is_pruned_and_its_process_gone(tmp_path):
     assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED"]
     pruned = study.trials()[2]
     assert "below resnet18's best" in pruned.user_attrs["pruned"]
-    assert 0 < pruned.user_attrs["estimate"] < 0.3
+    assert 0 < pruned.user_attrs["estimate"] < 0.5
     assert load(tmp_path, "2").state == "pruned"
     assert len(search.trials["2"].epochs) < 10
     assert not journal.alive(tmp_path / "2", CLAIM)

@@ -1,0 +1,116 @@
+"""Runs side by side: a table of what differs between them and how well they did, from their journals."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segsweep import journal
+from segsweep.errors import ConfigError, closest
+
+SCORES = ("val/iou", "test/iou", "val/dice", "val/accuracy")
+COST = ("epochs", "seconds", "perf/images_per_s", "parameters")
+# Keys that say where and not what.
+UNTOLD = ("tracking.", "train.test", "train.device", "train.workers", "data.cache", "resume")
+
+
+def runs(folders: Iterable[Path]) -> pd.DataFrame:
+    """A row for each run in or below the folders: all of its configuration, its scores and its cost.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    rows = []
+    for given in folders:
+        found = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
+        if not found:
+            raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
+        rows += [_row(folder) for folder in found]
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
+    """What differs between the runs and their scores, best first; with `group_by` mean ± sd over each group's runs.
+
+    Args:
+        rows: of `runs`.
+        group_by: keys of the configuration, as encoder.name.
+
+    Raises:
+        ConfigError: a key that no run has.
+    """
+    scores = [name for name in SCORES if name in rows and rows[name].notna().any()]
+    cost = [name for name in COST if name in rows]
+    if not group_by:
+        keys = [c for c in rows if _is_setting(c) and rows[c].astype(str).nunique() > 1]
+        return _best_first(rows[["run", *keys, "weights", *scores, *cost, "status"]])
+    for key in group_by:
+        if key not in rows:
+            near = closest(key, [str(column) for column in rows if _is_setting(str(column))])
+            raise ConfigError(f"--group-by {key}: no run has this key.{f' Try {near[0]}.' if near else ''}")
+    grouped = rows.assign(**{key: rows[key].astype(str) for key in group_by}).groupby(list(group_by), sort=False)
+    found = grouped.size().rename("n").to_frame()
+    for name in scores:
+        found[name], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std(ddof=1)
+    for name in cost:
+        found[name] = grouped[name].median()
+    found["weights"] = grouped["weights"].agg(lambda sources: "+".join(sorted(set(sources))))
+    return _best_first(found.reset_index())
+
+
+def shown(rows: pd.DataFrame, kind: str) -> str:
+    """The table as text, csv, markdown or latex; mean and standard deviation in one cell but for csv."""
+    if kind == "csv":
+        return rows.to_csv(index=False, lineterminator="\n").rstrip()
+    cells = pd.DataFrame(
+        {
+            name: [_cell(row.get(name), row.get(f"{name} sd"), kind) for row in rows.to_dict("records")]
+            for name in rows
+            if not str(name).endswith(" sd")
+        }
+    )
+    if kind == "latex":
+        return cells.to_latex(index=False, escape=False).rstrip()
+    if kind == "markdown":
+        lines = [cells.columns, ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+        return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return cells.to_string(index=False)
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    records = journal.read(folder)
+    start, epochs = journal.last_start(records), journal.epochs(records)
+    best = max(epochs, key=lambda e: -1.0 if e.get("val/iou") is None else e["val/iou"], default={})
+    end = records[-1] if records[-1]["kind"] == "end" else {}
+    speeds = [epoch["perf/images_per_s"] for epoch in epochs if epoch.get("perf/images_per_s") is not None]
+    return {
+        "run": str(folder),
+        **dict(journal.flat(start["config"])),
+        **{name: best.get(name) for name in SCORES if name.startswith("val/")},
+        "test/iou": end.get("test/iou"),
+        "epochs": len(epochs),
+        "seconds": epochs[-1].get("perf/seconds") if epochs else None,
+        "perf/images_per_s": pd.Series(speeds[1:] or speeds, dtype=float).median(),
+        "parameters": start.get("parameters"),
+        "weights": start.get("weights_source"),
+        "status": end.get("status", "running" if journal.alive(folder) else "interrupted"),
+    }
+
+
+def _is_setting(column: str) -> bool:
+    return "." in column and not column.startswith(UNTOLD)
+
+
+def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values("val/iou", ascending=False, kind="stable", ignore_index=True) if "val/iou" in rows else rows
+
+
+def _cell(value: Any, deviation: Any, kind: str) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        text = f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
+        sign = r"$\pm$" if kind == "latex" else "±"
+        return text if deviation is None or pd.isna(deviation) else f"{text} {sign} {deviation:.4f}"
+    return str(value).replace("_", r"\_") if kind == "latex" else str(value)
