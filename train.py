@@ -17,18 +17,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import journal
-from segsweep.compose import CONF, FAILURES, explain, key_of, prepare, to_config
+from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, prepare, to_config
 from segsweep.config import keys
 from segsweep.errors import ConfigError, Terminated
 from segsweep.paths import CHECKOUT, outputs, quoted
 
-# Keys that hold paths. The data may have moved: their digest is compared.
-PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
 # What `resume=DIR` may change: how long and where.
 RESUMABLE = (
     *("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "train.patience"),
     "train.test",
-    *PATHS,
+    *PATHS,  # the data may have moved: their digest is compared
     "data.cache",
     "tracking.",
 )
@@ -106,7 +104,7 @@ def _terminable() -> Iterator[None]:
 def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path | None) -> int:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    overrides = _with_absolute_paths(composed, list(hydra_config.overrides.task))
+    overrides = absolute(composed, list(hydra_config.overrides.task))
     try:
         config = to_config(composed)
         if config.resume:
@@ -148,17 +146,6 @@ def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
     typed = [arg for arg in extra if "=" in arg and not arg.startswith("-")]
     flags = [arg for arg in extra if arg not in typed]
     return [*kept, *typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN", *flags], True
-
-
-def _with_absolute_paths(composed: DictConfig, overrides: list[str]) -> list[str]:
-    """Make the paths in both absolute, so that a run can be resumed from any working folder."""
-    absolute = {}
-    for key in PATHS:
-        value = OmegaConf.select(composed, key)
-        if value:
-            absolute[key] = str(Path(value).expanduser().resolve())
-            OmegaConf.update(composed, key, absolute[key])
-    return [f"{key_of(o)}={quoted(absolute[key_of(o)])}" if key_of(o) in absolute else o for o in overrides]
 
 
 def _refuse_changes(folder: Path, composed: DictConfig) -> None:

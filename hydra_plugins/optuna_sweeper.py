@@ -39,10 +39,7 @@ class OptunaSweeper(Sweeper):
     def __init__(
         self, params: DictConfig | None = None, direction: str = "maximize", n_jobs: int | None = None, **settings: Any
     ):
-        from segsweep.errors import ConfigError
-
-        if direction != "maximize":
-            raise ConfigError(f"hydra.sweeper.direction={direction}: val/iou is better when larger. Drop it.")
+        self.direction = direction
         if n_jobs is not None:
             settings["slots"] = n_jobs
         self.params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
@@ -59,9 +56,13 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run it."""
+        from segsweep.compose import absolute
+        from segsweep.errors import ConfigError
         from segsweep.multirun import Plan, run
         from segsweep.sweep.space import Space
 
+        if self.direction != "maximize":
+            raise ConfigError(f"hydra.sweeper.direction={self.direction}: val/iou is better when larger. Drop it.")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         typed = {_key(o): o for o in parser.parse_overrides(list(arguments))}
         asked = {
@@ -77,13 +78,12 @@ class OptunaSweeper(Sweeper):
             else:
                 _sort(override, parameters, fixed)
         if not parameters:
-            from segsweep.errors import ConfigError
-
             raise ConfigError(
                 "nothing is varied. Type for example encoder='choice(resnet18,resnet34)' or "
                 f"{LR}='tag(log,interval(1e-5,1e-2))'."
             )
         base = self._composed(fixed)
+        fixed = absolute(base, fixed)
         space = Space(tuple(parameters), base.encoder.name)
         self._check(space, fixed)
         varied = space.distributions
@@ -120,9 +120,10 @@ class OptunaSweeper(Sweeper):
         composed = self.hydra_context.config_loader.load_configuration(
             "config", [*overrides, "hydra.mode=RUN"], RunMode.RUN
         )
-        with open_dict(composed):
-            del composed["hydra"]
-        to_config(composed)
+        checked = composed.copy()
+        with open_dict(checked):
+            del checked["hydra"]
+        to_config(checked)
         return composed
 
 
@@ -175,12 +176,10 @@ def _typed(value: Any) -> str:
 
 
 def _defaults(base: DictConfig, varied: Any) -> dict[str, Any]:
-    """What trials have of the varied keys where nothing is said; groups are known by their `name`."""
+    """What trials have of the varied keys where nothing is said; of a group the option."""
     found = {}
     for key in varied:
-        value = OmegaConf.select(base, key)
-        if OmegaConf.is_dict(value):
-            value = value.get("name")
-        if value is not None:
+        value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
+        if value is not None and not OmegaConf.is_dict(value):
             found[key] = value
     return found

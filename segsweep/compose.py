@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -14,9 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep import catalog
 from segsweep.config import RunConfig, keys, refuse_unknown, unknown
 from segsweep.errors import ConfigError, closest
-from segsweep.paths import CHECKOUT, outputs
+from segsweep.paths import CHECKOUT, outputs, quoted
 
+PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
 CONF = str(CHECKOUT / "conf")
+STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 FAILURES = (HydraException, OmegaConfBaseException)
 
 
@@ -55,6 +59,17 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(explain(error, overrides)) from error
 
 
+def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Make the paths in both absolute, so that they mean the same from any working folder; returns the overrides."""
+    found = {}
+    for key in PATHS:
+        value = OmegaConf.select(composed, key)
+        if value:
+            found[key] = str(Path(value).expanduser().resolve())
+            OmegaConf.update(composed, key, found[key])
+    return [f"{key_of(o)}={quoted(found[key_of(o)])}" if key_of(o) in found else o for o in overrides]
+
+
 def key_of(override: str) -> str:
     """The key that an override sets."""
     return override.lstrip("+~").partition("=")[0]
@@ -76,6 +91,13 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
         name, equals, value = error.override.partition("=")
         hint = f""" Quote a value with special characters twice: "{name}='{value}'".""" if equals else ""
         return f"{error.override}: cannot be read as KEY=VALUE.{hint}"
+    if find_spec(STOCK) and any("sweeper" in text for text in (*argv, str(error))):
+        return (
+            "hydra-optuna-sweeper is installed beside segsweep's own sweeper, under the same name. "
+            "Type: pip uninstall hydra-optuna-sweeper"
+        )
+    if unknown_setting := _unknown_setting(argv, f"{error} {error.__cause__}"):
+        return unknown_setting
     known = [name for name, _, _ in keys()]
     groups = {name.partition(".")[0] for name in known}
     for override in argv:
@@ -88,3 +110,15 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
     noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
     kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
     return " ".join(kept)
+
+
+def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
+    """What to say of a `hydra.sweeper` key that there is not."""
+    prefix = "hydra.sweeper."
+    settings: Any = OmegaConf.load(f"{CONF}/hydra/sweeper/optuna.yaml")
+    for name in map(key_of, argv):
+        if name.startswith(prefix) and name.split(".")[2] not in settings and "is not in struct" in text:
+            near = closest(name, [f"{prefix}{setting}" for setting in settings])
+            hint = f" Closest: {near[0]}." if near else ""
+            return f"{name}: no such key.{hint} All are in conf/hydra/sweeper/optuna.yaml."
+    return None

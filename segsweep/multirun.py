@@ -5,13 +5,14 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from segsweep import console, journal, tracking
-from segsweep.errors import ConfigError, closest
+from segsweep.errors import ConfigError, Terminated, closest
 from segsweep.paths import quoted
 from segsweep.sweep import finalists, report
 from segsweep.sweep.board import Board
@@ -19,7 +20,7 @@ from segsweep.sweep.control import Event, Listed, Search, drive
 from segsweep.sweep.finalists import Place
 from segsweep.sweep.page import write
 from segsweep.sweep.space import Space
-from segsweep.sweep.study import Study, optuna_pruner
+from segsweep.sweep.study import JOURNAL, Study, optuna_pruner
 from segsweep.sweep.trial import Trial, load, load_all
 from segsweep.sweep.workers import LocalWorkers, slots
 
@@ -100,15 +101,22 @@ def run(plan: Plan) -> list[Place]:
         # Slots first: they need nothing written.
         workers = LocalWorkers(plan.folder, slots(plan.slots, on_cpu=plan.train.get("device") == "cpu"))
         study = _study(plan)
+        sources = _weights(plan, study, workers)
     except BaseException:
         lock.release()
-        if not there:
-            (plan.folder / journal.LOCK).unlink(missing_ok=True)
-            if not any(plan.folder.iterdir()):
-                plan.folder.rmdir()
+        if not there:  # what is refused leaves nothing
+            for name in (journal.LOCK, JOURNAL):
+                (plan.folder / name).unlink(missing_ok=True)
+            for empty in (plan.folder, plan.folder.parent):
+                with suppress(OSError):
+                    empty.rmdir()
         raise
     try:
-        return _run(plan, study, workers)
+        return _run(plan, study, workers, sources)
+    except (KeyboardInterrupt, Terminated):
+        where = "" if "hydra.sweep.dir=" in plan.command else f" hydra.sweep.dir={shlex.quote(str(plan.folder))}"
+        console.note(f"\nstopped; nothing is lost. Go on: python train.py {plan.command}{where}")
+        raise
     finally:
         workers.close()
         lock.release()
@@ -129,8 +137,7 @@ def _study(plan: Plan) -> Study:
     )
 
 
-def _run(plan: Plan, study: Study, workers: LocalWorkers) -> list[Place]:
-    sources = _weights(plan, study, workers)
+def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, str]) -> list[Place]:
     search = Search(
         study,
         partial(_argv, plan, sources),

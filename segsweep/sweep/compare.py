@@ -31,7 +31,7 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
-    """What differs between the runs and their scores, best first; with `group_by` mean ± sd over each group's runs.
+    """What differs between the runs and their scores, best first; with `group_by` mean ± sd over complete runs.
 
     Args:
         rows: of `runs`.
@@ -49,7 +49,12 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
         if key not in rows:
             near = closest(key, [str(column) for column in rows if _is_setting(str(column))])
             raise ConfigError(f"--group-by {key}: no run has this key.{f' Try {near[0]}.' if near else ''}")
-    grouped = rows.assign(**{key: rows[key].astype(str) for key in group_by}).groupby(list(group_by), sort=False)
+    complete = rows[rows["status"] == "complete"]  # pruned ones would lower a mean
+    grouped = (
+        (complete if len(complete) else rows)
+        .assign(**{key: rows[key].astype(str) for key in group_by})
+        .groupby(list(group_by), sort=False)
+    )
     found = grouped.size().rename("n").to_frame()
     for name in scores:
         found[name], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std(ddof=1)

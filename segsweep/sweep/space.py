@@ -73,6 +73,19 @@ def distribution(described: str) -> BaseDistribution:
     return rates_by_kind().distribution if described == BY_KIND else json_to_distribution(described)
 
 
+def spoken(described: str) -> str:
+    """A text of `Space.described` as a person would type it."""
+    if described == BY_KIND:
+        return "auto"
+    found = json_to_distribution(described)
+    if isinstance(found, CategoricalDistribution):
+        return f"choice({','.join(map(str, found.choices))})"
+    assert isinstance(found, (FloatDistribution, IntDistribution))
+    if found.step and not found.log and (found.step != 1 or isinstance(found, FloatDistribution)):
+        return f"range({found.low:g},{found.high + found.step:g},{found.step:g})"
+    return f"{'tag(log,' if found.log else ''}interval({found.low:g},{found.high:g}){')' if found.log else ''}"
+
+
 def choice(key: str, options: Sequence[str]) -> Parameter:
     """One of several values, each as it would be typed.
 

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep.errors import ConfigError, closest
 from segsweep.journal import cut_torn_line
-from segsweep.sweep.space import Space
+from segsweep.sweep.space import Space, spoken
 
 JOURNAL = "optuna-journal.log"
 SAMPLERS = ("tpe", "gp", "random", "grid")
@@ -155,8 +155,12 @@ class Study:
             return
         if before == now:
             return
+
+        def told(described: str | None) -> str:
+            return spoken(described) if described else "not varied"
+
         changes = [
-            f"{key}: {before['space'].get(key, 'not varied')} -> {now['space'].get(key, 'not varied')}"
+            f"{key}: {told(before['space'].get(key))} -> {told(now['space'].get(key))}"
             for key in sorted(before["space"].keys() | now["space"].keys())
             if before["space"].get(key) != now["space"].get(key)
         ]
