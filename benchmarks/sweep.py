@@ -1,0 +1,250 @@
+"""How soon a sweep finds the best: ours beside plain Optuna and Hydra's stock sweeper, on trainings that take no time.
+
+    stock/bin/python benchmarks/stock.py > stock.jsonl           # in its own environment, see there
+    python benchmarks/sweep.py --stock stock.jsonl               # 200 replays, 96 trials, 4 slots
+    python benchmarks/sweep.py --world benchmarks/raw/segsweep_bench.csv --stock stock_bench.jsonl
+    python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
+
+Ours is `segsweep.sweep` as it runs real trainings: its loop, its study, its pruner; only the workers pretend. The clock
+is simulated, so seconds are those that the trainings would have taken.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from measure import RAW, machine
+from optuna.storages import InMemoryStorage
+from worlds import World, world
+
+from segsweep.sweep.control import Search, drive
+from segsweep.sweep.space import Parameter, Space, interval
+from segsweep.sweep.study import Study
+from segsweep.sweep.workers import Report, Slot
+
+NEAR = 0.01  # IoU: one point
+
+
+class FakeWorkers:
+    """Trainings that report at once what they would have reported, and when."""
+
+    def __init__(self, world: World, slots: int):
+        self.world, self.slots = world, [Slot(i) for i in range(slots)]
+        self.clock, self.busy, self.epochs = 0.0, 0.0, 0
+        self.events: list[tuple[float, str, float]] = []
+        self._living: dict[str, dict[str, Any]] = {}
+
+    def free(self) -> list[Slot]:
+        taken = {living["slot"].number for living in self._living.values()}
+        return [slot for slot in self.slots if slot.number not in taken]
+
+    def start(self, name: str, argv: Sequence[str], slot: Slot) -> None:
+        given = dict(override.split("=", 1) for override in argv)
+        encoder, lr = given["encoder"], float(given["optim.lr"])
+        curve = self.world.curve(encoder, lr, int(name))
+        self._living[name] = {"slot": slot, "curve": curve, "encoder": encoder, "lr": lr, "epoch": 0}
+        self._living[name]["due"] = self.clock + self.world.seconds(encoder)
+
+    def adopt(self, name: str) -> bool:
+        return False
+
+    def stop(self, name: str) -> None:
+        self._living[name]["stopped"] = True
+        self._living[name]["due"] = self.clock
+
+    def wait(self, seconds: float) -> list[Report]:
+        name = min(self._living, key=lambda name: self._living[name]["due"])
+        living = self._living[name]
+        self.clock = living["due"]
+        if living.get("stopped"):
+            del self._living[name]
+            return [Report(name, [], ended=True, exit_code=-15)]
+        spent = self.world.seconds(living["encoder"])
+        self.busy, self.epochs = self.busy + spent, self.epochs + 1
+        records: list[dict[str, Any]] = []
+        if living["epoch"] == 0:
+            config = {"train": {"time_budget": None}}
+            records.append({"kind": "start", "epochs": self.world.epochs, "config": config})
+        living["epoch"] += 1
+        iou = living["curve"][living["epoch"] - 1]
+        seconds = living["epoch"] * spent
+        records.append({"kind": "epoch", "epoch": living["epoch"], "val/iou": iou, "perf/seconds": seconds})
+        if living["epoch"] == self.world.epochs:
+            records.append({"kind": "end", "status": "complete", "reason": ""})
+            self.events.append((self.clock, living["encoder"], living["lr"]))
+            del self._living[name]
+            return [Report(name, records, ended=True, exit_code=0)]
+        living["due"] = self.clock + spent
+        return [Report(name, records)]
+
+    def close(self) -> None:
+        pass
+
+
+def space(world: World) -> Space:
+    """Encoder by logarithmic learning rate; made without asking timm for the names."""
+    encoder = Parameter("encoder", optuna.distributions.CategoricalDistribution(tuple(world.encoders)))
+    return Space((encoder, interval("optim.lr", world.low, world.high, log=True)), world.encoders[0])
+
+
+def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: bool = True) -> dict[str, Any]:
+    """One sweep with our controller."""
+    default = math.sqrt(world.low * world.high)
+    seeds = [{"encoder": e, "optim.lr": default * 10**0.5} for e in world.encoders] if seeded else []
+    workers = FakeWorkers(world, slots)
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study(Path(folder), space(world), seeds=seeds, n_trials=trials, seed=seed, storage=InMemoryStorage())
+        search = Search(study, lambda typed, _: typed, pruner=pruner)
+        for _ in drive(search, workers, Path(folder)):
+            pass
+    pruned = [t for t in search.trials.values() if t.state == "pruned"]
+    finals = {
+        t.name: world.final(t.encoder, float(dict(o.split("=") for o in t.typed)["optim.lr"]))
+        for t in search.trials.values()
+    }
+    return {
+        "seed": seed,
+        "events": workers.events,
+        "makespan": workers.clock,
+        "busy": workers.busy,
+        "epochs": workers.epochs,
+        "best_pruned": max(finals, key=lambda name: finals[name]) in {t.name for t in pruned},
+    }
+
+
+def plain_optuna(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
+    """Optuna's defaults on asynchronous slots, as its users write it: ask, run, tell."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    distributions, workers, trial_of = space(world).distributions, FakeWorkers(world, slots), {}
+    left = trials
+    while left or workers._living:
+        for slot in workers.free():
+            if left:
+                left -= 1
+                trial = study.ask(distributions)
+                trial_of[str(trial.number)] = trial
+                typed = [f"encoder={trial.params['encoder']}", f"optim.lr={trial.params['optim.lr']}"]
+                workers.start(str(trial.number), typed, slot)
+        for report in workers.wait(1.0):
+            if report.ended:
+                trial = trial_of[report.name]
+                study.tell(trial, max(world.curve(trial.params["encoder"], trial.params["optim.lr"], trial.number)))
+    return {
+        "seed": seed,
+        "events": workers.events,
+        "makespan": workers.clock,
+        "busy": workers.busy,
+        "epochs": workers.epochs,
+    }
+
+
+def reached(replay: dict[str, Any], world: World) -> float:
+    """Seconds until a complete trial was within a point of the best there is; infinity if none was."""
+    best = world.best()
+    return min((s for s, encoder, lr in replay["events"] if world.final(encoder, lr) >= best - NEAR), default=math.inf)
+
+
+def regret(replay: dict[str, Any], world: World) -> float:
+    """IoU between the best there is and the best that was found."""
+    return world.best() - max((world.final(encoder, lr) for _, encoder, lr in replay["events"]), default=0.0)
+
+
+def summary(name: str, replays: list[dict[str, Any]], rival: list[dict[str, Any]], worlds: Any, slots: int) -> str:
+    """A row of the table; ratios are medians over the seeds of the rival's time by this one's."""
+    times = [reached(r, worlds(r["seed"])) for r in replays]
+    theirs = {r["seed"]: reached(r, worlds(r["seed"])) for r in rival}
+    # A rival that never arrives counts with its whole time, which is to its favour; so do we.
+    ends = {r["seed"]: r["makespan"] for r in rival}
+    ratios = []
+    for replay, own in zip(replays, times, strict=True):
+        seed = replay["seed"]
+        if seed in theirs:
+            ratios.append(min(theirs[seed], ends[seed]) / min(own, replay["makespan"]))
+    ratio = ""
+    if ratios:
+        rng = np.random.default_rng(0)
+        draws = np.median(np.array(ratios)[rng.integers(len(ratios), size=(2000, len(ratios)))], axis=1)
+        ratio = f"{np.median(ratios):.2f} ({np.percentile(draws, 2.5):.2f} to {np.percentile(draws, 97.5):.2f})"
+    never = sum(math.isinf(t) for t in times) / len(times)
+    use = statistics.median(r["busy"] / (slots * r["makespan"]) for r in replays)
+    lost = sorted(regret(r, worlds(r["seed"])) for r in replays)
+    epochs = statistics.median(r["epochs"] for r in replays) if "epochs" in replays[0] else ""
+    lost_best = [replay["best_pruned"] for replay in replays if "best_pruned" in replay]
+    pruned = f"{100 * statistics.mean(lost_best):.0f} %" if lost_best else ""
+    return (
+        f"| {name} | {ratio} | {100 * never:.0f} % | {100 * use:.0f} % | {epochs} "
+        f"| {100 * statistics.median(lost):.2f} | {100 * lost[int(0.9 * len(lost))]:.2f} | {pruned} | {len(replays)} |"
+    )
+
+
+def controller(counts: Sequence[int]) -> None:
+    """What the controller itself takes for a trial, with its journal on disk and eight slots."""
+    from worlds import Synthetic
+
+    for count in counts:
+        quick = Synthetic(0)
+        with tempfile.TemporaryDirectory() as folder:
+            workers = FakeWorkers(quick, 8)
+            study = Study(Path(folder), space(quick), n_trials=count, seed=0)
+            started = time.perf_counter()
+            for _ in drive(Search(study, lambda typed, _: typed), workers, Path(folder)):
+                pass
+            spent = time.perf_counter() - started
+        print(json.dumps({"trials": count, "ms_per_trial": 1000 * spent / count, **machine()}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="synthetic")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 200), help="first, and the one after the last")
+    parser.add_argument("--trials", type=int, default=96)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--stock", type=Path, help="lines of benchmarks/stock.py for the same world")
+    parser.add_argument("--controller", type=int, nargs="+", metavar="TRIALS")
+    parser.add_argument("--out", type=Path, default=RAW / "sweep.json")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.controller:
+        controller(options.controller)
+        return
+    made: dict[int, World] = {}
+
+    def worlds(seed: int) -> World:
+        return made.setdefault(seed, world(options.world, seed))
+
+    seeds, shape = range(*options.seeds), (options.trials, options.slots)
+    stock = [json.loads(line) for line in options.stock.open()] if options.stock else []
+    stock = [row for row in stock if row["seed"] in seeds]
+    rows = {
+        "ours": [ours(worlds(s), s, *shape, "curves") for s in seeds],
+        "ours, `pruner=none`": [ours(worlds(s), s, *shape, "none") for s in seeds],
+        "ours, `pruner=none seed_trials=false`": [ours(worlds(s), s, *shape, "none", seeded=False) for s in seeds],
+        "plain Optuna, asynchronous": [plain_optuna(worlds(s), s, *shape) for s in seeds],
+        **({"stock sweeper": stock} if stock else {}),
+    }
+    print(
+        "| | sooner than the stock sweeper (95 %) | never | slot use | epochs | regret | its 90 % | best pruned | n |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, replays in rows.items():
+        print(summary(name, replays, stock, worlds, options.slots))
+    kept = {
+        name: [
+            {k: v for k, v in r.items() if k != "events"} | {"reached": reached(r, worlds(r["seed"]))} for r in replays
+        ]
+        for name, replays in rows.items()
+    }
+    text = json.dumps({"world": options.world, "trials": shape[0], "slots": shape[1], **machine(), "replays": kept})
+    options.out.write_text(text.replace("Infinity", "null") + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
