@@ -144,6 +144,7 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
         pruner=plan.pruner,
         max_failures=plan.max_failures,
         timeout=plan.timeout,
+        top=plan.finalists or 1,
     )
     search.restore({trial.name: trial for trial in load_all(plan.folder)})
     for trial in search.trials.values():

@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 
 import train
-from segsweep import cli
+from segsweep import cli, multirun
 from segsweep.config import keys
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "sweeps" / "README.md",
+]
 PLACEHOLDERS = {"DIR": "some/where", "PATH": "some/file", "N": "3", "TAG": "a1_in1k"}
 
 
@@ -33,11 +38,17 @@ def filled(text):
 
 
 @pytest.mark.parametrize("command", commands("python train.py"))
-def test_training_commands_compose(command, capsys):
+def test_training_commands_compose(command, capsys, monkeypatch):
     typed = [filled(word) for word in shlex.split(command)[2:]]
     if any(word.startswith("resume=") or word in ("--help", "-sc") for word in typed):
         return
-    # Of a sweep's comma-separated values the first.
+    if any(word.startswith(("hydra/sweeper=", "sweeps=")) for word in typed):
+        plans = []
+        monkeypatch.setattr(multirun, "run", plans.append)
+        assert train.main(typed) == 0, capsys.readouterr().err
+        assert plans
+        return
+    # Of Hydra's own sweep's comma-separated values the first.
     overrides = [word if "[" in word else word.partition(",")[0] for word in typed if word[0] != "-"]
     assert train.main([*overrides, "--cfg", "job"]) == 0
     assert "encoder:" in capsys.readouterr().out

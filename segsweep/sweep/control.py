@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from segsweep.errors import DataError, OutOfMemoryError, SweepError
 from segsweep.paths import quoted
-from segsweep.sweep.pruner import Curve, Verdict, judge
+from segsweep.sweep.pruner import FIRST_RUNG, TOP, Curve, Verdict, judge
 from segsweep.sweep.study import Study
 from segsweep.sweep.trial import Trial
 from segsweep.sweep.workers import OUTPUT, Report, Slot
@@ -201,7 +201,7 @@ class Search:
         pruner: "curves": `segsweep.sweep.pruner`; "none"; any other: Optuna's, by the study.
         max_failures: failed trials until the sweep gives up.
         timeout: seconds after which no trial begins.
-        first_rung: share of a training before which the pruner "curves" stops nothing.
+        first_rung, top: of the pruner "curves".
     """
 
     def __init__(
@@ -212,13 +212,14 @@ class Search:
         pruner: str = "curves",
         max_failures: int | None = None,
         timeout: float | None = None,
-        first_rung: float | None = None,
+        first_rung: float = FIRST_RUNG,
+        top: int = TOP,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.study, self._argv, self._pruner = study, argv, pruner
         self._max_failures = max(3, study.n_trials) if max_failures is None else max_failures
         self._clock, self._until = clock, None if timeout is None else clock() + timeout
-        self._judging = {} if first_rung is None else {"first_rung": first_rung}
+        self._first_rung, self._top = first_rung, top
         self.trials: dict[str, Trial] = {}
         self._curves: list[Curve] = []  # of complete trials
         self._reported: dict[int, int] = {}  # the last epoch that the study has heard of, by trial
@@ -266,7 +267,7 @@ class Search:
         self._reported[number] = point["epoch"]
         self.study.report(number, point["epoch"], point.get("val/iou"))
         if self._pruner == "curves":
-            return judge(trial.curve, self._curves, **self._judging)
+            return judge(trial.curve, self._curves, self._first_rung, self._top)
         if self._pruner != "none" and trial.done < 1 and self.study.should_prune(number):
             return Verdict(f"{self._pruner}: {trial.iou:.4f} after epoch {point['epoch']}", trial.iou or 0.0)
         return None

@@ -1,17 +1,20 @@
 """Which trial is not worth going on with: judged against its own backbone, whose best setting alone counts.
 
 Backbones learn at different speeds, so a slow starter is not compared with a fast one's early score, as successive
-halving would. A trial is stopped when even the largest gain that its backbone has shown from this point on would not
-bring it to the backbone's best. Pure functions of the curves.
+halving would. A trial is stopped when even the largest gain that trials like it, of its backbone, have shown from this
+point on would not bring it to its backbone's best; or, where that is not among the best backbones, to theirs. Pure
+functions of the curves.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-FIRST_RUNG = 0.3  # share of the training before which nothing is judged
+FIRST_RUNG = 0.25  # share of the training before which nothing is judged
 MARGIN = 0.005  # IoU that a trial may seem to lack and still go on: noise between seeds
 OWN = 2  # completed trials of a backbone until its own gains are enough to judge by
+ALIKE = 3  # completed trials, those that were closest at this point, whose gains are believed possible
+TOP = 3  # backbones that matter at the end
 
 
 class Point(NamedTuple):
@@ -39,10 +42,14 @@ class Curve:
     def best(self) -> float:
         return self.points[-1].best
 
-    def gain_after(self, done: float) -> float:
-        """How much the best score rose after this share of the training; measured from the last point before it."""
+    def at(self, done: float) -> float:
+        """The best score until this share of the training; 0 before the first point."""
         before = [point.best for point in self.points if point.done <= done + 1e-9]
-        return self.best - (before[-1] if before else 0.0)
+        return before[-1] if before else 0.0
+
+    def gain_after(self, done: float) -> float:
+        """How much the best score rose after this share of the training."""
+        return self.best - self.at(done)
 
 
 class Verdict(NamedTuple):
@@ -52,28 +59,34 @@ class Verdict(NamedTuple):
     estimate: float
 
 
-def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG) -> Verdict | None:
+def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
     """Whether to stop a running trial, and why; None lets it go on.
 
     Args:
         curve: of the trial.
         others: the sweep's other trials, complete ones and running ones.
         first_rung: share of the training before which nothing is stopped.
+        top: how many backbones matter at the end.
     """
     if not curve.points or curve.points[-1].done < first_rung - 1e-9 or curve.points[-1].done >= 1:
         return None
-    here = curve.points[-1]
+    done, score = curve.points[-1]
+    best: dict[str, float] = {}
+    for other in others:
+        if other.complete and other.points:
+            best[other.encoder] = max(best.get(other.encoder, -1.0), other.best)
+    if curve.encoder not in best:
+        return None  # the first of its backbone
     complete = [other for other in others if other.complete and other.points]
     own = [other for other in complete if other.encoder == curve.encoder]
-    if not own:
+    # One trial's gains may be unusually small: all backbones' are then believed possible.
+    alike = sorted(own, key=lambda other: abs(other.at(done) - score))[:ALIKE] if len(own) >= OWN else complete
+    gains = sorted(other.gain_after(done) for other in alike)
+    hope = score + gains[-1] + MARGIN
+    last = sorted(best.values(), reverse=True)[: max(top, 1)][-1]
+    target, of = (best[curve.encoder], curve.encoder) if best[curve.encoder] >= last else (last, "the best backbones")
+    if hope >= target:
         return None
-    # With a history of one trial its gains may be unusually small: all backbones' are then believed possible.
-    gains = sorted(other.gain_after(here.done) for other in (own if len(own) >= OWN else complete))
-    target, hope = max(other.best for other in own), here.best + gains[-1]
-    if hope + MARGIN >= target:
-        return None
-    reason = (
-        f"{here.best:.4f} after {100 * here.done:.0f} %: at most {hope:.4f} by the gains of "
-        f"{'its backbone' if len(own) >= OWN else 'all backbones'}, below {curve.encoder}'s best {target:.4f}"
-    )
-    return Verdict(reason, here.best + gains[len(gains) // 2])
+    whose = "trials like it" if len(own) >= OWN else "any trial"
+    reason = f"{score:.4f} after {100 * done:.0f} %: with the gains of {whose} {hope:.4f} at most, {of} {target:.4f}"
+    return Verdict(reason, score + gains[len(gains) // 2])

@@ -41,8 +41,7 @@ def test_running_trials_are_no_history():
 
 def test_a_hopeless_trial_is_stopped_with_its_reason_and_an_estimate():
     verdict = judge(running("fast", 0.1, 0.2, 0.3, 0.35), [FAST, FAST])
-    assert "below fast's best 0.7300" in verdict.reason
-    assert "0.3500 after 40 %: at most 0.4000" in verdict.reason
+    assert verdict.reason == ("0.3500 after 40 %: with the gains of trials like it 0.4050 at most, fast 0.7300")
     assert verdict.estimate == pytest.approx(0.35 + 0.05)
 
 
@@ -58,6 +57,22 @@ def test_nothing_is_judged_before_the_first_rung_or_at_the_end():
     assert judge(bad, [FAST, FAST], first_rung=0.2)
     assert judge(running("fast", *[0.0] * 10), [FAST, FAST]) is None
     assert judge(Curve("fast", []), [FAST, FAST]) is None
+
+
+def test_gains_are_believed_of_the_trials_that_stood_closest():
+    low = curve("fast", 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.72)
+    trial = running("fast", 0.0, 0.1, 0.2, 0.31)
+    assert judge(trial, [FAST, FAST, FAST, low]) is None  # one like it rose by 0.42
+    assert judge(trial, [FAST, FAST, FAST, FAST])
+
+
+def test_a_backbone_that_is_not_among_the_best_must_reach_them():
+    others = [curve(name, *[0.9] * 10) for name in ("a", "b", "c")]
+    own = [curve("poor", 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)] * 2
+    trial = running("poor", 0.3, 0.4, 0.5, 0.52)  # better than its own best, and to no avail
+    assert "the best backbones 0.9000" in judge(trial, [*others, *own]).reason
+    assert judge(trial, [*others, *own], top=4) is None
+    assert judge(trial, [*others[:2], *own]) is None
 
 
 def test_a_trial_within_the_noise_of_the_best_goes_on():

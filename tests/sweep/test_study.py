@@ -77,7 +77,7 @@ def test_a_killed_controller_leaves_no_lock(tmp_path):
     ("space", "fixed", "says"),
     [
         (Space((choice("encoder", ["resnet18"]), SPACE.parameters[1]), "resnet18"), [], "encoder: .*resnet34.* -> "),
-        (Space((SPACE.parameters[0], rates_by_kind()), "resnet18"), [], "optim.lr: .* -> by kind"),
+        (Space((SPACE.parameters[0], rates_by_kind()), "resnet18"), [], "optim.lr: .* -> auto"),
         (Space((SPACE.parameters[0],), "resnet18"), [], "optim.lr: .* -> not varied"),
         (SPACE, ["train.epochs=5"], "train.epochs=5: new"),
     ],

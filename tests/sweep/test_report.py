@@ -1,0 +1,230 @@
+"""What a person gets: the board, the table at the end, the page, runs side by side."""
+
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from rich.console import Console
+
+from segsweep import catalog, cli
+from segsweep.errors import ConfigError
+from segsweep.journal import Journal
+from segsweep.sweep import board, compare, report
+from segsweep.sweep.control import Event
+from segsweep.sweep.page import write
+from segsweep.sweep.space import Space, choice, interval
+from segsweep.sweep.trial import Trial, load_all, seconds_left
+
+SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("optim.lr", 1e-5, 1e-2, log=True)), "resnet18")
+
+
+def kept(
+    folder, name, encoder="resnet18", lr=1e-3, scores=(0.3, 0.5), state="complete", reason="", seed=0, tested=None
+):
+    """A trial with its journal, as a sweep leaves it."""
+    trial = Trial(
+        name,
+        encoder,
+        [f"encoder={encoder}", f"optim.lr={lr}"],
+        [f"encoder={encoder}", f"optim.lr={lr}"],
+        {"encoder": encoder, "optim.lr": lr},
+        state,
+        reason,
+    )
+    trial.save(folder)
+    config = {"encoder": {"name": encoder}, "optim": {"lr": lr}, "train": {"seed": seed, "time_budget": None}}
+    with Journal(folder / name) as book:
+        book.write(
+            "start",
+            version=1,
+            config=config,
+            epochs=len(scores),
+            parameters=11_000_000 + len(encoder),
+            micro_batch=16,
+            weights_source="package",
+            input_size=[256, 256],
+            precision_used="bf16",
+        )
+        for i, score in enumerate(scores):
+            record = {"val/iou": score, "val/dice": None, "perf/seconds": 2.0 * (i + 1), "perf/images_per_s": 40.0}
+            book.write("epoch", epoch=i + 1, **record)
+        if state == "complete":
+            book.write("end", status="complete", **({"test/iou": tested} if tested else {}))
+    return trial
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A small sweep that is over, with two finalists, a pruned trial and a failed one."""
+    for i in range(8):
+        kept(tmp_path, str(i), "resnet18" if i % 2 else "resnet34", 1e-4 * (i + 1), (0.3, 0.4 + i / 100))
+    kept(tmp_path, "8", scores=(0.1,), state="pruned", reason="0.1000 after 50 %: <too> low")
+    kept(tmp_path, "9", scores=(), state="failed", reason="NaN")
+    kept(tmp_path, "finalists/7-1", "resnet18", 8e-4, (0.3, 0.46), seed=1, tested=0.44)
+    kept(tmp_path, "finalists/6-1", "resnet34", 7e-4, (0.3, 0.45), seed=1)
+    report.keep(
+        tmp_path,
+        command="-m hydra/sweeper=optuna",
+        space=SPACE.described(),
+        fixed=[],
+        budget="epochs",
+        finalists=["7", "6"],
+    )
+    return tmp_path
+
+
+def test_the_page_is_one_file_that_answers_every_question(sweep):
+    text = write(sweep).read_text()
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        *("Finalists", "Validation IoU by epoch", "Learning rate", "IoU against cost", "What mattered"),
+        *("All settings at once", "Trials"),
+    ]
+    assert text.count("<svg") == 5
+    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+        ElementTree.fromstring(svg)
+    assert not re.search(r'(?:src|href)="http', text.replace('href="http://www.w3.org', ""))
+    assert "<script" not in text
+    assert "&lt;too&gt; low" in text  # a reason is text, not markup
+    assert "0.4400, scored once" in text
+    assert "resnet18 5, resnet34 4" in text or "resnet18 6, resnet34 4" in text
+
+
+def test_the_page_is_the_same_each_time(sweep):
+    first = write(sweep).read_text()
+    assert write(sweep).read_text() == first
+
+
+def test_a_page_without_a_single_score(tmp_path):
+    kept(tmp_path, "0", scores=(), state="failed", reason="NaN")
+    report.keep(tmp_path, command="", space=SPACE.described(), fixed=[], budget="epochs", finalists=[])
+    assert "1 failed" in write(tmp_path).read_text()
+
+
+def test_many_encoders_share_a_colour_and_a_legend_that_fits(tmp_path):
+    names = catalog.architectures()[:12]
+    for i, name in enumerate(names):
+        kept(tmp_path, str(i), name, 1e-3, (0.3, 0.5 + i / 100))
+    space = Space((choice("encoder", names), SPACE.parameters[1]), names[0])
+    report.keep(tmp_path, command="", space=space.described(), fixed=[], budget="epochs", finalists=["11"])
+    text = write(tmp_path).read_text()
+    assert "4 others" in text
+
+
+def test_no_sweep_no_page(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "no sweep's folder" in capsys.readouterr().err
+
+
+def test_segsweep_report_writes_the_page(sweep, capsys):
+    assert cli.main(["report", str(sweep)]) == 0
+    assert capsys.readouterr().out.strip() == str(sweep / "report.html")
+
+
+def test_the_table_is_best_first_with_what_makes_it_fair(sweep):
+    rows = report.table(list(load_all(sweep)))
+    assert rows["trial"].tolist()[:3] == ["7", "6", "5"]
+    assert rows["val/iou"].dropna().is_monotonic_decreasing
+    assert {"weights", "input", "micro_batch", "parameters", "images/s", "precision"} <= set(rows)
+    assert rows.iloc[-1]["state"] == "failed"
+
+
+def test_compare_shows_what_differs(sweep):
+    rows = compare.table(compare.runs([sweep]))
+    assert [c for c in rows if "." in c] == ["encoder.name", "optim.lr", "train.seed"]
+    assert rows["val/iou"].tolist()[0] == pytest.approx(0.47)
+    assert len(rows) == 12
+
+
+def test_compare_means_over_complete_runs(sweep):
+    rows = compare.table(compare.runs([sweep]), ["encoder.name"])
+    expected = [0.41, 0.43, 0.45, 0.47, 0.46]
+    resnet18 = rows.set_index("encoder.name").loc["resnet18"]
+    assert resnet18["n"] == 5  # neither the pruned one nor the failed one
+    assert resnet18["val/iou"] == pytest.approx(sum(expected) / 5)
+    assert resnet18["val/iou sd"] == pytest.approx(0.0241, abs=1e-4)
+    assert resnet18["weights"] == "package"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("text", r"resnet18 +5 +0\.4440 ± 0\.0241"),
+        ("markdown", r"\| resnet18 \| 5 \| 0\.4440 ± 0\.0241 \|"),
+        ("latex", r"resnet18 & 5 & 0\.4440 \$\\pm\$ 0\.0241"),
+        ("csv", r"resnet18,5,0\.444\d*,0\.0240\d*"),
+    ],
+)
+def test_compare_on_the_command_line(sweep, kind, says, capsys):
+    assert cli.main(["compare", "--sweep", str(sweep), "--group-by", "encoder.name", "--format", kind]) == 0
+    assert re.search(says, capsys.readouterr().out)
+
+
+def test_compare_names_the_closest_key(sweep):
+    with pytest.raises(ConfigError, match=r"--group-by encoder\.nam: no run has this key\. Try encoder\.name\."):
+        compare.table(compare.runs([sweep]), ["encoder.nam"])
+
+
+def test_compare_without_runs(tmp_path, capsys):
+    assert cli.main(["compare", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_the_command_of_the_best_is_one_to_type(tmp_path):
+    trial = Trial("0", "resnet18", [], ["data=folder", "data.classes=[a,b]", "encoder=resnet18", "encoder=resnet18"])
+    assert report.command(trial) == "python train.py data=folder 'data.classes=[a,b]' encoder=resnet18"
+    trial.argv.append("sweeps=lr_by_encoder")
+    assert report.command(trial).endswith("sweeps=lr_by_encoder hydra.mode=RUN")
+
+
+def shown(events, terminal):
+    out = io.StringIO()
+    trials = {event.trial.name: event.trial for event in events}
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    with board.Board(trials, 4, 2, console) as drawn:
+        for event in events:
+            drawn.show(event)
+        drawn_rows = console.render_lines(drawn._drawn())
+    return out.getvalue(), "\n".join("".join(s.text for s in row) for row in drawn_rows)
+
+
+def test_the_board_and_the_plain_lines(sweep):
+    trials = {trial.name: trial for trial in load_all(sweep)}
+    trials["6"].state, trials["6"].slot = "running", "GPU 1"
+    events = [
+        Event("started", trials["6"]),
+        Event("epoch", trials["6"]),
+        Event("complete", trials["7"]),
+        Event("pruned", trials["8"]),
+        Event("halved", trials["9"]),
+    ]
+    plain, drawn = shown(events, terminal=False)
+    lines = plain.strip().splitlines()
+    assert lines == [
+        "trial   6  begins on GPU 1  encoder=resnet34 optim.lr=0.0007",
+        "trial   7  complete  IoU 0.4700  encoder=resnet18 optim.lr=0.0008",
+        "trial   8  pruned    IoU 0.1000  encoder=resnet18 optim.lr=0.001  (0.1000 after 50 %: <too> low)",
+        "trial   9  out of memory: begins again with half the micro-batch",
+    ]
+    assert "2 of 4 finished, 1 pruned, 1 failed" in drawn
+    assert re.search(r"GPU 1 +6 +2/2 +0\.4600 +encoder=resnet34", drawn)
+    live, _ = shown(events, terminal=True)
+    assert "trial   7  complete" in live
+
+
+def test_the_time_left():
+    def trial(state, epochs, seconds=10.0):
+        records = [{"kind": "start", "epochs": 4, "config": {"train": {"time_budget": None}}}]
+        records += [{"kind": "epoch", "epoch": i + 1, "val/iou": 0.5, "perf/seconds": seconds} for i in range(epochs)]
+        return Trial("0", "a", [], [], {}, state, records=records)
+
+    assert seconds_left([trial("running", 2)], 4, 2) is None
+    over = [trial("complete", 4), trial("complete", 4)]
+    assert seconds_left(over, 4, 2) == 10
+    assert seconds_left([*over, trial("running", 2)], 4, 1) == 15
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(20, "less than a minute"), (300, "5 min"), (10_000, "2.8 h")])
+def test_durations_are_said_as_a_person_would(seconds, said):
+    assert board.duration(seconds) == said
