@@ -124,7 +124,7 @@ def _table(rows: pd.DataFrame) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             value = ""
         elif isinstance(value, float):
-            value = f"{value:.4f}" if abs(value) < 10 else f"{value:,.0f}"
+            value = f"{value:.4f}" if abs(value) < 1 else f"{value:,.1f}"
         kind = ' class="n"' if name in numbers else ""
         return f"<{tag}{kind}>{html.escape(str(value))}</{tag}>"
 
