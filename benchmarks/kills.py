@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py --kills 100
 
-Trainings pretend (tests/sweep/fake_train.py keeps a real journal in milliseconds); the controller, its study, its workers and
-the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same command goes on
-until the sweep is over. Counted: finished trials that were lost or changed, epochs that were trained twice, trials left
-running, and epochs lost by a kill.
+Trainings pretend (tests/sweep/fake_train.py keeps a real journal in milliseconds); the controller, its study, its
+workers and the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same command
+goes on until the sweep is over. Counted: finished trials that were lost or changed, epochs that were recorded twice,
+complete trials with gaps, and states at the end.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def kill_trials(folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--trials", type=int, default=120)
+    parser.add_argument("--trials", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)

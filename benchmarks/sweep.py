@@ -4,12 +4,14 @@
     python benchmarks/sweep.py --stock stock.jsonl               # 200 replays, 96 trials, 4 slots
     python benchmarks/sweep.py --world benchmarks/raw/segsweep_bench.csv --stock stock_bench.jsonl
     python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
+    python benchmarks/sweep.py --refill 30                       # how soon a free slot has its next trial
 
 Ours is `segsweep.sweep` as it runs real trainings: its loop, its study, its pruner; only the workers pretend. The clock
 is simulated, so seconds are those that the trainings would have taken.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -21,14 +23,14 @@ from typing import Any
 
 import numpy as np
 import optuna
-from measure import RAW, machine
+from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
 from worlds import World, world
 
 from segsweep.sweep.control import Search, drive
 from segsweep.sweep.space import Parameter, Space, interval
 from segsweep.sweep.study import Study
-from segsweep.sweep.workers import Report, Slot
+from segsweep.sweep.workers import LocalWorkers, Report, Slot
 
 NEAR = 0.01  # IoU: one point
 HEAD = (
@@ -209,6 +211,21 @@ def controller(counts: Sequence[int]) -> None:
         print(json.dumps({"trials": count, "ms_per_trial": 1000 * spent / count, **machine()}), flush=True)
 
 
+def refill(count: int) -> None:
+    """Seconds from a training's last record to the first of the next one on the same slot; real processes."""
+    program = ROOT / "tests" / "sweep" / "fake_train.py"
+    with tempfile.TemporaryDirectory() as folder:
+        workers = LocalWorkers(Path(folder), [Slot(0)], program=program)
+        study = Study(Path(folder), space(world("synthetic", 0)), n_trials=count, seed=0)
+        search = Search(study, lambda typed, _: [*typed, "seconds=0.05"], pruner="none")
+        for _ in drive(search, workers, Path(folder)):
+            pass
+        trials = [search.trials[str(i)] for i in range(count)]
+    gaps = sorted(b.start["time"] - a.end["time"] for a, b in itertools.pairwise(trials))
+    about = {"median_s": statistics.median(gaps), "largest_s": gaps[-1], "n": len(gaps)}
+    print(json.dumps({"refill": about, **machine()}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="synthetic")
@@ -217,9 +234,13 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--stock", type=Path, help="lines of benchmarks/stock.py for the same world")
     parser.add_argument("--controller", type=int, nargs="+", metavar="TRIALS")
+    parser.add_argument("--refill", type=int, metavar="TRIALS")
     parser.add_argument("--out", type=Path, default=RAW / "sweep.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.refill:
+        refill(options.refill)
+        return
     if options.controller:
         controller(options.controller)
         return

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import threading
 import time
 
 import pytest
@@ -211,3 +212,69 @@ def test_cleaned_names_stay_apart():
     names = ["a", "a+b", "a&b", "a b", "x//y", "x/y", "../x", "é"]
     assert len({tracking._name(name) for name in names}) == len(names)
     assert tracking._name("val/iou/road-1.2_x") == "val/iou/road-1.2_x"
+
+
+def child(parent, **more):
+    return tracking.Child(parent, "folder", "small 0.001", {"optim.lr": "0.001", "encoder": "test_resnet"}, **more)
+
+
+def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    parent = tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note")
+    assert tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note") == parent  # taken up again
+    run_id = tracking.sync(folder, child=child(parent, tags={"trial": "3", "reason": ""}))
+    client, found = runs()
+    assert {run.info.run_id for run in found} == {parent, run_id}
+    run = client.get_run(run_id)
+    assert run.info.run_name == "small 0.001"
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["trial"] == "3"
+    assert run.info.status == "FINISHED"
+    assert {"optim.lr", "encoder", "encoder.name", "weights_source"} <= set(run.data.params)
+    (sweep / "report.html").write_text("page")
+    tracking.close_sweep(sweep, None, "complete", {"best/val_iou": 0.5}, "result", [sweep / "report.html"])
+    closed = client.get_run(parent)
+    assert (closed.info.status, closed.data.metrics) == ("FINISHED", {"best/val_iou": 0.5})
+    assert closed.data.tags["mlflow.note.content"] == "result"
+    assert [file.path for file in client.list_artifacts(parent)] == ["report.html"]
+
+
+def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    parent = tracking.open_sweep(tmp_path / "sweep", None, "folder", {}, "")
+    lines = (folder / journal.NAME).read_text().splitlines(keepends=True)
+    (folder / journal.NAME).write_text("".join(lines[:3]))
+    run_id = tracking.sync(folder, child=child(parent))
+    client, _ = runs()
+    assert client.get_run(run_id).info.status == "RUNNING"
+    end = json.dumps({"kind": "end", "time": time.time(), "status": "stopped", "reason": "terminated"})
+    (folder / journal.NAME).write_text("".join(lines[:3]) + end + "\n")
+    tracking.sync(folder, alive=False, child=child(parent, tags={"reason": "too low"}, pruned_at=2))
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert (run.data.tags["pruned_at"], run.data.tags["reason"]) == ("2", "too low")
+
+
+def test_what_is_asked_for_twice_is_sent_once():
+    sent, go_on = [], threading.Event()
+    background = tracking.Background(timeout=10.0)
+    background.ask("first", go_on.wait)
+    for i in range(5):
+        background.ask("trial", lambda i=i: sent.append(i))
+    go_on.set()
+    assert background.close() is None
+    assert sent == [4]
+
+
+def test_one_trial_that_cannot_be_sent_keeps_no_other_back(caplog):
+    sent = []
+    background = tracking.Background(timeout=10.0)
+
+    def fails():
+        raise OSError("no server")
+
+    background.ask("a", fails)
+    background.ask("b", lambda: sent.append("b"))
+    assert background.close() == "no server."
+    assert sent == ["b"]

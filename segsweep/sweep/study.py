@@ -207,6 +207,7 @@ def _opened(folder: Path, storage: str | None) -> BaseStorage:
     if storage and "://" in storage:
         return get_storage(storage)
     path = Path(storage) if storage else folder / JOURNAL
+    path.parent.mkdir(parents=True, exist_ok=True)
     cut_torn_line(path)
     return JournalStorage(JournalFileBackend(str(path), _Unlocked(str(path))))
 
