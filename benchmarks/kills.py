@@ -3,9 +3,9 @@
     python benchmarks/kills.py --kills 100
 
 Trainings pretend (tests/sweep/fake_train.py keeps a real journal in milliseconds); the controller, its study, its
-workers and the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same command
-goes on until the sweep is over. Counted: finished trials that were lost or changed, epochs that were recorded twice,
-complete trials with gaps, and states at the end.
+workers and the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same
+command goes on until the sweep is over. Counted: finished trials that were lost or changed, epochs that were recorded
+twice, complete trials with gaps, and states at the end.
 """
 
 import argparse

@@ -1,11 +1,10 @@
 """SegSweep-Bench: real learning curves of encoders by learning rates and seeds, on which sweeps can be replayed.
 
-    python benchmarks/record_curves.py --data dsb2018 --epochs 8 --rates 3e-4 1e-3 3e-3 1e-2 3e-2 --seeds 0 1 \\
-        --encoders tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2
+    python benchmarks/record_curves.py --epochs 8 --seeds 0 --encoders tf_efficientnet_lite0 tf_efficientnet_lite1
     python benchmarks/sweep.py --world benchmarks/raw/segsweep_bench.csv --trials 32
 
-The grid is trained by segsweep's own sweep, without pruning, so it can be stopped and gone on with; what is in the CSV
-beside it is kept. Columns: encoder, weights, lr, seed, epoch, iou (validation), seconds (of the epoch).
+The grid is trained by segsweep's own sweep, without pruning, so it can be stopped and gone on with; the CSV is added
+to. Columns: encoder, weights, lr, seed, epoch, iou (validation), seconds (of the epoch).
 """
 
 import argparse
@@ -21,6 +20,10 @@ from measure import RAW, ROOT
 
 from segsweep.sweep.trial import load_all
 
+WHERE = {
+    "shapes": (),
+    **{name: (*settings, f"data.root={folder(name)}") for name, settings in SMALL.items()},
+}
 COLUMNS = ("encoder", "weights", "lr", "seed", "epoch", "iou", "seconds")
 
 
@@ -37,7 +40,7 @@ def record(
     typed = [
         *("-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.pruner=none"),
         *("hydra.sweeper.n_trials=100000", "hydra.sweeper.finalists=0", "hydra.sweeper.mixed_weights=true"),
-        *(f"hydra.sweep.dir={sweep}", "tracking=none", *SMALL[data], f"data.root={folder(data)}"),
+        *(f"hydra.sweep.dir={sweep}", "tracking=none", *WHERE[data]),
         *(f"encoder=choice({','.join(encoders)})", f"optim.lr=choice({','.join(rates)})"),
         *(f"train.seed=choice({','.join(map(str, seeds))})", f"train.epochs={epochs}", "train.test=false", *more),
     ]
@@ -45,8 +48,11 @@ def record(
 
 
 def collect(sweep: Path, out: Path) -> int:
-    """Write the curves of a sweep's complete trials; returns how many there are."""
-    rows = []
+    """Add the curves of a sweep's complete trials to the file; returns how many it then holds."""
+    rows: dict[tuple[str, ...], tuple[str, ...]] = {}
+    if out.exists():
+        with out.open(encoding="utf-8") as file:
+            rows = {tuple(row[:5]): tuple(row) for row in list(csv.reader(file))[1:]}
     for trial in load_all(sweep):
         if trial.state != "complete":
             continue
@@ -54,17 +60,18 @@ def collect(sweep: Path, out: Path) -> int:
         for epoch in trial.epochs:
             seconds, before = epoch["perf/seconds"] - before, epoch["perf/seconds"]
             weights, lr, seed = trial.start["weights_source"], config["optim"]["lr"], config["train"]["seed"]
-            rows.append((trial.encoder, weights, lr, seed, epoch["epoch"], f"{epoch['val/iou']:.5f}", f"{seconds:.3f}"))
+            key = (trial.encoder, weights, str(lr), str(seed), str(epoch["epoch"]))
+            rows[key] = (*key, f"{epoch['val/iou']:.5f}", f"{seconds:.3f}")
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(sorted(rows))
-    return len({row[:4] for row in rows})
+        writer.writerows(sorted(rows.values(), key=lambda row: (row[0], float(row[2]), *map(int, row[3:5]))))
+    return len({key[:4] for key in rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=SMALL, default="dsb2018")
+    parser.add_argument("--data", choices=WHERE, default="shapes")
     parser.add_argument("--encoders", nargs="+", required=True)
     parser.add_argument("--rates", nargs="+", default=["3e-4", "1e-3", "3e-3", "1e-2", "3e-2"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

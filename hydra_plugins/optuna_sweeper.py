@@ -87,6 +87,8 @@ class OptunaSweeper(Sweeper):
         space = Space(tuple(parameters), base.encoder.name)
         self._check(space, fixed)
         varied = space.distributions
+        if self.settings["sampler"] == "grid" and not self._typed("hydra.sweeper.n_trials"):
+            self.settings["n_trials"] = None  # the file's number is for samplers that could go on for ever
         folder = Path(self.config.hydra.sweep.dir).resolve()
         run(
             Plan(
@@ -102,6 +104,9 @@ class OptunaSweeper(Sweeper):
                 **self.settings,
             )
         )
+
+    def _typed(self, key: str) -> bool:
+        return any(override.startswith(f"{key}=") for override in self.config.hydra.overrides.hydra)
 
     def _check(self, space: "Space", fixed: Sequence[str]) -> None:
         """Compose what trials will be asked to: the first ones, each option once, and both ends of each interval."""

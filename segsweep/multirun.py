@@ -176,6 +176,11 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
 
 def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, track: "Tracking") -> list[Place]:
     """Search, train the finalists, score the winner."""
+    if "data.fold" in plan.space.distributions:
+        console.note(
+            "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
+            f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
+        )
     _watch(search.trials, study.n_trials, drive(search, workers, plan.folder), workers, track)
 
     chosen = finalists.best_of_each(search.trials.values(), plan.finalists)

@@ -1,6 +1,5 @@
 """What a person sees of a running sweep: a live board on a terminal, plain lines elsewhere; all on stderr."""
 
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -87,8 +86,3 @@ def duration(seconds: float) -> str:
     if minutes < 1:
         return "less than a minute"
     return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-def choices(values: Sequence[str], most: int = 6) -> str:
-    """A list in short."""
-    return ", ".join(values[:most]) + (f", ... ({len(values)})" if len(values) > most else "")

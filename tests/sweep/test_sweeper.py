@@ -98,6 +98,12 @@ def test_the_sweepers_keys(planned, typed, name, value):
     assert getattr(plan(planned, f"hydra.sweeper.{typed}"), name) == value
 
 
+def test_a_grid_is_whole_unless_a_number_is_typed(planned):
+    grid = ["hydra.sweeper.sampler=grid", "optim.lr=choice(1e-3,1e-4)"]
+    assert plan(planned, *grid).n_trials is None
+    assert plan(planned, *grid, "hydra.sweeper.n_trials=4").n_trials == 4
+
+
 def test_a_question_needs_no_flag(planned):
     assert train.main(["sweeps=lr_by_encoder", "encoder=choice(resnet18,resnet34)"]) == 0
     found = planned[-1]
