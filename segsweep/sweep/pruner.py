@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 FIRST_RUNG = 0.25  # share of the training before which nothing is judged
+LEAST = 2  # epochs before which nothing is judged: the first tells of the warm-up
 MARGIN = 0.005  # IoU that a trial may seem to lack and still go on: noise between seeds
 OWN = 2  # completed trials of a backbone until its own gains are enough to judge by
 ALIKE = 3  # completed trials, those that were closest at this point, whose gains are believed possible
@@ -68,7 +69,7 @@ def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG,
         first_rung: share of the training before which nothing is stopped.
         top: how many backbones matter at the end.
     """
-    if not curve.points or curve.points[-1].done < first_rung - 1e-9 or curve.points[-1].done >= 1:
+    if len(curve.points) < LEAST or curve.points[-1].done < first_rung - 1e-9 or curve.points[-1].done >= 1:
         return None
     done, score = curve.points[-1]
     best: dict[str, float] = {}

@@ -57,6 +57,7 @@ def test_nothing_is_judged_before_the_first_rung_or_at_the_end():
     assert judge(bad, [FAST, FAST], first_rung=0.2)
     assert judge(running("fast", *[0.0] * 10), [FAST, FAST]) is None
     assert judge(Curve("fast", []), [FAST, FAST]) is None
+    assert judge(curve("fast", 0.0, of=3, complete=False), [FAST, FAST]) is None  # one epoch, though a third of all
 
 
 def test_gains_are_believed_of_the_trials_that_stood_closest():
