@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ def cache() -> Path:
 
 
 def quoted(path: object) -> str:
-    """As a value in Hydra's override grammar."""
+    """As a value in Hydra's override grammar; as it is where nothing in it has a meaning there."""
+    if re.fullmatch(r"[\w./-]+", str(path)):
+        return str(path)
     return "'" + str(path).replace("'", "\\'") + "'"
 
 

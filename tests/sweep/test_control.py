@@ -134,7 +134,9 @@ def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):
 
 
 def test_memory_that_is_too_small_for_one_image_is_a_failure(tmp_path):
-    study, _, _ = ran(tmp_path, n_trials=1, slots=1, argv=["fits=0"], max_failures=9, timeout=3.0)
+    study, search, workers = began(tmp_path, n_trials=1, slots=1, argv=["fits=0"], max_failures=1)
+    with pytest.raises(SweepError):
+        list(drive(search, workers, tmp_path))
     failed = study.trials(TrialState.FAIL)[0]
     assert "out of memory" in failed.user_attrs["failed"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -164,12 +165,27 @@ def test_the_stock_plugin_beside_ours_is_named(monkeypatch, capsys):
     assert "pip uninstall hydra-optuna-sweeper" in capsys.readouterr().err
 
 
-def sweep(*argv, env=None, **settings):
-    command = [sys.executable, str(ROOT / "train.py"), *SWEEP, *TINY, *argv]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **settings)
+@pytest.fixture
+def sweep():
+    """`sweep(*argv)` starts one; none outlives the test."""
+    started = []
+
+    def start(*argv):
+        command = [sys.executable, str(ROOT / "train.py"), *SWEEP, *TINY, *argv]
+        # Where tests run in the background SIGINT is ignored, and children inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        signal.signal(signal.SIGINT, before)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(60)
+        process.stdout.close()
 
 
-def test_a_sweep_is_killed_gone_on_with_and_ends(pairs, tmp_path, database):
+def test_a_sweep_is_killed_gone_on_with_and_ends(sweep, pairs, tmp_path, database):
     """From the command line to the report; the controller and a trial are killed on the way."""
     root, folder = pairs(16, ("train", "val", "test")), tmp_path / "study"
     argv = [
@@ -223,18 +239,18 @@ def test_a_sweep_is_killed_gone_on_with_and_ends(pairs, tmp_path, database):
     assert "begins" not in again
     assert again[again.index("search\n") :] == text[text.index("search\n") :]
     command = text[text.index("command") :].splitlines()[0].split("python train.py ")[1]
-    assert train.main([*command.replace("'", "").split(), "tracking=none", f"hydra.run.dir={tmp_path / 'best'}"]) == 0
+    assert train.main([*shlex.split(command), "tracking=none", f"hydra.run.dir={tmp_path / 'best'}"]) == 0
     summary = json.loads((tmp_path / "best" / "summary.json").read_text())
     assert summary["best/val_iou"] == tested[0].iou
 
 
-def test_an_interrupted_sweep_says_how_to_go_on(pairs, tmp_path):
+def test_an_interrupted_sweep_says_how_to_go_on(sweep, pairs, tmp_path):
     root, folder = pairs(16), tmp_path / "study"
     argv = [
         *("data=folder", f"data.root={root}", "data.size=[32,32]", "train.epochs=500", "train.batch_size=8"),
         *("hydra.sweeper.slots=1", "tracking=none", f"hydra.sweep.dir={folder}"),
     ]
-    process = sweep(*argv, start_new_session=True)
+    process = sweep(*argv)
     while not journal.epochs(journal.read(folder / "0")):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
