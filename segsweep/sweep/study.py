@@ -28,6 +28,7 @@ JOURNAL = "optuna-journal.log"
 SAMPLERS = ("tpe", "gp", "random", "grid")
 STARTUP = 10  # trials that TPE draws at random before it models
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+UNSCORED = (TrialState.PRUNED, TrialState.FAIL)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -243,22 +244,36 @@ class _TPE(TPESampler):
     one's second best trial, pruned, would count less than a bad one's best.
     """
 
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self._learnt: dict[int, FrozenTrial] = {}
+
     def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return super().sample_relative(_Learnt(study), trial, search_space)  # type: ignore[arg-type]
+        return super().sample_relative(_Learnt(study, self._learnt), trial, search_space)  # type: ignore[arg-type]
 
 
 class _Learnt:
-    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated."""
+    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated.
 
-    def __init__(self, study: OptunaStudy):
-        self._study = study
+    Args:
+        known: such trials by number, kept between samplings: what is finished does not change.
+    """
+
+    def __init__(self, study: OptunaStudy, known: dict[int, FrozenTrial]):
+        self._study, self._known = study, known
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
         wanted = None if states is None else {*states, TrialState.FAIL}
-        return [_learnt(trial) for trial in self._study._get_trials(deepcopy, wanted, use_cache)]
+        found = self._study._get_trials(deepcopy, wanted, use_cache)
+        return [self._learnt(trial) if trial.state in UNSCORED else trial for trial in found]
+
+    def _learnt(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.number not in self._known:
+            self._known[trial.number] = _learnt(trial)
+        return self._known[trial.number]
 
 
 def _learnt(trial: FrozenTrial) -> FrozenTrial:
