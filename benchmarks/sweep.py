@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -215,8 +214,6 @@ def controller(counts: Sequence[int]) -> None:
 def refill(count: int) -> None:
     """Seconds from a training's last record to the first of the next one on the same slot; real processes."""
     program = ROOT / "tests" / "sweep" / "fake_train.py"
-    # The fork server gets our path, and torch would take benchmarks/profile.py for Python's own profile.
-    sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
     with tempfile.TemporaryDirectory() as folder:
         workers = LocalWorkers(Path(folder), [Slot(0)], program=program)
         study = Study(Path(folder), space(world("synthetic", 0)), n_trials=count, seed=0)

@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -175,10 +176,7 @@ class LocalWorkers:
         (folder / CLAIM).write_text(json.dumps(attempt), encoding="utf-8")
         if self.adopt(name):  # a killed controller's child came to life only now
             return
-        process = self._context.Process(
-            target=train, args=(self.program, list(argv), folder, attempt, slot.environment)
-        )
-        process.start()
+        process = self._started(train, self.program, list(argv), folder, attempt, slot.environment)
         self._living[name] = _Living(slot, process, pid=process.pid)
 
     def adopt(self, name: str) -> bool:
@@ -228,8 +226,7 @@ class LocalWorkers:
             ConfigError: raised there.
         """
         here, there = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=answer, args=(there, function, arguments))
-        process.start()
+        process = self._started(answer, there, function, arguments)
         there.close()
         try:
             kind, result = here.recv()
@@ -243,6 +240,20 @@ class LocalWorkers:
         if kind == "error":
             raise RuntimeError(f"{function}: {result}")
         return result
+
+    def _started(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
+        """A child of the fork server that calls the function."""
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"  # else the server finds what it preloads in the working folder first
+        try:
+            ensure_running()
+        finally:
+            del os.environ["PYTHONSAFEPATH"]
+            if before is not None:
+                os.environ["PYTHONSAFEPATH"] = before
+        process = self._context.Process(target=target, args=arguments)
+        process.start()
+        return process
 
     def _look(self, name: str) -> Report | None:
         living = self._living[name]

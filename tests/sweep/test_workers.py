@@ -169,6 +169,21 @@ def test_a_call_returns_what_the_function_returns(workers):
         workers.call("os:_exit", 1)
 
 
+SHADOWED = """
+import sys
+from pathlib import Path
+from segsweep.sweep.workers import LocalWorkers
+print(LocalWorkers(Path(sys.argv[1]), [], preloaded=["colorsys"]).call("math:hypot", 3, 4))
+"""
+
+
+def test_files_in_the_working_folder_shadow_nothing(tmp_path):
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('the wrong one')")
+    command = [sys.executable, "-P", "-c", SHADOWED, str(tmp_path)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "5.0", ran.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "visible", "expected"),
     [
