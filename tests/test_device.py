@@ -91,7 +91,7 @@ def test_omp_num_threads_decides(threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(device, "_quota", lambda: 1)
     torch.set_num_threads(2)
-    assert device.set_threads() == 2
+    assert device.set_threads() == 7
 
 
 @pytest.mark.parametrize(

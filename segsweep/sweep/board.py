@@ -30,7 +30,7 @@ class Board:
 
     def __enter__(self) -> "Board":
         if self._console.is_terminal:
-            self._live = Live(get_renderable=self._drawn, console=self._console, refresh_per_second=2, transient=True)
+            self._live = Live(get_renderable=self._drawn, console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         return self
 
@@ -42,6 +42,8 @@ class Board:
         """A line for what began or ended; epochs are on the board only."""
         if event.kind != "epoch":
             self._console.print(line(event), highlight=False, soft_wrap=True, markup=False)
+        if self._live:
+            self._live.refresh()
 
     def _drawn(self) -> Group:
         trials = list(self._trials.values())
