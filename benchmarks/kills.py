@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from measure import ROOT, machine
@@ -61,12 +62,10 @@ def kill_trials(folder: Path) -> int:
     """Kill all living trials; how many there were."""
     killed = 0
     for claim in folder.glob(f"*/{CLAIM}"):
-        if journal.alive(claim.parent, CLAIM):
-            try:
-                os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+        if pid := journal.holder(claim):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
                 killed += 1
-            except (ValueError, KeyError, ProcessLookupError):
-                pass
     return killed
 
 

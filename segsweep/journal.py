@@ -13,6 +13,8 @@ import fcntl
 import json
 import math
 import os
+import struct
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,16 +92,23 @@ def read_from(folder: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in whole.splitlines()], seen + len(whole)
 
 
-def alive(folder: Path, lock: str = LOCK) -> bool:
+def alive(folder: Path) -> bool:
     """Whether another process trains in this folder. Never ask within that process: asking would free its lock."""
-    if not (folder / lock).exists():
-        return False
-    with (folder / lock).open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-    return False
+    return holder(folder / LOCK) is not None
+
+
+def holder(path: Path) -> int | None:
+    """The other process that has locked the file with `lockf`; None if none has, or there is no such file."""
+    darwin = sys.platform == "darwin"
+    kinds = "qqihh" if darwin else "hhqqi"  # struct flock: start, length, process, type, whence; or type, whence first
+    asked = (0, 0, 0, fcntl.F_WRLCK, 0) if darwin else (fcntl.F_WRLCK, 0, 0, 0, 0)
+    try:
+        with path.open("rb") as file:
+            answer = struct.unpack(kinds, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(kinds, *asked)))
+    except FileNotFoundError:
+        return None
+    kind, process = (answer[3], answer[2]) if darwin else (answer[0], answer[4])
+    return None if kind == fcntl.F_UNLCK else process
 
 
 def epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -188,6 +188,9 @@ def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, t
     _keep(plan, best)
     repeats = [run for trial in chosen for run in finalists.repeats(trial, _seeds(plan))]
     repeats = [_known(plan.folder, run) for run in repeats]
+    for run in repeats:
+        if run.state != "running":
+            track.send(run)
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.repeats} fresh seeds each")
         source = Listed(repeats)

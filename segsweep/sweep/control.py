@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from optuna.trial import TrialState
 
+from segsweep import journal
 from segsweep.errors import DataError, OutOfMemoryError, SweepError
 from segsweep.paths import quoted
 from segsweep.sweep.pruner import FIRST_RUNG, TOP, Curve, Verdict, judge
@@ -75,7 +76,7 @@ def drive(source: Source, workers: Workers, folder: Path) -> Iterator[Event]:
         for trial in waiting[:]:
             if workers.adopt(trial.name):
                 waiting.remove(trial)
-                living[trial.name] = trial
+                living[trial.name], trial.records = trial, []  # which the first report brings
                 yield Event("adopted", trial)
         while True:
             for slot in workers.free():
@@ -176,6 +177,7 @@ def _smaller(trial: Trial) -> list[str] | None:
 
 def _clear(folder: Path) -> None:
     """Remove what a training left, but for what it said."""
+    (folder / journal.NAME).unlink(missing_ok=True)  # first: what is left without it is no run
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -135,10 +135,10 @@ class Report:
 class _Living:
     slot: Slot
     process: BaseProcess | None  # None: adopted
+    pid: int | None
     seen: int = 0
     stopping: float | None = None  # when it was asked to stop
     killed: bool = False
-    pid: int | None = None
 
 
 class LocalWorkers:
@@ -172,26 +172,24 @@ class LocalWorkers:
         """Start `train.py argv` in the folder `name`, on that slot."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
+        if self.adopt(name):
+            return
         attempt = {"attempt": uuid.uuid4().hex, "slot": slot.number}
         (folder / CLAIM).write_text(json.dumps(attempt), encoding="utf-8")
-        if self.adopt(name):  # a killed controller's child came to life only now
+        if self.adopt(name):  # a killed controller's child came to life in between
             return
         process = self._started(train, self.program, list(argv), folder, attempt, slot.environment)
-        self._living[name] = _Living(slot, process, pid=process.pid)
+        self._living[name] = _Living(slot, process, process.pid)
 
     def adopt(self, name: str) -> bool:
         """Take over the training that lives in the folder `name`; False if none does."""
-        if not journal.alive(self.folder / name, CLAIM):
+        pid = journal.holder(self.folder / name / CLAIM)
+        if pid is None:
             return False
-        claim: dict[str, Any] = {}
-        while "pid" not in claim and journal.alive(self.folder / name, CLAIM):
-            with suppress(ValueError):  # being written
-                claim = json.loads((self.folder / name / CLAIM).read_text(encoding="utf-8"))
-        if "pid" not in claim:
-            return False
+        claim = json.loads((self.folder / name / CLAIM).read_text(encoding="utf-8"))
         free = self.free()
         slot = next((s for s in free if s.number == claim["slot"]), free[0] if free else Slot(-1 - len(self._living)))
-        self._living[name] = _Living(slot, None, pid=claim["pid"])
+        self._living[name] = _Living(slot, None, pid)
         return True
 
     def stop(self, name: str) -> None:
@@ -257,7 +255,7 @@ class LocalWorkers:
 
     def _look(self, name: str) -> Report | None:
         living = self._living[name]
-        ended = not (living.process.is_alive() if living.process else journal.alive(self.folder / name, CLAIM))
+        ended = not (living.process.is_alive() if living.process else self._holds(name, living))
         code = living.process.exitcode if living.process and ended else None  # before the journal: it may still grow
         records, living.seen = journal.read_from(self.folder / name, living.seen)
         if living.stopping is not None and not living.killed and time.monotonic() - living.stopping > PATIENCE:
@@ -269,6 +267,9 @@ class LocalWorkers:
                 living.process.close()
             del self._living[name]
         return Report(name, records, ended, code) if records or ended else None
+
+    def _holds(self, name: str, living: _Living) -> bool:
+        return journal.holder(self.folder / name / CLAIM) == living.pid
 
     def _signal(self, living: _Living, number: signal.Signals) -> None:
         assert living.pid is not None
@@ -288,21 +289,13 @@ def train(
     os.dup2(output, 1)
     os.dup2(output, 2)
     claim = (folder / CLAIM).open("r+", encoding="utf-8")
-    # Locked first and read then: a controller that takes the folder over writes first and asks for the lock then.
-    for _ in range(20):
-        try:
-            fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError:  # a late child of a killed controller, which will see that it is too late; or a moment's asking
-            time.sleep(0.05)
-    else:
+    # Locked first and read then: a controller that takes the folder over writes first and asks who holds it then.
+    try:
+        fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         os._exit(LATE)
     if json.load(claim)["attempt"] != attempt["attempt"]:
         os._exit(LATE)
-    claim.seek(0)
-    claim.truncate()
-    json.dump({**attempt, "pid": os.getpid()}, claim)
-    claim.flush()
     os.environ.update(environment)
     sys.argv = [program.name, *argv]
     runpy.run_path(str(program), run_name="__main__")

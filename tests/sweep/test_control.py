@@ -1,6 +1,5 @@
 """The loop, with trainings that only pretend: filled slots, pruning, failures, restarts after kills."""
 
-import json
 import os
 import random
 import shutil
@@ -75,7 +74,7 @@ def test_a_hopeless_trial_is_pruned_and_its_process_gone(tmp_path):
     assert 0 < pruned.user_attrs["estimate"] < 0.5
     assert load(tmp_path, "2").state == "pruned"
     assert len(search.trials["2"].epochs) < 10
-    assert not journal.alive(tmp_path / "2", CLAIM)
+    assert not journal.holder(tmp_path / "2" / CLAIM)
     assert events[-1].kind == "pruned"
 
 
@@ -113,7 +112,7 @@ def test_too_many_failures_end_the_sweep_and_leave_nothing_running(tmp_path):
     with pytest.raises(SweepError, match=r"3 trials failed, as many as .*max_failures allows; the last: NaN"):
         list(drive(search, workers, tmp_path))
     assert states(study).count("FAIL") == 3
-    assert not any(journal.alive(tmp_path / str(i), CLAIM) for i in range(4))
+    assert not any(journal.holder(tmp_path / str(i) / CLAIM) for i in range(4))
 
 
 def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):
@@ -219,10 +218,9 @@ def test_kills_lose_no_finished_trial_and_run_none_twice(tmp_path):
 
 def kill(claim):
     try:
-        pid = json.loads(claim.read_text()).get("pid")
-        if pid and journal.alive(claim.parent, CLAIM):
+        if pid := journal.holder(claim):
             os.kill(pid, signal.SIGKILL)
-    except (ValueError, ProcessLookupError):
+    except ProcessLookupError:
         pass
 
 

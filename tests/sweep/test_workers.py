@@ -76,7 +76,7 @@ def test_stopping_is_reported_as_an_end(workers, tmp_path):
     workers.stop("0")
     _, codes = until_over(workers)
     assert codes == {"0": 143}
-    assert not journal.alive(tmp_path / "0", CLAIM)
+    assert not journal.holder(tmp_path / "0" / CLAIM)
 
 
 def test_what_does_not_stop_is_killed(workers, tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_what_does_not_stop_is_killed(workers, tmp_path, monkeypatch):
     workers.program = stubborn
     monkeypatch.chdir(tmp_path)
     begin(workers, "0")
-    while not journal.alive(tmp_path / "0", CLAIM):
+    while not journal.holder(tmp_path / "0" / CLAIM):
         time.sleep(0.02)
     time.sleep(0.3)
     started = time.monotonic()
@@ -103,7 +103,7 @@ def test_closing_leaves_nothing_running(tmp_path):
     begin(workers, "0", "seconds=60")
     begin(workers, "1", "seconds=60", slot=SLOTS[1])
     workers.close()
-    assert not any(journal.alive(tmp_path / name, CLAIM) for name in ("0", "1"))
+    assert not any(journal.holder(tmp_path / name / CLAIM) for name in ("0", "1"))
 
 
 CONTROLLER = """
