@@ -160,7 +160,7 @@ def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
     from segsweep.errors import ConfigError
     from segsweep.sweep.space import rates_by_kind
 
-    if any(o.input_line in ("optim=sgd", "optim.name=sgd") for o in typed.values()):
+    if any(key in ("optim", "optim.name") and "sgd" in str(o.input_line) for key, o in typed.items()):
         raise ConfigError(
             f"optim=sgd: the ranges of learning rates by the encoder's kind are for adam and adamw. "
             f"Add {LR}='tag(log,interval(0.005,0.5))'."

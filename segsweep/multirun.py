@@ -166,9 +166,9 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
     except BaseException as error:
         track.end("failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__)
         raise
-    page = write(plan.folder)
-    text = report.result(list(search.trials.values()), places, plan.folder, page)
+    text = report.result(list(search.trials.values()), places, plan.folder)
     print(text, flush=True)
+    write(plan.folder)
     if problem := track.end("complete", text, places):
         console.note(f"MLflow: not everything was sent: {problem} The same command sends it later.")
     return places

@@ -60,7 +60,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
     return found.sort_values("val/iou", ascending=False, kind="stable", ignore_index=True) if len(found) else found
 
 
-def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path, page: Path) -> str:
+def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> str:
     """What is printed at the end."""
     rows = table(trials)
     lines = [""]
@@ -80,7 +80,7 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path, page:
             lines.append(f"A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}.")
     if places:
         lines += ["", *verdict(places, folder)]
-    lines.append(f"{'report':16}{page}")
+    lines.append(f"{'report':16}{folder / PAGE}")
     return "\n".join(lines)
 
 

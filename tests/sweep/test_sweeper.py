@@ -134,6 +134,7 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["optim.lrr=choice(1,2)"], "optim.lrr: no such key. Closest: optim.lr"),
         (["augmentation=choice(light,strng)"], "augmentation=strng: no such option. There are: light"),
         (["data.folds=5", "data.fold=range(0,6)"], "data.fold=5: must be in 0..4"),
+        (["optim=choice(adamw,sgd)"], "are for adam and adamw. Add optim.lr="),
         (["optim=sgd"], "are for adam and adamw. Add optim.lr="),
         (["hydra.sweeper.prunr=none"], "hydra.sweeper.prunr: no such key. Closest: hydra.sweeper.pruner"),
         (["hydra.sweeper.pruner=medan"], "hydra.sweeper.pruner=medan: must be one of"),
