@@ -9,13 +9,14 @@ as long as its slowest trial. For each seed one JSON line: `events`, a list of [
 
 import argparse
 import json
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import OmegaConf
-from worlds import World, world
+from worlds import World, replayed, world
 
 
 class Launcher:
@@ -33,7 +34,7 @@ class Launcher:
             costs.append(self.world.seconds(encoder) * self.world.epochs)
             iou = max(self.world.curve(encoder, lr, initial_job_idx + i))
             returned.append(SimpleNamespace(return_value=iou, status=None))
-            self.events.append((self.clock + max(costs[-1], 0.0), encoder, lr))
+            self.events.append((self.clock + costs[-1], encoder, lr))
         self.clock += max(costs)
         self.busy += sum(costs)
         return returned
@@ -57,20 +58,18 @@ def replay(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
             {"encoder": f"choice({encoders})", "optim.lr": f"tag(log, interval({world.low}, {world.high}))"}
         ),
     )
-    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": "."}}})
     sweeper.launcher = launcher
     sweeper.hydra_context = SimpleNamespace(config_loader=None)
     sweeper.job_idx = 0
-    sweeper.sweep([])
+    with tempfile.TemporaryDirectory() as folder:  # it writes its result there
+        sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": folder}}})
+        sweeper.sweep([])
     return {"seed": seed, "events": launcher.events, "makespan": launcher.clock, "busy": launcher.busy}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", default="synthetic")
-    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 200), help="first, and the one after the last")
-    parser.add_argument("--trials", type=int, default=96)
-    parser.add_argument("--slots", type=int, default=4)
+    replayed(parser)
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for seed in range(*options.seeds):

@@ -25,7 +25,7 @@ import numpy as np
 import optuna
 from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
-from worlds import World, world
+from worlds import World, replayed, world
 
 from segsweep.sweep.control import Search, drive
 from segsweep.sweep.space import Parameter, Space, interval
@@ -95,6 +95,16 @@ class FakeWorkers:
     def close(self) -> None:
         pass
 
+    def replay(self, seed: int) -> dict[str, Any]:
+        """What the sweep with that seed took and found."""
+        return {
+            "seed": seed,
+            "events": self.events,
+            "makespan": self.clock,
+            "busy": self.busy,
+            "epochs": self.epochs,
+        }
+
 
 def space(world: World) -> Space:
     """Encoder by logarithmic learning rate; made without asking timm for the names."""
@@ -119,11 +129,7 @@ def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: 
     }
     best = max(search.trials.values(), key=lambda trial: finals[trial.name])
     return {
-        "seed": seed,
-        "events": workers.events,
-        "makespan": workers.clock,
-        "busy": workers.busy,
-        "epochs": workers.epochs,
+        **workers.replay(seed),
         "best_pruned": best.state == "pruned",
         "better_pruned": max((finals[t.name] for t in pruned), default=0.0)
         > max(finals[t.name] for t in search.trials.values() if t.state == "complete") + NOISE,
@@ -147,13 +153,7 @@ def plain_optuna(world: World, seed: int, trials: int, slots: int) -> dict[str, 
             if report.ended:
                 trial = trial_of[report.name]
                 study.tell(trial, max(world.curve(trial.params["encoder"], trial.params["optim.lr"], trial.number)))
-    return {
-        "seed": seed,
-        "events": workers.events,
-        "makespan": workers.clock,
-        "busy": workers.busy,
-        "epochs": workers.epochs,
-    }
+    return workers.replay(seed)
 
 
 def reached(replay: dict[str, Any], world: World) -> float:
@@ -228,10 +228,7 @@ def refill(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", default="synthetic")
-    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 200), help="first, and the one after the last")
-    parser.add_argument("--trials", type=int, default=96)
-    parser.add_argument("--slots", type=int, default=4)
+    replayed(parser)
     parser.add_argument("--stock", type=Path, help="lines of benchmarks/stock.py for the same world")
     parser.add_argument("--controller", type=int, nargs="+", metavar="TRIALS")
     parser.add_argument("--refill", type=int, metavar="TRIALS")

@@ -3,6 +3,7 @@
 Standard library only, since the stock plugin runs it in an environment of its own.
 """
 
+import argparse
 import csv
 import math
 import random
@@ -117,6 +118,14 @@ class Recorded(World):
         )
         pair = self._curves[encoder, rates[below], run], self._curves[encoder, rates[above], run]
         return [(1 - share) * a + share * b for a, b in zip(*pair, strict=True)]
+
+
+def replayed(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is replayed; the same for all who are compared."""
+    parser.add_argument("--world", default="synthetic", help="synthetic, or the CSV of a recorded one")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 200), help="first, and the one after the last")
+    parser.add_argument("--trials", type=int, default=96)
+    parser.add_argument("--slots", type=int, default=4)
 
 
 def world(name: str, seed: int) -> World:

@@ -71,7 +71,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: of a later format.
     """
-    records = [json.loads(line) for line in _whole_lines(folder / NAME).splitlines()]
+    records, _ = read_from(folder, 0)
     version = records[0].get("version", VERSION) if records else VERSION
     if version > VERSION:
         raise ConfigError(

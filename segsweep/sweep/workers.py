@@ -186,9 +186,10 @@ class LocalWorkers:
         pid = journal.holder(self.folder / name / CLAIM)
         if pid is None:
             return False
-        claim = json.loads((self.folder / name / CLAIM).read_text(encoding="utf-8"))
+        written = (self.folder / name / CLAIM).read_text(encoding="utf-8")
+        number = json.loads(written)["slot"] if written else None  # a controller killed while writing leaves nothing
         free = self.free()
-        slot = next((s for s in free if s.number == claim["slot"]), free[0] if free else Slot(-1 - len(self._living)))
+        slot = next((s for s in free if s.number == number), free[0] if free else Slot(-1 - len(self._living)))
         self._living[name] = _Living(slot, None, pid)
         return True
 
