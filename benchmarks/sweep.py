@@ -78,7 +78,7 @@ class FakeWorkers:
         self.busy, self.epochs = self.busy + spent, self.epochs + 1
         records: list[dict[str, Any]] = []
         if living["epoch"] == 0:
-            config = {"train": {"time_budget": None}}
+            config = {"train": {"time_budget": None}, "optim": {"lr": living["lr"]}}
             records.append({"kind": "start", "epochs": self.world.epochs, "config": config})
         living["epoch"] += 1
         iou = living["curve"][living["epoch"] - 1]

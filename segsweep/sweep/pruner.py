@@ -2,8 +2,10 @@
 
 Backbones learn at different speeds, so a slow starter is not compared with a fast one's early score, as successive
 halving would. A trial is stopped when even the largest gain that trials like it, of its backbone, have shown from this
-point on would not bring it to its backbone's best; or, where that is not among the best backbones, to theirs. Pure
-functions of the curves.
+point on would not bring it to its backbone's best; or, where that is not among the best backbones, to theirs.
+
+High learning rates look worse than low ones until the schedule lowers them, and gain the most then. So only trials with a
+rate as high tell what can still come, and the highest of a backbone is never stopped. Pure functions of the curves.
 """
 
 from collections.abc import Sequence
@@ -33,11 +35,13 @@ class Curve:
         encoder: its backbone.
         points: in rising order.
         complete: the last point is the end.
+        lr: its peak learning rate.
     """
 
     encoder: str
     points: Sequence[Point]
     complete: bool = False
+    lr: float = 0.0
 
     @property
     def best(self) -> float:
@@ -76,10 +80,10 @@ def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG,
     for other in others:
         if other.complete and other.points:
             best[other.encoder] = max(best.get(other.encoder, -1.0), other.best)
-    if curve.encoder not in best:
-        return None  # the first of its backbone
-    complete = [other for other in others if other.complete and other.points]
+    complete = [other for other in others if other.complete and other.points and other.lr >= curve.lr * (1 - 1e-9)]
     own = [other for other in complete if other.encoder == curve.encoder]
+    if not own:
+        return None  # the first of its backbone, or the first at so high a rate
     # One trial's gains may be unusually small: all backbones' are then believed possible.
     alike = sorted(own, key=lambda other: abs(other.at(done) - score))[:ALIKE] if len(own) >= OWN else complete
     gains = sorted(other.gain_after(done) for other in alike)

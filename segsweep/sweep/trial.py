@@ -76,13 +76,14 @@ class Trial:
     def curve(self) -> Curve:
         """What the pruner looks at."""
         start, best, points = self.start, -1.0, []
-        epochs, budget = start.get("epochs"), start.get("config", {}).get("train", {}).get("time_budget")
+        config = start.get("config", {})
+        epochs, budget = start.get("epochs"), config.get("train", {}).get("time_budget")
         for record in self.epochs:
             best = max(best, -1.0 if record.get("val/iou") is None else record["val/iou"])
             shares = [record["epoch"] / epochs] if epochs else []
             shares += [record["perf/seconds"] / budget] if budget else []
             points.append(Point(min(1.0, max(shares, default=0.0)), best))
-        return Curve(self.encoder, points, self.state == "complete")
+        return Curve(self.encoder, points, self.state == "complete", config.get("optim", {}).get("lr", 0.0))
 
     def save(self, sweep: Path) -> None:
         """Keep it beside its journal, for reports."""

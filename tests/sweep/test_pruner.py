@@ -5,12 +5,12 @@ import pytest
 from segsweep.sweep.pruner import Curve, Point, judge
 
 
-def curve(encoder, *scores, of=10, complete=True):
+def curve(encoder, *scores, of=10, complete=True, lr=0.0):
     best, points = -1.0, []
     for i, score in enumerate(scores):
         best = max(best, score)
         points.append(Point((i + 1) / of, best))
-    return Curve(encoder, points, complete)
+    return Curve(encoder, points, complete, lr)
 
 
 FAST = curve("fast", 0.5, 0.6, 0.65, 0.68, 0.7, 0.71, 0.72, 0.72, 0.73, 0.73)
@@ -33,6 +33,14 @@ def test_a_slow_starter_is_not_compared_with_a_fast_backbone():
 
 def test_the_first_of_a_backbone_is_never_stopped():
     assert judge(running("new", *[0.0] * 9), [FAST, SLOW]) is None
+
+
+def test_only_trials_with_a_rate_as_high_tell_what_can_still_come():
+    # Real curves of lite2 on shapes, recorded in benchmarks/raw/segsweep_bench.csv: the best one is behind at half time.
+    low = curve("lite2", 0.1158, 0.3739, 0.5278, 0.6814, 0.6640, 0.6868, of=6, lr=3e-3)
+    high = Curve("lite2", curve("lite2", 0.1107, 0.2801, of=6).points, lr=1e-2)
+    assert judge(high, [low, low, low]) is None
+    assert judge(Curve("lite2", high.points, lr=3e-3), [low, low, low])
 
 
 def test_running_trials_are_no_history():
