@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py dsb2018 --seeds 0 1 2
     python benchmarks/accuracy.py camvid --seeds 0 --who ours peer random
     python benchmarks/accuracy.py dsb2018 --who ours --budget 1560 -- augmentation=strong
+    python benchmarks/accuracy.py dsb2018 --who peer --seeds 1 --epochs 10
     python benchmarks/accuracy.py dsb2018 --table
 
 Who:
@@ -15,7 +16,8 @@ Who:
 
 The seconds are of training and validation; both keep the best epoch by validation IoU, and both are scored by the same
 evaluator on each mask's own pixel grid, on the test split (without one: on the validation split, and the table says
-so). Every run is a line of `benchmarks/raw/accuracy.jsonl` with the counts of every image, from which the intervals
+so). Where the machine is not quiet, `--epochs` gives what a quiet one did in these seconds, and the table marks the
+run with an asterisk. Every run is a line of `benchmarks/raw/accuracy.jsonl` with the counts of every image, from which the intervals
 are made; what is there already is not run again.
 """
 
@@ -64,7 +66,7 @@ def overrides(task: str) -> list[str]:
     return [*TASKS[task].data, f"data.root={root}"]
 
 
-def ours(task: str, seed: int, budget: int, more: list[str]) -> tuple[Any, dict[str, Any]]:
+def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str]) -> tuple[Any, dict[str, Any]]:
     """Train through the front door; the kept model's evaluation and what the run says of itself."""
     from segsweep.checkpoint import describe, load_model
     from segsweep.compose import configuration
@@ -72,7 +74,8 @@ def ours(task: str, seed: int, budget: int, more: list[str]) -> tuple[Any, dict[
 
     with tempfile.TemporaryDirectory() as outputs:
         folder = Path(outputs) / "run"
-        typed = [*overrides(task), f"train.time_budget={budget}", f"train.seed={seed}", "tracking=none", *more]
+        length = f"train.epochs={epochs}" if epochs else f"train.time_budget={budget}"
+        typed = [*overrides(task), length, f"train.seed={seed}", "tracking=none", *more]
         subprocess.run([sys.executable, "train.py", *typed, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
         about = describe(folder / "best.safetensors")
         said = json.loads((folder / "summary.json").read_text())
@@ -97,8 +100,8 @@ def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "") -> 
     return evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, tile=LARGEST)
 
 
-def peer(task: str, seed: int, budget: int) -> tuple[Any, dict[str, Any]]:
-    """Train the peer for as long."""
+def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dict[str, Any]]:
+    """Train the peer for as long, or for the given epochs."""
     import copy
 
     import numpy as np
@@ -161,20 +164,27 @@ def peer(task: str, seed: int, budget: int) -> tuple[Any, dict[str, Any]]:
     best, kept, epochs, reserve = -1.0, model.state_dict(), 0, 0.0
     started = time.perf_counter()
 
+    steps = 0
+
     def spent() -> float:
         return time.perf_counter() - started
 
-    while spent() + reserve < budget:
+    def share() -> float:
+        """Of the training that is done."""
+        return steps / (given * len(loader)) if given else spent() / (budget - reserve)
+
+    while share() < 1:
         model.train()
         for pixels, truth in loader:
-            if spent() + reserve >= budget:
+            if share() >= 1:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = PEER_LR * (1 + math.cos(math.pi * min(1.0, spent() / (budget - reserve)))) / 2
+                group["lr"] = PEER_LR * (1 + math.cos(math.pi * share())) / 2
             optimizer.zero_grad()
             target = truth.to(where)
             loss(model(pixels.to(where)), target[:, None] if binary else target).backward()
             optimizer.step()
+            steps += 1
         before = spent()
         iou = evaluated(model, data, asked.size, "squash", "val").metrics["iou"]
         reserve = spent() - before
@@ -227,6 +237,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         draws = rng.integers(images, size=(RESAMPLES, images))
         spread = np.mean([iou(row, draws) for row in own], 0)
         scores = [float(iou(row)) for row in own]
+        by_seed = [f"{score:.3f}{'*' * row.get('paced', False)}" for score, row in zip(scores, own, strict=True)]
         low, high = np.percentile(spread, [2.5, 97.5])
         rivals = groups.get((task, part, "ours", budget, more), [])
         against = ""
@@ -237,7 +248,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
         lines.append(
             f"| {task}, {part} | {who}{f' `{more}`' if more else ''} | {budget} | {len(own)} "
-            f"| {statistics.mean(scores):.3f}{deviation} | {', '.join(f'{s:.3f}' for s in scores)} "
+            f"| {statistics.mean(scores):.3f}{deviation} | {', '.join(by_seed)} "
             f"| {low:.3f} to {high:.3f} | {against or ' | '} | {own[0]['commit'][:7]} |"
         )
     return "\n".join(lines)
@@ -250,6 +261,7 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", choices=["ours", "peer", "random"], default=["ours", "peer"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, help="seconds; default: 720, for CamVid 3600")
+    parser.add_argument("--epochs", type=int, help="train for these instead, as a quiet machine does in the budget")
     parser.add_argument("--out", type=Path, default=RAW / "accuracy.jsonl")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     parser.add_argument("more", nargs="*", help="overrides of ours and random")
@@ -264,13 +276,13 @@ def main() -> None:
             if any(about.items() <= row.items() for row in rows):
                 continue
             if who == "peer":
-                found, said = peer(arguments.task, seed, budget)
+                found, said = peer(arguments.task, seed, budget, arguments.epochs)
             else:
                 extra = ["encoder.pretrained=false"] if who == "random" else []
-                found, said = ours(arguments.task, seed, budget, [*arguments.more, *extra])
+                found, said = ours(arguments.task, seed, budget, arguments.epochs, [*arguments.more, *extra])
             part = "val" if arguments.task == "isbi2012_em" else "test"
             scores = {name: None if math.isnan(value) else value for name, value in found.metrics.items()}
-            about |= {"part": part, **said, "scores": scores, **machine(), **counts(found)}
+            about |= {"part": part, "paced": bool(arguments.epochs), **said, "scores": scores, **machine(), **counts(found)}
             rows.append(about)
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(about) + "\n")

@@ -4,8 +4,9 @@ Backbones learn at different speeds, so a slow starter is not compared with a fa
 halving would. A trial is stopped when even the largest gain that trials like it, of its backbone, have shown from this
 point on would not bring it to its backbone's best; or, where that is not among the best backbones, to theirs.
 
-High learning rates look worse than low ones until the schedule lowers them, and gain the most then. So only trials with a
-rate as high tell what can still come, and the highest of a backbone is never stopped. Pure functions of the curves.
+High learning rates look worse than low ones until the schedule lowers them, and gain the most then. So only trials
+with a rate as high tell what can still come, and the highest of a backbone is never stopped. Pure functions of the
+curves.
 """
 
 from collections.abc import Sequence
