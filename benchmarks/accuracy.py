@@ -17,8 +17,8 @@ Who:
 The seconds are of training and validation; both keep the best epoch by validation IoU, and both are scored by the same
 evaluator on each mask's own pixel grid, on the test split (without one: on the validation split, and the table says
 so). Where the machine is not quiet, `--epochs` gives what a quiet one did in these seconds, and the table marks the
-run with an asterisk. Every run is a line of `benchmarks/raw/accuracy.jsonl` with the counts of every image, from which the intervals
-are made; what is there already is not run again.
+run with an asterisk. Every run is a line of `benchmarks/raw/accuracy.jsonl` with the counts of every image, from which
+the intervals are made; what is there already is not run again.
 """
 
 import argparse
@@ -282,7 +282,14 @@ def main() -> None:
                 found, said = ours(arguments.task, seed, budget, arguments.epochs, [*arguments.more, *extra])
             part = "val" if arguments.task == "isbi2012_em" else "test"
             scores = {name: None if math.isnan(value) else value for name, value in found.metrics.items()}
-            about |= {"part": part, "paced": bool(arguments.epochs), **said, "scores": scores, **machine(), **counts(found)}
+            about |= {
+                "part": part,
+                "paced": bool(arguments.epochs),
+                **said,
+                "scores": scores,
+                **machine(),
+                **counts(found),
+            }
             rows.append(about)
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(about) + "\n")
