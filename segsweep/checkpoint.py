@@ -17,6 +17,7 @@ from segsweep.errors import ConfigError, first_line
 from segsweep.nn import UNet
 
 VERSION = 1
+BEST, LAST = "best.safetensors", "last.pt"
 
 
 def save_model(

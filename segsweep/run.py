@@ -36,6 +36,7 @@ from segsweep import (
     provenance,
     tracking,
 )
+from segsweep.checkpoint import BEST, LAST
 from segsweep.config import DataConfig, LossConfig, RunConfig
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset, spread
@@ -57,7 +58,7 @@ SHOWN = 4  # validation images whose predictions are kept as pictures
 
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 
-BEST, LAST, MATRICES = "best.safetensors", "last.pt", "val_matrices.npz"
+MATRICES = "val_matrices.npz"
 
 
 @dataclass

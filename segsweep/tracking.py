@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 from PIL import Image
 
 from segsweep import journal
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, closest, first_line
 from segsweep.paths import locked, outputs
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,48 @@ def show_command(folder: Path, uri: str | None = None) -> str:
 def run_id(folder: Path, uri: str | None = None) -> str | None:
     """The run's id at that URI, if it has been sent there."""
     return _read_cursor(folder, tracking_uri(uri)).get("run_id")
+
+
+def folder_of(run_id: str, uri: str | None = None) -> Path:
+    """The folder of the run with this id.
+
+    Raises:
+        ConfigError: MLflow does not know it, or its folder is not on this machine.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(uri)
+    try:
+        run = _client(uri).get_run(run_id)
+    except MlflowException as error:
+        raise ConfigError(f"{run_id}: no run of this id at {_without_password(uri)}: {first_line(error)}") from error
+    folder = Path(run.data.tags.get("segsweep.folder", ""))
+    if not folder.is_absolute() or not folder.is_dir():
+        raise ConfigError(f"{run_id}: its folder is not on this machine: {folder}. Copy it here and name it.")
+    return folder
+
+
+def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
+    """The folders of an experiment's runs.
+
+    Raises:
+        ConfigError: no such experiment.
+    """
+    uri = tracking_uri(uri)
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = [known.name for known in client.search_experiments()]
+        near = closest(experiment, names)
+        hint = f" Closest: {near[0]}." if near else ""
+        raise ConfigError(f"{experiment}: no such folder, and no such experiment at {_without_password(uri)}.{hint}")
+    folders, token = [], None
+    while True:
+        page = client.search_runs([found.experiment_id], page_token=token)
+        folders += [Path(run.data.tags["segsweep.folder"]) for run in page if "segsweep.folder" in run.data.tags]
+        token = page.token
+        if not token:
+            return folders
 
 
 @dataclass(frozen=True)

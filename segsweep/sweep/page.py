@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from segsweep.sweep import report
-from segsweep.sweep.finalists import FOLDER, Place, ranked
+from segsweep.sweep.finalists import Place
 from segsweep.sweep.space import distribution
 from segsweep.sweep.trial import Trial, load_all
 
@@ -47,8 +47,7 @@ def write(folder: Path) -> Path:
     path, about = folder / report.PAGE, report.about(folder)
     distributions = {key: distribution(text) for key, text in about["space"].items()}
     trials = list(load_all(folder))
-    chosen = [trial for trial in trials if trial.name in about["finalists"]]
-    places = ranked(folder, chosen, load_all(folder, FOLDER))
+    places = report.places(folder)
     scored = [trial for trial in trials if trial.iou is not None]
     colors = _colors(scored)
     sections = [_head(folder, trials, places, about)]

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from segsweep.errors import ConfigError
-from segsweep.sweep.finalists import Place
-from segsweep.sweep.trial import Trial
+from segsweep.sweep.finalists import FOLDER, Place, ranked
+from segsweep.sweep.trial import Trial, load_all
 
 ABOUT, PAGE = "sweep.json", "report.html"
 SHOWN = 12  # rows of the table at the end
@@ -31,6 +31,16 @@ def about(folder: Path) -> dict[str, Any]:
         return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no sweep's folder: no {ABOUT} in it. Give a hydra.sweep.dir.") from None
+
+
+def places(folder: Path) -> list[Place]:
+    """The finalists of the sweep in this folder, best first, from what its trials left there.
+
+    Raises:
+        ConfigError: no sweep lies there.
+    """
+    chosen = about(folder)["finalists"]
+    return ranked(folder, [t for t in load_all(folder) if t.name in chosen], load_all(folder, FOLDER))
 
 
 def table(trials: Sequence[Trial]) -> pd.DataFrame:

@@ -1,0 +1,99 @@
+"""Which model is meant."""
+
+import json
+
+import pytest
+
+from segsweep import journal, tracking
+from segsweep.errors import ConfigError
+from segsweep.use.find import find
+
+
+@pytest.fixture
+def run(outputs):
+    """`run(name, *ious)` leaves a run of those epochs in the outputs folder; its folder."""
+
+    def make(name, *ious, **data):
+        folder = outputs / name
+        folder.mkdir(parents=True)
+        with journal.Journal(folder) as book:
+            config = {"data": {"name": "shapes", **data}, "tracking": {"name": "mlflow", "uri": None}}
+            book.write("start", config=config)
+            for epoch, iou in enumerate(ious, 1):
+                book.write("epoch", epoch=epoch, **{"val/iou": iou})
+        (folder / "best.safetensors").write_bytes(b"weights")
+        return folder
+
+    return make
+
+
+def test_a_folder_and_its_file_mean_the_run(run):
+    folder = run("one", 0.5)
+    for given in (folder, folder / "best.safetensors"):
+        found = find(str(given))
+        assert found.model == folder / "best.safetensors"
+        assert found.run == folder
+
+
+def test_a_file_elsewhere_has_no_run(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    assert find(str(path)).model == path
+    with pytest.raises(ConfigError, match="no run folder"):
+        _ = find(str(path)).run
+
+
+def test_best_is_the_best_epoch_of_any_run_that_was_validated(run, outputs):
+    run("low", 0.3, 0.4)
+    high = run("high", 0.9, 0.2)
+    run("by-heart", 0.99, overfit=8)
+    run("diverged", None)
+    found = find("best")
+    assert found.folder == high
+    assert "best of 2 runs" in found.why
+    assert find(str(outputs)).folder == find(f"best:{outputs}").folder == high
+
+
+def test_a_sweep_means_its_winner_and_not_the_luckiest_trial(run, outputs):
+    run("sweep/0", 0.95)
+    run("sweep/finalists/0-1", 0.7)
+    run("sweep/finalists/0-2", 0.8)
+    for name in ("0", "finalists/0-1", "finalists/0-2"):
+        about = {"name": name, "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
+        (outputs / "sweep" / name / "trial.json").write_text(json.dumps(about))
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps({"finalists": ["0"], "space": {}}))
+    assert find(str(outputs / "sweep")).folder == outputs / "sweep" / "finalists" / "0-2"
+
+
+def test_an_id_and_an_experiment_are_asked_of_mlflow(run, database):
+    low, high = run("low", 0.1), run("high", 0.2)
+    client = tracking._client(tracking.tracking_uri())
+    experiment = client.create_experiment("nuclei")
+    ids = [
+        client.create_run(experiment, tags={"segsweep.folder": str(folder)}).info.run_id
+        for folder in (low, high, low / "moved")
+    ]
+    assert find(ids[0]).folder == low
+    assert find("best:nuclei").folder == high
+    with pytest.raises(ConfigError, match="not on this machine"):
+        find(ids[2])
+    with pytest.raises(ConfigError, match="no run of this id"):
+        find("0" * 32)
+    with pytest.raises(ConfigError, match="Closest: nuclei"):
+        find("best:nuclie")
+
+
+def test_what_cannot_be_found_says_what_can(outputs, tmp_path):
+    with pytest.raises(ConfigError, match=r"no such run\. Give a run folder"):
+        find("nowhere")
+    with pytest.raises(ConfigError, match="no trained model there"):
+        find("best")
+    with pytest.raises(ConfigError, match="no trained model there"):
+        find(str(tmp_path))
+
+
+def test_a_run_without_a_scored_epoch_is_refused(run):
+    folder = run("one", 0.5)
+    (folder / "best.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"has no best\.safetensors"):
+        find(str(folder))
