@@ -17,12 +17,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from segsweep.data import augment
-from segsweep.data.geometry import Placement, Size, place, sample
+from segsweep.data.geometry import Placement, Size, canvas, place
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.store import Store
+from segsweep.data.windows import Windows, cut, stack, warp
 
 T = TypeVar("T")
 
@@ -51,20 +51,12 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Windows:
-    """What the host prepares of a micro-batch: one window for each canvas, in arrays of one size.
-
-    images: `b h w c` in the store's data type; masks: `b h w`; affine: `b 2 3`; bounds: `b 2 2`; extent: `b 2`, x
-    first; targets: whole masks, for evaluation.
-    """
+class _Prepared:
+    """What the host makes of a micro-batch; targets: whole masks, for evaluation."""
 
     indices: tuple[int, ...]
     placements: tuple[Placement, ...]
-    images: Tensor
-    masks: Tensor
-    affine: Tensor
-    bounds: Tensor
-    extent: Tensor
+    windows: Windows
     targets: tuple[Tensor, ...] = ()
 
 
@@ -103,53 +95,23 @@ class Source:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _windows(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> _Windows:
+    def _windows(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> "_Prepared":
         """The host's half: cut one window for each sample."""
         read = [self.store.pair(i) for i in indices]
-        cut = [_cut(image, mask, p) for (image, mask), p in zip(read, placements, strict=True)]
-        height, width = (max(sides) for sides in zip(*(w.mask.shape for w in cut), strict=True))
-        images = torch.zeros(
-            len(cut), height, width, self.store.channels, dtype=cut[0].image.dtype, device=cut[0].image.device
-        )
-        masks = torch.zeros(len(cut), height, width, dtype=torch.uint8, device=images.device)
-        for i, window in enumerate(cut):
-            h, w = window.mask.shape
-            images[i, :h, :w] = window.image
-            masks[i, :h, :w] = window.mask
+        windows = stack([cut(*pair, p) for pair, p in zip(read, placements, strict=True)], self.store.channels)
         if self.device.type == "cuda" and not self.store.on_device:
-            images, masks = images.pin_memory(), masks.pin_memory()
-        return _Windows(
-            tuple(indices),
-            tuple(placements),
-            images,
-            masks,
-            affine=torch.from_numpy(np.stack([w.affine for w in cut])).float(),
-            bounds=torch.from_numpy(np.stack([w.bounds for w in cut])).float(),
-            extent=torch.tensor([w.mask.shape[::-1] for w in cut]),
-            targets=tuple(mask for _, mask in read) if whole else (),
-        )
+            windows = windows.pinned()
+        return _Prepared(tuple(indices), tuple(placements), windows, tuple(mask for _, mask in read) if whole else ())
 
-    def _batch(self, windows: _Windows) -> Batch:
+    def _batch(self, prepared: "_Prepared") -> Batch:
         """The device's half: warp and label. All canvases have one size."""
-        move = partial(torch.Tensor.to, device=self.device, non_blocking=True)
-        images = move(windows.images).permute(0, 3, 1, 2).float()
-        masks, affine, bounds, extent = (
-            move(t) for t in (windows.masks, windows.affine, windows.bounds, windows.extent)
-        )
-        x, y = _mapped(windows.placements[0].canvas, affine)
-        (left, right), (top, bottom) = bounds.permute(2, 1, 0)[..., None, None]
-        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        # The outermost pixel centres: beyond them the edge is replicated, whatever the other windows' sizes.
-        width, height = extent.float().T[..., None, None]
-        half = torch.full_like(width, 0.5)
-        x, y = torch.clamp(x, half, width - 0.5), torch.clamp(y, half, height - 0.5)
-        image = sample(images, x, y)
-        values = masks.flatten(1).gather(1, (y.long() * masks.shape[2] + x.long()).flatten(1)).flatten()
-        mask = torch.where(inside, self.table.index_select(0, values.int()).view_as(inside), VOID)
+        image, values, inside = warp(prepared.windows, prepared.placements[0].canvas, self.device)
+        mask = torch.where(inside, self.table.index_select(0, values.flatten().int()).view_as(inside), VOID)
         targets = tuple(
-            self.table.index_select(0, move(target).flatten().int()).view(target.shape) for target in windows.targets
+            self.table.index_select(0, target.to(self.device, non_blocking=True).flatten().int()).view(target.shape)
+            for target in prepared.targets
         )
-        return Batch(image, mask, windows.indices, windows.placements, targets)
+        return Batch(image, mask, prepared.indices, prepared.placements, targets)
 
 
 class TrainBatches(Source):
@@ -226,7 +188,7 @@ class TrainBatches(Source):
         chosen = np.searchsorted(np.cumsum(self.rarity), (np.arange(n) + rng.random()) / n).clip(max=n - 1)
         return rng.permutation(self.indices[chosen])
 
-    def _prepared(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[_Windows, augment.Draws, int]:
+    def _prepared(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[_Prepared, augment.Draws, int]:
         """One micro-batch's windows, its draws and the seed of its noise."""
         rows = np.array_split(np.arange(len(chosen))[self.rank :: self.world], self.accumulate)[part]
         indices = chosen[rows].tolist()
@@ -261,8 +223,8 @@ class TrainBatches(Source):
         first = np.clip(np.ceil((x, y) - window * space), 0, room)
         return (first + 0.5) / (room + 1)
 
-    def _augmented(self, windows: _Windows, draws: augment.Draws, noise_seed: int) -> Batch:
-        batch = self._batch(windows)
+    def _augmented(self, prepared: _Prepared, draws: augment.Draws, noise_seed: int) -> Batch:
+        batch = self._batch(prepared)
         low, high = self.store.range
         image = augment.recolor(batch.image, draws, low, high)
         image = augment.blurred(image, draws.blur, self.augmentation.get("blur", 0.0))
@@ -301,79 +263,24 @@ class EvalBatches(Source):
         return len(self._plan())
 
     def __iter__(self) -> Iterator[Batch]:
-        jobs = (partial(self._prepared, canvas, chosen) for canvas, chosen in self._plan())
+        jobs = (partial(self._prepared, size, chosen) for size, chosen in self._plan())
         with closing(self._ahead(jobs)) as prepared:
-            for windows in prepared:
-                yield self._batch(windows)
+            for part in prepared:
+                yield self._batch(part)
 
-    def _prepared(self, canvas: Size, chosen: Sequence[int]) -> _Windows:
-        sizes = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
-        return self._windows(chosen, [place(size, canvas, self.resize) for size in sizes], whole=True)
+    def _prepared(self, size: Size, chosen: Sequence[int]) -> _Prepared:
+        own = [(self.store.rows[i].height, self.store.rows[i].width) for i in chosen]
+        return self._windows(chosen, [place(image, size, self.resize) for image in own], whole=True)
 
     def _plan(self) -> list[tuple[Size, list[int]]]:
         """The batches: the canvas and the samples of each."""
         by_canvas: dict[Size, list[int]] = {}
         for index in self.indices:
             row = self.store.rows[index]
-            own = (max(32, row.height), max(32, row.width))
-            by_canvas.setdefault(own if self.resize == "crop" else self.size, []).append(index)
+            by_canvas.setdefault(canvas((row.height, row.width), self.size, self.resize), []).append(index)
         area = self.size[0] * self.size[1]
         batches = []
-        for canvas, indices in by_canvas.items():
-            n = max(1, min(self.batch_size, self.batch_size * area // (canvas[0] * canvas[1])))
-            batches += [(canvas, indices[start : start + n]) for start in range(0, len(indices), n)]
+        for size, indices in by_canvas.items():
+            n = max(1, min(self.batch_size, self.batch_size * area // (size[0] * size[1])))
+            batches += [(size, indices[start : start + n]) for start in range(0, len(indices), n)]
         return batches
-
-
-@dataclass(frozen=True)
-class _Window:
-    """The part of one image that a canvas needs, shrunk by a whole factor where the canvas is coarser.
-
-    image: `h w c` in the store's data type; mask: `h w`; affine: `2 3`, from the canvas to window pixels; bounds:
-    `2 2`, first and last corner of the image in window pixels, x first.
-    """
-
-    image: Tensor
-    mask: Tensor
-    affine: np.ndarray
-    bounds: np.ndarray
-
-
-def _cut(image: Tensor, mask: Tensor, placement: Placement) -> _Window:
-    size = np.array(mask.shape[::-1])
-    # Averaging blocks of whole pixels first keeps the bilinear warp from skipping any: an antialias that costs little.
-    factor = np.maximum(1, np.floor(np.linalg.norm(placement.linear, axis=1))).astype(int)
-    half = np.abs(placement.linear) @ (np.array(placement.canvas[::-1]) / 2)
-    first = np.clip(np.floor(placement.center - half) - factor, 0, size - 1).astype(int)
-    last = np.clip(np.ceil(placement.center + half) + factor, first + 1, size).astype(int)
-    image = image[first[1] : last[1], first[0] : last[0]]
-    mask = mask[first[1] : last[1], first[0] : last[0]]
-    if (factor > 1).any():
-        image = _shrunk(image, int(factor[0]), int(factor[1]))
-        mask = mask[_middles(mask.shape[0], int(factor[1]))][:, _middles(mask.shape[1], int(factor[0]))]
-    linear = placement.linear / factor[:, None]
-    shift = (placement.center - first) / factor
-    bounds = np.stack([(0 - first) / factor, (size - first) / factor])
-    return _Window(image, mask, np.concatenate([linear, shift[:, None]], axis=1), bounds)
-
-
-def _shrunk(image: Tensor, x: int, y: int) -> Tensor:
-    """Means of blocks of y by x pixels; smaller blocks at the far edges."""
-    pooled = F.avg_pool2d(image.permute(2, 0, 1)[None].float(), (y, x), ceil_mode=True, count_include_pad=False)[
-        0
-    ].permute(1, 2, 0)
-    return pooled if image.dtype.is_floating_point else pooled.round().to(image.dtype)
-
-
-def _middles(length: int, factor: int) -> slice | Tensor:
-    return (torch.arange(0, length, factor) + factor // 2).clamp(max=length - 1) if factor > 1 else slice(None)
-
-
-def _mapped(canvas: Size, affine: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the pixel centres of a canvas lie under the maps `b 2 3` from its centre: x and y, `b h w` each."""
-    y = torch.arange(canvas[0], device=affine.device)[:, None] + 0.5 - canvas[0] / 2
-    x = torch.arange(canvas[1], device=affine.device) + 0.5 - canvas[1] / 2
-    by_x, by_y, shift = affine.permute(2, 1, 0)[..., None, None]  # each `2 b 1 1`
-    along = by_x * x
-    down = by_y * y + shift
-    return along[0] + down[0], along[1] + down[1]

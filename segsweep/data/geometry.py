@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 Size = tuple[int, int]  # height, width
 
+SMALLEST = 32  # pixels a side of the least canvas
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -21,6 +23,11 @@ class Placement:
     linear: np.ndarray
     center: np.ndarray
     canvas: Size
+
+
+def canvas(image: Size, size: Size, resize: str) -> Size:
+    """Height and width of the canvas that a whole image is seen on: its own with resize=crop, else `size`."""
+    return (max(SMALLEST, image[0]), max(SMALLEST, image[1])) if resize == "crop" else size
 
 
 def place(image: Size, canvas: Size, resize: str, window: np.ndarray | None = None) -> Placement:

@@ -1,10 +1,11 @@
 """Large images in overlapping tiles, blended smoothly, so that memory is that of a tile."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Size = tuple[int, int]  # height, width
 
@@ -14,9 +15,6 @@ OVERLAP = 0.25  # of a tile's side: what its neighbour also sees
 def tiled(forward: Callable[[Tensor], Tensor], image: Tensor, tile: Size) -> Tensor:
     """Run a model on tiles of an image and join what comes.
 
-    All tiles have one size, the image's own where it is smaller. Neighbours overlap by `OVERLAP` of a side or more, and
-    each counts the less the nearer it ends, where it has seen the least of the surroundings.
-
     Args:
         forward: from `b c h w` to logits `b k h w`.
         image: `b c H W`.
@@ -25,23 +23,49 @@ def tiled(forward: Callable[[Tensor], Tensor], image: Tensor, tile: Size) -> Ten
     Returns:
         logits `b k H W`, float32 where there is more than one tile.
     """
-    size = tuple(image.shape[-2:])
+    size = (image.shape[2], image.shape[3])
+    joined = [logits for _, logits in bands(lambda rows, columns: forward(image[..., rows, columns]), size, tile)]
+    return joined[0] if len(joined) == 1 else torch.cat(joined, dim=2)
+
+
+def bands(run: Callable[[slice, slice], Tensor], size: Size, tile: Size) -> Iterator[tuple[slice, Tensor]]:
+    """The same from the top down, each band of rows as soon as no further tile lies on it.
+
+    All tiles have one size, the image's own where it is smaller. Neighbours overlap by `OVERLAP` of a side or more, and
+    each counts the less the nearer it ends, where it has seen the least of the surroundings.
+
+    Args:
+        run: gives the logits `b k h w` of a tile, of which it is told the rows and the columns.
+        size: the image's height and width.
+        tile: height and width.
+
+    Yields:
+        rows, and their logits `b k rows W`.
+    """
     if size[0] <= tile[0] and size[1] <= tile[1]:
-        return forward(image)
+        yield slice(0, size[0]), run(slice(0, size[0]), slice(0, size[1]))
+        return
     height, width = min(tile[0], size[0]), min(tile[1], size[1])
-    weight = _ramp(height, image.device)[:, None] * _ramp(width, image.device)
-    total: Tensor | None = None
-    weights = torch.zeros(size, device=image.device)
-    for top in _starts(size[0], height):
+    tops = _starts(size[0], height)
+    total = weights = weight = torch.empty(0)
+    for top, following in zip(tops, [*tops[1:], size[0]], strict=True):
         for left in _starts(size[1], width):
-            place = (..., slice(top, top + height), slice(left, left + width))
-            logits = forward(image[place])
-            if total is None:
-                total = torch.zeros(*logits.shape[:2], *size, device=image.device)
-            total[place] += logits.float() * weight
-            weights[place] += weight
-    assert total is not None
-    return total.div_(weights)
+            columns = slice(left, left + width)
+            logits = run(slice(top, top + height), columns)
+            if not len(total):
+                weight = _ramp(height, logits.device)[:, None] * _ramp(width, logits.device)
+                total = torch.zeros(*logits.shape[:2], height, size[1], device=logits.device)
+                weights = torch.zeros(height, size[1], device=logits.device)
+            total[..., columns] += logits.float() * weight
+            weights[:, columns] += weight
+        done = following - top
+        yield slice(top, following), total[..., :done, :] / weights[:done]
+        total, weights = _moved_up(total, done), _moved_up(weights, done)
+
+
+def _moved_up(rows: Tensor, done: int) -> Tensor:
+    """Without the first rows, as many zeros below."""
+    return F.pad(rows[..., done:, :], (0, 0, 0, done))
 
 
 def _starts(length: int, tile: int) -> list[int]:
