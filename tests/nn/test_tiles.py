@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segsweep.nn.tiles import OVERLAP, tiled
+from segsweep.nn.tiles import OVERLAP, bands, tiled
 
 SIZES = [(64, 64), (65, 64), (100, 333), (640, 31), (257, 129)]
 
@@ -27,8 +27,25 @@ def test_what_looks_at_single_pixels_is_the_same(size):
 def test_an_image_that_fits_is_one_call():
     image = torch.randn(1, 3, 40, 64)
     calls = []
-    assert tiled(lambda part: calls.append(part) or part, image, (64, 64)) is image
+    assert tiled(lambda part: calls.append(part) or part, image, (64, 64)).data_ptr() == image.data_ptr()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bands_come_from_the_top_and_as_soon_as_they_can(size):
+    image = torch.rand(1, 2, *size)
+    reached, rows = 0, []
+
+    def run(down, across):
+        nonlocal reached
+        reached = down.stop
+        return image[..., down, across]
+
+    for band, logits in bands(run, size, (64, 96)):
+        assert torch.allclose(logits, image[..., band, :], atol=1e-6)
+        assert reached - band.start <= 64  # no tile below the band has been run
+        rows += range(size[0])[band]
+    assert rows == list(range(size[0]))
 
 
 def test_errors_at_the_ends_of_tiles_count_little():
