@@ -6,9 +6,7 @@ state has to be kept, and any number of devices sees the same training.
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from segsweep.data import augment
+from segsweep.data.ahead import ahead
 from segsweep.data.geometry import Placement, Size, canvas, place
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.store import Store
@@ -81,19 +80,8 @@ class Source:
     def _ahead(self, jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
         """The jobs' results in their order, some computed ahead; at once where the pixels are on the device."""
         if self.store.on_device:
-            yield from (job() for job in jobs)
-            return
-        pool = ThreadPoolExecutor(self.workers, "batches")
-        ahead: deque[Future[T]] = deque()
-        try:
-            for job in jobs:
-                ahead.append(pool.submit(job))
-                if len(ahead) > self.workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            return (job() for job in jobs)
+        return ahead(jobs, self.workers, self.workers)
 
     def _windows(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> "_Prepared":
         """The host's half: cut one window for each sample."""

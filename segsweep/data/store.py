@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from segsweep.data import images
+from segsweep.data.ahead import ahead
 from segsweep.data.images import Value
 from segsweep.data.sources import Sample, Unusable, refuse
 from segsweep.errors import DataError
@@ -195,7 +195,8 @@ def open_store(
     threads = workers or os.cpu_count() or 1
 
     def write(folder: Path) -> None:
-        with closing(_decoded(samples, read, threads)) as decoded:  # its threads end here, whatever happens
+        jobs = (partial(read, sample) for sample in samples)
+        with closing(ahead(jobs, threads, 4 * threads)) as decoded:  # its threads end here, whatever happens
             try:
                 _write(folder, samples, progress(decoded, len(samples), "decoding"), keep)
             except OSError as error:
@@ -318,20 +319,6 @@ def _moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
 def _too_many_values(path: Path, first: int, number: int) -> str:
     what = "colours, as after saving as JPEG; save masks as PNG" if first >= images.COLOR else "values"
     return f"{path}: {number} different {what}. Numbered objects become one class with data.binarize=true"
-
-
-def _decoded(
-    samples: Sequence[Sample], read: Callable[[Sample], _Decoded | list[str]], workers: int
-) -> Generator[_Decoded | list[str], None, None]:
-    """In the samples' order, a few ahead: never more than that many in memory."""
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[_Decoded | list[str]]] = deque()
-        for sample in samples:
-            ahead.append(pool.submit(read, sample))
-            if len(ahead) >= 4 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded | list[str]], keep: bool) -> None:

@@ -1,0 +1,30 @@
+"""Work done ahead in threads, its results in order."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Generator[T, None, None]:
+    """The jobs' results in the jobs' order, some computed ahead.
+
+    Closing the generator ends the threads; jobs that have not begun are dropped.
+
+    Args:
+        workers: threads.
+        depth: results that may wait, so many are in memory at most.
+    """
+    pool = ThreadPoolExecutor(workers, "ahead")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
