@@ -118,6 +118,13 @@ def shown(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
 
 
+def indexed(classes: np.ndarray) -> Image.Image:
+    """Class indices, uint8 `h w`, as an image with a palette: viewers show colours, programs read indices."""
+    image = Image.fromarray(classes)
+    image.putpalette(COLORS.astype(np.uint8).tobytes())
+    return image
+
+
 def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Classes painted over an image, uint8 `h w 3`; background stays, borders are drawn full, void is dark."""
     paint = COLORS[classes]

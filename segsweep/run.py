@@ -46,12 +46,12 @@ from segsweep.execution import Execution, checkpoint_gradients, set_momentum
 from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
+from segsweep.nn.tiles import limit
 from segsweep.tuning import Tuned, tune
 
 log = logging.getLogger(__name__)
 
 EPOCHS = 10  # without train.epochs and train.time_budget
-TILE = 1024  # pixels a side up to which an image is scored whole, with data.resize=crop
 CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 SHOWN = 4  # validation images whose predictions are kept as pictures
@@ -84,10 +84,9 @@ class Prepared:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Canvases beyond this are scored in tiles; an encoder of fixed size sees as little as in training."""
-        least = 0 if self.model.encoder.input_size else TILE
-        given = self.config.data.tile or [max(least, side) for side in self.config.data.size]
-        return given[0], given[1]
+        """Canvases beyond this are scored in tiles."""
+        data = self.config.data
+        return limit((data.size[0], data.size[1]), self.model.encoder.input_size, data.tile)
 
     def evaluation(self, part: str) -> EvalBatches:
         data = self.config.data

@@ -4,6 +4,7 @@ Coordinates are continuous, x first: pixel i covers [i, i + 1). A `Placement` ma
 the canvas's centre, to the image: `image = linear @ canvas + center`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 Size = tuple[int, int]  # height, width
 
 SMALLEST = 32  # pixels a side of the least canvas
+STRIP = 4_000_000  # numbers brought to an image's own grid at once
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,19 @@ class Placement:
     linear: np.ndarray
     center: np.ndarray
     canvas: Size
+
+    def part(self, rows: slice, columns: slice) -> "Placement":
+        """The same for a part of the canvas."""
+        if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == self.canvas:
+            return self
+        middle = np.array([columns.start + columns.stop, rows.start + rows.stop]) / 2
+        shift = self.linear @ (middle - np.array(self.canvas[::-1]) / 2)
+        return Placement(self.linear, self.center + shift, (rows.stop - rows.start, columns.stop - columns.start))
+
+    def untouched(self, image: Size) -> bool:
+        """Whether the canvas is the image's own pixel grid."""
+        pixel_on_pixel = (self.linear == np.eye(2)).all() and (2 * self.center == image[::-1]).all()
+        return bool(self.canvas == image and pixel_on_pixel)
 
 
 def canvas(image: Size, size: Size, resize: str) -> Size:
@@ -82,8 +97,7 @@ def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slic
     Returns:
         `c h w`, or fewer rows.
     """
-    untouched = (np.diag(placement.linear) == 1).all() and (2 * placement.center == image[::-1]).all()
-    if placement.canvas == image and untouched:
+    if placement.untouched(image):
         return maps[:, rows]
     scale = np.diag(placement.linear)
     offset = np.array(placement.canvas[::-1]) / 2 - placement.center / scale
@@ -91,3 +105,11 @@ def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slic
     x = (torch.arange(image[1], device=maps.device) + 0.5) / scale[0] + offset[0]
     x, y = torch.meshgrid(x.to(maps.dtype), y.to(maps.dtype), indexing="xy")
     return sample(maps[None], x[None], y[None])[0]
+
+
+def strips(maps: Tensor, placement: Placement, image: Size) -> Iterator[tuple[slice, Tensor]]:
+    """The same from the top down, some rows at a time, so that memory is bounded: rows, and the maps there."""
+    step = max(1, STRIP // (image[1] * maps.shape[0]))
+    for start in range(0, image[0], step):
+        rows = slice(start, min(start + step, image[0]))
+        yield rows, to_image(maps, placement, image, rows)

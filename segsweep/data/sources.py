@@ -223,14 +223,17 @@ def _folder(name: str, given: str | None, root: str | None) -> Path:
     return path.resolve()
 
 
+def image_files(root: Path) -> list[Path]:
+    """The images below a folder; hidden ones left out."""
+    found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+
+
 def _files(root: Path) -> dict[str, list[Path]]:
-    """Image files by key, below `root`; hidden ones left out."""
+    """Image files by key, below `root`."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")) if root.is_dir() else []:
-        inside = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            found.setdefault(inside.with_suffix("").as_posix(), []).append(path)
+    for path in image_files(root) if root.is_dir() else []:
+        found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
     return found
 
 

@@ -1,7 +1,7 @@
 """Large images in overlapping tiles, blended smoothly, so that memory is that of a tile."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,20 @@ from torch.nn import functional as F
 Size = tuple[int, int]  # height, width
 
 OVERLAP = 0.25  # of a tile's side: what its neighbour also sees
+LARGEST = 1024  # pixels a side up to which an image is run whole
+
+
+def limit(size: Size, input_size: Size | None, given: Sequence[int] | None = None) -> Size:
+    """Height and width beyond which images are run in tiles.
+
+    Args:
+        size: of the canvas in training.
+        input_size: of an encoder of fixed size: it shall see as little at once as in training.
+        given: asked for instead.
+    """
+    least = 0 if input_size else LARGEST
+    height, width = given or [max(least, side) for side in size]
+    return height, width
 
 
 def tiled(forward: Callable[[Tensor], Tensor], image: Tensor, tile: Size) -> Tensor:
