@@ -2,16 +2,20 @@
 
 import argparse
 import csv
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from segsweep import __version__
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DataError
 
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
 FORMATS = ("text", "csv", "markdown", "latex")
 SHEET = 24  # pairs on the sheet of pictures
+RUN = "a run folder, a model's file, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
+VIEWS, PRECISIONS = ("none", "hflip", "flips"), ("auto", "fp32", "bf16", "fp16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,12 +58,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write a sweep's report.html anew")
     report.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
     report.set_defaults(command=_report)
+    predict = commands.add_parser("predict", help="masks for images, by a trained model")
+    predict.add_argument("run", metavar="RUN", help=RUN)
+    predict.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
+    predict.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go")
+    predict.add_argument("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
+    predict.add_argument("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
+    predict.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
+    predict.add_argument("--tile", type=_side, metavar="N", help="pixels a side beyond which images are run in tiles")
+    predict.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    predict.add_argument("--precision", choices=PRECISIONS, default="auto")
+    predict.set_defaults(command=_predict)
     options = parser.parse_args(argv)
     try:
         return options.command(options)
     except ConfigError as error:
         print(f"segsweep: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("segsweep: interrupted", file=sys.stderr)
+        return 130
+
+
+def _side(text: str) -> int:
+    """A tile's side."""
+    if not text.isdecimal() or int(text) < 32:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of pixels from 32, as 512")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text}: must be auto, cpu, cuda, cuda:N or mps")
+    return text
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -122,6 +153,41 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write(options.folder))
     return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from segsweep import console
+    from segsweep.use.find import find
+    from segsweep.use.predict import OVERLAYS, PROBABILITIES, Predictor, find_images, predict
+
+    found = find(options.run)
+    images = find_images(options.images)
+    predictor = Predictor(
+        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
+    )
+    console.note(f"model           {found.why or found.model}")
+    started, done, problems = time.perf_counter(), 0, 0
+    for outcome in predict(
+        predictor,
+        images,
+        options.output,
+        overlay=options.overlay,
+        probabilities=options.probabilities,
+        watch=console.bar,
+    ):
+        if outcome.problem:
+            problems += 1
+            print(f"segsweep: {outcome.problem}", file=sys.stderr)
+        else:
+            done += 1
+    rate = done / (time.perf_counter() - started)
+    print(f"masks           {done} in {options.output}, {rate:.1f} images/s")
+    for name in [OVERLAYS] * options.overlay + [PROBABILITIES] * options.probabilities:
+        print(f"{name:16}{options.output / name}")
+    print(f"classes         {', '.join(f'{i} {name}' for i, name in enumerate(predictor.classes))}")
+    if problems:
+        print(f"not done        {problems} of {len(images)}")
+    return DataError.exit_code if problems else 0
 
 
 def _sync(options: argparse.Namespace) -> int:

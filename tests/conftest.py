@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,7 +65,25 @@ def database(outputs: Path, mlflow_database: Path) -> Path:
 @pytest.fixture
 def pairs(tmp_path: Path) -> Callable[..., Path]:
     """`pairs(n, splits=..., foreground=...)` writes n images and masks and returns their root folder."""
+    return _writer(tmp_path)
 
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A small run of two classes that has learnt something, to be read only: its `folder`, and `root` of the data."""
+    import train
+
+    place = tmp_path_factory.mktemp("trained")
+    root = _writer(place)()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
+        typed = ["data=folder", f"data.root={root}", "data.size=[48,64]", "train.epochs=12", "tracking=none"]
+        more = ["train.batch_size=4", "optim.lr=2e-2", f"hydra.run.dir={place / 'run'}"]
+        assert train.main([*TINY, *typed, *more]) == 0
+    return SimpleNamespace(folder=place / "run", root=root)
+
+
+def _writer(place: Path) -> Callable[..., Path]:
     def make(
         n: int = 12,
         splits: Sequence[str] = ("",),
@@ -73,7 +92,7 @@ def pairs(tmp_path: Path) -> Callable[..., Path]:
         grey: bool = False,
         name: str = "data",
     ) -> Path:
-        root = tmp_path / name
+        root = place / name
         rng = np.random.default_rng(0)
         for split in splits:
             for i in range(n):

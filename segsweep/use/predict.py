@@ -184,9 +184,7 @@ def find_images(given: Sequence[str]) -> list[tuple[Path, Path]]:
     for path in files:
         target = path.relative_to(base).with_suffix(".png")
         if target in taken:
-            raise ConfigError(
-                f"{path} and {taken[target]}: their masks would both be {target}. Give one after the other."
-            )
+            raise ConfigError(f"{path} and {taken[target]}: both masks would be {target}. Give one after the other.")
         taken[target] = path
     return [(path, target) for target, path in taken.items()]
 
@@ -274,7 +272,10 @@ def _write(
         if probabilities:
             if maps is None:
                 beside.parent.mkdir(parents=True, exist_ok=True)
-                maps = tifffile.memmap(writing, shape=(len(logits), height, width), dtype=np.float32)
+                shape = (len(logits), height, width)
+                maps = tifffile.memmap(
+                    writing, shape=shape, dtype=np.float32, photometric="minisblack", metadata={"axes": "CYX"}
+                )
             maps[:, rows] = probability(logits).cpu().numpy()
     if maps is not None:
         maps.flush()  # type: ignore[attr-defined]
