@@ -525,6 +525,7 @@ def _save_best(prepared: Prepared, path: Path) -> None:
         epoch=progress.best_epoch,
         val_iou=progress.best_iou,
         range=prepared.data.store.range,
+        dtype=str(prepared.data.store.dtype),
         normalize=data.normalize,
     )
 

@@ -383,6 +383,7 @@ def test_five_channels_of_16_bits_train_and_are_predicted_from_their_percentiles
         assert torch.equal(model(image), model(image.clamp(max=model.high.max())))
     assert train.main([f"resume={folder}", "train.epochs=7"]) == 0
     assert torch.equal(load_model(folder / "best.safetensors").low, model.low)
+    assert describe(folder / "best.safetensors")["dtype"] == "uint16"
 
 
 def test_a_window_is_kept_with_the_model(pairs, outputs):

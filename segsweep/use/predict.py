@@ -49,6 +49,7 @@ class Predictor:
     Attributes:
         about: what the file says of the model: classes, size, resize, range and more.
         classes: their names, in the order of their indices.
+        range: lowest and highest value of the pixels it was trained on.
 
     Raises:
         ConfigError: not a model of segsweep's, or a device that is not there.
@@ -60,6 +61,7 @@ class Predictor:
         self.about: dict[str, Any] = describe(model)
         self.device = devices.find(device)
         self.classes: list[str] = self.about["classes"]
+        self.range: tuple[float, float] = tuple(self.about.get("range", (0, 255)))
         self._size: Size = (self.about["size"][0], self.about["size"][1])
         self._resize: str = self.about["resize"]
         self._execution = Execution(devices.precision(precision, self.device))
@@ -83,12 +85,12 @@ class Predictor:
             image = image[..., :1]
         elif found != wanted and (found, wanted) != (1, 3):
             raise DataError(f"{name}: {_channels(found)}; the model was trained on {_channels(wanted)}. Convert it.")
-        low, high = self.about.get("range", (0, 255))
-        trained = self.about.get("dtype", "uint8" if (low, high) == (0, 255) else "")
-        if (str(image.dtype) != trained) if trained else (image.dtype == np.uint8):
+        trained = self.about.get("dtype", "uint8")
+        if image.dtype != trained:
+            low, high = self.range
             raise DataError(
                 f"{name}: {image.dtype} pixels from {image.min():g} to {image.max():g}; the model was trained on "
-                f"{trained or 'others'} from {low:g} to {high:g}. Bring it to that scale."
+                f"{trained} from {low:g} to {high:g}. Bring it to that scale."
             )
         return image
 
@@ -261,14 +263,13 @@ def _write(
     height, width = pixels.shape[:2]
     mask = np.empty((height, width), np.uint8)
     painted = np.empty((height, width, 3), np.uint8) if overlay else None
-    low, high = predictor.about.get("range", (0, 255))
     beside = (folder / PROBABILITIES / target).with_suffix(".tif")
     writing = beside.with_name(f"{beside.name}.writing")
     maps: np.ndarray | None = None
     for rows, logits in parts:
         mask[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
         if painted is not None:
-            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], low, high), mask[rows])
+            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *predictor.range), mask[rows])
         if probabilities:
             if maps is None:
                 beside.parent.mkdir(parents=True, exist_ok=True)
