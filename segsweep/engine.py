@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segsweep import optim
 from segsweep.data.batches import Batch, EvalBatches, TrainBatches
-from segsweep.data.geometry import Size, to_image
+from segsweep.data.geometry import Size, strips
 from segsweep.errors import NonFiniteError
 from segsweep.execution import PLAIN, Execution
 from segsweep.losses import Loss
@@ -23,7 +23,6 @@ from segsweep.metrics import ConfusionMatrix, scores
 from segsweep.nn.tiles import tiled
 from segsweep.nn.unet import predict
 
-STRIP = 4_000_000  # logits brought to a mask's own grid at once, in pixels
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -270,20 +269,15 @@ def evaluate(
         show: samples whose predictions are kept.
         watch: wraps the iterator over the batches; also given their number and a title.
     """
-    model.eval()
-    forward = partial(execution.forward, model)
     pooled = ConfusionMatrix(len(names))
     matrices: dict[int, Tensor] = {}
     predictions: dict[int, Tensor] = {}
     total: Tensor | float = 0.0
-    for batch in watch(batches, len(batches), "scoring"):
-        limit = tile or (batch.image.shape[2], batch.image.shape[3])
-        views = [tiled(forward, batch.image.flip(view), limit).flip(view) for view in flips]
-        logits = views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
+    for batch, logits in seen(model, batches, execution, flips, tile, watch):
         total += loss(logits, batch.mask).double() * len(batch.indices)
         predicted = [
-            _on_own_grid(logits[i].float(), batch, i, (target.shape[0], target.shape[1]))
-            for i, target in enumerate(batch.targets)
+            torch.cat([predict(part[None])[0] for _, part in own_grid(batch, logits, i)])
+            for i in range(len(batch.indices))
         ]
         matrices |= zip(batch.indices, pooled.update_each(predicted, batch.targets), strict=True)
         for index, prediction in zip(batch.indices, predicted, strict=True):
@@ -291,6 +285,32 @@ def evaluate(
                 predictions[index] = prediction.to(torch.uint8).cpu()
     metrics = scores(pooled, list(matrices.values()), names)
     return Evaluation({"loss": float(total) / max(len(matrices), 1), **metrics}, predictions, matrices)
+
+
+def seen(
+    model: nn.Module,
+    batches: EvalBatches,
+    execution: Execution = PLAIN,
+    flips: Sequence[tuple[int, ...]] = FLIPS["none"],
+    tile: Size | None = None,
+    watch: Watch = lambda items, *_: items,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch, and its logits `b k h w` on the canvas; the arguments are those of `evaluate`.
+
+    Gradients are the caller's to switch off.
+    """
+    model.eval()
+    forward = partial(execution.forward, model)
+    for batch in watch(batches, len(batches), "scoring"):
+        limit = tile or (batch.image.shape[2], batch.image.shape[3])
+        views = [tiled(forward, batch.image.flip(view), limit).flip(view) for view in flips]
+        yield batch, views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
+
+
+def own_grid(batch: Batch, logits: Tensor, i: int) -> Iterator[tuple[slice, Tensor]]:
+    """The logits of one image of a batch on its mask's own pixel grid, from the top down: rows, and `k rows w`."""
+    height, width = batch.targets[i].shape
+    return strips(logits[i].float(), batch.placements[i], (height, width))
 
 
 def _validation_time(progress: Progress) -> float:
@@ -334,16 +354,6 @@ def _step(
     scaler.step(optimizer)
     scaler.update()
     return total, images
-
-
-def _on_own_grid(logits: Tensor, batch: Batch, i: int, size: tuple[int, int]) -> Tensor:
-    """Class indices `h w` int64 of one image, from its logits `k H W` on the canvas; in strips, to bound memory."""
-    rows = max(1, STRIP // (size[1] * logits.shape[0]))
-    strips = [
-        predict(to_image(logits, batch.placements[i], size, slice(start, min(start + rows, size[0])))[None])[0]
-        for start in range(0, size[0], rows)
-    ]
-    return torch.cat(strips)
 
 
 def _refuse_non_finite(first_bad: Tensor, epoch: int, lr: float, precision: torch.dtype) -> None:

@@ -64,19 +64,15 @@ class ConfusionMatrix:
 
     def iou(self) -> Tensor:
         """Intersection over union (Jaccard) of each class, float64 `num_classes`; NaN where it is in no target."""
-        return self._where_present(_iou(self.matrix))
+        return where_present(self.matrix, iou(self.matrix))
 
     def dice(self) -> Tensor:
         """Dice coefficient (F1) of each class, float64 `num_classes`; NaN where a class is in no target."""
-        hits = self.matrix.diag().double()
-        return self._where_present(2 * hits / (self.matrix.sum(0) + self.matrix.sum(1)))
+        return where_present(self.matrix, dice(self.matrix))
 
     def accuracy(self) -> float:
         """Share of the pixels that are right; NaN without pixels."""
-        return float(self.matrix.diag().sum().double() / self.matrix.sum())
-
-    def _where_present(self, scores: Tensor) -> Tensor:
-        return torch.where(self.matrix.sum(1) > 0, scores, math.nan)
+        return float(accuracy(self.matrix))
 
 
 def scores(pooled: ConfusionMatrix, images: Sequence[Tensor], names: Sequence[str]) -> dict[str, float]:
@@ -91,22 +87,43 @@ def scores(pooled: ConfusionMatrix, images: Sequence[Tensor], names: Sequence[st
         images: the matrix of each image, `k k`.
         names: of the classes.
     """
-    iou, dice = pooled.iou(), pooled.dice()
-    binary = pooled.num_classes == 2
+    by_class = pooled.iou()
     matrix = pooled.matrix.double()
     hits = matrix.diag().sum()
-    of_images = torch.stack([_iou(m) for m in images]) if images else torch.full((1, pooled.num_classes), math.nan)
+    of_images = iou(torch.stack(list(images))) if images else torch.full((1, pooled.num_classes), math.nan)
     return {
-        "iou": float(iou[1] if binary else iou.nanmean()),
-        "iou_fg": float(iou[1:].nanmean()),
+        "iou": float(overall(by_class)),
+        "iou_fg": float(by_class[1:].nanmean()),
         "iou_micro": float(hits / (2 * matrix.sum() - hits)),
-        "iou_image": float((of_images[:, 1] if binary else of_images.nanmean(1)).nanmean()),
-        "dice": float(dice[1] if binary else dice.nanmean()),
+        "iou_image": float(overall(of_images).nanmean()),
+        "dice": float(overall(pooled.dice())),
         "accuracy": pooled.accuracy(),
-        **{f"iou/{name}": float(score) for name, score in zip(names, iou, strict=True)},
+        **{f"iou/{name}": float(score) for name, score in zip(names, by_class, strict=True)},
     }
 
 
-def _iou(matrix: Tensor) -> Tensor:
-    hits = matrix.diag().double()
-    return hits / (matrix.sum(0) + matrix.sum(1) - hits)
+def iou(matrices: Tensor) -> Tensor:
+    """Intersection over union of each class: from matrices `... k k`, targets in rows, to `... k`; NaN for 0 / 0."""
+    hits = matrices.diagonal(dim1=-2, dim2=-1).double()
+    return hits / (matrices.sum(-2) + matrices.sum(-1) - hits)
+
+
+def dice(matrices: Tensor) -> Tensor:
+    """Dice coefficient of each class: from `... k k` to `... k`; NaN for 0 / 0."""
+    hits = matrices.diagonal(dim1=-2, dim2=-1).double()
+    return 2 * hits / (matrices.sum(-2) + matrices.sum(-1))
+
+
+def accuracy(matrices: Tensor) -> Tensor:
+    """Share of the pixels that are right: from `... k k` to `...`; NaN without pixels."""
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1).double() / matrices.sum((-2, -1))
+
+
+def where_present(matrices: Tensor, scores: Tensor) -> Tensor:
+    """The scores `... k` of classes that are in the targets of `matrices`; NaN for the others."""
+    return torch.where(matrices.sum(-1) > 0, scores, math.nan)
+
+
+def overall(by_class: Tensor) -> Tensor:
+    """One number for scores `... k`: the foreground's of two classes, else the mean over those that are not NaN."""
+    return by_class[..., 1] if by_class.shape[-1] == 2 else by_class.nanmean(-1)

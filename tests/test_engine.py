@@ -11,6 +11,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from segsweep import losses, optim
+from segsweep.data import geometry
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.labels import labels
 from segsweep.data.sources import Options, folder
@@ -201,11 +202,9 @@ def test_at_native_size_a_perfect_model_scores_one(data):
 
 
 def test_strips_change_nothing(data, monkeypatch):
-    from segsweep import engine
-
     batches = data(EvalBatches, size=(64, 64))
     whole = evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES)
-    monkeypatch.setattr(engine, "STRIP", 100)
+    monkeypatch.setattr(geometry, "STRIP", 100)
     assert evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES).metrics == whole.metrics
 
 
