@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import journal
-from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, prepare, to_config
+from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, prepare, recorded, to_config
 from segsweep.config import keys
 from segsweep.errors import ConfigError, Terminated
 from segsweep.paths import CHECKOUT, outputs, quoted
@@ -132,17 +132,17 @@ def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
     if not wanted:
         return argv, False
     folder = Path(wanted[-1].removeprefix("resume=").strip("'\"")).expanduser().resolve()
-    recorded = folder / ".hydra" / "overrides.yaml"
-    if not recorded.exists() or not journal.exists(folder):
-        what = "not a run folder" if folder.is_dir() else "no such folder"
-        raise ConfigError(f"resume={folder}: {what}. It must hold metrics.jsonl and .hydra/ of an earlier run.")
+    try:
+        before = recorded(folder)
+    except ConfigError as error:
+        raise ConfigError(f"resume={error}") from None
     extra = [arg for arg in argv if not arg.startswith("resume=")]
     given = {key_of(arg) for arg in extra}
     if "hydra.run.dir" in given:
         raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
     if {"-m", "--multirun"} & given:
         raise ConfigError("resume goes on with one run: drop -m.")
-    kept = [str(arg) for arg in OmegaConf.load(recorded) if key_of(str(arg)) not in given]
+    kept = [arg for arg in before if key_of(arg) not in given]
     typed = [arg for arg in extra if "=" in arg and not arg.startswith("-")]
     flags = [arg for arg in extra if arg not in typed]
     return [*kept, *typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN", *flags], True

@@ -69,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     predict.add_argument("--precision", choices=PRECISIONS, default="auto")
     predict.set_defaults(command=_predict)
+    evaluate = commands.add_parser("evaluate", help="score a trained model: every metric, by image and by class")
+    evaluate.add_argument("run", metavar="RUN", help=RUN)
+    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
+    evaluate.add_argument("--split", default="val", help="val (default), test or train")
+    evaluate.add_argument("--name", help="of the folder in RUN/evaluations (default: from split and data)")
+    evaluate.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    evaluate.set_defaults(command=_evaluate)
     options = parser.parse_args(argv)
     try:
         return options.command(options)
@@ -188,6 +195,31 @@ def _predict(options: argparse.Namespace) -> int:
     if problems:
         print(f"not done        {problems} of {len(images)}")
     return DataError.exit_code if problems else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from segsweep import console, journal, tracking
+    from segsweep.compose import of_run
+    from segsweep.run import load
+    from segsweep.use.evaluate import evaluate
+    from segsweep.use.find import find
+
+    found = find(options.run)
+    console.note(f"model           {found.why or found.model}")
+    config = of_run(found.run, options.overrides)
+    data = load(config.data, config.train.workers)
+    start = journal.last_start(journal.read(found.run))
+    elsewhere = (
+        "" if data.store.digest == start["data_digest"] else f"-{Path(config.data.root or config.data.name).name}"
+    )
+    name = options.name or f"{options.split}{elsewhere}"
+    result = evaluate(found, data, name, options.split, device=options.device, watch=console.bar)
+    print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))
+    try:
+        tracking.log_evaluation(found.run, config.tracking.uri, name, result.metrics, result.folder)
+    except Exception as error:  # the files are written, whatever a server does
+        print(f"segsweep: MLflow was not told: {error}", file=sys.stderr)
+    return 0
 
 
 def _sync(options: argparse.Namespace) -> int:

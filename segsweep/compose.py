@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import catalog
+from segsweep import catalog, journal
 from segsweep.config import RunConfig, keys, refuse_unknown, unknown
 from segsweep.errors import ConfigError, closest
 from segsweep.paths import CHECKOUT, outputs, quoted
@@ -57,6 +57,34 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
             return to_config(compose("config", list(overrides)))
     except FAILURES as error:
         raise ConfigError(explain(error, overrides)) from error
+
+
+def recorded(folder: Path) -> list[str]:
+    """The overrides that a run was started with.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = folder / ".hydra" / "overrides.yaml"
+    if not path.exists() or not journal.exists(folder):
+        what = "not a run folder" if folder.is_dir() else "no such folder"
+        raise ConfigError(f"{folder}: {what}. It must hold {journal.NAME} and .hydra/ of an earlier run.")
+    return [str(override) for override in OmegaConf.load(path)]
+
+
+def of_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """What the run in this folder was trained with, but for the overrides; `data=NAME` drops the run's own data.
+
+    Raises:
+        ConfigError: the folder holds no run, or anything wrong with the overrides.
+    """
+    given = {key_of(override) for override in overrides}
+    kept = [o for o in recorded(folder) if key_of(o) not in given and not ("data" in given and _of_data(o))]
+    return configuration([*kept, *overrides])
+
+
+def _of_data(override: str) -> bool:
+    return key_of(override).partition(".")[0] in ("data", "debug")
 
 
 def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:

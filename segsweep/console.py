@@ -103,6 +103,34 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
     return "\n".join(["", *map(_row, rows)])
 
 
+def evaluation(
+    split: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]], folder: Path, looks: int
+) -> str:
+    """Scores of a split as a short table, with their 95 % intervals.
+
+    Args:
+        looks: times that the run's test split has been scored; 0 where that does not matter.
+    """
+    titles = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
+    rows = [("", f"{split:>10}    95 % over images")]
+    for name, title in titles.items():
+        low, high = intervals[name]
+        rows.append((title, f"{metrics[name]:10.4f}    {low:.4f} to {high:.4f}"))
+    classes = [name.removeprefix("iou/") for name in metrics if name.startswith("iou/")]
+    if len(classes) > 2:
+        rows += [("", ""), *((name, f"{metrics[f'iou/{name}']:10.4f}") for name in classes)]
+    if "threshold/at" in metrics:
+        rows.append(("", ""))
+        rows.append(
+            ("threshold", f"{metrics['threshold/at']:10.4f}    best on val; IoU with it {metrics['threshold/iou']:.4f}")
+        )
+    rows.append(("", ""))
+    rows.append(("folder", f"  {folder}"))
+    if looks:
+        rows.append(("looks", f"  {looks} at the test split so far: choose by val, or the test is none"))
+    return "\n".join(map(_row, rows))
+
+
 def tracked(folder: Path, shown_by: str, problem: str | None) -> str:
     """Where MLflow has the run, or how to send it later.
 

@@ -7,10 +7,12 @@ before and after each sending: a killed sync asks the server what had arrived. T
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shlex
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +175,24 @@ def close_sweep(
         if path.exists():
             client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, STATUS[status])
+
+
+def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[str, float], files: Path) -> str | None:
+    """Add an evaluation to the run of this folder, as `evaluate/NAME/...`; the run's id, None where it has none there.
+
+    Args:
+        files: a folder to attach.
+    """
+    from mlflow.entities import Metric
+
+    uri = tracking_uri(uri)
+    run = _read_cursor(folder, uri).get("run_id")
+    if run:
+        client, now = _client(uri), int(time.time() * 1000)
+        rows = [Metric(_name(f"evaluate/{name}/{k}"), v, now, 0) for k, v in metrics.items() if math.isfinite(v)]
+        client.log_batch(run, metrics=rows)
+        client.log_artifacts(run, str(files), f"evaluations/{name}")
+    return run
 
 
 class Background:

@@ -1,0 +1,334 @@
+"""How good a trained model is, on any split of its own or of other data, and how sure that is."""
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from segsweep import device as devices
+from segsweep import journal, metrics
+from segsweep.checkpoint import atomically, describe, load_model
+from segsweep.data.batches import EvalBatches
+from segsweep.data.dataset import Dataset
+from segsweep.data.labels import VOID
+from segsweep.engine import FLIPS, Watch, own_grid, seen
+from segsweep.errors import ConfigError
+from segsweep.execution import Execution
+from segsweep.nn.tiles import limit
+from segsweep.nn.unet import UNet, predict
+from segsweep.use.find import Found
+
+log = logging.getLogger(__name__)
+
+FOLDER = "evaluations"
+RATIO = 0.02  # of the image's diagonal: how thick a boundary is, the paper's
+STEPS = 256  # thresholds are multiples of 1 / STEPS
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        folder: where it lies.
+        metrics: by name: those of training, `boundary_iou`, and for two classes `threshold/...`.
+        intervals: 95 %, lowest and highest, by the metric's name.
+        looks: how often the run's test split has been scored, this time included; 0 for another split or other data.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    looks: int
+
+
+@dataclass
+class Counts:
+    """What one pass over a split leaves, for each image in the order of `keys`.
+
+    Attributes:
+        keys: of the samples.
+        matrices: confusion matrices, int64 `k k`, targets in rows.
+        boundaries: for each class pixels in both boundaries and in either, int64 `k 2`.
+        histogram: for two classes, of all images: pixels of background and foreground by the number of thresholds
+            that they are above, int64 `2 STEPS`.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    matrices: list[Tensor] = field(default_factory=list)
+    boundaries: list[Tensor] = field(default_factory=list)
+    histogram: Tensor = field(default_factory=lambda: torch.zeros(2, STEPS, dtype=torch.int64))
+
+
+def evaluate(
+    found: Found,
+    data: Dataset,
+    name: str,
+    split: str = "val",
+    *,
+    device: str = "auto",
+    watch: Watch = lambda items, *_: items,
+) -> Result:
+    """Score a run's best checkpoint as its training did: same batch, precision, layout, tiles and views.
+
+    Args:
+        found: the model; its run's journal says how it was trained.
+        data: the run's own, or other data with the same classes.
+        name: of the evaluation, and of its folder in the run's `evaluations/`.
+        split: of the data.
+        device: as `train.device`.
+        watch: wraps the iterator over the batches; also given their number and a title.
+
+    Raises:
+        ConfigError: no such split, or data that the model was not made for.
+    """
+    records = journal.read(found.run)
+    start, about = journal.last_start(records), describe(found.model)
+    if split not in data.parts:
+        raise ConfigError(
+            f"--split {split}: the data have {', '.join(data.parts)}. Try --split {next(iter(data.parts))}."
+        )
+    model = load_model(found.model, devices.find(device))
+    _refuse_other_data(data, about, model)
+    execution = _execution(start, next(model.parameters()).device)
+    execution.prepare(model)
+    counts = _counted(model, data, split, start["config"], about, execution, start["micro_batch"], watch)
+    scored = _scores(counts, data.labels.names)
+    summary: dict[str, Any] = {"split": split, "data_digest": data.store.digest, "images": len(counts.keys)}
+    own = data.store.digest == start["data_digest"]
+    folder = found.run / FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, float]] = []
+    if data.labels.logits == 1:
+        rows = curve(counts.histogram)
+        chosen = rows
+        if split != "val" and "val" in data.parts:
+            config = start["config"]
+            val = _counted(model, data, "val", config, about, execution, start["micro_batch"], watch)
+            chosen = curve(val.histogram)
+        summary["threshold_chosen_on"] = "val" if "val" in data.parts else split
+        best = max(range(len(rows)), key=lambda i: (-1.0 if math.isnan(chosen[i]["iou"]) else chosen[i]["iou"], -i))
+        scored |= {f"threshold/{key}": value for key, value in rows[best].items()}
+    intervals = bootstrap(counts)
+    looks = _looks(folder, records) if own and split == "test" else 0
+    summary |= {"looks": looks, "metrics": scored, "intervals": intervals}
+    _write(folder, counts, data.labels.names, rows, summary)
+    return Result(folder, scored, intervals, looks)
+
+
+def boundary(mask: Tensor, void: Tensor) -> Tensor:
+    """The pixels of a mask that are near its edge: within 2 % of the image's diagonal, the image's own edge included.
+
+    As Cheng et al. 2021 have it (https://arxiv.org/abs/2103.16562): the mask without what is left of it after eroding
+    it by a square. Void pixels are no edge, and in no boundary.
+
+    Args:
+        mask, void: `h w` bool.
+    """
+    distance = max(1, round(RATIO * math.hypot(*mask.shape)))
+    outside = (~(mask | void)).float()[None, None]
+    # Beyond the image lies background: one frame of it is enough, since the pool is cut off there.
+    grown = F.pad(outside, (1, 1, 1, 1), value=1.0)
+    side = 2 * distance + 1
+    grown = F.max_pool2d(grown, (side, 1), 1, (distance, 0))
+    grown = F.max_pool2d(grown, (1, side), 1, (0, distance))[0, 0, 1:-1, 1:-1]
+    return mask & (grown > 0) & ~void
+
+
+def boundaries(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
+    """For each class the pixels in both boundaries and in either, int64 `k 2`; both are `h w` class indices."""
+    void = target == VOID
+    found = torch.zeros(classes, 2, dtype=torch.int64)
+    for index in range(classes):
+        masks = [(prediction == index) & ~void, target == index]
+        if any(bool(mask.any()) for mask in masks):
+            ours, theirs = (boundary(mask, void) for mask in masks)
+            found[index] = torch.stack([(ours & theirs).sum(), (ours | theirs).sum()]).cpu()
+    return found
+
+
+def histogram(logits: Tensor, target: Tensor) -> Tensor:
+    """Pixels of background and foreground by the number of thresholds 1/256, 2/256, ... that they are above, `2 256`.
+
+    Compared as logits, so that threshold 0.5 is to the last pixel what training decides by.
+
+    Args:
+        logits: `h w`.
+        target: `h w` class indices.
+    """
+    levels = torch.arange(1, STEPS, dtype=torch.float64) / STEPS
+    above = torch.bucketize(logits, levels.logit().to(logits))
+    counted = target != VOID
+    flat = (target[counted].long() * STEPS + above[counted]).cpu()
+    return torch.bincount(flat, minlength=2 * STEPS).view(2, STEPS)
+
+
+def curve(counted: Tensor) -> list[dict[str, float]]:
+    """IoU, Dice, precision and recall of the foreground at each threshold, from a histogram `2 256`; NaN for 0 / 0."""
+    false, true = (part.flip(0).cumsum(0).flip(0)[1:].double() for part in counted)  # above each threshold
+    missed = counted[1].sum() - true
+    columns = {
+        "at": torch.arange(1, STEPS).double() / STEPS,
+        "iou": true / (true + false + missed),
+        "dice": 2 * true / (2 * true + false + missed),
+        "precision": true / (true + false),
+        "recall": true / (true + missed),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in torch.stack(list(columns.values()), 1).tolist()]
+
+
+def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals of IoU, Dice, accuracy and boundary IoU: images drawn with replacement, their pixels pooled."""
+    images = len(counts.keys)
+    rng = np.random.default_rng(seed)
+    weights = torch.from_numpy(rng.multinomial(images, [1 / images] * images, size=RESAMPLES)).double()
+    matrices = torch.einsum("rn,nij->rij", weights, torch.stack(counts.matrices).double())
+    both, either = torch.einsum("rn,nkb->brk", weights, torch.stack(counts.boundaries).double())
+    drawn = {
+        "iou": metrics.overall(metrics.where_present(matrices, metrics.iou(matrices))),
+        "dice": metrics.overall(metrics.where_present(matrices, metrics.dice(matrices))),
+        "accuracy": metrics.accuracy(matrices),
+        "boundary_iou": metrics.overall(metrics.where_present(matrices, both / either)),
+    }
+    edges = {name: np.nanpercentile(values.numpy(), [2.5, 97.5]).tolist() for name, values in drawn.items()}
+    return {name: (low, high) for name, (low, high) in edges.items()}
+
+
+def _execution(start: Mapping[str, Any], where: torch.device) -> Execution:
+    """How the training ran its model; in fp32 where this machine cannot."""
+    wanted = getattr(torch, start["precision_used"])
+    try:
+        devices.precision(devices.named(wanted), where)
+    except ConfigError as error:
+        log.warning(
+            "trained in %s: %s Scored in fp32, which may change a score a little.", start["precision_used"], error
+        )
+        wanted = torch.float32
+    return Execution(wanted, start.get("channels_last", True))
+
+
+def _refuse_other_data(data: Dataset, about: Mapping[str, Any], model: UNet) -> None:
+    if list(data.labels.names) != about["classes"]:
+        raise ConfigError(
+            f"the data have the classes {', '.join(data.labels.names)}; the model was trained on "
+            f"{', '.join(about['classes'])}. Name them alike with data.classes."
+        )
+    kind, trained = str(data.store.dtype), about.get("dtype", "uint8")
+    if (data.store.channels not in (1, model.in_channels)) or (model.in_channels not in (3, data.store.channels)):
+        raise ConfigError(
+            f"the data have {data.store.channels} channels; the model was trained on {model.in_channels}. Convert them."
+        )
+    if kind != trained:
+        raise ConfigError(f"the data are {kind}; the model was trained on {trained}. Convert them.")
+
+
+@torch.inference_mode()
+def _counted(
+    model: UNet,
+    data: Dataset,
+    split: str,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    execution: Execution,
+    batch_size: int,
+    watch: Watch,
+) -> Counts:
+    size = (about["size"][0], about["size"][1])
+    batches = EvalBatches(
+        data.store,
+        data.labels,
+        data.parts[split],
+        size=size,
+        resize=about["resize"],
+        batch_size=batch_size,
+        device=next(model.parameters()).device,
+    )
+    tile = limit(size, model.encoder.input_size, config["data"].get("tile"))
+    counts, classes = Counts(), len(data.labels.names)
+    for batch, logits in seen(model, batches, execution, FLIPS[config["train"].get("tta", "none")], tile, watch):
+        for i, index in enumerate(batch.indices):
+            target = batch.targets[i]
+            parts = []
+            for rows, own in own_grid(batch, logits, i):
+                parts.append(predict(own[None])[0])
+                if len(own) == 1:
+                    counts.histogram += histogram(own[0], target[rows])
+            prediction = torch.cat(parts)
+            counts.keys.append(data.samples[index].key)
+            counts.matrices.append(metrics.ConfusionMatrix(classes).update(prediction, target))
+            counts.boundaries.append(boundaries(prediction, target, classes))
+    return counts
+
+
+def _scores(counts: Counts, names: Sequence[str]) -> dict[str, float]:
+    pooled = metrics.ConfusionMatrix(len(names))
+    pooled.matrix += torch.stack(counts.matrices).sum(0)
+    both, either = torch.stack(counts.boundaries).sum(0).double().T
+    edges = metrics.where_present(pooled.matrix, both / either)
+    return {
+        **metrics.scores(pooled, counts.matrices, names),
+        "boundary_iou": float(metrics.overall(edges)),
+        **{f"boundary_iou/{name}": float(score) for name, score in zip(names, edges, strict=True)},
+    }
+
+
+def _looks(folder: Path, records: Sequence[Mapping[str, Any]]) -> int:
+    """How often the test split has been scored: by the training, and by evaluations before."""
+    by_training = sum(any(name.startswith("test/") for name in r) for r in records if r["kind"] == "end")
+    try:
+        before = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["looks"]
+    except FileNotFoundError:
+        before = by_training
+    return before + 1
+
+
+def _write(
+    folder: Path,
+    counts: Counts,
+    names: Sequence[str],
+    thresholds: Sequence[Mapping[str, float]],
+    summary: Mapping[str, Any],
+) -> None:
+    """metrics.json, images.csv, confusion.csv and, for two classes, thresholds.csv."""
+    images = []
+    for key, matrix, edges in zip(counts.keys, counts.matrices, counts.boundaries, strict=True):
+        by_class = metrics.iou(matrix)
+        both, either = edges.double().T
+        images.append(
+            {
+                "key": key,
+                "iou": float(metrics.overall(by_class)),
+                "dice": float(metrics.overall(metrics.dice(matrix))),
+                "accuracy": float(metrics.accuracy(matrix)),
+                "boundary_iou": float(metrics.overall(both / either)),
+                "pixels": int(matrix.sum()),
+                **{f"iou/{name}": float(score) for name, score in zip(names, by_class, strict=True)},
+            }
+        )
+    total = torch.stack(counts.matrices).sum(0).tolist()
+    confusion = [{"target": name, **dict(zip(names, row, strict=True))} for name, row in zip(names, total, strict=True)]
+    _table(folder / "images.csv", images)
+    _table(folder / "confusion.csv", confusion)
+    if thresholds:
+        _table(folder / "thresholds.csv", thresholds)
+    text = json.dumps(journal.finite(dict(summary)), indent=1, allow_nan=False) + "\n"
+    atomically(folder / "metrics.json", lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def _table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    rows = list(rows)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
