@@ -13,7 +13,7 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from PIL import Image
 
-from segsweep import journal
+from segsweep import journal, saved_view
 from segsweep.errors import ConfigError, closest, first_line
 from segsweep.paths import locked, outputs
 
@@ -39,12 +39,19 @@ def tracking_uri(uri: str | None = None) -> str:
 
 
 def show_command(folder: Path, uri: str | None = None) -> str:
-    """The command, and the address below it, that shows the run in MLflow."""
+    """The command, and the address below it, that shows the run or sweep in MLflow, in its saved view if it has one."""
     uri = tracking_uri(uri)
-    page = f"#/experiments/{_read_cursor(folder, uri).get('experiment_id', 0)}/runs?workflowType=machine_learning"
+    cursor = _read_cursor(folder, uri)
+    page = saved_view.page(cursor.get("experiment_id", "0"), cursor.get("view", ""))
     if uri.startswith("http"):
         return f"{_without_password(uri).rstrip('/')}/{page}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}   then http://127.0.0.1:5000/{page}"
+    other = "" if uri == tracking_uri() else f" --uri {shlex.quote(uri)}"
+    return f"segsweep ui{other}   then http://127.0.0.1:5000/{page}"
+
+
+def make_database(uri: str) -> None:
+    """Have MLflow make its database where there is none yet, while no other process does."""
+    _client(uri)
 
 
 def run_id(folder: Path, uri: str | None = None) -> str | None:
@@ -139,8 +146,14 @@ def sync(folder: Path, uri: str | None = None, alive: bool = True, child: Child 
         return _Sync(folder, uri, records, child).send(alive)
 
 
-def open_sweep(folder: Path, uri: str | None, experiment: str, params: Mapping[str, str], note: str) -> str:
-    """The run under which a sweep's runs lie, made or taken up again; its id."""
+def open_sweep(
+    folder: Path, uri: str | None, experiment: str, params: Mapping[str, str], note: str, swept: Sequence[str] = ()
+) -> str:
+    """The run under which a sweep's runs lie, made or taken up again; its id.
+
+    Args:
+        swept: the keys that are varied, for the saved view of its runs.
+    """
     from mlflow.entities import Param
 
     uri = tracking_uri(uri)
@@ -153,7 +166,8 @@ def open_sweep(folder: Path, uri: str | None, experiment: str, params: Mapping[s
     tags = {"segsweep.folder": str(folder), "segsweep.kind": "sweep", "mlflow.note.content": note[:NOTE_LENGTH]}
     run_id = client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(name, value[:PARAM_LENGTH]) for name, value in params.items()])
-    _write_cursor(folder, uri, {"experiment_id": experiment_id, "run_id": run_id})
+    cursor = {"experiment_id": experiment_id, "run_id": run_id, "swept": list(swept)}
+    _write_cursor(folder, uri, cursor | _view_of_sweep(client, folder, cursor))
     return run_id
 
 
@@ -167,7 +181,8 @@ def close_sweep(
         files: to be attached.
     """
     uri = tracking_uri(uri)
-    client, run_id = _client(uri), _read_cursor(folder, uri)["run_id"]
+    client, cursor = _client(uri), _read_cursor(folder, uri)
+    run_id = cursor["run_id"]
     for name, value in metrics.items():
         client.log_metric(run_id, _name(name), value)
     client.set_tag(run_id, "mlflow.note.content", note[:NOTE_LENGTH])
@@ -175,6 +190,7 @@ def close_sweep(
         if path.exists():
             client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, STATUS[status])
+    _write_cursor(folder, uri, cursor | _view_of_sweep(client, folder, cursor))
 
 
 def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[str, float], files: Path) -> str | None:
@@ -266,16 +282,17 @@ class _Sync:
             self._send_records(self.records[sent:], arrived)
             self._save(sent=len(self.records), sending=False)
         run_id, end = self.cursor["run_id"], self.records[-1]
+        self._send_pictures()
         if end["kind"] == "end" and self.cursor.get("ended") != len(self.records):
             self._send_end(end)
-            self._save(ended=len(self.records))
+            self._send_best_pictures()
+            self._save(ended=len(self.records), **self._view())
         elif end["kind"] != "end" and not alive:
             self.client.set_terminated(run_id, "KILLED", end_time=int(end["time"] * 1000))
             self._save(ended=len(self.records))
         elif end["kind"] != "end" and self.cursor.get("ended"):
             self.client.update_run(run_id, status="RUNNING")  # resumed
             self._save(ended=None)
-        self._send_pictures()
         return run_id
 
     def _is_there(self) -> bool:
@@ -314,6 +331,7 @@ class _Sync:
             tags={
                 "segsweep.run": start["run"],
                 "segsweep.folder": str(self.folder),
+                "segsweep.kind": "trial" if child else "run",
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.name": "train.py",
                 "mlflow.user": start["user"],
@@ -382,11 +400,34 @@ class _Sync:
         for path in sorted((self.folder / "predictions").glob("*/*.png")):
             name = path.relative_to(self.folder).as_posix()
             if name not in sent:
-                with Image.open(path) as image:
-                    key = _name(f"predictions/{path.parent.name}")
-                    self.client.log_image(self.cursor["run_id"], image.copy(), key=key, step=int(path.stem))
+                self._send_picture(path, int(path.stem))
                 sent.add(name)
                 self._save(pictures=sorted(sent))
+
+    def _send_best_pictures(self) -> None:
+        """The last picture of each image, which is the best epoch's, at a step that all runs have."""
+        last = {path.parent: path for path in sorted((self.folder / "predictions").glob("*/*.png"))}
+        for path in last.values():
+            self._send_picture(path, saved_view.BEST)
+
+    def _send_picture(self, path: Path, step: int) -> None:
+        with Image.open(path) as image:
+            self.client.log_image(self.cursor["run_id"], image.copy(), key=_picture(path.parent), step=step)
+
+    def _view(self) -> dict[str, str]:
+        """Save the view of the experiment's single runs; what the cursor keeps of it."""
+        if self.child:
+            return {}  # the sweep has one
+        name = self.records[0]["config"]["tracking"]["experiment"] or self.records[0]["config"]["data"]["name"]
+        return _save_view(
+            self.client,
+            self.cursor["experiment_id"],
+            key="segsweep-runs",
+            name=f"Runs: {name}",
+            search="tags.`segsweep.kind` = 'run'",
+            swept=("encoder.name", "optim.lr"),
+            pictures=[_picture(path) for path in sorted((self.folder / "predictions").glob("*/"))],
+        )
 
     def _send_end(self, end: dict[str, Any]) -> None:
         from mlflow.entities import Metric
@@ -437,6 +478,34 @@ def _experiment(client: Any, uri: str, name: str) -> str:
             client.restore_experiment(experiment.experiment_id)
         local = None if uri.startswith("http") else (outputs() / "mlartifacts" / name).as_uri()
         return experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=local)
+
+
+def _view_of_sweep(client: Any, folder: Path, cursor: Mapping[str, Any]) -> dict[str, str]:
+    """Save the view of a sweep's runs; what the cursor keeps of it."""
+    return _save_view(
+        client,
+        cursor["experiment_id"],
+        key=f"segsweep-{cursor['run_id']}",
+        name=f"Sweep: {folder.name}",
+        search=f"tags.`mlflow.parentRunId` = '{cursor['run_id']}'",
+        swept=cursor.get("swept", ()),
+        pictures=sorted({_picture(path) for path in folder.glob("*/predictions/*/")}),
+    )
+
+
+def _save_view(client: Any, experiment_id: str, key: str, **view: Any) -> dict[str, str]:
+    """Save a view in its experiment. Nothing depends on it: where MLflow refuses, the pages open without."""
+    try:
+        client.set_experiment_tag(experiment_id, saved_view.TAG + key, saved_view.text(**view, time=time.time()))
+    except Exception as error:
+        log.debug("MLflow: no view was saved: %s", _short(error))
+        return {}
+    return {"view": key}
+
+
+def _picture(folder: Path) -> str:
+    """The key of the images that a folder predictions/NAME holds."""
+    return _name(f"predictions/{folder.name}")
 
 
 def _note(records: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from conftest import TINY
 from mlflow import MlflowClient
 
 import train
-from segsweep import cli, journal, tracking
+from segsweep import cli, journal, saved_view, tracking
 from segsweep.errors import ConfigError
 
 
@@ -99,6 +99,48 @@ def test_pictures_have_steps(folder, database):
     assert before
     tracking.sync(folder)
     assert len(client.list_artifacts(run.info.run_id, "images")) == before
+
+
+def test_the_best_pictures_lie_at_a_step_that_all_runs_have(folder, database):
+    run_id = tracking.sync(folder)
+    images = [f.path for f in runs()[0].list_artifacts(run_id, "images") if f.path.endswith(".png")]
+    names = {path.name for path in (folder / "predictions").iterdir()}
+    at_best = [path for path in images if f"+step+{saved_view.BEST}+" in path]
+    assert len(at_best) == len(names)
+    assert len(images) == len(at_best) + len(list((folder / "predictions").glob("*/*.png")))
+
+
+def views(client, experiment="folder"):
+    tags = client.get_experiment_by_name(experiment).tags
+    return {name.removeprefix(saved_view.TAG): tag for name, tag in tags.items() if name.startswith(saved_view.TAG)}
+
+
+def test_an_experiment_has_one_view_of_its_single_runs(folder, database):
+    tracking.sync(folder)
+    client, (run,) = runs()
+    (key,) = views(client)
+    state = saved_view.state(views(client)[key])
+    pictures = [card["imageKeys"] for card in state["compareRunCharts"] if card["type"] == "IMAGE"]
+    assert pictures == [[f"predictions/{path.name}"] for path in sorted((folder / "predictions").iterdir())]
+    assert client.search_runs([run.info.experiment_id], state["searchFilter"])[0].info.run_id == run.info.run_id
+    assert tracking.show_command(folder).startswith("segsweep ui   then http://127.0.0.1:5000/#/experiments/1/runs?")
+    assert tracking.show_command(folder).endswith(f"viewStateShareKey={key}")
+    assert "segsweep ui --uri sqlite:////else/where.db " in tracking.show_command(folder, "sqlite:////else/where.db")
+    (folder / tracking.CURSOR).unlink()
+    tracking.sync(folder)
+    assert list(views(client)) == [key]
+
+
+def test_without_a_view_everything_goes_on(folder, database, monkeypatch):
+    def refuses(*_, **__):
+        raise ValueError("another format")
+
+    monkeypatch.setattr(saved_view, "text", refuses)
+    tracking.sync(folder)
+    client, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert not views(client)
+    assert tracking.show_command(folder).endswith("/runs?workflowType=machine_learning")
 
 
 def test_a_dead_server_neither_stops_nor_delays_training(pairs, outputs, capsys, monkeypatch, tmp_path):
@@ -221,7 +263,7 @@ def child(parent, **more):
 def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    parent = tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note")
+    parent = tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note", ["optim.lr"])
     assert tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note") == parent  # taken up again
     run_id = tracking.sync(folder, child=child(parent, tags={"trial": "3", "reason": ""}))
     client, found = runs()
@@ -238,6 +280,11 @@ def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path)
     assert (closed.info.status, closed.data.metrics) == ("FINISHED", {"best/val_iou": 0.5})
     assert closed.data.tags["mlflow.note.content"] == "result"
     assert [file.path for file in client.list_artifacts(parent)] == ["report.html"]
+    (key,) = views(client)  # one for the sweep; its trials belong to no other
+    state = saved_view.state(views(client)[key])
+    assert [r.info.run_id for r in client.search_runs([run.info.experiment_id], state["searchFilter"])] == [run_id]
+    assert "params.`optim.lr`" in state["selectedColumns"]
+    assert tracking.show_command(sweep).endswith(f"viewStateShareKey={key}")
 
 
 def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):

@@ -1,0 +1,99 @@
+"""How MLflow's page should open: a saved view, as text for a tag of its experiment.
+
+MLflow has no interface for this. The format is what the page of MLflow 3.17 itself writes when one shares a view: JSON
+around a compressed state, whose fields are those of `ExperimentPageUIState` and `RunsChartsCardConfig` in its sources.
+A later MLflow may read it otherwise, so whoever writes one goes on where that fails. Standard library only.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+TAG = "mlflow.sharedViewState."  # and the view's key
+SCORE, CURVE, SIZE = "best/val_iou", "val/iou", "parameters"
+PICTURES = 4  # cards, each of one image as every run segments it
+BEST = 0  # the step at which a finished run's best pictures are found, whichever epoch was the best
+SECTION = "segsweep"
+# MLflow adds a chart for every metric, in sections by the metrics' prefixes: there to be opened, closed at first.
+CLOSED = ("best", "data", "perf", "predictions", "test", "train", "val", "val/iou", "Model metrics", "System metrics")
+
+
+def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], time: float) -> str:
+    """The tag's value.
+
+    Args:
+        name: what the list of views calls it.
+        search: the filter of the runs, in MLflow's grammar.
+        swept: parameters that are varied: columns of the table, axes of the parallel coordinates.
+        pictures: keys of logged images.
+        time: of writing, seconds; the newest is what `segsweep ui` opens.
+    """
+    state = {
+        "searchFilter": search,
+        "orderByKey": _column("metrics", SCORE),
+        "orderByAsc": False,
+        "lifecycleFilter": "Active",
+        "startTime": "ALL",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            _column("metrics", SCORE),
+            *(_column("params", name) for name in swept),
+            _column("params", "weights_source"),
+            _column("params", SIZE),
+            _column("metrics", "perf/images_per_s"),
+            "attributes.`Duration`",
+        ],
+        "runsHiddenMode": "SHOW_ALL",  # otherwise charts show the first ten
+        "compareRunCharts": [
+            {**card, "uuid": f"{SECTION}-{place}", "metricSectionId": SECTION, "isGenerated": False, "deleted": False}
+            for place, card in enumerate(_cards(swept, pictures))
+        ],
+        "compareRunSections": [
+            {"uuid": SECTION, "name": SECTION, "display": True, "isReordered": True, "columns": 2, "cardHeight": 400},
+            *({"uuid": closed, "name": closed, "display": False, "isReordered": False} for closed in CLOSED),
+        ],
+        "isAccordionReordered": True,  # else MLflow sorts the sections by name
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
+        "groupBy": None,
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    when = int(time * 1000)
+    return json.dumps({"name": name, "createdAt": when, "updatedAt": when, "state": f"deflate;{packed}"})
+
+
+def state(tag: str) -> dict[str, Any]:
+    """What `text` has packed."""
+    return json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
+
+
+def newest(tags: dict[str, str]) -> tuple[str, int]:
+    """The key and the time of the last written among an experiment's tags; an empty key where there is none."""
+    found = [("", 0)]
+    for name, value in tags.items():
+        if name.startswith(TAG):
+            found.append((name.removeprefix(TAG), json.loads(value)["updatedAt"]))
+    return max(found, key=lambda view: view[1])
+
+
+def page(experiment_id: str, key: str = "") -> str:
+    """The address of an experiment's runs below that of its server, opened in the view if there is one."""
+    view = f"&compareRunsMode=CHART&viewStateShareKey={key}" if key else ""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
+
+
+def _cards(swept: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
+    axes = [*swept] if len(swept) > 1 else [*swept, SIZE]
+    yield {"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": [SCORE], "showAllRuns": False}
+    yield {"type": "LINE", "metricKey": CURVE, "selectedMetricKeys": [CURVE], "xAxisKey": "step", "scaleType": "linear"}
+    x, y = {"key": SIZE, "type": "PARAM"}, {"key": SCORE, "type": "METRIC"}
+    yield {"type": "SCATTER", "xaxis": x, "yaxis": y, "runsCountToCompare": 100}
+    for picture in pictures[:PICTURES]:
+        yield {"type": "IMAGE", "imageKeys": [picture], "step": BEST}
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"
