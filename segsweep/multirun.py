@@ -171,6 +171,8 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
     write(plan.folder)
     if problem := track.end("complete", text, places):
         console.note(f"MLflow: not everything was sent: {problem} The same command sends it later.")
+    elif plan.tracking["name"] != "none":
+        print(console.tracked(plan.folder, tracking.show_command(plan.folder, plan.tracking.get("uri")), None))
     return places
 
 
@@ -233,7 +235,7 @@ class Tracking:
             self._background = tracking.Background(plan.tracking["timeout"])
             params = {**plan.space.described(), "fixed": " ".join(plan.fixed), "budget": plan.budget}
             self._note = f"```\npython train.py {plan.command}\n```\n"
-            self._background.ask("sweep", partial(self._open, params))
+            self._background.ask("sweep", partial(self._open, params, list(plan.space.distributions)))
 
     def send(self, trial: Trial) -> None:
         """Bring its run level with its journal, some time soon."""
@@ -258,8 +260,8 @@ class Tracking:
         )
         return self._background.close()
 
-    def _open(self, params: Mapping[str, str]) -> None:
-        self._parent = tracking.open_sweep(self._folder, self._uri, self._experiment, params, self._note)
+    def _open(self, params: Mapping[str, str], swept: Sequence[str]) -> None:
+        self._parent = tracking.open_sweep(self._folder, self._uri, self._experiment, params, self._note, swept)
 
     def _sync(self, trial: Trial, alive: bool) -> None:
         if not self._parent:
