@@ -149,35 +149,48 @@ def finite(value: Any) -> Any:
     return value
 
 
-class FolderLock:
-    """Held as long as the process lives: a folder whose lock is taken belongs to a living run.
+class Lock:
+    """Held as long as the process lives.
 
     `lockf` and not `flock`, which forked loader workers would go on holding after a kill. Within one process a second
     `lockf` succeeds and closing either handle lets go: take it once.
 
     Args:
-        folder: there must be one.
-        what: lives in it, for the error.
+        path: in a folder that is there.
+        refusal: what to say when another process holds it.
 
     Raises:
         ConfigError: another process holds it.
     """
 
-    def __init__(self, folder: Path, what: str = "training"):
-        self.path = folder / LOCK
+    def __init__(self, path: Path, refusal: str):
+        self.path = path
         while True:
             self._file = self.path.open("a")
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):  # EAGAIN or, on some systems, EACCES
                 self._file.close()
-                raise ConfigError(
-                    f"{folder}: in use by a running {what}. Wait for it, or give another folder with "
-                    f"hydra.{'run' if what == 'training' else 'sweep'}.dir=DIR."
-                ) from None
+                raise ConfigError(refusal) from None
             if self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 return
             self._file.close()  # its last holder removed it in between
 
     def release(self) -> None:
         self._file.close()
+
+
+class FolderLock(Lock):
+    """A folder whose lock is taken belongs to a living run.
+
+    Args:
+        folder: there must be one.
+        what: lives in it, for the error.
+    """
+
+    def __init__(self, folder: Path, what: str = "training"):
+        super().__init__(
+            folder / LOCK,
+            f"{folder}: in use by a running {what}. Wait for it, or give another folder with "
+            f"hydra.{'run' if what == 'training' else 'sweep'}.dir=DIR.",
+        )

@@ -20,7 +20,7 @@ from segsweep.sweep.control import Event, Listed, Search, drive
 from segsweep.sweep.finalists import Place
 from segsweep.sweep.page import write
 from segsweep.sweep.space import Space
-from segsweep.sweep.study import JOURNAL, Study, optuna_pruner
+from segsweep.sweep.study import JOURNAL, SAMPLERS, Study, grid, optuna_pruner
 from segsweep.sweep.trial import Trial, load, load_all
 from segsweep.sweep.workers import LocalWorkers, slots
 
@@ -70,8 +70,8 @@ class Plan:
     mixed_weights: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("pruner", self.pruner, PRUNERS), ("budget", self.budget, BUDGETS)):
-            if value not in allowed:
+        for name, allowed in (("pruner", PRUNERS), ("budget", BUDGETS), ("sampler", SAMPLERS)):
+            if (value := getattr(self, name)) not in allowed:
                 near = closest(str(value), allowed)
                 hint = f" Try hydra.sweeper.{name}={near[0]}." if near else ""
                 raise ConfigError(f"hydra.sweeper.{name}={value}: must be one of {', '.join(allowed)}.{hint}")
@@ -96,14 +96,16 @@ def run(plan: Plan) -> list[Place]:
     """
     there = plan.folder.exists()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    lock = journal.FolderLock(plan.folder, "sweep")
+    locks: list[journal.Lock] = [journal.FolderLock(plan.folder, "sweep")]
     try:
+        locks += _storage_lock(plan.storage)
         # Slots first: they need nothing written.
         workers = LocalWorkers(plan.folder, slots(plan.slots, on_cpu=plan.train.get("device") == "cpu"))
         study = _study(plan)
         sources = _weights(plan, study, workers)
     except BaseException:
-        lock.release()
+        for lock in locks:
+            lock.release()
         if not there:  # what is refused leaves nothing
             for name in (journal.LOCK, JOURNAL):
                 (plan.folder / name).unlink(missing_ok=True)
@@ -119,7 +121,18 @@ def run(plan: Plan) -> list[Place]:
         raise
     finally:
         workers.close()
-        lock.release()
+        for lock in locks:
+            lock.release()
+
+
+def _storage_lock(storage: str | None) -> list[journal.Lock]:
+    """A study's file has one writer, in whatever folder its sweep is; a database has as many as come."""
+    if not storage or "://" in storage:
+        return []
+    path = Path(storage).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"hydra.sweeper.storage={path}: in use by a running sweep. Wait for it, or give another file."
+    return [journal.Lock(path.with_name(f"{path.name}.lock"), refusal)]
 
 
 def _study(plan: Plan) -> Study:
@@ -151,7 +164,7 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
         # Its end was known when the last controller was killed; its process may not have heard.
         if trial.state != "running" and workers.adopt(trial.name):
             workers.stop(trial.name)
-    _keep(plan, [])
+    _keep(plan)
     encoders = plan.space.encoders
     console.note(
         f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
@@ -188,7 +201,7 @@ def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, t
     chosen = finalists.best_of_each(search.trials.values(), plan.finalists)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
     _keep(plan, best)
-    repeats = [run for trial in chosen for run in finalists.repeats(trial, _seeds(plan))]
+    repeats = [run for trial in chosen for run in finalists.repeats(trial, _seeds(plan), _folds(plan))]
     repeats = [_known(plan.folder, run) for run in repeats]
     for run in repeats:
         if run.state != "running":
@@ -204,14 +217,19 @@ def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, t
     return places
 
 
-def _keep(plan: Plan, best: Sequence[Trial]) -> None:
+def _keep(plan: Plan, best: Sequence[Trial] | None = None) -> None:
+    """For reports; without finalists those of an earlier start stay."""
+    try:
+        before = report.about(plan.folder)["finalists"]
+    except ConfigError:
+        before = []
     report.keep(
         plan.folder,
         command=plan.command,
         space=plan.space.described(),
         fixed=plan.fixed,
         budget=plan.budget,
-        finalists=[trial.name for trial in best],
+        finalists=before if best is None else [trial.name for trial in best],
     )
 
 
@@ -290,7 +308,6 @@ def _weights(plan: Plan, study: Study, workers: LocalWorkers) -> dict[str, str]:
         else:
             arguments = (list(plan.space.encoders), plan.pretrained, plan.weights_file)
             known = workers.call("segsweep.nn.weights:sources", *arguments)
-        study.remember("weights", known)
     random = [name for name, source in known.items() if source == "random"]
     if random and len(random) < len(known) and not plan.mixed_weights:
         rows = "; ".join(f"{name}: {source}" for name, source in known.items())
@@ -298,6 +315,7 @@ def _weights(plan: Plan, study: Study, workers: LocalWorkers) -> dict[str, str]:
             f"an unfair comparison: {len(random)} of {len(known)} encoders would start from random weights ({rows}). "
             "Drop them, run once where the hub can be reached, or accept it with hydra.sweeper.mixed_weights=true."
         )
+    study.remember("weights", known)  # what was refused is looked up again
     return known
 
 
@@ -310,8 +328,17 @@ def _argv(plan: Plan, sources: Mapping[str, str], typed: list[str], encoder: str
 
 def _seeds(plan: Plan) -> list[int]:
     """Seeds that the search did not have."""
-    first = int(plan.train.get("seed", 0))
+    varied = [
+        int(end) for parameter in plan.space.parameters if parameter.key == "train.seed" for end in parameter.ends
+    ]
+    first = max([int(plan.train.get("seed", 0)), *varied])
     return [first + 1 + i for i in range(plan.repeats)]
+
+
+def _folds(plan: Plan) -> list[Any]:
+    """The folds that are varied."""
+    varied = tuple(parameter for parameter in plan.space.parameters if parameter.key == "data.fold")
+    return [cell["data.fold"] for cell in grid(Space(varied, ""))] if varied else []
 
 
 def _known(folder: Path, run: Trial) -> Trial:

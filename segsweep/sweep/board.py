@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segsweep.sweep.control import Event
+from segsweep.sweep.finalists import FOLDER
 from segsweep.sweep.trial import Trial, seconds_left
 
 SHOWN = {"started": "begins", "adopted": "goes on", "continued": "goes on", "halved": "begins again"}
@@ -72,7 +73,7 @@ class Board:
 def line(event: Event) -> str:
     """What happened, in one line."""
     trial = event.trial
-    typed, name = " ".join(trial.typed), trial.name.removeprefix("finalists/")
+    typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
     if event.kind == "halved":
         return f"trial {name:>3}  out of memory: begins again with half the micro-batch"

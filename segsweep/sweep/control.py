@@ -244,7 +244,7 @@ class Search:
             elif frozen.state == TrialState.FAIL:
                 trial.state, trial.reason = "failed", frozen.user_attrs.get("failed", "")
             else:
-                trial.state = "running"
+                trial.state, trial.reason = "running", ""
                 self._reported[frozen.number] = frozen.last_step or 0
         states = [trial.state for trial in self.trials.values()]
         self._finished = states.count("complete") + states.count("pruned")
@@ -255,7 +255,7 @@ class Search:
 
     def next(self) -> Trial | None:
         late = self._until is not None and self._clock() >= self._until
-        if late or self._finished + self._running >= self.study.n_trials:
+        if late or self._finished + self._running >= self.study.n_trials or self.study.exhausted():
             return None
         number, values = self.study.ask()
         trial = self.trials[str(number)] = self._made(number, values)

@@ -4,10 +4,12 @@ A search's best score is the largest of many noisy ones, so it is too good to be
 had no part in the choice, and compared image by image.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,11 @@ from segsweep.sweep.trial import Trial
 FOLDER = "finalists"
 MATRICES = "val_matrices.npz"
 RESAMPLES = 2000
+ANEW = ("train.seed", "data.fold")  # what each repeat has of its own
 
 Matrices = NDArray[np.int64]
+Scored = Mapping[tuple[str, ...], Sequence[Matrices]]
+"""By the names of the images, in order: the confusion matrices `n k k` of each run that was scored on them."""
 
 
 def best_of_each(trials: Iterable[Trial], finalists: int) -> list[Trial]:
@@ -30,18 +35,16 @@ def best_of_each(trials: Iterable[Trial], finalists: int) -> list[Trial]:
     return sorted(best.values(), key=_score, reverse=True)[:finalists]
 
 
-def repeats(trial: Trial, seeds: Sequence[int]) -> list[Trial]:
-    """The same setting with other seeds."""
-    return [
-        Trial(
-            f"{FOLDER}/{trial.name}-{seed}",
-            trial.encoder,
-            [*(override for override in trial.typed if not override.startswith("train.seed=")), f"train.seed={seed}"],
-            [*trial.argv, f"train.seed={seed}"],
-            trial.values,
-        )
-        for seed in seeds
-    ]
+def repeats(trial: Trial, seeds: Sequence[int], folds: Sequence[Any] = ()) -> list[Trial]:
+    """The same setting with other seeds; the first on the first fold and so on, so that all finalists see the same."""
+    runs = []
+    for i, seed in enumerate(seeds):
+        anew = [f"train.seed={seed}", *([f"data.fold={folds[i % len(folds)]}"] if folds else [])]
+        replaced = tuple(f"{override.partition('=')[0]}=" for override in anew)
+        typed, argv = ([o for o in kept if not o.startswith(replaced)] for kept in (trial.typed, trial.argv))
+        name = f"{FOLDER}/{trial.name}-{seed}"
+        runs.append(Trial(name, trial.encoder, [*typed, *anew], [*argv, *anew], trial.values))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,22 @@ class Place:
         runs: its complete repeats; the trial itself where there are none.
         iou: mean of the runs' best validation IoU.
         behind: 95 % interval of how far it is behind the first, by a paired bootstrap; None for the first, and where
-            the runs' images cannot be paired.
+            the two were not scored on the same images.
+        failed: repeats that gave nothing.
     """
 
     trial: Trial
     runs: tuple[Trial, ...]
     iou: float
     behind: tuple[float, float] | None = None
+    failed: int = 0
+
+    @property
+    def setting(self) -> list[str]:
+        """What was varied, without what each repeat has of its own."""
+        if self.runs == (self.trial,):
+            return self.trial.typed
+        return [override for override in self.trial.typed if override.partition("=")[0] not in ANEW]
 
     @property
     def winner(self) -> Trial:
@@ -81,48 +93,56 @@ class Place:
 def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> list[Place]:
     """The finalists by mean validation IoU of their repeats, best first.
 
+    A search's score does not stand beside those of fresh seeds: who has no complete repeat while others do is left out.
+
     Args:
         folder: the sweep's.
         finalists: trials of the search.
         runs: their repeats, in whatever state.
     """
     of: dict[str, list[Trial]] = {}
+    failed: Counter[str] = Counter()
     for run in runs:
+        name = run.name.removeprefix(f"{FOLDER}/").rpartition("-")[0]
         if run.state == "complete":
-            of.setdefault(run.name.removeprefix(f"{FOLDER}/").rpartition("-")[0], []).append(run)
-    places = [Place(t, tuple(of.get(t.name, [t])), 0.0) for t in finalists]
-    places = [Place(p.trial, p.runs, mean(_score(run) for run in p.runs)) for p in places]
+            of.setdefault(name, []).append(run)
+        failed[name] += run.state == "failed"
+    places = []
+    for trial in finalists:
+        if own := of.get(trial.name, [] if of else [trial]):
+            places.append(Place(trial, tuple(own), mean(map(_score, own)), failed=failed[trial.name]))
     places.sort(key=lambda place: place.iou, reverse=True)
     if not places:
         return []
     first = _read(folder, places[0].runs)
-    return [places[0], *(Place(p.trial, p.runs, p.iou, behind(first, _read(folder, p.runs))) for p in places[1:])]
+    return [places[0], *(replace(place, behind=behind(first, _read(folder, place.runs))) for place in places[1:])]
 
 
-def behind(first: Sequence[Matrices], other: Sequence[Matrices], seed: int = 0) -> tuple[float, float] | None:
+def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] | None:
     """95 % bootstrap interval of how much better the first is, in IoU.
 
-    Images are drawn with replacement, the same for both; runs are drawn with replacement for each of them.
-
-    Args:
-        first, other: for each run the confusion matrices of the same images in the same order, `n k k`.
+    Images are drawn with replacement, the same for both; runs are drawn with replacement for each of them. Where runs
+    were scored on several sets of images (folds), this is done in each, and the sets count alike.
 
     Returns:
         None where the images differ.
     """
-    if not first or not other or any(m.shape != first[0].shape for m in (*first, *other)):
+    if not first or first.keys() != other.keys():
         return None
+    shapes = {matrices.shape[1:] for scored in (first, other) for runs in scored.values() for matrices in runs}
+    if len(shapes) > 1:
+        return None  # other classes
     rng = np.random.default_rng(seed)
-    images = len(first[0])
-    ours, theirs = np.stack(first).astype(float), np.stack(other).astype(float)
-    gains = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        weight = np.bincount(rng.integers(images, size=images), minlength=images)
-        means = []
-        for runs in (ours, theirs):
-            drawn = runs[rng.integers(len(runs), size=len(runs))]
-            means.append(np.mean(iou(np.einsum("n,rnij->rij", weight, drawn))))
-        gains[i] = means[0] - means[1]
+    gains = np.zeros(RESAMPLES)
+    for images, runs in first.items():
+        ours, theirs = (np.stack(matrices).astype(float) for matrices in (runs, other[images]))
+        for i in range(RESAMPLES):
+            weight = np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))
+            means = []
+            for those in (ours, theirs):
+                drawn = those[rng.integers(len(those), size=len(those))]
+                means.append(np.mean(iou(np.einsum("n,rnij->rij", weight, drawn))))
+            gains[i] += (means[0] - means[1]) / len(first)
     low, high = np.nanpercentile(gains, [2.5, 97.5])
     return float(low), float(high)
 
@@ -136,18 +156,14 @@ def iou(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     return each[..., 1] if matrices.shape[-1] == 2 else np.nanmean(each, -1)
 
 
-def _read(folder: Path, runs: Sequence[Trial]) -> list[Matrices]:
-    found, keys = [], None
+def _read(folder: Path, runs: Sequence[Trial]) -> Scored:
+    found: dict[tuple[str, ...], list[Matrices]] = {}
     for run in runs:
         try:
             with np.load(folder / run.name / MATRICES, allow_pickle=False) as file:
-                own, matrices = file["keys"], file["matrices"]
+                found.setdefault(tuple(map(str, file["keys"])), []).append(file["matrices"])
         except OSError:
-            return []
-        if keys is not None and not np.array_equal(keys, own):
-            return []
-        keys = own
-        found.append(matrices)
+            return {}
     return found
 
 

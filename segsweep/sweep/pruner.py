@@ -70,7 +70,7 @@ def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG,
 
     Args:
         curve: of the trial.
-        others: the sweep's other trials, complete ones and running ones.
+        others: the sweep's other trials; the complete ones are looked at.
         first_rung: share of the training before which nothing is stopped.
         top: how many backbones matter at the end.
     """

@@ -11,6 +11,7 @@ import pandas as pd
 from segsweep.errors import ConfigError
 from segsweep.sweep.finalists import FOLDER, Place, ranked
 from segsweep.sweep.trial import Trial, load_all
+from segsweep.sweep.workers import OUTPUT
 
 ABOUT, PAGE = "sweep.json", "report.html"
 SHOWN = 12  # rows of the table at the end
@@ -79,6 +80,8 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> st
     lines += ["search", _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN))]
     if len(rows) > SHOWN:
         lines.append(f"... {len(rows)} trials in all")
+    if failed := [trial.name for trial in trials if trial.state == "failed"]:
+        lines.append(f"failed: {', '.join(failed)}; what each said is in its {OUTPUT}")
     if any(place.runs != (place.trial,) for place in places):
         lines += [
             "",
@@ -88,6 +91,10 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> st
         ties = [place.trial.encoder for place in places if place.tied]
         if ties:
             lines.append(f"A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}.")
+        ranked = [place.trial.name for place in places]
+        lost = [t.encoder for t in trials if t.name in about(folder)["finalists"] and t.name not in ranked]
+        if lost:
+            lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
     if places:
         lines += ["", *verdict(places, folder)]
     lines.append(f"{'report':16}{folder / PAGE}")
@@ -100,12 +107,12 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
         [
             {
                 "encoder": place.trial.encoder,
-                "setting": " ".join(o for o in place.trial.typed if not o.startswith(("encoder=", "encoder.name="))),
+                "setting": " ".join(o for o in place.setting if not o.startswith(("encoder=", "encoder.name="))),
                 "val/iou": place.iou,
                 "sd": place.sd,
-                "n": len(place.runs),
+                "n": f"{len(place.runs)} of {len(place.runs) + place.failed}" if place.failed else len(place.runs),
                 "search": place.trial.iou,
-                "behind": "" if place.behind is None else f"{place.behind[0]:+.4f} to {place.behind[1]:+.4f}",
+                "behind": _interval(place, places[0]),
                 "weights": place.trial.start.get("weights_source"),
             }
             for place in places
@@ -118,9 +125,11 @@ def verdict(places: Sequence[Place], folder: Path) -> list[str]:
     first = places[0]
     winner = first.winner
     tested = winner.end.get("test/iou")
-    lines = [f"{'best':16}{' '.join(first.trial.typed)}"]
+    lines = [f"{'best':16}{' '.join(first.setting)}"]
     if tested is not None:
-        lines.append(f"{'test IoU':16}{tested:.4f}, scored once")
+        looks = sum("test/iou" in run.end for run in (*load_all(folder), *load_all(folder, FOLDER)))
+        once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
+        lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
         lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
     return [
@@ -133,11 +142,19 @@ def verdict(places: Sequence[Place], folder: Path) -> list[str]:
 def command(trial: Trial) -> str:
     """What to type for the same training again."""
     alone = [] if not any(o.startswith("sweeps=") for o in trial.argv) else ["hydra.mode=RUN"]
-    return shlex.join(["python", "train.py", *dict.fromkeys(trial.argv), *alone])
+    last = {override.partition("=")[0]: override for override in trial.argv}
+    return shlex.join(["python", "train.py", *last.values(), *alone])
+
+
+def _interval(place: Place, first: Place) -> str:
+    if place is first:
+        return ""
+    return "other images" if place.behind is None else f"{place.behind[0]:+.4f} to {place.behind[1]:+.4f}"
 
 
 def _text(rows: pd.DataFrame) -> str:
-    return rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="")
+    formats = {"images/s": lambda value: "" if pd.isna(value) else f"{value:.1f}"}
+    return rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=formats)
 
 
 def _last(trial: Trial, name: str) -> float | None:

@@ -83,10 +83,12 @@ class Study:
             load_if_exists=True,
         )
         self._compare({"space": space.described(), "fixed": list(fixed)}, name)
-        if not self._study.user_attrs.get("seeded"):
+        self._grid = sampler == "grid"
+        enqueued = "gridded" if self._grid else "seeded"
+        if not self._study.user_attrs.get(enqueued):
             for values in seeds:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
-            self._study.set_user_attr("seeded", True)
+            self._study.set_user_attr(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
         self._study.sampler = _sampler(sampler, seed + len(self.trials()), n_trials)
         self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
@@ -98,6 +100,10 @@ class Study:
     def finished(self) -> int:
         """How many trials were completed or pruned."""
         return len(self.trials(*FINISHED))
+
+    def exhausted(self) -> bool:
+        """Whether a grid has no cell left. One that failed is not asked again."""
+        return self._grid and not self.trials(TrialState.WAITING)
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """The next trial's number and values."""
@@ -189,7 +195,8 @@ def grid(space: Space) -> list[dict[str, Any]]:
             axes.append([d.low + i * d.step for i in range(round((d.high - d.low) / d.step) + 1)])
         else:
             raise ConfigError(
-                f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=choice(...) or range(...)."
+                f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
+                f"{key}='choice(...)' or 'range(...)'; without it hydra.sweeper.params says what it is."
             )
     return [dict(zip(space.distributions, values, strict=True)) for values in itertools.product(*axes)]
 

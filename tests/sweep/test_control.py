@@ -24,9 +24,9 @@ FAKE = Path(__file__).with_name("fake_train.py")
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("best", 0.0, 1.0)), "resnet18")
 
 
-def began(folder, n_trials=6, slots=2, argv=(), seeds=(), **settings):
+def began(folder, n_trials=6, slots=2, argv=(), seeds=(), space=SPACE, sampler="tpe", **settings):
     """A search over fake trainings, as `segsweep.multirun` sets one up."""
-    study = Study(folder, SPACE, n_trials=n_trials, seeds=seeds)
+    study = Study(folder, space, n_trials=n_trials, seeds=seeds, sampler=sampler)
     search = Search(study, lambda typed, encoder: [*argv, *typed], **settings)
     search.restore({trial.name: trial for trial in load_all(folder)})
     workers = LocalWorkers(folder, [Slot(i) for i in range(slots)], program=FAKE, preloaded=["segsweep.journal"])
@@ -105,6 +105,22 @@ def test_failures_do_not_count_and_are_told(tmp_path):
     assert states(study).count("FAIL") == 1
     assert states(study).count("COMPLETE") == 3
     assert study.trials(TrialState.FAIL)[0].user_attrs["failed"] == "NaN in the loss."
+
+
+def test_a_cell_of_a_grid_that_failed_is_not_run_again(tmp_path):
+    cells = Space((choice("best", ["0.5", "0.25", "0.75"]), choice("nan", ["2", "9"])), "resnet18")
+    for _ in range(2):
+        study, search, _ = ran(tmp_path, n_trials=None, space=cells, sampler="grid", pruner="none")
+        assert sorted(states(study)) == ["COMPLETE"] * 3 + ["FAIL"] * 3
+        assert len({tuple(trial.params.values()) for trial in study.trials()}) == 6
+    assert {trial.values["nan"] for trial in search.trials.values() if trial.state == "failed"} == {"2"}
+
+
+def test_a_grid_may_follow_another_sampler(tmp_path):
+    cells = Space((choice("best", ["0.5", "0.25", "0.75"]),), "resnet18")
+    ran(tmp_path, n_trials=1, space=cells, sampler="random")
+    study, _, _ = ran(tmp_path, n_trials=None, space=cells, sampler="grid", pruner="none")
+    assert sorted(trial.params["best"] for trial in study.trials()) == ["0.25", "0.5", "0.75"]
 
 
 def test_too_many_failures_end_the_sweep_and_leave_nothing_running(tmp_path):

@@ -28,9 +28,14 @@ def matrices(rng, right, images=40, classes=2):
     return found
 
 
-def kept(folder, run, matrices):
+def scored(runs, images="i"):
+    """Runs that were scored on the same images."""
+    return {tuple(f"{images}{i}" for i in range(len(runs[0]))): runs}
+
+
+def kept(folder, run, matrices, images="i"):
     (folder / run.name).mkdir(parents=True)
-    keys = np.array([str(i) for i in range(len(matrices))])
+    keys = np.array([f"{images}{i}" for i in range(len(matrices))])
     np.savez(folder / run.name / MATRICES, keys=keys, matrices=matrices)
 
 
@@ -65,18 +70,37 @@ def test_repeats_differ_in_the_seed_alone():
     first, second = repeats(trial("7", "a", 0.5, typed=["train.seed=9"]), [1, 2])
     assert first.name == "finalists/7-1"
     assert first.typed == ["encoder=a", "train.seed=1"]
-    assert first.argv == ["encoder=a", "train.seed=9", "train.seed=1"]  # the last counts
+    assert first.argv == ["encoder=a", "train.seed=1"]
     assert second.argv[-1] == "train.seed=2"
     assert first.state == "running"
+
+
+def test_varied_folds_are_the_same_for_all_finalists(tmp_path):
+    rng = np.random.default_rng(5)
+    parents = [trial("0", "a", 0.8, typed=["data.fold=3"]), trial("1", "b", 0.8, typed=["data.fold=1"])]
+    runs = [run for parent in parents for run in repeats(parent, [1, 2, 3], [0, 1])]
+    assert [run.typed[1:] for run in runs[:3]] == [
+        [f"train.seed={s}", f"data.fold={f}"] for s, f in ((1, 0), (2, 1), (3, 0))
+    ]
+    assert runs[0].argv.count("data.fold=3") == 0
+    for i, run in enumerate(runs):
+        run.state, run.records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.8 - 0.1 * (i > 2)}]
+        kept(tmp_path, run, matrices(rng, 0.9 - 0.05 * (i > 2), 30 + i % 3 % 2), images=run.typed[-1])
+    first, second = ranked(tmp_path, parents, runs)
+    assert first.trial is parents[0]
+    assert second.behind[0] > 0
+    assert first.setting == ["encoder=a"]
+    alone = ranked(tmp_path, parents, [run for run in runs if run.name != "finalists/1-2"])
+    assert alone[1].behind is None  # not on the same folds
 
 
 def test_a_clear_difference_is_no_tie():
     rng = np.random.default_rng(0)
     good, bad = [matrices(rng, 0.9) for _ in range(3)], [matrices(rng, 0.8) for _ in range(3)]
-    low, high = behind(good, bad)
+    low, high = behind(scored(good), scored(bad))
     gap = np.mean([iou(m.sum(0).astype(float)) for m in good]) - np.mean([iou(m.sum(0).astype(float)) for m in bad])
     assert 0 < low < gap < high
-    assert behind(bad, good)[1] < 0
+    assert behind(scored(bad), scored(good))[1] < 0
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -87,7 +111,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     try:
         for i in range(60):
             a, b = ([matrices(rng, rng.normal(0.85, 0.005), 30) for _ in range(3)] for _ in range(2))
-            low, high = behind(a, b, seed=i)
+            low, high = behind(scored(a), scored(b), seed=i)
             held += low <= 0 <= high
     finally:
         finalists.RESAMPLES = finalists_resamples
@@ -127,14 +151,18 @@ def test_equal_ones_are_tied(tmp_path):
 
 def test_failed_repeats_are_left_out_and_none_at_all_fall_back_on_the_search(tmp_path):
     a, b = trial("0", "a", 0.8), trial("1", "b", 0.7)
-    runs = repeats(a, [1, 2])
-    runs[0].state, runs[0].records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.75}]
-    runs[1].state = "failed"
-    first, second = ranked(tmp_path, [a, b], runs)
+    runs = [*repeats(a, [1, 2]), *repeats(b, [1, 2])]
+    runs[0].state, runs[0].records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.65}]
+    for failed in runs[1:]:
+        failed.state = "failed"
+    (first,) = ranked(tmp_path, [a, b], runs)  # a search's 0.7 does not beat a fresh 0.65
     assert first.runs == (runs[0],)
-    assert second.runs == (b,)
-    assert second.behind is None  # no matrices were kept
+    assert first.failed == 1
     assert first.sd is None
+    first, second = ranked(tmp_path, [a, b], runs[1:])
+    assert (first.runs, second.runs) == ((a,), (b,))
+    assert second.behind is None  # no matrices were kept
+    assert first.setting == a.typed
 
 
 def test_no_finalist_no_place(tmp_path):
@@ -143,5 +171,9 @@ def test_no_finalist_no_place(tmp_path):
 
 def test_other_images_are_not_paired(tmp_path):
     rng = np.random.default_rng(4)
-    assert behind([matrices(rng, 0.9, 10)], [matrices(rng, 0.9, 11)]) is None
-    assert behind([], [matrices(rng, 0.9)]) is None
+    runs = [matrices(rng, 0.9, 10)]
+    assert behind(scored(runs), scored([matrices(rng, 0.9, 11)])) is None
+    assert behind(scored(runs), scored(runs, "j")) is None
+    assert behind(scored(runs), scored([matrices(rng, 0.9, 10, classes=3)])) is None
+    assert behind({}, scored(runs)) is None
+    assert behind(scored(runs), scored(runs)) == (0, 0)

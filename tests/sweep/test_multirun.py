@@ -1,11 +1,14 @@
 """The composition root: weights found once, pinned, and compared for fairness."""
 
+import subprocess
+import sys
+
 import pytest
 
 from segsweep import multirun
 from segsweep.errors import ConfigError
 from segsweep.multirun import Plan
-from segsweep.sweep.space import Space, choice, rates_by_kind
+from segsweep.sweep.space import Space, choice, rates_by_kind, steps
 from segsweep.sweep.study import Study
 
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), rates_by_kind()), "resnet18")
@@ -25,7 +28,8 @@ class Calls:
 def plan(tmp_path, **settings):
     train = {"epochs": 3, "seed": 5, "time_budget": None}
     tracking = {"name": "none", "experiment": "x", "uri": None, "timeout": 1.0}
-    return Plan(tmp_path, "", SPACE, {}, ("data=shapes",), train, tracking=tracking, **({"n_trials": 4} | settings))
+    settings = {"n_trials": 4, "space": SPACE} | settings
+    return Plan(tmp_path, "", defaults={}, fixed=("data=shapes",), train=train, tracking=tracking, **settings)
 
 
 def test_weights_are_asked_for_once(tmp_path):
@@ -47,8 +51,10 @@ def test_weights_are_pinned(tmp_path, source, pinned):
 
 def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
     mixed = Calls({"resnet18": "hub", "resnet34": "random"})
-    with pytest.raises(ConfigError, match=r"1 of 2 encoders .* \(resnet18: hub; resnet34: random\)"):
-        multirun._weights(plan(tmp_path), Study(tmp_path, SPACE, n_trials=4), mixed)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"1 of 2 encoders .* \(resnet18: hub; resnet34: random\)"):
+            multirun._weights(plan(tmp_path), Study(tmp_path, SPACE, n_trials=4), mixed)
+    assert len(mixed.asked) == 2  # the hub may be within reach by now
     allowed = plan(tmp_path, mixed_weights=True)
     assert multirun._weights(allowed, Study(tmp_path, SPACE, n_trials=4), mixed) == mixed.sources
     all_random = Calls({"resnet18": "random", "resnet34": "random"})
@@ -58,6 +64,35 @@ def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):
     assert multirun._seeds(plan(tmp_path, repeats=3)) == [6, 7, 8]
+    varied = Space((*SPACE.parameters, steps("train.seed", [0, 4, 8])), "resnet18")
+    assert multirun._seeds(plan(tmp_path, repeats=2, space=varied)) == [9, 10]
+    chosen = Space((*SPACE.parameters, choice("train.seed", ["7", "6"])), "resnet18")
+    assert multirun._seeds(plan(tmp_path, repeats=2, space=chosen)) == [8, 9]
+
+
+def test_finalists_share_the_varied_folds(tmp_path):
+    assert multirun._folds(plan(tmp_path)) == []
+    varied = Space((*SPACE.parameters, steps("data.fold", [0, 1, 2])), "resnet18")
+    assert multirun._folds(plan(tmp_path, space=varied)) == [0, 1, 2]
+
+
+def test_a_study_file_has_one_controller_whatever_the_folder(tmp_path):
+    """`lockf` is a process's: the first controller is another process."""
+    storage = tmp_path / "shared" / "study.log"
+    hold = f"from segsweep.multirun import _storage_lock as f; l = f({str(storage)!r}); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        second = plan(tmp_path / "other", storage=str(storage))
+        with pytest.raises(ConfigError, match="in use by a running sweep"):
+            multirun.run(second)
+        first.communicate(b"\n")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("setting", [{"sampler": "tpee"}, {"pruner": "x"}, {"budget": "x"}, {"repeats": -1}])
+def test_bad_settings_are_refused_before_anything_is_looked_up(tmp_path, setting):
+    with pytest.raises(ConfigError, match=f"hydra.sweeper.{next(iter(setting))}="):
+        plan(tmp_path, **setting)
 
 
 def test_sources_say_where_weights_come_from(monkeypatch):

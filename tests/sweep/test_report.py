@@ -63,6 +63,7 @@ def sweep(tmp_path):
     kept(tmp_path, "9", scores=(), state="failed", reason="NaN")
     kept(tmp_path, "finalists/7-1", "resnet18", 8e-4, (0.3, 0.46), seed=1, tested=0.44)
     kept(tmp_path, "finalists/6-1", "resnet34", 7e-4, (0.3, 0.45), seed=1)
+    kept(tmp_path, "finalists/6-2", "resnet34", 7e-4, (), state="failed", seed=2)
     report.keep(
         tmp_path,
         command="-m hydra/sweeper=optuna",
@@ -130,11 +131,26 @@ def test_the_table_is_best_first_with_what_makes_it_fair(sweep):
     assert rows.iloc[-1]["state"] == "failed"
 
 
+def test_the_end_says_what_is_not_as_it_should_be(sweep):
+    trials, first = list(load_all(sweep)), report.places(sweep)
+    said = report.result(trials, first, sweep)
+    assert "failed: 9; what each said is in its out.log" in said
+    assert "1 of 2" in said  # a finalist's repeats
+    assert "other images" in said  # no matrices were kept
+    assert "scored once" in said
+    kept(sweep, "finalists/5-1", "resnet18", 6e-4, (0.3, 0.2), seed=1, tested=0.43)  # of an earlier, shorter search
+    kept(sweep, "finalists/4-1", "convnext_atto", 6e-4, (), state="failed", seed=1)
+    report.keep(sweep, **(report.about(sweep) | {"finalists": ["7", "6", "4"]}))
+    said = report.result(trials, report.places(sweep), sweep)
+    assert "0.4400, of 2 models of this sweep that were scored on it: optimistic" in said
+    assert "Left out, since all their repeats failed: resnet34." in said
+
+
 def test_compare_shows_what_differs(sweep):
     rows = compare.table(compare.runs([sweep]))
     assert [c for c in rows if "." in c] == ["encoder.name", "optim.lr", "train.seed"]
     assert rows["val/iou"].tolist()[0] == pytest.approx(0.47)
-    assert len(rows) == 12
+    assert len(rows) == 13
 
 
 def test_compare_means_over_complete_runs(sweep):
@@ -174,6 +190,8 @@ def test_compare_without_runs(tmp_path, capsys):
 def test_the_command_of_the_best_is_one_to_type(tmp_path):
     trial = Trial("0", "resnet18", [], ["data=folder", "data.classes=[a,b]", "encoder=resnet18", "encoder=resnet18"])
     assert report.command(trial) == "python train.py data=folder 'data.classes=[a,b]' encoder=resnet18"
+    trial.argv.append("encoder=resnet34")
+    assert report.command(trial).endswith(" encoder=resnet34")  # the last counts
     trial.argv.append("sweeps=lr_by_encoder")
     assert report.command(trial).endswith("sweeps=lr_by_encoder hydra.mode=RUN")
 
