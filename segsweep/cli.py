@@ -76,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--name", help="of the folder in RUN/evaluations (default: from split and data)")
     evaluate.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     evaluate.set_defaults(command=_evaluate)
+    ui = commands.add_parser("ui", help="look at runs and compare them: MLflow's page, opened on the newest result")
+    ui.add_argument("--port", type=_port, default=5000, metavar="N", help="default: 5000; 0 takes any that is free")
+    ui.add_argument("--host", default="127.0.0.1", help="who may connect (default: 127.0.0.1, this machine alone)")
+    ui.add_argument("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
+    ui.set_defaults(command=_ui)
     options = parser.parse_args(argv)
     try:
         return options.command(options)
@@ -91,6 +96,12 @@ def _side(text: str) -> int:
     """A tile's side."""
     if not text.isdecimal() or int(text) < 32:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of pixels from 32, as 512")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number up to 65535")
     return int(text)
 
 
@@ -219,6 +230,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         tracking.log_evaluation(found.run, config.tracking.uri, name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does
         print(f"segsweep: MLflow was not told: {error}", file=sys.stderr)
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from segsweep.use.ui import serve
+
+    serve(options.port, options.host, options.uri)
     return 0
 
 

@@ -38,13 +38,19 @@ def tracking_uri(uri: str | None = None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs() / 'mlflow.db'}"
 
 
+def without_password(uri: str) -> str:
+    """The URI as it may be printed and written down."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
 def show_command(folder: Path, uri: str | None = None) -> str:
     """The command, and the address below it, that shows the run or sweep in MLflow, in its saved view if it has one."""
     uri = tracking_uri(uri)
     cursor = _read_cursor(folder, uri)
     page = saved_view.page(cursor.get("experiment_id", "0"), cursor.get("view", ""))
     if uri.startswith("http"):
-        return f"{_without_password(uri).rstrip('/')}/{page}"
+        return f"{without_password(uri).rstrip('/')}/{page}"
     other = "" if uri == tracking_uri() else f" --uri {shlex.quote(uri)}"
     return f"segsweep ui{other}   then http://127.0.0.1:5000/{page}"
 
@@ -71,7 +77,7 @@ def folder_of(run_id: str, uri: str | None = None) -> Path:
     try:
         run = _client(uri).get_run(run_id)
     except MlflowException as error:
-        raise ConfigError(f"{run_id}: no run of this id at {_without_password(uri)}: {first_line(error)}") from error
+        raise ConfigError(f"{run_id}: no run of this id at {without_password(uri)}: {first_line(error)}") from error
     folder = Path(run.data.tags.get("segsweep.folder", ""))
     if not folder.is_absolute() or not folder.is_dir():
         raise ConfigError(f"{run_id}: its folder is not on this machine: {folder}. Copy it here and name it.")
@@ -91,7 +97,7 @@ def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
         names = [known.name for known in client.search_experiments()]
         near = closest(experiment, names)
         hint = f" Closest: {near[0]}." if near else ""
-        raise ConfigError(f"{experiment}: no such folder, and no such experiment at {_without_password(uri)}.{hint}")
+        raise ConfigError(f"{experiment}: no such folder, and no such experiment at {without_password(uri)}.{hint}")
     folders, token = [], None
     while True:
         page = client.search_runs([found.experiment_id], page_token=token)
@@ -534,19 +540,14 @@ def _read_cursors(folder: Path) -> dict[str, Any]:
 
 
 def _write_cursor(folder: Path, uri: str, cursor: dict[str, Any]) -> None:
-    cursors = _read_cursors(folder) | {_without_password(uri): cursor}
+    cursors = _read_cursors(folder) | {without_password(uri): cursor}
     writing = folder / f"{CURSOR}.writing"
     writing.write_text(json.dumps(cursors, indent=1), encoding="utf-8")
     writing.replace(folder / CURSOR)
 
 
 def _read_cursor(folder: Path, uri: str) -> dict[str, Any]:
-    return _read_cursors(folder).get(_without_password(uri), {})
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    return _read_cursors(folder).get(without_password(uri), {})
 
 
 def _name(text: str) -> str:

@@ -171,7 +171,7 @@ def test_sync_of_no_run_is_refused(tmp_path, capsys):
 
 
 def test_passwords_are_not_written_down(folder):
-    cursor = tracking._without_password("https://me:secret@server.example/path")
+    cursor = tracking.without_password("https://me:secret@server.example/path")
     assert cursor == "https://server.example/path"
 
 
