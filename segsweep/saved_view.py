@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 TAG = "mlflow.sharedViewState."  # and the view's key
-SCORE, CURVE, SIZE = "best/val_iou", "val/iou", "parameters"
+SCORE, CURVE, SIZE, SPEED = "best/val_iou", "val/iou", "parameters", "perf/images_per_s"
 PICTURES = 4  # cards, each of one image as every run segments it
 BEST = 0  # the step at which a finished run's best pictures are found, whichever epoch was the best
-SECTION = "segsweep"
+# Name, columns and height of the sections that are open.
+SECTIONS = {"charts": ("Runs", 2, 340), "pictures": ("Predictions (step 0: of each run's best epoch)", 1, 420)}
 # MLflow adds a chart for every metric, in sections by the metrics' prefixes: there to be opened, closed at first.
 CLOSED = ("best", "data", "perf", "predictions", "test", "train", "val", "val/iou", "Model metrics", "System metrics")
 
@@ -43,17 +44,27 @@ def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], 
             *(_column("params", name) for name in swept),
             _column("params", "weights_source"),
             _column("params", SIZE),
-            _column("metrics", "perf/images_per_s"),
+            _column("metrics", SPEED),
             "attributes.`Duration`",
         ],
         "runsHiddenMode": "SHOW_ALL",  # otherwise charts show the first ten
         "compareRunCharts": [
-            {**card, "uuid": f"{SECTION}-{place}", "metricSectionId": SECTION, "isGenerated": False, "deleted": False}
+            {**card, "uuid": f"segsweep-{place}", "isGenerated": False, "deleted": False}
             for place, card in enumerate(_cards(swept, pictures))
         ],
         "compareRunSections": [
-            {"uuid": SECTION, "name": SECTION, "display": True, "isReordered": True, "columns": 2, "cardHeight": 400},
-            *({"uuid": closed, "name": closed, "display": False, "isReordered": False} for closed in CLOSED),
+            *(
+                {
+                    "uuid": key,
+                    "name": name,
+                    "display": True,
+                    "isReordered": True,
+                    "columns": columns,
+                    "cardHeight": high,
+                }
+                for key, (name, columns, high) in SECTIONS.items()
+            ),
+            *({"uuid": name, "name": name, "display": False, "isReordered": False} for name in CLOSED),
         ],
         "isAccordionReordered": True,  # else MLflow sorts the sections by name
         "hideEmptyCharts": True,
@@ -87,12 +98,20 @@ def page(experiment_id: str, key: str = "") -> str:
 
 def _cards(swept: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
     axes = [*swept] if len(swept) > 1 else [*swept, SIZE]
-    yield {"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": [SCORE], "showAllRuns": False}
-    yield {"type": "LINE", "metricKey": CURVE, "selectedMetricKeys": [CURVE], "xAxisKey": "step", "scaleType": "linear"}
-    x, y = {"key": SIZE, "type": "PARAM"}, {"key": SCORE, "type": "METRIC"}
-    yield {"type": "SCATTER", "xaxis": x, "yaxis": y, "runsCountToCompare": 100}
-    for picture in pictures[:PICTURES]:
-        yield {"type": "IMAGE", "imageKeys": [picture], "step": BEST}
+    size, speed = {"key": SIZE, "type": "PARAM"}, {"key": SPEED, "type": "METRIC"}
+    score = {"key": SCORE, "type": "METRIC"}
+    charts: list[dict[str, Any]] = [
+        {"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": [SCORE], "showAllRuns": False},
+        {"type": "LINE", "metricKey": CURVE, "selectedMetricKeys": [CURVE], "xAxisKey": "step", "scaleType": "linear"},
+        {"type": "SCATTER", "xaxis": size, "yaxis": score, "runsCountToCompare": 100},
+        {"type": "SCATTER", "xaxis": speed, "yaxis": score, "runsCountToCompare": 100},
+    ]
+    for chart in charts:
+        yield {**chart, "metricSectionId": "charts"}
+    for key in pictures[:PICTURES]:
+        # Otherwise MLflow writes all of a run's parameters above its picture.
+        shown = {"imageKeys": [key], "step": BEST, "showRunParams": False}
+        yield {"type": "IMAGE", **shown, "metricSectionId": "pictures"}
 
 
 def _column(kind: str, name: str) -> str:

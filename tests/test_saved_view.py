@@ -30,11 +30,11 @@ def test_the_table_is_sorted_and_shows_what_was_varied():
 def test_every_card_lies_in_a_section_and_has_an_identity_of_its_own():
     state = view(pictures=["predictions/a", "predictions/b"])
     cards, sections = state["compareRunCharts"], state["compareRunSections"]
-    assert [card["type"] for card in cards] == ["PARALLEL", "LINE", "SCATTER", "IMAGE", "IMAGE"]
+    assert [card["type"] for card in cards] == ["PARALLEL", "LINE", "SCATTER", "SCATTER", "IMAGE", "IMAGE"]
     assert len({card["uuid"] for card in cards}) == len(cards)
     assert {card["metricSectionId"] for card in cards} <= {section["uuid"] for section in sections}
-    assert [section["display"] for section in sections] == [True] + [False] * (len(sections) - 1)
-    assert [card["imageKeys"] for card in cards[3:]] == [["predictions/a"], ["predictions/b"]]
+    assert [section["display"] for section in sections] == [True] * 2 + [False] * (len(sections) - 2)
+    assert [card["imageKeys"] for card in cards[4:]] == [["predictions/a"], ["predictions/b"]]
 
 
 def test_parallel_coordinates_have_two_axes_and_the_score_at_least():
