@@ -4,11 +4,9 @@ Hydra composes `conf/` and the command line into a configuration, this module ch
 `segsweep.run.run`. Nothing heavy is imported before that: `--help`, `--cfg job` and completion answer at once.
 """
 
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep import journal
 from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, prepare, recorded, to_config
 from segsweep.config import keys
-from segsweep.errors import ConfigError, Terminated
+from segsweep.errors import ConfigError, Terminated, terminable
 from segsweep.paths import CHECKOUT, outputs, quoted
 
 # What `resume=DIR` may change: how long and where.
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
         overrides, resuming = _take_resume(argv)
         sys.argv = [str(CHECKOUT / "train.py"), *overrides]
-        with _terminable():
+        with terminable():
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
@@ -82,23 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         sys.argv = saved
     return code
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, in the main thread, the only one where signals arrive."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path | None) -> int:

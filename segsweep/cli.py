@@ -7,14 +7,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segsweep import __version__
-from segsweep.errors import ConfigError, DataError
+from segsweep.errors import ConfigError, DataError, Terminated, terminable
+
+if TYPE_CHECKING:
+    from segsweep.data.dataset import Dataset
 
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
 FORMATS = ("text", "csv", "markdown", "latex")
 SHEET = 24  # pairs on the sheet of pictures
 RUN = "a run folder, a model's file, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
+EXPORTS = ("onnx", "pt2")
 VIEWS, PRECISIONS = ("none", "hflip", "flips"), ("auto", "fp32", "bf16", "fp16")
 
 
@@ -76,20 +81,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--name", help="of the folder in RUN/evaluations (default: from split and data)")
     evaluate.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     evaluate.set_defaults(command=_evaluate)
+    export = commands.add_parser("export", help="a trained model as one file that needs no segsweep (extra: export)")
+    export.add_argument("run", metavar="RUN", help=RUN)
+    export.add_argument("--format", choices=EXPORTS, required=True, help="ONNX, or PyTorch's exported program")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.FORMAT beside the model")
+    export.set_defaults(command=_export)
+    register = commands.add_parser("register", help="a trained model into MLflow's registry, as its champion")
+    register.add_argument("run", metavar="RUN", help=RUN)
+    register.add_argument("name", metavar="NAME", help="of the registered model")
+    register.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
+    register.set_defaults(command=_register)
     ui = commands.add_parser("ui", help="look at runs and compare them: MLflow's page, opened on the newest result")
     ui.add_argument("--port", type=_port, default=5000, metavar="N", help="default: 5000; 0 takes any that is free")
     ui.add_argument("--host", default="127.0.0.1", help="who may connect (default: 127.0.0.1, this machine alone)")
     ui.add_argument("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
     ui.set_defaults(command=_ui)
+    demo = commands.add_parser("demo", help="a page in the browser: drop an image, see the mask (extra: demo)")
+    demo.add_argument("run", nargs="?", default="best", metavar="RUN", help=f"{RUN} (default: best)")
+    demo.add_argument("--port", type=_port, default=7860, metavar="N", help="default: 7860; 0 takes any that is free")
+    demo.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
+    demo.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    demo.add_argument("--precision", choices=PRECISIONS, default="auto")
+    demo.set_defaults(command=_demo)
     options = parser.parse_args(argv)
     try:
-        return options.command(options)
+        with terminable():
+            return options.command(options)
     except ConfigError as error:
         print(f"segsweep: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("segsweep: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("segsweep: terminated", file=sys.stderr)
+        return 143
 
 
 def _side(text: str) -> int:
@@ -208,6 +234,19 @@ def _predict(options: argparse.Namespace) -> int:
     return DataError.exit_code if problems else 0
 
 
+def _demo(options: argparse.Namespace) -> int:
+    from segsweep import console
+    from segsweep.use.demo import serve
+    from segsweep.use.find import find
+    from segsweep.use.predict import Predictor
+
+    found = find(options.run)
+    predictor = Predictor(found.model, device=options.device, precision=options.precision, tta=options.tta)
+    console.note(f"model           {found.why or found.model}")
+    serve(predictor, found, options.port)
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from segsweep import console, journal, tracking
     from segsweep.compose import of_run
@@ -238,6 +277,54 @@ def _ui(options: argparse.Namespace) -> int:
 
     serve(options.port, options.host, options.uri)
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from segsweep import console
+    from segsweep.use.export import export, needs
+    from segsweep.use.find import find
+
+    needs(options.format)
+    found = find(options.run)
+    console.note(f"model           {found.why or found.model}")
+    path = options.output or found.model.with_name(f"model.{options.format}")
+    data = _own_data(found.folder)
+    done = export(found.model, path, options.format, data, console.bar)
+    print(console.exported(options.format, done.path, str(done.sizes), vars(done.comparison), data is not None))
+    return 0
+
+
+def _register(options: argparse.Namespace) -> int:
+    from segsweep import console
+    from segsweep.use.find import find
+    from segsweep.use.register import register
+
+    found = find(options.run)
+    console.note(f"model           {found.why or found.model}")
+    data = _own_data(found.folder)
+    done = register(found, options.name, options.uri, data, console.bar)
+    print(
+        console.registered(
+            options.name, done.version, done.run, str(done.sizes), vars(done.comparison), data is not None
+        )
+    )
+    return 0
+
+
+def _own_data(folder: Path | None) -> "Dataset | None":
+    """The data that a run was trained on; None, and a note, where they cannot be had."""
+    from segsweep import console
+    from segsweep.compose import of_run
+    from segsweep.run import load
+
+    if folder is None:
+        return None
+    try:
+        config = of_run(folder)
+        return load(config.data, config.train.workers)
+    except ConfigError as error:
+        console.note(f"no images       {error}")
+        return None
 
 
 def _sync(options: argparse.Namespace) -> int:

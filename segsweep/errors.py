@@ -7,7 +7,10 @@ ConfigError                2    command line, config, a folder in use or holding
 └── SweepError             6    too many trials of a sweep failed
 """
 
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -34,7 +37,29 @@ class SweepError(ConfigError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; as `KeyboardInterrupt`, nobody's to swallow."""
+    """SIGTERM or SIGHUP arrived; as `KeyboardInterrupt`, nobody's to swallow."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM and a closed terminal raise `Terminated`, in the main thread, the only one where signals arrive.
+
+    What is ignored, as under nohup, stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) != signal.SIG_IGN]
+    before = {kind: signal.signal(kind, terminate) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:

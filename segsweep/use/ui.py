@@ -1,12 +1,10 @@
 """`segsweep ui`: MLflow's server on the project's database, lean and on loopback, opened on the newest saved view."""
 
-import errno
 import ipaddress
 import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,13 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 from urllib import request
 
 from segsweep import console, saved_view, tracking
-from segsweep.errors import ConfigError, Terminated, first_line
+from segsweep.errors import ConfigError, Terminated, first_line, terminable
 from segsweep.paths import outputs
+from segsweep.use.ports import available
 
 PORT, HOST = 5000, "127.0.0.1"
 START = 120.0  # seconds that a server may take to answer; usually five
@@ -41,16 +39,15 @@ def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
     if uri.startswith("http"):
         print(front_page(tracking.without_password(uri)), flush=True)
         return
-    with _signals():
-        try:
-            with server(uri, host, port) as (address, process):
-                print(front_page(address), flush=True)
-                if not _loopback(host):
-                    console.note(_without_a_lock(uri, host, port))
-                console.note("Ctrl-C stops it")
-                code = process.wait()
-        except (KeyboardInterrupt, Terminated):
-            return
+    try:
+        with terminable(), server(uri, host, port) as (address, process):
+            print(front_page(address), flush=True)
+            if not _loopback(host):
+                console.note(_without_a_lock(uri, host, port))
+            console.note("Ctrl-C stops it")
+            code = process.wait()
+    except (KeyboardInterrupt, Terminated):
+        return
     raise ConfigError(f"MLflow's server ended by itself, with code {code}.")
 
 
@@ -64,7 +61,7 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
     Raises:
         ConfigError: the port is taken, or the server does not start.
     """
-    port = _available(host, port)
+    port = available(host, port, "segsweep ui")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         tracking.make_database(uri)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
@@ -125,47 +122,6 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that has ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal raise `Terminated`, as Ctrl-C raises `KeyboardInterrupt`."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = {kind: signal.signal(kind, terminate) for kind in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-def _available(host: str, port: int) -> int:
-    """The port, or any free one for 0.
-
-    Raises:
-        ConfigError: it cannot be listened at.
-    """
-    try:
-        return _bound(host, port)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise ConfigError(
-                f"--host {host} --port {port}: cannot be listened at: {os.strerror(error.errno or 0)}."
-            ) from error
-    for other in [*range(port + 1, min(port + 20, 65536)), 0]:
-        with suppress(OSError):
-            free = _bound(host, other)
-            break
-    raise ConfigError(f"--port {port}: in use by another program. Try: segsweep ui --port {free}")
-
-
-def _bound(host: str, port: int) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening:
-        return listening.getsockname()[1]
 
 
 def _loopback(host: str) -> bool:

@@ -20,6 +20,7 @@ import pytest
 from segsweep import cli, saved_view
 from segsweep.errors import ConfigError
 from segsweep.use import ui
+from segsweep.use.ports import available
 
 
 def test_it_answers_says_where_and_leaves_nothing(database):
@@ -52,7 +53,7 @@ def test_a_taken_port_is_one_line_with_another_to_type(outputs, capsys):
     )
     assert int(free) != port
     assert said.out == ""
-    assert ui._available("127.0.0.1", int(free)) == int(free)
+    assert available("127.0.0.1", int(free), "") == int(free)
 
 
 def test_an_address_that_is_not_ours_is_refused(outputs, capsys):

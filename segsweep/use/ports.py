@@ -1,0 +1,37 @@
+"""Where a page can be served."""
+
+import errno
+import os
+import socket
+from contextlib import suppress
+
+from segsweep.errors import ConfigError
+
+
+def available(host: str, port: int, command: str) -> int:
+    """The port, or any free one for 0.
+
+    Args:
+        command: what to type with another port.
+
+    Raises:
+        ConfigError: it cannot be listened at.
+    """
+    try:
+        return _bound(host, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise ConfigError(
+                f"--host {host} --port {port}: cannot be listened at: {os.strerror(error.errno or 0)}."
+            ) from error
+    for other in [*range(port + 1, min(port + 20, 65536)), 0]:
+        with suppress(OSError):
+            free = _bound(host, other)
+            break
+    raise ConfigError(f"--port {port}: in use by another program. Try: {command} --port {free}")
+
+
+def _bound(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        return listening.getsockname()[1]
