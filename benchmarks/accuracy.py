@@ -3,13 +3,13 @@
     pip install -e ".[bench]"
     python benchmarks/accuracy.py dsb2018 --seeds 0 1 2
     python benchmarks/accuracy.py camvid --seeds 0 --who ours peer random
-    python benchmarks/accuracy.py dsb2018 --who ours --budget 1560 -- augmentation=strong
+    python benchmarks/accuracy.py dsb2018 --who ours --budget 1560 augmentation=strong
     python benchmarks/accuracy.py dsb2018 --who peer --seeds 1 --epochs 10
     python benchmarks/accuracy.py dsb2018 --table
 
 Who:
 
-    ours        `python train.py data=... train.time_budget=SECONDS`, and what stands after `--`
+    ours        `python train.py data=... train.time_budget=SECONDS`, and overrides
     random      the same with encoder.pretrained=false
     peer        the same encoder, weights, split and seconds: Adam 2e-4 with a cosine, Dice loss, flips, images squeezed
                 to the canvas, as in its notebooks, but at tuned speed (bf16, channels_last, loader processes)
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RAW / "accuracy.jsonl")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     parser.add_argument("more", nargs="*", help="overrides of ours and random")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     budget = arguments.budget or TASKS[arguments.task].budget
     more = " ".join(arguments.more)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
