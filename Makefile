@@ -2,7 +2,7 @@ PYTHON ?= python
 # Names the raw results.
 HARDWARE ?= cpu
 
-.PHONY: check test lint bench
+.PHONY: check test test-browser lint bench
 
 check: lint test  ## everything a change must pass
 
@@ -13,6 +13,9 @@ lint:
 
 test:
 	$(PYTHON) -m pytest
+
+test-browser:  ## MLflow's page as one sees it; needs chromium and chromedriver
+	$(PYTHON) -m pytest -m browser tests/browser
 
 bench:  ## what benchmarks/RESULTS.md reports; needs pip install -e ".[bench]" and a quiet machine
 	$(PYTHON) benchmarks/augmentation.py --name augmentation-$(HARDWARE)
