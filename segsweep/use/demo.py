@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HOST, PORT = "127.0.0.1", 7860
 EXAMPLES = 8
-THUMBNAIL, SHORTEST, LONGEST = 256, 512, 2048  # pixels of the longer side: of an example, and of what is shown
+THUMBNAIL, SHORTEST, LONGEST = 256, 640, 2048  # pixels of the longer side: of an example, and of what is shown
 KEPT = 3600  # seconds that a visitor's files are kept
 OPACITY = 0.45
 
@@ -80,7 +80,7 @@ def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
 
 
 def painted(seen: Segmented, classes: np.ndarray, opacity: float) -> np.ndarray:
-    """The classes over the image, uint8 `h w 3`, with a longer side from `SHORTEST` to `LONGEST` pixels."""
+    """The classes over the image, uint8 `h w 3`, small ones enlarged up to `SHORTEST` pixels, large ones thinned."""
     side = max(classes.shape)
     step, times = -(-side // LONGEST), max(1, SHORTEST // side)
     small = pictures.overlay(seen.rgb[::step, ::step], classes[::step, ::step], opacity)
@@ -151,7 +151,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
                 )  # fmt: skip
                 opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="opacity", elem_id="opacity")
                 legend = gr.HTML(elem_id="shares")
-                mask = gr.DownloadButton("mask (PNG of class indices)", interactive=False, elem_id="mask")
+                mask = gr.DownloadButton("mask (PNG)", interactive=False, elem_id="mask")
             with gr.Column(scale=3):
                 overlay = gr.Image(
                     label="what the model sees", format="png", interactive=False, height=480,
@@ -160,7 +160,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
         if shown:
             gallery = gr.Gallery(
                 [_thumbnail(path, predictor.range) for path in shown], label="validation images", elem_id="examples",
-                columns=EXAMPLES, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
+                columns=EXAMPLES, height=180, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
             )  # fmt: skip
         inputs, outputs = [state, threshold, opacity], [overlay, legend, mask]
         looks = [given.change(look, given, state)]
@@ -215,7 +215,11 @@ def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
 
 def _about(predictor: Predictor, found: Found) -> str:
     height, width = predictor.about["size"]
-    return f"U-Net on {predictor.about['model']['name']}, trained at {width}×{height}. {found.why or found.model}"
+    place = "/".join((found.folder or found.model).parts[-2:])
+    return (
+        f"{place}: a U-Net on {predictor.about['model']['name']}, trained at {width}×{height}, "
+        f"validation IoU {predictor.about['val_iou']:.3f}"
+    )
 
 
 def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:

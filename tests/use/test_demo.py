@@ -47,7 +47,7 @@ def test_several_classes_have_no_threshold(tmp_path):
     assert demo.shares(classes, ["a", "b", "c"]) == {"a": 0.25, "b": 0.25, "c": 0.5}
 
 
-@pytest.mark.parametrize(("side", "shown"), [(64, 512), (500, 500), (2048, 2048), (5000, 1667)])
+@pytest.mark.parametrize(("side", "shown"), [(64, 640), (500, 500), (2048, 2048), (5000, 1667)])
 def test_what_is_shown_fits_a_screen(side, shown, tmp_path):
     seen = demo.Segmented("x", np.zeros((side, 40, 3), np.uint8), None, np.zeros((side, 40), np.uint8), tmp_path)
     assert demo.painted(seen, seen.decided(0.5), 0.5).shape[0] == shown
