@@ -460,8 +460,9 @@ class _Sync:
 
 
 def _client(uri: str) -> Any:
-    # Bounded waiting, no telemetry: both are read when mlflow is imported or called; what the user set stays.
+    # Bounded waiting, no telemetry, no addresses on stdout: all are read when mlflow is imported or called; what the user set stays.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from mlflow import MlflowClient

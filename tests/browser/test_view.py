@@ -39,6 +39,7 @@ def swept(folder, root, **environment):
     command += ["optim.lr=tag(log,interval(5e-3,5e-2))"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "View run" not in done.stdout, "MLflow prints on stdout"
     (line,) = re.findall(r"^compare +(.*)$", done.stdout, re.M)
     return line
 
