@@ -460,7 +460,7 @@ class _Sync:
 
 
 def _client(uri: str) -> Any:
-    # Bounded waiting, no telemetry, no addresses on stdout. All are read when mlflow is imported or called; what the user
+    # Bounded waiting, no telemetry, no addresses on stdout: read when mlflow is imported or called. What the user
     # set stays.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
