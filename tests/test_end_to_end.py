@@ -31,7 +31,7 @@ def test_the_default_run_with_its_pretrained_encoder_reaches_mlflow(outputs, dat
     done = subprocess.run(typed, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "weights: package" in done.stdout
-    assert "mlflow ui --backend-store-uri sqlite:///" in done.stdout
+    assert "compare           segsweep ui   then http://127.0.0.1:5000/#/experiments/1/runs?" in done.stdout
     (folder,) = (path.parent for path in outputs.rglob(journal.NAME))
     epochs = journal.epochs(journal.read(folder))
     assert epochs[-1]["train/loss"] < epochs[0]["train/loss"]
