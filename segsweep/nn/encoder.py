@@ -6,12 +6,15 @@ asked for maps at several sizes. timm's own `feature_info.reduction()` is wrong 
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import timm
 import torch
+from timm.layers import padding
 from timm.models import group_parameters, is_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -137,16 +140,42 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Args: image: `b c h w`, normalised. Returns: maps `b c_i h/s_i w/s_i`, in the order of `self.maps`."""
         height, width = image.shape[-2:]
-        if self.input_size and (height, width) != self.input_size:
+        # In an export sizes may be symbols, which cannot be compared.
+        resized = self.input_size and (isinstance(height, torch.SymInt) or (height, width) != self.input_size)
+        if resized:
             image = F.interpolate(image, size=self.input_size, mode="bilinear", antialias=True)
         maps = self.timm(image)
         maps = [maps[i] for i in self._kept]
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        if self.input_size and (height, width) != self.input_size:
-            sizes = [(max(1, round(height / m.stride)), max(1, round(width / m.stride))) for m in self.maps]
+        if resized:
+            sizes = [(_length(height, m.stride), _length(width, m.stride)) for m in self.maps]
             maps = [F.interpolate(m, size=size, mode="bilinear") for m, size in zip(maps, sizes, strict=True)]
         return maps
+
+
+@contextmanager
+def whole_strides() -> Iterator[None]:
+    """A context in which timm takes each map's sides for multiples of the stride of what runs over it.
+
+    So they are where the image's are multiples of the deepest stride. TensorFlow's SAME padding is then a constant;
+    as a formula of the size it makes torch.export think for a quarter of an hour about EfficientNets.
+    """
+    original = padding.get_same_padding
+
+    def constant(_: Any, kernel_size: int, stride: int, dilation: int) -> int:
+        return max(dilation * (kernel_size - 1) + 1 - stride, 0)
+
+    padding.get_same_padding = constant
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original
+
+
+def _length(image: int, stride: float) -> int:
+    """How long a map of this stride is; a symbol stands for a multiple of it."""
+    return image // int(stride) if isinstance(image, torch.SymInt) else max(1, round(image / stride))
 
 
 def _plain(name: str) -> str:
