@@ -365,7 +365,8 @@ class _Sync:
             if record["kind"] == "epoch" and record["epoch"] not in arrived:
                 metrics += [
                     Metric(_name(name), value, int(record["time"] * 1000), record["epoch"])
-                    for name, value in record.items()
+                    # MLflow's page of compared runs begins with what was logged first.
+                    for name, value in sorted(record.items(), key=lambda item: item[0] != saved_view.SCORE)
                     if _is_metric(name, value)
                 ]
         if records and records[0] is self.records[0]:
