@@ -9,7 +9,7 @@
 - trainings: 8 whole trainings started at once on an empty folder;
 - pages: seconds until `segsweep ui` and plain `mlflow ui` answer, and the memory of their processes.
 
-`--only steps` etc. measures a part.
+`--only steps` etc. measures a part. What is known is written as soon as it is, after each round of starts.
 """
 
 import json
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,8 @@ from urllib import request
 
 from measure import ROOT, interleaved, keep, parser
 
-PARTS = ("steps", "starts", "trainings", "pages")
-STEP, STEPS, EPOCHS = 0.05, 100, 3
+PARTS = ("pages", "trainings", "steps", "starts")
+STEP, STEPS, EPOCHS = 0.05, 100, 2
 STARTED, TRAININGS = 16, 8
 TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32")
 
@@ -138,8 +138,8 @@ def _start(folder: Path, outputs: Path, barrier: Any) -> None:
     tracking.sync(folder)
 
 
-def starts(template: Path, place: Path, rounds: int) -> dict[str, Any]:
-    """Trackers as processes of their own, all at once, where there is no database yet."""
+def starts(template: Path, place: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """Trackers as processes of their own, all at once, where there is no database yet; what is known after each round."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow"])
     start, *rest = records(template)
@@ -163,8 +163,8 @@ def starts(template: Path, place: Path, rounds: int) -> dict[str, Any]:
         found.append(recorded(outputs / "mlflow.db", STARTED))
         print(f"  round {number + 1:2}: {found[-1]} of {STARTED} in {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
         shutil.rmtree(outputs)
+        yield {"recorded": found, "of": STARTED, "seconds": seconds}
     print(f"recorded                          {sum(found)} of {STARTED * rounds}")
-    return {"recorded": found, "of": STARTED, "seconds": seconds}
 
 
 def trainings(place: Path) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def memory(group: int) -> tuple[int, float, float]:
 
 
 @contextmanager
-def running(command: list[str], place: Path, outputs: Path) -> Any:
+def running(command: list[str], place: Path, outputs: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A command in a session of its own, ended with all of it."""
     process = subprocess.Popen(
         command,
@@ -272,15 +272,18 @@ def main() -> None:
         from segsweep import tracking
 
         tracking.make_database(f"sqlite:///{place / 'mlflow.db'}")
-        measure: dict[str, Callable[[], dict[str, Any]]] = {
-            "steps": lambda: steps(template, place, chosen.repeats),
+        measure: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+            "pages": lambda: [pages(place, chosen.repeats)],
+            "trainings": lambda: [trainings(place)],
+            "steps": lambda: [steps(template, place, chosen.repeats)],
             "starts": lambda: starts(template, place, chosen.rounds),
-            "trainings": lambda: trainings(place),
-            "pages": lambda: pages(place, chosen.repeats),
         }
-        results = {name: measure[name]() for name in wanted}
-    if chosen.name:
-        keep(chosen.name, results)
+        results: dict[str, Any] = {}
+        for name in wanted:
+            for known in measure[name]():
+                results[name] = known
+                if chosen.name:
+                    keep(chosen.name, results)
 
 
 if __name__ == "__main__":

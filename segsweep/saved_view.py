@@ -67,6 +67,7 @@ def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], 
             *({"uuid": name, "name": name, "display": False, "isReordered": False} for name in CLOSED),
         ],
         "isAccordionReordered": True,  # else MLflow sorts the sections by name
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "hideEmptyCharts": True,
         "autoRefreshEnabled": True,
         "groupBy": None,
@@ -102,7 +103,7 @@ def _cards(swept: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, 
     score = {"key": SCORE, "type": "METRIC"}
     charts: list[dict[str, Any]] = [
         {"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": [SCORE], "showAllRuns": False},
-        {"type": "LINE", "metricKey": CURVE, "selectedMetricKeys": [CURVE], "xAxisKey": "step", "scaleType": "linear"},
+        {"type": "LINE", "metricKey": CURVE, "selectedMetricKeys": [CURVE], "xAxisKey": "step", "lineSmoothness": 0},
         {"type": "SCATTER", "xaxis": size, "yaxis": score, "runsCountToCompare": 100},
         {"type": "SCATTER", "xaxis": speed, "yaxis": score, "runsCountToCompare": 100},
     ]
