@@ -139,7 +139,7 @@ def _start(folder: Path, outputs: Path, barrier: Any) -> None:
 
 
 def starts(template: Path, place: Path, rounds: int) -> Iterator[dict[str, Any]]:
-    """Trackers as processes of their own, all at once, where there is no database yet; what is known after each round."""
+    """Trackers as processes, all at once, where there is no database yet; after each round what is known."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow"])
     start, *rest = records(template)
