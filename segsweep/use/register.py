@@ -56,17 +56,20 @@ def register(
     with tempfile.TemporaryDirectory() as made:
         program = Path(made) / "model.pt2"
         done = export(found.model, program, "pt2", data, watch)
-        card = model_card(folder, about, records, done.sizes)
+        card = model_card(name, folder, about, records, done.sizes)
         channels = (about["model"]["in_channels"], about["model"]["num_classes"])
         tags = {"data_digest": journal.last_start(records)["data_digest"], "sizes": str(done.sizes)}
-        registered = tracking.register(folder, uri, name, program, channels, torch.__version__, card, tags)
+        registered = tracking.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
     return Registration(registered.version, registered.run, done.sizes, done.comparison)
 
 
-def model_card(folder: Path, about: Mapping[str, Any], records: Sequence[dict[str, Any]], sizes: Sizes) -> str:
+def model_card(
+    name: str, folder: Path, about: Mapping[str, Any], records: Sequence[dict[str, Any]], sizes: Sizes
+) -> str:
     """What the model is, in Markdown, after Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993).
 
     Args:
+        name: of the registered model.
         folder: of the run.
         about: what the model's file says of it.
         records: the run's journal.
@@ -84,7 +87,7 @@ def model_card(folder: Path, about: Mapping[str, Any], records: Sequence[dict[st
         "Semantic segmentation: a class for each pixel.",
         "",
         "```python",
-        'model = mlflow.pytorch.load_model("models:/NAME@champion")',
+        f'model = mlflow.pytorch.load_model("models:/{name}@{tracking.CHAMPION}")',
         "logits = model(pixels)",
         "```",
         "",
