@@ -35,6 +35,11 @@ td, th { padding: .25em .7em; text-align: left; border-bottom: 1px solid #eee; w
 td.n, th.n { text-align: right } div.wide { overflow-x: auto } tr.pruned, tr.failed { color: #888 }
 pre { background: #f5f5f3; padding: .7em 1em; white-space: pre-wrap } svg { max-width: 100%; height: auto }
 p.note { color: #666 }
+@media (prefers-color-scheme: dark) {
+  html { color-scheme: dark } body { background: #191919; color: #ddd } p.note { color: #aaa }
+  pre { background: #262626 } td, th, h2 { border-color: #3a3a3a }
+  svg { filter: invert(.9) hue-rotate(180deg) } /* black becomes light, hues stay */
+}
 """
 
 
@@ -80,7 +85,7 @@ COSTS = "Each encoder's best trial. The line joins those that nothing else beats
 IMPORTANCE = (
     "How much each key decides whether a trial is among the best (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
 )
-PARALLEL = "A line for each trial that was not pruned, from its settings to its IoU; the darker, the better."
+PARALLEL = "A line for each trial that was not pruned, from its settings to its IoU; the stronger, the better."
 
 
 def _head(folder: Path, trials: Sequence[Trial], places: Sequence[Place], about: Mapping[str, Any]) -> str:
