@@ -11,11 +11,8 @@ import math
 import os
 import re
 import shlex
-import shutil
-import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +21,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from PIL import Image
 
-from segsweep import journal, saved_view
+from segsweep import journal, saved_view, summary
 from segsweep.errors import ConfigError, closest, first_line
 from segsweep.paths import locked, outputs
 
 log = logging.getLogger(__name__)
 
 CURSOR = "tracking.json"
-CHAMPION = "champion"
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 ATTACHED = ("summary.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml")
 METRICS_PER_CALL, PARAMS_PER_CALL, PARAM_LENGTH, NOTE_LENGTH = 1000, 100, 6000, 8000
@@ -118,7 +114,7 @@ class Child:
     Attributes:
         parent: id of the sweep's run.
         experiment: that the sweep's run is in.
-        name: what was varied.
+        number: of the trial.
         first: what was varied, by key, logged before all other parameters.
         tags: more of them.
         pruned_at: the epoch after which it was stopped; None if it was not.
@@ -126,7 +122,7 @@ class Child:
 
     parent: str
     experiment: str
-    name: str
+    number: int
     first: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     pruned_at: int | None = None
@@ -219,85 +215,6 @@ def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[st
         client.log_batch(run, metrics=rows)
         client.log_artifacts(run, str(files), f"evaluations/{name}")
     return run
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version of a registered model, and the run it is linked to."""
-
-    version: str
-    run: str
-
-
-def register(
-    folder: Path,
-    uri: str | None,
-    name: str,
-    program: Path,
-    channels: tuple[int, int],
-    torch_version: str,
-    card: str,
-    tags: Mapping[str, str],
-) -> Registered:
-    """Put a run's exported program into the model registry, as the newest version and champion.
-
-    The run is sent first. `mlflow.pytorch.load_model("models:/NAME@champion")` loads it, without code or pickle.
-
-    Args:
-        name: of the registered model.
-        program: a torch.export program from `pixels`, float32 `b c h w`, to `logits`, `b k h w`.
-        channels: c and k.
-        torch_version: that wrote it.
-        card: what the model is, in Markdown.
-
-    Raises:
-        ConfigError: a name that MLflow does not take, or no run in the folder.
-        mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
-    """
-    from mlflow.exceptions import MlflowException
-
-    uri = tracking_uri(uri or journal.read(folder)[0]["config"]["tracking"]["uri"])
-    client = _client(uri)
-    run = sync(folder, uri, journal.alive(folder))
-    try:
-        client.create_registered_model(name, tags={"segsweep": "true"})
-    except MlflowException as error:
-        if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    with tempfile.TemporaryDirectory() as made:
-        place = f"registered/{name}-{time.time_ns()}"
-        _write_model(Path(made), program, channels, torch_version, card)
-        client.log_artifacts(run, made, place)
-    source = f"{client.get_run(run).info.artifact_uri}/{place}"
-    version = client.create_model_version(name, source, run, tags=dict(tags), description=card[:NOTE_LENGTH]).version
-    client.set_registered_model_alias(name, CHAMPION, version)
-    return Registered(str(version), run)
-
-
-def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_version: str, card: str) -> None:
-    """A model folder of MLflow's, made by hand: `mlflow.pytorch.save_model` would trace anew, and pin sizes."""
-    import numpy as np
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own type hints, while it is imported
-        from mlflow.models import Model, ModelSignature
-        from mlflow.pyfunc import add_to_model
-        from mlflow.types import Schema, TensorSpec
-
-    def tensor(what: str, length: int) -> Schema:
-        return Schema([TensorSpec(np.dtype("float32"), (-1, length, -1, -1), what)])
-
-    (folder / "data").mkdir()
-    shutil.copy(program, folder / "data" / "model.pt2")  # the name that MLflow looks for
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    requirement = f"torch=={torch_version.partition('+')[0]}\n"
-    (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
-    model = Model(signature=ModelSignature(tensor("pixels", channels[0]), tensor("logits", channels[1])))
-    model.add_flavor("pytorch", model_data="data", pytorch_version=torch_version, code=None)
-    add_to_model(model, loader_module="mlflow.pytorch", data="data", model_config={"device": None})
-    model.save(str(folder / "MLmodel"))
 
 
 class Background:
@@ -414,9 +331,7 @@ class _Sync:
         run = self.client.create_run(
             experiment_id,
             start_time=int(start["time"] * 1000),
-            run_name=child.name
-            if child
-            else f"{start['config']['encoder']['name']}-lr{start['config']['optim']['lr']:g}",
+            run_name=summary.name(start, child.number if child else self._number(experiment_id), child and child.first),
             tags={
                 "segsweep.run": start["run"],
                 "segsweep.folder": str(self.folder),
@@ -424,7 +339,7 @@ class _Sync:
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.name": "train.py",
                 "mlflow.user": start["user"],
-                "mlflow.note.content": _note(self.records),
+                "mlflow.note.content": summary.note(self.records)[:NOTE_LENGTH],
                 **({"mlflow.source.git.commit": start["commit"]} if start["commit"] else {}),
                 "dirty": str(start["dirty"]).lower(),
                 "weights_source": start["weights_source"],
@@ -433,6 +348,11 @@ class _Sync:
             },
         )
         self._save(run_id=run.info.run_id, sent=0, sending=True, pictures=[])
+
+    def _number(self, experiment_id: str) -> int:
+        """One more than the last single run's."""
+        last = self.client.search_runs([experiment_id], "tags.`segsweep.kind` = 'run'", max_results=1)
+        return summary.number(last[0].info.run_name) + 1 if last else 1
 
     def _arrived(self) -> set[int]:
         """Epochs that a killed sync had sent."""
@@ -532,7 +452,7 @@ class _Sync:
             if (self.folder / name).exists():
                 inside = name.rpartition("/")[0].lstrip(".")
                 self.client.log_artifact(run_id, str(self.folder / name), inside or None)
-        self.client.set_tag(run_id, "mlflow.note.content", _note(self.records))
+        self.client.set_tag(run_id, "mlflow.note.content", summary.note(self.records)[:NOTE_LENGTH])
         if self.child and self.child.pruned_at is not None:
             self.client.set_tag(run_id, "pruned_at", self.child.pruned_at)
             for name, value in self.child.tags.items():
@@ -599,19 +519,6 @@ def _save_view(client: Any, experiment_id: str, key: str, **view: Any) -> dict[s
 def _picture(folder: Path) -> str:
     """The key of the images that a folder predictions/NAME holds."""
     return _name(f"predictions/{folder.name}")
-
-
-def _note(records: list[dict[str, Any]]) -> str:
-    """What the run is and gave, in Markdown."""
-    start, end = records[0], records[-1]
-    lines = ["```", f"python train.py {start['command']}".rstrip(), "```", ""]
-    lines += [f"U-Net on `{start['config']['encoder']['name']}`, weights: **{start['weights_source']}**.", ""]
-    results = [(k, v) for k, v in end.items() if end["kind"] == "end" and "/" in k and isinstance(v, int | float)]
-    if results:
-        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in results), ""]
-    if end["kind"] == "end":
-        lines += [f"{end['status']}: {end['reason']}"]
-    return "\n".join(lines)[:NOTE_LENGTH]
 
 
 def _is_metric(name: str, value: Any) -> bool:

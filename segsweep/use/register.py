@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from segsweep import journal, tracking
+from segsweep import journal, registry
 from segsweep.checkpoint import describe
 from segsweep.data.dataset import Dataset
 from segsweep.engine import Watch
@@ -59,7 +59,7 @@ def register(
         card = model_card(name, folder, about, records, done.sizes)
         channels = (about["model"]["in_channels"], about["model"]["num_classes"])
         tags = {"data_digest": journal.last_start(records)["data_digest"], "sizes": str(done.sizes)}
-        registered = tracking.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
+        registered = registry.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
     return Registration(registered.version, registered.run, done.sizes, done.comparison)
 
 
@@ -87,7 +87,7 @@ def model_card(
         "Semantic segmentation: a class for each pixel.",
         "",
         "```python",
-        f'model = mlflow.pytorch.load_model("models:/{name}@{tracking.CHAMPION}")',
+        f'model = mlflow.pytorch.load_model("models:/{name}@{registry.CHAMPION}")',
         "logits = model(pixels)",
         "```",
         "",

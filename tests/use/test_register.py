@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep import cli, tracking
+from segsweep import cli, registry, tracking
 from segsweep.checkpoint import load_model
 from segsweep.use import export
 
@@ -75,7 +75,7 @@ def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, mo
     program = tmp_path / "model.pt2"
     program.write_bytes(b"a program")
     for number in ("1", "2"):
-        done = tracking.register(run, uri, "nuclei", program, (3, 1), "2.15.0", "a card", {})
+        done = registry.register(run, uri, "nuclei", program, (3, 1), "2.15.0", "a card", {})
         assert (done.version, done.run) == (number, sent)
     assert tracking._client(uri).get_model_version_by_alias("nuclei", "champion").version == 2
 
