@@ -29,8 +29,6 @@ FLOORS = {
     "segsweep.metrics": 1,
     "segsweep.optim": 1,
     "segsweep.pictures": 1,
-    "segsweep.figures": 1,
-    "segsweep.summary": 1,
     "segsweep.console": 1,
     "segsweep.device": 1,
     "segsweep.execution": 1,
@@ -74,7 +72,6 @@ ONLY_IN = {
     "hydra": {"train", "segsweep.compose", "hydra_plugins"},
     "omegaconf": {"train", "segsweep.compose", "hydra_plugins"},
     "pandas": {"segsweep.cli", "segsweep.sweep"},
-    "matplotlib": {"segsweep.figures", "segsweep.sweep"},
     "rich": {"segsweep.console", "segsweep.sweep"},
     "segsweep.config": {"train", "segsweep.compose", "segsweep.run"},
 }
