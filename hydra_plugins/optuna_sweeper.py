@@ -18,6 +18,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
+    from segsweep.config import RunConfig
     from segsweep.sweep.space import Parameter, Space
 
 BY_KIND = "auto"  # as the value of optim.lr in hydra.sweeper.params
@@ -100,7 +101,7 @@ class OptunaSweeper(Sweeper):
                 train=OmegaConf.to_container(base.train, resolve=True),  # type: ignore[arg-type]
                 pretrained=None if "encoder.pretrained" in varied else base.encoder.pretrained,
                 weights_file=None if "encoder.weights_file" in varied else base.encoder.weights_file,
-                tracking={**base.tracking, "experiment": base.tracking.experiment or base.data.name},
+                tracking={**base.tracking, "experiment": _checked(base).experiment},
                 **self.settings,
             )
         )
@@ -120,16 +121,20 @@ class OptunaSweeper(Sweeper):
                     self._composed([*fixed, *space.typed({**first, parameter.key: value})])
 
     def _composed(self, overrides: Sequence[str]) -> Any:
-        from segsweep.compose import to_config
-
         composed = self.hydra_context.config_loader.load_configuration(
             "config", [*overrides, "hydra.mode=RUN"], RunMode.RUN
         )
-        checked = composed.copy()
-        with open_dict(checked):
-            del checked["hydra"]
-        to_config(checked)
+        _checked(composed)
         return composed
+
+
+def _checked(composed: DictConfig) -> "RunConfig":
+    from segsweep.compose import to_config
+
+    ours = composed.copy()
+    with open_dict(ours):
+        del ours["hydra"]
+    return to_config(ours)
 
 
 def _sort(override: Override, parameters: "list[Parameter]", fixed: list[str]) -> None:

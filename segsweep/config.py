@@ -6,8 +6,10 @@ containers, so such keys are typed `Any` and checked in `__post_init__`.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -328,7 +330,7 @@ class LossConfig:
 class TrackingConfig:
     name: str = key("mlflow", "mlflow or none")
     uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db")
-    experiment: str | None = key(None, "MLflow's experiment; default: data.name")
+    experiment: str | None = key(None, "MLflow's experiment; default: the data set and its classes, if they are chosen")
     timeout: float = key(60.0, "longest wait for MLflow at the end of a run, in seconds; what is missed is sent later")
 
     def __post_init__(self) -> None:
@@ -413,6 +415,16 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     resume: str | None = key(None, "a run folder to go on with")
+
+    @property
+    def experiment(self) -> str:
+        """MLflow's: the data set, and the classes where they are chosen."""
+        if self.tracking.experiment:
+            return self.tracking.experiment
+        name = Path(self.data.root).expanduser().resolve().name if self.data.root else self.data.name
+        chosen = list(self.data.classes or [])
+        parts = [name, *(map(str, chosen) if len(chosen) <= 3 else [f"{len(chosen)}classes"])]
+        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))  # its files get a folder of this name
 
 
 def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

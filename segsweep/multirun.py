@@ -14,6 +14,7 @@ from typing import Any
 from segsweep import console, journal, tracking
 from segsweep.errors import ConfigError, Terminated, closest
 from segsweep.paths import quoted
+from segsweep.summary import number
 from segsweep.sweep import finalists, report
 from segsweep.sweep.board import Board
 from segsweep.sweep.control import Event, Listed, Search, drive
@@ -287,7 +288,7 @@ class Tracking:
         child = tracking.Child(
             self._parent,
             self._experiment,
-            name=" ".join(override.partition("=")[2] for override in trial.typed),
+            number=number(trial.name.removeprefix(f"{finalists.FOLDER}/")),
             first=dict(override.split("=", 1) for override in trial.typed),
             tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
             pruned_at=len(trial.epochs) if trial.state == "pruned" else None,

@@ -1,6 +1,8 @@
 """Pictures of predictions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,35 +28,77 @@ def _colors() -> np.ndarray:
 
 
 COLORS = np.concatenate([_colors(), [(0, 0, 0)]]).astype(np.float32)  # void is black
+ERRORS = (("missed", (0, 114, 178)), ("too much", (213, 94, 0)), ("other class", (240, 228, 66)))
 SMALLEST, LARGEST = 192, 512  # pixels of a panel's longer side
 MARGIN, HEADER = 6, 20
 
 
-def triptych(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, names: Sequence[str], low: float, high: float
-) -> Image.Image:
-    """Input, truth and prediction side by side, with the image's IoU of each class.
+@dataclass(frozen=True)
+class Compared:
+    """An image, its truth and what a model says of it.
+
+    Attributes:
+        title: over the image.
+        image: `h w c`.
+        truth, prediction: `h w` class indices; 255 in the truth is void and left dark.
+    """
+
+    title: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def comparison(rows: Sequence[Compared], names: Sequence[str], low: float, high: float) -> Image.Image:
+    """Input, truth, prediction with its IoU and errors side by side, a row for each image, and a legend below.
 
     Args:
-        image: `h w c`, with values from low to high.
-        truth, prediction: `h w` class indices; 255 in the truth is void and left dark.
         names: of the classes.
+        low, high: of the pixels' values: black and white.
     """
-    rgb = shown(image, low, high)
-    panels = [rgb, overlay(rgb, truth), overlay(rgb, np.where(truth == 255, 255, prediction))]
+    strips = [_strip(row, names, low, high) for row in rows]
+    seen = np.unique(np.concatenate([mask.ravel() for row in rows for mask in (row.truth, row.prediction)]))
+    classes = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen]
+    legend = _legend([*classes, *ERRORS[: 2 if len(names) == 2 else 3]], max(strip.width for strip in strips))
+    sheet = Image.new("RGB", (legend.width, sum(strip.height for strip in strips) + legend.height), "white")
+    top = 0
+    for part in (*strips, legend):
+        sheet.paste(part, (0, top))
+        top += part.height
+    return sheet
+
+
+def _strip(row: Compared, names: Sequence[str], low: float, high: float) -> Image.Image:
+    rgb = shown(row.image, low, high)
+    void = row.truth == 255
+    panels = {
+        row.title: rgb,
+        "truth": overlay(rgb, row.truth),
+        f"prediction · {_scores(row.truth, row.prediction, names)}": overlay(rgb, np.where(void, 255, row.prediction)),
+        "errors": _errors(rgb, row.truth, row.prediction),
+    }
     factor = _factor(max(rgb.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
-    sheet = Image.new("RGB", (3 * width + 4 * MARGIN, height + HEADER + MARGIN), "white")
+    sheet = Image.new("RGB", (len(panels) * (width + MARGIN) + MARGIN, height + HEADER + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
-    for i, (panel, title) in enumerate(
-        zip(panels, ("input", "truth", f"prediction · {_scores(truth, prediction, names)}"), strict=False)
-    ):
+    resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
+    for i, (title, panel) in enumerate(panels.items()):
         left = MARGIN + i * (width + MARGIN)
-        resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
         sheet.paste(Image.fromarray(panel).resize((width, height), resample), (left, HEADER))
-        pen.text((left, 3), title, fill="black", font=font)
+        pen.text((left, 3), _cut(title, width, font), fill="black", font=font)
     return sheet
+
+
+def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Where they differ, over the faded image."""
+    painted = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2) * 0.5 + 96
+    counted, there, said = truth != 255, truth != 0, prediction != 0
+    kinds = (there & ~said, ~there & said, there & said & (truth != prediction))
+    for kind, (_, color) in zip(kinds, ERRORS, strict=True):
+        painted[kind & counted] = color
+    painted[~counted] = COLORS[255]
+    return painted.round().astype(np.uint8)
 
 
 def contact_sheet(
@@ -69,7 +113,7 @@ def contact_sheet(
     """
     side, font = 160, ImageFont.load_default(size=11)
     width = 2 * side + 2 * MARGIN
-    legend = _legend(names, columns * width)
+    legend = _legend([*zip(names, COLORS, strict=False), ("void", COLORS[255])], columns * width)
     longest = [side * mask.shape[0] / max(mask.shape) for _, _, mask in pairs]
     heights = [HEADER + int(max(longest[i : i + columns])) for i in range(0, len(pairs), columns)]
     tops = np.cumsum([legend.height, *heights])
@@ -88,19 +132,20 @@ def contact_sheet(
     return sheet
 
 
-def _legend(names: Sequence[str], width: int) -> Image.Image:
+def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
+    """Names beside their colours, in as many lines as it takes."""
     font = ImageFont.load_default(size=12)
     places, x, y = [], MARGIN, MARGIN
-    for index, name in [*enumerate(names), (255, "void")]:
+    for name, color in entries:
         long = round(font.getlength(name)) + 34
         if x + long > width:
             x, y = MARGIN, y + HEADER
-        places.append((x, y, index, name))
+        places.append((x, y, name, color))
         x += long
     sheet = Image.new("RGB", (width, y + HEADER + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    for x, y, index, name in places:
-        pen.rectangle((x, y, x + 13, y + 13), fill=tuple(int(v) for v in COLORS[index]))
+    for x, y, name, color in places:
+        pen.rectangle((x, y, x + 13, y + 13), fill=tuple(int(v) for v in color))
         pen.text((x + 18, y - 1), name, fill="black", font=font)
     return sheet
 

@@ -30,6 +30,7 @@ from segsweep import (
     engine,
     journal,
     losses,
+    metrics,
     normalization,
     optim,
     pictures,
@@ -55,6 +56,7 @@ EPOCHS = 10  # without train.epochs and train.time_budget
 CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 SHOWN = 4  # validation images whose predictions are kept as pictures
+WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
 
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 
@@ -88,12 +90,12 @@ class Prepared:
         data = self.config.data
         return limit((data.size[0], data.size[1]), self.model.encoder.input_size, data.tile)
 
-    def evaluation(self, part: str) -> EvalBatches:
+    def evaluation(self, indices: Sequence[int]) -> EvalBatches:
         data = self.config.data
         return EvalBatches(
             self.data.store,
             self.data.labels,
-            self.data.parts[part],
+            indices,
             size=(data.size[0], data.size[1]),
             resize=data.resize,
             batch_size=self.tuned.batch_size,
@@ -302,7 +304,7 @@ def _train(
             for epoch in engine.fit(
                 prepared.model,
                 prepared.training(),
-                prepared.evaluation("val"),
+                prepared.evaluation(prepared.data.parts["val"]),
                 prepared.loss,
                 prepared.optimizer,
                 optim.schedule(config.optim.schedule, config.optim.warmup),
@@ -336,6 +338,8 @@ def _train(
             reason = engine.over(progress, epochs, config.train.time_budget, config.train.patience)
             if "test" in prepared.data.parts and config.train.test:
                 tested = _test(prepared, folder / BEST)
+            if (folder / MATRICES).exists():
+                _illustrate(prepared, folder)
         except KeyboardInterrupt:
             status, reason, code = "stopped", "interrupted (Ctrl-C)", 130
         except Terminated:
@@ -375,7 +379,7 @@ def _decided(config: RunConfig, dataset: Dataset, weights_source: str, before: M
     steps = replace(steps, lr=lr) if steps.lr == "auto" else steps
     steps = replace(steps, encoder_lr_scale=scale) if steps.encoder_lr_scale == "auto" else steps
     data = replace(data, resize=resize) if data.resize == "auto" else data
-    return replace(config, optim=steps, data=data)
+    return replace(config, optim=steps, data=data, tracking=replace(config.tracking, experiment=config.experiment))
 
 
 def _resize(dataset: Dataset, canvas: Sequence[int]) -> str:
@@ -560,15 +564,42 @@ def _restore(prepared: Prepared, folder: Path) -> None:
 
 
 def _draw(prepared: Prepared, folder: Path, epoch: engine.Epoch) -> None:
-    low, high = prepared.data.store.range
     for index, prediction in epoch.predictions.items():
         key = prepared.data.samples[index].key.replace("/", "_")
-        truth = prepared.data.labels.table[prepared.data.store.mask(index).cpu().numpy()]
-        image = prepared.data.store.image(index).cpu().numpy()
-        picture = pictures.triptych(image, truth, prediction.numpy(), prepared.data.labels.names, low, high)
-        path = folder / key / f"{epoch.number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        _compare(prepared, {index: prediction}, folder / key / f"{epoch.number:04d}.png")
+
+
+def _compare(prepared: Prepared, predictions: Mapping[int, torch.Tensor], path: Path) -> None:
+    """Truth and predictions of some samples as one picture."""
+    data = prepared.data
+    rows = [
+        pictures.Compared(
+            data.samples[index].key,
+            data.store.image(index).cpu().numpy(),
+            data.labels.table[data.store.mask(index).cpu().numpy()],
+            prediction.numpy(),
+        )
+        for index, prediction in predictions.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.comparison(rows, data.labels.names, *data.store.range).save(path)
+
+
+def _illustrate(prepared: Prepared, folder: Path) -> None:
+    """What the kept model gets wrong, and how the training went."""
+    from segsweep import figures  # matplotlib: a second
+
+    with np.load(folder / MATRICES, allow_pickle=False) as kept:
+        keys, matrices = kept["keys"], torch.from_numpy(kept["matrices"])
+    of_key = {prepared.data.samples[index].key: index for index in prepared.data.parts["val"]}
+    scores = metrics.overall(metrics.iou(matrices)).nan_to_num(math.inf)  # nothing there, nothing said: all is well
+    worst = [of_key[str(keys[i])] for i in scores.argsort(stable=True)[:WORST] if scores[i] < math.inf]
+    if worst:
+        found = _evaluate(prepared, worst, folder / BEST, show=worst).predictions
+        _compare(prepared, {index: found[index] for index in worst}, folder / "figures" / "worst.png")
+    epochs = journal.epochs(journal.read(folder))
+    names = prepared.data.labels.names
+    figures.training(folder / "figures" / "training.png", epochs, matrices.sum(0).numpy(), names)
 
 
 def _save_matrices(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:
@@ -588,18 +619,24 @@ def _save_matrices(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:
 
 def _test(prepared: Prepared, best: Path) -> dict[str, float]:
     """The best checkpoint on the test split, once."""
+    scored = _evaluate(prepared, prepared.data.parts["test"], best)
+    return {f"test/{name}": value for name, value in scored.metrics.items()}
+
+
+def _evaluate(prepared: Prepared, indices: Sequence[int], best: Path, show: Sequence[int] = ()) -> engine.Evaluation:
+    """The best checkpoint on some samples."""
     checkpoint.load_weights(best, prepared.model)
-    scored = engine.evaluate(
+    return engine.evaluate(
         prepared.model,
-        prepared.evaluation("test"),
+        prepared.evaluation(indices),
         prepared.loss,
         prepared.data.labels.names,
         prepared.tuned.execution,
         flips=engine.FLIPS[prepared.config.train.tta],
         tile=prepared.tile,
+        show=show,
         watch=console.bar,
     )
-    return {f"test/{name}": value for name, value in scored.metrics.items()}
 
 
 def _best_metrics(epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from PIL import Image
 
-from segsweep import journal, saved_view
+from segsweep import journal, saved_view, summary
 from segsweep.errors import ConfigError, closest, first_line
 from segsweep.paths import locked, outputs
 
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 CURSOR = "tracking.json"
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-ATTACHED = ("summary.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml")
+ATTACHED = ("summary.json", "split.csv", "code.diff", *(f".hydra/{name}.yaml" for name in ("config", "overrides")))
+FIGURES = ("figures/worst.png", "figures/training.png")
 METRICS_PER_CALL, PARAMS_PER_CALL, PARAM_LENGTH, NOTE_LENGTH = 1000, 100, 6000, 8000
 
 
@@ -114,7 +115,7 @@ class Child:
     Attributes:
         parent: id of the sweep's run.
         experiment: that the sweep's run is in.
-        name: what was varied.
+        number: of the trial.
         first: what was varied, by key, logged before all other parameters.
         tags: more of them.
         pruned_at: the epoch after which it was stopped; None if it was not.
@@ -122,7 +123,7 @@ class Child:
 
     parent: str
     experiment: str
-    name: str
+    number: int
     first: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     pruned_at: int | None = None
@@ -331,9 +332,9 @@ class _Sync:
         run = self.client.create_run(
             experiment_id,
             start_time=int(start["time"] * 1000),
-            run_name=child.name
-            if child
-            else f"{start['config']['encoder']['name']}-lr{start['config']['optim']['lr']:g}",
+            run_name=summary.name(
+                start, child.number if child else self._number(experiment_id), child.first if child else {}
+            ),
             tags={
                 "segsweep.run": start["run"],
                 "segsweep.folder": str(self.folder),
@@ -341,7 +342,7 @@ class _Sync:
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.name": "train.py",
                 "mlflow.user": start["user"],
-                "mlflow.note.content": _note(self.records),
+                "mlflow.note.content": summary.note(self.records)[:NOTE_LENGTH],
                 **({"mlflow.source.git.commit": start["commit"]} if start["commit"] else {}),
                 "dirty": str(start["dirty"]).lower(),
                 "weights_source": start["weights_source"],
@@ -350,6 +351,11 @@ class _Sync:
             },
         )
         self._save(run_id=run.info.run_id, sent=0, sending=True, pictures=[])
+
+    def _number(self, experiment_id: str) -> int:
+        """One more than the last single run's."""
+        last = self.client.search_runs([experiment_id], "tags.`segsweep.kind` = 'run'", max_results=1)
+        return summary.number(last[0].info.run_name) + 1 if last else 1
 
     def _arrived(self) -> set[int]:
         """Epochs that a killed sync had sent."""
@@ -445,10 +451,11 @@ class _Sync:
         tested = [Metric(_name(k), v, when, step) for k, v in end.items() if k.startswith("test/") and _is_metric(k, v)]
         if tested:
             self.client.log_batch(run_id, metrics=tested)
-        for name in ATTACHED:
+        for name in (*ATTACHED, *FIGURES):
             if (self.folder / name).exists():
-                self.client.log_artifact(run_id, str(self.folder / name), "hydra" if "/" in name else None)
-        self.client.set_tag(run_id, "mlflow.note.content", _note(self.records))
+                inside = name.rpartition("/")[0].lstrip(".")
+                self.client.log_artifact(run_id, str(self.folder / name), inside or None)
+        self.client.set_tag(run_id, "mlflow.note.content", summary.note(self.records)[:NOTE_LENGTH])
         if self.child and self.child.pruned_at is not None:
             self.client.set_tag(run_id, "pruned_at", self.child.pruned_at)
             for name, value in self.child.tags.items():
@@ -515,19 +522,6 @@ def _save_view(client: Any, experiment_id: str, key: str, **view: Any) -> dict[s
 def _picture(folder: Path) -> str:
     """The key of the images that a folder predictions/NAME holds."""
     return _name(f"predictions/{folder.name}")
-
-
-def _note(records: list[dict[str, Any]]) -> str:
-    """What the run is and gave, in Markdown."""
-    start, end = records[0], records[-1]
-    lines = ["```", f"python train.py {start['command']}".rstrip(), "```", ""]
-    lines += [f"U-Net on `{start['config']['encoder']['name']}`, weights: **{start['weights_source']}**.", ""]
-    results = [(k, v) for k, v in end.items() if end["kind"] == "end" and "/" in k and isinstance(v, int | float)]
-    if results:
-        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in results), ""]
-    if end["kind"] == "end":
-        lines += [f"{end['status']}: {end['reason']}"]
-    return "\n".join(lines)[:NOTE_LENGTH]
 
 
 def _is_metric(name: str, value: Any) -> bool:

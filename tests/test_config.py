@@ -342,3 +342,21 @@ def test_what_no_term_of_the_loss_uses_is_refused(setting):
     with pytest.raises(ConfigError, match=rf"loss\.{name}=.*the loss is dice and lovasz\. Add loss\.ce=1"):
         config.LossConfig(dice=0.5, lovasz=0.5, **setting)
     config.LossConfig(dice=0.5, ce=0.5, **setting)
+
+
+@pytest.mark.parametrize(
+    ("data", "tracking", "experiment"),
+    [
+        ({}, {}, "shapes"),
+        ({"name": "folder", "root": "a/nuclei/"}, {}, "nuclei"),
+        ({"name": "camvid", "root": "a/camvid", "classes": ["car"]}, {}, "camvid-car"),
+        ({"name": "folder", "root": "a/my scans", "classes": ["a/b", "c"]}, {}, "my_scans-a_b-c"),
+        ({"name": "folder", "root": "a", "classes": list("abcd")}, {}, "a-4classes"),
+        ({"name": "folder", "root": "a"}, {"experiment": "mine"}, "mine"),
+    ],
+)
+def test_the_experiment_is_the_data_set_and_what_is_asked_of_it(data, tracking, experiment):
+    found = config.RunConfig(
+        data=config.DataConfig(**{"name": "shapes"} | data), tracking=config.TrackingConfig(**tracking)
+    )
+    assert found.experiment == experiment

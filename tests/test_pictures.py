@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from segsweep.pictures import HEADER, LARGEST, MARGIN, PALETTE, SMALLEST, overlay, triptych
+from segsweep.pictures import ERRORS, HEADER, LARGEST, MARGIN, PALETTE, SMALLEST, Compared, comparison, overlay
 
 NAMES = ("background", "cell", "border")
 VOID = 255
@@ -21,8 +21,12 @@ def square(height: int, width: int, value: int = 1) -> np.ndarray:
     return mask
 
 
+def compared(image, truth, prediction, low=0, high=255):
+    return comparison([Compared("input", image, truth, prediction)], NAMES, low, high)
+
+
 def panels(sheet: Image.Image, width: int, height: int) -> list[np.ndarray]:
-    lefts = [MARGIN + i * (width + MARGIN) for i in range(3)]
+    lefts = [MARGIN + i * (width + MARGIN) for i in range(4)]
     return [np.array(sheet.crop((left, HEADER, left + width, HEADER + height))) for left in lefts]
 
 
@@ -34,35 +38,38 @@ def panels(sheet: Image.Image, width: int, height: int) -> list[np.ndarray]:
 def test_a_sheet_holds_three_panels_of_a_sensible_size(height, width, factor, channels):
     image = np.repeat(grey(height, width), channels, axis=2)
     mask = square(height, width)
-    sheet = triptych(image, mask, mask, NAMES, 0, 255)
+    sheet = compared(image, mask, mask)
     assert sheet.mode == "RGB"
-    assert sheet.size == (3 * width * factor + 4 * MARGIN, height * factor + HEADER + MARGIN)
+    strip = HEADER + int(height * factor) + MARGIN
+    assert sheet.width == 4 * width * factor + 5 * MARGIN
+    assert sheet.height > strip  # a legend below
+    assert np.array(sheet)[strip:].min() < 255
     assert SMALLEST <= max(height, width) * factor <= LARGEST
 
 
 def test_a_strip_of_an_image_has_a_picture_too():
     mask = np.zeros((2, 6000), np.int64)
-    assert triptych(grey(2, 6000), mask, mask, NAMES, 0, 255).width > 3 * LARGEST
+    assert compared(grey(2, 6000), mask, mask).width > 4 * LARGEST
 
 
 def test_grey_and_its_rgb_give_the_same_sheet():
     mask = square(200, 220)
-    one = triptych(grey(200, 220), mask, mask, NAMES, 0, 255)
-    three = triptych(np.repeat(grey(200, 220), 3, axis=2), mask, mask, NAMES, 0, 255)
+    one = compared(grey(200, 220), mask, mask)
+    three = compared(np.repeat(grey(200, 220), 3, axis=2), mask, mask)
     assert one.tobytes() == three.tobytes()
 
 
 def test_the_first_panel_is_the_input_stretched_from_low_to_high():
     image = np.array([[[-5.0], [0.0]], [[50.0], [400.0]]], np.float32).repeat(100, 0).repeat(100, 1)
     mask = np.zeros((200, 200), np.int64)
-    first = panels(triptych(image, mask, mask, NAMES, 0, 100), 200, 200)[0]
+    first = panels(compared(image, mask, mask, 0, 100), 200, 200)[0]
     corners = first[[0, 0, 199, 199], [0, 199, 0, 199], 0]
     assert corners.tolist() == [0, 0, 127, 255]
 
 
 def test_without_foreground_all_panels_are_the_input():
     nothing = np.zeros((200, 220), np.int64)
-    first, second, third = panels(triptych(grey(200, 220), nothing, nothing, NAMES, 0, 255), 220, 200)
+    first, second, third, _ = panels(compared(grey(200, 220), nothing, nothing), 220, 200)
     assert np.array_equal(first, second)
     assert np.array_equal(first, third)
 
@@ -70,15 +77,37 @@ def test_without_foreground_all_panels_are_the_input():
 def test_truth_and_prediction_are_painted_on_their_own_panels():
     truth, prediction = square(200, 220, 1), square(200, 220, 2)
     image = np.repeat(grey(200, 220), 3, axis=2)
-    _, second, third = panels(triptych(image, truth, prediction, NAMES, 0, 255), 220, 200)
+    _, second, third, _ = panels(compared(image, truth, prediction), 220, 200)
     assert np.array_equal(second, overlay(image, truth))
     assert np.array_equal(third, overlay(image, prediction))
+
+
+def test_errors_are_told_apart():
+    truth, prediction = np.zeros((200, 220), np.int64), np.zeros((200, 220), np.int64)
+    truth[:50], truth[50:100], truth[150:] = 1, 1, VOID
+    prediction[50:100], prediction[100:120], prediction[180:] = 2, 1, 1
+    errors = panels(compared(grey(200, 220), truth, prediction), 220, 200)[3]
+    missed, too_much, other = (np.array(color) for _, color in ERRORS)
+    assert (errors[:50] == missed).all()
+    assert (errors[50:100] == other).all()
+    assert (errors[100:120] == too_much).all()
+    assert (errors[150:] == 0).all()
+    rest = errors[120:150]
+    assert (rest == rest[..., :1]).all()  # grey: right
+
+
+def test_rows_are_stacked_above_one_legend():
+    mask = square(200, 220)
+    row = Compared("a very long name of an image that does not fit " * 3, grey(200, 220), mask, mask)
+    one, three = comparison([row], NAMES, 0, 255), comparison([row] * 3, NAMES, 0, 255)
+    assert three.width == one.width
+    assert three.height - one.height == 2 * (200 + HEADER + MARGIN)
 
 
 def test_void_is_dark_on_both_panels():
     truth = square(200, 220, VOID)
     image = np.full((200, 220, 1), 200, np.uint8)
-    first, second, third = panels(triptych(image, truth, np.ones_like(truth), NAMES, 0, 255), 220, 200)
+    first, second, third, _ = panels(compared(image, truth, np.ones_like(truth)), 220, 200)
     assert (first == 200).all()
     for panel in (second, third):
         assert (panel[truth == VOID] == 60).all()
@@ -89,14 +118,14 @@ def test_void_is_dark_on_both_panels():
 def test_neither_arrays_is_changed():
     image, truth, prediction = grey(200, 220), square(200, 220, VOID), square(200, 220)
     copies = image.copy(), truth.copy(), prediction.copy()
-    triptych(image, truth, prediction, NAMES, 0, 255)
+    compared(image, truth, prediction)
     for before, after in zip(copies, (image, truth, prediction), strict=True):
         assert np.array_equal(before, after)
 
 
 def test_a_constant_image_has_a_picture():
     mask = square(200, 220)
-    triptych(np.full((200, 220, 1), 7, np.uint8), mask, mask, NAMES, 7, 7)
+    compared(np.full((200, 220, 1), 7, np.uint8), mask, mask, 7, 7)
 
 
 @pytest.mark.parametrize("dtype", (np.uint8, np.int64))

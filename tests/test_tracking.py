@@ -26,7 +26,7 @@ def folder(pairs, outputs, tmp_path):
 
 def runs():
     client = MlflowClient(tracking_uri=tracking.tracking_uri())
-    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "folder"]
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name.startswith("data")]
     return client, client.search_runs(experiments)
 
 
@@ -110,7 +110,7 @@ def test_the_best_pictures_lie_at_a_step_that_all_runs_have(folder, database):
     assert len(images) == len(at_best) + len(list((folder / "predictions").glob("*/*.png")))
 
 
-def views(client, experiment="folder"):
+def views(client, experiment="data"):
     tags = client.get_experiment_by_name(experiment).tags
     return {name.removeprefix(saved_view.TAG): tag for name, tag in tags.items() if name.startswith(saved_view.TAG)}
 
@@ -257,19 +257,19 @@ def test_cleaned_names_stay_apart():
 
 
 def child(parent, **more):
-    return tracking.Child(parent, "folder", "small 0.001", {"optim.lr": "0.001", "encoder": "test_resnet"}, **more)
+    return tracking.Child(parent, "data", 7, {"optim.lr": "0.001", "encoder": "test_resnet"}, **more)
 
 
 def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    parent = tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note", ["optim.lr"])
-    assert tracking.open_sweep(sweep, None, "folder", {"optim.lr": "auto"}, "note") == parent  # taken up again
+    parent = tracking.open_sweep(sweep, None, "data", {"optim.lr": "auto"}, "note", ["optim.lr"])
+    assert tracking.open_sweep(sweep, None, "data", {"optim.lr": "auto"}, "note") == parent  # taken up again
     run_id = tracking.sync(folder, child=child(parent, tags={"trial": "3", "reason": ""}))
     client, found = runs()
     assert {run.info.run_id for run in found} == {parent, run_id}
     run = client.get_run(run_id)
-    assert run.info.run_name == "small 0.001"
+    assert run.info.run_name == "007-test_resnet-lr1e-3"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["trial"] == "3"
     assert run.info.status == "FINISHED"

@@ -166,7 +166,7 @@ def whole_strides() -> Iterator[None]:
     def constant(_: Any, kernel_size: int, stride: int, dilation: int) -> int:
         return max(dilation * (kernel_size - 1) + 1 - stride, 0)
 
-    padding.get_same_padding = constant
+    padding.get_same_padding = constant  # type: ignore[assignment]
     try:
         yield
     finally:
