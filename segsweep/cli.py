@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     encoders.add_argument("--csv", action="store_true", help="as CSV")
     encoders.set_defaults(command=_encoders)
     compare = commands.add_parser("compare", help="runs side by side: what differs, and how well they did")
-    compare.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="runs, or folders with runs below them")
+    compare.add_argument(
+        "runs", nargs="*", metavar="RUN", help=f"{RUN}; or folders with runs below them; two runs: what got better"
+    )
     compare.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
     compare.add_argument(
         "--group-by", metavar="KEYS", help="mean ± sd over the runs that share these, as encoder.name,optim.lr"
@@ -184,11 +186,19 @@ def _encoders(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from segsweep import journal
     from segsweep.paths import outputs
-    from segsweep.sweep.compare import runs, shown, table
+    from segsweep.sweep.compare import pair, runs, shown, table
+    from segsweep.use.find import find
 
-    folders = [*options.folders, *([options.sweep] if options.sweep else [])] or [outputs()]
-    print(shown(table(runs(folders), options.group_by.split(",") if options.group_by else ()), options.format))
+    folders = [Path(run) if Path(run).is_dir() else find(run).run for run in options.runs]
+    keys = options.group_by.split(",") if options.group_by else ()
+    detailed = options.format in ("text", "markdown") and not keys and not options.sweep
+    if len(folders) == 2 and detailed and all(map(journal.exists, folders)):
+        print(pair(folders[0], folders[1], options.format))
+        return 0
+    folders += [options.sweep] if options.sweep else []
+    print(shown(table(runs(folders or [outputs()]), keys), options.format))
     return 0
 
 

@@ -269,7 +269,7 @@ def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path)
     client, found = runs()
     assert {run.info.run_id for run in found} == {parent, run_id}
     run = client.get_run(run_id)
-    assert run.info.run_name == "007-test_resnet-lr1e-3"
+    assert run.info.run_name == "007-test_resnet-lr3e-3"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["trial"] == "3"
     assert run.info.status == "FINISHED"

@@ -8,8 +8,10 @@ import pandas as pd
 
 from segsweep import journal
 from segsweep.errors import ConfigError, closest
+from segsweep.sweep import finalists
 
 SCORES = ("val/iou", "test/iou", "val/dice", "val/accuracy")
+CHANGED = 5  # images that lost most, and that won most
 COST = ("epochs", "seconds", "perf/images_per_s", "parameters")
 # Keys that say where and not what.
 UNTOLD = ("tracking.", "train.test", "train.device", "train.workers", "data.cache", "resume")
@@ -62,6 +64,47 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
         found[name] = grouped[name].median()
     found["weights"] = grouped["weights"].agg(lambda sources: "+".join(sorted(set(sources))))
     return _best_first(found.reset_index())
+
+
+def pair(first: Path, second: Path, kind: str = "text") -> str:
+    """How the second run differs from the first: settings, scores, and the images that got better and worse.
+
+    Args:
+        kind: text or markdown.
+    """
+    rows = runs([first, second])
+    sides = {"first": rows.iloc[0], "second": rows.iloc[1]}
+    changed = [c for c in rows if _is_setting(c) and rows[c].astype(str).nunique() > 1]
+    settings = pd.DataFrame(
+        {"setting": changed, **{side: [str(row[c]) for c in changed] for side, row in sides.items()}}
+    )
+    names = [name for name in (*SCORES, *COST) if name in rows and rows[name].notna().all()]
+    scores = pd.DataFrame({"score": names, **{side: [float(row[n]) for n in names] for side, row in sides.items()}})
+    scores["change"] = scores["second"] - scores["first"]
+    parts = [f"first           {first}", f"second          {second}", ""]
+    parts += [shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
+    return "\n".join([*parts, *_images(first, second, kind)])
+
+
+def _images(first: Path, second: Path, kind: str) -> list[str]:
+    """What changed on the validation images, as lines."""
+    before, after = (finalists.read([folder / finalists.MATRICES]) for folder in (first, second))
+    interval = finalists.behind(after, before)
+    if interval is None:
+        return ["images: the runs were not validated on the same ones, so they cannot be compared image by image"]
+    (keys,) = before
+    each = [finalists.iou(scored[keys][0].astype(float)) for scored in (before, after)]
+    found = pd.DataFrame({"image": keys, "first": each[0], "second": each[1]})
+    found["change"] = found["second"] - found["first"]
+    found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
+    better, worse = int((found["change"] > 0).sum()), int((found["change"] < 0).sum())
+    low, high = interval
+    sure = "" if low > 0 or high < 0 else ": may be chance"
+    lines = [
+        f"images: {better} better, {worse} worse of {len(keys)}; IoU {low:+.4f} to {high:+.4f} (95 % over images{sure})"
+    ]
+    shown_rows = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
+    return [*lines, "", shown(shown_rows, kind)]
 
 
 def shown(rows: pd.DataFrame, kind: str) -> str:

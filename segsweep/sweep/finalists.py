@@ -114,8 +114,9 @@ def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> l
     places.sort(key=lambda place: place.iou, reverse=True)
     if not places:
         return []
-    first = _read(folder, places[0].runs)
-    return [places[0], *(replace(place, behind=behind(first, _read(folder, place.runs))) for place in places[1:])]
+    scored = [read(folder / run.name / MATRICES for run in place.runs) for place in places]
+    apart = [None, *(behind(scored[0], other) for other in scored[1:])]
+    return [replace(place, behind=interval) for place, interval in zip(places, apart, strict=True)]
 
 
 def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] | None:
@@ -156,11 +157,12 @@ def iou(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     return each[..., 1] if matrices.shape[-1] == 2 else np.nanmean(each, -1)
 
 
-def _read(folder: Path, runs: Sequence[Trial]) -> Scored:
+def read(files: Iterable[Path]) -> Scored:
+    """Files `MATRICES` of runs; nothing where one of them is missing."""
     found: dict[tuple[str, ...], list[Matrices]] = {}
-    for run in runs:
+    for path in files:
         try:
-            with np.load(folder / run.name / MATRICES, allow_pickle=False) as file:
+            with np.load(path, allow_pickle=False) as file:
                 found.setdefault(tuple(map(str, file["keys"])), []).append(file["matrices"])
         except OSError:
             return {}

@@ -4,6 +4,7 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -175,6 +176,39 @@ def test_compare_means_over_complete_runs(sweep):
 def test_compare_on_the_command_line(sweep, kind, says, capsys):
     assert cli.main(["compare", "--sweep", str(sweep), "--group-by", "encoder.name", "--format", kind]) == 0
     assert re.search(says, capsys.readouterr().out)
+
+
+def scored(folder, name, rng, right, images=30):
+    """Matrices of validation images, of whose pixels so many are right."""
+    hits = rng.binomial(500, right, (images, 2))
+    matrices = np.stack([np.stack([hits[:, 0], 500 - hits[:, 0]], 1), np.stack([500 - hits[:, 1], hits[:, 1]], 1)], 1)
+    np.savez(folder / name / "val_matrices.npz", keys=[f"image{i}" for i in range(images)], matrices=matrices)
+
+
+def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
+    rng = np.random.default_rng(0)
+    scored(sweep, "6", rng, 0.8)
+    scored(sweep, "7", rng, 0.9)
+    assert cli.main(["compare", str(sweep / "6"), str(sweep / "7")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"encoder\.name +resnet34 +resnet18", said)
+    assert re.search(r"val/iou +0\.4600 +0\.4700 +0\.0100", said)
+    better, worse, low, high = re.search(
+        r"images: (\d+) better, (\d+) worse of 30; IoU (\S+) to (\S+) \(95 % over", said
+    ).groups()
+    assert int(better) > int(worse)
+    assert 0 < float(low) < float(high)
+    assert len(re.findall(r"^ *image\d+ ", said, re.M)) == 10
+    assert "may be chance" not in said
+    assert cli.main(["compare", str(sweep / "6"), str(sweep / "6"), "--format=markdown"]) == 0
+    same = capsys.readouterr().out
+    assert "the same settings" in same
+    assert "0 better, 0 worse" in same
+    assert "may be chance" in same
+    assert cli.main(["compare", str(sweep / "5"), str(sweep / "7")]) == 0
+    assert "not validated on the same ones" in capsys.readouterr().out
+    assert cli.main(["compare", str(sweep / "6"), str(sweep / "7"), "--format=csv"]) == 0
+    assert capsys.readouterr().out.startswith("run,")
 
 
 def test_compare_names_the_closest_key(sweep):
