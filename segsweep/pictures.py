@@ -49,14 +49,17 @@ class Compared:
     prediction: np.ndarray
 
 
-def comparison(rows: Sequence[Compared], names: Sequence[str], low: float, high: float) -> Image.Image:
-    """Input, truth, prediction with its IoU and errors side by side, a row for each image, and a legend below.
+def comparison(
+    rows: Sequence[Compared], names: Sequence[str], low: float, high: float, columns: int = 4
+) -> Image.Image:
+    """Input, truth, prediction with its IoU and errors of each image, one image below the other, and a legend.
 
     Args:
         names: of the classes.
         low, high: of the pixels' values: black and white.
+        columns: 4: side by side; 2: in a square.
     """
-    strips = [_strip(row, names, low, high) for row in rows]
+    strips = [_panels(row, names, low, high, columns) for row in rows]
     seen = np.unique(np.concatenate([mask.ravel() for row in rows for mask in (row.truth, row.prediction)]))
     classes = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen]
     legend = _legend([*classes, *ERRORS[: 2 if len(names) == 2 else 3]], max(strip.width for strip in strips))
@@ -68,7 +71,7 @@ def comparison(rows: Sequence[Compared], names: Sequence[str], low: float, high:
     return sheet
 
 
-def _strip(row: Compared, names: Sequence[str], low: float, high: float) -> Image.Image:
+def _panels(row: Compared, names: Sequence[str], low: float, high: float, columns: int) -> Image.Image:
     rgb = shown(row.image, low, high)
     void = row.truth == 255
     panels = {
@@ -79,14 +82,15 @@ def _strip(row: Compared, names: Sequence[str], low: float, high: float) -> Imag
     }
     factor = _factor(max(rgb.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
-    sheet = Image.new("RGB", (len(panels) * (width + MARGIN) + MARGIN, height + HEADER + MARGIN), "white")
+    lines = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, lines * (height + HEADER) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
     for i, (title, panel) in enumerate(panels.items()):
-        left = MARGIN + i * (width + MARGIN)
-        sheet.paste(Image.fromarray(panel).resize((width, height), resample), (left, HEADER))
-        pen.text((left, 3), _cut(title, width, font), fill="black", font=font)
+        left, top = MARGIN + i % columns * (width + MARGIN), i // columns * (height + HEADER)
+        sheet.paste(Image.fromarray(panel).resize((width, height), resample), (left, top + HEADER))
+        pen.text((left, top + 3), _cut(title, width, font), fill="black", font=font)
     return sheet
 
 

@@ -566,10 +566,11 @@ def _restore(prepared: Prepared, folder: Path) -> None:
 def _draw(prepared: Prepared, folder: Path, epoch: engine.Epoch) -> None:
     for index, prediction in epoch.predictions.items():
         key = prepared.data.samples[index].key.replace("/", "_")
-        _compare(prepared, {index: prediction}, folder / key / f"{epoch.number:04d}.png")
+        path = folder / key / f"{epoch.number:04d}.png"
+        _compare(prepared, {index: prediction}, path, columns=2)  # MLflow shows pictures in squares
 
 
-def _compare(prepared: Prepared, predictions: Mapping[int, torch.Tensor], path: Path) -> None:
+def _compare(prepared: Prepared, predictions: Mapping[int, torch.Tensor], path: Path, columns: int = 4) -> None:
     """Truth and predictions of some samples as one picture."""
     data = prepared.data
     rows = [
@@ -582,7 +583,7 @@ def _compare(prepared: Prepared, predictions: Mapping[int, torch.Tensor], path: 
         for index, prediction in predictions.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.comparison(rows, data.labels.names, *data.store.range).save(path)
+    pictures.comparison(rows, data.labels.names, *data.store.range, columns).save(path)
 
 
 def _illustrate(prepared: Prepared, folder: Path) -> None:

@@ -96,6 +96,15 @@ def test_errors_are_told_apart():
     assert (rest == rest[..., :1]).all()  # grey: right
 
 
+def test_panels_may_lie_in_a_square():
+    truth, prediction = square(200, 220), square(200, 220, 2)
+    image = np.repeat(grey(200, 220), 3, axis=2)
+    sheet = comparison([Compared("input", image, truth, prediction)], NAMES, 0, 255, columns=2)
+    assert sheet.width == 2 * 220 + 3 * MARGIN
+    below = np.array(sheet)[200 + 2 * HEADER :][:200]
+    assert np.array_equal(below[:, MARGIN : MARGIN + 220], overlay(image, prediction))
+
+
 def test_rows_are_stacked_above_one_legend():
     mask = square(200, 220)
     row = Compared("a very long name of an image that does not fit " * 3, grey(200, 220), mask, mask)
