@@ -14,6 +14,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -405,7 +406,8 @@ class _Sync:
             profile=json.dumps({part: start[f"data/{part}"] for part in ("train", "val", "test")}),
         )
         tags = [InputTag("mlflow.data.context", "training")]
-        self.client.log_inputs(self.cursor["run_id"], datasets=[DatasetInput(dataset, tags)])
+        with _alone():  # two processes that log the same new data set at once: MLflow refuses one
+            self.client.log_inputs(self.cursor["run_id"], datasets=[DatasetInput(dataset, tags)])
 
     def _send_pictures(self) -> None:
         """Files predictions/NAME/EPOCH.png, as images with steps."""
@@ -479,16 +481,21 @@ def _client(uri: str) -> Any:
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     outputs().mkdir(parents=True, exist_ok=True)
-    with locked(outputs() / "mlflow.db.lock"):
+    with _alone():
         client = MlflowClient(tracking_uri=uri)
         if not uri.startswith("http"):
             client.search_experiments(max_results=1)  # creates the file
     return client
 
 
+def _alone() -> AbstractContextManager[None]:
+    """One process at a time: several at a fresh SQLite file break it."""
+    return locked(outputs() / "mlflow.db.lock")
+
+
 def _experiment(client: Any, uri: str, name: str) -> str:
     """The experiment's id; made or restored if need be, with a folder for files that no working folder moves."""
-    with locked(outputs() / "mlflow.db.lock"):  # several processes at a fresh SQLite file break it
+    with _alone():
         experiment = client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
