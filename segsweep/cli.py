@@ -5,7 +5,7 @@ import csv
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,87 +25,7 @@ VIEWS, PRECISIONS = ("none", "hflip", "flips"), ("auto", "fp32", "bf16", "fp16")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 if something could not be sent, 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="segsweep", description="What one does with runs. Training is: python train.py"
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sync = commands.add_parser("sync", help="send to MLflow what it does not have yet")
-    sync.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder with runs below it"
-    )
-    sync.add_argument(
-        "--uri", help="MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
-    )
-    sync.set_defaults(command=_sync)
-    data = commands.add_parser("data", help="look at a data set: what is in it, what is wrong, a sheet of pictures")
-    data.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=folder data.root=DIR (default: shapes)"
-    )
-    data.add_argument(
-        "-o", "--output", type=Path, metavar="PNG", help="the sheet of pictures (default: outputs/data/NAME-DIGEST.png)"
-    )
-    data.set_defaults(command=_data)
-    encoders = commands.add_parser(
-        "encoders", help="list timm's encoders: size, cost, strides, weights, how they are run"
-    )
-    encoders.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'convnext*' (default: all)")
-    encoders.add_argument("--csv", action="store_true", help="as CSV")
-    encoders.set_defaults(command=_encoders)
-    compare = commands.add_parser("compare", help="runs side by side: what differs, and how well they did")
-    compare.add_argument(
-        "runs", nargs="*", metavar="RUN", help=f"{RUN}; or folders with runs below them; two runs: what got better"
-    )
-    compare.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
-    compare.add_argument(
-        "--group-by", metavar="KEYS", help="mean ± sd over the runs that share these, as encoder.name,optim.lr"
-    )
-    compare.add_argument("--format", choices=FORMATS, default="text")
-    compare.set_defaults(command=_compare)
-    report = commands.add_parser("report", help="write a sweep's report.html anew")
-    report.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
-    report.set_defaults(command=_report)
-    predict = commands.add_parser("predict", help="masks for images, by a trained model")
-    predict.add_argument("run", metavar="RUN", help=RUN)
-    predict.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
-    predict.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go")
-    predict.add_argument("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
-    predict.add_argument("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
-    predict.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
-    predict.add_argument("--tile", type=_side, metavar="N", help="pixels a side beyond which images are run in tiles")
-    predict.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    predict.add_argument("--precision", choices=PRECISIONS, default="auto")
-    predict.set_defaults(command=_predict)
-    evaluate = commands.add_parser("evaluate", help="score a trained model: every metric, by image and by class")
-    evaluate.add_argument("run", metavar="RUN", help=RUN)
-    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
-    evaluate.add_argument("--split", default="val", help="val (default), test or train")
-    evaluate.add_argument("--name", help="of the folder in RUN/evaluations (default: from split and data)")
-    evaluate.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    evaluate.set_defaults(command=_evaluate)
-    export = commands.add_parser("export", help="a trained model as one file that needs no segsweep (extra: export)")
-    export.add_argument("run", metavar="RUN", help=RUN)
-    export.add_argument("--format", choices=EXPORTS, required=True, help="ONNX, or PyTorch's exported program")
-    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.FORMAT beside the model")
-    export.set_defaults(command=_export)
-    register = commands.add_parser("register", help="a trained model into MLflow's registry, as its champion")
-    register.add_argument("run", metavar="RUN", help=RUN)
-    register.add_argument("name", metavar="NAME", help="of the registered model")
-    register.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
-    register.set_defaults(command=_register)
-    ui = commands.add_parser("ui", help="look at runs and compare them: MLflow's page, opened on the newest result")
-    ui.add_argument("--port", type=_port, default=5000, metavar="N", help="default: 5000; 0 takes any that is free")
-    ui.add_argument("--host", default="127.0.0.1", help="who may connect (default: 127.0.0.1, this machine alone)")
-    ui.add_argument("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
-    ui.set_defaults(command=_ui)
-    demo = commands.add_parser("demo", help="a page in the browser: drop an image, see the mask (extra: demo)")
-    demo.add_argument("run", nargs="?", default="best", metavar="RUN", help=f"{RUN} (default: best)")
-    demo.add_argument("--port", type=_port, default=7860, metavar="N", help="default: 7860; 0 takes any that is free")
-    demo.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
-    demo.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    demo.add_argument("--precision", choices=PRECISIONS, default="auto")
-    demo.set_defaults(command=_demo)
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
         with terminable():
             return options.command(options)
@@ -118,6 +38,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         print("segsweep: terminated", file=sys.stderr)
         return 143
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segsweep", description="What one does with runs. Training is: python train.py"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str,
+        does: Callable[[argparse.Namespace], int],
+        help: str,
+        parents: Sequence[argparse.ArgumentParser] = (),
+    ) -> Callable[..., argparse.Action]:
+        made = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=parents)
+        made.set_defaults(command=does)
+        return made.add_argument
+
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    running = argparse.ArgumentParser(add_help=False, parents=[device])
+    running.add_argument("--precision", choices=PRECISIONS, default="auto")
+    running.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
+
+    add = command("data", _data, "look at a data set: what is in it, what is wrong, a sheet of pictures")
+    add(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=folder data.root=DIR (default: shapes)"
+    )
+    add("-o", "--output", type=Path, metavar="PNG", help="the sheet (default: outputs/data/NAME-DIGEST.png)")
+    add = command("encoders", _encoders, "list timm's encoders: size, cost, strides, weights, how they are run")
+    add("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'convnext*' (default: all)")
+    add("--csv", action="store_true", help="as CSV")
+
+    add = command("ui", _ui, "look at runs and compare them: MLflow's page, opened on the newest result")
+    add("--port", type=_port, default=5000, metavar="N", help="default: 5000; 0 takes any that is free")
+    add("--host", default="127.0.0.1", help="who may connect (default: 127.0.0.1, this machine alone)")
+    add("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
+    add = command("compare", _compare, "runs side by side: what differs, and how well they did")
+    add("runs", nargs="*", metavar="RUN", help=f"{RUN}; or folders with runs below them; two runs: what got better")
+    add("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
+    add("--group-by", metavar="KEYS", help="mean ± sd over the runs that share these, as encoder.name,optim.lr")
+    add("--format", choices=FORMATS, default="text")
+    add = command("report", _report, "write a sweep's report.html anew")
+    add("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
+    add = command("sync", _sync, "send to MLflow what it does not have yet")
+    add("folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder with runs below it")
+    add("--uri", help="MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")
+
+    add = command("predict", _predict, "masks for images, by a trained model", [running])
+    add("run", metavar="RUN", help=RUN)
+    add("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go")
+    add("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
+    add("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
+    add("--tile", type=_side, metavar="N", help="pixels a side beyond which images are run in tiles")
+    add = command("evaluate", _evaluate, "score a trained model: every metric, by image and by class", [device])
+    add("run", metavar="RUN", help=RUN)
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
+    add("--split", default="val", help="val (default), test or train")
+    add("--name", help="of the folder in RUN/evaluations (default: from split and data)")
+    add = command("demo", _demo, "a page in the browser: drop an image, see the mask (extra: demo)", [running])
+    add("run", nargs="?", default="best", metavar="RUN", help=f"{RUN} (default: best)")
+    add("--port", type=_port, default=7860, metavar="N", help="default: 7860; 0 takes any that is free")
+    add = command("export", _export, "a trained model as one file that needs no segsweep (extra: export)")
+    add("run", metavar="RUN", help=RUN)
+    add("--format", choices=EXPORTS, required=True, help="ONNX, or PyTorch's exported program")
+    add("-o", "--output", type=Path, metavar="FILE", help="default: model.FORMAT beside the model")
+    add = command("register", _register, "a trained model into MLflow's registry, as its champion")
+    add("run", metavar="RUN", help=RUN)
+    add("name", metavar="NAME", help="of the registered model")
+    add("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
+    return parser
 
 
 def _side(text: str) -> int:
