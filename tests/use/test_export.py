@@ -21,6 +21,7 @@ from segsweep.errors import ConfigError
 from segsweep.nn import UNet
 from segsweep.run import load
 from segsweep.use import export as module
+from segsweep.use.demo import segment
 from segsweep.use.export import EQUAL, METADATA, TOLERANCE, Sizes, compare, export, levels, opened
 from segsweep.use.predict import Predictor
 
@@ -66,8 +67,8 @@ def test_an_onnx_file_says_what_it_takes_and_gives(exported):
     assert [d.dim_param != "" for d in given.type.tensor_type.shape.dim] == [True, False, True, True]
 
 
-def test_one_preprocessing(exported, trained):
-    """A file of the data set through training's batches, `predict` and the exported model; all at one canvas."""
+def test_one_preprocessing(exported, trained, tmp_path):
+    """A file of the data set through training's batches, `predict`, the exported model and the demo, at one canvas."""
     config = of_run(trained.folder)
     data = load(config.data, config.train.workers)
     index = data.parts["val"][0]
@@ -89,6 +90,7 @@ def test_one_preprocessing(exported, trained):
     predicted = torch.cat([logits for _, logits in parts], 1)
     on_grid = torch.cat([part for _, part in own_grid(batch, torch.from_numpy(found), 0)], 1)
     assert (predicted - on_grid).abs().max() < TOLERANCE
+    assert np.abs(segment(predictor, path, tmp_path).logits - predicted[0].numpy()).max() < TOLERANCE
 
 
 def test_a_pt2_file_needs_no_model_code_and_takes_other_sizes(tmp_path):
