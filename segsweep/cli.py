@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segsweep import __version__
-from segsweep.errors import ConfigError, DataError, Terminated, terminable
+from segsweep.errors import ConfigError, DataError, Terminated, first_line, terminable
 
 if TYPE_CHECKING:
     from segsweep.data.dataset import Dataset
@@ -251,7 +251,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from segsweep import console, journal, tracking
+    from segsweep import console, tracking
     from segsweep.compose import of_run
     from segsweep.run import load
     from segsweep.use.evaluate import evaluate
@@ -261,17 +261,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     console.note(f"model           {found.why or found.model}")
     config = of_run(found.run, options.overrides)
     data = load(config.data, config.train.workers)
-    start = journal.last_start(journal.read(found.run))
-    elsewhere = (
-        "" if data.store.digest == start["data_digest"] else f"-{Path(config.data.root or config.data.name).name}"
-    )
-    name = options.name or f"{options.split}{elsewhere}"
-    result = evaluate(found, data, name, options.split, device=options.device, watch=console.bar)
+    title = Path(config.data.root or config.data.name).name
+    result = evaluate(found, data, options.split, options.name, title=title, device=options.device, watch=console.bar)
     print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))
     try:
-        tracking.log_evaluation(found.run, config.tracking.uri, name, result.metrics, result.folder)
+        tracking.log_evaluation(found.run, config.tracking.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does
-        print(f"segsweep: MLflow was not told: {error}", file=sys.stderr)
+        print(f"segsweep: MLflow was not told: {first_line(error)}", file=sys.stderr)
     return 0
 
 

@@ -1,5 +1,6 @@
 """What a person at a terminal sees: bars and lines on stderr, the result for stdout."""
 
+import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,14 +116,16 @@ def evaluation(
     rows = [("", f"{split:>10}    95 % over images")]
     for name, title in titles.items():
         low, high = intervals[name]
-        rows.append((title, f"{metrics[name]:10.4f}    {low:.4f} to {high:.4f}"))
+        between = "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+        rows.append((title, f"{metrics[name]:10.4f}    {between}"))
     classes = [name.removeprefix("iou/") for name in metrics if name.startswith("iou/")]
     if len(classes) > 2:
         rows += [("", ""), *((name, f"{metrics[f'iou/{name}']:10.4f}") for name in classes)]
     if "threshold/at" in metrics:
         rows.append(("", ""))
+        where = "chosen on these images, so optimistic" if split == "val" else "chosen on val"
         rows.append(
-            ("threshold", f"{metrics['threshold/at']:10.4f}    best on val; IoU with it {metrics['threshold/iou']:.4f}")
+            ("threshold", f"{metrics['threshold/at']:10.4f}    {where}; IoU with it {metrics['threshold/iou']:.4f}")
         )
     rows.append(("", ""))
     rows.append(("folder", f"  {folder}"))

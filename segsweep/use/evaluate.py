@@ -4,8 +4,10 @@ import csv
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class Result:
     Attributes:
         folder: where it lies.
         metrics: by name: those of training, `boundary_iou`, and for two classes `threshold/...`.
-        intervals: 95 %, lowest and highest, by the metric's name.
+        intervals: 95 %, lowest and highest, by the metric's name; NaN where too few images tell.
         looks: how often the run's test split has been scored, this time included; 0 for another split or other data.
     """
 
@@ -73,9 +75,10 @@ class Counts:
 def evaluate(
     found: Found,
     data: Dataset,
-    name: str,
     split: str = "val",
+    name: str | None = None,
     *,
+    title: str = "other",
     device: str = "auto",
     watch: Watch = lambda items, *_: items,
 ) -> Result:
@@ -84,45 +87,62 @@ def evaluate(
     Args:
         found: the model; its run's journal says how it was trained.
         data: the run's own, or other data with the same classes.
-        name: of the evaluation, and of its folder in the run's `evaluations/`.
         split: of the data.
+        name: of the evaluation, and of its folder in the run's `evaluations/`; default: the split, and for other images
+            than the run's `title` and their digest.
+        title: of the data.
         device: as `train.device`.
         watch: wraps the iterator over the batches; also given their number and a title.
 
     Raises:
-        ConfigError: no such split, or data that the model was not made for.
+        ConfigError: no such split, data that the model was not made for, or images that it has learnt.
     """
+    if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
+        raise ConfigError(f"--name {name}: letters, digits and . _ + - make the name of a folder.")
     records = journal.read(found.run)
     start, about = journal.last_start(records), describe(found.model)
     if split not in data.parts:
         raise ConfigError(
             f"--split {split}: the data have {', '.join(data.parts)}. Try --split {next(iter(data.parts))}."
         )
+    known = _splits(found.run) if data.store.digest == start["data_digest"] else {}
+    keys = {data.samples[index].key for index in data.parts[split]}
+    own = keys == known.get(split)
+    if split != "train" and (learnt := len(keys & known.get("train", set()))):
+        raise ConfigError(
+            f"--split {split}: {learnt} of these {len(keys)} images were in the run's training split, so a score would "
+            "be that of a good memory. Leave out data.split, data.fold, data.seed and data.group, or say --split train."
+        )
     model = load_model(found.model, devices.find(device))
     _refuse_other_data(data, about, model)
     execution = _execution(start, next(model.parameters()).device)
     execution.prepare(model)
-    counts = _counted(model, data, split, start["config"], about, execution, start["micro_batch"], watch)
+    count = partial(_counted, model, data, start["config"], about, execution, start["micro_batch"], watch)
+    counts = count(split)
     scored = _scores(counts, data.labels.names)
-    summary: dict[str, Any] = {"split": split, "data_digest": data.store.digest, "images": len(counts.keys)}
-    own = data.store.digest == start["data_digest"]
-    folder = found.run / FOLDER / name
+    folder = found.run / FOLDER / (name or (split if own else f"{split}-{title}-{data.store.digest[:6]}"))
+    times = _times(folder) + (own and split == "test")
+    summary: dict[str, Any] = {
+        "split": split,
+        "own": own,
+        "epoch": about.get("epoch"),
+        "data_digest": data.store.digest,
+        "images": len(counts.keys),
+        "times": times,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, float]] = []
     if data.labels.logits == 1:
         rows = curve(counts.histogram)
-        chosen = rows
-        if split != "val" and "val" in data.parts:
-            config = start["config"]
-            val = _counted(model, data, "val", config, about, execution, start["micro_batch"], watch)
-            chosen = curve(val.histogram)
-        summary["threshold_chosen_on"] = "val" if "val" in data.parts else split
-        best = max(range(len(rows)), key=lambda i: (-1.0 if math.isnan(chosen[i]["iou"]) else chosen[i]["iou"], -i))
-        scored |= {f"threshold/{key}": value for key, value in rows[best].items()}
+        chosen_on = "val" if "val" in data.parts else split
+        chosen = rows if chosen_on == split else curve(count(chosen_on, edges=False).histogram)
+        summary["threshold_chosen_on"] = chosen_on
+        if (best := best_threshold(chosen)) is not None:
+            scored |= {f"threshold/{key}": value for key, value in rows[best].items()}
     intervals = bootstrap(counts)
-    looks = _looks(folder, records) if own and split == "test" else 0
-    summary |= {"looks": looks, "metrics": scored, "intervals": intervals}
+    summary |= {"metrics": scored, "intervals": intervals}
     _write(folder, counts, data.labels.names, rows, summary)
+    looks = _looks(found.run, records) if own and split == "test" else 0
     return Result(folder, scored, intervals, looks)
 
 
@@ -136,13 +156,32 @@ def boundary(mask: Tensor, void: Tensor) -> Tensor:
         mask, void: `h w` bool.
     """
     distance = max(1, round(RATIO * math.hypot(*mask.shape)))
-    outside = (~(mask | void)).float()[None, None]
-    # Beyond the image lies background: one frame of it is enough, since the pool is cut off there.
-    grown = F.pad(outside, (1, 1, 1, 1), value=1.0)
-    side = 2 * distance + 1
-    grown = F.max_pool2d(grown, (side, 1), 1, (distance, 0))
-    grown = F.max_pool2d(grown, (1, side), 1, (0, distance))[0, 0, 1:-1, 1:-1]
-    return mask & (grown > 0) & ~void
+    # Beyond the image lies background: one frame of it is enough.
+    outside = F.pad(~(mask | void), (1, 1, 1, 1), value=True)
+    inside = tuple(_reached(mask.any(1 - dim), distance) for dim in (0, 1))
+    near = outside[inside]
+    for dim in (0, 1):
+        near = _grown(near, distance, dim)
+    found = torch.zeros_like(outside)
+    found[inside] = near
+    return mask & found[1:-1, 1:-1] & ~void
+
+
+def _reached(there: Tensor, distance: int) -> slice:
+    """Of one side of an image, with a frame, what is within a distance of where something is."""
+    places = there.nonzero()
+    if not len(places):
+        return slice(0, 0)
+    return slice(max(0, int(places[0]) + 1 - distance), int(places[-1]) + 2 + distance)
+
+
+def _grown(mask: Tensor, distance: int, dim: int) -> Tensor:
+    """A mask `h w` and all within a distance of it along one dimension, in time that the distance does not change."""
+    length = mask.shape[dim]
+    sums = F.pad(mask.cumsum(dim, dtype=torch.int32), (0, 0, 1, 0) if dim == 0 else (1, 0))
+    places = torch.arange(length, device=mask.device)
+    ends = sums.index_select(dim, (places + distance + 1).clamp(max=length))
+    return ends > sums.index_select(dim, (places - distance).clamp(min=0))
 
 
 def boundaries(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
@@ -187,21 +226,48 @@ def curve(counted: Tensor) -> list[dict[str, float]]:
     return [dict(zip(columns, row, strict=True)) for row in torch.stack(list(columns.values()), 1).tolist()]
 
 
+def best_threshold(rows: Sequence[Mapping[str, float]]) -> int | None:
+    """The row with the best IoU, of equal ones that closest to 0.5; None where no row has one."""
+    scored = [i for i, row in enumerate(rows) if not math.isnan(row["iou"])]
+    return max(scored, key=lambda i: (rows[i]["iou"], -abs(rows[i]["at"] - 0.5)), default=None)
+
+
 def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % intervals of IoU, Dice, accuracy and boundary IoU: images drawn with replacement, their pixels pooled."""
+    """95 % intervals of IoU, Dice, accuracy and boundary IoU: images drawn with replacement, their pixels pooled.
+
+    A mean over classes is one over the same classes each time: draws that miss one which the split has are left out.
+    """
     images = len(counts.keys)
     rng = np.random.default_rng(seed)
     weights = torch.from_numpy(rng.multinomial(images, [1 / images] * images, size=RESAMPLES)).double()
     matrices = torch.einsum("rn,nij->rij", weights, torch.stack(counts.matrices).double())
     both, either = torch.einsum("rn,nkb->brk", weights, torch.stack(counts.boundaries).double())
+    there = matrices.sum(-1) > 0
+    whole = there[:, torch.stack(counts.matrices).sum((0, 2)) > 0].all(1)
+    matrices, both, either = matrices[whole], both[whole], either[whole]
     drawn = {
         "iou": metrics.overall(metrics.where_present(matrices, metrics.iou(matrices))),
         "dice": metrics.overall(metrics.where_present(matrices, metrics.dice(matrices))),
         "accuracy": metrics.accuracy(matrices),
         "boundary_iou": metrics.overall(metrics.where_present(matrices, both / either)),
     }
-    edges = {name: np.nanpercentile(values.numpy(), [2.5, 97.5]).tolist() for name, values in drawn.items()}
-    return {name: (low, high) for name, (low, high) in edges.items()}
+    return {name: _interval(values[~values.isnan()].numpy()) for name, values in drawn.items()}
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _splits(run: Path) -> dict[str, set[str]]:
+    """The keys of a run's images by split."""
+    found: dict[str, set[str]] = {}
+    with (run / "split.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["split"], set()).add(row["key"])
+    return found
 
 
 def _execution(start: Mapping[str, Any], where: torch.device) -> Execution:
@@ -236,12 +302,13 @@ def _refuse_other_data(data: Dataset, about: Mapping[str, Any], model: UNet) -> 
 def _counted(
     model: UNet,
     data: Dataset,
-    split: str,
     config: Mapping[str, Any],
     about: Mapping[str, Any],
     execution: Execution,
     batch_size: int,
     watch: Watch,
+    split: str,
+    edges: bool = True,
 ) -> Counts:
     size = (about["size"][0], about["size"][1])
     batches = EvalBatches(
@@ -266,7 +333,8 @@ def _counted(
             prediction = torch.cat(parts)
             counts.keys.append(data.samples[index].key)
             counts.matrices.append(metrics.ConfusionMatrix(classes).update(prediction, target))
-            counts.boundaries.append(boundaries(prediction, target, classes))
+            if edges:
+                counts.boundaries.append(boundaries(prediction, target, classes))
     return counts
 
 
@@ -282,14 +350,18 @@ def _scores(counts: Counts, names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _looks(folder: Path, records: Sequence[Mapping[str, Any]]) -> int:
-    """How often the test split has been scored: by the training, and by evaluations before."""
+def _looks(run: Path, records: Sequence[Mapping[str, Any]]) -> int:
+    """How often the run's test split has been scored: by the training, and by evaluations of whatever name."""
     by_training = sum(any(name.startswith("test/") for name in r) for r in records if r["kind"] == "end")
+    return by_training + sum(_times(path.parent) for path in (run / FOLDER).glob("*/metrics.json"))
+
+
+def _times(folder: Path) -> int:
+    """How often an evaluation of this name has looked at the run's test split."""
     try:
-        before = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["looks"]
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("times", 0)
     except FileNotFoundError:
-        before = by_training
-    return before + 1
+        return 0
 
 
 def _write(

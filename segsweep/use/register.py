@@ -102,7 +102,7 @@ def model_card(
         "",
         "## Scores",
         "",
-        *_scores(folder, records),
+        *_scores(folder, records, about.get("epoch")),
         "",
         "## Intended use",
         "",
@@ -132,13 +132,15 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _scores(folder: Path, records: Sequence[dict[str, Any]]) -> list[str]:
+def _scores(folder: Path, records: Sequence[dict[str, Any]], epoch: int | None) -> list[str]:
     """A table for each split: with 95 % intervals where the run has been evaluated, else the training's own."""
     lines = ["| split | metric | value | 95 % over images |", "|---|---|---|---|"]
     end = records[-1] if records[-1]["kind"] == "end" else {}
     for split in ("val", "test"):
         path = folder / FOLDER / split / "metrics.json"
         evaluated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not evaluated.get("own") or evaluated["epoch"] != epoch:
+            evaluated = {}  # of other images, or of an earlier model
         values = evaluated.get("metrics", {name: end.get(f"{split}/{name}") for name in SCORES})
         for name, title in SCORES.items():
             if values.get(name) is not None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from segsweep import cli, journal, tracking
-from segsweep.use.evaluate import Counts, bootstrap, boundaries, boundary, curve, histogram
+from segsweep import cli, journal, metrics, tracking
+from segsweep.use.evaluate import Counts, best_threshold, bootstrap, boundaries, boundary, curve, histogram
 
 
 @pytest.fixture
@@ -55,14 +56,40 @@ def test_the_trainings_scores_come_out_again_to_the_last_digit(run, capsys):
 def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
     other = pairs(9, splits=("train", "val", "test"), name="other")
     assert cli.main(["evaluate", str(run), "data=folder", f"data.root={other}", "--split", "test"]) == 0
-    found = metrics_of(run, "test-other")
-    assert (found["split"], found["images"], found["looks"]) == ("test", 9, 0)
+    (folder,) = (run / "evaluations").glob("test-other-*")
+    found = metrics_of(run, folder.name)
+    assert (found["split"], found["images"], found["times"], found["own"]) == ("test", 9, 0, False)
+    said = capsys.readouterr().out
+    assert "looks" not in said
+    assert "chosen on val" in said
     assert found["threshold_chosen_on"] == "val"
-    chosen = rows(run / "evaluations" / "test-other" / "thresholds.csv")
-    assert found["metrics"]["threshold/at"] in {float(row["at"]) for row in chosen}
-    capsys.readouterr()
+    typed = ["data=folder", f"data.root={other}", "--name", "theirs"]
+    assert cli.main(["evaluate", str(run), *typed]) == 0
+    assert "chosen on these images, so optimistic" in capsys.readouterr().out
+    val = [
+        {k: float(v or "nan") for k, v in r.items()} for r in rows(run / "evaluations" / "theirs" / "thresholds.csv")
+    ]
+    # What is best on val is scored on test, whatever is best there.
+    assert found["metrics"]["threshold/at"] == val[best_threshold(val)]["at"]
+    at = next(r for r in rows(folder / "thresholds.csv") if float(r["at"]) == found["metrics"]["threshold/at"])
+    assert float(at["iou"]) == found["metrics"]["threshold/iou"]
     assert cli.main(["evaluate", str(run), "--split", "test"]) == 2
     assert "the data have train, val. Try --split train" in capsys.readouterr().err
+
+
+def test_images_that_were_learnt_are_refused(run, trained, capsys):
+    """The same files in another split: most were in the training's."""
+    typed = ["data=folder", f"data.root={trained.root}", "data.split=[0.3,0.3,0.4]"]
+    assert cli.main(["evaluate", str(run), *typed, "--split", "test"]) == 2
+    assert "were in the run's training split" in capsys.readouterr().err
+    assert not (run / "evaluations").exists()
+    assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", ""])
+def test_a_name_is_that_of_a_folder(run, name, capsys):
+    assert cli.main(["evaluate", str(run), "--name", name]) == 2
+    assert "make the name of a folder" in capsys.readouterr().err
 
 
 def test_looks_at_the_test_split_are_counted(run, pairs, tmp_path, outputs, capsys):
@@ -84,6 +111,8 @@ def test_looks_at_the_test_split_are_counted(run, pairs, tmp_path, outputs, caps
     for looks in (2, 3):  # the training's own was the first
         assert cli.main(["evaluate", str(folder), "--split", "test"]) == 0
         assert f"looks             {looks} at the test split" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(folder), "--split", "test", "--name", "again"]) == 0
+    assert "looks             4 at the test split" in capsys.readouterr().out
     tested = journal.read(folder)[-1]["test/iou"]
     assert metrics_of(folder, "test")["metrics"]["iou"] == tested
 
@@ -198,3 +227,30 @@ def test_intervals_narrow_with_more_images_and_hold_the_score():
     low, high = many["iou"]
     assert low < 75 / 160 < high
     assert bootstrap(Counts(["a"], [torch.eye(2)], [torch.ones(2, 2)]))["iou"] == (1.0, 1.0)
+
+
+def test_of_equal_thresholds_the_one_closest_to_a_half_is_best():
+    rows = [{"at": at, "iou": iou} for at, iou in ((0.1, 0.9), (0.4, 0.9), (0.7, 0.9), (0.8, float("nan")), (0.9, 0.2))]
+    assert best_threshold(rows) == 1
+    assert best_threshold([{"at": 0.5, "iou": float("nan")}]) is None
+
+
+def test_a_class_of_one_image_does_not_leave_the_mean():
+    """Draws without it would be means over other classes."""
+    counts = Counts(keys=[str(i) for i in range(12)])
+    rare = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 45, 5]])
+    usual = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 0, 0]])
+    counts.matrices = [rare, *[usual] * 11]
+    counts.boundaries = [torch.ones(3, 2, dtype=torch.int64)] * 12
+    low, high = bootstrap(counts)["iou"]
+    score = float(metrics.overall(metrics.iou(torch.stack(counts.matrices).sum(0))))
+    assert low <= score <= high < score + 0.1
+
+
+def test_nothing_there_has_no_interval():
+    counts = Counts(keys=["a", "b"])
+    counts.matrices = [torch.tensor([[100, 0], [0, 0]])] * 2
+    counts.boundaries = [torch.zeros(2, 2, dtype=torch.int64)] * 2
+    found = bootstrap(counts)
+    assert all(math.isnan(edge) for edge in found["iou"])
+    assert found["accuracy"] == (1.0, 1.0)

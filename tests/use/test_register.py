@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segsweep import cli, registry, tracking
-from segsweep.checkpoint import load_model
+from segsweep.checkpoint import describe, load_model
 from segsweep.use import export
 
 # In a process in which segsweep cannot be imported, nor anything be unpickled.
@@ -38,7 +38,12 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     uri = tracking.tracking_uri()
     folder = run / "evaluations" / "val"
     folder.mkdir(parents=True)
-    scored = {"metrics": {"iou": 0.75}, "intervals": {"iou": [0.5, 0.875]}}
+    scored = {
+        "own": True,
+        "epoch": describe(run / "best.safetensors")["epoch"],
+        "metrics": {"iou": 0.75},
+        "intervals": {"iou": [0.5, 0.875]},
+    }
     (folder / "metrics.json").write_text(json.dumps(scored))
     assert cli.main(["register", str(run), "nuclei"]) == 0
     said = capsys.readouterr().out
