@@ -24,7 +24,11 @@ VIEWS, PRECISIONS = ("none", "hflip", "flips"), ("auto", "fp32", "bf16", "fp16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 1 if something could not be sent, 2 for wrong input."""
+    """Run the command line and return the exit code.
+
+    0; 1 if something could not be sent; an error's own (`segsweep.errors`), also where one image of several is broken;
+    130 after Ctrl-C, 143 after SIGTERM.
+    """
     options = _parser().parse_args(argv)
     try:
         with terminable():
@@ -61,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     device.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     running = argparse.ArgumentParser(add_help=False, parents=[device])
     running.add_argument("--precision", choices=PRECISIONS, default="auto")
+    running.add_argument("--tile", type=_side, metavar="N", help="pixels a side beyond which images are run in tiles")
     running.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
 
     add = command("data", _data, "look at a data set: what is in it, what is wrong, a sheet of pictures")
@@ -93,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go")
     add("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
     add("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
-    add("--tile", type=_side, metavar="N", help="pixels a side beyond which images are run in tiles")
     add = command("evaluate", _evaluate, "score a trained model: every metric, by image and by class", [device])
     add("run", metavar="RUN", help=RUN)
     add("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
@@ -244,7 +248,9 @@ def _demo(options: argparse.Namespace) -> int:
     from segsweep.use.predict import Predictor
 
     found = find(options.run)
-    predictor = Predictor(found.model, device=options.device, precision=options.precision, tta=options.tta)
+    predictor = Predictor(
+        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
+    )
     console.note(f"model           {found.why or found.model}")
     serve(predictor, found, options.port)
     return 0
@@ -298,7 +304,7 @@ def _register(options: argparse.Namespace) -> int:
     from segsweep.use.find import find
     from segsweep.use.register import register
 
-    found = find(options.run)
+    found = find(options.run, options.uri)
     console.note(f"model           {found.why or found.model}")
     data = _own_data(found.folder)
     done = register(found, options.name, options.uri, data, console.bar)

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+SCORES = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
+
 
 def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
     """A progress bar over the items, nothing where stderr is no terminal."""
@@ -112,9 +114,8 @@ def evaluation(
     Args:
         looks: times that the run's test split has been scored; 0 where that does not matter.
     """
-    titles = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
     rows = [("", f"{split:>10}    95 % over images")]
-    for name, title in titles.items():
+    for name, title in SCORES.items():
         low, high = intervals[name]
         between = "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
         rows.append((title, f"{metrics[name]:10.4f}    {between}"))

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, OutOfMemoryError, first_line
 from segsweep.paths import cache, made
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,27 @@ for width in (64, 96, 384):
         result = linear(tokens)
     result.float().sum().backward()
 """
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device's memory, or the process's, was too small."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+@contextmanager
+def fitting(advice: str) -> Iterator[None]:
+    """What does not fit the memory is told as the user can mend it.
+
+    Raises:
+        OutOfMemoryError: with the advice.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory. {advice}") from error
 
 
 def find(name: str) -> torch.device:

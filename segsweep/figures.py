@@ -25,6 +25,7 @@ def training(path: Path, epochs: Sequence[Mapping[str, Any]], matrix: np.ndarray
         matrix: of the best epoch's validation, int64 `k k`, targets in rows.
         names: of the classes.
     """
+    names = [name.replace("$", r"\$") for name in names]  # no formulas
     with mpl.rc_context(STYLE):
         tall, longest = max(2.8, 0.24 * len(names)), max(map(len, names))
         below = 0.35 if len(names) < UPRIGHT else 0.35 + 0.05 * longest  # inches

@@ -74,12 +74,13 @@ def comparison(
 def _panels(row: Compared, names: Sequence[str], low: float, high: float, columns: int) -> Image.Image:
     rgb = shown(row.image, low, high)
     void = row.truth == 255
-    panels = {
-        row.title: rgb,
-        "truth": overlay(rgb, row.truth),
-        f"prediction · {_scores(row.truth, row.prediction, names)}": overlay(rgb, np.where(void, 255, row.prediction)),
-        "errors": _errors(rgb, row.truth, row.prediction),
-    }
+    said = f"prediction · {_scores(row.truth, row.prediction, names)}"
+    panels = [
+        (row.title, rgb),
+        ("truth", overlay(rgb, row.truth)),
+        (said, overlay(rgb, np.where(void, 255, row.prediction))),
+        ("errors", _errors(rgb, row.truth, row.prediction)),
+    ]
     factor = _factor(max(rgb.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     lines = -(-len(panels) // columns)
@@ -87,7 +88,7 @@ def _panels(row: Compared, names: Sequence[str], low: float, high: float, column
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
-    for i, (title, panel) in enumerate(panels.items()):
+    for i, (title, panel) in enumerate(panels):
         left, top = MARGIN + i % columns * (width + MARGIN), i // columns * (height + HEADER)
         sheet.paste(Image.fromarray(panel).resize((width, height), resample), (left, top + HEADER))
         pen.text((left, top + 3), _cut(title, width, font), fill="black", font=font)

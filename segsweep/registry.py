@@ -44,20 +44,18 @@ def register(
         card: what the model is, in Markdown.
 
     Raises:
-        ConfigError: a name that MLflow does not take, or no run in the folder.
+        ConfigError: no run in the folder.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri = tracking.tracking_uri(uri or journal.read(folder)[0]["config"]["tracking"]["uri"])
+    uri = _uri(folder, uri)
     run = tracking.sync(folder, uri, journal.alive(folder))
     client = MlflowClient(tracking_uri=uri)
     try:
         client.create_registered_model(name, tags={"segsweep": "true"})
     except MlflowException as error:
-        if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     with tempfile.TemporaryDirectory() as made:
@@ -70,6 +68,30 @@ def register(
     ).version
     client.set_registered_model_alias(name, CHAMPION, version)
     return Registered(str(version), run)
+
+
+def check(folder: Path, uri: str | None, name: str) -> None:
+    """Ask before a model is exported for minutes.
+
+    Raises:
+        ConfigError: a name that MLflow does not take, or a server that does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = _uri(folder, uri)
+    try:
+        MlflowClient(tracking_uri=uri).get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":
+            raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            where = tracking.without_password(uri)
+            raise ConfigError(f"MLflow at {where} does not answer: {first_line(error)}") from error
+
+
+def _uri(folder: Path, uri: str | None) -> str:
+    return tracking.tracking_uri(uri or journal.read(folder)[0]["config"]["tracking"]["uri"])
 
 
 def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_version: str, card: str) -> None:

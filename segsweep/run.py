@@ -42,7 +42,7 @@ from segsweep.config import DataConfig, LossConfig, RunConfig
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset, spread
 from segsweep.data.sources import SPLITS, Options
-from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
+from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated, first_line
 from segsweep.execution import Execution, checkpoint_gradients, set_momentum
 from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
@@ -339,7 +339,10 @@ def _train(
             if "test" in prepared.data.parts and config.train.test:
                 tested = _test(prepared, folder / BEST)
             if (folder / MATRICES).exists():
-                _illustrate(prepared, folder)
+                try:
+                    _illustrate(prepared, folder)
+                except Exception as error:  # a training is not lost over a picture
+                    log.warning("figures/ was not drawn: %s", first_line(error))
         except KeyboardInterrupt:
             status, reason, code = "stopped", "interrupted (Ctrl-C)", 130
         except Terminated:
@@ -691,8 +694,7 @@ def _mendable(error: BaseException, config: RunConfig) -> ConfigError | None:
     """The error as one that the user can mend, or None."""
     if isinstance(error, ConfigError):
         return error
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    if not on_cpu and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if not device.out_of_memory(error):
         return None
     train = config.train
     finer = train.accumulate * 2

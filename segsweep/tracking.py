@@ -1,7 +1,7 @@
 """MLflow is a view of the journal: `sync(folder)` brings it level, now or later, once or again.
 
 A cursor in the run folder (`tracking.json`) says for each tracking URI which records have been sent. It is written
-before and after each sending: a killed sync asks the server what had arrived. The only importer of mlflow.
+before and after each sending: a killed sync asks the server what had arrived. Only `registry` knows mlflow, too.
 """
 
 import hashlib
@@ -92,9 +92,16 @@ def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
     Raises:
         ConfigError: no such experiment.
     """
+    from mlflow.exceptions import MlflowException
+
     uri = tracking_uri(uri)
-    client = _client(uri)
-    found = client.get_experiment_by_name(experiment)
+    try:
+        client = _client(uri)
+        found = client.get_experiment_by_name(experiment)
+    except MlflowException as error:
+        raise ConfigError(
+            f"{experiment}: MLflow at {without_password(uri)} does not answer: {first_line(error)}"
+        ) from error
     if found is None:
         names = [known.name for known in client.search_experiments()]
         near = closest(experiment, names)

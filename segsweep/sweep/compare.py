@@ -1,5 +1,6 @@
 """Runs side by side: a table of what differs between them and how well they did, from their journals."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _images(first: Path, second: Path, kind: str) -> list[str]:
     if interval is None:
         return ["images: the runs were not validated on the same ones, so they cannot be compared image by image"]
     (keys,) = before
-    each = [finalists.iou(scored[keys][0].astype(float)) for scored in (before, after)]
+    each = [finalists.iou_of_images(scored[keys][0]) for scored in (before, after)]
     found = pd.DataFrame({"image": keys, "first": each[0], "second": each[1]})
     found["change"] = found["second"] - found["first"]
     found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
@@ -101,7 +102,8 @@ def _images(first: Path, second: Path, kind: str) -> list[str]:
     low, high = interval
     sure = "" if low > 0 or high < 0 else ": may be chance"
     lines = [
-        f"images: {better} better, {worse} worse of {len(keys)}; IoU {low:+.4f} to {high:+.4f} (95 % over images{sure})"
+        f"images: {better} better, {worse} worse of the {len(found)} of {len(keys)} where there is something to find; "
+        f"IoU {low:+.4f} to {high:+.4f} (95 % over images{sure}; one run each: of seeds it says nothing)"
     ]
     shown_rows = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
     return [*lines, "", shown(shown_rows, kind)]
@@ -118,6 +120,7 @@ def shown(rows: pd.DataFrame, kind: str) -> str:
             if not str(name).endswith(" sd")
         }
     )
+    cells.columns = [_escaped(str(name), kind) for name in cells]
     if kind == "latex":
         return cells.to_latex(index=False, escape=False).rstrip()
     if kind == "markdown":
@@ -161,4 +164,11 @@ def _cell(value: Any, deviation: Any, kind: str) -> str:
         text = f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
         sign = r"$\pm$" if kind == "latex" else "±"
         return text if deviation is None or pd.isna(deviation) else f"{text} {sign} {deviation:.4f}"
-    return str(value).replace("_", r"\_") if kind == "latex" else str(value)
+    return _escaped(str(value), kind)
+
+
+def _escaped(text: str, kind: str) -> str:
+    """Text in which nothing has a meaning to LaTeX or Markdown."""
+    if kind == "latex":
+        return re.sub(r"[&%$#_{}]", lambda found: f"\\{found[0]}", text.replace("\\", "/"))
+    return text.replace("|", r"\|") if kind == "markdown" else text

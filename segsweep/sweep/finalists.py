@@ -157,6 +157,18 @@ def iou(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     return each[..., 1] if matrices.shape[-1] == 2 else np.nanmean(each, -1)
 
 
+def iou_of_images(matrices: Matrices) -> NDArray[np.float64]:
+    """Each image's own IoU from matrices `n k k`: of the foreground for two classes, else the mean over those that are
+    there or were said; NaN where none is, 0 where something was said of nothing."""
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
+    union = matrices.sum(-1) + matrices.sum(-2) - hits
+    each = np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+    if matrices.shape[-1] == 2:
+        return each[:, 1]
+    present = (union > 0).sum(-1)
+    return np.where(present > 0, np.nansum(each, -1) / np.maximum(present, 1), np.nan)
+
+
 def read(files: Iterable[Path]) -> Scored:
     """Files `MATRICES` of runs; nothing where one of them is missing."""
     found: dict[tuple[str, ...], list[Matrices]] = {}

@@ -1,1 +1,1 @@
-"""A trained model put to use: predict, evaluate, export, demo."""
+"""A trained model put to use: predict, evaluate, export, register, demo; and MLflow's page."""

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -119,7 +120,12 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
     binary = len(predictor.classes) == 2
     shown = examples(found)
 
-    def look(path: str | Path | None) -> Segmented | None:
+    def forget(seen: Segmented | None) -> None:
+        if seen:
+            shutil.rmtree(seen.folder, ignore_errors=True)
+
+    def look(path: str | Path | None, before: Segmented | None) -> Segmented | None:
+        forget(before)
         if path is None:
             return None
         try:
@@ -136,12 +142,12 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
         legend = _legend(shares(classes, predictor.classes))
         return painted(seen, classes, opacity), legend, gr.DownloadButton(value=str(mask), interactive=True)
 
-    def pick(event: gr.SelectData) -> Segmented | None:
-        return look(shown[event.index])
+    def pick(before: Segmented | None, event: gr.SelectData) -> Segmented | None:
+        return look(shown[event.index], before)
 
     with gr.Blocks(title="segsweep", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gr.HTML(f"<h1>segsweep</h1><p>{escape(_about(predictor, found))}</p>")
-        state = gr.State(None, time_to_live=KEPT)
+        state = gr.State(None, time_to_live=KEPT, delete_callback=forget)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 given = gr.File(label="image: drop it here", height=140, elem_id="image")
@@ -163,9 +169,9 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
                 columns=EXAMPLES, height=180, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
             )  # fmt: skip
         inputs, outputs = [state, threshold, opacity], [overlay, legend, mask]
-        looks = [given.change(look, given, state)]
+        looks = [given.change(look, [given, state], state)]
         if shown:
-            looks.append(gallery.select(pick, None, state))
+            looks.append(gallery.select(pick, state, state))
         for event in looks:
             event.success(show, inputs, outputs, show_progress="hidden")
         for slider in (threshold, opacity):
@@ -216,10 +222,9 @@ def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
 def _about(predictor: Predictor, found: Found) -> str:
     height, width = predictor.about["size"]
     place = "/".join((found.folder or found.model).parts[-2:])
-    return (
-        f"{place}: a U-Net on {predictor.about['model']['name']}, trained at {width}×{height}, "
-        f"validation IoU {predictor.about['val_iou']:.3f}"
-    )
+    score = predictor.about.get("val_iou")
+    scored = "" if score is None else f", validation IoU {score:.3f}"
+    return f"{place}: a U-Net on {predictor.about['model']['name']}, trained at {width}×{height}{scored}"
 
 
 def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:

@@ -118,7 +118,8 @@ def evaluate(
     execution = _execution(start, next(model.parameters()).device)
     execution.prepare(model)
     count = partial(_counted, model, data, start["config"], about, execution, start["micro_batch"], watch)
-    counts = count(split)
+    with devices.fitting("Try --device cpu."):
+        counts = count(split)
     scored = _scores(counts, data.labels.names)
     folder = found.run / FOLDER / (name or (split if own else f"{split}-{title}-{data.store.digest[:6]}"))
     times = _times(folder) + (own and split == "test")

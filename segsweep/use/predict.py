@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from os.path import commonpath
+from os.path import abspath, commonpath
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from segsweep.data.images import read_image
 from segsweep.data.sources import SUFFIXES, image_files
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import FLIPS
-from segsweep.errors import ConfigError, DataError, OutOfMemoryError
+from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.execution import Execution
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
@@ -32,6 +32,7 @@ from segsweep.nn.unet import predict as classes_of
 BATCH = 8  # images of the training's canvas that are run at once
 DECODING = 2  # threads, and images that wait: large ones take much memory
 OVERLAYS, PROBABILITIES = "overlays", "probabilities"
+ADVICE = "Try --tile 512, or less, or --device cpu."
 
 Strips = Iterator[tuple[slice, Tensor]]
 
@@ -133,9 +134,10 @@ class Predictor:
         whole = bands(run, size, self._tile)
         own = [(image.shape[0], image.shape[1]) for image in images]
         if len(images) == 1 and placements[0].untouched(own[0]):
-            return [_guarded((rows, logits[0]) for rows, logits in whole)]
-        maps = torch.cat([logits for _, logits in whole], dim=2)
-        return [_guarded(strips(m, p, s)) for m, p, s in zip(maps, placements, own, strict=True)]
+            return [_fitting((rows, logits[0]) for rows, logits in whole)]
+        with devices.fitting(ADVICE):
+            maps = torch.cat([logits for _, logits in whole], dim=2)
+        return [_fitting(strips(m, p, s)) for m, p, s in zip(maps, placements, own, strict=True)]
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Of one image: `k h w` float32, of each class, or of the foreground alone (k = 1) where there are two."""
@@ -174,14 +176,13 @@ def find_images(given: Sequence[str]) -> list[tuple[Path, Path]]:
             found = image_files(path)
             bases.append(path)
         else:
-            found = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            found = [p for p in found if p.is_file()]
+            found = [path] if path.is_file() else _matching(path)
             bases += [p.parent for p in found]
         if not found:
             what = f"no images in it ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file or folder"
             raise ConfigError(f"{name}: {what}. Give images, folders of images, or patterns in quotes.")
-        files |= dict.fromkeys(p.resolve() for p in found)
-    base = Path(commonpath([b.resolve() for b in bases]))
+        files |= dict.fromkeys(map(_absolute, found))
+    base = Path(commonpath([_absolute(b) for b in bases]))
     taken: dict[Path, Path] = {}
     for path in files:
         target = path.relative_to(base).with_suffix(".png")
@@ -213,13 +214,22 @@ def predict(
         what became of each image; one that cannot be used does not keep back the others.
 
     Raises:
-        ConfigError: a mask would lie where an image is.
+        ConfigError: something would be written over an image, or cannot be written.
         OutOfMemoryError: the device is too small for a tile.
     """
-    sources = {path for path, _ in images}
+    sources = {path.resolve() for path, _ in images}
     for path, target in images:
-        if (folder / target).resolve() in sources:
-            raise ConfigError(f"{path}: a mask would be written over an image. Give another -o DIR.")
+        written = [
+            folder / target,
+            *([_overlay(folder, target)] * overlay),
+            *([_beside(folder, target)] * probabilities),
+        ]
+        if over := [place for place in written if place.resolve() in sources]:
+            raise ConfigError(f"{path}: {over[0]} would be written over an image. Give another -o DIR.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
     def read(path: Path) -> np.ndarray | DataError:
         try:
@@ -232,7 +242,10 @@ def predict(
     def flush() -> Iterator[Outcome]:
         found = predictor.logits([pixels for _, _, pixels in group]) if group else []
         for (path, target, pixels), parts in zip(group, found, strict=True):
-            _write(predictor, pixels, parts, folder, target, overlay, probabilities)
+            try:
+                _write(predictor, pixels, parts, folder, target, overlay, probabilities)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
             yield Outcome(path, folder / target)
         group.clear()
 
@@ -263,7 +276,7 @@ def _write(
     height, width = pixels.shape[:2]
     mask = np.empty((height, width), np.uint8)
     painted = np.empty((height, width, 3), np.uint8) if overlay else None
-    beside = (folder / PROBABILITIES / target).with_suffix(".tif")
+    beside = _beside(folder, target)
     writing = beside.with_name(f"{beside.name}.writing")
     maps: np.ndarray | None = None
     for rows, logits in parts:
@@ -282,8 +295,34 @@ def _write(
         maps.flush()  # type: ignore[attr-defined]
         writing.replace(beside)
     if painted is not None:
-        _save(Image.fromarray(painted), (folder / OVERLAYS / target).with_suffix(".jpg"), "JPEG", quality=90)
+        _save(Image.fromarray(painted), _overlay(folder, target), "JPEG", quality=90)
     _save(pictures.indexed(mask), folder / target, "PNG")  # last: a mask that is there is done
+
+
+def _overlay(folder: Path, target: Path) -> Path:
+    return (folder / OVERLAYS / target).with_suffix(".jpg")
+
+
+def _beside(folder: Path, target: Path) -> Path:
+    return (folder / PROBABILITIES / target).with_suffix(".tif")
+
+
+def _absolute(path: Path) -> Path:
+    """Links stay: an image's place is where it was found."""
+    return Path(abspath(path))  # noqa: PTH100 (resolve() would follow them)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """Files that a pattern such as 'scans/**/*.png' matches."""
+    try:
+        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{pattern}: {first_line(error)} Patterns are like 'scans/**/*.png'.") from error
+    return [path for path in found if path.is_file()]
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"-o {folder}: cannot be written: {first_line(error)} Give another -o DIR.")
 
 
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
@@ -291,13 +330,9 @@ def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
     atomically(path, lambda target: image.save(target, kind, **options))
 
 
-def _guarded(parts: Iterable[tuple[slice, Tensor]]) -> Strips:
-    """The same; what the memory is too small for is told as the user can mend it."""
-    try:
-        with torch.inference_mode():
-            yield from parts
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError("out of memory. Try --tile 512, or less, or --device cpu.") from error
+def _fitting(parts: Iterable[tuple[slice, Tensor]]) -> Strips:
+    with torch.inference_mode(), devices.fitting(ADVICE):
+        yield from parts
 
 
 def _channels(number: int) -> str:

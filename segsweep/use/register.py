@@ -11,14 +11,13 @@ import torch
 
 from segsweep import journal, registry
 from segsweep.checkpoint import describe
+from segsweep.console import SCORES
 from segsweep.data.dataset import Dataset
 from segsweep.engine import Watch
 from segsweep.nn.weights import about as pretrained
 from segsweep.use.evaluate import FOLDER
 from segsweep.use.export import Comparison, Sizes, export
 from segsweep.use.find import Found
-
-SCORES = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ def register(
     """
     folder = found.run
     about, records = describe(found.model), journal.read(folder)
+    registry.check(folder, uri, name)
     with tempfile.TemporaryDirectory() as made:
         program = Path(made) / "model.pt2"
         done = export(found.model, program, "pt2", data, watch)

@@ -64,14 +64,18 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
     port = available(host, port, "segsweep ui")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         tracking.make_database(uri)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--artifacts-destination", str(outputs() / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
     command += ["--host", host, "--port", str(port)]
     address = f"http://{_bracketed(HOST if host == '0.0.0.0' else host)}:{port}"
     with tempfile.TemporaryFile() as said:
         # A session of its own: Ctrl-C is for us alone, and a signal to the group reaches all of the server.
         process = subprocess.Popen(
-            command, env={**os.environ, **LEAN}, stdout=said, stderr=said, start_new_session=True
+            command,
+            env={**os.environ, **LEAN, "MLFLOW_BACKEND_STORE_URI": uri},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
         )
         try:
             _wait(address, process, said)

@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -194,7 +195,7 @@ def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
     assert re.search(r"encoder\.name +resnet34 +resnet18", said)
     assert re.search(r"val/iou +0\.4600 +0\.4700 +0\.0100", said)
     better, worse, low, high = re.search(
-        r"images: (\d+) better, (\d+) worse of 30; IoU (\S+) to (\S+) \(95 % over", said
+        r"images: (\d+) better, (\d+) worse of the 30 of 30 where .*?; IoU (\S+) to (\S+) \(95 % over", said
     ).groups()
     assert int(better) > int(worse)
     assert 0 < float(low) < float(high)
@@ -209,6 +210,26 @@ def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
     assert "not validated on the same ones" in capsys.readouterr().out
     assert cli.main(["compare", str(sweep / "6"), str(sweep / "7"), "--format=csv"]) == 0
     assert capsys.readouterr().out.startswith("run,")
+
+
+def test_something_said_of_nothing_counts_as_worse(sweep, capsys):
+    empty = np.array([[1000, 0], [0, 0]])
+    for name, wrong in (("6", 0), ("7", 500)):
+        matrices = np.stack([[[1000, 0], [10, 90]], *[empty - [[wrong, -wrong], [0, 0]]] * 9])
+        np.savez(sweep / name / "val_matrices.npz", keys=[f"image{i}" for i in range(10)], matrices=matrices)
+    assert cli.main(["compare", str(sweep / "7"), str(sweep / "6")]) == 0
+    assert "0 better, 0 worse of the 1 of 10" in capsys.readouterr().out  # 0 and NaN: not to be compared
+
+
+@pytest.mark.parametrize("kind", ["latex", "markdown"])
+def test_tables_are_escaped(kind):
+    rows = pd.DataFrame({"perf/images_per_s": [1.0], "data.classes": ["{'a_b': [1, 2]} & 50% | #"]})
+    said = compare.shown(rows, kind)
+    if kind == "latex":
+        assert not re.search(r"(?<!\\)[_#%]", said)
+        assert r"\{'a\_b': [1, 2]\} \& 50\% | \#" in said
+    else:
+        assert r"50% \| #" in said
 
 
 def test_compare_names_the_closest_key(sweep):

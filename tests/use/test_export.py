@@ -170,20 +170,25 @@ def test_comparison_counts_pixels_and_knows_nan():
     [
         (["nowhere", "--format", "onnx"], "nowhere: no such run"),
         (["RUN", "--format", "onnx", "-o", "file/model.onnx"], "-o file/model.onnx: cannot be written"),
-        (["RUN", "--format", "pt2", "-o", "folder"], "-o folder: cannot be written"),
+        (["RUN", "--format", "pt2", "-o", "folder.pt2"], "-o folder.pt2: cannot be written"),
+        (["RUN", "--format", "onnx", "-o", "best.safetensors"], "must end in .onnx. Try -o best.onnx"),
         (["bad.safetensors", "--format", "pt2"], "not a safetensors file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(typed, said, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.pt2").mkdir()
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 64)
     typed = [str(trained.folder) if word == "RUN" else word for word in typed]
     assert cli.main(["export", *typed]) == 2
     found = capsys.readouterr().err.splitlines()[-1]
     assert said in found
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "outputs") == ["bad.safetensors", "file", "folder"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "outputs") == [
+        "bad.safetensors",
+        "file",
+        "folder.pt2",
+    ]
 
 
 def test_a_run_without_a_model_and_an_unknown_format(trained, tmp_path, capsys):

@@ -230,6 +230,8 @@ def test_a_file_that_is_no_model_is_refused_and_nothing_runs(content, images, tm
         (["nowhere.png"], "nowhere.png: no such file or folder"),
         (["empty"], "no images in it"),
         (["none/*.png"], "no such file or folder"),
+        (["in/**.png"], "Patterns are like 'scans/**/*.png'"),
+        (["in/1.png", "-o", "in/1.jpg"], "-o in/1.jpg: cannot be written"),
         (["in/1.png", "in/1.jpg"], "both masks would be 1.png"),
         (["in/1.png", "-o", "in"], "written over an image"),
     ],
@@ -260,15 +262,45 @@ def test_patterns_and_several_folders_keep_their_structure(tmp_path, monkeypatch
     assert places("b", "b/1.png") == ["1.png"]
 
 
-def test_out_of_memory_says_what_to_type(tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_over_an_image(tmp_path, capsys):
     model_file(tmp_path / "m.safetensors")
-    Image.fromarray(noise(40, 40, 3)).save(tmp_path / "1.png")
+    (tmp_path / "x" / "overlays").mkdir(parents=True)
+    for name in ("a.jpg", "overlays/a.jpg"):
+        Image.fromarray(noise(40, 40, 3)).save(tmp_path / "x" / name)
+    before = (tmp_path / "x" / "overlays" / "a.jpg").read_bytes()
+    typed = [str(tmp_path / "m.safetensors"), str(tmp_path / "x"), "-o", str(tmp_path / "x"), "--overlay"]
+    assert cli.main(["predict", *typed]) == 2
+    assert "would be written over an image" in capsys.readouterr().err
+    assert (tmp_path / "x" / "overlays" / "a.jpg").read_bytes() == before
+
+
+def test_links_are_images_where_they_lie(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(noise(40, 40, 3)).save(tmp_path / "elsewhere" / "0.png")
+    for name in ("1.png", "2.png"):
+        (tmp_path / "scans" / name).symlink_to(tmp_path / "elsewhere" / "0.png")
+    assert [str(target) for _, target in find_images([str(tmp_path / "scans")])] == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "resize", "images"),
+    [
+        (torch.OutOfMemoryError, "crop", 1),
+        (MemoryError, "pad", 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "pad", 2),
+    ],
+)
+def test_out_of_memory_says_what_to_type(error, resize, images, tmp_path, monkeypatch, capsys):
+    model_file(tmp_path / "m.safetensors", resize)
+    for name in range(images):
+        Image.fromarray(noise(40, 40, 3)).save(tmp_path / f"{name}.png")
 
     def forward(*_):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(module.Execution, "forward", forward)
-    typed = [str(tmp_path / "m.safetensors"), str(tmp_path / "1.png"), "-o", str(tmp_path / "out")]
+    typed = [str(tmp_path / "m.safetensors"), str(tmp_path / "*.png"), "-o", str(tmp_path / "out")]
     assert cli.main(["predict", *typed]) == 4
     assert "Try --tile 512" in capsys.readouterr().err
 
