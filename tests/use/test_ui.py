@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,10 @@ from segsweep.use.ports import available
 
 def test_it_answers_says_where_and_leaves_nothing(database):
     command = [sys.executable, "-m", "segsweep.cli", "ui", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Where tests run in the background SIGINT is ignored, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heed, **pipes) as process:
         page = process.stdout.readline().strip()
         address = page.partition("/#")[0]
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#/experiments/0/runs\?workflowType=machine_learning", page)
