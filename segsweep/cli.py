@@ -14,6 +14,8 @@ from segsweep.errors import ConfigError, DataError, Terminated, first_line, term
 
 if TYPE_CHECKING:
     from segsweep.data.dataset import Dataset
+    from segsweep.use.find import Found
+    from segsweep.use.predict import Predictor
 
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
 FORMATS = ("text", "csv", "markdown", "latex")
@@ -208,15 +210,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from segsweep import console
-    from segsweep.use.find import find
-    from segsweep.use.predict import OVERLAYS, PROBABILITIES, Predictor, find_images, predict
+    from segsweep.use.predict import OVERLAYS, PROBABILITIES, find_images, predict
 
-    found = find(options.run)
+    found = _found(options.run)
     images = find_images(options.images)
-    predictor = Predictor(
-        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
-    )
-    console.note(f"model           {found.why or found.model}")
+    predictor = _predictor(options, found)
     started, done, problems = time.perf_counter(), 0, 0
     for outcome in predict(
         predictor,
@@ -242,17 +240,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from segsweep import console
     from segsweep.use.demo import serve
-    from segsweep.use.find import find
-    from segsweep.use.predict import Predictor
 
-    found = find(options.run)
-    predictor = Predictor(
-        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
-    )
-    console.note(f"model           {found.why or found.model}")
-    serve(predictor, found, options.port)
+    found = _found(options.run)
+    serve(_predictor(options, found), found, options.port)
     return 0
 
 
@@ -261,14 +252,19 @@ def _evaluate(options: argparse.Namespace) -> int:
     from segsweep.compose import of_run
     from segsweep.run import load
     from segsweep.use.evaluate import evaluate
-    from segsweep.use.find import find
 
-    found = find(options.run)
-    console.note(f"model           {found.why or found.model}")
+    found = _found(options.run)
     config = of_run(found.run, options.overrides)
     data = load(config.data, config.train.workers)
-    title = Path(config.data.root or config.data.name).name
-    result = evaluate(found, data, options.split, options.name, title=title, device=options.device, watch=console.bar)
+    result = evaluate(
+        found,
+        data,
+        options.split,
+        options.name,
+        title=config.data.title,
+        device=options.device,
+        watch=console.bar,
+    )
     print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))
     try:
         tracking.log_evaluation(found.run, config.tracking.uri, result.folder.name, result.metrics, result.folder)
@@ -287,11 +283,9 @@ def _ui(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from segsweep import console
     from segsweep.use.export import export, needs
-    from segsweep.use.find import find
 
     needs(options.format)
-    found = find(options.run)
-    console.note(f"model           {found.why or found.model}")
+    found = _found(options.run)
     path = options.output or found.model.with_name(f"model.{options.format}")
     data = _own_data(found.folder)
     done = export(found.model, path, options.format, data, console.bar)
@@ -301,11 +295,9 @@ def _export(options: argparse.Namespace) -> int:
 
 def _register(options: argparse.Namespace) -> int:
     from segsweep import console
-    from segsweep.use.find import find
     from segsweep.use.register import register
 
-    found = find(options.run, options.uri)
-    console.note(f"model           {found.why or found.model}")
+    found = _found(options.run, options.uri)
     data = _own_data(found.folder)
     done = register(found, options.name, options.uri, data, console.bar)
     print(
@@ -314,6 +306,24 @@ def _register(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _found(run: str, uri: str | None = None) -> "Found":
+    """The model that RUN means; which one it is is noted."""
+    from segsweep import console
+    from segsweep.use.find import find
+
+    found = find(run, uri)
+    console.note(f"model           {found.why or found.model}")
+    return found
+
+
+def _predictor(options: argparse.Namespace, found: "Found") -> "Predictor":
+    from segsweep.use.predict import Predictor
+
+    return Predictor(
+        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
+    )
 
 
 def _own_data(folder: Path | None) -> "Dataset | None":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from segsweep.errors import ConfigError, closest
+from segsweep.errors import ConfigError, closest, one_of
 from segsweep.journal import flat
 
 
@@ -32,13 +32,6 @@ LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/losses.py
 def _check(holds: bool, name: str, value: Any, must: str) -> None:
     if not holds:
         raise ConfigError(f"{name}={value}: must be {must}.")
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...], shown: str = "") -> None:
-    if value not in allowed:
-        near = closest(str(value), allowed)
-        hint = f" Try {name}={near[0]}." if near else ""
-        raise ConfigError(f"{name}={value}: must be one of {shown or ', '.join(allowed)}.{hint}")
 
 
 def _is_count(value: Any) -> bool:
@@ -71,7 +64,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pretrained, bool):  # 0 and 1 equal False and True, and are neither
-            _one_of("encoder.pretrained", self.pretrained, ("auto",), shown="auto, true, false")
+            one_of("encoder.pretrained", self.pretrained, ("auto",), shown="auto, true, false")
         if self.weights_file and self.pretrained is False:
             raise ConfigError("encoder.weights_file is given but encoder.pretrained=false. Drop one of the two.")
         _check(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
@@ -89,7 +82,7 @@ class DecoderConfig:
         if self.width != "auto":
             valid = isinstance(self.width, list) and self.width and all(_is_count(w) for w in self.width)
             _check(bool(valid), "decoder.width", self.width, "auto or a list of channels, as [256,128,64,32,16]")
-        _one_of("decoder.norm", self.norm, ("batch", "group", "layer"))
+        one_of("decoder.norm", self.norm, ("batch", "group", "layer"))
         _check(0 <= self.dropout < 1, "decoder.dropout", self.dropout, "in [0, 1)")
 
 
@@ -110,8 +103,8 @@ class OptimConfig:
     warmup: float = key(0.05, "share of the training over which the learning rate rises (cosine, constant)")
 
     def __post_init__(self) -> None:
-        _one_of("optim.name", self.name, ("adam", "adamw", "sgd"))
-        _one_of("optim.schedule", self.schedule, ("cosine", "onecycle", "constant"))
+        one_of("optim.name", self.name, ("adam", "adamw", "sgd"))
+        one_of("optim.schedule", self.schedule, ("cosine", "onecycle", "constant"))
         _check(self.lr == "auto" or _is_positive(self.lr), "optim.lr", self.lr, "auto or above 0, as 1e-3")
         if self.name == "sgd" and self.lr == "auto":
             raise ConfigError(
@@ -212,6 +205,11 @@ class DataConfig:
     )
     overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
 
+    @property
+    def title(self) -> str:
+        """What a person calls it: the folder's name, if it has one."""
+        return Path(self.root).expanduser().resolve().name if self.root else self.name
+
     def __post_init__(self) -> None:
         _check(
             len(self.size) == 2 and all(_is_count(s) and s >= 32 for s in self.size),
@@ -219,14 +217,14 @@ class DataConfig:
             self.size,
             "[height,width], 32 pixels or more each, as [256,256]",
         )
-        _one_of("data.name", self.name, SOURCES)
+        one_of("data.name", self.name, SOURCES)
         given = [name for name in ("root", "images", "masks", "table") if getattr(self, name)]
         if self.name == "shapes" and given:
             raise ConfigError(
                 f"data.{given[0]} is given, but data=shapes generates its images. Add data=folder to train on your own."
             )
-        _one_of("data.cache", self.cache, ("auto", "none"))
-        _one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
+        one_of("data.cache", self.cache, ("auto", "none"))
+        one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
         if self.resize == "auto" and (self.foreground or self.tile):
             self.resize = "crop"
         self._check_normalization()
@@ -264,7 +262,7 @@ class DataConfig:
         if self.normalize.startswith("window["):
             bounds = self.normalize.removeprefix("window")
             raise ConfigError(f"data.normalize={self.normalize}: type data.normalize=window 'data.window={bounds}'.")
-        _one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset", "percentile", "window"))
+        one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset", "percentile", "window"))
         if self.window is not None:
             valid = len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf
             _check(valid, "data.window", self.window, "[lowest,highest], as [0,4095]")
@@ -334,7 +332,7 @@ class TrackingConfig:
     timeout: float = key(60.0, "longest wait for MLflow at the end of a run, in seconds; what is missed is sent later")
 
     def __post_init__(self) -> None:
-        _one_of("tracking.name", self.name, ("mlflow", "none"))
+        one_of("tracking.name", self.name, ("mlflow", "none"))
         if self.uri and "@" in urlsplit(self.uri).netloc:
             raise ConfigError(
                 "tracking.uri: holds a password, which every record of the run would keep. Drop it, and set "
@@ -373,7 +371,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.compile = str(self.compile).lower()
-        _one_of("train.compile", self.compile, ("auto", "true", "false"))
+        one_of("train.compile", self.compile, ("auto", "true", "false"))
         for name in ("epochs", "batch_size", "accumulate", "workers", "patience"):
             value = getattr(self, name)
             if name == "batch_size":
@@ -392,8 +390,8 @@ class TrainConfig:
         _check(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         valid = self.bn_momentum == "auto" or (_is_positive(self.bn_momentum) and self.bn_momentum <= 1)
         _check(valid, "train.bn_momentum", self.bn_momentum, "auto, or above 0 and at most 1")
-        _one_of("train.tta", self.tta, ("none", "hflip", "flips"))
-        _one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        one_of("train.tta", self.tta, ("none", "hflip", "flips"))
+        one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             valid = self.device.startswith("cuda:") and self.device[5:].isdigit()
             _check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
@@ -421,9 +419,8 @@ class RunConfig:
         """MLflow's: the data set, and the classes where they are chosen."""
         if self.tracking.experiment:
             return self.tracking.experiment
-        name = Path(self.data.root).expanduser().resolve().name if self.data.root else self.data.name
         chosen = list(self.data.classes or [])
-        parts = [name, *(map(str, chosen) if len(chosen) <= 3 else [f"{len(chosen)}classes"])]
+        parts = [self.data.title, *(map(str, chosen) if len(chosen) <= 3 else [f"{len(chosen)}classes"])]
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))  # its files get a folder of this name
 
 

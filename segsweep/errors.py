@@ -9,9 +9,11 @@ ConfigError                2    command line, config, a folder in use or holding
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 
 class ConfigError(Exception):
@@ -66,6 +68,27 @@ def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
     """The `n` known words most like `word` in any case, best first; empty when none is near."""
     by_lower = {name.lower(): name for name in known}
     return [by_lower[match] for match in get_close_matches(word.lower(), by_lower, n=n, cutoff=0.6)]
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str], shown: str = "") -> None:
+    """Refuse a key's value that is not among the allowed ones, with the closest.
+
+    Raises:
+        ConfigError: that.
+    """
+    if value not in allowed:
+        near = closest(str(value), allowed)
+        hint = f" Try {name}={near[0]}." if near else ""
+        raise ConfigError(f"{name}={value}: must be one of {shown or ', '.join(allowed)}.{hint}")
+
+
+def unwritable(place: Path, error: OSError, other: str) -> ConfigError:
+    """What to say of an output that cannot be written.
+
+    Args:
+        other: what to give instead, FILE or DIR.
+    """
+    return ConfigError(f"-o {place}: cannot be written: {first_line(error)} Give another -o {other}.")
 
 
 def first_line(error: BaseException) -> str:

@@ -17,12 +17,15 @@ UPRIGHT = 5  # classes from which on their names below it are turned
 STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False}
 
 
-def training(path: Path, epochs: Sequence[Mapping[str, Any]], matrix: np.ndarray, names: Sequence[str]) -> None:
+def training(
+    path: Path, epochs: Sequence[Mapping[str, Any]], matrix: np.ndarray, iou: np.ndarray, names: Sequence[str]
+) -> None:
     """Write loss, IoU and learning rate by epoch, IoU of each class and the confusion matrix as a PNG.
 
     Args:
         epochs: records of the journal.
         matrix: of the best epoch's validation, int64 `k k`, targets in rows.
+        iou: of each class there, `k`; NaN where it is in no mask.
         names: of the classes.
     """
     names = [name.replace("$", r"\$") for name in names]  # no formulas
@@ -43,7 +46,7 @@ def training(path: Path, epochs: Sequence[Mapping[str, Any]], matrix: np.ndarray
             best = max(scored, key=lambda epoch: epoch["val/iou"])
             scores.plot(best["epoch"], best["val/iou"], "o", color=ORANGE, label=f"best: {best['val/iou']:.4f}")
             scores.legend()
-        _bars(figure.add_subplot(lower[0]), matrix, names)
+        _bars(figure.add_subplot(lower[0]), iou, names)
         _confusion(figure.add_subplot(lower[1]), matrix, names)
         path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(figure).print_png(path)
@@ -59,10 +62,7 @@ def _curve(axes: Axes, epochs: Iterable[Mapping[str, Any]], lines: Mapping[str, 
         axes.legend()
 
 
-def _bars(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
-    hits, targets = matrix.diagonal(), matrix.sum(1)
-    union = targets + matrix.sum(0) - hits
-    iou = np.where(targets > 0, hits / np.maximum(union, 1), np.nan)  # as validation scores it
+def _bars(axes: Axes, iou: np.ndarray, names: Sequence[str]) -> None:
     places = np.arange(len(names))
     axes.barh(places, np.nan_to_num(iou), color=BLUE)
     for place, score in enumerate(iou):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep import console, journal, tracking
-from segsweep.errors import ConfigError, Terminated, closest
+from segsweep.errors import ConfigError, Terminated, one_of
 from segsweep.paths import quoted
 from segsweep.summary import number
 from segsweep.sweep import finalists, report
@@ -72,10 +72,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, allowed in (("pruner", PRUNERS), ("budget", BUDGETS), ("sampler", SAMPLERS)):
-            if (value := getattr(self, name)) not in allowed:
-                near = closest(str(value), allowed)
-                hint = f" Try hydra.sweeper.{name}={near[0]}." if near else ""
-                raise ConfigError(f"hydra.sweeper.{name}={value}: must be one of {', '.join(allowed)}.{hint}")
+            one_of(f"hydra.sweeper.{name}", getattr(self, name), allowed)
         least: dict[str, Any] = {"n_trials": 1, "finalists": 0, "repeats": 0, "max_failures": 1}
         for name, low in least.items():
             value = getattr(self, name)

@@ -47,12 +47,11 @@ def register(
         ConfigError: no run in the folder.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = _uri(folder, uri)
     run = tracking.sync(folder, uri, journal.alive(folder))
-    client = MlflowClient(tracking_uri=uri)
+    client = tracking.connected(uri)
     try:
         client.create_registered_model(name, tags={"segsweep": "true"})
     except MlflowException as error:
@@ -76,12 +75,11 @@ def check(folder: Path, uri: str | None, name: str) -> None:
     Raises:
         ConfigError: a name that MLflow does not take, or a server that does not answer.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = _uri(folder, uri)
     try:
-        MlflowClient(tracking_uri=uri).get_registered_model(name)
+        tracking.connected(uri).get_registered_model(name)
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error

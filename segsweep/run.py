@@ -3,7 +3,6 @@
 What is wrong with the configuration or the data is refused before the `start` record, and leaves no folder behind.
 """
 
-import csv
 import json
 import logging
 import math
@@ -472,13 +471,7 @@ def _write_start(
         path = folder / ".hydra" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
-        rows, data = csv.writer(file), prepared.data
-        rows.writerow(["key", "split", "group", "fold", "image", "mask"])
-        for part, indices in data.parts.items():
-            for i in indices:
-                sample, fold = data.samples[i], data.folds[i] if data.folds else None
-                rows.writerow([sample.key, part, data.groups[i], fold, sample.image, sample.mask])
+    prepared.data.write_split(folder)
     commit, dirty, diff = provenance.code()
     if diff:
         (folder / "code.diff").write_text(diff, encoding="utf-8")
@@ -601,9 +594,14 @@ def _illustrate(prepared: Prepared, folder: Path) -> None:
     if worst:
         found = _evaluate(prepared, worst, folder / BEST, show=worst).predictions
         _compare(prepared, {index: found[index] for index in worst}, folder / "figures" / "worst.png")
-    epochs = journal.epochs(journal.read(folder))
-    names = prepared.data.labels.names
-    figures.training(folder / "figures" / "training.png", epochs, matrices.sum(0).numpy(), names)
+    pooled = matrices.sum(0)
+    figures.training(
+        folder / "figures" / "training.png",
+        journal.epochs(journal.read(folder)),
+        pooled.numpy(),
+        metrics.where_present(pooled, metrics.iou(pooled)).numpy(),
+        prepared.data.labels.names,
+    )
 
 
 def _save_matrices(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:

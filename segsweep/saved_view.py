@@ -77,11 +77,6 @@ def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], 
     return json.dumps({"name": name, "createdAt": when, "updatedAt": when, "state": f"deflate;{packed}"})
 
 
-def state(tag: str) -> dict[str, Any]:
-    """What `text` has packed."""
-    return json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
-
-
 def newest(tags: dict[str, str]) -> tuple[str, int]:
     """The key and the time of the last written among an experiment's tags; an empty key where there is none."""
     found = [("", 0)]

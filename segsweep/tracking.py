@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 CURSOR = "tracking.json"
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-ATTACHED = ("summary.json", "split.csv", "code.diff", *(f".hydra/{name}.yaml" for name in ("config", "overrides")))
-FIGURES = ("figures/worst.png", "figures/training.png")
+ATTACHED = (
+    *("summary.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
+    *("figures/worst.png", "figures/training.png"),
+)
 METRICS_PER_CALL, PARAMS_PER_CALL, PARAM_LENGTH, NOTE_LENGTH = 1000, 100, 6000, 8000
 
 
@@ -59,7 +61,7 @@ def show_command(folder: Path, uri: str | None = None) -> str:
 
 def make_database(uri: str) -> None:
     """Have MLflow make its database where there is none yet, while no other process does."""
-    _client(uri)
+    connected(uri)
 
 
 def run_id(folder: Path, uri: str | None = None) -> str | None:
@@ -77,7 +79,7 @@ def folder_of(run_id: str, uri: str | None = None) -> Path:
 
     uri = tracking_uri(uri)
     try:
-        run = _client(uri).get_run(run_id)
+        run = connected(uri).get_run(run_id)
     except MlflowException as error:
         raise ConfigError(f"{run_id}: no run of this id at {without_password(uri)}: {first_line(error)}") from error
     folder = Path(run.data.tags.get("segsweep.folder", ""))
@@ -96,7 +98,7 @@ def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
 
     uri = tracking_uri(uri)
     try:
-        client = _client(uri)
+        client = connected(uri)
         found = client.get_experiment_by_name(experiment)
     except MlflowException as error:
         raise ConfigError(
@@ -172,7 +174,7 @@ def open_sweep(
     from mlflow.entities import Param
 
     uri = tracking_uri(uri)
-    client = _client(uri)
+    client = connected(uri)
     cursor = _read_cursor(folder, uri)
     if "run_id" in cursor:
         client.update_run(cursor["run_id"], status="RUNNING")
@@ -196,7 +198,7 @@ def close_sweep(
         files: to be attached.
     """
     uri = tracking_uri(uri)
-    client, cursor = _client(uri), _read_cursor(folder, uri)
+    client, cursor = connected(uri), _read_cursor(folder, uri)
     run_id = cursor["run_id"]
     for name, value in metrics.items():
         client.log_metric(run_id, _name(name), value)
@@ -219,7 +221,7 @@ def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[st
     uri = tracking_uri(uri)
     run = _read_cursor(folder, uri).get("run_id")
     if run:
-        client, now = _client(uri), int(time.time() * 1000)
+        client, now = connected(uri), int(time.time() * 1000)
         rows = [Metric(_name(f"evaluate/{name}/{k}"), v, now, 0) for k, v in metrics.items() if math.isfinite(v)]
         client.log_batch(run, metrics=rows)
         client.log_artifacts(run, str(files), f"evaluations/{name}")
@@ -283,7 +285,7 @@ class _Sync:
     def __init__(self, folder: Path, uri: str, records: list[dict[str, Any]], child: Child | None = None):
         self.folder, self.uri, self.records, self.child = folder, uri, records, child
         self.cursor = _read_cursor(folder, uri)
-        self.client = _client(uri)
+        self.client = connected(uri)
 
     def send(self, alive: bool) -> str:
         if "run_id" in self.cursor and not self._is_there():
@@ -328,8 +330,7 @@ class _Sync:
     def _create(self) -> None:
         start = self.records[0]
         child = self.child
-        name = child.experiment if child else start["config"]["tracking"]["experiment"]
-        experiment_id = _experiment(self.client, self.uri, name or start["config"]["data"]["name"])
+        experiment_id = _experiment(self.client, self.uri, child.experiment if child else self._experiment_name())
         self._save(experiment_id=experiment_id)
         # A sync that was killed after create_run left a run with this tag: go on with that.
         mine = f"tags.`segsweep.run` = '{start['run']}'"
@@ -359,6 +360,10 @@ class _Sync:
             },
         )
         self._save(run_id=run.info.run_id, sent=0, sending=True, pictures=[])
+
+    def _experiment_name(self) -> str:
+        config = self.records[0]["config"]
+        return config["tracking"]["experiment"] or config["data"]["name"]  # early journals have none
 
     def _number(self, experiment_id: str) -> int:
         """One more than the last single run's."""
@@ -440,12 +445,11 @@ class _Sync:
         """Save the view of the experiment's single runs; what the cursor keeps of it."""
         if self.child:
             return {}  # the sweep has one
-        name = self.records[0]["config"]["tracking"]["experiment"] or self.records[0]["config"]["data"]["name"]
         return _save_view(
             self.client,
             self.cursor["experiment_id"],
             key="segsweep-runs",
-            name=f"Runs: {name}",
+            name=f"Runs: {self._experiment_name()}",
             search="tags.`segsweep.kind` = 'run'",
             swept=("encoder.name", "optim.lr"),
             pictures=[_picture(path) for path in sorted((self.folder / "predictions").glob("*/"))],
@@ -460,7 +464,7 @@ class _Sync:
         tested = [Metric(_name(k), v, when, step) for k, v in end.items() if k.startswith("test/") and _is_metric(k, v)]
         if tested:
             self.client.log_batch(run_id, metrics=tested)
-        for name in (*ATTACHED, *FIGURES):
+        for name in ATTACHED:
             if (self.folder / name).exists():
                 inside = name.rpartition("/")[0].lstrip(".")
                 self.client.log_artifact(run_id, str(self.folder / name), inside or None)
@@ -476,7 +480,8 @@ class _Sync:
         _write_cursor(self.folder, self.uri, self.cursor)
 
 
-def _client(uri: str) -> Any:
+def connected(uri: str) -> Any:
+    """MLflow's client for this URI, which does not wait for ever; a database's file is made if need be."""
     # Bounded waiting, no telemetry, no addresses on stdout: read when mlflow is imported or called. What the user
     # set stays.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

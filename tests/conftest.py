@@ -1,12 +1,16 @@
 """What every test gets: an outputs folder of its own, small pairs of files, a check that nothing is left running."""
 
+import base64
+import json
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +21,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
 
 # timm's smallest models: a pretrained encoder is not the point of most tests.
 TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32")
+
+
+def unpacked(tag: str) -> dict[str, Any]:
+    """The state that `segsweep.saved_view.text` has packed."""
+    return json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,13 @@ def test_every_training_has_a_figure(classes, epochs, tmp_path):
         }
         for i in range(epochs)
     ]
-    training(tmp_path / "figures" / "x.png", rows, matrix, [f"a long class {i}" for i in range(classes)])
+    training(
+        tmp_path / "figures" / "x.png",
+        rows,
+        matrix,
+        np.where(matrix.sum(1) > 0, 0.5, np.nan),
+        [f"a long class {i}" for i in range(classes)],
+    )
     pixels = np.array(Image.open(tmp_path / "figures" / "x.png").convert("RGB"))
     assert (pixels[0, 0] == 255).all()
     assert 0.02 < (pixels != 255).any(2).mean() < 0.9
@@ -33,5 +39,5 @@ def test_every_training_has_a_figure(classes, epochs, tmp_path):
 
 def test_an_epoch_without_a_score(tmp_path):
     rows = [{"epoch": 1, "train/loss": 1.0, "val/loss": None, "val/iou": None, "lr": 1e-3}]
-    training(tmp_path / "x.png", rows, np.ones((2, 2), int), ["background", "foreground"])
+    training(tmp_path / "x.png", rows, np.ones((2, 2), int), np.ones(2) / 3, ["background", "foreground"])
     assert (tmp_path / "x.png").exists()

@@ -3,13 +3,15 @@
 import json
 import time
 
+from conftest import unpacked
+
 from segsweep import saved_view
 
 NOW = time.time()
 
 
 def view(pictures=(), swept=("encoder", "optim.lr")):
-    return saved_view.state(saved_view.text("Sweep: mine", "tags.`a` = 'b'", swept, pictures, NOW))
+    return unpacked(saved_view.text("Sweep: mine", "tags.`a` = 'b'", swept, pictures, NOW))
 
 
 def test_the_envelope_is_what_mlflow_writes():

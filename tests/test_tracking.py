@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from conftest import TINY
+from conftest import TINY, unpacked
 from mlflow import MlflowClient
 
 import train
@@ -119,7 +119,7 @@ def test_an_experiment_has_one_view_of_its_single_runs(folder, database):
     tracking.sync(folder)
     client, (run,) = runs()
     (key,) = views(client)
-    state = saved_view.state(views(client)[key])
+    state = unpacked(views(client)[key])
     pictures = [card["imageKeys"] for card in state["compareRunCharts"] if card["type"] == "IMAGE"]
     assert pictures == [[f"predictions/{path.name}"] for path in sorted((folder / "predictions").iterdir())]
     assert client.search_runs([run.info.experiment_id], state["searchFilter"])[0].info.run_id == run.info.run_id
@@ -281,7 +281,7 @@ def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path)
     assert closed.data.tags["mlflow.note.content"] == "result"
     assert [file.path for file in client.list_artifacts(parent)] == ["report.html"]
     (key,) = views(client)  # one for the sweep; its trials belong to no other
-    state = saved_view.state(views(client)[key])
+    state = unpacked(views(client)[key])
     assert [r.info.run_id for r in client.search_runs([run.info.experiment_id], state["searchFilter"])] == [run_id]
     assert "params.`optim.lr`" in state["selectedColumns"]
     assert tracking.show_command(sweep).endswith(f"viewStateShareKey={key}")

@@ -1,9 +1,11 @@
 """A data set that can be trained on: found, decoded, split and labelled, with all that is wrong told at once."""
 
+import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from segsweep.data import images, split
@@ -12,6 +14,7 @@ from segsweep.data.sources import CLASSES, SOURCES, Options, Sample, Unusable, r
 from segsweep.data.store import Progress, Store, open_store
 from segsweep.errors import DataError
 
+SPLIT = "split.csv"
 REPEATED = 10  # times an epoch shows each image that is overfitted on
 
 
@@ -107,6 +110,16 @@ class Dataset:
             "parts": parts,
         }
 
+    def write_split(self, folder: Path) -> None:
+        """Write down in `SPLIT` which image is in which part; `read_split` reads it."""
+        with (folder / SPLIT).open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["key", "split", "group", "fold", "image", "mask"])
+            for part, indices in self.parts.items():
+                for i in indices:
+                    sample, fold = self.samples[i], self.folds[i] if self.folds else None
+                    rows.writerow([sample.key, part, self.groups[i], fold, sample.image, sample.mask])
+
     def warnings(self) -> list[str]:
         """What makes scores look better than they are, or training harder; a line each."""
         found = []
@@ -127,6 +140,12 @@ class Dataset:
             if empty > len(indices) / 2:
                 found.append(f"{empty} of {len(indices)} masks of the {part} split are empty.")
         return found
+
+
+def read_split(folder: Path) -> list[dict[str, str]]:
+    """What `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample."""
+    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def open_dataset(

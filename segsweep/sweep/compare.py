@@ -46,8 +46,7 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     scores = [name for name in SCORES if name in rows and rows[name].notna().any()]
     cost = [name for name in COST if name in rows]
     if not group_by:
-        keys = [c for c in rows if _is_setting(c) and rows[c].astype(str).nunique() > 1]
-        return _best_first(rows[["run", *keys, "weights", *scores, *cost, "status"]])
+        return _best_first(rows[["run", *_differing(rows), "weights", *scores, *cost, "status"]])
     for key in group_by:
         if key not in rows:
             near = closest(key, [str(column) for column in rows if _is_setting(str(column))])
@@ -75,7 +74,7 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     """
     rows = runs([first, second])
     sides = {"first": rows.iloc[0], "second": rows.iloc[1]}
-    changed = [c for c in rows if _is_setting(c) and rows[c].astype(str).nunique() > 1]
+    changed = _differing(rows)
     settings = pd.DataFrame(
         {"setting": changed, **{side: [str(row[c]) for c in changed] for side, row in sides.items()}}
     )
@@ -147,6 +146,11 @@ def _row(folder: Path) -> dict[str, Any]:
         "weights": start.get("weights_source"),
         "status": end.get("status", "running" if journal.alive(folder) else "interrupted"),
     }
+
+
+def _differing(rows: pd.DataFrame) -> list[str]:
+    """The settings that are not the same in all rows."""
+    return [c for c in rows if _is_setting(c) and rows[c].astype(str).nunique() > 1]
 
 
 def _is_setting(column: str) -> bool:

@@ -150,23 +150,24 @@ def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] |
 
 def iou(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     """`val/iou` of pooled confusion matrices `... k k`, as `segsweep.metrics.scores` defines it."""
-    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
-    targets = matrices.sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        each = np.where(targets > 0, hits / (targets + matrices.sum(-2) - hits), np.nan)
-    return each[..., 1] if matrices.shape[-1] == 2 else np.nanmean(each, -1)
+    return _iou(matrices, matrices.sum(-1) > 0)
 
 
 def iou_of_images(matrices: Matrices) -> NDArray[np.float64]:
-    """Each image's own IoU from matrices `n k k`: of the foreground for two classes, else the mean over those that are
-    there or were said; NaN where none is, 0 where something was said of nothing."""
+    """Each image's own IoU from matrices `n k k`: NaN where nothing is and was said, 0 where something was said of
+    nothing. As the `iou_image` of `segsweep.metrics.scores`."""
+    return _iou(matrices, (matrices.sum(-1) + matrices.sum(-2)) > 0)
+
+
+def _iou(matrices: NDArray[Any], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of the foreground for two classes, else the mean over the counted ones, `... k`; NaN without any."""
     hits = np.diagonal(matrices, axis1=-2, axis2=-1)
     union = matrices.sum(-1) + matrices.sum(-2) - hits
-    each = np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+    each = np.where(counted, hits / np.maximum(union, 1), 0.0)
     if matrices.shape[-1] == 2:
-        return each[:, 1]
-    present = (union > 0).sum(-1)
-    return np.where(present > 0, np.nansum(each, -1) / np.maximum(present, 1), np.nan)
+        return np.where(counted[..., 1], each[..., 1], np.nan)
+    number = counted.sum(-1)
+    return np.where(number > 0, each.sum(-1) / np.maximum(number, 1), np.nan)
 
 
 def read(files: Iterable[Path]) -> Scored:

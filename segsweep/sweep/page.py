@@ -100,7 +100,7 @@ def _head(folder: Path, trials: Sequence[Trial], places: Sequence[Place], about:
         f"<pre>python train.py {html.escape(about['command'])}</pre>",
     ]
     if places:
-        lines.append(f"<pre>{html.escape(chr(10).join(report.verdict(places, folder)))}</pre>")
+        lines.append(f"<pre>{html.escape(chr(10).join(report.verdict(trials, places, folder)))}</pre>")
     return "".join(lines)
 
 

@@ -96,7 +96,7 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> st
         if lost:
             lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
     if places:
-        lines += ["", *verdict(places, folder)]
+        lines += ["", *verdict(trials, places, folder)]
     lines.append(f"{'report':16}{folder / PAGE}")
     return "\n".join(lines)
 
@@ -120,14 +120,14 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
     )
 
 
-def verdict(places: Sequence[Place], folder: Path) -> list[str]:
+def verdict(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> list[str]:
     """The winner, its score and its command."""
     first = places[0]
     winner = first.winner
     tested = winner.end.get("test/iou")
     lines = [f"{'best':16}{' '.join(first.setting)}"]
     if tested is not None:
-        looks = sum("test/iou" in run.end for run in (*load_all(folder), *load_all(folder, FOLDER)))
+        looks = sum("test/iou" in run.end for run in (*trials, *load_all(folder, FOLDER)))
         once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:

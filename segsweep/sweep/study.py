@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from segsweep.errors import ConfigError, closest
+from segsweep.errors import ConfigError, one_of
 from segsweep.journal import cut_torn_line
 from segsweep.sweep.space import Space, spoken
 
@@ -231,17 +231,14 @@ class _Unlocked(JournalFileOpenLock):
 
 
 def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
+    one_of("hydra.sweeper.sampler", name, SAMPLERS)
     if name in ("random", "grid"):
         return RandomSampler(seed)
     if name == "gp":
         return GPSampler(seed=seed)
-    if name == "tpe":
-        # A third of a short sweep at most goes by before it models.
-        startup = max(1, min(STARTUP, n_trials // 3))
-        return _TPE(n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed)
-    near = closest(name, SAMPLERS)
-    hint = f" Try hydra.sweeper.sampler={near[0]}." if near else ""
-    raise ConfigError(f"hydra.sweeper.sampler={name}: must be one of {', '.join(SAMPLERS)}.{hint}")
+    # A third of a short sweep at most goes by before it models.
+    startup = max(1, min(STARTUP, n_trials // 3))
+    return _TPE(n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed)
 
 
 class _TPE(TPESampler):

@@ -1,6 +1,5 @@
 """A page in the browser: drop an image, see what the model says. It is for this machine alone, and asks no other."""
 
-import csv
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from segsweep import console, pictures
+from segsweep.data.dataset import SPLIT, read_split
 from segsweep.data.images import read_image
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated, terminable
 from segsweep.nn.unet import predict as classes_of
@@ -96,10 +96,9 @@ def shares(classes: np.ndarray, names: list[str]) -> dict[str, float]:
 
 def examples(found: Found) -> list[Path]:
     """Validation images of the run that are still there."""
-    if found.folder is None or not (found.folder / "split.csv").is_file():
+    if found.folder is None or not (found.folder / SPLIT).is_file():
         return []
-    with (found.folder / "split.csv").open(newline="", encoding="utf-8") as file:
-        images = [Path(row["image"]) for row in csv.DictReader(file) if row["split"] == "val"]
+    images = [Path(row["image"]) for row in read_split(found.folder) if row["split"] == "val"]
     return [path for path in images if path.is_file()][:EXAMPLES]
 
 

@@ -20,7 +20,7 @@ from segsweep import device as devices
 from segsweep import journal, metrics
 from segsweep.checkpoint import atomically, describe, load_model
 from segsweep.data.batches import EvalBatches
-from segsweep.data.dataset import Dataset
+from segsweep.data.dataset import Dataset, read_split
 from segsweep.data.labels import VOID
 from segsweep.engine import FLIPS, Watch, own_grid, seen
 from segsweep.errors import ConfigError
@@ -117,7 +117,7 @@ def evaluate(
     _refuse_other_data(data, about, model)
     execution = _execution(start, next(model.parameters()).device)
     execution.prepare(model)
-    count = partial(_counted, model, data, start["config"], about, execution, start["micro_batch"], watch)
+    count = partial(_counted, model, data, start, about, execution, watch)
     with devices.fitting("Try --device cpu."):
         counts = count(split)
     scored = _scores(counts, data.labels.names)
@@ -265,9 +265,8 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def _splits(run: Path) -> dict[str, set[str]]:
     """The keys of a run's images by split."""
     found: dict[str, set[str]] = {}
-    with (run / "split.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["split"], set()).add(row["key"])
+    for row in read_split(run):
+        found.setdefault(row["split"], set()).add(row["key"])
     return found
 
 
@@ -303,22 +302,21 @@ def _refuse_other_data(data: Dataset, about: Mapping[str, Any], model: UNet) -> 
 def _counted(
     model: UNet,
     data: Dataset,
-    config: Mapping[str, Any],
+    start: Mapping[str, Any],
     about: Mapping[str, Any],
     execution: Execution,
-    batch_size: int,
     watch: Watch,
     split: str,
     edges: bool = True,
 ) -> Counts:
-    size = (about["size"][0], about["size"][1])
+    size, config = (about["size"][0], about["size"][1]), start["config"]
     batches = EvalBatches(
         data.store,
         data.labels,
         data.parts[split],
         size=size,
         resize=about["resize"],
-        batch_size=batch_size,
+        batch_size=start["micro_batch"],
         device=next(model.parameters()).device,
     )
     tile = limit(size, model.encoder.input_size, config["data"].get("tile"))

@@ -25,7 +25,7 @@ from segsweep.data.batches import EvalBatches
 from segsweep.data.dataset import Dataset, spread
 from segsweep.data.geometry import SMALLEST, Size, canvas
 from segsweep.engine import Watch
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, first_line, unwritable
 from segsweep.execution import PLAIN
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
@@ -145,7 +145,7 @@ def export(
             return found[-1]
         except Exception as error:  # tracing and conversion raise nearly anything
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                raise _unwritable(path, error) from error
+                raise unwritable(path, error, "FILE") from error
             log.debug("%s, sizes %s: %s", kind, sizes, error)
             refusal = error
     if isinstance(refusal, ConfigError):
@@ -368,11 +368,7 @@ def _refuse_unwritable(path: Path, kind: str) -> None:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"-o {path}: cannot be written: {first_line(error)} Give another -o FILE.")
+        raise unwritable(path, error, "FILE") from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from segsweep.data.images import read_image
 from segsweep.data.sources import SUFFIXES, image_files
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import FLIPS
-from segsweep.errors import ConfigError, DataError, first_line
+from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.execution import Execution
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
@@ -229,7 +229,7 @@ def predict(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error, "DIR") from error
 
     def read(path: Path) -> np.ndarray | DataError:
         try:
@@ -245,7 +245,7 @@ def predict(
             try:
                 _write(predictor, pixels, parts, folder, target, overlay, probabilities)
             except OSError as error:
-                raise _unwritable(folder, error) from error
+                raise unwritable(folder, error, "DIR") from error
             yield Outcome(path, folder / target)
         group.clear()
 
@@ -319,10 +319,6 @@ def _matching(pattern: Path) -> list[Path]:
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"{pattern}: {first_line(error)} Patterns are like 'scans/**/*.png'.") from error
     return [path for path in found if path.is_file()]
-
-
-def _unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"-o {folder}: cannot be written: {first_line(error)} Give another -o DIR.")
 
 
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:

@@ -227,7 +227,7 @@ def test_a_sweep_is_killed_gone_on_with_and_ends(sweep, pairs, tmp_path, databas
     assert f"{tested[0].end['test/iou']:.4f}, scored once" in text
     assert "<svg" in (folder / "report.html").read_text()
 
-    client = tracking._client(f"sqlite:///{database}")
+    client = tracking.connected(f"sqlite:///{database}")
     runs = client.search_runs([client.get_experiment_by_name("data").experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1

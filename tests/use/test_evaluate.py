@@ -147,9 +147,9 @@ def test_mlflow_hears_of_it(run, database):
     uri = tracking.tracking_uri()
     tracking.sync(run, uri)
     assert cli.main(["evaluate", str(run)]) == 0
-    found = tracking._client(uri).get_run(tracking.run_id(run))
+    found = tracking.connected(uri).get_run(tracking.run_id(run))
     assert found.data.metrics["evaluate/val/boundary_iou"] == metrics_of(run)["metrics"]["boundary_iou"]
-    names = [f.path for f in tracking._client(uri).list_artifacts(found.info.run_id, "evaluations/val")]
+    names = [f.path for f in tracking.connected(uri).list_artifacts(found.info.run_id, "evaluations/val")]
     assert "evaluations/val/images.csv" in names
 
 

@@ -67,7 +67,7 @@ def test_a_sweep_means_its_winner_and_not_the_luckiest_trial(run, outputs):
 
 def test_an_id_and_an_experiment_are_asked_of_mlflow(run, database):
     low, high = run("low", 0.1), run("high", 0.2)
-    client = tracking._client(tracking.tracking_uri())
+    client = tracking.connected(tracking.tracking_uri())
     experiment = client.create_experiment("nuclei")
     ids = [
         client.create_run(experiment, tags={"segsweep.folder": str(folder)}).info.run_id

@@ -49,7 +49,7 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     assert "nuclei, version 1, champion" in said
     assert "4 validation images" in said
 
-    client = tracking._client(uri)
+    client = tracking.connected(uri)
     version = client.get_model_version_by_alias("nuclei", "champion")
     assert version.run_id == tracking.run_id(run)  # it had not been sent before
     assert client.get_run(version.run_id).data.metrics["best/val_iou"] > 0
@@ -81,7 +81,7 @@ def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, mo
     for number in ("1", "2"):
         done = registry.register(run, uri, "nuclei", program, (3, 1), "2.15.0", "a card", {})
         assert (done.version, done.run) == (number, sent)
-    assert tracking._client(uri).get_model_version_by_alias("nuclei", "champion").version == 2
+    assert tracking.connected(uri).get_model_version_by_alias("nuclei", "champion").version == 2
 
 
 def test_what_cannot_be_registered_is_refused(run, database, tmp_path, monkeypatch, capsys):
@@ -91,4 +91,4 @@ def test_what_cannot_be_registered_is_refused(run, database, tmp_path, monkeypat
     monkeypatch.setattr("segsweep.use.register.export", lambda *_: pytest.fail("it takes minutes"))
     assert cli.main(["register", str(run), "a/b"]) == 2
     assert "a/b: not a name for a registered model" in capsys.readouterr().err
-    assert not tracking._client(tracking.tracking_uri()).search_registered_models()
+    assert not tracking.connected(tracking.tracking_uri()).search_registered_models()
