@@ -289,7 +289,11 @@ def _export(options: argparse.Namespace) -> int:
     path = options.output or found.model.with_name(f"model.{options.format}")
     data = _own_data(found.folder)
     done = export(found.model, path, options.format, data, console.bar)
-    print(console.exported(options.format, done.path, str(done.sizes), vars(done.comparison), data is not None))
+    print(
+        console.exported(
+            options.format, done.path, str(done.sizes), done.images, vars(done.comparison), data is not None
+        )
+    )
     return 0
 
 
@@ -302,7 +306,14 @@ def _register(options: argparse.Namespace) -> int:
     done = register(found, options.name, options.uri, data, console.bar)
     print(
         console.registered(
-            options.name, done.version, done.run, str(done.sizes), vars(done.comparison), data is not None
+            options.name,
+            done.version,
+            done.run,
+            done.uri,
+            str(done.sizes),
+            done.images,
+            vars(done.comparison),
+            data is not None,
         )
     )
     return 0

@@ -142,6 +142,10 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
 
 def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
     """What to say of a `hydra.sweeper` key that there is not."""
+    for override in argv:
+        group = key_of(override)
+        if group.startswith("hydra/sweeper/") and group in text:  # of the stock plugin
+            return f"{override}: no such group. Type {override.lstrip('+').replace('/', '.')}."
     prefix = "hydra.sweeper."
     settings: Any = OmegaConf.load(f"{CONF}/hydra/sweeper/optuna.yaml")
     for name in map(key_of, argv):

@@ -135,31 +135,50 @@ def evaluation(
     return "\n".join(map(_row, rows))
 
 
-def exported(kind: str, path: Path, sizes: str, comparison: Mapping[str, Any], on_images: bool) -> str:
+def exported(kind: str, path: Path, sizes: str, images: str, comparison: Mapping[str, Any], on_images: bool) -> str:
     """What was exported, and how it did beside PyTorch.
 
     Args:
+        sizes: that it takes.
+        images: how they are brought to it.
         comparison: `segsweep.use.export.Comparison` by names.
         on_images: whether it was compared on the run's own images.
     """
     runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[kind]
     ours, theirs = comparison["rates"]
-    rows = [("file", f"  {path}"), *_compared(sizes, comparison, on_images)]
+    rows = [("file", f"  {path}"), *_compared(sizes, images, comparison, on_images)]
     rows.append(("speed", f"  {runtime} {theirs:.1f} images/s, PyTorch {ours:.1f}: {theirs / ours:.2f}x"))
     return "\n".join(map(_row, rows))
 
 
-def registered(name: str, version: str, run: str, sizes: str, comparison: Mapping[str, Any], on_images: bool) -> str:
-    """What was registered, and how to load it; the arguments are as those of `exported`."""
-    rows = [("model", f"  {name}, version {version}, champion; run {run}"), *_compared(sizes, comparison, on_images)]
-    rows.append(("load", f'  mlflow.pytorch.load_model("models:/{name}@champion")'))
+def registered(
+    name: str,
+    version: str,
+    run: str,
+    uri: str,
+    sizes: str,
+    images: str,
+    comparison: Mapping[str, Any],
+    on_images: bool,
+) -> str:
+    """What was registered, and how to load it.
+
+    Args:
+        uri: MLflow's tracking URI.
+        sizes, images, comparison, on_images: as for `exported`.
+    """
+    rows = [("registered", f"  {name}, version {version}, champion; run {run}")]
+    rows += _compared(sizes, images, comparison, on_images)
+    rows.append(("load", f'  mlflow.set_tracking_uri("{uri}")'))
+    rows.append(("", f'  mlflow.pytorch.load_model("models:/{name}@champion")'))
     return "\n".join(map(_row, rows))
 
 
-def _compared(sizes: str, comparison: Mapping[str, Any], on_images: bool) -> list[tuple[str, str]]:
+def _compared(sizes: str, images: str, comparison: Mapping[str, Any], on_images: bool) -> list[tuple[str, str]]:
     what = f"{comparison['images']} {'validation images' if on_images else 'images of random pixels'}"
     return [
         ("sizes", f"  {sizes}; any batch"),
+        ("images", f"  {images}"),
         ("compared", f"  with PyTorch in fp32 on {what}"),
         ("difference", f"  {comparison['difference']:.1e} at most, of a logit"),
         ("equal pixels", f"  {100 * comparison['equal']:.4f} %"),

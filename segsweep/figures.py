@@ -31,7 +31,7 @@ def training(
     names = [name.replace("$", r"\$") for name in names]  # no formulas
     with mpl.rc_context(STYLE):
         tall, longest = max(2.8, 0.24 * len(names)), max(map(len, names))
-        below = 0.35 if len(names) < UPRIGHT else 0.35 + 0.05 * longest  # inches
+        below = 0.5 if len(names) < UPRIGHT else 0.5 + 0.055 * longest  # inches
         high = 3.4 + tall + below
         figure = Figure(figsize=(11, high), dpi=90)
         sides = {"left": 0.05 + 0.007 * longest, "right": 0.98, "top": 1 - 0.35 / high, "bottom": below / high}
@@ -76,10 +76,10 @@ def _confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     places = range(len(names))
-    axes.set(title="of each class's pixels, what was said", xticks=places, yticks=places, yticklabels=names)
+    axes.set(title="confusion, % of each class's pixels", xticks=places, yticks=places, yticklabels=names)
     turned: dict[str, Any] = {} if len(names) < UPRIGHT else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticklabels(names, **turned)
-    axes.set(ylabel="truth")
+    axes.set(ylabel="truth", xlabel="prediction")
     if len(names) <= WRITTEN:
         for row in places:
             for column in places:

@@ -15,8 +15,9 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from segsweep.errors import ConfigError
@@ -119,6 +120,12 @@ def epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def last_start(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The latest `start` record; empty without records."""
     return next((record for record in reversed(records) if record["kind"] == "start"), {})
+
+
+def usual(epochs: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The median over the epochs after the first, which warms up; None where nothing is known."""
+    values = [record[name] for record in epochs if record.get(name) is not None]
+    return median(values[1:] or values) if values else None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

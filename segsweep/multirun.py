@@ -183,7 +183,7 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
     if problem := track.end("complete", text, places):
         console.note(f"MLflow: not everything was sent: {problem} The same command sends it later.")
     elif plan.tracking["name"] != "none":
-        print(console.tracked(plan.folder, tracking.show_command(plan.folder, plan.tracking.get("uri")), None))
+        print(f"{'compare':16}{tracking.show_command(plan.folder, plan.tracking.get('uri'))}")
     return places
 
 

@@ -61,7 +61,9 @@ def comparison(
     """
     strips = [_panels(row, names, low, high, columns) for row in rows]
     seen = np.unique(np.concatenate([mask.ravel() for row in rows for mask in (row.truth, row.prediction)]))
-    classes = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen]
+    classes = [
+        (names[index] if index != 255 else "void", COLORS[index]) for index in seen if index
+    ]  # background is not painted
     legend = _legend([*classes, *ERRORS[: 2 if len(names) == 2 else 3]], max(strip.width for strip in strips))
     sheet = Image.new("RGB", (legend.width, sum(strip.height for strip in strips) + legend.height), "white")
     top = 0

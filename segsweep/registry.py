@@ -16,10 +16,11 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a registered model, and the run it is linked to."""
+    """A version of a registered model, the run it is linked to, and the tracking URI, without a password."""
 
     version: str
     run: str
+    uri: str
 
 
 def register(
@@ -66,7 +67,7 @@ def register(
         name, source, run, tags=dict(tags), description=card[: tracking.NOTE_LENGTH]
     ).version
     client.set_registered_model_alias(name, CHAMPION, version)
-    return Registered(str(version), run)
+    return Registered(str(version), run, tracking.without_password(uri))
 
 
 def check(folder: Path, uri: str | None, name: str) -> None:

@@ -652,15 +652,9 @@ def _best_metrics(epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "best/epoch": best["epoch"],
         "best/val_iou": best["val/iou"],
         "epochs": len(epochs),
-        **{name: _usual(epochs, name) for name in SPEED if name in epochs[0]},
+        **{name: journal.usual(epochs, name) for name in SPEED if name in epochs[0]},
         "perf/peak_memory_gb": max(record["perf/peak_memory_gb"] for record in epochs),
     }
-
-
-def _usual(epochs: Sequence[dict[str, Any]], name: str) -> float:
-    """The median over the epochs after the first, which warms up."""
-    values = [record[name] for record in epochs if record.get(name) is not None]
-    return median(values[1:] or values)
 
 
 def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], status: str) -> dict[str, Any]:

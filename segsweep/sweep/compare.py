@@ -30,7 +30,10 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
         if not found:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
         rows += [_row(folder) for folder in found]
-    return pd.DataFrame(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    # Settings stay what they are: a column of numbers would make 2 and null 2.0 and nan.
+    kinds = {name: object if _is_setting(name) else None for name in names}
+    return pd.DataFrame({n: pd.Series([row.get(n) for row in rows], dtype=kinds[n]) for n in names})
 
 
 def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
@@ -76,11 +79,11 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     sides = {"first": rows.iloc[0], "second": rows.iloc[1]}
     changed = _differing(rows)
     settings = pd.DataFrame(
-        {"setting": changed, **{side: [str(row[c]) for c in changed] for side, row in sides.items()}}
+        {"setting": changed, **{side: [_typed(row[c]) for c in changed] for side, row in sides.items()}}
     )
     names = [name for name in (*SCORES, *COST) if name in rows and rows[name].notna().all()]
-    scores = pd.DataFrame({"score": names, **{side: [float(row[n]) for n in names] for side, row in sides.items()}})
-    scores["change"] = scores["second"] - scores["first"]
+    columns = {side: pd.Series([row[n] for n in names], dtype=object) for side, row in sides.items()}
+    scores = pd.DataFrame({"score": names, **columns, "change": columns["second"] - columns["first"]})
     parts = [f"first           {first}", f"second          {second}", ""]
     parts += [shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
     return "\n".join([*parts, *_images(first, second, kind)])
@@ -133,7 +136,6 @@ def _row(folder: Path) -> dict[str, Any]:
     start, epochs = journal.last_start(records), journal.epochs(records)
     best = max(epochs, key=lambda e: -1.0 if e.get("val/iou") is None else e["val/iou"], default={})
     end = records[-1] if records[-1]["kind"] == "end" else {}
-    speeds = [epoch["perf/images_per_s"] for epoch in epochs if epoch.get("perf/images_per_s") is not None]
     return {
         "run": str(folder),
         **dict(journal.flat(start["config"])),
@@ -141,7 +143,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "test/iou": end.get("test/iou"),
         "epochs": len(epochs),
         "seconds": epochs[-1].get("perf/seconds") if epochs else None,
-        "perf/images_per_s": pd.Series(speeds[1:] or speeds, dtype=float).median(),
+        "perf/images_per_s": journal.usual(epochs, "perf/images_per_s"),
         "parameters": start.get("parameters"),
         "weights": start.get("weights_source"),
         "status": end.get("status", "running" if journal.alive(folder) else "interrupted"),
@@ -150,7 +152,12 @@ def _row(folder: Path) -> dict[str, Any]:
 
 def _differing(rows: pd.DataFrame) -> list[str]:
     """The settings that are not the same in all rows."""
-    return [c for c in rows if _is_setting(c) and rows[c].astype(str).nunique() > 1]
+    return [c for c in rows if _is_setting(c) and rows[c].map(_typed).nunique() > 1]
+
+
+def _typed(value: Any) -> str:
+    """As on the command line."""
+    return "null" if value is None else str(value)
 
 
 def _is_setting(column: str) -> bool:

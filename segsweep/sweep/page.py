@@ -204,7 +204,7 @@ def _costs(left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str
         best[trial.encoder] = trial
     for ax, label, cost in (
         (left, "parameters / million", lambda t: t.start["parameters"] / 1e6),
-        (right, "training, images/s", lambda t: -_speed(t)),
+        (right, "training, images/s", lambda t: -t.speed),
     ):
         points = sorted((cost(t), t.iou or 0.0, t.encoder) for t in best.values())
         front, top = [], -1.0
@@ -285,11 +285,6 @@ def _importance(trials: Sequence[Trial], distributions: Mapping[str, BaseDistrib
 
 def _rate(trial: Trial) -> float:
     return trial.start["config"]["optim"]["lr"]
-
-
-def _speed(trial: Trial) -> float:
-    speeds = sorted(epoch["perf/images_per_s"] for epoch in trial.epochs)
-    return speeds[len(speeds) // 2]
 
 
 def _value(trial: Trial, key: str) -> Any:

@@ -48,7 +48,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
     """A row for each trial, best first: what was varied, its score, and what makes comparisons fair."""
     rows = []
     for trial in trials:
-        start, end = trial.start, trial.end
+        start = trial.start
         rows.append(
             {
                 "trial": trial.name,
@@ -57,7 +57,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
                 "val/iou": trial.iou,
                 "epochs": len(trial.epochs),
                 "seconds": trial.seconds,
-                "images/s": end.get("perf/images_per_s") or _last(trial, "perf/images_per_s"),
+                "images/s": trial.speed,
                 "parameters": start.get("parameters"),
                 "input": "x".join(map(str, start.get("input_size", []))) or None,
                 "micro_batch": start.get("micro_batch"),
@@ -155,7 +155,3 @@ def _interval(place: Place, first: Place) -> str:
 def _text(rows: pd.DataFrame) -> str:
     formats = {"images/s": lambda value: "" if pd.isna(value) else f"{value:.1f}"}
     return rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=formats)
-
-
-def _last(trial: Trial, name: str) -> float | None:
-    return trial.epochs[-1].get(name) if trial.epochs else None

@@ -196,7 +196,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
         else:
             raise ConfigError(
                 f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
-                f"{key}='choice(...)' or 'range(...)'; without it hydra.sweeper.params says what it is."
+                f"{key}='choice(...)' or 'range(...)'. What is not typed comes from hydra.sweeper.params."
             )
     return [dict(zip(space.distributions, values, strict=True)) for values in itertools.product(*axes)]
 

@@ -67,6 +67,11 @@ class Trial:
         return self.epochs[-1]["perf/seconds"] if self.epochs else 0.0
 
     @property
+    def speed(self) -> float | None:
+        """Images/s of its training."""
+        return self.end.get("perf/images_per_s") or journal.usual(self.epochs, "perf/images_per_s")
+
+    @property
     def done(self) -> float:
         """The share of its training that is done, in epochs or in seconds, whichever is more."""
         points = self.curve.points

@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -89,10 +89,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and verified, and the sizes it takes."""
+    """A file that was written and verified, the sizes it takes, and how images are brought to it."""
 
     path: Path
     sizes: Sizes
+    images: str
     comparison: Comparison
 
 
@@ -136,7 +137,7 @@ def export(
         batches = list(_validation(data, about, unet, sizes)) if data else [_noise((3, *sizes.near(size)), unet, about)]
         comparison = compare(unet, run, watch(batches, len(batches), "comparing"), ROUNDS)
         _refuse_difference(comparison, kind)
-        found.append(Exported(path, sizes, comparison))
+        found.append(Exported(path, sizes, preparation(about), comparison))
 
     refusal: Exception | None = None
     for sizes in levels(unet, size):
@@ -181,6 +182,7 @@ def metadata(about: dict[str, Any], model: UNet, sizes: Sizes) -> dict[str, Any]
         "input": f"pixels, float32 b c h w, {model.in_channels} channels, from {low:g} to {high:g}; not normalised",
         "output": f"logits, float32 b k h w; {rule}",
         "sizes": str(sizes),
+        "images": preparation(about),
         "step": sizes.step,
         "dtype": about.get("dtype", "uint8"),
         "range": [low, high],
@@ -194,6 +196,18 @@ def metadata(about: dict[str, Any], model: UNet, sizes: Sizes) -> dict[str, Any]
         "resize": about["resize"],
         **{name: about[name] for name in ("weights_source", "epoch", "val_iou") if name in about},
     }
+
+
+def preparation(about: Mapping[str, Any]) -> str:
+    """What `segsweep predict` does to an image before the model, which an exported one leaves to its user."""
+    height, width = about["size"]
+    if about["resize"] == "crop":
+        return "as they are"
+    how = "with their aspect kept, the edge repeated beyond" if about["resize"] == "pad" else "stretched"
+    return (
+        f"brought to {height}x{width} first, {how} (resize={about['resize']}), as in training and by segsweep predict; "
+        "the logits back to the image's size"
+    )
 
 
 def levels(model: UNet, size: Size) -> Iterator[Sizes]:

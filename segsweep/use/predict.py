@@ -187,7 +187,9 @@ def find_images(given: Sequence[str]) -> list[tuple[Path, Path]]:
     for path in files:
         target = path.relative_to(base).with_suffix(".png")
         if target in taken:
-            raise ConfigError(f"{path} and {taken[target]}: both masks would be {target}. Give one after the other.")
+            raise ConfigError(
+                f"{path} and {taken[target]}: both masks would be {target}. Leave one out, or give each its own -o DIR."
+            )
         taken[target] = path
     return [(path, target) for target, path in taken.items()]
 

@@ -16,17 +16,19 @@ from segsweep.data.dataset import Dataset
 from segsweep.engine import Watch
 from segsweep.nn.weights import about as pretrained
 from segsweep.use.evaluate import FOLDER
-from segsweep.use.export import Comparison, Sizes, export
+from segsweep.use.export import Comparison, Sizes, export, preparation
 from segsweep.use.find import Found
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A version in the registry, the run it is linked to, and how the program did beside PyTorch."""
+    """A version in the registry, its run and tracking URI; as `segsweep.use.export.Exported` the rest."""
 
     version: str
     run: str
+    uri: str
     sizes: Sizes
+    images: str
     comparison: Comparison
 
 
@@ -60,7 +62,7 @@ def register(
         channels = (about["model"]["in_channels"], about["model"]["num_classes"])
         tags = {"data_digest": journal.last_start(records)["data_digest"], "sizes": str(done.sizes)}
         registered = registry.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
-    return Registration(registered.version, registered.run, done.sizes, done.comparison)
+    return Registration(registered.version, registered.run, registered.uri, done.sizes, done.images, done.comparison)
 
 
 def model_card(
@@ -95,6 +97,9 @@ def model_card(
         "normalisation is inside.",
         f"- **Output** `logits`: `b {about['model']['num_classes']} h w`; {rule}.",
         f"- **Sizes**: {sizes}. Trained on {about['size'][0]}x{about['size'][1]} (resize={about['resize']}).",
+        f"- **Images** are to be {preparation(about)}."
+        if about["resize"] != "crop"
+        else "- **Images** go in as they are.",
         "",
         "## Data",
         "",

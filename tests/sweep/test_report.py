@@ -155,6 +155,30 @@ def test_compare_shows_what_differs(sweep):
     assert len(rows) == 13
 
 
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_a_setting_that_one_run_lacks_is_a_difference(tmp_path, epochs, capsys):
+    for name, value in (("a", epochs), ("b", 5)):
+        (tmp_path / name).mkdir()
+        with Journal(tmp_path / name) as book:
+            book.write("start", version=1, config={"train": {"epochs": value, "seed": 0}}, epochs=5)
+            book.write("epoch", epoch=1, **{"val/iou": 0.5, "perf/seconds": 1.0, "perf/images_per_s": 40.0})
+            book.write("end", status="complete")
+    assert "train.epochs" in compare.table(compare.runs([tmp_path]))
+    assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert re.search(rf"train\.epochs +{'null' if epochs is None else epochs} +5\n", capsys.readouterr().out)
+
+
+def test_speed_is_that_of_the_usual_epoch():
+    epochs = [
+        {"kind": "epoch", "epoch": i, "perf/images_per_s": speed} for i, speed in enumerate((5.0, 40.0, 44.0, 46.0))
+    ]
+    trial = Trial("0", "a", [], [], records=epochs)
+    assert trial.speed == 44.0  # the first warms up
+    trial.records.append({"kind": "end", "perf/images_per_s": 43.0})
+    assert trial.speed == 43.0
+    assert Trial("1", "a", [], []).speed is None
+
+
 def test_compare_means_over_complete_runs(sweep):
     rows = compare.table(compare.runs([sweep]), ["encoder.name"])
     expected = [0.41, 0.43, 0.45, 0.47, 0.46]

@@ -139,6 +139,7 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.prunr=none"], "hydra.sweeper.prunr: no such key. Closest: hydra.sweeper.pruner"),
         (["hydra.sweeper.pruner=medan"], "hydra.sweeper.pruner=medan: must be one of"),
         (["hydra.sweeper.sampler=tpee"], "hydra.sweeper.sampler=tpee: must be one of"),
+        (["hydra/sweeper/sampler=grid"], "hydra/sweeper/sampler=grid: no such group. Type hydra.sweeper.sampler=grid."),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a whole number from 1"),
         (["hydra.sweeper.finalists=-1"], "hydra.sweeper.finalists=-1: must be a whole number from 0"),
         (["hydra.sweeper.timeout=0"], "hydra.sweeper.timeout=0: must be seconds, above 0"),

@@ -22,7 +22,7 @@ from segsweep.nn import UNet
 from segsweep.run import load
 from segsweep.use import export as module
 from segsweep.use.demo import segment
-from segsweep.use.export import EQUAL, METADATA, TOLERANCE, Sizes, compare, export, levels, opened
+from segsweep.use.export import EQUAL, METADATA, TOLERANCE, Sizes, compare, export, levels, opened, preparation
 from segsweep.use.predict import Predictor
 
 
@@ -231,3 +231,15 @@ def _only_once(within):
         return within(seconds if len(seen) < 3 else 60)
 
     return limited
+
+
+@pytest.mark.parametrize(
+    ("resize", "said"),
+    [
+        ("crop", "as they are"),
+        ("pad", "brought to 48x64 first, with their aspect kept"),
+        ("squash", "first, stretched"),
+    ],
+)
+def test_what_an_image_needs_first_is_said(resize, said):
+    assert said in preparation({"size": [48, 64], "resize": resize})

@@ -48,6 +48,9 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     said = capsys.readouterr().out
     assert "nuclei, version 1, champion" in said
     assert "4 validation images" in said
+    assert f'  mlflow.set_tracking_uri("{uri}")\n' in said  # elsewhere MLflow would look in the working folder
+    assert '  mlflow.pytorch.load_model("models:/nuclei@champion")' in said
+    assert "brought to 48x64 first, with their aspect kept" in said
 
     client = tracking.connected(uri)
     version = client.get_model_version_by_alias("nuclei", "champion")
