@@ -10,6 +10,7 @@ What takes turns, on the same PNG files, size and batch:
     compiled    tuned, through torch.compile (--compile)
     ours        segsweep with the peer's decoder widths, its skip at full resolution and augmentation on top
     ours auto   segsweep with decoder.width=auto
+    ours auto, compiled    the same with train.compile=true (--compile)
 
 `step` repeats one batch that lies ready: no data. `epoch` is training and validation over the files, each image decoded
 by the peer's loader anew and by us from the store. The machine's convolution peak is measured in the same rounds.
@@ -122,7 +123,7 @@ def peer(encoder: str, size: int, batch: int, where: Any, tuned: bool, compiled:
 
 
 def ours(
-    encoder: str, size: int, batch: int, where: Any, width: Any, count: int
+    encoder: str, size: int, batch: int, where: Any, width: Any, count: int, compiled: bool
 ) -> tuple[Callable, Callable, Any, Any]:
     """The same of segsweep: its own loop, store, augmentation, loss, optimizer and evaluation."""
     import torch
@@ -145,7 +146,7 @@ def ours(
         channels=3,
         where=where,
         precision="auto",
-        compile="false",
+        compile=str(compiled).lower(),
         batch_size=batch,
         images=count,
         expected_images=1e6,
@@ -226,9 +227,12 @@ def main() -> None:
             made.pop(name, None)
             print(f"{name} does not run: {type(error).__name__}: {error}")
     execution = {}
-    kinds = {"ours auto": "auto"} if not made else {"ours": WIDTHS, "ours auto": "auto"}
-    for name, width in kinds.items():
-        *made[name], execution[name], shares = ours(*common, width, count)
+    kinds: dict[str, tuple[Any, bool]] = {"ours": (WIDTHS, False)} if made else {}
+    kinds["ours auto"] = ("auto", False)
+    if given.compile:
+        kinds["ours auto, compiled"] = ("auto", True)
+    for name, (width, compiled) in kinds.items():
+        *made[name], execution[name], shares = ours(*common, width, count, compiled)
         made[name].append(shares)
     train, val = files(count)
     reference = "peer" if "peer" in made else "ours auto"
