@@ -89,6 +89,9 @@ def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
                 switched = True
             except (AssertionError, NotImplementedError):  # timm: "gradient checkpointing not supported"
                 continue
+            for part in module.children():  # timm before 1.0.31 has a stem's activation overwrite its own saved input
+                if getattr(part, "inplace", False):
+                    part.inplace = False  # type: ignore[assignment]
     seen: dict[nn.Module, int] = {}
 
     def count(module: nn.Module, *_: Any) -> None:

@@ -22,6 +22,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
 # timm's smallest models: a pretrained encoder is not the point of most tests.
 TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32")
 
+COMPILER = ("Inductor", "subproc_worker", "tqdm_monitor", "Dummy-")  # threads of torch.compile, which it keeps
+
 
 def unpacked(tag: str) -> dict[str, Any]:
     """The state that `segsweep.saved_view.text` has packed."""
@@ -41,15 +43,15 @@ def nothing_left_running() -> Iterator[None]:
     """Threads and child processes that a test leaves behind fail it."""
     before = set(threading.enumerate())
     yield
-    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    left = [t.name for t in threading.enumerate() if t not in before and not t.name.startswith(COMPILER)]
     assert not left, f"threads left running: {left}"
     children: list[str] = []
     for task in Path("/proc/self/task").glob("*/children"):
         with suppress(FileNotFoundError):  # a thread that has just ended
             children += task.read_text().split()
     programs = [Path(f"/proc/{child}/cmdline").read_text() for child in children if Path(f"/proc/{child}").exists()]
-    # Python's own helpers of multiprocessing stay as long as the process.
-    helpers = ("resource_tracker", "forkserver")
+    # Helpers of multiprocessing and of torch's compiler stay as long as the process.
+    helpers = ("resource_tracker", "forkserver", "compile_worker")
     assert not [p for p in programs if not any(h in p for h in helpers)], f"child processes left running: {programs}"
 
 

@@ -1,5 +1,8 @@
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +105,31 @@ def test_a_quota_is_read(text, cores, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text(text)
     monkeypatch.setattr(device, "Path", lambda path: tmp_path / "cpu.max")
     assert device._quota() == cores
+
+
+FAULTS = """
+import resource, torch
+from segsweep import device
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(64 << 20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this Linux gives no huge pages"
+)
+def test_large_maps_come_in_huge_pages():
+    def faults(asked):
+        env = {**os.environ, "THP_MEM_ALLOC_ENABLE": asked}
+        if not asked:
+            del env["THP_MEM_ALLOC_ENABLE"]
+        return int(subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, check=True).stdout)
+
+    assert faults("") < 2000
+    if "[madvise]" in HUGE_PAGES.read_text():
+        assert faults("0") > 10_000
 
 
 def test_the_convolution_peak_is_measured_once(monkeypatch):
