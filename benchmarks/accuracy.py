@@ -239,7 +239,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         scores = [float(iou(row)) for row in own]
         by_seed = [f"{score:.3f}{'*' * row.get('paced', False)}" for score, row in zip(scores, own, strict=True)]
         low, high = np.percentile(spread, [2.5, 97.5])
-        rivals = groups.get((task, part, "ours", budget, more), [])
+        rivals = (
+            groups.get((task, part, "ours", budget, more))
+            or next(  # a peer has no overrides to agree in
+                (rows for key, rows in groups.items() if key[:4] == (task, part, "ours", budget)), []
+            )
+        )
         against = ""
         if who != "ours" and rivals:
             gain = np.mean([iou(row, draws) for row in rivals], 0) - spread
