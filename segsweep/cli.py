@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("predict", _predict, "masks for images, by a trained model", [running])
     add("run", metavar="RUN", help=RUN)
     add("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
-    add("-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go; not searched for images")
     add("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
     add("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
     add = command("evaluate", _evaluate, "score a trained model: every metric, by image and by class", [device])
@@ -213,7 +213,7 @@ def _predict(options: argparse.Namespace) -> int:
     from segsweep.use.predict import OVERLAYS, PROBABILITIES, find_images, predict
 
     found = _found(options.run)
-    images = find_images(options.images)
+    images = find_images(options.images, options.output)
     predictor = _predictor(options, found)
     started, done, problems = time.perf_counter(), 0, 0
     for outcome in predict(
@@ -355,19 +355,34 @@ def _own_data(folder: Path | None) -> "Dataset | None":
 
 def _sync(options: argparse.Namespace) -> int:
     from segsweep import journal, tracking
+    from segsweep.sweep import report
 
+    done: set[Path] = set()
     failed = 0
     for given in options.folders:
         runs = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not runs:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
-        for folder in runs:
-            records = journal.read(folder)
-            if folder != given and records[0]["config"]["tracking"]["name"] == "none":
+        for run in map(Path.absolute, runs):
+            sweep = report.sweep_of(run)
+            folder = sweep or run
+            if folder in done:
+                continue
+            done.add(folder)
+            if sweep:
+                tracked = report.about(sweep).get("tracked", True)
+            else:
+                tracked = journal.read(run)[0]["config"]["tracking"]["name"] != "none"
+            if not tracked and given.absolute() not in (folder, run):
                 print(f"{folder}: left out, as it ran with tracking=none; name it alone to send it")
                 continue
             try:
-                print(f"{folder}: run {tracking.sync(folder.resolve(), options.uri, journal.alive(folder))}")
+                if sweep:
+                    from segsweep import multirun  # brings Optuna
+
+                    print(f"{sweep}: sweep {multirun.sync(sweep.resolve(), options.uri)}")
+                else:
+                    print(f"{run}: run {tracking.sync(run.resolve(), options.uri, journal.alive(run))}")
             except Exception as error:  # one run's trouble does not keep the others back
                 failed += 1
                 print(f"segsweep: {folder}: not sent: {error}", file=sys.stderr)

@@ -40,7 +40,7 @@ def training(
         losses, scores, rates = (figure.add_subplot(upper[column]) for column in range(3))
         _curve(losses, epochs, {"train/loss": ("training", BLUE), "val/loss": ("validation", ORANGE)}, "loss")
         _curve(scores, epochs, {"val/iou": ("validation", ORANGE)}, "IoU")
-        _curve(rates, epochs, {"lr": ("", GREEN)}, "learning rate")
+        _curve(rates, epochs, {"lr": ("", GREEN)}, "learning rate at each epoch's end")
         scored = [epoch for epoch in epochs if epoch.get("val/iou") is not None]
         if scored:
             best = max(scored, key=lambda epoch: epoch["val/iou"])
@@ -57,7 +57,8 @@ def _curve(axes: Axes, epochs: Iterable[Mapping[str, Any]], lines: Mapping[str, 
         points = [(epoch["epoch"], epoch[name]) for epoch in epochs if epoch.get(name) is not None]
         axes.plot(*zip(*points, strict=True), color=color, label=label, marker="." if len(points) < 30 else None)
     axes.set(title=title, xlabel="epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.ticklabel_format(axis="y", useOffset=False)
     if len(lines) > 1:
         axes.legend()
 

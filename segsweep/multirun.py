@@ -180,8 +180,9 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
     text = report.result(list(search.trials.values()), places, plan.folder)
     print(text, flush=True)
     write(plan.folder)
+    _keep(plan, complete=True)
     if problem := track.end("complete", text, places):
-        console.note(f"MLflow: not everything was sent: {problem} The same command sends it later.")
+        console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracking["name"] != "none":
         print(f"{'compare':16}{tracking.show_command(plan.folder, plan.tracking.get('uri'))}")
     return places
@@ -215,7 +216,7 @@ def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, t
     return places
 
 
-def _keep(plan: Plan, best: Sequence[Trial] | None = None) -> None:
+def _keep(plan: Plan, best: Sequence[Trial] | None = None, complete: bool = False) -> None:
     """For reports; without finalists those of an earlier start stay."""
     try:
         before = report.about(plan.folder)["finalists"]
@@ -228,6 +229,9 @@ def _keep(plan: Plan, best: Sequence[Trial] | None = None) -> None:
         fixed=plan.fixed,
         budget=plan.budget,
         finalists=before if best is None else [trial.name for trial in best],
+        experiment=plan.tracking["experiment"],
+        tracked=plan.tracking["name"] != "none",
+        complete=complete,
     )
 
 
@@ -240,28 +244,39 @@ def _watch(
             track.send(event.trial)
 
 
-class Tracking:
-    """MLflow's view of a sweep: one parent, and a child for each trial that got as far as an epoch."""
+class Mirror:
+    """A sweep in MLflow, from what lies in its folder: one parent, and a child for each trial that has an epoch."""
 
-    def __init__(self, plan: Plan):
-        self._folder, self._uri, self._experiment = plan.folder, plan.tracking.get("uri"), plan.tracking["experiment"]
+    def __init__(self, folder: Path, uri: str | None):
+        self._folder, self._uri, self._about = folder, uri, report.about(folder)
+        self._note = f"```\npython train.py {self._about['command']}\n```\n"
         self._parent = ""
-        self._background: tracking.Background | None = None
-        if plan.tracking["name"] != "none":
-            self._background = tracking.Background(plan.tracking["timeout"])
-            params = {**plan.space.described(), "fixed": " ".join(plan.fixed), "budget": plan.budget}
-            self._note = f"```\npython train.py {plan.command}\n```\n"
-            self._background.ask("sweep", partial(self._open, params, list(plan.space.distributions)))
 
-    def send(self, trial: Trial) -> None:
-        """Bring its run level with its journal, some time soon."""
-        if self._background and trial.epochs:
-            self._background.ask(trial.name, partial(self._sync, trial, trial.state == "running"))
+    def open(self) -> str:
+        """Make the parent, or take it up again; its id."""
+        space, fixed = self._about["space"], " ".join(self._about["fixed"])
+        params = {**space, "fixed": fixed, "budget": self._about["budget"]}
+        self._parent = tracking.open_sweep(
+            self._folder, self._uri, self._about["experiment"], params, self._note, list(space)
+        )
+        return self._parent
 
-    def end(self, status: str, text: str, places: Sequence[Place] = ()) -> str | None:
-        """Write the result, wait for what is on its way, and return what went wrong, if anything did."""
-        if not self._background:
-            return None
+    def send(self, trial: Trial, alive: bool) -> None:
+        """Bring a trial's run level with its journal."""
+        if not self._parent:
+            return  # MLflow was out of reach from the beginning, and has been complained of
+        child = tracking.Child(
+            self._parent,
+            self._about["experiment"],
+            number=number(trial.name.removeprefix(f"{finalists.FOLDER}/")),
+            first=dict(override.split("=", 1) for override in trial.typed),
+            tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
+            pruned_at=len(trial.epochs) if trial.state == "pruned" else None,
+        )
+        tracking.sync(self._folder / trial.name, self._uri, alive, child)
+
+    def close(self, status: str, text: str, places: Sequence[Place]) -> None:
+        """Write the result."""
         metrics = {}
         if places:
             winner = places[0].winner
@@ -271,26 +286,57 @@ class Tracking:
             }
         note = f"{self._note}\n```\n{text}\n```"
         files = [self._folder / report.PAGE, self._folder / report.ABOUT]
-        self._background.ask(
-            "end", partial(tracking.close_sweep, self._folder, self._uri, status, metrics, note, files)
-        )
+        tracking.close_sweep(self._folder, self._uri, status, metrics, note, files)
+
+
+class Tracking:
+    """Keeps the mirror level while the sweep runs; the sweep never waits for it."""
+
+    def __init__(self, plan: Plan):
+        self._background: tracking.Background | None = None
+        if plan.tracking["name"] != "none":
+            self._background = tracking.Background(plan.tracking["timeout"])
+            self._mirror = Mirror(plan.folder, plan.tracking.get("uri"))
+            self._background.ask("sweep", self._mirror.open)
+
+    def send(self, trial: Trial) -> None:
+        """Bring its run level with its journal, some time soon."""
+        if self._background and trial.epochs:
+            self._background.ask(trial.name, partial(self._mirror.send, trial, trial.state == "running"))
+
+    def end(self, status: str, text: str, places: Sequence[Place] = ()) -> str | None:
+        """Write the result, wait for what is on its way, and return what went wrong, if anything did."""
+        if not self._background:
+            return None
+        self._background.ask("end", partial(self._mirror.close, status, text, places))
         return self._background.close()
 
-    def _open(self, params: Mapping[str, str], swept: Sequence[str]) -> None:
-        self._parent = tracking.open_sweep(self._folder, self._uri, self._experiment, params, self._note, swept)
 
-    def _sync(self, trial: Trial, alive: bool) -> None:
-        if not self._parent:
-            return  # MLflow was out of reach from the beginning, and has been complained of
-        child = tracking.Child(
-            self._parent,
-            self._experiment,
-            number=number(trial.name.removeprefix(f"{finalists.FOLDER}/")),
-            first=dict(override.split("=", 1) for override in trial.typed),
-            tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
-            pruned_at=len(trial.epochs) if trial.state == "pruned" else None,
-        )
-        tracking.sync(self._folder / trial.name, self._uri, alive, child)
+def sync(folder: Path, uri: str | None = None) -> str:
+    """Send to MLflow what it does not have yet of a sweep that no longer runs; the id of the sweep's run.
+
+    Raises:
+        ConfigError: no sweep lies there, or it runs, and sends by itself.
+        mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
+    """
+    about = report.about(folder)
+    if "experiment" not in about:
+        raise ConfigError(f"{folder}: an older sweep, which its command sends: python train.py {about['command']}")
+    lock = journal.Lock(folder / journal.LOCK, f"{folder}: the sweep runs, and sends by itself.")
+    try:
+        trials = list(load_all(folder))
+        own = (trial.start["config"]["tracking"]["uri"] for trial in trials if trial.start)
+        mirror = Mirror(folder, uri or next(own, None))
+        run_id = mirror.open()
+        for trial in (*trials, *load_all(folder, finalists.FOLDER)):
+            if trial.epochs:
+                mirror.send(trial, alive=False)
+        places = report.places(folder) if about["complete"] else []
+        status = "complete" if about["complete"] else "stopped"
+        mirror.close(status, report.result(trials, places, folder), places)
+    finally:
+        lock.release()
+    return run_id
 
 
 def _weights(plan: Plan, study: Study, workers: LocalWorkers) -> dict[str, str]:

@@ -28,9 +28,10 @@ def _colors() -> np.ndarray:
 
 
 COLORS = np.concatenate([_colors(), [(0, 0, 0)]]).astype(np.float32)  # void is black
-ERRORS = (("missed", (0, 114, 178)), ("too much", (213, 94, 0)), ("other class", (240, 228, 66)))
-SMALLEST, LARGEST = 192, 512  # pixels of a panel's longer side
-MARGIN, HEADER = 6, 20
+MISSED, TOO_MUCH = ("missed", (0, 114, 178)), ("too much", (213, 94, 0))
+WRONG = ("wrong", (255, 255, 255))  # beside many classes, whose colours are taken
+SMALLEST, LARGEST, WIDEST = 192, 512, 1600  # pixels of a panel's longer side, and of all panels of a row
+MARGIN, HEADER, FONT = 6, 22, 14
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Compared:
 def comparison(
     rows: Sequence[Compared], names: Sequence[str], low: float, high: float, columns: int = 4
 ) -> Image.Image:
-    """Input, truth, prediction with its IoU and errors of each image, one image below the other, and a legend.
+    """A legend, and input, truth, prediction with its IoU and errors of each image, one image below the other.
 
     Args:
         names: of the classes.
@@ -61,13 +62,15 @@ def comparison(
     """
     strips = [_panels(row, names, low, high, columns) for row in rows]
     seen = np.unique(np.concatenate([mask.ravel() for row in rows for mask in (row.truth, row.prediction)]))
-    classes = [
-        (names[index] if index != 255 else "void", COLORS[index]) for index in seen if index
-    ]  # background is not painted
-    legend = _legend([*classes, *ERRORS[: 2 if len(names) == 2 else 3]], max(strip.width for strip in strips))
+    classes = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen if index]
+    errors = [MISSED, TOO_MUCH]
+    if len(names) > 2:
+        errors = [WRONG]
+        classes[:0] = [(f"{names[0]}: not painted", (255, 255, 255))] if 0 in seen else []
+    legend = _legend([*classes, *errors], max(strip.width for strip in strips))
     sheet = Image.new("RGB", (legend.width, sum(strip.height for strip in strips) + legend.height), "white")
     top = 0
-    for part in (*strips, legend):
+    for part in (legend, *strips):
         sheet.paste(part, (0, top))
         top += part.height
     return sheet
@@ -81,14 +84,14 @@ def _panels(row: Compared, names: Sequence[str], low: float, high: float, column
         (row.title, rgb),
         ("truth", overlay(rgb, row.truth)),
         (said, overlay(rgb, np.where(void, 255, row.prediction))),
-        ("errors", _errors(rgb, row.truth, row.prediction)),
+        ("errors", _errors(rgb, row.truth, row.prediction, len(names))),
     ]
-    factor = _factor(max(rgb.shape[:2]))
+    factor = _factor(max(rgb.shape[:2]), min(LARGEST, WIDEST // columns))
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     lines = -(-len(panels) // columns)
     sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, lines * (height + HEADER) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
+    font = ImageFont.load_default(size=FONT)
     resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
     for i, (title, panel) in enumerate(panels):
         left, top = MARGIN + i % columns * (width + MARGIN), i // columns * (height + HEADER)
@@ -97,13 +100,17 @@ def _panels(row: Compared, names: Sequence[str], low: float, high: float, column
     return sheet
 
 
-def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Where they differ, over the faded image."""
-    painted = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2) * 0.5 + 96
-    counted, there, said = truth != 255, truth != 0, prediction != 0
-    kinds = (there & ~said, ~there & said, there & said & (truth != prediction))
-    for kind, (_, color) in zip(kinds, ERRORS, strict=True):
-        painted[kind & counted] = color
+def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+    """Where they differ: over the faded image; of more than two classes white over the darkened one."""
+    grey = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2)
+    counted, wrong = truth != 255, truth != prediction
+    if classes == 2:
+        painted = grey * 0.5 + 96
+        painted[wrong & (truth != 0)] = MISSED[1]
+        painted[wrong & (truth == 0)] = TOO_MUCH[1]
+    else:
+        painted = grey * 0.4
+        painted[wrong] = WRONG[1]
     painted[~counted] = COLORS[255]
     return painted.round().astype(np.uint8)
 
@@ -141,10 +148,10 @@ def contact_sheet(
 
 def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
     """Names beside their colours, in as many lines as it takes."""
-    font = ImageFont.load_default(size=12)
+    font = ImageFont.load_default(size=FONT)
     places, x, y = [], MARGIN, MARGIN
     for name, color in entries:
-        long = round(font.getlength(name)) + 34
+        long = round(font.getlength(name)) + 38
         if x + long > width:
             x, y = MARGIN, y + HEADER
         places.append((x, y, name, color))
@@ -152,8 +159,8 @@ def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
     sheet = Image.new("RGB", (width, y + HEADER + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     for x, y, name, color in places:
-        pen.rectangle((x, y, x + 13, y + 13), fill=tuple(int(v) for v in color))
-        pen.text((x + 18, y - 1), name, fill="black", font=font)
+        pen.rectangle((x, y + 1, x + 14, y + 15), fill=tuple(int(v) for v in color), outline="black")
+        pen.text((x + 20, y), name, fill="black", font=font)
     return sheet
 
 
@@ -205,7 +212,7 @@ def _scores(truth: np.ndarray, prediction: np.ndarray, names: Sequence[str]) -> 
     return f"mean IoU {np.mean([score for _, score in parts]):.2f}" if parts else "background only"
 
 
-def _factor(side: int) -> float:
+def _factor(side: int, largest: int) -> float:
     if side < SMALLEST:
         return -(-SMALLEST // side)
-    return min(1.0, LARGEST / side)
+    return min(1.0, largest / side)

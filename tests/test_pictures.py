@@ -5,7 +5,19 @@ import pytest
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from segsweep.pictures import ERRORS, HEADER, LARGEST, MARGIN, PALETTE, SMALLEST, Compared, comparison, overlay
+from segsweep.pictures import (
+    HEADER,
+    MARGIN,
+    MISSED,
+    PALETTE,
+    SMALLEST,
+    TOO_MUCH,
+    WIDEST,
+    WRONG,
+    Compared,
+    comparison,
+    overlay,
+)
 
 NAMES = ("background", "cell", "border")
 VOID = 255
@@ -26,14 +38,14 @@ def compared(image, truth, prediction, low=0, high=255):
 
 
 def panels(sheet: Image.Image, width: int, height: int) -> list[np.ndarray]:
-    lefts = [MARGIN + i * (width + MARGIN) for i in range(4)]
-    return [np.array(sheet.crop((left, HEADER, left + width, HEADER + height))) for left in lefts]
+    lefts, bottom = [MARGIN + i * (width + MARGIN) for i in range(4)], sheet.height - MARGIN
+    return [np.array(sheet.crop((left, bottom - height, left + width, bottom))) for left in lefts]
 
 
 @pytest.mark.parametrize("channels", (1, 3))
 @pytest.mark.parametrize(
     ("height", "width", "factor"),
-    [(200, 300, 1), (40, 48, 4), (192, 100, 1), (512, 400, 1), (1024, 512, 0.5), (1, 1, SMALLEST), (100, 50, 2)],
+    [(200, 300, 1), (40, 48, 4), (192, 100, 1), (400, 399, 1), (800, 400, 0.5), (1, 1, SMALLEST), (100, 50, 2)],
 )
 def test_a_sheet_holds_three_panels_of_a_sensible_size(height, width, factor, channels):
     image = np.repeat(grey(height, width), channels, axis=2)
@@ -42,14 +54,14 @@ def test_a_sheet_holds_three_panels_of_a_sensible_size(height, width, factor, ch
     assert sheet.mode == "RGB"
     strip = HEADER + int(height * factor) + MARGIN
     assert sheet.width == 4 * width * factor + 5 * MARGIN
-    assert sheet.height > strip  # a legend below
-    assert np.array(sheet)[strip:].min() < 255
-    assert SMALLEST <= max(height, width) * factor <= LARGEST
+    assert sheet.height > strip  # a legend above
+    assert np.array(sheet)[:-strip].min() < 255
+    assert SMALLEST <= max(height, width) * factor <= WIDEST / 4
 
 
 def test_a_strip_of_an_image_has_a_picture_too():
     mask = np.zeros((2, 6000), np.int64)
-    assert compared(grey(2, 6000), mask, mask).width > 4 * LARGEST
+    assert compared(grey(2, 6000), mask, mask).width > WIDEST
 
 
 def test_grey_and_its_rgb_give_the_same_sheet():
@@ -82,18 +94,26 @@ def test_truth_and_prediction_are_painted_on_their_own_panels():
     assert np.array_equal(third, overlay(image, prediction))
 
 
-def test_errors_are_told_apart():
+@pytest.mark.parametrize("names", (NAMES[:2], NAMES))
+def test_errors_are_told_apart(names):
     truth, prediction = np.zeros((200, 220), np.int64), np.zeros((200, 220), np.int64)
-    truth[:50], truth[50:100], truth[150:] = 1, 1, VOID
-    prediction[50:100], prediction[100:120], prediction[180:] = 2, 1, 1
-    errors = panels(compared(grey(200, 220), truth, prediction), 220, 200)[3]
-    missed, too_much, other = (np.array(color) for _, color in ERRORS)
-    assert (errors[:50] == missed).all()
-    assert (errors[50:100] == other).all()
-    assert (errors[100:120] == too_much).all()
+    truth[:50], truth[150:] = len(names) - 1, VOID
+    prediction[100:120], prediction[180:] = 1, 1
+    sheet = comparison([Compared("input", grey(200, 220), truth, prediction)], names, 0, 255)
+    errors = panels(sheet, 220, 200)[3]
+    missed, too_much = (MISSED, TOO_MUCH) if len(names) == 2 else (WRONG, WRONG)
+    assert (errors[:50] == missed[1]).all()
+    assert (errors[100:120] == too_much[1]).all()
     assert (errors[150:] == 0).all()
     rest = errors[120:150]
     assert (rest == rest[..., :1]).all()  # grey: right
+
+
+def test_a_class_in_the_place_of_another_is_wrong():
+    truth = square(200, 220, 1)
+    errors = panels(compared(grey(200, 220), truth, 2 * truth), 220, 200)[3]
+    assert (errors[truth == 1] == WRONG[1]).all()
+    assert (errors[truth == 0] < 255).all()
 
 
 def test_panels_may_lie_in_a_square():
@@ -101,7 +121,7 @@ def test_panels_may_lie_in_a_square():
     image = np.repeat(grey(200, 220), 3, axis=2)
     sheet = comparison([Compared("input", image, truth, prediction)], NAMES, 0, 255, columns=2)
     assert sheet.width == 2 * 220 + 3 * MARGIN
-    below = np.array(sheet)[200 + 2 * HEADER :][:200]
+    below = np.array(sheet)[-200 - MARGIN : -MARGIN]
     assert np.array_equal(below[:, MARGIN : MARGIN + 220], overlay(image, prediction))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import threading
 import time
 
@@ -12,6 +13,8 @@ from mlflow import MlflowClient
 import train
 from segsweep import cli, journal, saved_view, tracking
 from segsweep.errors import ConfigError
+from segsweep.sweep import report
+from segsweep.sweep.trial import Trial
 
 
 @pytest.fixture
@@ -285,6 +288,34 @@ def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path)
     assert [r.info.run_id for r in client.search_runs([run.info.experiment_id], state["searchFilter"])] == [run_id]
     assert "params.`optim.lr`" in state["selectedColumns"]
     assert tracking.show_command(sweep).endswith(f"viewStateShareKey={key}")
+
+
+@pytest.mark.parametrize("named", ["", "0", "finalists/0-1"])
+def test_a_sweep_that_a_server_missed_is_sent_whole(folder, database, tmp_path, capsys, named):
+    """Whichever of its folders is named: a trial on its own would be lost to the sweep."""
+    sweep = tmp_path / "sweeps" / "one"
+    trials = [
+        Trial(name, "test_resnet", ["optim.lr=1e-3"], ["optim.lr=1e-3"], state="complete")
+        for name in ("0", "finalists/0-1")
+    ]
+    (run,) = {record["run"] for record in journal.read(folder)[:1]}
+    for trial in trials:
+        shutil.copytree(folder, sweep / trial.name)
+        book = sweep / trial.name / journal.NAME
+        book.write_text(book.read_text().replace(run, f"{run[:-5]}-{trial.name.replace('/', '-')}"))
+        trial.save(sweep)
+    about = {"command": "-m", "space": {"optim.lr": "choice"}, "fixed": [], "budget": "epochs", "finalists": ["0"]}
+    report.keep(sweep, **about, experiment="data", tracked=False, complete=True)
+    assert cli.main(["sync", str(sweep.parent)]) == 0
+    assert "left out" in capsys.readouterr().out
+    for _ in range(2):
+        assert cli.main(["sync", str(sweep / named)]) == 0
+    _, found = runs()
+    (parent,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in found if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {r.data.tags["trial"] for r in children} == {"0", "finalists/0-1"}
+    assert len(found) == 3 and all(r.info.status == "FINISHED" for r in found)
+    assert parent.info.run_id in capsys.readouterr().out
 
 
 def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):

@@ -39,6 +39,8 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
 def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     """What differs between the runs and their scores, best first; with `group_by` mean ± sd over complete runs.
 
+    Runs on different data stay apart: their scores do not compare.
+
     Args:
         rows: of `runs`.
         group_by: keys of the configuration, as encoder.name.
@@ -48,8 +50,9 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     """
     scores = [name for name in SCORES if name in rows and rows[name].notna().any()]
     cost = [name for name in COST if name in rows]
+    data = ["data"] if rows["data"].nunique() > 1 else []
     if not group_by:
-        return _best_first(rows[["run", *_differing(rows), "weights", *scores, *cost, "status"]])
+        return _best_first(rows[["run", *data, *_differing(rows), "weights", *scores, *cost, "status"]])
     for key in group_by:
         if key not in rows:
             near = closest(key, [str(column) for column in rows if _is_setting(str(column))])
@@ -58,7 +61,7 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     grouped = (
         (complete if len(complete) else rows)
         .assign(**{key: rows[key].astype(str) for key in group_by})
-        .groupby(list(group_by), sort=False)
+        .groupby([*group_by, *data], sort=False)
     )
     found = grouped.size().rename("n").to_frame()
     for name in scores:
@@ -84,7 +87,10 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     names = [name for name in (*SCORES, *COST) if name in rows and rows[name].notna().all()]
     columns = {side: pd.Series([row[n] for n in names], dtype=object) for side, row in sides.items()}
     scores = pd.DataFrame({"score": names, **columns, "change": columns["second"] - columns["first"]})
-    parts = [f"first           {first}", f"second          {second}", ""]
+    parts = [f"first           {first}", f"second          {second}"]
+    if rows["data"].nunique() > 1:
+        parts.append("data            not the same: the scores do not compare")
+    parts.append("")
     parts += [shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
     return "\n".join([*parts, *_images(first, second, kind)])
 
@@ -138,6 +144,7 @@ def _row(folder: Path) -> dict[str, Any]:
     end = records[-1] if records[-1]["kind"] == "end" else {}
     return {
         "run": str(folder),
+        "data": f"{start['config'].get('data', {}).get('name', '')} {start.get('data_digest', '')[:8]}",
         **dict(journal.flat(start["config"])),
         **{name: best.get(name) for name in SCORES if name.startswith("val/")},
         "test/iou": end.get("test/iou"),
@@ -172,7 +179,8 @@ def _cell(value: Any, deviation: Any, kind: str) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
     if isinstance(value, float):
-        text = f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
+        whole = f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
+        text = f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.3g}" if abs(value) < 1 else whole
         sign = r"$\pm$" if kind == "latex" else "±"
         return text if deviation is None or pd.isna(deviation) else f"{text} {sign} {deviation:.4f}"
     return _escaped(str(value), kind)

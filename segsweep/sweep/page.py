@@ -25,6 +25,14 @@ from segsweep.sweep.trial import Trial, load_all
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 OTHERS = "#bbbbbb"
 ENOUGH = 8  # complete trials to speak of importance
+CONDITIONS = ("input", "micro_batch", "weights", "precision", "halvings")  # a column only where they differ
+LABEL: Any = {  # on a vertical axis, readable over the lines
+    "xytext": (4, 0),
+    "textcoords": "offset points",
+    "fontsize": 8,
+    "va": "center",
+    "bbox": {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 STYLE = """
@@ -63,13 +71,16 @@ def write(folder: Path) -> Path:
         sections += [
             _section("Validation IoU by epoch", _figure(_curves, scored, colors), CURVES),
             _section("Learning rate", _figure(_rates, scored, colors, places), RATES),
-            _section("IoU against cost", _figure(_costs, scored, colors, columns=2), COSTS),
+            _section("IoU against cost", _figure(_costs, scored, colors, places, columns=2), COSTS),
             _section("What mattered", _figure(_bars, important, height=0.5 + 0.4 * len(important)), IMPORTANCE)
             if important
             else "",
             _section("All settings at once", _figure(_parallel, scored, colors, distributions), PARALLEL),
         ]
-    sections.append(_section("Trials", _table(report.table(trials))))
+    rows = report.table(trials)
+    same = {name: rows[name].dropna().iloc[0] for name in CONDITIONS if name in rows and rows[name].nunique() == 1}
+    note = f"The same in all: {', '.join(f'{name} {value}' for name, value in same.items())}." if same else ""
+    sections.append(_section("Trials", _table(rows.drop(columns=list(same))), note))
     title = f"segsweep: {folder.name}"
     text = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -81,7 +92,10 @@ def write(folder: Path) -> Path:
 
 CURVES = "A line for each trial, in its encoder's colour. A cross: pruned there."
 RATES = "Each trial's best validation IoU. Hollow: pruned, with its score until then. A star: the finalists' mean."
-COSTS = "Each encoder's best trial. The line joins those that nothing else beats in both."
+COSTS = (
+    "Each encoder's best trial, of finalists the mean over fresh seeds. The line joins those that nothing else beats "
+    "in both."
+)
 IMPORTANCE = (
     "How much each key decides whether a trial is among the best (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
 )
@@ -128,7 +142,7 @@ def _table(rows: pd.DataFrame) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             value = ""
         elif isinstance(value, float):
-            value = f"{value:.4f}" if abs(value) < 1 else f"{value:,.1f}"
+            value = f"{value:.4f}" if abs(value) < 1 else f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
         kind = ' class="n"' if name in numbers else ""
         return f"<{tag}{kind}>{html.escape(str(value))}</{tag}>"
 
@@ -198,15 +212,18 @@ def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places:
     _legend(ax, colors)
 
 
-def _costs(left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> None:
+def _costs(
+    left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places: Sequence[Place]
+) -> None:
     best: dict[str, Trial] = {}
     for trial in sorted(trials, key=lambda trial: trial.iou or 0.0):
         best[trial.encoder] = trial
+    means = {place.trial.encoder: place.iou for place in places}
     for ax, label, cost in (
         (left, "parameters / million", lambda t: t.start["parameters"] / 1e6),
         (right, "training, images/s", lambda t: -t.speed),
     ):
-        points = sorted((cost(t), t.iou or 0.0, t.encoder) for t in best.values())
+        points = sorted((cost(t), means.get(t.encoder, t.iou or 0.0), t.encoder) for t in best.values())
         front, top = [], -1.0
         for point in points:
             if point[1] > top:
@@ -252,11 +269,11 @@ def _parallel(
         ax.axvline(x, color="#ccc", lw=1, zorder=0)
         if choices:
             for i, choice in enumerate(choices):
-                ax.annotate(choice, (x, i / high), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+                ax.annotate(choice, (x, i / high), **LABEL)
         else:
             ends = (min(numbers), max(numbers))
             for y, number in zip((0, 1), ends, strict=True):
-                ax.annotate(f"{number:.3g}", (x, y), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+                ax.annotate(f"{number:.3g}", (x, y), **LABEL)
     for i, trial in enumerate(shown):
         strength = 0.15 + 0.85 * (i + 1) / len(shown)
         ax.plot(

@@ -1,6 +1,7 @@
 """What came out of a sweep: a table, the best command, a page."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ def about(folder: Path) -> dict[str, Any]:
         return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no sweep's folder: no {ABOUT} in it. Give a hydra.sweep.dir.") from None
+
+
+def sweep_of(run: Path) -> Path | None:
+    """The folder of the sweep that a run is a trial of, or a finalist's repeat."""
+    return next((up for up in list(run.absolute().parents)[:2] if (up / ABOUT).exists()), None)
 
 
 def places(folder: Path) -> list[Place]:
@@ -109,7 +115,7 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
                 "encoder": place.trial.encoder,
                 "setting": " ".join(o for o in place.setting if not o.startswith(("encoder=", "encoder.name="))),
                 "val/iou": place.iou,
-                "sd": place.sd,
+                "sd": math.nan if place.sd is None else place.sd,
                 "n": f"{len(place.runs)} of {len(place.runs) + place.failed}" if place.failed else len(place.runs),
                 "search": place.trial.iou,
                 "behind": _interval(place, places[0]),

@@ -74,6 +74,7 @@ def _in_folder(folder: Path) -> Found:
         return Found(folder / BEST, folder)
     from segsweep.sweep import report  # pandas and Optuna are needed here only
 
+    where = f"{folder}"
     if (folder / report.ABOUT).exists():
         places = report.places(folder)
         if places:
@@ -83,7 +84,8 @@ def _in_folder(folder: Path) -> Found:
                 folder / winner.name,
                 f"the sweep's winner: {' '.join(winner.typed)} (val IoU {winner.iou:.4f})",
             )
-    return _best(_runs(folder), f"{folder}")
+        where += "" if report.about(folder).get("complete") else ", a sweep that is not finished"
+    return _best(_runs(folder), where)
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -93,13 +95,16 @@ def _runs(folder: Path) -> list[Path]:
 def _best(folders: Iterable[Path], where: str) -> Found:
     """The run with the best validation IoU; of those that were scored on other images than they had learnt by heart."""
     scores: dict[Path, float] = {}
+    data = set()
     for folder in folders:
         records = journal.read(folder) if (folder / BEST).is_file() else []
         iou = [epoch["val/iou"] for epoch in journal.epochs(records) if epoch.get("val/iou") is not None]
         if iou and not journal.last_start(records)["config"]["data"].get("overfit"):
             scores[folder] = max(iou)
+            data.add(journal.last_start(records).get("data_digest"))
     if not scores:
         raise ConfigError(f"{where}: no trained model there. Train one: python train.py. Or give {FORMS}.")
     best = max(scores, key=lambda folder: scores[folder])
     among = f"the best of {len(scores)} runs" if len(scores) > 1 else "the only run"
+    among += f" (on {len(data)} data sets, whose scores do not compare)" if len(data) > 1 else ""
     return Found(best / BEST, best, f"{among} in {where}: {best} (val IoU {scores[best]:.4f})")

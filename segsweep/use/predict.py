@@ -159,11 +159,12 @@ class Outcome:
     problem: str = ""
 
 
-def find_images(given: Sequence[str]) -> list[tuple[Path, Path]]:
+def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[Path, Path]]:
     """Images and their places below the folder that all have in common.
 
     Args:
         given: files, folders (all images below them), patterns such as 'scans/**/*.png'.
+        output: where masks go; what lies there, below a folder that is given, are masks of an earlier time.
 
     Raises:
         ConfigError: nothing there, or two images whose masks would have one name.
@@ -172,12 +173,10 @@ def find_images(given: Sequence[str]) -> list[tuple[Path, Path]]:
     bases: list[Path] = []
     for name in given:
         path = Path(name).expanduser()
-        if path.is_dir():
-            found = image_files(path)
-            bases.append(path)
-        else:
-            found = [path] if path.is_file() else _matching(path)
-            bases += [p.parent for p in found]
+        found = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(path)
+        if output is not None:
+            found = [p for p in found if _absolute(output) not in _absolute(p).parents] or found
+        bases += [path] if path.is_dir() else [p.parent for p in found]
         if not found:
             what = f"no images in it ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file or folder"
             raise ConfigError(f"{name}: {what}. Give images, folders of images, or patterns in quotes.")

@@ -262,6 +262,18 @@ def test_patterns_and_several_folders_keep_their_structure(tmp_path, monkeypatch
     assert places("b", "b/1.png") == ["1.png"]
 
 
+def test_masks_below_the_images_are_no_images(tmp_path, capsys):
+    model_file(tmp_path / "m.safetensors")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise(40, 40, 3)).save(tmp_path / "in" / "1.png")
+    for given in (tmp_path / "in", tmp_path / "in" / "**" / "*.png"):
+        typed = [str(tmp_path / "m.safetensors"), str(given), "-o", str(tmp_path / "in" / "masks"), "--overlay"]
+        for _ in range(2):
+            assert cli.main(["predict", *typed]) == 0
+        found = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "in").rglob("*.*"))
+        assert found == ["in/1.png", "in/masks/1.png", "in/masks/overlays/1.jpg"]
+
+
 def test_nothing_is_written_over_an_image(tmp_path, capsys):
     model_file(tmp_path / "m.safetensors")
     (tmp_path / "x" / "overlays").mkdir(parents=True)
