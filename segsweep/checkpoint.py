@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, unloaded
 from segsweep.nn import UNet
 
 VERSION = 1
@@ -104,7 +104,7 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # on noise, torch's safe unpickler raises nearly anything
-        raise ConfigError(f"{path}: not a checkpoint that can be read: {first_line(error)}") from error
+        raise ConfigError(f"{path}: not a checkpoint that can be read: {unloaded(error)}") from error
     if not isinstance(state, dict) or "version" not in state:
         raise ConfigError(f"{path}: not a segsweep checkpoint. A run's is its last.pt.")
     if state["version"] > VERSION:

@@ -314,6 +314,7 @@ def _register(options: argparse.Namespace) -> int:
             done.images,
             vars(done.comparison),
             data is not None,
+            done.before,
         )
     )
     return 0

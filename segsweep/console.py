@@ -131,7 +131,7 @@ def evaluation(
     rows.append(("", ""))
     rows.append(("folder", f"  {folder}"))
     if looks:
-        rows.append(("looks", f"  {looks} at the test split so far: choose by val, or the test is none"))
+        rows.append(("looks", f"  {looks} at the test split so far: who chooses by them has none left; choose by val"))
     return "\n".join(map(_row, rows))
 
 
@@ -160,16 +160,19 @@ def registered(
     images: str,
     comparison: Mapping[str, Any],
     on_images: bool,
+    before: str = "",
 ) -> str:
     """What was registered, and how to load it.
 
     Args:
         uri: MLflow's tracking URI.
+        before: the version that was champion.
         sizes, images, comparison, on_images: as for `exported`.
     """
-    rows = [("registered", f"  {name}, version {version}, champion; run {run}")]
+    rows = [("registered", f"  {name}, version {version}, champion{before and f' instead of {before}'}; run {run}")]
     rows += _compared(sizes, images, comparison, on_images)
-    rows.append(("load", f'  mlflow.set_tracking_uri("{uri}")'))
+    rows.append(("load", "  import mlflow"))
+    rows.append(("", f'  mlflow.set_tracking_uri("{uri}")'))
     rows.append(("", f'  mlflow.pytorch.load_model("models:/{name}@champion")'))
     return "\n".join(map(_row, rows))
 

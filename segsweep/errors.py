@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 
@@ -89,6 +90,13 @@ def unwritable(place: Path, error: OSError, other: str) -> ConfigError:
         other: what to give instead, FILE or DIR.
     """
     return ConfigError(f"-o {place}: cannot be written: {first_line(error)} Give another -o {other}.")
+
+
+def unloaded(error: BaseException) -> str:
+    """Why torch did not load a file, without torch's advice to let the file run its code."""
+    if isinstance(error, UnpicklingError):
+        return "it is damaged, or holds more than tensors and plain values, which may be code and is never run."
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

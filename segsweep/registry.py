@@ -16,9 +16,10 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a registered model, the run it is linked to, and the tracking URI, without a password."""
+    """A version of a registered model, who was champion before ("": none), its run, the URI without a password."""
 
     version: str
+    before: str
     run: str
     uri: str
 
@@ -53,11 +54,14 @@ def register(
     uri = _uri(folder, uri)
     run = tracking.sync(folder, uri, journal.alive(folder))
     client = tracking.connected(uri)
+    before = ""
     try:
         client.create_registered_model(name, tags={"segsweep": "true"})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        aliases = client.get_registered_model(name).aliases
+        before = f"version {aliases[CHAMPION]}" if CHAMPION in aliases else ""
     with tempfile.TemporaryDirectory() as made:
         place = f"registered/{name}-{time.time_ns()}"
         _write_model(Path(made), program, channels, torch_version, card)
@@ -67,7 +71,7 @@ def register(
         name, source, run, tags=dict(tags), description=card[: tracking.NOTE_LENGTH]
     ).version
     client.set_registered_model_alias(name, CHAMPION, version)
-    return Registered(str(version), run, tracking.without_password(uri))
+    return Registered(str(version), before, run, tracking.without_password(uri))
 
 
 def check(folder: Path, uri: str | None, name: str) -> None:

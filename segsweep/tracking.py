@@ -107,7 +107,7 @@ def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
     if found is None:
         names = [known.name for known in client.search_experiments()]
         near = closest(experiment, names)
-        hint = f" Closest: {near[0]}." if near else ""
+        hint = f" Closest: {near[0]}." if near else f" There are: {', '.join(names[:8])}."
         raise ConfigError(f"{experiment}: no such folder, and no such experiment at {without_password(uri)}.{hint}")
     folders, token = [], None
     while True:

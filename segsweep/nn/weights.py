@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, first_line, unloaded
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
             if not found.required:
                 return create(name, _without(name, "auto", f"the hub failed: {first_line(error)}"), **arguments)
             raise ConfigError(
-                f"encoder={name}: the weights ({found.source}) could not be loaded: {first_line(error)} "
+                f"encoder={name}: the weights ({found.source}) could not be loaded: {unloaded(error)} "
                 "Give a checkpoint of this very model, or encoder.pretrained=false."
             ) from error
     _check_filled(name, found.source, model, missing)
@@ -150,7 +150,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # on noise, torch's safe unpickler raises nearly anything
         raise ConfigError(
             f"encoder.weights_file={path}: cannot be read as safetensors or as a plain PyTorch state dict: "
-            f"{first_line(error)} Files that need code to load are refused."
+            f"{unloaded(error)}"
         ) from error
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

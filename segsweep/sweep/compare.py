@@ -107,10 +107,11 @@ def _images(first: Path, second: Path, kind: str) -> list[str]:
     found["change"] = found["second"] - found["first"]
     found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
     better, worse = int((found["change"] > 0).sum()), int((found["change"] < 0).sum())
+    empty = f" ({len(keys) - len(found)} more have nothing to find)" if len(found) < len(keys) else ""
     low, high = interval
     sure = "" if low > 0 or high < 0 else ": may be chance"
     lines = [
-        f"images: {better} better, {worse} worse of the {len(found)} of {len(keys)} where there is something to find; "
+        f"images: {better} better, {worse} worse of {len(found)}{empty}; "
         f"IoU {low:+.4f} to {high:+.4f} (95 % over images{sure}; one run each: of seeds it says nothing)"
     ]
     shown_rows = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])

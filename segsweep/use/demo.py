@@ -66,7 +66,10 @@ def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
     Raises:
         DataError: not an image, or not one for this model.
     """
-    pixels = predictor.accept(read_image(path), path.name)
+    try:
+        pixels = predictor.accept(read_image(path), path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), path.name)) from error  # where it was kept is nobody's concern
     size = pixels.shape[:2]
     logits = np.empty(size, np.float32) if len(predictor.classes) == 2 else None
     classes = np.empty(size, np.uint8) if logits is None else None

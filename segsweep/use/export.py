@@ -38,7 +38,7 @@ NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}  # packages
 METADATA = "segsweep.json"  # in a pt2 file; in an ONNX file each key is a property of its own
 TOLERANCE, EQUAL = 1e-3, 0.9999  # of logits; of pixels
 IMAGES, BATCH = 64, 4  # that are compared at most; at once
-ROUNDS = 7  # that are timed at least
+ROUNDS = 4  # batches of a timed block
 PATIENCE = 120  # seconds that torch may reason about sizes: windowed attention makes it think for ever
 ONNX_LIMIT = 2**31  # bytes of a protobuf
 
@@ -78,7 +78,7 @@ class Comparison:
         images: how many were compared.
         difference: the largest of any logit.
         equal: share of pixels with the same class.
-        rates: images/s of PyTorch and of the exported model, medians over batches.
+        rates: images/s of PyTorch and of the exported model, medians over batches; NaN where none was timed.
     """
 
     images: int
@@ -280,10 +280,25 @@ def _written(model: UNet, sizes: Sizes, path: Path, kind: str, about: dict[str, 
             program, dynamo=True, input_names=["pixels"], output_names=["logits"], verbose=False
         )
     assert converted is not None
+    _name_sides(converted.model.graph)
     properties = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     converted.model.metadata_props.update(properties)
     converted.save(path)
     return opened(path, kind)
+
+
+def _name_sides(graph: Any) -> None:
+    """Call the free sides what they are, where torch.export numbered them."""
+    import onnx_ir
+
+    (pixels,) = graph.inputs
+    names = {
+        str(side): onnx_ir.SymbolicDim(name)
+        for side, name in zip(pixels.shape, ("batch", "", "height", "width"), strict=True)
+        if isinstance(side, onnx_ir.SymbolicDim)
+    }
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = onnx_ir.Shape([names.get(str(side), side) for side in value.shape])
 
 
 def opened(path: Path, kind: str) -> Run:
@@ -301,36 +316,27 @@ def opened(path: Path, kind: str) -> Run:
 
 
 @torch.no_grad()
-def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 1) -> Comparison:
-    """Run both on the same pixels, `b c h w` each, in turn; on the last ones again until `rounds` were timed."""
+def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -> Comparison:
+    """Run both on the same pixels, `b c h w` each; time each in two blocks of `rounds` on the last ones."""
     model.eval()
     PLAIN.prepare(model)
     images, equal, pixels, largest = 0, 0, 0, 0.0
-    rates: tuple[list[float], list[float]] = ([], [])
     sides: tuple[Run, Run] = (lambda batch: PLAIN.forward(model, batch), run)
-    shapes = set()
-
-    def timed(batch: Tensor) -> list[Tensor]:
-        found = []
-        for side, rate in zip(sides, rates, strict=True):
-            started = time.perf_counter()
-            found.append(side(batch))
-            rate.append(len(batch) / (time.perf_counter() - started))
-        return found
-
     for batch in batches:
-        if batch.shape not in shapes:  # the first run of a shape plans and allocates
-            shapes.add(batch.shape)
-            for side in sides:
-                side(batch)
-        ours, theirs = timed(batch)
+        ours, theirs = (side(batch) for side in sides)
         difference = float((ours - theirs).abs().max())
         largest = max(largest, difference) if math.isfinite(difference) else math.inf
         same = predict(ours) == predict(theirs)
         images, equal, pixels = images + len(batch), equal + int(same.sum()), pixels + same.numel()
-    while len(rates[0]) < rounds:
-        timed(batch)
-    return Comparison(images, largest, equal / pixels, (statistics.median(rates[0]), statistics.median(rates[1])))
+    rates: tuple[list[float], list[float]] = ([], [])
+    for side, rate in (*zip(sides, rates, strict=True), *zip(sides, rates, strict=True)) if rounds else ():
+        side(batch)  # not timed: the other's threads may still be awake
+        for _ in range(rounds):
+            started = time.perf_counter()
+            side(batch)
+            rate.append(len(batch) / (time.perf_counter() - started))
+    ours_rate, their_rate = (statistics.median(rate) if rate else math.nan for rate in rates)
+    return Comparison(images, largest, equal / pixels, (ours_rate, their_rate))
 
 
 def _refuse_difference(comparison: Comparison, kind: str) -> None:

@@ -22,9 +22,10 @@ from segsweep.use.find import Found
 
 @dataclass(frozen=True)
 class Registration:
-    """A version in the registry, its run and tracking URI; as `segsweep.use.export.Exported` the rest."""
+    """A version in the registry, the champion before it (or ""), its run and tracking URI; as `Exported` the rest."""
 
     version: str
+    before: str
     run: str
     uri: str
     sizes: Sizes
@@ -62,7 +63,7 @@ def register(
         channels = (about["model"]["in_channels"], about["model"]["num_classes"])
         tags = {"data_digest": journal.last_start(records)["data_digest"], "sizes": str(done.sizes)}
         registered = registry.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
-    return Registration(registered.version, registered.run, registered.uri, done.sizes, done.images, done.comparison)
+    return Registration(**vars(registered), sizes=done.sizes, images=done.images, comparison=done.comparison)
 
 
 def model_card(
@@ -89,6 +90,8 @@ def model_card(
         "Semantic segmentation: a class for each pixel.",
         "",
         "```python",
+        "import mlflow",
+        "",
         f'model = mlflow.pytorch.load_model("models:/{name}@{registry.CHAMPION}")',
         "logits = model(pixels)",
         "```",

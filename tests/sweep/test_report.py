@@ -92,6 +92,9 @@ def test_the_page_is_one_file_that_answers_every_question(sweep):
     assert "&lt;too&gt; low" in text  # a reason is text, not markup
     assert "0.4400, scored once" in text
     assert "resnet18 5, resnet34 4" in text or "resnet18 6, resnet34 4" in text
+    trials = text[text.index("<h2>Trials") :]
+    assert "micro_batch 16, weights package" in trials  # said once, and no columns of their own
+    assert "<th>weights" not in trials
 
 
 def test_the_page_is_the_same_each_time(sweep):
@@ -166,6 +169,32 @@ def test_a_setting_that_one_run_lacks_is_a_difference(tmp_path, epochs, capsys):
     assert "train.epochs" in compare.table(compare.runs([tmp_path]))
     assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert re.search(rf"train\.epochs +{'null' if epochs is None else epochs} +5\n", capsys.readouterr().out)
+
+
+def test_runs_on_other_data_stay_apart(tmp_path, capsys):
+    for name, digest, score in (("a", "0123456789", 0.5), ("b", "0123456789", 0.7), ("c", "abcdef0123", 0.9)):
+        (tmp_path / name).mkdir()
+        with Journal(tmp_path / name) as book:
+            config = {"encoder": {"name": "e"}, "data": {"name": "folder"}}
+            book.write("start", version=1, config=config, data_digest=digest, weights_source="package")
+            book.write("epoch", epoch=1, **{"val/iou": score, "perf/seconds": 1.0, "perf/images_per_s": 40.0})
+            book.write("end", status="complete")
+    rows = compare.table(compare.runs([tmp_path]), ["encoder.name"])
+    assert rows[["data", "n", "val/iou"]].to_numpy().tolist() == [
+        ["folder abcdef01", 1, 0.9],
+        ["folder 01234567", 2, pytest.approx(0.6)],
+    ]
+    assert "data" in compare.table(compare.runs([tmp_path]))
+    assert "data" not in compare.table(compare.runs([tmp_path / "a", tmp_path / "b"]))
+    for other, said in (("b", False), ("c", True)):
+        assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / other)]) == 0
+        assert ("the scores do not compare" in capsys.readouterr().out) == said
+
+
+def test_whole_numbers_have_no_decimals(sweep):
+    text = compare.shown(compare.table(compare.runs([sweep]), ["encoder.name"]), "text")
+    assert re.search(r" 11000008\b", text)
+    assert "sd None" not in text and "None" not in report.result(list(load_all(sweep)), report.places(sweep), sweep)
 
 
 def test_speed_is_that_of_the_usual_epoch():

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import onnx
@@ -64,7 +65,9 @@ def test_an_onnx_file_says_what_it_takes_and_gives(exported):
     assert (json.loads(about["size"]), about["resize"]) == ([48, 64], "pad")
     (given,), (result,) = file.graph.input, file.graph.output
     assert (given.name, result.name) == ("pixels", "logits")
-    assert [d.dim_param != "" for d in given.type.tensor_type.shape.dim] == [True, False, True, True]
+    for value, channels in ((given, 3), (result, 1)):
+        sides = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        assert sides == ["batch", channels, "height", "width"]
 
 
 def test_one_preprocessing(exported, trained, tmp_path):
@@ -123,7 +126,7 @@ def test_a_pt2_file_needs_no_model_code_and_takes_other_sizes(tmp_path):
 )
 def test_encoders_export_at(encoder, sizes, kind, tmp_path):
     path = model_file(tmp_path / "m.safetensors", encoder)
-    done = export(path, tmp_path / "model", kind)
+    done = export(path, tmp_path / f"model.{kind}", kind)
     assert str(done.sizes) == sizes
     run, model = opened(done.path, kind), load_model(path)
     least, step = done.sizes.least, done.sizes.step
@@ -163,6 +166,9 @@ def test_comparison_counts_pixels_and_knows_nan():
     assert compare(model, lambda batch: model(batch) * torch.nan, pixels).difference == float("inf")
     same = compare(model, model, pixels)
     assert (same.images, same.difference, same.equal) == (3, 0.0, 1.0)
+    assert np.isnan(same.rates).all()
+    timed = compare(model, lambda batch: time.sleep(0.05) or model(batch), pixels, rounds=2)
+    assert 0 < timed.rates[1] < 20 < timed.rates[0]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from segsweep.use.find import find
 def run(outputs):
     """`run(name, *ious)` leaves a run of those epochs in the outputs folder; its folder."""
 
-    def make(name, *ious, **data):
+    def make(name, *ious, digest="0123", **data):
         folder = outputs / name
         folder.mkdir(parents=True)
         with journal.Journal(folder) as book:
             config = {"data": {"name": "shapes", **data}, "tracking": {"name": "mlflow", "uri": None}}
-            book.write("start", config=config)
+            book.write("start", config=config, data_digest=digest)
             for epoch, iou in enumerate(ious, 1):
                 book.write("epoch", epoch=epoch, **{"val/iou": iou})
         (folder / "best.safetensors").write_bytes(b"weights")
@@ -52,6 +52,23 @@ def test_best_is_the_best_epoch_of_any_run_that_was_validated(run, outputs):
     assert found.folder == high
     assert "best of 2 runs" in found.why
     assert find(str(outputs)).folder == find(f"best:{outputs}").folder == high
+
+
+def test_the_best_of_several_data_sets_says_so(run):
+    run("one", 0.3)
+    run("other", 0.4)
+    assert "data sets" not in find("best").why
+    run("easier", 0.9, digest="4567")
+    assert "on 2 data sets, whose scores do not compare" in find("best").why
+
+
+def test_a_sweep_that_is_not_finished_says_so(run, outputs):
+    run("sweep/0", 0.3)
+    about = {"finalists": [], "space": {}, "complete": False}
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about))
+    assert "a sweep that is not finished" in find(str(outputs / "sweep")).why
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about | {"complete": True}))
+    assert "not finished" not in find(str(outputs / "sweep")).why
 
 
 def test_a_sweep_means_its_winner_and_not_the_luckiest_trial(run, outputs):

@@ -48,8 +48,10 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     said = capsys.readouterr().out
     assert "nuclei, version 1, champion" in said
     assert "4 validation images" in said
-    assert f'  mlflow.set_tracking_uri("{uri}")\n' in said  # elsewhere MLflow would look in the working folder
-    assert '  mlflow.pytorch.load_model("models:/nuclei@champion")' in said
+    lines = [line[16:].strip() for line in said[said.index("load ") :].splitlines()]
+    assert lines[0] == "import mlflow"
+    assert lines[1] == f'mlflow.set_tracking_uri("{uri}")'  # elsewhere MLflow would look in the working folder
+    assert lines[2] == 'mlflow.pytorch.load_model("models:/nuclei@champion")'
     assert "brought to 48x64 first, with their aspect kept" in said
 
     client = tracking.connected(uri)
@@ -81,9 +83,9 @@ def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, mo
     sent = tracking.sync(run, uri)
     program = tmp_path / "model.pt2"
     program.write_bytes(b"a program")
-    for number in ("1", "2"):
+    for number, before in (("1", ""), ("2", "version 1")):
         done = registry.register(run, uri, "nuclei", program, (3, 1), "2.15.0", "a card", {})
-        assert (done.version, done.run) == (number, sent)
+        assert (done.version, done.before, done.run) == (number, before, sent)
     assert tracking.connected(uri).get_model_version_by_alias("nuclei", "champion").version == 2
 
 
