@@ -239,17 +239,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         scores = [float(iou(row)) for row in own]
         by_seed = [f"{score:.3f}{'*' * row.get('paced', False)}" for score, row in zip(scores, own, strict=True)]
         low, high = np.percentile(spread, [2.5, 97.5])
-        rivals = (
-            groups.get((task, part, "ours", budget, more))
-            or next(  # a peer has no overrides to agree in
-                (rows for key, rows in groups.items() if key[:4] == (task, part, "ours", budget)), []
-            )
-        )
+        rivals, theirs = groups.get((task, part, "ours", budget, more), []), ""
+        if who == "peer" and not rivals:  # it has no overrides to agree in
+            others = [(key[4], rows) for key, rows in groups.items() if key[:4] == (task, part, "ours", budget)]
+            theirs, rivals = others[0] if others else ("", [])
         against = ""
         if who != "ours" and rivals:
             gain = np.mean([iou(row, draws) for row in rivals], 0) - spread
             mean = statistics.mean(float(iou(row)) for row in rivals) - statistics.mean(scores)
-            against = f"{mean:+.3f} | {np.percentile(gain, 2.5):+.3f} to {np.percentile(gain, 97.5):+.3f}"
+            named = f" (`{theirs}`)" if theirs else ""
+            between = f"{np.percentile(gain, 2.5):+.3f} to {np.percentile(gain, 97.5):+.3f}"
+            against = f"{mean:+.3f}{named} | {between}"
         deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
         lines.append(
             f"| {task}, {part} | {who}{f' `{more}`' if more else ''} | {budget} | {len(own)} "

@@ -369,25 +369,36 @@ def _sync(options: argparse.Namespace) -> int:
             folder = sweep or run
             if folder in done:
                 continue
-            done.add(folder)
-            if sweep:
-                tracked = report.about(sweep).get("tracked", True)
-            else:
-                tracked = journal.read(run)[0]["config"]["tracking"]["name"] != "none"
-            if not tracked and given.absolute() not in (folder, run):
-                print(f"{folder}: left out, as it ran with tracking=none; name it alone to send it")
-                continue
+            named = given.absolute() in (folder, run)
             try:
-                if sweep:
-                    from segsweep import multirun  # brings Optuna
-
-                    print(f"{sweep}: sweep {multirun.sync(sweep.resolve(), options.uri)}")
-                else:
+                if not named and (why := _untracked(run, sweep)):
+                    print(f"{folder}: left out, {why}; name it alone to send it")
+                    continue
+                done.add(folder)
+                if sweep is None:
                     print(f"{run}: run {tracking.sync(run.resolve(), options.uri, journal.alive(run))}")
+                    continue
+                from segsweep import multirun  # brings Optuna
+
+                try:
+                    print(f"{sweep}: sweep {multirun.sync(sweep.resolve(), options.uri)}")
+                except multirun.Running as error:
+                    print(error)
             except Exception as error:  # one run's trouble does not keep the others back
                 failed += 1
                 print(f"segsweep: {folder}: not sent: {error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _untracked(run: Path, sweep: Path | None) -> str:
+    """Why MLflow was not to hear of a run or sweep; empty if it was."""
+    from segsweep import journal
+    from segsweep.sweep import report
+
+    if sweep and "state" not in report.about(sweep):
+        return "a sweep of an older segsweep"
+    told = report.about(sweep)["tracked"] if sweep else journal.read(run)[0]["config"]["tracking"]["name"] != "none"
+    return "" if told else "as it ran with tracking=none"
 
 
 if __name__ == "__main__":

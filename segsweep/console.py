@@ -169,7 +169,9 @@ def registered(
         before: the version that was champion.
         sizes, images, comparison, on_images: as for `exported`.
     """
-    rows = [("registered", f"  {name}, version {version}, champion{before and f' instead of {before}'}; run {run}")]
+    rows = [
+        ("registered", f"  {name}, version {version}, champion{before and f' instead of version {before}'}; run {run}")
+    ]
     rows += _compared(sizes, images, comparison, on_images)
     rows.append(("load", "  import mlflow"))
     rows.append(("", f'  mlflow.set_tracking_uri("{uri}")'))

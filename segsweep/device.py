@@ -21,11 +21,6 @@ from segsweep.paths import cache, made
 
 log = logging.getLogger(__name__)
 
-# Large maps on a CPU come in huge pages, where Linux gives them on request. In small ones a training step spends a
-# fifth of its time on page faults: maps beyond glibc's 32 MB are given back and fetched anew each time. torch looks
-# once, at its first large tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FATAL = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
 

@@ -103,3 +103,9 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, in one sentence; its type where it says nothing."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if line.endswith(".") else f"{line}."
+
+
+def short(error: BaseException) -> str:
+    """The same, of at most 200 letters."""
+    line = first_line(error)
+    return line if len(line) < 200 else f"{line[:200]}..."

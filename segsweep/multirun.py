@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep import console, journal, tracking
+from segsweep.background import Background
 from segsweep.errors import ConfigError, Terminated, one_of
 from segsweep.paths import quoted
 from segsweep.summary import number
@@ -114,13 +115,18 @@ def run(plan: Plan) -> list[Place]:
     try:
         return _run(plan, study, workers, sources)
     except (KeyboardInterrupt, Terminated):
-        where = "" if "hydra.sweep.dir=" in plan.command else f" hydra.sweep.dir={shlex.quote(str(plan.folder))}"
-        console.note(f"\nstopped; nothing is lost. Go on: python train.py {plan.command}{where}")
+        console.note(f"\nstopped; nothing is lost. Go on: {_again(plan.folder, plan.command)}")
         raise
     finally:
         workers.close()
         for lock in locks:
             lock.release()
+
+
+def _again(folder: Path, command: str) -> str:
+    """What goes on with the sweep in this folder."""
+    where = "" if "hydra.sweep.dir=" in command else f" hydra.sweep.dir={shlex.quote(str(folder))}"
+    return f"python train.py {command}{where}"
 
 
 def _storage_lock(storage: str | None) -> list[journal.Lock]:
@@ -175,12 +181,14 @@ def _run(plan: Plan, study: Study, workers: LocalWorkers, sources: Mapping[str, 
     try:
         places = _searched(plan, study, search, workers, track)
     except BaseException as error:
-        track.end("failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__)
+        state, reason = "failed" if isinstance(error, Exception) else "stopped", str(error) or type(error).__name__
+        _keep(plan, state=state, reason=reason)
+        track.end(state, reason)
         raise
     text = report.result(list(search.trials.values()), places, plan.folder)
     print(text, flush=True)
     write(plan.folder)
-    _keep(plan, complete=True)
+    _keep(plan, state="complete")
     if problem := track.end("complete", text, places):
         console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracking["name"] != "none":
@@ -216,7 +224,7 @@ def _searched(plan: Plan, study: Study, search: Search, workers: LocalWorkers, t
     return places
 
 
-def _keep(plan: Plan, best: Sequence[Trial] | None = None, complete: bool = False) -> None:
+def _keep(plan: Plan, best: Sequence[Trial] | None = None, state: str = "running", reason: str = "") -> None:
     """For reports; without finalists those of an earlier start stay."""
     try:
         before = report.about(plan.folder)["finalists"]
@@ -231,7 +239,8 @@ def _keep(plan: Plan, best: Sequence[Trial] | None = None, complete: bool = Fals
         finalists=before if best is None else [trial.name for trial in best],
         experiment=plan.tracking["experiment"],
         tracked=plan.tracking["name"] != "none",
-        complete=complete,
+        state=state,
+        reason=reason,
     )
 
 
@@ -252,12 +261,16 @@ class Mirror:
         self._note = f"```\npython train.py {self._about['command']}\n```\n"
         self._parent = ""
 
-    def open(self) -> str:
-        """Make the parent, or take it up again; its id."""
+    def open(self, since: float | None = None) -> str:
+        """Make the parent, or take it up again; its id.
+
+        Args:
+            since: of a sweep that no longer runs: when it began, in seconds of the epoch.
+        """
         space, fixed = self._about["space"], " ".join(self._about["fixed"])
         params = {**space, "fixed": fixed, "budget": self._about["budget"]}
         self._parent = tracking.open_sweep(
-            self._folder, self._uri, self._about["experiment"], params, self._note, list(space)
+            self._folder, self._uri, self._about["experiment"], params, self._note, list(space), since
         )
         return self._parent
 
@@ -275,8 +288,8 @@ class Mirror:
         )
         tracking.sync(self._folder / trial.name, self._uri, alive, child)
 
-    def close(self, status: str, text: str, places: Sequence[Place]) -> None:
-        """Write the result."""
+    def close(self, status: str, text: str, places: Sequence[Place], at: float | None = None) -> None:
+        """Write the result, as of now or of `at`."""
         metrics = {}
         if places:
             winner = places[0].winner
@@ -286,16 +299,16 @@ class Mirror:
             }
         note = f"{self._note}\n```\n{text}\n```"
         files = [self._folder / report.PAGE, self._folder / report.ABOUT]
-        tracking.close_sweep(self._folder, self._uri, status, metrics, note, files)
+        tracking.close_sweep(self._folder, self._uri, status, metrics, note, files, at)
 
 
 class Tracking:
     """Keeps the mirror level while the sweep runs; the sweep never waits for it."""
 
     def __init__(self, plan: Plan):
-        self._background: tracking.Background | None = None
+        self._background: Background | None = None
         if plan.tracking["name"] != "none":
-            self._background = tracking.Background(plan.tracking["timeout"])
+            self._background = Background(plan.tracking["timeout"])
             self._mirror = Mirror(plan.folder, plan.tracking.get("uri"))
             self._background.ask("sweep", self._mirror.open)
 
@@ -312,28 +325,37 @@ class Tracking:
         return self._background.close()
 
 
+class Running(ConfigError):
+    """A sweep that runs is left alone."""
+
+
 def sync(folder: Path, uri: str | None = None) -> str:
     """Send to MLflow what it does not have yet of a sweep that no longer runs; the id of the sweep's run.
 
     Raises:
-        ConfigError: no sweep lies there, or it runs, and sends by itself.
+        Running: it runs.
+        ConfigError: no sweep lies there, or one of an older version.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
-    about = report.about(folder)
-    if "experiment" not in about:
-        raise ConfigError(f"{folder}: an older sweep, which its command sends: python train.py {about['command']}")
-    lock = journal.Lock(folder / journal.LOCK, f"{folder}: the sweep runs, and sends by itself.")
     try:
+        lock = journal.FolderLock(folder, "sweep")
+    except ConfigError as error:
+        raise Running(f"{folder}: the sweep runs; what MLflow lacks when it is over can be sent then.") from error
+    try:
+        about = report.about(folder)
+        if "state" not in about:
+            raise ConfigError(f"{folder}: an older sweep. Its command sends it: {_again(folder, about['command'])}")
         trials = list(load_all(folder))
-        own = (trial.start["config"]["tracking"]["uri"] for trial in trials if trial.start)
+        every = [trial for trial in (*trials, *load_all(folder, finalists.FOLDER)) if trial.epochs]
+        times = [record["time"] for trial in every for record in trial.records]
+        own = (trial.start["config"]["tracking"]["uri"] for trial in every)
         mirror = Mirror(folder, uri or next(own, None))
-        run_id = mirror.open()
-        for trial in (*trials, *load_all(folder, finalists.FOLDER)):
-            if trial.epochs:
-                mirror.send(trial, alive=False)
-        places = report.places(folder) if about["complete"] else []
-        status = "complete" if about["complete"] else "stopped"
-        mirror.close(status, report.result(trials, places, folder), places)
+        run_id = mirror.open(since=min(times, default=0.0))
+        for trial in every:
+            mirror.send(trial, journal.alive(folder / trial.name))
+        places = report.places(folder)
+        state = "stopped" if about["state"] == "running" else about["state"]  # it was killed
+        mirror.close(state, about["reason"] or report.result(trials, places, folder), places, max(times, default=0.0))
     finally:
         lock.release()
     return run_id

@@ -66,7 +66,7 @@ def comparison(
     errors = [MISSED, TOO_MUCH]
     if len(names) > 2:
         errors = [WRONG]
-        classes[:0] = [(f"{names[0]}: not painted", (255, 255, 255))] if 0 in seen else []
+        classes += [(f"{names[0]}: not painted", None)] if 0 in seen else []
     legend = _legend([*classes, *errors], max(strip.width for strip in strips))
     sheet = Image.new("RGB", (legend.width, sum(strip.height for strip in strips) + legend.height), "white")
     top = 0
@@ -147,11 +147,11 @@ def contact_sheet(
 
 
 def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
-    """Names beside their colours, in as many lines as it takes."""
+    """Names beside their colours, those that have one, in as many lines as it takes."""
     font = ImageFont.load_default(size=FONT)
     places, x, y = [], MARGIN, MARGIN
     for name, color in entries:
-        long = round(font.getlength(name)) + 38
+        long = round(font.getlength(name)) + (18 if color is None else 38)
         if x + long > width:
             x, y = MARGIN, y + HEADER
         places.append((x, y, name, color))
@@ -159,8 +159,10 @@ def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
     sheet = Image.new("RGB", (width, y + HEADER + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     for x, y, name, color in places:
-        pen.rectangle((x, y + 1, x + 14, y + 15), fill=tuple(int(v) for v in color), outline="black")
-        pen.text((x + 20, y), name, fill="black", font=font)
+        if color is not None:
+            pen.rectangle((x, y + 1, x + 14, y + 15), fill=tuple(int(v) for v in color), outline="black")
+            x += 20
+        pen.text((x, y), name, fill="black", font=font)
     return sheet
 
 

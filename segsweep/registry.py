@@ -16,7 +16,7 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a registered model, who was champion before ("": none), its run, the URI without a password."""
+    """A version of a registered model, the champion before it ("": none), its run, the URI without a password."""
 
     version: str
     before: str
@@ -61,7 +61,7 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         aliases = client.get_registered_model(name).aliases
-        before = f"version {aliases[CHAMPION]}" if CHAMPION in aliases else ""
+        before = str(aliases.get(CHAMPION, ""))
     with tempfile.TemporaryDirectory() as made:
         place = f"registered/{name}-{time.time_ns()}"
         _write_model(Path(made), program, channels, torch_version, card)

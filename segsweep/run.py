@@ -36,6 +36,7 @@ from segsweep import (
     provenance,
     tracking,
 )
+from segsweep.background import Background
 from segsweep.checkpoint import BEST, LAST
 from segsweep.config import DataConfig, LossConfig, RunConfig
 from segsweep.data.batches import EvalBatches, TrainBatches
@@ -288,7 +289,7 @@ def _train(
 ) -> int:
     config, progress = prepared.config, prepared.progress
     epochs = _epochs(config)
-    track = tracking.Background(config.tracking.timeout) if _tracked(config) else None
+    track = Background(config.tracking.timeout) if _tracked(config) else None
     send = partial(tracking.sync, folder, config.tracking.uri)
     with Journal(folder) as book:
         _write_start(prepared, folder, book, records, argv, hydra_files)

@@ -11,9 +11,8 @@ import math
 import os
 import re
 import shlex
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 from PIL import Image
 
 from segsweep import journal, saved_view, summary
-from segsweep.errors import ConfigError, closest, first_line
+from segsweep.errors import ConfigError, closest, first_line, short
 from segsweep.paths import locked, outputs
 
 log = logging.getLogger(__name__)
@@ -164,24 +163,38 @@ def sync(folder: Path, uri: str | None = None, alive: bool = True, child: Child 
 
 
 def open_sweep(
-    folder: Path, uri: str | None, experiment: str, params: Mapping[str, str], note: str, swept: Sequence[str] = ()
+    folder: Path,
+    uri: str | None,
+    experiment: str,
+    params: Mapping[str, str],
+    note: str,
+    swept: Sequence[str] = (),
+    since: float | None = None,
 ) -> str:
     """The run under which a sweep's runs lie, made or taken up again; its id.
 
     Args:
         swept: the keys that are varied, for the saved view of its runs.
+        since: of a sweep that no longer runs: when it began, in seconds of the epoch. One that MLflow has is left as it
+            is.
+
+    Raises:
+        ConfigError: the run was deleted in MLflow.
     """
     from mlflow.entities import Param
 
     uri = tracking_uri(uri)
     client = connected(uri)
     cursor = _read_cursor(folder, uri)
-    if "run_id" in cursor:
-        client.update_run(cursor["run_id"], status="RUNNING")
+    if "run_id" in cursor and _is_there(client, cursor["run_id"], folder):
+        if since is None:
+            client.update_run(cursor["run_id"], status="RUNNING")
+            _write_cursor(folder, uri, cursor | {"closed": ""})
         return cursor["run_id"]
     experiment_id = _experiment(client, uri, experiment)
     tags = {"segsweep.folder": str(folder), "segsweep.kind": "sweep", "mlflow.note.content": note[:NOTE_LENGTH]}
-    run_id = client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id
+    began = None if since is None else int(since * 1000)
+    run_id = client.create_run(experiment_id, began, run_name=folder.name, tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(name, value[:PARAM_LENGTH]) for name, value in params.items()])
     cursor = {"experiment_id": experiment_id, "run_id": run_id, "swept": list(swept)}
     _write_cursor(folder, uri, cursor | _view_of_sweep(client, folder, cursor))
@@ -189,25 +202,35 @@ def open_sweep(
 
 
 def close_sweep(
-    folder: Path, uri: str | None, status: str, metrics: Mapping[str, float], note: str, files: Iterable[Path]
+    folder: Path,
+    uri: str | None,
+    status: str,
+    metrics: Mapping[str, float],
+    note: str,
+    files: Iterable[Path],
+    at: float | None = None,
 ) -> None:
-    """Write a sweep's result to its run.
+    """Write a sweep's result to its run, once.
 
     Args:
         status: complete, stopped or failed.
         files: to be attached.
+        at: when it ended, in seconds of the epoch; default: now.
     """
     uri = tracking_uri(uri)
     client, cursor = connected(uri), _read_cursor(folder, uri)
     run_id = cursor["run_id"]
+    result = hashlib.sha256(json.dumps([status, metrics, note]).encode()).hexdigest()
+    if cursor.get("closed") == result:
+        return
     for name, value in metrics.items():
         client.log_metric(run_id, _name(name), value)
     client.set_tag(run_id, "mlflow.note.content", note[:NOTE_LENGTH])
     for path in files:
         if path.exists():
             client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id, STATUS[status])
-    _write_cursor(folder, uri, cursor | _view_of_sweep(client, folder, cursor))
+    client.set_terminated(run_id, STATUS[status], None if at is None else int(at * 1000))
+    _write_cursor(folder, uri, cursor | _view_of_sweep(client, folder, cursor) | {"closed": result})
 
 
 def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[str, float], files: Path) -> str | None:
@@ -228,59 +251,6 @@ def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[st
     return run
 
 
-class Background:
-    """Sends to MLflow in one thread, so that training never waits for a server.
-
-    What is asked for again before it was sent is sent once.
-
-    Args:
-        timeout: seconds that `close` waits at most.
-    """
-
-    def __init__(self, timeout: float = 60.0):
-        self._timeout = timeout
-        self._jobs: dict[Any, Callable[[], Any]] = {}
-        self._wanted = threading.Condition()
-        self._closing = False
-        self.error: str | None = None
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._thread.start()
-
-    def ask(self, what: Any, job: Callable[[], Any]) -> None:
-        """Have the job done; returns at once. A job that waits under the same name is replaced."""
-        with self._wanted:
-            self._jobs[what] = job
-            self._wanted.notify()
-
-    def close(self) -> str | None:
-        """Send the rest, wait for it within bounds, and return what went wrong, if anything did."""
-        with self._wanted:
-            self._closing = True
-            self._wanted.notify()
-        self._thread.join(self._timeout)
-        if self._thread.is_alive():
-            return f"MLflow took longer than tracking.timeout={self._timeout:g} s."
-        return self.error
-
-    def _work(self) -> None:
-        failed: dict[Any, str] = {}
-        while True:
-            with self._wanted:
-                self._wanted.wait_for(lambda: self._jobs or self._closing)
-                if not self._jobs:
-                    return
-                what = next(iter(self._jobs))
-                job = self._jobs.pop(what)
-            try:
-                job()
-                failed.pop(what, None)
-            except Exception as error:  # whatever a server does, training goes on and the journal has it all
-                if not failed:
-                    log.warning("MLflow: %s Training goes on; what is missing is sent later.", _short(error))
-                failed[what] = _short(error)
-            self.error = next(iter(failed.values()), None)
-
-
 class _Sync:
     def __init__(self, folder: Path, uri: str, records: list[dict[str, Any]], child: Child | None = None):
         self.folder, self.uri, self.records, self.child = folder, uri, records, child
@@ -288,10 +258,12 @@ class _Sync:
         self.client = connected(uri)
 
     def send(self, alive: bool) -> str:
-        if "run_id" in self.cursor and not self._is_there():
+        if "run_id" in self.cursor and not _is_there(self.client, self.cursor["run_id"], self.folder):
             self.cursor = {}  # another database than the one it was sent to
         if "run_id" not in self.cursor:
             self._create()
+        if self.child and self.cursor.get("parent") != self.child.parent:
+            self._adopt(self.child)
         sent = self.cursor["sent"]
         if sent < len(self.records) or self.cursor.get("sending"):
             arrived = self._arrived() if self.cursor.get("sending") else set()
@@ -312,20 +284,12 @@ class _Sync:
             self._save(ended=None)
         return run_id
 
-    def _is_there(self) -> bool:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self.client.get_run(self.cursor["run_id"])
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-        if run.info.lifecycle_stage == "deleted":
-            raise ConfigError(
-                f"{self.folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to send it anew."
-            )
-        return True
+    def _adopt(self, child: Child) -> None:
+        """Lay a run below its sweep's: it may have been sent alone, or below one that is gone."""
+        tags = {"segsweep.kind": "trial", "mlflow.parentRunId": child.parent, **child.tags}
+        for name, value in tags.items():
+            self.client.set_tag(self.cursor["run_id"], name, value)
+        self._save(parent=child.parent)
 
     def _create(self) -> None:
         start = self.records[0]
@@ -359,7 +323,7 @@ class _Sync:
                 **({"mlflow.parentRunId": child.parent, **child.tags} if child else {}),
             },
         )
-        self._save(run_id=run.info.run_id, sent=0, sending=True, pictures=[])
+        self._save(run_id=run.info.run_id, sent=0, sending=True, pictures=[], parent=child.parent if child else None)
 
     def _experiment_name(self) -> str:
         config = self.records[0]["config"]
@@ -480,6 +444,27 @@ class _Sync:
         _write_cursor(self.folder, self.uri, self.cursor)
 
 
+def _is_there(client: Any, run_id: str, folder: Path) -> bool:
+    """Whether MLflow has the run; not so in another database than the one it was sent to.
+
+    Raises:
+        ConfigError: it was deleted there.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    if run.info.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"{folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to send it anew."
+        )
+    return True
+
+
 def connected(uri: str) -> Any:
     """MLflow's client for this URI, which does not wait for ever; a database's file is made if need be."""
     # Bounded waiting, no telemetry, no addresses on stdout: read when mlflow is imported or called. What the user
@@ -533,7 +518,7 @@ def _save_view(client: Any, experiment_id: str, key: str, **view: Any) -> dict[s
     try:
         client.set_experiment_tag(experiment_id, saved_view.TAG + key, saved_view.text(**view, time=time.time()))
     except Exception as error:
-        log.debug("MLflow: no view was saved: %s", _short(error))
+        log.debug("MLflow: no view was saved: %s", short(error))
         return {}
     return {"view": key}
 
@@ -571,8 +556,3 @@ def _name(text: str) -> str:
     parts = [part for part in re.sub(r"[^A-Za-z0-9_\-. /]", "_", text).split("/") if part not in ("", ".", "..")]
     cleaned = "/".join(parts)
     return cleaned if cleaned == text else f"{cleaned}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
-
-
-def _short(error: Exception) -> str:
-    line = first_line(error)
-    return line if len(line) < 200 else f"{line[:200]}..."

@@ -30,6 +30,7 @@ FLOORS = {
     "segsweep.optim": 1,
     "segsweep.pictures": 1,
     "segsweep.figures": 1,
+    "segsweep.background": 0,
     "segsweep.summary": 0,
     "segsweep.console": 1,
     "segsweep.device": 1,

@@ -108,8 +108,9 @@ def test_a_quota_is_read(text, cores, tmp_path, monkeypatch):
 
 
 FAULTS = """
-import resource, torch
-from segsweep import device
+import importlib, resource, sys
+importlib.import_module(sys.argv[1])
+import torch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.zeros(64 << 20, dtype=torch.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -120,16 +121,16 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.skipif(
     not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this Linux gives no huge pages"
 )
-def test_large_maps_come_in_huge_pages():
-    def faults(asked):
-        env = {**os.environ, "THP_MEM_ALLOC_ENABLE": asked}
-        if not asked:
-            del env["THP_MEM_ALLOC_ENABLE"]
-        return int(subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, check=True).stdout)
+@pytest.mark.parametrize("entry", ["segsweep.run", "segsweep.use.export"])
+def test_large_maps_come_in_huge_pages(entry):
+    def faults(**asked):
+        env = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | asked
+        typed = [sys.executable, "-c", FAULTS, entry]
+        return int(subprocess.run(typed, env=env, capture_output=True, check=True).stdout)
 
-    assert faults("") < 2000
+    assert faults() < 2000
     if "[madvise]" in HUGE_PAGES.read_text():
-        assert faults("0") > 10_000
+        assert faults(THP_MEM_ALLOC_ENABLE="0") > 10_000
 
 
 def test_the_convolution_peak_is_measured_once(monkeypatch):

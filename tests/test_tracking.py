@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 
 import train
 from segsweep import cli, journal, saved_view, tracking
+from segsweep.background import Background
 from segsweep.errors import ConfigError
 from segsweep.sweep import report
 from segsweep.sweep.trial import Trial
@@ -305,17 +308,61 @@ def test_a_sweep_that_a_server_missed_is_sent_whole(folder, database, tmp_path, 
         book.write_text(book.read_text().replace(run, f"{run[:-5]}-{trial.name.replace('/', '-')}"))
         trial.save(sweep)
     about = {"command": "-m", "space": {"optim.lr": "choice"}, "fixed": [], "budget": "epochs", "finalists": ["0"]}
-    report.keep(sweep, **about, experiment="data", tracked=False, complete=True)
+    report.keep(sweep, **about, experiment="data", tracked=False, state="complete", reason="")
     assert cli.main(["sync", str(sweep.parent)]) == 0
     assert "left out" in capsys.readouterr().out
+    tracking.sync(sweep / "0")  # as `segsweep register` did
     for _ in range(2):
-        assert cli.main(["sync", str(sweep / named)]) == 0
-    _, found = runs()
+        assert cli.main(["sync", str(sweep), str(sweep / named)]) == 0
+    client, found = runs()
     (parent,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in found if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert {r.data.tags["trial"] for r in children} == {"0", "finalists/0-1"}
     assert len(found) == 3 and all(r.info.status == "FINISHED" for r in found)
+    assert all(r.data.tags["segsweep.kind"] == "trial" for r in children)
     assert parent.info.run_id in capsys.readouterr().out
+    assert len(client.get_metric_history(parent.info.run_id, "best/val_iou")) == 1  # nothing is sent twice
+    times = [record["time"] for record in journal.read(folder)]
+    assert (parent.info.start_time, parent.info.end_time) == (int(times[0] * 1000), int(times[-1] * 1000))
+
+
+def test_sync_leaves_out_sweeps_that_run_or_are_older(folder, database, tmp_path, capsys):
+    sweep = tmp_path / "sweeps" / "one"
+    shutil.copytree(folder, sweep / "0")
+    Trial("0", "test_resnet", [], []).save(sweep)
+    about = {"command": "-m hydra/sweeper=optuna", "space": {}, "fixed": [], "budget": "epochs", "finalists": []}
+    report.keep(sweep, **about)
+    assert cli.main(["sync", str(sweep.parent)]) == 0
+    assert "left out, a sweep of an older segsweep" in capsys.readouterr().out
+    assert cli.main(["sync", str(sweep)]) == 1
+    assert f"python train.py -m hydra/sweeper=optuna hydra.sweep.dir={sweep}" in capsys.readouterr().err
+
+    report.keep(sweep, **about, experiment="data", tracked=True, state="running", reason="")
+    hold = (
+        f"from segsweep.journal import FolderLock as L; from pathlib import Path; l = L(Path({str(sweep)!r}), 'sweep')"
+    )
+    typed = [sys.executable, "-c", f"{hold}; print(1, flush=True); input()"]
+    with subprocess.Popen(typed, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as controller:
+        controller.stdout.readline()
+        assert cli.main(["sync", str(sweep.parent)]) == 0
+        controller.communicate(b"\n")
+    assert "the sweep runs" in capsys.readouterr().out
+    assert runs()[1] == []
+    assert cli.main(["sync", str(sweep.parent)]) == 0  # its controller was killed
+    assert sorted(r.info.status for r in runs()[1]) == ["FINISHED", "KILLED"]
+
+
+def test_a_sweep_is_sent_anew_to_a_database_that_was_lost(folder, database, tmp_path, mlflow_database):
+    (tmp_path / "sweep").mkdir()
+    first = tracking.open_sweep(tmp_path / "sweep", None, "data", {}, "")
+    shutil.copy(mlflow_database, tracking.tracking_uri().removeprefix("sqlite:///"))
+    second = tracking.open_sweep(tmp_path / "sweep", None, "data", {}, "", since=5.0)
+    assert first != second
+    client, (run,) = runs()
+    assert (run.info.run_id, run.info.start_time) == (second, 5000)
+    client.delete_run(second)
+    with pytest.raises(ConfigError, match="deleted in MLflow"):
+        tracking.open_sweep(tmp_path / "sweep", None, "data", {}, "")
 
 
 def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):
@@ -336,7 +383,7 @@ def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):
 
 def test_what_is_asked_for_twice_is_sent_once():
     sent, go_on = [], threading.Event()
-    background = tracking.Background(timeout=10.0)
+    background = Background(timeout=10.0)
     background.ask("first", go_on.wait)
     for i in range(5):
         background.ask("trial", lambda i=i: sent.append(i))
@@ -347,7 +394,7 @@ def test_what_is_asked_for_twice_is_sent_once():
 
 def test_one_trial_that_cannot_be_sent_keeps_no_other_back(caplog):
     sent = []
-    background = tracking.Background(timeout=10.0)
+    background = Background(timeout=10.0)
 
     def fails():
         raise OSError("no server")

@@ -10,6 +10,7 @@ import pandas as pd
 from segsweep import journal
 from segsweep.errors import ConfigError, closest
 from segsweep.sweep import finalists
+from segsweep.sweep.report import number
 
 SCORES = ("val/iou", "test/iou", "val/dice", "val/accuracy")
 CHANGED = 5  # images that lost most, and that won most
@@ -50,7 +51,7 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     """
     scores = [name for name in SCORES if name in rows and rows[name].notna().any()]
     cost = [name for name in COST if name in rows]
-    data = ["data"] if rows["data"].nunique() > 1 else []
+    data = ["data"] if _several(rows) else []
     if not group_by:
         return _best_first(rows[["run", *data, *_differing(rows), "weights", *scores, *cost, "status"]])
     for key in group_by:
@@ -61,7 +62,7 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     grouped = (
         (complete if len(complete) else rows)
         .assign(**{key: rows[key].astype(str) for key in group_by})
-        .groupby([*group_by, *data], sort=False)
+        .groupby(list(dict.fromkeys([*group_by, *data])), sort=False)
     )
     found = grouped.size().rename("n").to_frame()
     for name in scores:
@@ -88,7 +89,7 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     columns = {side: pd.Series([row[n] for n in names], dtype=object) for side, row in sides.items()}
     scores = pd.DataFrame({"score": names, **columns, "change": columns["second"] - columns["first"]})
     parts = [f"first           {first}", f"second          {second}"]
-    if rows["data"].nunique() > 1:
+    if _several(rows):
         parts.append("data            not the same: the scores do not compare")
     parts.append("")
     parts += [shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
@@ -163,6 +164,11 @@ def _differing(rows: pd.DataFrame) -> list[str]:
     return [c for c in rows if _is_setting(c) and rows[c].map(_typed).nunique() > 1]
 
 
+def _several(rows: pd.DataFrame) -> bool:
+    """Whether the runs saw other files, whatever they are called."""
+    return rows["data"].str.rpartition(" ")[2].nunique() > 1
+
+
 def _typed(value: Any) -> str:
     """As on the command line."""
     return "null" if value is None else str(value)
@@ -180,8 +186,7 @@ def _cell(value: Any, deviation: Any, kind: str) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
     if isinstance(value, float):
-        whole = f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
-        text = f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.3g}" if abs(value) < 1 else whole
+        text = number(value)
         sign = r"$\pm$" if kind == "latex" else "±"
         return text if deviation is None or pd.isna(deviation) else f"{text} {sign} {deviation:.4f}"
     return _escaped(str(value), kind)

@@ -79,7 +79,8 @@ def write(folder: Path) -> Path:
         ]
     rows = report.table(trials)
     same = {name: rows[name].dropna().iloc[0] for name in CONDITIONS if name in rows and rows[name].nunique() == 1}
-    note = f"The same in all: {', '.join(f'{name} {value}' for name, value in same.items())}." if same else ""
+    told = ", ".join(f"{name} {report.number(v) if isinstance(v, float) else v}" for name, v in same.items())
+    note = f"The same in all: {told}." if same else ""
     sections.append(_section("Trials", _table(rows.drop(columns=list(same))), note))
     title = f"segsweep: {folder.name}"
     text = (
@@ -93,8 +94,8 @@ def write(folder: Path) -> Path:
 CURVES = "A line for each trial, in its encoder's colour. A cross: pruned there."
 RATES = "Each trial's best validation IoU. Hollow: pruned, with its score until then. A star: the finalists' mean."
 COSTS = (
-    "Each encoder's best trial, of finalists the mean over fresh seeds. The line joins those that nothing else beats "
-    "in both."
+    "The finalists' means over fresh seeds; the line joins those that none of them beats in both. Hollow: the best "
+    "score of other encoders in the search, which is too good beside a mean."
 )
 IMPORTANCE = (
     "How much each key decides whether a trial is among the best (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
@@ -142,7 +143,7 @@ def _table(rows: pd.DataFrame) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             value = ""
         elif isinstance(value, float):
-            value = f"{value:.4f}" if abs(value) < 1 else f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
+            value = report.number(value)
         kind = ' class="n"' if name in numbers else ""
         return f"<{tag}{kind}>{html.escape(str(value))}</{tag}>"
 
@@ -215,25 +216,24 @@ def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places:
 def _costs(
     left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places: Sequence[Place]
 ) -> None:
-    best: dict[str, Trial] = {}
-    for trial in sorted(trials, key=lambda trial: trial.iou or 0.0):
-        best[trial.encoder] = trial
-    means = {place.trial.encoder: place.iou for place in places}
+    fresh = {p.trial.encoder: (p.trial, p.iou) for p in places if p.runs != (p.trial,)}
+    best = {t.encoder: (t, t.iou or 0.0) for t in sorted(trials, key=lambda trial: trial.iou or 0.0)}
     for ax, label, cost in (
         (left, "parameters / million", lambda t: t.start["parameters"] / 1e6),
         (right, "training, images/s", lambda t: -t.speed),
     ):
-        points = sorted((cost(t), means.get(t.encoder, t.iou or 0.0), t.encoder) for t in best.values())
+        points = {name: (cost(t), iou) for name, (t, iou) in (best | fresh).items()}
         front, top = [], -1.0
-        for point in points:
+        for point in sorted(points[name] for name in fresh or best):
             if point[1] > top:
                 front.append(point)
                 top = point[1]
-        ax.plot([abs(x) for x, _, _ in front], [y for _, y, _ in front], color="#bbb", zorder=0, drawstyle="steps-post")
-        for x, y, name in points:
-            ax.plot([abs(x)], [y], "o", color=colors[name], ms=8)
+        ax.plot([abs(x) for x, _ in front], [y for _, y in front], color="#bbb", zorder=0, drawstyle="steps-post")
+        for name, (x, y) in sorted(points.items()):
+            face = colors[name] if name in fresh or not fresh else "none"
+            ax.plot([abs(x)], [y], "o", color=colors[name], markerfacecolor=face, ms=8)
             ax.annotate(name, (abs(x), y), xytext=(6, 5), textcoords="offset points", fontsize=8)
-        ax.set(xlabel=label, ylabel="best val IoU")
+        ax.set(xlabel=label, ylabel="val IoU")
         ax.margins(x=0.25, y=0.12)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from segsweep.errors import ConfigError
 from segsweep.sweep.finalists import FOLDER, Place, ranked
-from segsweep.sweep.trial import Trial, load_all
+from segsweep.sweep.trial import NAME, Trial, load_all
 from segsweep.sweep.workers import OUTPUT
 
 ABOUT, PAGE = "sweep.json", "report.html"
@@ -20,7 +20,9 @@ SHOWN = 12  # rows of the table at the end
 
 def keep(folder: Path, **about: Any) -> None:
     """Write down what the sweep asks, for reports."""
-    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    writing = folder / f"{ABOUT}.writing"
+    writing.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    writing.replace(folder / ABOUT)
 
 
 def about(folder: Path) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def about(folder: Path) -> dict[str, Any]:
 
 def sweep_of(run: Path) -> Path | None:
     """The folder of the sweep that a run is a trial of, or a finalist's repeat."""
+    if not (run / NAME).exists():
+        return None
     return next((up for up in list(run.absolute().parents)[:2] if (up / ABOUT).exists()), None)
 
 
@@ -124,6 +128,13 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
             for place in places
         ]
     )
+
+
+def number(value: float) -> str:
+    """Up to one, as a score, with four digits; a count without decimals; else with one."""
+    if abs(value) <= 1:
+        return f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.3g}"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
 
 
 def verdict(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> list[str]:

@@ -78,7 +78,7 @@ class Comparison:
         images: how many were compared.
         difference: the largest of any logit.
         equal: share of pixels with the same class.
-        rates: images/s of PyTorch and of the exported model, medians over batches; NaN where none was timed.
+        rates: images/s of PyTorch and of the exported model, medians on the largest batch; NaN where none was timed.
     """
 
     images: int
@@ -103,6 +103,7 @@ def export(
     kind: str = "onnx",
     data: Dataset | None = None,
     watch: Watch = lambda items, *_: items,
+    rounds: int = ROUNDS,
 ) -> Exported:
     """Write a model in another format, with the normalisation inside, and compare it with PyTorch at once.
 
@@ -115,6 +116,7 @@ def export(
         kind: onnx or pt2.
         data: whose validation images are compared; None: random pixels.
         watch: wraps the iterator over the batches; also given their number and a title.
+        rounds: of the timing; 0: no timing.
 
     Raises:
         ConfigError: a package is missing, a place that cannot be written, an encoder that cannot be exported, or a
@@ -135,7 +137,7 @@ def export(
             pixels = _noise(shape, unet, about)
             _refuse_difference(compare(unet, run, [pixels]), kind)
         batches = list(_validation(data, about, unet, sizes)) if data else [_noise((3, *sizes.near(size)), unet, about)]
-        comparison = compare(unet, run, watch(batches, len(batches), "comparing"), ROUNDS)
+        comparison = compare(unet, run, watch(batches, len(batches), "comparing"), rounds)
         _refuse_difference(comparison, kind)
         found.append(Exported(path, sizes, preparation(about), comparison))
 
@@ -317,24 +319,26 @@ def opened(path: Path, kind: str) -> Run:
 
 @torch.no_grad()
 def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -> Comparison:
-    """Run both on the same pixels, `b c h w` each; time each in two blocks of `rounds` on the last ones."""
+    """Run both on the same pixels, `b c h w` each; time each in two blocks of `rounds` on the largest batch."""
     model.eval()
     PLAIN.prepare(model)
     images, equal, pixels, largest = 0, 0, 0, 0.0
     sides: tuple[Run, Run] = (lambda batch: PLAIN.forward(model, batch), run)
+    most = torch.empty(0)
     for batch in batches:
         ours, theirs = (side(batch) for side in sides)
         difference = float((ours - theirs).abs().max())
         largest = max(largest, difference) if math.isfinite(difference) else math.inf
         same = predict(ours) == predict(theirs)
         images, equal, pixels = images + len(batch), equal + int(same.sum()), pixels + same.numel()
+        most = batch if batch.numel() > most.numel() else most
     rates: tuple[list[float], list[float]] = ([], [])
     for side, rate in (*zip(sides, rates, strict=True), *zip(sides, rates, strict=True)) if rounds else ():
-        side(batch)  # not timed: the other's threads may still be awake
+        side(most)  # not timed: the other's threads may still be awake
         for _ in range(rounds):
             started = time.perf_counter()
-            side(batch)
-            rate.append(len(batch) / (time.perf_counter() - started))
+            side(most)
+            rate.append(len(most) / (time.perf_counter() - started))
     ours_rate, their_rate = (statistics.median(rate) if rate else math.nan for rate in rates)
     return Comparison(images, largest, equal / pixels, (ours_rate, their_rate))
 

@@ -76,15 +76,16 @@ def _in_folder(folder: Path) -> Found:
 
     where = f"{folder}"
     if (folder / report.ABOUT).exists():
-        places = report.places(folder)
+        places, over = report.places(folder), report.about(folder).get("state") == "complete"
         if places:
             winner = places[0].winner
+            what = "the sweep's winner" if over else "the first so far of a sweep that is not finished"
             return Found(
                 folder / winner.name / BEST,
                 folder / winner.name,
-                f"the sweep's winner: {' '.join(winner.typed)} (val IoU {winner.iou:.4f})",
+                f"{what}: {' '.join(winner.typed)} (val IoU {winner.iou:.4f})",
             )
-        where += "" if report.about(folder).get("complete") else ", a sweep that is not finished"
+        where += "" if over else ", a sweep that is not finished"
     return _best(_runs(folder), where)
 
 

@@ -1,10 +1,12 @@
 """Masks for images, which the model sees as it saw those it was trained on."""
 
+import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from os.path import abspath, commonpath
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.execution import Execution
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
+
+log = logging.getLogger(__name__)
 
 BATCH = 8  # images of the training's canvas that are run at once
 DECODING = 2  # threads, and images that wait: large ones take much memory
@@ -164,7 +168,7 @@ def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[
 
     Args:
         given: files, folders (all images below them), patterns such as 'scans/**/*.png'.
-        output: where masks go; what lies there, below a folder that is given, are masks of an earlier time.
+        output: where masks go; a folder of its own below one that is given, it is not searched.
 
     Raises:
         ConfigError: nothing there, or two images whose masks would have one name.
@@ -174,8 +178,11 @@ def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[
     for name in given:
         path = Path(name).expanduser()
         found = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(path)
-        if output is not None:
-            found = [p for p in found if _absolute(output) not in _absolute(p).parents] or found
+        if output and not path.is_file() and _searched(path) in _absolute(output).parents:
+            there = [p for p in found if _absolute(output) in _absolute(p).parents]
+            found = [p for p in found if p not in there]
+            if there:
+                log.warning("%s: left out, as masks go there: %d of the images", output, len(there))
         bases += [path] if path.is_dir() else [p.parent for p in found]
         if not found:
             what = f"no images in it ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file or folder"
@@ -311,6 +318,12 @@ def _beside(folder: Path, target: Path) -> Path:
 def _absolute(path: Path) -> Path:
     """Links stay: an image's place is where it was found."""
     return Path(abspath(path))  # noqa: PTH100 (resolve() would follow them)
+
+
+def _searched(given: Path) -> Path:
+    """The folder that is searched for a folder or a pattern."""
+    fixed = list(takewhile(lambda part: not set(part) & set("*?["), given.parts))
+    return _absolute(Path(*fixed) if fixed else Path())
 
 
 def _matching(pattern: Path) -> list[Path]:

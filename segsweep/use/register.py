@@ -58,7 +58,7 @@ def register(
     registry.check(folder, uri, name)
     with tempfile.TemporaryDirectory() as made:
         program = Path(made) / "model.pt2"
-        done = export(found.model, program, "pt2", data, watch)
+        done = export(found.model, program, "pt2", data, watch, rounds=0)
         card = model_card(name, folder, about, records, done.sizes)
         channels = (about["model"]["in_channels"], about["model"]["num_classes"])
         tags = {"data_digest": journal.last_start(records)["data_digest"], "sizes": str(done.sizes)}

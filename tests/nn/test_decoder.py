@@ -61,3 +61,12 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(name):
             # BatchNorm's counter of batches, which nothing uses, counts the second pass, too.
             if value is not None and not key.endswith("num_batches_tracked"):
                 assert torch.allclose(value, computed_again[key], rtol=1e-4, atol=1e-6), key
+
+
+def test_no_activation_is_checkpointed_in_place():
+    """timm before 1.0.31 checkpoints a stem's activation alone, and it overwrote what it is computed from again."""
+    model = UNet("test_resnet")
+    stem = [part for part in model.encoder.timm.children() if isinstance(part, torch.nn.ReLU)]
+    assert stem and all(part.inplace for part in stem)
+    assert checkpoint_gradients(model, torch.zeros(2, 3, 64, 64))
+    assert not any(part.inplace for part in stem)

@@ -22,7 +22,16 @@ SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("optim.lr",
 
 
 def kept(
-    folder, name, encoder="resnet18", lr=1e-3, scores=(0.3, 0.5), state="complete", reason="", seed=0, tested=None
+    folder,
+    name,
+    encoder="resnet18",
+    lr=1e-3,
+    scores=(0.3, 0.5),
+    state="complete",
+    reason="",
+    seed=0,
+    tested=None,
+    started=True,
 ):
     """A trial with its journal, as a sweep leaves it."""
     trial = Trial(
@@ -35,6 +44,8 @@ def kept(
         reason,
     )
     trial.save(folder)
+    if not started:
+        return trial
     config = {"encoder": {"name": encoder}, "optim": {"lr": lr}, "train": {"seed": seed, "time_budget": None}}
     with Journal(folder / name) as book:
         book.write(
@@ -95,6 +106,8 @@ def test_the_page_is_one_file_that_answers_every_question(sweep):
     trials = text[text.index("<h2>Trials") :]
     assert "micro_batch 16, weights package" in trials  # said once, and no columns of their own
     assert "<th>weights" not in trials
+    kept(sweep, "10", state="failed", started=False)  # died before it had begun
+    assert "micro_batch 16, weights package" in write(sweep).read_text()
 
 
 def test_the_page_is_the_same_each_time(sweep):
@@ -248,7 +261,7 @@ def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
     assert re.search(r"encoder\.name +resnet34 +resnet18", said)
     assert re.search(r"val/iou +0\.4600 +0\.4700 +0\.0100", said)
     better, worse, low, high = re.search(
-        r"images: (\d+) better, (\d+) worse of the 30 of 30 where .*?; IoU (\S+) to (\S+) \(95 % over", said
+        r"images: (\d+) better, (\d+) worse of 30; IoU (\S+) to (\S+) \(95 % over", said
     ).groups()
     assert int(better) > int(worse)
     assert 0 < float(low) < float(high)
@@ -271,7 +284,9 @@ def test_something_said_of_nothing_counts_as_worse(sweep, capsys):
         matrices = np.stack([[[1000, 0], [10, 90]], *[empty - [[wrong, -wrong], [0, 0]]] * 9])
         np.savez(sweep / name / "val_matrices.npz", keys=[f"image{i}" for i in range(10)], matrices=matrices)
     assert cli.main(["compare", str(sweep / "7"), str(sweep / "6")]) == 0
-    assert "0 better, 0 worse of the 1 of 10" in capsys.readouterr().out  # 0 and NaN: not to be compared
+    assert (
+        "0 better, 0 worse of 1 (9 more have nothing to find);" in capsys.readouterr().out
+    )  # 0 and NaN: not to be compared
 
 
 @pytest.mark.parametrize("kind", ["latex", "markdown"])

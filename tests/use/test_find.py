@@ -64,11 +64,20 @@ def test_the_best_of_several_data_sets_says_so(run):
 
 def test_a_sweep_that_is_not_finished_says_so(run, outputs):
     run("sweep/0", 0.3)
-    about = {"finalists": [], "space": {}, "complete": False}
+    about = {"finalists": [], "space": {}, "state": "stopped"}
     (outputs / "sweep" / "sweep.json").write_text(json.dumps(about))
     assert "a sweep that is not finished" in find(str(outputs / "sweep")).why
-    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about | {"complete": True}))
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about | {"state": "complete"}))
     assert "not finished" not in find(str(outputs / "sweep")).why
+    trial = {"name": "0", "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
+    (outputs / "sweep" / "0" / "trial.json").write_text(json.dumps(trial))
+    for state, said in (
+        ("stopped", "the first so far of a sweep that is not finished"),
+        ("complete", "the sweep's winner"),
+    ):
+        text = json.dumps(about | {"state": state, "finalists": ["0"]})
+        (outputs / "sweep" / "sweep.json").write_text(text)
+        assert find(str(outputs / "sweep")).why.startswith(said)
 
 
 def test_a_sweep_means_its_winner_and_not_the_luckiest_trial(run, outputs):

@@ -262,7 +262,7 @@ def test_patterns_and_several_folders_keep_their_structure(tmp_path, monkeypatch
     assert places("b", "b/1.png") == ["1.png"]
 
 
-def test_masks_below_the_images_are_no_images(tmp_path, capsys):
+def test_masks_below_the_images_are_no_images(tmp_path, caplog):
     model_file(tmp_path / "m.safetensors")
     (tmp_path / "in").mkdir()
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "in" / "1.png")
@@ -272,6 +272,10 @@ def test_masks_below_the_images_are_no_images(tmp_path, capsys):
             assert cli.main(["predict", *typed]) == 0
         found = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "in").rglob("*.*"))
         assert found == ["in/1.png", "in/masks/1.png", "in/masks/overlays/1.jpg"]
+    with caplog.at_level("WARNING"):
+        assert cli.main(["predict", *typed]) == 0
+    assert "left out, as masks go there: 1 of the images" in caplog.text  # the pattern has PNGs only
+    assert find_images([str(tmp_path / "in" / "masks" / "1.png")], tmp_path / "in" / "masks")  # named itself
 
 
 def test_nothing_is_written_over_an_image(tmp_path, capsys):

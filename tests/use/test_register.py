@@ -83,7 +83,7 @@ def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, mo
     sent = tracking.sync(run, uri)
     program = tmp_path / "model.pt2"
     program.write_bytes(b"a program")
-    for number, before in (("1", ""), ("2", "version 1")):
+    for number, before in (("1", ""), ("2", "1")):
         done = registry.register(run, uri, "nuclei", program, (3, 1), "2.15.0", "a card", {})
         assert (done.version, done.before, done.run) == (number, before, sent)
     assert tracking.connected(uri).get_model_version_by_alias("nuclei", "champion").version == 2
