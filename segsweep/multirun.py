@@ -347,15 +347,15 @@ def sync(folder: Path, uri: str | None = None) -> str:
             raise ConfigError(f"{folder}: an older sweep. Its command sends it: {_again(folder, about['command'])}")
         trials = list(load_all(folder))
         every = [trial for trial in (*trials, *load_all(folder, finalists.FOLDER)) if trial.epochs]
-        times = [record["time"] for trial in every for record in trial.records]
+        times = [r["time"] for trial in every for r in trial.records] or [(folder / report.ABOUT).stat().st_mtime]
         own = (trial.start["config"]["tracking"]["uri"] for trial in every)
         mirror = Mirror(folder, uri or next(own, None))
-        run_id = mirror.open(since=min(times, default=0.0))
+        run_id = mirror.open(since=min(times))
         for trial in every:
             mirror.send(trial, journal.alive(folder / trial.name))
         places = report.places(folder)
         state = "stopped" if about["state"] == "running" else about["state"]  # it was killed
-        mirror.close(state, about["reason"] or report.result(trials, places, folder), places, max(times, default=0.0))
+        mirror.close(state, about["reason"] or report.result(trials, places, folder), places, max(times))
     finally:
         lock.release()
     return run_id
