@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from conftest import TINY
 from PIL import Image
 
 import train
-from segsweep import journal, losses, tracking
+from segsweep import journal, losses, run, tracking
 from segsweep.checkpoint import describe, load_model
 
 ROOT = Path(train.__file__).parent
@@ -93,6 +94,14 @@ def test_a_training_says_how_fast_it_is_and_what_it_runs_on(pairs, outputs, monk
     assert epoch["perf/peak_share"] == pytest.approx(epoch["perf/tflops"] * 1e12 / start["convolution_peak"])
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["perf/tflops"] > 0
+
+
+def test_a_peak_that_is_beaten_says_nothing():
+    model = SimpleNamespace(macs=lambda size: 1e9)
+    config = SimpleNamespace(data=SimpleNamespace(size=[8, 8]))
+    for peak, known in ((1e12, {"perf/peak_share": 0.6}), (0.5e12, {}), (0.0, {})):
+        prepared = SimpleNamespace(config=config, model=model, tuned=SimpleNamespace(peak=peak))
+        assert run._work(prepared, 100.0) == pytest.approx({"perf/tflops": 0.6, **known})
 
 
 def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch):
