@@ -40,6 +40,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 td, th { padding: .25em .7em; text-align: left; border-bottom: 1px solid #eee; white-space: nowrap }
+td:last-child { white-space: normal; min-width: 14em }
 td.n, th.n { text-align: right } div.wide { overflow-x: auto } tr.pruned, tr.failed { color: #888 }
 pre { background: #f5f5f3; padding: .7em 1em; white-space: pre-wrap } svg { max-width: 100%; height: auto }
 p.note { color: #666 }
