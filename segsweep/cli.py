@@ -360,28 +360,26 @@ def _sync(options: argparse.Namespace) -> int:
 
     done: set[Path] = set()
     failed = 0
-    for given in options.folders:
+    for given in map(Path.absolute, options.folders):
         runs = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not runs:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
-        for run in map(Path.absolute, runs):
-            sweep = report.sweep_of(run)
-            folder = sweep or run
+        for folder in dict.fromkeys(report.sweep_of(run) or run for run in runs):
             if folder in done:
                 continue
-            named = given.absolute() in (folder, run)
+            sweep, named = folder not in runs, folder in (given, report.sweep_of(given))
             try:
-                if not named and (why := _untracked(run, sweep)):
+                if not named and (why := _untracked(folder, sweep)):
                     print(f"{folder}: left out, {why}; name it alone to send it")
                     continue
                 done.add(folder)
-                if sweep is None:
-                    print(f"{run}: run {tracking.sync(run.resolve(), options.uri, journal.alive(run))}")
+                if not sweep:
+                    print(f"{folder}: run {tracking.sync(folder.resolve(), options.uri, journal.alive(folder))}")
                     continue
                 from segsweep import multirun  # brings Optuna
 
                 try:
-                    print(f"{sweep}: sweep {multirun.sync(sweep.resolve(), options.uri)}")
+                    print(f"{folder}: sweep {multirun.sync(folder.resolve(), options.uri)}")
                 except multirun.Running as error:
                     print(error)
             except Exception as error:  # one run's trouble does not keep the others back
@@ -390,15 +388,19 @@ def _sync(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _untracked(run: Path, sweep: Path | None) -> str:
+def _untracked(folder: Path, sweep: bool) -> str:
     """Why MLflow was not to hear of a run or sweep; empty if it was."""
     from segsweep import journal
     from segsweep.sweep import report
 
-    if sweep and "state" not in report.about(sweep):
-        return "a sweep of an older segsweep"
-    told = report.about(sweep)["tracked"] if sweep else journal.read(run)[0]["config"]["tracking"]["name"] != "none"
-    return "" if told else "as it ran with tracking=none"
+    if not sweep:
+        tracked = journal.read(folder)[0]["config"]["tracking"]["name"] != "none"
+    else:
+        about = report.about(folder)
+        if "state" not in about:
+            return "a sweep of an older segsweep"
+        tracked = about["tracked"]
+    return "" if tracked else "as it ran with tracking=none"
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -
         images, equal, pixels = images + len(batch), equal + int(same.sum()), pixels + same.numel()
         most = batch if batch.numel() > most.numel() else most
     rates: tuple[list[float], list[float]] = ([], [])
-    for side, rate in (*zip(sides, rates, strict=True), *zip(sides, rates, strict=True)) if rounds else ():
+    for side, rate in 2 * list(zip(sides, rates, strict=True)) if rounds else []:
         side(most)  # not timed: the other's threads may still be awake
         for _ in range(rounds):
             started = time.perf_counter()
