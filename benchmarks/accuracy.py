@@ -80,24 +80,30 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
         about = describe(folder / "best.safetensors")
         said = json.loads((folder / "summary.json").read_text())
         model = load_model(folder / "best.safetensors")
-        found = evaluated(model, load(configuration(overrides(task)).data), about["size"], about["resize"])
+        found, mirrored = twice(model, load(configuration(overrides(task)).data), about["size"], about["resize"])
     kept = ("val/iou", "best/epoch", "epochs", "seconds", "precision", "weights_source", "perf/images_per_s")
-    return found, {"resize": about["resize"], **{name: said.get(name) for name in kept}}
+    return found, {"resize": about["resize"], **{name: said.get(name) for name in kept}, **mirrored}
 
 
-def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "") -> Any:
+def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "", tta: str = "none") -> Any:
     """`segsweep.engine.evaluate` on a part of the data: the test split if there is one."""
     import torch
 
     from segsweep.data.batches import EvalBatches
-    from segsweep.engine import evaluate
+    from segsweep.engine import FLIPS, evaluate
 
     part = part or ("test" if "test" in data.parts else "val")
     where = next(model.parameters()).device
     batches = EvalBatches(
         data.store, data.labels, data.parts[part], size=tuple(size), resize=resize, batch_size=8, device=where
     )
-    return evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, tile=LARGEST)
+    return evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, flips=FLIPS[tta], tile=LARGEST)
+
+
+def twice(model: Any, data: Any, size: Any, resize: str) -> tuple[Any, dict[str, Any]]:
+    """The evaluation as it is, and the scores of the mean of two mirrored views."""
+    found = evaluated(model, data, size, resize)
+    return found, {"hflip": evaluated(model, data, size, resize, tta="hflip").metrics}
 
 
 def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dict[str, Any]]:
@@ -194,7 +200,8 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
             best, kept = iou, copy.deepcopy(model.state_dict())
     seconds = spent()
     model.load_state_dict(kept)
-    return evaluated(model, data, asked.size, "squash"), {"val/iou": best, "epochs": epochs, "seconds": seconds}
+    found, mirrored = twice(model, data, asked.size, "squash")
+    return found, {"val/iou": best, "epochs": epochs, "seconds": seconds, **mirrored}
 
 
 def counts(found: Any) -> dict[str, Any]:
