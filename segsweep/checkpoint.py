@@ -4,8 +4,7 @@ Both are written beside their place and moved there, so a killed run leaves whol
 """
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 
 from segsweep.errors import ConfigError, unloaded
 from segsweep.nn import UNet
+from segsweep.paths import atomically
 
 VERSION = 1
 BEST, LAST = "best.safetensors", "last.pt"
@@ -112,16 +112,3 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
             f"{path}: of format {state['version']}, this segsweep reads up to {VERSION}. Update segsweep."
         )
     return state
-
-
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, then move it there: readers see the old or the new one, whole."""
-    target = path.with_name(f"{path.name}.writing")
-    try:
-        write(target)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
-    target.replace(path)

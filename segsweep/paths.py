@@ -1,12 +1,14 @@
 """Where things lie. Everything a run writes lies under `outputs()`, so that one variable moves it all."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,25 @@ def quoted(path: object) -> str:
     if re.fullmatch(r"[\w./-]+", str(path)):
         return str(path)
     return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file beside `path`, then move it there: readers see the old or the new one, whole."""
+    target = path.with_name(f"{path.name}.writing")
+    try:
+        write(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+    target.replace(path)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Atomically, in the JSON that every reader takes: no NaN."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

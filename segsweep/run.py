@@ -3,7 +3,6 @@
 What is wrong with the configuration or the data is refused before the `start` record, and leaves no folder behind.
 """
 
-import json
 import logging
 import math
 import platform
@@ -48,6 +47,7 @@ from segsweep.journal import FolderLock, Journal
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import probe
 from segsweep.nn.tiles import limit
+from segsweep.paths import atomically, save_json
 from segsweep.tuning import Tuned, tune
 
 log = logging.getLogger(__name__)
@@ -618,7 +618,7 @@ def _save_matrices(prepared: Prepared, path: Path, epoch: engine.Epoch) -> None:
         with target.open("wb") as file:
             np.savez_compressed(file, keys=keys, matrices=matrices)
 
-    checkpoint.atomically(path, write)
+    atomically(path, write)
 
 
 def _test(prepared: Prepared, best: Path) -> dict[str, float]:
@@ -679,8 +679,7 @@ def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], sta
             "images": {part: len(indices) for part, indices in prepared.data.parts.items()},
         }
     )
-    text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    checkpoint.atomically(folder / "summary.json", lambda target: target.write_text(text, encoding="utf-8"))
+    save_json(folder / "summary.json", summary)
     return summary
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from segsweep import journal, saved_view, summary
 from segsweep.errors import ConfigError, closest, first_line, short
-from segsweep.paths import locked, outputs
+from segsweep.paths import locked, outputs, save_json
 
 log = logging.getLogger(__name__)
 
@@ -541,10 +541,7 @@ def _read_cursors(folder: Path) -> dict[str, Any]:
 
 
 def _write_cursor(folder: Path, uri: str, cursor: dict[str, Any]) -> None:
-    cursors = _read_cursors(folder) | {without_password(uri): cursor}
-    writing = folder / f"{CURSOR}.writing"
-    writing.write_text(json.dumps(cursors, indent=1), encoding="utf-8")
-    writing.replace(folder / CURSOR)
+    save_json(folder / CURSOR, _read_cursors(folder) | {without_password(uri): cursor})
 
 
 def _read_cursor(folder: Path, uri: str) -> dict[str, Any]:

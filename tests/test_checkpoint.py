@@ -222,35 +222,6 @@ def test_a_missing_state_is_refused(tmp_path):
         checkpoint.load_state(tmp_path / "none.pt", CPU)
 
 
-def test_a_writer_that_raises_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    checkpoint.atomically(path, lambda target: target.write_text("old"))
-
-    def half(target: Path) -> None:
-        target.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.atomically(path, half)
-    assert path.read_text() == "old"
-
-
-def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "file"
-    checkpoint.atomically(path, lambda target: target.write_text("old"))
-    seen = []
-
-    def write(target: Path) -> None:
-        target.write_text("half")
-        seen.append(path.read_text())
-        target.write_text("whole")
-
-    checkpoint.atomically(path, write)
-    assert seen == ["old"]
-    assert path.read_text() == "whole"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
 def test_a_path_may_be_a_string(tmp_path):
     model = UNet("test_resnet")
     checkpoint.save_model(tmp_path / "best.safetensors", model, classes=["a", "b"], size=[32, 32], resize="pad")

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from segsweep.errors import ConfigError
+from segsweep.paths import save_json
 from segsweep.sweep.finalists import FOLDER, Place, ranked
 from segsweep.sweep.trial import NAME, Trial, load_all
 from segsweep.sweep.workers import OUTPUT
@@ -20,9 +21,7 @@ SHOWN = 12  # rows of the table at the end
 
 def keep(folder: Path, **about: Any) -> None:
     """Write down what the sweep asks, for reports."""
-    writing = folder / f"{ABOUT}.writing"
-    writing.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    writing.replace(folder / ABOUT)
+    save_json(folder / ABOUT, about)
 
 
 def about(folder: Path) -> dict[str, Any]:

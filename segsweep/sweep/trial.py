@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segsweep import journal
+from segsweep.paths import save_json
 from segsweep.sweep.pruner import Curve, Point
 
 NAME = "trial.json"
@@ -95,9 +96,7 @@ class Trial:
         kept = {name: value for name, value in asdict(self).items() if name != "records"}
         path = sweep / self.name / NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing = path.with_name(f"{NAME}.writing")
-        writing.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        writing.replace(path)
+        save_json(path, kept)
 
 
 def load(sweep: Path, name: str) -> Trial:

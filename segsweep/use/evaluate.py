@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from segsweep import device as devices
 from segsweep import journal, metrics
-from segsweep.checkpoint import atomically, describe, load_model
+from segsweep.checkpoint import describe, load_model
 from segsweep.data.batches import EvalBatches
 from segsweep.data.dataset import Dataset, read_split
 from segsweep.data.labels import VOID
@@ -27,6 +27,7 @@ from segsweep.errors import ConfigError
 from segsweep.execution import Execution
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import UNet, predict
+from segsweep.paths import save_json
 from segsweep.use.find import Found
 
 log = logging.getLogger(__name__)
@@ -392,8 +393,7 @@ def _write(
     _table(folder / "confusion.csv", confusion)
     if thresholds:
         _table(folder / "thresholds.csv", thresholds)
-    text = json.dumps(journal.finite(dict(summary)), indent=1, allow_nan=False) + "\n"
-    atomically(folder / "metrics.json", lambda target: target.write_text(text, encoding="utf-8"))
+    save_json(folder / "metrics.json", journal.finite(dict(summary)))
 
 
 def _table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from segsweep import __version__
-from segsweep.checkpoint import atomically, describe, load_model
+from segsweep.checkpoint import describe, load_model
 from segsweep.data.batches import EvalBatches
 from segsweep.data.dataset import Dataset, spread
 from segsweep.data.geometry import SMALLEST, Size, canvas
@@ -30,6 +30,7 @@ from segsweep.execution import PLAIN
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import UNet, predict
+from segsweep.paths import atomically
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from segsweep import device as devices
 from segsweep import pictures
-from segsweep.checkpoint import atomically, describe, load_model
+from segsweep.checkpoint import describe, load_model
 from segsweep.data.ahead import ahead
 from segsweep.data.geometry import Size, canvas, place, strips
 from segsweep.data.images import read_image
@@ -30,6 +30,7 @@ from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.execution import Execution
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
+from segsweep.paths import atomically
 
 log = logging.getLogger(__name__)
 
