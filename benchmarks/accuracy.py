@@ -18,7 +18,8 @@ The seconds are of training and validation; both keep the best epoch by validati
 evaluator on each mask's own pixel grid, on the test split (without one: on the validation split, and the table says
 so). Where the machine is not quiet, `--epochs` gives what a quiet one did in these seconds, and the table marks the
 run with an asterisk. Every run is a line of `benchmarks/raw/accuracy.jsonl` with the counts of every image, from which
-the intervals are made; what is there already is not run again.
+the intervals are made; what is there already is not run again. "Mirrored" is the same model over the mean of an image
+and its mirror image, as `segsweep evaluate RUN --tta hflip` scores.
 """
 
 import argparse
@@ -232,8 +233,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     import numpy as np
 
     lines = [
-        "| data | who | seconds | n | IoU | by seed | 95 % over images | ours - who | 95 % | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data | who | seconds | n | IoU | by seed | mirrored | 95 % over images | ours - who | 95 % | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -246,6 +247,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         scores = [float(iou(row)) for row in own]
         by_seed = [f"{score:.3f}{'*' * row.get('paced', False)}" for score, row in zip(scores, own, strict=True)]
         low, high = np.percentile(spread, [2.5, 97.5])
+        views = [row["hflip"]["iou"] for row in own if "hflip" in row]
+        mirrored = f"{statistics.mean(views):.3f}" if len(views) == len(own) else ""
         rivals, theirs = groups.get((task, part, "ours", budget, more), []), ""
         if who == "peer" and not rivals:  # it has no overrides to agree in
             others = [(key[4], rows) for key, rows in groups.items() if key[:4] == (task, part, "ours", budget)]
@@ -260,7 +263,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
         lines.append(
             f"| {task}, {part} | {who}{f' `{more}`' if more else ''} | {budget} | {len(own)} "
-            f"| {statistics.mean(scores):.3f}{deviation} | {', '.join(by_seed)} "
+            f"| {statistics.mean(scores):.3f}{deviation} | {', '.join(by_seed)} | {mirrored} "
             f"| {low:.3f} to {high:.3f} | {against or ' | '} | {own[0]['commit'][:7]} |"
         )
     return "\n".join(lines)

@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help=RUN)
     add("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
     add("--split", default="val", help="val (default), test or train")
-    add("--name", help="of the folder in RUN/evaluations (default: from split and data)")
+    add("--tta", choices=VIEWS, help="average over mirrored views (default: as the run's train.tta)")
+    add("--name", help="of the folder in RUN/evaluations (default: from split, data and views)")
     add = command("demo", _demo, "a page in the browser: drop an image, see the mask (extra: demo)", [running])
     add("run", nargs="?", default="best", metavar="RUN", help=f"{RUN} (default: best)")
     add("--port", type=_port, default=7860, metavar="N", help="default: 7860; 0 takes any that is free")
@@ -263,6 +264,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.name,
         title=config.data.title,
         device=options.device,
+        tta=options.tta,
         watch=console.bar,
     )
     print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))

@@ -81,6 +81,7 @@ def evaluate(
     *,
     title: str = "other",
     device: str = "auto",
+    tta: str | None = None,
     watch: Watch = lambda items, *_: items,
 ) -> Result:
     """Score a run's best checkpoint as its training did: same batch, precision, layout, tiles and views.
@@ -90,9 +91,10 @@ def evaluate(
         data: the run's own, or other data with the same classes.
         split: of the data.
         name: of the evaluation, and of its folder in the run's `evaluations/`; default: the split, and for other images
-            than the run's `title` and their digest.
+            than the run's `title` and their digest, and other views than its own.
         title: of the data.
         device: as `train.device`.
+        tta: views, as `train.tta`; None: as the run.
         watch: wraps the iterator over the batches; also given their number and a title.
 
     Raises:
@@ -118,15 +120,19 @@ def evaluate(
     _refuse_other_data(data, about, model)
     execution = _execution(start, next(model.parameters()).device)
     execution.prepare(model)
-    count = partial(_counted, model, data, start, about, execution, watch)
+    as_trained = start["config"]["train"].get("tta", "none")
+    views = tta or as_trained
+    count = partial(_counted, model, data, start, about, execution, FLIPS[views], watch)
     with devices.fitting("Try --device cpu."):
         counts = count(split)
     scored = _scores(counts, data.labels.names)
-    folder = found.run / FOLDER / (name or (split if own else f"{split}-{title}-{data.store.digest[:6]}"))
+    seen_data = split if own else f"{split}-{title}-{data.store.digest[:6]}"
+    folder = found.run / FOLDER / (name or (seen_data if views == as_trained else f"{seen_data}-tta-{views}"))
     times = _times(folder) + (own and split == "test")
     summary: dict[str, Any] = {
         "split": split,
         "own": own,
+        "tta": views,
         "epoch": about.get("epoch"),
         "data_digest": data.store.digest,
         "images": len(counts.keys),
@@ -306,6 +312,7 @@ def _counted(
     start: Mapping[str, Any],
     about: Mapping[str, Any],
     execution: Execution,
+    flips: Sequence[tuple[int, ...]],
     watch: Watch,
     split: str,
     edges: bool = True,
@@ -322,7 +329,7 @@ def _counted(
     )
     tile = limit(size, model.encoder.input_size, config["data"].get("tile"))
     counts, classes = Counts(), len(data.labels.names)
-    for batch, logits in seen(model, batches, execution, FLIPS[config["train"].get("tta", "none")], tile, watch):
+    for batch, logits in seen(model, batches, execution, flips, tile, watch):
         for i, index in enumerate(batch.indices):
             target = batch.targets[i]
             parts = []

@@ -77,6 +77,20 @@ def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
     assert "the data have train, val. Try --split train" in capsys.readouterr().err
 
 
+def test_other_views_are_what_a_run_with_them_scores(run):
+    assert cli.main(["evaluate", str(run), "--tta", "hflip"]) == 0
+    mirrored = metrics_of(run, "val-tta-hflip")
+    assert mirrored["tta"] == "hflip"
+    assert cli.main(["evaluate", str(run), "--tta", "none"]) == 0
+    assert metrics_of(run)["metrics"] != mirrored["metrics"]
+    path = run / journal.NAME
+    told = path.read_text()
+    assert '"tta": "none"' in told
+    path.write_text(told.replace('"tta": "none"', '"tta": "hflip"'))
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert metrics_of(run) == mirrored
+
+
 def test_images_that_were_learnt_are_refused(run, trained, capsys):
     """The same files in another split: most were in the training's."""
     typed = ["data=folder", f"data.root={trained.root}", "data.split=[0.3,0.3,0.4]"]
