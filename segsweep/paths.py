@@ -1,4 +1,7 @@
-"""Where things lie. Everything a run writes lies under `outputs()`, so that one variable moves it all."""
+"""Where things lie, and how they are written whole.
+
+Everything a run writes lies under `outputs()`, so that one variable moves it all.
+"""
 
 import fcntl
 import json

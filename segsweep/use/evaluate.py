@@ -126,8 +126,9 @@ def evaluate(
     with devices.fitting("Try --device cpu."):
         counts = count(split)
     scored = _scores(counts, data.labels.names)
-    seen_data = split if own else f"{split}-{title}-{data.store.digest[:6]}"
-    folder = found.run / FOLDER / (name or (seen_data if views == as_trained else f"{seen_data}-tta-{views}"))
+    usual = split if own else f"{split}-{title}-{data.store.digest[:6]}"
+    usual += "" if views == as_trained else f"-tta-{views}"
+    folder = found.run / FOLDER / (name or usual)
     times = _times(folder) + (own and split == "test")
     summary: dict[str, Any] = {
         "split": split,
