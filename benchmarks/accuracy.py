@@ -69,6 +69,7 @@ def overrides(task: str) -> list[str]:
 
 def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str]) -> tuple[Any, dict[str, Any]]:
     """Train through the front door; the kept model's evaluation and what the run says of itself."""
+    from segsweep import device
     from segsweep.checkpoint import describe, load_model
     from segsweep.compose import configuration
     from segsweep.run import load
@@ -80,7 +81,7 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
         subprocess.run([sys.executable, "train.py", *typed, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
         about = describe(folder / "best.safetensors")
         said = json.loads((folder / "summary.json").read_text())
-        model = load_model(folder / "best.safetensors")
+        model = load_model(folder / "best.safetensors", device.find("auto"))
         found, mirrored = twice(model, load(configuration(overrides(task)).data), about["size"], about["resize"])
     kept = ("val/iou", "best/epoch", "epochs", "seconds", "precision", "weights_source", "perf/images_per_s")
     return found, {"resize": about["resize"], **{name: said.get(name) for name in kept}, **mirrored}
