@@ -126,25 +126,16 @@ def _probe(
     pixels = 255 * torch.rand(few, channels, *size, device=where)
     rates: dict[str, float] = {}
 
-    def try_out(execution: Execution) -> float:
-        """Images/s; 0 where the usual way fits the memory and this one does not."""
-        try:
-            rate = _rate(model, execution, pixels)
-        except torch.OutOfMemoryError:
-            if not rates:
-                raise
-            rate = 0.0
-        rates[_named(execution)] = round(rate, 2)
-        return rate
+    def faster(first: Execution, other: Execution) -> Execution:
+        """The first, unless the other one is clearly faster."""
+        found = _rates(model, [first, other], pixels)
+        rates.update({_named(way): round(rate, 2) for way, rate in zip((first, other), found, strict=True)})
+        return other if found[1] > CLEAR * found[0] else first
 
-    best, fastest = usual, try_out(usual)
-    others = [replace(usual, precision=torch.float32)] if precision == "auto" and where.type == "cpu" else []
-    for other in [e for e in others if e != usual]:
-        if (rate := try_out(other)) > CLEAR * fastest:
-            best, fastest = other, rate
-    other = replace(best, channels_last=False)
-    if try_out(other) > CLEAR * fastest:
-        best = other
+    best = usual
+    if precision == "auto" and where.type == "cpu" and usual.precision != torch.float32:
+        best = faster(usual, replace(usual, precision=torch.float32))
+    best = faster(best, replace(best, channels_last=False))
     if batch_size is None:
         batch_size = _fastest_batch(model, best, images, size, channels, where, rates)
     best.prepare(model)
@@ -165,7 +156,7 @@ def _fastest_batch(
     found: dict[int, float] = {}
     for n in [n for n in BATCHES if n <= _largest(images)]:
         try:
-            found[n] = _rate(model, execution, 255 * torch.rand(n, channels, *size, device=where))
+            (found[n],) = _rates(model, [execution], 255 * torch.rand(n, channels, *size, device=where))
         except torch.OutOfMemoryError:
             break
         rates[f"batch {n}"] = round(found[n], 2)
@@ -178,19 +169,35 @@ def _fastest_batch(
     return next(n for n, rate in found.items() if rate >= ENOUGH * max(found.values()))
 
 
-def _rate(model: nn.Module, execution: Execution, image: Tensor) -> float:
-    """Images/s of forward and backward passes, the best of a few: what slows one down is not the model's."""
-    execution.prepare(model).train()
-    shortest = math.inf
+def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[float]:
+    """Images/s of forward and backward passes, each way's best of a few; 0 where only the first fits the memory.
+
+    They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good.
+    """
+    shortest = {way: math.inf for way in ways}
     for repeat in range(1 + REPEATS):
-        started = time.perf_counter()
-        execution.forward(model, image).float().square().mean().backward()
-        model.zero_grad(set_to_none=True)
-        if image.is_cuda:
-            torch.cuda.synchronize(image.device)
-        if repeat:  # the first one allocates and chooses kernels
-            shortest = min(shortest, time.perf_counter() - started)
-    return len(image) / shortest
+        for way in list(shortest):
+            try:
+                seconds = _seconds(model, way, image)
+            except torch.OutOfMemoryError:
+                if way == ways[0]:
+                    raise
+                del shortest[way]
+                continue
+            if repeat:  # the first one allocates and chooses kernels
+                shortest[way] = min(shortest[way], seconds)
+    return [len(image) / shortest[way] if way in shortest else 0.0 for way in ways]
+
+
+def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
+    """What a forward and a backward pass take."""
+    execution.prepare(model).train()
+    started = time.perf_counter()
+    execution.forward(model, image).float().square().mean().backward()
+    model.zero_grad(set_to_none=True)
+    if image.is_cuda:
+        torch.cuda.synchronize(image.device)
+    return time.perf_counter() - started
 
 
 def _named(execution: Execution) -> str:

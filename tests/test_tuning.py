@@ -1,5 +1,6 @@
 """What is chosen, given how fast each way is; that the speeds are real is the benchmarks' affair."""
 
+import itertools
 import math
 
 import pytest
@@ -27,14 +28,15 @@ def speeds(monkeypatch):
     tried = []
 
     def set_speeds(bf16=10.0, fp32=10.0, contiguous=1.0, batches=None):
-        def rate(model, execution, image):
+        def seconds(model, execution, image):
             tried.append((execution, len(image)))
             if batches is not None and len(image) not in batches:
                 raise torch.OutOfMemoryError
             one = bf16 if execution.precision == torch.bfloat16 else fp32
-            return one * (1.0 if execution.channels_last else contiguous) * (batches or {}).get(len(image), 1.0)
+            rate = one * (1.0 if execution.channels_last else contiguous) * (batches or {}).get(len(image), 1.0)
+            return len(image) / rate
 
-        monkeypatch.setattr(tuning, "_rate", rate)
+        monkeypatch.setattr(tuning, "_seconds", seconds)
         return tried
 
     return set_speeds
@@ -66,6 +68,16 @@ def test_what_is_hardly_faster_is_not_worth_leaving_the_usual_way(speeds):
     speeds(bf16=1.0, fp32=1.04, contiguous=1.04)
     found = tuned()
     assert (found.execution.precision, found.execution.channels_last) == (torch.bfloat16, True)
+
+
+@pytest.mark.parametrize("busy", (range(4), range(4, 8), range(2, 6)))
+def test_a_busy_moment_does_not_decide(speeds, monkeypatch, busy):
+    speeds(bf16=2.0, fp32=1.0)
+    usual, passes = tuning._seconds, itertools.count()
+    monkeypatch.setattr(tuning, "_seconds", lambda *given: usual(*given) * (10 if next(passes) in busy else 1))
+    found = tuned()
+    assert found.execution.precision == torch.bfloat16
+    assert (found.rates["bf16 channels_last"], found.rates["fp32 channels_last"]) == (2.0, 1.0)
 
 
 def test_a_precision_that_was_asked_for_stays(speeds):
@@ -115,12 +127,12 @@ def test_few_images_get_the_smallest_batch(speeds):
 
 
 def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
-    def rate(model, execution, image):
+    def seconds(model, execution, image):
         if not execution.channels_last:
             raise torch.OutOfMemoryError
         return 1.0
 
-    monkeypatch.setattr(tuning, "_rate", rate)
+    monkeypatch.setattr(tuning, "_seconds", seconds)
     found = tuned()
     assert found.execution.channels_last
     assert found.rates["bf16 contiguous"] == 0
