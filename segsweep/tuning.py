@@ -20,6 +20,7 @@ from segsweep.paths import cache, made
 
 log = logging.getLogger(__name__)
 
+PROBE = 2  # how it is measured; what was found in another way is not used again
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
@@ -88,7 +89,7 @@ def tune(
         return Tuned(usual, batch_size or _largest(images), {})
     threads = torch.get_num_threads() if where.type == "cpu" else 0
     about = [device.describe(where), device.machine(), threads, list(size), channels, precision, batch_size or -images]
-    name = hashlib.sha256(json.dumps([*key, *about]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([PROBE, *key, *about]).encode()).hexdigest()[:16]
 
     def write(folder: Path) -> None:
         with unchanged(model):
