@@ -97,8 +97,8 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
     rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}{size}"))
     if summary.get("perf/images_per_s") is not None:
         share = summary.get("perf/peak_share") or 0.0
-        digits = int(share < 0.1)  # a small encoder reaches 0.8 % of a large GPU's
-        peak = f", {100 * share:.{digits}f} % of the machine's convolution peak" if share else ""
+        digits = ".0f" if share >= 0.1 else ".2g"  # a small encoder reaches 0.8 % of a large GPU's
+        peak = f", {100 * share:{digits}} % of the machine's convolution peak" if share else ""
         rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{peak}"))
     rows.append(("run", f"  {summary['status']}: {reason}"))
     rows.append(("folder", f"  {folder}"))

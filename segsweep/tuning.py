@@ -20,7 +20,7 @@ from segsweep.paths import cache, made
 
 log = logging.getLogger(__name__)
 
-PROBE = 2  # how it is measured; what was found in another way is not used again
+PROBE_VERSION = 2  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
@@ -89,7 +89,7 @@ def tune(
         return Tuned(usual, batch_size or _largest(images), {})
     threads = torch.get_num_threads() if where.type == "cpu" else 0
     about = [device.describe(where), device.machine(), threads, list(size), channels, precision, batch_size or -images]
-    name = hashlib.sha256(json.dumps([PROBE, *key, *about]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *about]).encode()).hexdigest()[:16]
 
     def write(folder: Path) -> None:
         with unchanged(model):
@@ -130,7 +130,8 @@ def _probe(
     def faster(first: Execution, other: Execution) -> Execution:
         """The first, unless the other one is clearly faster."""
         found = _rates(model, [first, other], pixels)
-        rates.update({_named(way): round(rate, 2) for way, rate in zip((first, other), found, strict=True)})
+        for way, rate in zip((first, other), found, strict=True):
+            rates[_named(way)] = max(round(rate, 2), rates.get(_named(way), 0.0))
         return other if found[1] > CLEAR * found[0] else first
 
     best = usual
@@ -193,12 +194,20 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
 def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
     """What a forward and a backward pass take."""
     execution.prepare(model).train()
+    _finish(image.device)
     started = time.perf_counter()
-    execution.forward(model, image).float().square().mean().backward()
-    model.zero_grad(set_to_none=True)
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
+    try:
+        execution.forward(model, image).float().square().mean().backward()
+        _finish(image.device)
+    finally:
+        model.zero_grad(set_to_none=True)
     return time.perf_counter() - started
+
+
+def _finish(where: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
 
 
 def _named(execution: Execution) -> str:

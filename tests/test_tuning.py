@@ -70,14 +70,22 @@ def test_what_is_hardly_faster_is_not_worth_leaving_the_usual_way(speeds):
     assert (found.execution.precision, found.execution.channels_last) == (torch.bfloat16, True)
 
 
-@pytest.mark.parametrize("busy", (range(4), range(4, 8), range(2, 6)))
-def test_a_busy_moment_does_not_decide(speeds, monkeypatch, busy):
-    speeds(bf16=2.0, fp32=1.0)
+@pytest.mark.parametrize(
+    ("busy", "given", "precision"),
+    (
+        (range(4), {"bf16": 2.0, "fp32": 1.0}, torch.bfloat16),
+        (range(4, 8), {"bf16": 1.0, "fp32": 2.0}, torch.float32),
+        (range(8, 12), {"bf16": 2.0, "fp32": 1.0, "contiguous": 0.5}, torch.bfloat16),
+    ),
+    ids=("first precision", "second precision", "first layout"),
+)
+def test_a_busy_moment_does_not_decide(speeds, monkeypatch, busy, given, precision):
+    speeds(**given)
     usual, passes = tuning._seconds, itertools.count()
-    monkeypatch.setattr(tuning, "_seconds", lambda *given: usual(*given) * (10 if next(passes) in busy else 1))
+    monkeypatch.setattr(tuning, "_seconds", lambda *asked: usual(*asked) * (10 if next(passes) in busy else 1))
     found = tuned()
-    assert found.execution.precision == torch.bfloat16
-    assert (found.rates["bf16 channels_last"], found.rates["fp32 channels_last"]) == (2.0, 1.0)
+    assert (found.execution.precision, found.execution.channels_last) == (precision, True)
+    assert (found.rates["bf16 channels_last"], found.rates["fp32 channels_last"]) == (given["bf16"], given["fp32"])
 
 
 def test_a_precision_that_was_asked_for_stays(speeds):
@@ -136,6 +144,37 @@ def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
     found = tuned()
     assert found.execution.channels_last
     assert found.rates["bf16 contiguous"] == 0
+
+
+def test_a_way_that_did_not_fit_is_tried_once_and_leaves_no_gradients(monkeypatch):
+    model, tried = nn.Conv2d(3, 1, 1), []
+
+    def forward(execution, model, image):
+        tried.append(execution.channels_last)
+        assert model.weight.grad is None
+        logits = model(image)
+        if not execution.channels_last:
+            logits.register_hook(full)
+        return logits
+
+    def full(gradient):
+        model.weight.grad = torch.zeros_like(model.weight)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(tuning.Execution, "forward", forward)
+    ways = [tuning.Execution(), tuning.Execution(channels_last=False)]
+    first, second = tuning._rates(model, ways, torch.rand(4, 3, 8, 8))
+    assert first > second == 0
+    assert tried.count(False) == 1
+
+
+def test_answers_of_an_older_measurement_are_not_used(speeds, monkeypatch):
+    tried = speeds()
+    tuned()
+    number = len(tried)
+    monkeypatch.setattr(tuning, "PROBE_VERSION", tuning.PROBE_VERSION + 1)
+    tuned()
+    assert len(tried) == 2 * number
 
 
 def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
