@@ -62,8 +62,7 @@ def main() -> None:
                 continue
             with profile(activities=activities, record_shapes=given.shapes) as found:
                 engine._step(*arguments)
-                if where.type == "cuda":
-                    torch.cuda.synchronize()
+                device.synchronize(where)
             break
     on_gpu = where.type == "cuda"
 

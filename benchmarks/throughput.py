@@ -78,6 +78,8 @@ def peer(encoder: str, size: int, batch: int, where: Any, tuned: bool, compiled:
     import torch
     from torch.utils.data import DataLoader
 
+    from segsweep import device
+
     name = encoder if encoder in smp.encoders.encoders else f"tu-{encoder}"
     model = smp.Unet(name, encoder_weights=None, classes=1).to(where)
     layout = torch.channels_last if tuned else torch.contiguous_format
@@ -116,7 +118,7 @@ def peer(encoder: str, size: int, batch: int, where: Any, tuned: bool, compiled:
             for image, mask in loader(Files(val_files, size)):
                 logits = forward(image)
                 smp.metrics.get_stats((logits.sigmoid() > 0.5).long(), mask.to(where).long(), "binary")
-        synchronize(where)
+        device.synchronize(where)
         return len(train_files) // batch * batch / (time.perf_counter() - started)
 
     return step, epoch
@@ -128,7 +130,7 @@ def ours(
     """The same of segsweep: its own loop, store, augmentation, loss, optimizer and evaluation."""
     import torch
 
-    from segsweep import engine, losses, optim
+    from segsweep import device, engine, losses, optim
     from segsweep.compose import configuration
     from segsweep.data.batches import EvalBatches, TrainBatches
     from segsweep.nn import UNet
@@ -179,7 +181,7 @@ def ours(
             model, train, val, loss, optimizer, schedule, names=names, epochs=progress.epoch + 1, **more
         ):
             shares.append(last.metrics["perf/data_share"])
-        synchronize(where)
+        device.synchronize(where)
         return len(train) * batch / (time.perf_counter() - started)
 
     shares: list[float] = []
@@ -188,19 +190,14 @@ def ours(
 
 def timed(where: Any, times: int, action: Callable[[], None]) -> float:
     """How often a second."""
-    synchronize(where)
+    from segsweep import device
+
+    device.synchronize(where)
     started = time.perf_counter()
     for _ in range(times):
         action()
-    synchronize(where)
+    device.synchronize(where)
     return times / (time.perf_counter() - started)
-
-
-def synchronize(where: Any) -> None:
-    import torch
-
-    if where.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:

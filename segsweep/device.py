@@ -176,6 +176,12 @@ def _quota() -> int:
         return 1 << 16
 
 
+def synchronize(where: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU always has."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
 def convolution_peak(where: torch.device, kind: torch.dtype) -> float:
     """FLOP/s of the fastest convolution, forward and backward, in this precision; measured once per machine.
 
@@ -208,8 +214,7 @@ def _convolution(where: torch.device, kind: torch.dtype, channels: int, side: in
         started = time.perf_counter()
         result = layer(image)
         result.backward(result)
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
+        synchronize(where)
         shortest = min(shortest, time.perf_counter() - started)
     return 3 * 2 * 9 * batch * (channels * side) ** 2 / shortest
 

@@ -154,7 +154,6 @@ def _fastest_batch(
     rates: dict[str, float],
 ) -> int:
     """The smallest batch that is about as fast as any, of those that fit the memory and leave enough steps."""
-    execution.prepare(model)
     found: dict[int, float] = {}
     for n in [n for n in BATCHES if n <= _largest(images)]:
         try:
@@ -194,20 +193,14 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
 def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
     """What a forward and a backward pass take."""
     execution.prepare(model).train()
-    _finish(image.device)
+    device.synchronize(image.device)
     started = time.perf_counter()
     try:
         execution.forward(model, image).float().square().mean().backward()
-        _finish(image.device)
+        device.synchronize(image.device)
     finally:
         model.zero_grad(set_to_none=True)
     return time.perf_counter() - started
-
-
-def _finish(where: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
 
 
 def _named(execution: Execution) -> str:
