@@ -76,8 +76,9 @@ def test_what_is_hardly_faster_is_not_worth_leaving_the_usual_way(speeds):
         (range(4), {"bf16": 2.0, "fp32": 1.0}, torch.bfloat16),
         (range(4, 8), {"bf16": 1.0, "fp32": 2.0}, torch.float32),
         (range(8, 12), {"bf16": 2.0, "fp32": 1.0, "contiguous": 0.5}, torch.bfloat16),
+        (range(8, 16, 2), {"bf16": 2.0, "fp32": 1.0, "contiguous": 0.5}, torch.bfloat16),
     ),
-    ids=("first precision", "second precision", "first layout"),
+    ids=("first precision", "second precision", "first layout", "first layout each time"),
 )
 def test_a_busy_moment_does_not_decide(speeds, monkeypatch, busy, given, precision):
     speeds(**given)
