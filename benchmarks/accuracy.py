@@ -40,6 +40,16 @@ from measure import RAW, ROOT, machine
 PEER_LR = 2e-4
 RESAMPLES = 10_000
 LARGEST = (1024, 1024)  # canvases beyond are scored in tiles
+KEPT = (  # of a run's summary.json
+    "val/iou",
+    "best/epoch",
+    "epochs",
+    "seconds",
+    "precision",
+    "channels_last",
+    "weights_source",
+    "perf/images_per_s",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
     from segsweep import device
     from segsweep.checkpoint import describe, load_model
     from segsweep.compose import configuration
-    from segsweep.run import load
+    from segsweep.prepare import load
 
     with tempfile.TemporaryDirectory() as outputs:
         folder = Path(outputs) / "run"
@@ -83,8 +93,7 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
         said = json.loads((folder / "summary.json").read_text())
         model = load_model(folder / "best.safetensors", device.find("auto"))
         found, mirrored = twice(model, load(configuration(overrides(task)).data), about["size"], about["resize"])
-    kept = ("val/iou", "best/epoch", "epochs", "seconds", "precision", "weights_source", "perf/images_per_s")
-    return found, {"resize": about["resize"], **{name: said.get(name) for name in kept}, **mirrored}
+    return found, {"resize": about["resize"], **{name: said.get(name) for name in KEPT}, **mirrored}
 
 
 def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "", tta: str = "none") -> Any:
@@ -121,7 +130,7 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
     from segsweep import device
     from segsweep.compose import configuration
     from segsweep.nn.encoder import Encoder
-    from segsweep.run import load
+    from segsweep.prepare import load
 
     asked = TASKS[task]
     config = configuration(overrides(task))
@@ -261,11 +270,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             named = f" (`{theirs}`)" if theirs else ""
             between = f"{np.percentile(gain, 2.5):+.3f} to {np.percentile(gain, 97.5):+.3f}"
             against = f"{mean:+.3f}{named} | {between}"
+        commits = ", ".join(sorted({f"{row['commit'][:7]}{' dirty' * row['dirty']}" for row in own}))
         deviation = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
         lines.append(
             f"| {task}, {part} | {who}{f' `{more}`' if more else ''} | {budget} | {len(own)} "
             f"| {statistics.mean(scores):.3f}{deviation} | {', '.join(by_seed)} | {mirrored} "
-            f"| {low:.3f} to {high:.3f} | {against or ' | '} | {own[0]['commit'][:7]} |"
+            f"| {low:.3f} to {high:.3f} | {against or ' | '} | {commits} |"
         )
     return "\n".join(lines)
 

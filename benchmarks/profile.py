@@ -28,7 +28,7 @@ def main() -> None:
     from segsweep.data.batches import TrainBatches
     from segsweep.execution import Execution
     from segsweep.nn import UNet
-    from segsweep.run import load
+    from segsweep.prepare import load
 
     where = device.find("auto")
     device.set_threads()

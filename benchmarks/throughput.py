@@ -134,7 +134,7 @@ def ours(
     from segsweep.compose import configuration
     from segsweep.data.batches import EvalBatches, TrainBatches
     from segsweep.nn import UNet
-    from segsweep.run import load
+    from segsweep.prepare import load
     from segsweep.tuning import tune
 
     config = configuration(["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]"])

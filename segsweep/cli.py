@@ -144,7 +144,7 @@ def _data(options: argparse.Namespace) -> int:
     from segsweep.compose import configuration
     from segsweep.data.dataset import spread
     from segsweep.paths import outputs
-    from segsweep.run import load
+    from segsweep.prepare import load
 
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
@@ -251,7 +251,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from segsweep import console, tracking
     from segsweep.compose import of_run
-    from segsweep.run import load
+    from segsweep.prepare import load
     from segsweep.use.evaluate import evaluate
 
     found = _found(options.run)
@@ -344,7 +344,7 @@ def _own_data(folder: Path | None) -> "Dataset | None":
     """The data that a run was trained on; None, and a note, where they cannot be had."""
     from segsweep import console
     from segsweep.compose import of_run
-    from segsweep.run import load
+    from segsweep.prepare import load
 
     if folder is None:
         return None

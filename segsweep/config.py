@@ -1,8 +1,8 @@
 """Every key that can be set, with its type, its default and one line of help. Standard library only.
 
-The dataclasses are Hydra's schema; `train.py` turns the composed configuration into one `RunConfig`, and `run.py` turns
-that into keyword arguments: below it nothing knows of configuration. OmegaConf has neither `Literal` nor unions with
-containers, so such keys are typed `Any` and checked in `__post_init__`.
+The dataclasses are Hydra's schema; `train.py` turns the composed configuration into one `RunConfig`, and `prepare.py`
+turns that into keyword arguments: below it nothing knows of configuration. OmegaConf has neither `Literal` nor unions
+with containers, so such keys are typed `Any` and checked in `__post_init__`.
 """
 
 import math
@@ -27,6 +27,7 @@ def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
 
 SOURCES = ("folder", "shapes", "camvid", "oxford_pets", "voc2012")  # segsweep/data/sources.py
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/losses.py
+EPOCHS = 10  # without train.epochs and train.time_budget
 
 
 def _check(holds: bool, name: str, value: Any, must: str) -> None:
@@ -395,6 +396,11 @@ class TrainConfig:
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             valid = self.device.startswith("cuda:") and self.device[5:].isdigit()
             _check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
+
+    @property
+    def length(self) -> int | None:
+        """How many epochs to train; None where the time budget alone decides."""
+        return self.epochs or (None if self.time_budget else EPOCHS)
 
 
 @dataclass

@@ -14,6 +14,7 @@ FLOORS = {
     "segsweep.cli": 4,
     "segsweep.compose": 4,
     "segsweep.run": 3,
+    "segsweep.prepare": 3,
     "segsweep.multirun": 3,
     "segsweep.use": 3,
     "segsweep.engine": 2,
@@ -43,14 +44,15 @@ FLOORS = {
     "segsweep.errors": 0,
     "segsweep.paths": 0,
 }
-# On floor 0 everybody may ask for these.
-# The door into Hydra, which both commands go through.
+# The door into Hydra, which both commands go through; a training, which is prepared and run.
 BESIDE = {
     ("segsweep.config", "segsweep.journal"),
+    ("segsweep.run", "segsweep.prepare"),
     ("train", "segsweep.compose"),
     ("segsweep.cli", "segsweep.compose"),
     ("hydra_plugins", "segsweep.compose"),
 }
+# On floor 0 everybody may ask for these.
 GROUND = {"segsweep.errors", "segsweep.paths", "segsweep"}
 ONLY_IN = {
     "torch": {
@@ -64,6 +66,7 @@ ONLY_IN = {
         "segsweep.losses",
         "segsweep.metrics",
         "segsweep.optim",
+        "segsweep.prepare",
         "segsweep.run",
         "segsweep.use",
     },
@@ -77,7 +80,7 @@ ONLY_IN = {
     "pandas": {"segsweep.cli", "segsweep.sweep"},
     "matplotlib": {"segsweep.figures", "segsweep.sweep"},
     "rich": {"segsweep.console", "segsweep.sweep"},
-    "segsweep.config": {"train", "segsweep.compose", "segsweep.run", "hydra_plugins"},
+    "segsweep.config": {"train", "segsweep.compose", "segsweep.prepare", "segsweep.run", "hydra_plugins"},
 }
 STANDARD_ONLY = {
     "segsweep.provenance",

@@ -20,7 +20,7 @@ from segsweep.data.images import read_image
 from segsweep.engine import own_grid
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet
-from segsweep.run import load
+from segsweep.prepare import load
 from segsweep.use import export as module
 from segsweep.use.demo import segment
 from segsweep.use.export import EQUAL, METADATA, TOLERANCE, Sizes, compare, export, levels, opened, preparation

@@ -47,7 +47,7 @@ def noise(*shape, high=256, dtype=np.uint8):
 def test_masks_are_those_that_training_scored(trained, images, tmp_path):
     """The command line's masks against the predictions of `engine.evaluate` on the same images and checkpoint."""
     from segsweep.compose import configuration
-    from segsweep.run import load
+    from segsweep.prepare import load
 
     typed = [str(t) for t in (trained.folder / ".hydra" / "overrides.yaml").read_text().splitlines()]
     data = load(configuration([*TINY, *(t.removeprefix("- ") for t in typed)]).data)
