@@ -41,6 +41,8 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """A mask as `h w` of codes, uint8 or int32: its numbers as stored, palettes as indices; colours above `COLOR`.
 
+    Those who write GIFs number a palette anew in each file, so there the colours count, and grey ones are numbers.
+
     Raises:
         DataError: not an image, several channels that are no colour, or values that are no whole numbers.
     """
@@ -100,14 +102,15 @@ def _pixels(path: Path, opened: Image.Image, page: int, is_mask: bool) -> np.nda
                 f"{path}: its {getattr(opened, 'n_frames', 1)} pages are of several sizes. Save the one that counts."
             )
     image = ImageOps.exif_transpose(opened)
+    indices = is_mask and opened.format != "GIF"
     if image.mode in ("1", "LA"):
         image = image.convert("L")
     elif image.mode in ("P", "PA"):
-        image = image if is_mask else image.convert("RGBA").convert("RGB")
+        image = image if indices else image.convert("RGBA").convert("RGB")
     elif image.mode not in GREY:
         image = image.convert("RGB")
     pixels = np.asarray(image)
-    if opened.mode in ("P", "PA") and pixels.ndim == 3 and (is_mask or (pixels == pixels[..., :1]).all()):
+    if opened.mode in ("P", "PA") and pixels.ndim == 3 and (indices or (pixels == pixels[..., :1]).all()):
         pixels = pixels[..., 0]  # a grey image may come palette-coded; a mask's indices may have alpha beside them
     return pixels if pixels.ndim == 3 else pixels[..., None]
 

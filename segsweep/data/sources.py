@@ -13,7 +13,7 @@ from segsweep.paths import cache, made
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -268,11 +268,12 @@ def _listed(table: Path, root: str | None) -> Found:
             f"{table}: needs the columns image and mask and a row below them; has {sorted(map(str, columns))}."
         )
     samples, problems = [], []
+    elsewhere = "; data.root=DIR names the folder above all"
     for number, row in enumerate(rows, start=2):
         paths = [(base / (row[name] or "")).resolve() for name in ("image", "mask")]
         split, fold = row.get("split") or None, row.get("fold") or None
         wrong = [
-            f"{row[name]}: not a file below {base}"
+            f"{row[name]}: not a file below {base}{'' if path.is_relative_to(base) else elsewhere}"
             for name, path in zip(("image", "mask"), paths, strict=True)
             if not path.is_relative_to(base) or not path.is_file()
         ]

@@ -147,6 +147,7 @@ def _row(folder: Path) -> dict[str, Any]:
     return {
         "run": str(folder),
         "data": f"{start['config'].get('data', {}).get('name', '')} {start.get('data_digest', '')[:8]}",
+        "digest": start.get("data_digest", ""),
         **dict(journal.flat(start["config"])),
         **{name: best.get(name) for name in SCORES if name.startswith("val/")},
         "test/iou": end.get("test/iou"),
@@ -166,7 +167,7 @@ def _differing(rows: pd.DataFrame) -> list[str]:
 
 def _several(rows: pd.DataFrame) -> bool:
     """Whether the runs saw other files, whatever they are called."""
-    return rows["data"].str.rpartition(" ")[2].nunique() > 1
+    return rows["digest"].nunique() > 1
 
 
 def _typed(value: Any) -> str:

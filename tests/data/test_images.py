@@ -231,7 +231,7 @@ def test_an_orientation_that_means_nothing_is_ignored(tmp_path, orientation):
     assert np.array_equal(read_mask(path), pixels)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp", "gif"])
 @pytest.mark.parametrize("read", [read_image, read_mask])
 def test_a_truncated_file_is_refused_by_name(tmp_path, suffix, read):
     path = saved(tmp_path / f"a.{suffix}", noise(64, 64))
@@ -541,11 +541,26 @@ def test_pages_of_several_sizes_are_refused(tmp_path, read, order):
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
-@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
 def test_moving_pictures_are_refused_with_their_number_of_frames(tmp_path, read, suffix):
     frames = [Image.fromarray(noise(HEIGHT, WIDTH, 3) // (n + 1)) for n in range(3)]
     with pytest.raises(DataError, match=rf"a\.{suffix}: holds 3 frames"):
         read(pages(tmp_path / f"a.{suffix}", frames))
+
+
+def test_a_gif_is_its_colours_however_its_palette_is_numbered(tmp_path):
+    ink = noise(high=2)
+    for name, indices, colors in (
+        ("a", ink, [(0, 0, 0), (255, 255, 255)]),
+        ("b", 1 - ink, [(255, 255, 255), (0, 0, 0)]),
+    ):
+        path = saved(tmp_path / f"{name}.gif", with_palette(indices, colors))
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), indices)  # Pillow kept the numbers
+        assert np.array_equal(read_mask(path), 255 * ink)
+        same(read_image(path), np.uint8(255 * ink)[..., None])
+    green = saved(tmp_path / "c.gif", with_palette(ink, [(0, 0, 0), (0, 128, 0)]))
+    assert np.array_equal(read_mask(green), np.where(ink, code((0, 128, 0)), code((0, 0, 0))))
 
 
 def test_a_photo_with_its_preview_behind_it_is_the_photo(tmp_path):
