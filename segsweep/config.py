@@ -197,6 +197,7 @@ class DataConfig:
     balance: float = key(
         0.0, "how far images with much of rare classes are shown more often: 0 not, 1 by their pixels' rarity"
     )
+    repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
     download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first")
@@ -237,6 +238,7 @@ class DataConfig:
             _check(valid, "data.tile", self.tile, "[height,width], 32 pixels or more each, as [1024,1024]")
             if self.resize != "crop":
                 raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
+        _check(_is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
         _check(_is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         _check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),
@@ -344,7 +346,7 @@ class TrackingConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: int | None = key(None, "passes over the training split; default: 10, or as many as time_budget allows")
+    epochs: int | None = key(None, "default: 10, or as many as time_budget allows; their size: data.repeats")
     time_budget: float | None = key(
         None, "seconds for training and validation; with epochs too, the first reached ends"
     )

@@ -53,6 +53,8 @@ def data_summary(summary: Mapping[str, Any]) -> str:
     rows.append(("pixels", f"  {summary['dtype']}, {low:g} to {high:g}; {channels}"))
     rows.append(("copies", f"  {summary['copies'] or 'none'}"))
     rows.append(("digest", f"  {summary['digest']}"))
+    if summary["repeats"] > 1:
+        rows.append(("an epoch", f"  shows each training image {summary['repeats']} times (data.repeats)"))
     return "\n".join(map(_row, rows))
 
 
@@ -90,7 +92,8 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
         rows.append(("", ""))
         rows.append(("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}"))
     images = ", ".join(f"{n} {part}" for part, n in summary["images"].items())
-    rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
+    often = f"; an epoch shows each {summary['repeats']} times" if summary["repeats"] > 1 else ""
+    rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes{often}"))
     warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""
     fixed = summary["input_size"]
     size = f", runs at {fixed[0]}x{fixed[1]} on a resized image" if fixed else ""

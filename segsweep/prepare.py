@@ -26,6 +26,7 @@ from segsweep.tuning import Tuned, tune
 
 log = logging.getLogger(__name__)
 
+SHORTEST = 180  # images that an epoch shows at least, with data.repeats=auto: as many as data=shapes has
 CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 
@@ -98,7 +99,7 @@ def prepare(config: RunConfig, before: Mapping[str, Any]) -> Prepared:
     Raises:
         ConfigError, DataError: what the user can mend.
     """
-    train, data = config.train, config.data
+    train = config.train
     where = device.find(train.device)
     device.set_threads()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
@@ -113,18 +114,19 @@ def prepare(config: RunConfig, before: Mapping[str, Any]) -> Prepared:
     )
 
     dataset = load(config.data, train.workers)
-    shown = len(dataset.shown)
+    config = _decided(config, dataset, before["weights_source"] if before else found.source, before)
+    data = config.data
+    dataset = replace(dataset, repeats=data.repeats)
+    shown, images = len(dataset.shown), len(dataset.parts["train"])
     if train.batch_size != "auto" and train.batch_size > shown:
         raise ConfigError(
-            f"train.batch_size={train.batch_size}: larger than the training split of {shown} images. "
-            f"Try train.batch_size={_power_of_two(shown)}."
+            f"train.batch_size={train.batch_size}: larger than an epoch of {shown} images. "
+            f"Try train.batch_size={_power_of_two(shown)}, or data.repeats={math.ceil(train.batch_size / images)}."
         )
     console.note(console.data_summary(dataset.summary()) + "\n")
     for warning in dataset.warnings():
         log.warning("data: %s", warning)
     labels, pixels = dataset.labels, dataset.store
-    config = _decided(config, dataset, before["weights_source"] if before else found.source, before)
-    data = config.data
     pixels.to(where)
 
     torch.manual_seed(train.seed)
@@ -182,13 +184,15 @@ def _decided(config: RunConfig, dataset: Dataset, weights_source: str, before: M
     rates = catalog.RATES[probe(config.encoder.name).kind]
     lr, scale = rates.lr, 1.0 if weights_source == "random" else rates.encoder_lr_scale
     resize = _resize(dataset, config.data.size)
+    repeats = math.ceil(SHORTEST / len(dataset.parts["train"]))
     if before:
         lr, scale = (before["config"]["optim"][name] for name in ("lr", "encoder_lr_scale"))
-        resize = before["config"]["data"]["resize"]
+        resize, repeats = before["config"]["data"]["resize"], before["config"]["data"].get("repeats", 1)
     steps, data = config.optim, config.data
     steps = replace(steps, lr=lr) if steps.lr == "auto" else steps
     steps = replace(steps, encoder_lr_scale=scale) if steps.encoder_lr_scale == "auto" else steps
     data = replace(data, resize=resize) if data.resize == "auto" else data
+    data = replace(data, repeats=repeats) if data.repeats == "auto" else data
     return replace(config, optim=steps, data=data, tracking=replace(config.tracking, experiment=config.experiment))
 
 

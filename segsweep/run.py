@@ -433,6 +433,7 @@ def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], sta
             "data": config.data.name,
             "classes": list(prepared.data.labels.names),
             "images": {part: len(indices) for part, indices in prepared.data.parts.items()},
+            "repeats": prepared.data.repeats,
         }
     )
     save_json(folder / "summary.json", summary)

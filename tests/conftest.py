@@ -20,7 +20,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
 
 # timm's smallest models: a pretrained encoder is not the point of most tests.
-TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32")
+TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32", "data.repeats=1")
 
 COMPILER = ("Inductor", "subproc_worker", "tqdm_monitor", "Dummy-")  # threads of torch.compile, which it keeps
 

@@ -26,6 +26,7 @@ from segsweep.checkpoint import describe, load_model
 
 ROOT = Path(train.__file__).parent
 SMALL = (*TINY, "train.epochs=2", "train.batch_size=4", "data.size=[32,32]", "tracking=none")
+AS_OFTEN_AS_EVER = tuple(arg for arg in SMALL if not arg.startswith("data.repeats"))
 
 
 def folder_data(root):
@@ -191,9 +192,9 @@ def parts_of(folder):
     return {part: [row["key"] for row in rows if row["split"] == part] for part in {row["split"] for row in rows}}
 
 
-def ran(outputs, *typed):
+def ran(outputs, *typed, small=SMALL):
     """The folder of a small run, and the record of its end."""
-    assert train.main([*SMALL, *typed]) == 0
+    assert train.main([*small, *typed]) == 0
     (folder,) = run_folders(outputs)
     records = journal.read(folder)
     assert all(math.isfinite(r["train/loss"]) and math.isfinite(r["val/loss"]) for r in journal.epochs(records))
@@ -215,9 +216,8 @@ def test_split_csv_tells_where_every_pair_lies(pairs, outputs):
 @pytest.mark.parametrize("splits", [("",), ("train", "val", "test")], ids=["ours", "given"])
 def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outputs):
     root = pairs(12, splits)
-    folder, end = ran(
-        outputs, *folder_data(root), "debug=overfit", "data.overfit=3", "train.epochs=25", "train.batch_size=10"
-    )
+    typed = ("debug=overfit", "data.overfit=3", "train.epochs=25", "train.batch_size=10")
+    folder, end = ran(outputs, *folder_data(root), *typed, small=AS_OFTEN_AS_EVER)
     parts = parts_of(folder)
     assert parts.keys() == {"train", "val"}
     assert parts["train"] == parts["val"]
@@ -236,9 +236,9 @@ def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outp
 
 def test_overfit_shows_each_image_ten_times_an_epoch(pairs, outputs, capsys):
     typed = (*folder_data(pairs(12)), "debug=overfit", "data.overfit=2")
-    assert train.main([*SMALL, *typed, "train.batch_size=21"]) == 2
-    assert "larger than the training split of 20 images" in capsys.readouterr().err
-    ran(outputs, *typed, "train.batch_size=20", "train.epochs=1")
+    assert train.main([*AS_OFTEN_AS_EVER, *typed, "train.batch_size=21"]) == 2
+    assert "larger than an epoch of 20 images. Try train.batch_size=16, or data.repeats=11" in capsys.readouterr().err
+    ran(outputs, *typed, "train.batch_size=20", "train.epochs=1", small=AS_OFTEN_AS_EVER)
 
 
 def test_overfit_sets_what_the_command_line_does_not(capsys):
@@ -439,7 +439,7 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
         (["data=shapes", "data.images=/tmp"], 2, "Add data=folder"),
         (["hydra.run.dir="], 2, "hydra.run.dir is empty"),
         (["lr"], 2, "lr: cannot be read as KEY=VALUE"),
-        (["train.batch_size=4096"], 2, "larger than the training split"),
+        (["train.batch_size=4096"], 2, "larger than an epoch of 8 images"),
         (["loss=bse"], 2, "Try loss=bce"),
         (["loss.name=ce"], 2, "loss.name: no such key"),
         (["loss.dice_weight=0.3"], 2, "loss.dice_weight: no such key"),
@@ -605,6 +605,22 @@ def test_time_budget_alone_sets_the_length(pairs, outputs):
     records = journal.read(run_folders(outputs)[0])
     assert records[-1]["reason"] == "time budget of 3 s"
     assert len(journal.epochs(records)) > 1
+
+
+def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, capsys):
+    folder, _ = ran(outputs, *folder_data(pairs(12)), "train.epochs=1", small=AS_OFTEN_AS_EVER)
+    start = journal.read(folder)[0]
+    often = start["config"]["data"]["repeats"]
+    assert often == math.ceil(180 / start["data/train"]) > 10
+    printed = capsys.readouterr()
+    assert f"shows each training image {often} times" in printed.err
+    assert f"an epoch shows each {often} times" in printed.out
+    assert json.loads((folder / "summary.json").read_text())["repeats"] == often
+    # What was chosen once stays.
+    path = folder / journal.NAME
+    path.write_text(path.read_text().replace(f'"repeats": {often}', '"repeats": 2'))
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
+    assert journal.last_start(journal.read(folder))["config"]["data"]["repeats"] == 2
 
 
 def test_patience_ends_early(pairs, outputs):

@@ -15,7 +15,6 @@ from segsweep.data.store import Progress, Store, open_store
 from segsweep.errors import DataError
 
 SPLIT = "split.csv"
-REPEATED = 10  # times an epoch shows each image that is overfitted on
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ class Dataset:
             "dtype": str(self.store.dtype),
             "range": self.store.range,
             "copies": len(self.copies),
+            "repeats": self.repeats,
             "parts": parts,
         }
 
@@ -171,7 +171,7 @@ def open_dataset(
 
     Args:
         name: of the source.
-        overfit: train and validate on this many training images alone, each shown `REPEATED` times an epoch.
+        overfit: train and validate on this many training images alone.
         workers: decoding threads.
         progress: wraps the iterator over decoded samples; also given their number and a title.
         The others are the `data.*` keys of the same names; shares is data.split.
@@ -207,7 +207,7 @@ def open_dataset(
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked)
         if overfit:
             chosen = _chosen(dataset, overfit)
-            dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False, repeats=REPEATED)
+            dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False)
         for part in dataset.parts:
             _refuse_empty(part, dataset.counts(part), meaning.names)
     except DataError as error:
