@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import journal
-from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, prepare, recorded, to_config
+from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, recorded, register_schema, to_config
 from segsweep.config import keys
 from segsweep.errors import ConfigError, Terminated, terminable
 from segsweep.paths import CHECKOUT, outputs, quoted
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     143 terminated. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    prepare()
+    register_schema()
     OmegaConf.register_new_resolver("help", _help, replace=True)
     spared = _named_folder(argv)
     code = 0

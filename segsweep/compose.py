@@ -24,7 +24,7 @@ STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 FAILURES = (HydraException, OmegaConfBaseException)
 
 
-def prepare() -> None:
+def register_schema() -> None:
     """Tell Hydra our schema, and have its errors raised instead of printed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     ConfigStore.instance().store("schema", RunConfig)
@@ -51,7 +51,7 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: anything wrong with them, in one line.
     """
-    prepare()
+    register_schema()
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
             return to_config(compose("config", list(overrides)))

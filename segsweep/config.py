@@ -163,7 +163,7 @@ class DataConfig:
     )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(
-        None, "a CSV with the columns image and mask, optionally split, group, fold; paths below it"
+        None, "a CSV with the columns image and mask, optionally split, group, fold; paths below its folder or root"
     )
     split: list[float] = key(
         [0.8, 0.2], "shares of train and val, or train, val and test, where the data have no split"
@@ -346,7 +346,7 @@ class TrackingConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: int | None = key(None, "default: 10, or as many as time_budget allows; their size: data.repeats")
+    epochs: int | None = key(None, "to train; default: 10, or as many as time_budget allows; their size: data.repeats")
     time_budget: float | None = key(
         None, "seconds for training and validation; with epochs too, the first reached ends"
     )
@@ -400,7 +400,7 @@ class TrainConfig:
             _check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
 
     @property
-    def length(self) -> int | None:
+    def epoch_limit(self) -> int | None:
         """How many epochs to train; None where the time budget alone decides."""
         return self.epochs or (None if self.time_budget else EPOCHS)
 

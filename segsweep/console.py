@@ -34,8 +34,8 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
     )
 
 
-def data_summary(summary: Mapping[str, Any]) -> str:
-    """What a data set holds, as `segsweep.data.dataset.Dataset.summary` counts it."""
+def data_summary(summary: Mapping[str, Any], repeats: int = 1) -> str:
+    """What a data set holds, as `segsweep.data.dataset.Dataset.summary` counts it, and how often an epoch shows it."""
     parts = summary["parts"]
 
     def line(title: str, values: Iterable[str]) -> tuple[str, str]:
@@ -53,8 +53,8 @@ def data_summary(summary: Mapping[str, Any]) -> str:
     rows.append(("pixels", f"  {summary['dtype']}, {low:g} to {high:g}; {channels}"))
     rows.append(("copies", f"  {summary['copies'] or 'none'}"))
     rows.append(("digest", f"  {summary['digest']}"))
-    if summary["repeats"] > 1:
-        rows.append(("an epoch", f"  shows each training image {summary['repeats']} times (data.repeats)"))
+    if repeats > 1:
+        rows.append(("an epoch", f"  shows each training image {repeats} times (data.repeats)"))
     return "\n".join(map(_row, rows))
 
 

@@ -76,7 +76,8 @@ class Prepared:
         return TrainBatches(
             self.data.store,
             self.data.labels,
-            self.data.shown,
+            self.data.parts["train"],
+            repeats=data.repeats,
             rarity=self.data.rarity(data.balance) if data.balance else None,
             size=(data.size[0], data.size[1]),
             resize=data.resize,
@@ -116,14 +117,14 @@ def prepare(config: RunConfig, before: Mapping[str, Any]) -> Prepared:
     dataset = load(config.data, train.workers)
     config = _decided(config, dataset, before["weights_source"] if before else found.source, before)
     data = config.data
-    dataset = replace(dataset, repeats=data.repeats)
-    shown, images = len(dataset.shown), len(dataset.parts["train"])
+    images = len(dataset.parts["train"])
+    shown = images * data.repeats
     if train.batch_size != "auto" and train.batch_size > shown:
         raise ConfigError(
             f"train.batch_size={train.batch_size}: larger than an epoch of {shown} images. "
             f"Try train.batch_size={_power_of_two(shown)}, or data.repeats={math.ceil(train.batch_size / images)}."
         )
-    console.note(console.data_summary(dataset.summary()) + "\n")
+    console.note(console.data_summary(dataset.summary(), data.repeats) + "\n")
     for warning in dataset.warnings():
         log.warning("data: %s", warning)
     labels, pixels = dataset.labels, dataset.store
@@ -184,10 +185,12 @@ def _decided(config: RunConfig, dataset: Dataset, weights_source: str, before: M
     rates = catalog.RATES[probe(config.encoder.name).kind]
     lr, scale = rates.lr, 1.0 if weights_source == "random" else rates.encoder_lr_scale
     resize = _resize(dataset, config.data.size)
-    repeats = math.ceil(SHORTEST / len(dataset.parts["train"]))
+    repeats = _repeats(dataset, config.data.folds)
     if before:
         lr, scale = (before["config"]["optim"][name] for name in ("lr", "encoder_lr_scale"))
-        resize, repeats = before["config"]["data"]["resize"], before["config"]["data"].get("repeats", 1)
+        resize = before["config"]["data"]["resize"]
+        # Of a run from before there was the key.
+        repeats = before["config"]["data"].get("repeats", 10 if config.data.overfit else 1)
     steps, data = config.optim, config.data
     steps = replace(steps, lr=lr) if steps.lr == "auto" else steps
     steps = replace(steps, encoder_lr_scale=scale) if steps.encoder_lr_scale == "auto" else steps
@@ -198,9 +201,17 @@ def _decided(config: RunConfig, dataset: Dataset, weights_source: str, before: M
 
 def _resize(dataset: Dataset, canvas: Sequence[int]) -> str:
     """Crop where the typical image is one to two canvases a side: nothing is shrunk, and a crop sees much of it."""
-    sizes = [(row.height, row.width) for row in (dataset.store.rows[i] for i in dataset.shown)]
+    sizes = [(row.height, row.width) for row in (dataset.store.rows[i] for i in dataset.parts["train"])]
     sides = median(max(height / canvas[0], width / canvas[1]) for height, width in sizes)
     return "crop" if 1 <= sides <= CROPPED else "pad"
+
+
+def _repeats(dataset: Dataset, folds: int | None) -> int:
+    """How often an epoch shows each image, so that it has enough of them; the same in all folds."""
+    images = len(dataset.parts["train"])
+    if folds:
+        images = (images + len(dataset.parts["val"])) * (folds - 1) // folds
+    return math.ceil(SHORTEST / max(images, 1))
 
 
 def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device, before: Mapping[str, Any]) -> Tuned:
@@ -213,7 +224,7 @@ def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device
         execution = Execution(kind, layout, before.get("compiled", False))
         batch_size = asked or before["micro_batch"]
         return Tuned(execution, batch_size, before.get("probed", {}), before.get("convolution_peak", 0.0))
-    epochs, shown = train.length, len(dataset.shown)
+    epochs, shown = train.epoch_limit, data.repeats * len(dataset.parts["train"])
     return tune(
         model,
         [config.encoder.name.partition(".")[0], model.arguments["width"], config.decoder.norm, train.checkpointing],

@@ -64,7 +64,7 @@ def run(
         if records and not resuming:
             raise ConfigError(f"{folder}: holds a run already. Go on with it: resume={folder}; or give another folder.")
         _refuse_complete(config, folder, records)
-        prepared = prepare(config, _recorded(folder, records))
+        prepared = prepare(config, _start(folder, records))
         if records:
             _go_on(prepared, folder, records)
     except BaseException as error:
@@ -93,7 +93,7 @@ def _work(prepared: Prepared, images_per_s: float) -> dict[str, float]:
 def _refuse_complete(config: RunConfig, folder: Path, records: list[dict[str, Any]]) -> None:
     if not records or records[-1].get("status") != "complete":
         return
-    done, epochs = len(journal.epochs(records)), config.train.length
+    done, epochs = len(journal.epochs(records)), config.train.epoch_limit
     before = journal.last_start(records)["config"]["train"]
     unchanged = (before["epochs"], before["time_budget"]) == (config.train.epochs, config.train.time_budget)
     if config.train.test and not before.get("test", True):
@@ -103,7 +103,7 @@ def _refuse_complete(config: RunConfig, folder: Path, records: list[dict[str, An
         raise ConfigError(f"resume={folder}: complete after {done} epochs. Go further with {more}.")
 
 
-def _recorded(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _start(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The `start` record of the run to go on with; empty where there is no checkpoint yet."""
     if not records or (folder / LAST).exists():
         return journal.last_start(records)
@@ -130,7 +130,7 @@ def _train(
     prepared: Prepared, folder: Path, records: list[dict[str, Any]], argv: Sequence[str], hydra_files: Mapping[str, str]
 ) -> int:
     config, progress = prepared.config, prepared.progress
-    epochs = config.train.length
+    epochs = config.train.epoch_limit
     track = Background(config.tracking.timeout) if _tracked(config) else None
     send = partial(tracking.sync, folder, config.tracking.uri)
     with Journal(folder) as book:
@@ -247,7 +247,7 @@ def _write_start(
         commit=commit,
         dirty=dirty,
         config=asdict(prepared.config),
-        epochs=prepared.config.train.length,
+        epochs=prepared.config.train.epoch_limit,
         weights_source=prepared.weights_source,
         parameters=parameters,
         decoder_width=prepared.model.arguments["width"],
@@ -433,7 +433,7 @@ def _write_summary(prepared: Prepared, folder: Path, end: Mapping[str, Any], sta
             "data": config.data.name,
             "classes": list(prepared.data.labels.names),
             "images": {part: len(indices) for part, indices in prepared.data.parts.items()},
-            "repeats": prepared.data.repeats,
+            "repeats": config.data.repeats,
         }
     )
     save_json(folder / "summary.json", summary)

@@ -75,7 +75,7 @@ def tune(
         size, channels: of the images.
         precision, compile: as in `train.*`.
         batch_size: images of a micro-batch; None: the smallest that is as fast as any.
-        images: of the training split.
+        images: that an epoch shows.
         expected_images: that the training will see, over all epochs; infinite where time alone ends it.
         time_budget: seconds that the training may take.
         deterministic: choose nothing by time.
@@ -207,5 +207,5 @@ def _named(execution: Execution) -> str:
 
 
 def _largest(images: int) -> int:
-    """The largest batch of a training split that leaves enough steps in an epoch."""
+    """The largest batch that leaves enough steps in an epoch of that many images."""
     return max(BATCHES[0], *(n for n in BATCHES if n * STEPS <= images), 0)

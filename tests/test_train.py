@@ -21,7 +21,7 @@ from conftest import TINY
 from PIL import Image
 
 import train
-from segsweep import journal, losses, run, tracking
+from segsweep import journal, losses, prepare, run, tracking
 from segsweep.checkpoint import describe, load_model
 
 ROOT = Path(train.__file__).parent
@@ -216,7 +216,7 @@ def test_split_csv_tells_where_every_pair_lies(pairs, outputs):
 @pytest.mark.parametrize("splits", [("",), ("train", "val", "test")], ids=["ours", "given"])
 def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outputs):
     root = pairs(12, splits)
-    typed = ("debug=overfit", "data.overfit=3", "train.epochs=25", "train.batch_size=10")
+    typed = ("debug=overfit", "data.overfit=3", "train.epochs=5", "train.batch_size=10")
     folder, end = ran(outputs, *folder_data(root), *typed, small=AS_OFTEN_AS_EVER)
     parts = parts_of(folder)
     assert parts.keys() == {"train", "val"}
@@ -234,11 +234,11 @@ def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outp
     assert end["val/iou"] > 0.8  # bright squares are learnt by heart
 
 
-def test_overfit_shows_each_image_ten_times_an_epoch(pairs, outputs, capsys):
+def test_overfit_shows_its_few_images_until_an_epoch_is_long_enough(pairs, outputs, capsys):
     typed = (*folder_data(pairs(12)), "debug=overfit", "data.overfit=2")
-    assert train.main([*AS_OFTEN_AS_EVER, *typed, "train.batch_size=21"]) == 2
-    assert "larger than an epoch of 20 images. Try train.batch_size=16, or data.repeats=11" in capsys.readouterr().err
-    ran(outputs, *typed, "train.batch_size=20", "train.epochs=1", small=AS_OFTEN_AS_EVER)
+    assert train.main([*AS_OFTEN_AS_EVER, *typed, "train.batch_size=181"]) == 2
+    assert "larger than an epoch of 180 images. Try train.batch_size=128, or data.repeats=91" in capsys.readouterr().err
+    ran(outputs, *typed, "train.batch_size=180", "train.epochs=1", small=AS_OFTEN_AS_EVER)
 
 
 def test_overfit_sets_what_the_command_line_does_not(capsys):
@@ -588,6 +588,22 @@ def test_resume_refuses_changed_data(pairs, outputs, capsys):
     assert "data have changed" in capsys.readouterr().err
 
 
+def test_resume_refuses_changed_data_before_the_first_checkpoint_too(pairs, outputs, capsys):
+    root = pairs(12)
+    assert train.main([*SMALL, *folder_data(root)]) == 0
+    (folder,) = run_folders(outputs)
+    path = folder / journal.NAME  # killed in its first epoch
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    (folder / "last.pt").unlink()
+    before = (root / "images" / "000.png").read_bytes()
+    (root / "images" / "000.png").write_bytes((root / "images" / "001.png").read_bytes())
+    assert train.main([f"resume={folder}"]) == 3
+    assert "data have changed" in capsys.readouterr().err
+    (root / "images" / "000.png").write_bytes(before)
+    assert train.main([f"resume={folder}"]) == 0
+    assert [r["epoch"] for r in journal.epochs(journal.read(folder))] == [1, 2]
+
+
 def test_nan_stops_with_step_and_advice(pairs, outputs, capsys):
     code = train.main([*SMALL, *folder_data(pairs(12)), "optim=sgd", "optim.lr=1e30", "train.clip=0", "optim.warmup=0"])
     assert code == 5
@@ -616,11 +632,22 @@ def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, caps
     assert f"shows each training image {often} times" in printed.err
     assert f"an epoch shows each {often} times" in printed.out
     assert json.loads((folder / "summary.json").read_text())["repeats"] == often
-    # What was chosen once stays.
+    # What was chosen once stays; a run from before there was the key showed each image once.
     path = folder / journal.NAME
-    path.write_text(path.read_text().replace(f'"repeats": {often}', '"repeats": 2'))
-    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
-    assert journal.last_start(journal.read(folder))["config"]["data"]["repeats"] == 2
+    chosen, other = f'"repeats": {often}, ', '"repeats": 2, '
+    for epochs, before, after, stays in ((2, chosen, other, 2), (3, other, "", 1)):
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+        assert train.main([f"resume={folder}", f"train.epochs={epochs}"]) == 0
+        assert journal.last_start(journal.read(folder))["config"]["data"]["repeats"] == stays
+
+
+def test_all_folds_show_few_images_as_often():
+    parts = ({"train": range(9), "val": range(3)}, {"train": range(10), "val": range(2)})
+    found = {prepare._repeats(SimpleNamespace(parts=part), 5) for part in parts}
+    assert found == {20}
+    assert [prepare._repeats(SimpleNamespace(parts=part), None) for part in parts] == [20, 18]
+    assert prepare._repeats(SimpleNamespace(parts={"train": range(181)}), None) == 1
 
 
 def test_patience_ends_early(pairs, outputs):

@@ -105,16 +105,18 @@ class Source:
 class TrainBatches(Source):
     """Augmented batches of the training split.
 
-    An epoch shows every sample; the last batch is filled up from the next shuffle, so that all batches are full.
+    An epoch is one or more passes over the samples, each in an order of its own; the last batch is filled up from the
+    next pass, so that all batches are full.
 
     Args:
         indices: of the training samples.
         size: height and width of the canvas.
         resize: pad, squash or crop.
         batch_size: the global batch, over all ranks and micro-batches.
+        repeats: passes in an epoch.
         accumulate: micro-batches a batch is cut into.
         augmentation: the arguments of `segsweep.data.augment.draw`.
-        rarity: of each of `indices`: an epoch shows them as often, up to a common factor; default: each once.
+        rarity: of each of `indices`: a pass shows them as often, up to a common factor; default: each once.
         foreground: share of crops that are laid over a pixel of a random class of their image; of two classes, of the
             foreground.
         rank, world: this process's share of every batch.
@@ -132,6 +134,7 @@ class TrainBatches(Source):
         batch_size: int,
         seed: int,
         device: torch.device,
+        repeats: int = 1,
         accumulate: int = 1,
         augmentation: Mapping[str, float] | None = None,
         rarity: Sequence[float] | None = None,
@@ -143,6 +146,7 @@ class TrainBatches(Source):
         super().__init__(store, labels, size, resize, device, workers)
         self.indices = np.asarray(indices)
         self.batch_size = batch_size
+        self.repeats = repeats
         self.accumulate = accumulate
         self.augmentation = dict(augmentation or {})
         self.rarity = None if rarity is None else np.asarray(rarity) / sum(rarity)
@@ -152,7 +156,7 @@ class TrainBatches(Source):
 
     def __len__(self) -> int:
         """Optimizer steps in an epoch."""
-        return math.ceil(len(self.indices) / self.batch_size)
+        return math.ceil(self.repeats * len(self.indices) / self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Iterator[Batch]]:
         """The steps of epoch `number`, each an iterator over its micro-batches."""

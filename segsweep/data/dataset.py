@@ -29,7 +29,6 @@ class Dataset:
         store: the pixels.
         labels: the classes.
         asked_for_groups: groups are more than single images.
-        repeats: times that an epoch shows each training image.
     """
 
     samples: list[Sample]
@@ -39,12 +38,6 @@ class Dataset:
     store: Store
     labels: Labels
     asked_for_groups: bool = False
-    repeats: int = 1
-
-    @property
-    def shown(self) -> list[int]:
-        """The training samples, as often as an epoch shows them."""
-        return self.parts["train"] * self.repeats
 
     def counts(self, part: str) -> list[int]:
         """Pixels of each class in a part; last those that do not count."""
@@ -55,13 +48,13 @@ class Dataset:
         return found
 
     def rarity(self, balance: float) -> list[float]:
-        """How often an epoch shows each of `shown`, up to a common factor: (sum over c of p_c / P_c) ** balance.
+        """How often an epoch shows each training image, up to a common factor: (sum over c of p_c / P_c) ** balance.
 
         p_c: share of class c in the image's pixels that count; P_c: in the training split's.
         """
         table, totals = self.labels.table, self.counts("train")[:-1]
         found = []
-        for i in self.shown:
+        for i in self.parts["train"]:
             pixels = {int(table[v]): 0 for v in self.store.rows[i].values}
             for value, n in self.store.counts([i]).items():
                 pixels[int(table[value])] += n
@@ -106,7 +99,6 @@ class Dataset:
             "dtype": str(self.store.dtype),
             "range": self.store.range,
             "copies": len(self.copies),
-            "repeats": self.repeats,
             "parts": parts,
         }
 

@@ -268,7 +268,7 @@ def _listed(table: Path, root: str | None) -> Found:
             f"{table}: needs the columns image and mask and a row below them; has {sorted(map(str, columns))}."
         )
     samples, problems = [], []
-    elsewhere = "; data.root=DIR names the folder above all"
+    elsewhere = "; data.root=DIR: a folder that holds them all"
     for number, row in enumerate(rows, start=2):
         paths = [(base / (row[name] or "")).resolve() for name in ("image", "mask")]
         split, fold = row.get("split") or None, row.get("fold") or None

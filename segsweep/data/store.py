@@ -32,7 +32,7 @@ from segsweep.paths import cache, made
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
-VERSION = 3
+VERSION = 4
 STOP = 20  # problems after which no more are looked for
 SAMPLED = 4_000_000  # pixels that percentiles are taken from
 

@@ -439,6 +439,17 @@ def test_every_epoch_shows_every_sample_and_every_batch_is_full(tmp_path, n, bat
         assert sorted(shown[:n]) == list(range(n))
 
 
+@pytest.mark.parametrize("batch_size", [4, 5, 16])
+def test_an_epoch_of_several_passes_shows_every_sample_in_each(tmp_path, batch_size):
+    batches = trained(noisy(tmp_path, [(32, 40)] * 6), batch_size=batch_size, repeats=3)
+    steps = epoch(batches, 1)
+    assert len(steps) == len(batches) == -(-18 // batch_size)
+    shown = [i for step in steps for i in joined(step)[0]]
+    passes = [shown[start : start + 6] for start in (0, 6, 12)]
+    assert all(sorted(one) == list(range(6)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
 def test_a_batch_may_be_larger_than_the_set(tmp_path):
     ((batch,),) = epoch(trained(noisy(tmp_path, [(32, 40)] * 3), batch_size=8))
     counts = np.bincount(batch.indices)
@@ -816,3 +827,6 @@ def test_rarity_shows_samples_as_often(pairs):
         assert (abs(counts - 8 * np.array(rarity) / 16) < 1).all()
         shown += counts
     assert shown / epochs == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)
+    batches.repeats = 40
+    seen = [i for step in batches.epoch(0) for batch in step for i in batch.indices]
+    assert np.bincount(seen, minlength=8) / 40 == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)

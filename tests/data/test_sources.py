@@ -390,6 +390,7 @@ def test_all_that_is_wrong_in_a_table_is_listed(pairs, tmp_path):
     assert len(found.problems) == 4
     for said in ("line 2: ../secret.png: not a file below", "line 3: images/nope.png", "split 'dev'", "fold 'x'"):
         assert any(said in problem for problem in found.problems)
+    assert ["data.root" in problem for problem in found.problems] == [True, False, False, False]
 
 
 def test_a_table_half_split_or_with_a_pair_twice_is_refused(pairs):
