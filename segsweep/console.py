@@ -54,7 +54,8 @@ def data_summary(summary: Mapping[str, Any], repeats: int = 1) -> str:
     rows.append(("copies", f"  {summary['copies'] or 'none'}"))
     rows.append(("digest", f"  {summary['digest']}"))
     if repeats > 1:
-        rows.append(("an epoch", f"  shows each training image {repeats} times (data.repeats)"))
+        shown = repeats * parts["train"]["images"]
+        rows.append(("an epoch", f"  shows each training image {repeats} times, {shown} in all (data.repeats=1: once)"))
     return "\n".join(map(_row, rows))
 
 
@@ -91,9 +92,9 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
             rows.append((title, "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
         rows.append(("", ""))
         rows.append(("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}"))
-    images = ", ".join(f"{n} {part}" for part, n in summary["images"].items())
-    often = f"; an epoch shows each {summary['repeats']} times" if summary["repeats"] > 1 else ""
-    rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes{often}"))
+    often = f" (each {summary['repeats']} times an epoch)" if summary["repeats"] > 1 else ""
+    images = ", ".join(f"{n} {part}{often if part == 'train' else ''}" for part, n in summary["images"].items())
+    rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
     warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""
     fixed = summary["input_size"]
     size = f", runs at {fixed[0]}x{fixed[1]} on a resized image" if fixed else ""

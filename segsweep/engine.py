@@ -240,7 +240,7 @@ class Waiting:
 def over(progress: Progress, epochs: int | None, time_budget: float | None, patience: int | None = None) -> str:
     """Why a training that is this far is over; empty if it is not."""
     if epochs and progress.epoch >= epochs:
-        return f"{epochs} epochs"
+        return f"{epochs} epoch{'s' * (epochs != 1)}"
     if time_budget and progress.seconds + _validation_time(progress) >= time_budget and progress.epoch:
         return f"time budget of {time_budget:g} s"
     if patience and progress.epoch - max(progress.best_epoch, 1) >= patience:

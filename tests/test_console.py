@@ -11,7 +11,7 @@ def test_an_epoch_of_several_passes_is_told():
         "parts": {"train": part}, "sizes": {(64, 64): 20}, "channels": {1: 20}, "dtype": "uint8", "range": (0, 255),
         "copies": 0, "digest": "0123",
     }  # fmt: skip
-    assert "shows each training image 9 times" in console.data_summary(summary, 9)
+    assert "shows each training image 9 times, 180 in all" in console.data_summary(summary, 9)
     assert "an epoch" not in console.data_summary(summary)
 
 

@@ -630,7 +630,7 @@ def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, caps
     assert often == math.ceil(180 / start["data/train"]) > 10
     printed = capsys.readouterr()
     assert f"shows each training image {often} times" in printed.err
-    assert f"an epoch shows each {often} times" in printed.out
+    assert f"{start['data/train']} train (each {often} times an epoch)" in printed.out
     assert json.loads((folder / "summary.json").read_text())["repeats"] == often
     # What was chosen once stays; a run from before there was the key showed each image once.
     path = folder / journal.NAME

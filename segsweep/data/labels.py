@@ -63,10 +63,14 @@ def labels(
     if isinstance(void, tuple) and not coloured:
         raise DataError(f"data.ignore_index={_shown(void)}: a colour, but the masks hold {_shares(found)}.")
     names: tuple[str, ...]
+
+    def holder(value: Value) -> str:
+        return where(_stored(value, values))
+
     if classes is None and not known:
-        names, meaning = _binary(found, ignore_index is not None, void)
+        names, meaning = _binary(found, ignore_index is not None, void, holder)
     else:
-        named = _named(found, classes, ignore_index, known, coloured, lambda v: where(_stored(v, values)))
+        named = _named(found, classes, ignore_index, known, coloured, holder)
         rest = {*(known or {}).values(), *found} - {value for group in named.values() for value in group} - {void}
         if rest or len(named) == 1:
             named = {"background": [], **named}
@@ -124,13 +128,16 @@ def _named(
     return {name: [value] for value, name in enumerate(classes)}
 
 
-def _binary(found: Mapping[Value, int], void_given: bool, void: Value) -> tuple[tuple[str, str], dict[Value, int]]:
+def _binary(
+    found: Mapping[Value, int], void_given: bool, void: Value, where: Callable[[Value], str]
+) -> tuple[tuple[str, str], dict[Value, int]]:
     values = set(found)
     if void_given or (1 in values and values <= {0, 1, 255}):
         values -= {void}
     foreground = values - {0, BLACK}
     if len(foreground) > 1:
-        raise DataError(f"data: mask {_too_many(found)}")
+        rarest = min(foreground, key=lambda value: found[value])
+        raise DataError(f"data: mask {_too_many(found)} The rarest is {_shown(rarest)}{where(rarest)}.")
     if not foreground:
         raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")
     meaning: dict[Value, int] = {0: 0, BLACK: 0, foreground.pop(): 1}

@@ -1,6 +1,7 @@
 """Where pairs of image and mask come from."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from segsweep.data import shapes
 from segsweep.errors import ConfigError, DataError, first_line
-from segsweep.paths import cache, made
+from segsweep.paths import cache, made, quoted
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -269,6 +270,10 @@ def _listed(table: Path, root: str | None) -> Found:
         )
     samples, problems = [], []
     elsewhere = "; data.root=DIR: a folder that holds them all"
+    named = [Path(row[name] or "") for row in rows for name in ("image", "mask")]
+    if all(path.is_absolute() and not path.resolve().is_relative_to(base) for path in named):
+        common = os.path.commonpath([path.parent for path in named])
+        raise DataError(f"{table}: none of its files is below {base}. Add data.root={quoted(common)}.")
     for number, row in enumerate(rows, start=2):
         paths = [(base / (row[name] or "")).resolve() for name in ("image", "mask")]
         split, fold = row.get("split") or None, row.get("fold") or None

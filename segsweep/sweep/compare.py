@@ -69,6 +69,8 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
         found[name], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std(ddof=1)
     for name in cost:
         found[name] = grouped[name].median()
+    if (found["epochs"] % 1 == 0).all():
+        found["epochs"] = found["epochs"].astype(int)
     found["weights"] = grouped["weights"].agg(lambda sources: "+".join(sorted(set(sources))))
     return _best_first(found.reset_index())
 

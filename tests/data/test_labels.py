@@ -340,3 +340,8 @@ def test_any_naming_gives_each_value_the_class_that_names_it(seed):
         elif value in rest:
             expected = 0
         assert found.table[value] == expected
+
+
+def test_a_stray_value_is_told_with_a_mask_that_holds_it():
+    with pytest.raises(DataError, match=r"The rarest is 7 \(m7\.png\)\.$"):
+        labels({0: 90, 1: 9, 7: 1}, where=lambda stored: f" (m{stored}.png)")

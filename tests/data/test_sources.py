@@ -542,6 +542,17 @@ def test_files_outside_of_the_root_of_a_table_are_refused(tmp_path, way):
         assert problem.startswith(f"{root / 'pairs.csv'}, line 2: {name}: not a file below {root}; data.root=DIR")
 
 
+def test_a_table_of_absolute_paths_is_told_their_folder(tmp_path):
+    root = drawn_pairs(tmp_path / "in", "a.png", "b.png")
+    rows = [f"{root}/images/{name}.png,{root}/masks/{name}.png" for name in "ab"]
+    (tmp_path / "tables").mkdir()
+    path = table(tmp_path / "tables", rows, "image,mask")
+    with pytest.raises(DataError, match="none of its files is below") as refused:
+        folder(Options(table=str(path)))
+    assert str(refused.value).endswith(f"Add data.root={root}.")
+    assert len(folder(Options(table=str(path), root=str(root))).samples) == 2
+
+
 def test_a_table_may_lie_elsewhere_and_begin_with_a_byte_order_mark(tmp_path):
     drawn_pairs(tmp_path / "data", "a.png")
     path = tmp_path / "pairs.csv"
