@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0; 1 if something could not be sent; an error's own (`segsweep.errors`), also where one image of several is broken;
     130 after Ctrl-C, 143 after SIGTERM.
     """
-    options = _parser().parse_args(argv)
+    parser, given = _parser(), sys.argv[1:] if argv is None else argv
+    if not given:
+        parser.print_help(sys.stderr)
+        return 2
+    options = parser.parse_args(given)
     try:
         with terminable():
             return options.command(options)

@@ -54,6 +54,11 @@ def test_images_in_two_parts_of_a_given_split_are_told(pairs, capsys):
     assert str(other) in said
 
 
+def test_the_command_alone_says_what_there_is(capsys):
+    assert cli.main([]) == 2
+    assert {"predict", "evaluate", "ui"} <= set(capsys.readouterr().err.split())
+
+
 def test_encoders_are_listed_from_the_census_without_torch(monkeypatch, capsys):
     monkeypatch.setattr(catalog, "counted", lambda: {name: ROW | {"encoder": name} for name in catalog.architectures()})
     assert cli.main(["encoders", "convnext_at*"]) == 0

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -265,9 +266,9 @@ def _listed(table: Path, root: str | None) -> Found:
             raise DataError(f"{table}: not a CSV in UTF-8: {first_line(error)}") from error
         columns = set(rows[0]) if rows else set()
     if not {"image", "mask"} <= columns:
-        raise DataError(
-            f"{table}: needs the columns image and mask and a row below them; has {sorted(map(str, columns))}."
-        )
+        found = sorted(map(str, columns))
+        commas = " Put commas between them." if re.search("[;\t]", "".join(found)) else ""
+        raise DataError(f"{table}: needs the columns image and mask and a row below them; has {found}.{commas}")
     samples, problems = [], []
     elsewhere = "; data.root=DIR: a folder that holds them all"
     named = [Path(row[name] or "") for row in rows for name in ("image", "mask")]

@@ -125,8 +125,7 @@ def _finalists(places: Sequence[Place]) -> str:
     tie = f" A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}." if ties else ""
     return _table(report.ranking(places)) + (
         '<p class="note">Mean validation IoU over n runs with fresh seeds; the search had no part in them, and '
-        '"search" is the score there, the best of many. Behind: how far behind the first, 95 % by a bootstrap over '
-        f"images and runs.{html.escape(tie)}</p>"
+        f'"search" is the score there, the best of many. {html.escape(report.caption(places) + tie)}</p>'
     )
 
 

@@ -96,6 +96,7 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> st
             "",
             "finalists: the best setting of each of the best backbones, with fresh seeds",
             _text(ranking(places)),
+            caption(places),
         ]
         ties = [place.trial.encoder for place in places if place.tied]
         if ties:
@@ -127,6 +128,13 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
             for place in places
         ]
     )
+
+
+def caption(places: Sequence[Place]) -> str:
+    """What the last column of numbers of the ranking says."""
+    alone = any(len(place.runs) < 2 for place in places)
+    seeds = "; of seeds it says nothing where there is one run" if alone else ""
+    return f"Behind: how far behind the first, 95 % by a bootstrap over images and runs{seeds}."
 
 
 def number(value: float) -> str:

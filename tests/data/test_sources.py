@@ -513,6 +513,13 @@ def test_a_table_without_a_column_is_refused_with_those_it_has(tmp_path, header)
     with pytest.raises(DataError, match="needs the columns image and mask") as refused:
         folder(Options(table=str(table(tmp_path, ["images/a.png,masks/a.png"], header))))
     assert all(f"'{column}'" in str(refused.value) for column in header.split(",") if column)
+    assert ("commas" in str(refused.value)) == (";" in header)
+
+
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_table_without_commas_is_told_so(tmp_path, between):
+    with pytest.raises(DataError, match=r"Put commas between them\.$"):
+        folder(Options(table=str(table(tmp_path, [between.join(("a.png", "b.png"))], between.join(("image", "mask"))))))
 
 
 def test_a_table_without_rows_is_refused(tmp_path):

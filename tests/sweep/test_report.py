@@ -3,6 +3,7 @@
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -155,6 +156,10 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     assert "failed: 9; what each said is in its out.log" in said
     assert "1 of 2" in said  # a finalist's repeats
     assert "other images" in said  # no matrices were kept
+    alone = "of seeds it says nothing where there is one run"
+    assert alone in said and alone in write(sweep).read_text()
+    twice = [replace(place, runs=(place.trial, place.trial)) for place in first]
+    assert report.caption(twice).endswith("over images and runs.")
     assert "scored once" in said
     kept(sweep, "finalists/5-1", "resnet18", 6e-4, (0.3, 0.2), seed=1, tested=0.43)  # of an earlier, shorter search
     kept(sweep, "finalists/4-1", "convnext_atto", 6e-4, (), state="failed", seed=1)
