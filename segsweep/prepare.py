@@ -149,7 +149,7 @@ def prepare(config: RunConfig, before: Mapping[str, Any]) -> Prepared:
         set_momentum(model, lambda _: train.bn_momentum)
     if train.checkpointing and not checkpoint_gradients(model, torch.zeros(2, pixels.channels, 64, 64, device=where)):
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
-    tuned = _tuned(config, model, dataset, where, before)
+    tuned = _tuned(config, model, pixels.channels, shown, where, before)
     if train.bn_momentum == "auto":
         share = min(1.0, tuned.batch_size / USUAL_BATCH)
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
@@ -211,11 +211,13 @@ def _repeats(dataset: Dataset, folds: int | None) -> int:
     images = len(dataset.parts["train"])
     if folds:
         images = (images + len(dataset.parts["val"])) * (folds - 1) // folds
-    return math.ceil(SHORTEST / max(images, 1))
+    return math.ceil(SHORTEST / images)
 
 
-def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device, before: Mapping[str, Any]) -> Tuned:
-    """How the model is run: as the record before says, else by a probe."""
+def _tuned(
+    config: RunConfig, model: UNet, channels: int, shown: int, where: torch.device, before: Mapping[str, Any]
+) -> Tuned:
+    """How the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, data = config.train, config.data
     asked = None if train.batch_size == "auto" else train.batch_size // train.accumulate
     if before and torch.device(before["device"].partition(" ")[0]).type == where.type:
@@ -224,12 +226,12 @@ def _tuned(config: RunConfig, model: UNet, dataset: Dataset, where: torch.device
         execution = Execution(kind, layout, before.get("compiled", False))
         batch_size = asked or before["micro_batch"]
         return Tuned(execution, batch_size, before.get("probed", {}), before.get("convolution_peak", 0.0))
-    epochs, shown = train.epoch_limit, data.repeats * len(dataset.parts["train"])
+    epochs = train.epoch_limit
     return tune(
         model,
         [config.encoder.name.partition(".")[0], model.arguments["width"], config.decoder.norm, train.checkpointing],
         size=(data.size[0], data.size[1]),
-        channels=dataset.store.channels,
+        channels=channels,
         where=where,
         precision=train.precision,
         compile=train.compile,

@@ -64,9 +64,12 @@ def run(
         if records and not resuming:
             raise ConfigError(f"{folder}: holds a run already. Go on with it: resume={folder}; or give another folder.")
         _refuse_complete(config, folder, records)
-        prepared = prepare(config, _start(folder, records))
+        before = _start(folder, records)
+        prepared = prepare(config, before)
         if records:
-            _go_on(prepared, folder, records)
+            _refuse_another(prepared, folder, records[0])
+        if before:
+            _restore(prepared, folder)
     except BaseException as error:
         if not journal.exists(folder):
             lock.path.unlink(missing_ok=True)
@@ -112,9 +115,8 @@ def _start(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {}
 
 
-def _go_on(prepared: Prepared, folder: Path, records: list[dict[str, Any]]) -> None:
-    """Bring what was prepared to where the run is; refuse what would be another training."""
-    start = records[0]
+def _refuse_another(prepared: Prepared, folder: Path, start: Mapping[str, Any]) -> None:
+    """Refuse what would be another training than the one that the folder's first record began."""
     if prepared.data.store.digest != start["data_digest"]:
         raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
     if prepared.weights_source != start["weights_source"]:
@@ -122,8 +124,6 @@ def _go_on(prepared: Prepared, folder: Path, records: list[dict[str, Any]]) -> N
             f"resume={folder}: began with weights from {start['weights_source']}, now there are those from "
             f"{prepared.weights_source}. Start a new run."
         )
-    if (folder / LAST).exists():
-        _restore(prepared, folder)
 
 
 def _train(

@@ -623,8 +623,9 @@ def test_time_budget_alone_sets_the_length(pairs, outputs):
     assert len(journal.epochs(records)) > 1
 
 
-def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, capsys):
-    folder, _ = ran(outputs, *folder_data(pairs(12)), "train.epochs=1", small=AS_OFTEN_AS_EVER)
+@pytest.mark.parametrize(("typed", "ever"), [((), 1), (("data.overfit=3",), 10)], ids=["all", "overfit"])
+def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, capsys, typed, ever):
+    folder, _ = ran(outputs, *folder_data(pairs(12)), "train.epochs=1", *typed, small=AS_OFTEN_AS_EVER)
     start = journal.read(folder)[0]
     often = start["config"]["data"]["repeats"]
     assert often == math.ceil(180 / start["data/train"]) > 10
@@ -632,10 +633,10 @@ def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, caps
     assert f"shows each training image {often} times" in printed.err
     assert f"{start['data/train']} train (each {often} times an epoch)" in printed.out
     assert json.loads((folder / "summary.json").read_text())["repeats"] == often
-    # What was chosen once stays; a run from before there was the key showed each image once.
+    # What was chosen once stays; a run from before there was the key goes on as it began.
     path = folder / journal.NAME
     chosen, other = f'"repeats": {often}, ', '"repeats": 2, '
-    for epochs, before, after, stays in ((2, chosen, other, 2), (3, other, "", 1)):
+    for epochs, before, after, stays in ((2, chosen, other, 2), (3, other, "", ever)):
         assert before in path.read_text()
         path.write_text(path.read_text().replace(before, after))
         assert train.main([f"resume={folder}", f"train.epochs={epochs}"]) == 0

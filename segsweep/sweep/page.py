@@ -121,11 +121,9 @@ def _head(folder: Path, trials: Sequence[Trial], places: Sequence[Place], about:
 
 
 def _finalists(places: Sequence[Place]) -> str:
-    ties = [place.trial.encoder for place in places if place.tied]
-    tie = f" A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}." if ties else ""
     return _table(report.ranking(places)) + (
         '<p class="note">Mean validation IoU over n runs with fresh seeds; the search had no part in them, and '
-        f'"search" is the score there, the best of many. {html.escape(report.caption(places) + tie)}</p>'
+        f'"search" is the score there, the best of many. {html.escape(" ".join(report.caption(places)))}</p>'
     )
 
 

@@ -96,11 +96,8 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> st
             "",
             "finalists: the best setting of each of the best backbones, with fresh seeds",
             _text(ranking(places)),
-            caption(places),
+            *caption(places),
         ]
-        ties = [place.trial.encoder for place in places if place.tied]
-        if ties:
-            lines.append(f"A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}.")
         ranked = [place.trial.name for place in places]
         lost = [t.encoder for t in trials if t.name in about(folder)["finalists"] and t.name not in ranked]
         if lost:
@@ -130,11 +127,14 @@ def ranking(places: Sequence[Place]) -> pd.DataFrame:
     )
 
 
-def caption(places: Sequence[Place]) -> str:
-    """What the last column of numbers of the ranking says."""
+def caption(places: Sequence[Place]) -> list[str]:
+    """What "behind" means in the ranking, and who may be as good as the first."""
     alone = any(len(place.runs) < 2 for place in places)
     seeds = "; of seeds it says nothing where there is one run" if alone else ""
-    return f"Behind: how far behind the first, 95 % by a bootstrap over images and runs{seeds}."
+    lines = [f"Behind: how far behind the first, 95 % by a bootstrap over images and runs{seeds}."]
+    if ties := [place.trial.encoder for place in places if place.tied]:
+        lines.append(f"A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}.")
+    return lines
 
 
 def number(value: float) -> str:

@@ -159,7 +159,7 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     alone = "of seeds it says nothing where there is one run"
     assert alone in said and alone in write(sweep).read_text()
     twice = [replace(place, runs=(place.trial, place.trial)) for place in first]
-    assert report.caption(twice).endswith("over images and runs.")
+    assert report.caption(twice)[0].endswith("over images and runs.")
     assert "scored once" in said
     kept(sweep, "finalists/5-1", "resnet18", 6e-4, (0.3, 0.2), seed=1, tested=0.43)  # of an earlier, shorter search
     kept(sweep, "finalists/4-1", "convnext_atto", 6e-4, (), state="failed", seed=1)
@@ -202,6 +202,7 @@ def test_runs_on_other_data_stay_apart(tmp_path, capsys):
         ["folder abcdef01", 1, 0.9],
         ["folder 01234567", 2, pytest.approx(0.6)],
     ]
+    assert re.search(r"^ +e +1$", compare.shown(rows[["encoder.name", "epochs"]], "text"), re.MULTILINE)  # not 1.0000
     assert "data" in compare.table(compare.runs([tmp_path]))
     assert "data" not in compare.table(compare.runs([tmp_path / "a", tmp_path / "b"]))
     for other, said in (("b", False), ("c", True)):
