@@ -79,10 +79,10 @@ def overrides(task: str) -> list[str]:
 
 def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str]) -> tuple[Any, dict[str, Any]]:
     """Train through the front door; the kept model's evaluation and what the run says of itself."""
-    from segsweep import device
-    from segsweep.checkpoint import describe, load_model
     from segsweep.compose import configuration
-    from segsweep.prepare import load
+    from segsweep.engine import device
+    from segsweep.nn.checkpoint import describe, load_model
+    from segsweep.training.build import load
 
     with tempfile.TemporaryDirectory() as outputs:
         folder = Path(outputs) / "run"
@@ -97,11 +97,11 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
 
 
 def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "", tta: str = "none") -> Any:
-    """`segsweep.engine.evaluate` on a part of the data: the test split if there is one."""
+    """`segsweep.training.loop.evaluate` on a part of the data: the test split if there is one."""
     import torch
 
     from segsweep.data.batches import EvalBatches
-    from segsweep.engine import FLIPS, evaluate
+    from segsweep.training.loop import FLIPS, evaluate
 
     part = part or ("test" if "test" in data.parts else "val")
     where = next(model.parameters()).device
@@ -127,10 +127,10 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
-    from segsweep import device
     from segsweep.compose import configuration
+    from segsweep.engine import device
     from segsweep.nn.encoder import Encoder
-    from segsweep.prepare import load
+    from segsweep.training.build import load
 
     asked = TASKS[task]
     config = configuration(overrides(task))

@@ -26,7 +26,7 @@ def main() -> None:
 
     from segsweep.data.batches import TrainBatches
     from segsweep.data.labels import labels
-    from segsweep.data.sources import Options, folder
+    from segsweep.data.sources.files import Options, folder
     from segsweep.data.store import open_store
     from segsweep.paths import cache
 

@@ -27,8 +27,8 @@ def model_file(name: str, path: Path) -> str:
     """A U-Net as a run would leave it, its decoder untrained; where its weights came from."""
     import torch
 
-    from segsweep.checkpoint import save_model
     from segsweep.nn import UNet
+    from segsweep.nn.checkpoint import save_model
 
     torch.manual_seed(0)
     model = UNet(name, 1, pretrained="auto")
@@ -55,9 +55,9 @@ def measured(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     """One encoder: both formats against PyTorch."""
     import torch
 
-    from segsweep.checkpoint import load_model
-    from segsweep.execution import PLAIN
-    from segsweep.use.export import FORMATS, compare, export, opened
+    from segsweep.engine.execution import PLAIN
+    from segsweep.inference.export import FORMATS, compare, export, opened
+    from segsweep.nn.checkpoint import load_model
 
     path = folder / f"{name}.safetensors"
     found: dict[str, Any] = {"encoder": name, "weights": model_file(name, path), "side": SIDE}

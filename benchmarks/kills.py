@@ -26,16 +26,16 @@ from measure import ROOT, machine
 sys.path.insert(0, str(ROOT / "tests" / "sweep"))
 from test_control import SPACE
 
-from segsweep import journal
+from segsweep.runs import journal
+from segsweep.sweep.backends.local import CLAIM
 from segsweep.sweep.study import JOURNAL, Study
-from segsweep.sweep.workers import CLAIM
 
 CONTROLLER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_control import began, drive
-from segsweep.journal import FolderLock
+from segsweep.runs.journal import FolderLock
 folder = Path(sys.argv[1])
 lock = FolderLock(folder, "sweep")
 argv = ["seconds=0.15", "train.epochs=8"]

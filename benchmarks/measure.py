@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
     import timm
     import torch
 
-    from segsweep import provenance
+    from segsweep.runs import provenance
 
     rows = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.processor())

@@ -46,10 +46,10 @@ def agreement(run: Path, side: int, tiles: list[int], overlaps: list[float]) -> 
     import numpy as np
     import torch
 
+    from segsweep.inference.find import find
+    from segsweep.inference.predict import Predictor
     from segsweep.nn import tiles as tiling
     from segsweep.nn.unet import predict
-    from segsweep.use.find import find
-    from segsweep.use.predict import Predictor
 
     image = mosaic(run, side)
 
@@ -76,7 +76,16 @@ def large(run: Path, side: int) -> dict[str, Any]:
         path = Path(folder) / "large.png"
         Image.fromarray(mosaic(run, side)).save(path, compress_level=1)
         started = time.perf_counter()
-        command = [sys.executable, "-m", "segsweep.cli", "predict", str(run), str(path), "-o", f"{folder}/masks"]
+        command = [
+            sys.executable,
+            "-m",
+            "segsweep.commands.app",
+            "predict",
+            str(run),
+            str(path),
+            "-o",
+            f"{folder}/masks",
+        ]
         subprocess.run(command, check=True, cwd=measure.ROOT)
         seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

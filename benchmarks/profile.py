@@ -23,12 +23,14 @@ def main() -> None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from segsweep import device, engine, losses, optim
     from segsweep.compose import configuration
     from segsweep.data.batches import TrainBatches
-    from segsweep.execution import Execution
+    from segsweep.engine import device, losses
+    from segsweep.engine.execution import Execution
     from segsweep.nn import UNet
-    from segsweep.prepare import load
+    from segsweep.training import loop as engine
+    from segsweep.training import optim
+    from segsweep.training.build import load
 
     where = device.find("auto")
     device.set_threads()

@@ -18,7 +18,7 @@ from pathlib import Path
 from ablation import SMALL, folder
 from measure import RAW, ROOT
 
-from segsweep.sweep.trial import load_all
+from segsweep.runs.trial import load_all
 
 WHERE = {
     "shapes": (),

@@ -27,10 +27,10 @@ from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
 from worlds import World, replayed, world
 
-from segsweep.sweep.control import Search, drive
+from segsweep.sweep.backends.local import LocalWorkers, Report, Slot
+from segsweep.sweep.scheduler import Search, drive
 from segsweep.sweep.space import Parameter, Space, interval
 from segsweep.sweep.study import Study
-from segsweep.sweep.workers import LocalWorkers, Report, Slot
 
 NEAR = 0.01  # IoU: one point
 HEAD = (

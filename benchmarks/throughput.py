@@ -44,7 +44,7 @@ options.add_argument("--only", choices=["step", "epoch"])
 
 def files(count: int) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """Pairs for training and validation: the embedded `shapes`, which any machine can make."""
-    from segsweep.data.sources import SOURCES, Options
+    from segsweep.data.sources.files import SOURCES, Options
 
     found = SOURCES["shapes"](Options(seed=0, count=max(count, 10))).samples
     train = [(s.image, s.mask) for s in found if s.split == "train"]
@@ -78,7 +78,7 @@ def peer(encoder: str, size: int, batch: int, where: Any, tuned: bool, compiled:
     import torch
     from torch.utils.data import DataLoader
 
-    from segsweep import device
+    from segsweep.engine import device
 
     name = encoder if encoder in smp.encoders.encoders else f"tu-{encoder}"
     model = smp.Unet(name, encoder_weights=None, classes=1).to(where)
@@ -130,12 +130,14 @@ def ours(
     """The same of segsweep: its own loop, store, augmentation, loss, optimizer and evaluation."""
     import torch
 
-    from segsweep import device, engine, losses, optim
     from segsweep.compose import configuration
     from segsweep.data.batches import EvalBatches, TrainBatches
+    from segsweep.engine import device, losses
     from segsweep.nn import UNet
-    from segsweep.prepare import load
-    from segsweep.tuning import tune
+    from segsweep.training import loop as engine
+    from segsweep.training import optim
+    from segsweep.training.autotune import tune
+    from segsweep.training.build import load
 
     config = configuration(["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]"])
     data = load(config.data)
@@ -190,7 +192,7 @@ def ours(
 
 def timed(where: Any, times: int, action: Callable[[], None]) -> float:
     """How often a second."""
-    from segsweep import device
+    from segsweep.engine import device
 
     device.synchronize(where)
     started = time.perf_counter()
@@ -204,7 +206,7 @@ def main() -> None:
     given = options.parse_args()
     import torch
 
-    from segsweep import device
+    from segsweep.engine import device
 
     warnings.simplefilter("ignore")
     where = device.find(given.device)

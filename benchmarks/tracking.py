@@ -3,8 +3,8 @@
     nice python benchmarks/tracking.py --name tracking-cpu
 
 - steps: how long steps of 50 ms take with MLflow on SQLite, with a server on loopback, and without. They sleep, while a
-  journal is written and MLflow is told after each epoch, with four pictures, as `segsweep/run.py` does after the best;
-  and how much processor time goes beside them;
+  journal is written and MLflow is told after each epoch, with four pictures, as `segsweep/training/run.py` does after
+  the best; and how much processor time goes beside them;
 - starts: 16 processes bring a finished run to MLflow at once, on an empty folder, round by round; how many arrive;
 - trainings: 8 whole trainings started at once on an empty folder;
 - pages: seconds until `segsweep ui` and plain `mlflow ui` answer, and the memory of their processes.
@@ -66,8 +66,8 @@ def training(template: Path, uri: str | None, processor: list[float]) -> float:
     Args:
         processor: gets the milliseconds of processor time a step, the tracking thread's included.
     """
-    from segsweep import tracking
-    from segsweep.journal import Journal
+    from segsweep.runs.journal import Journal
+    from segsweep.tracking import run as tracking
 
     start, epoch, end = records(template)
     with tempfile.TemporaryDirectory() as made:
@@ -97,7 +97,7 @@ def training(template: Path, uri: str | None, processor: list[float]) -> float:
 
 
 def steps(template: Path, place: Path, repeats: int) -> dict[str, Any]:
-    from segsweep.use import ui
+    from segsweep.tracking import server as ui
 
     database, served = f"sqlite:///{place / 'mlflow.db'}", f"sqlite:///{place / 'served.db'}"
     with ui.server(served, port=0) as (address, _):
@@ -132,7 +132,7 @@ def recorded(database: Path, expected: int) -> int:
 
 def _start(folder: Path, outputs: Path, barrier: Any) -> None:
     os.environ["SEGSWEEP_OUTPUTS"] = str(outputs)
-    from segsweep import tracking
+    from segsweep.tracking import run as tracking
 
     barrier.wait()
     tracking.sync(folder)
@@ -244,13 +244,13 @@ def page(command: list[str], port: int, place: Path, outputs: Path) -> dict[str,
 
 
 def pages(place: Path, repeats: int) -> dict[str, Any]:
-    from segsweep.use.ports import available
+    from segsweep.ports import available
 
     outputs = place / "pages"
     outputs.mkdir()
     shutil.copy(place / "mlflow.db", outputs / "mlflow.db")
     plain = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{outputs / 'mlflow.db'}"]
-    commands = {"segsweep ui": [sys.executable, "-m", "segsweep.cli", "ui"], "mlflow ui": plain}
+    commands = {"segsweep ui": [sys.executable, "-m", "segsweep.commands.app", "ui"], "mlflow ui": plain}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
@@ -269,7 +269,7 @@ def main() -> None:
         place = Path(made)
         os.environ["SEGSWEEP_OUTPUTS"] = str(place)
         template = finished_run(place)
-        from segsweep import tracking
+        from segsweep.tracking import run as tracking
 
         tracking.make_database(f"sqlite:///{place / 'mlflow.db'}")
         measure: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.multirun.Plan`. Translates, decides nothing.
+"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.sweep.run.Plan`. Translates, decides nothing.
 
 Hydra imports this module at every start, so it imports nothing heavy.
 """
@@ -18,7 +18,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
-    from segsweep.config import RunConfig
+    from segsweep.config.schema import RunConfig
     from segsweep.sweep.space import Parameter, Space
 
 BY_KIND = "auto"  # as the value of optim.lr in hydra.sweeper.params
@@ -59,7 +59,7 @@ class OptunaSweeper(Sweeper):
         """Run it."""
         from segsweep.compose import absolute
         from segsweep.errors import ConfigError
-        from segsweep.multirun import Plan, run
+        from segsweep.sweep.run import Plan, run
         from segsweep.sweep.space import Space
 
         if self.direction != "maximize":

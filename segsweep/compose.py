@@ -13,10 +13,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import catalog, journal
-from segsweep.config import RunConfig, keys, refuse_unknown, unknown
+from segsweep import catalog
+from segsweep.config.schema import RunConfig, keys, refuse_unknown, unknown
 from segsweep.errors import ConfigError, closest
 from segsweep.paths import CHECKOUT, outputs, quoted
+from segsweep.runs import journal
 
 PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
 CONF = str(CHECKOUT / "conf")

@@ -146,7 +146,7 @@ def exported(kind: str, path: Path, sizes: str, images: str, comparison: Mapping
     Args:
         sizes: that it takes.
         images: how they are brought to it.
-        comparison: `segsweep.use.export.Comparison` by names.
+        comparison: `segsweep.inference.export.Comparison` by names.
         on_images: whether it was compared on the run's own images.
     """
     runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[kind]

@@ -26,7 +26,7 @@ COMPILER = ("Inductor", "subproc_worker", "tqdm_monitor", "Dummy-")  # threads o
 
 
 def unpacked(tag: str) -> dict[str, Any]:
-    """The state that `segsweep.saved_view.text` has packed."""
+    """The state that `segsweep.tracking.views.text` has packed."""
     return json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
 
 

@@ -1,96 +1,67 @@
 """The house: who may import whom, and how large its rooms may be (docs/architecture.md)."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Floor of each module or package; imports run downward. Neighbours on a floor are listed where they may be used.
+# Floor of each module or package; imports run downward, never sideways.
 FLOORS = {
-    "train": 4,
-    "hydra_plugins": 4,
-    "segsweep.cli": 4,
+    "train": 5,
+    "hydra_plugins": 5,
+    "segsweep.commands": 5,
     "segsweep.compose": 4,
-    "segsweep.run": 3,
-    "segsweep.prepare": 3,
-    "segsweep.multirun": 3,
-    "segsweep.use": 3,
+    "segsweep.inference": 4,
+    "segsweep.training": 3,
+    "segsweep.sweep": 3,
     "segsweep.engine": 2,
-    "segsweep.checkpoint": 2,
-    "segsweep.normalization": 2,
-    "segsweep.tuning": 2,
-    "segsweep.registry": 2,
-    "segsweep.sweep": 1,
-    "segsweep.tracking": 1,
+    "segsweep.tracking": 2,
     "segsweep.nn": 1,
     "segsweep.data": 1,
-    "segsweep.losses": 1,
-    "segsweep.metrics": 1,
-    "segsweep.optim": 1,
-    "segsweep.pictures": 1,
-    "segsweep.figures": 1,
-    "segsweep.background": 0,
-    "segsweep.summary": 0,
-    "segsweep.console": 1,
-    "segsweep.device": 1,
-    "segsweep.execution": 1,
+    "segsweep.runs": 1,
     "segsweep.config": 0,
-    "segsweep.journal": 0,
-    "segsweep.saved_view": 0,
+    "segsweep.figures": 0,
+    "segsweep.metrics": 0,
     "segsweep.catalog": 0,
-    "segsweep.provenance": 0,
+    "segsweep.console": 0,
+    "segsweep.ports": 0,
     "segsweep.errors": 0,
     "segsweep.paths": 0,
 }
-# The door into Hydra, which both commands go through; a training, which is prepared and run.
-BESIDE = {
-    ("segsweep.config", "segsweep.journal"),
-    ("segsweep.run", "segsweep.prepare"),
-    ("train", "segsweep.compose"),
-    ("segsweep.cli", "segsweep.compose"),
-    ("hydra_plugins", "segsweep.compose"),
-}
+# The front door is the command itself.
+BESIDE = {("train", "segsweep.commands")}
 # On floor 0 everybody may ask for these.
 GROUND = {"segsweep.errors", "segsweep.paths", "segsweep"}
 ONLY_IN = {
     "torch": {
         "segsweep.nn",
         "segsweep.data",
-        "segsweep.device",
-        "segsweep.execution",
-        "segsweep.tuning",
         "segsweep.engine",
-        "segsweep.checkpoint",
-        "segsweep.losses",
+        "segsweep.training",
         "segsweep.metrics",
-        "segsweep.optim",
-        "segsweep.prepare",
-        "segsweep.run",
-        "segsweep.use",
+        "segsweep.inference",
     },
     "timm": {"segsweep.nn"},
     "huggingface_hub": {"segsweep.nn"},
     "torchvision": {"segsweep.data"},
-    "mlflow": {"segsweep.tracking", "segsweep.registry"},
+    "mlflow": {"segsweep.tracking"},
     "optuna": {"segsweep.sweep"},
-    "hydra": {"train", "segsweep.compose", "hydra_plugins"},
-    "omegaconf": {"train", "segsweep.compose", "hydra_plugins"},
-    "pandas": {"segsweep.cli", "segsweep.sweep"},
+    "hydra": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
+    "omegaconf": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
+    "pandas": {"segsweep.commands", "segsweep.sweep"},
     "matplotlib": {"segsweep.figures", "segsweep.sweep"},
     "rich": {"segsweep.console", "segsweep.sweep"},
-    "segsweep.config": {"train", "segsweep.compose", "segsweep.prepare", "segsweep.run", "hydra_plugins"},
 }
 STANDARD_ONLY = {
-    "segsweep.provenance",
+    "segsweep.runs",
     "segsweep.config",
-    "segsweep.journal",
-    "segsweep.saved_view",
-    "segsweep.summary",
     "segsweep.catalog",
     "segsweep.errors",
     "segsweep.paths",
+    "segsweep.ports",
 }
 LARGEST_MODULE, LARGEST_PACKAGE = 350, 8500
 
@@ -101,16 +72,16 @@ def modules():
         yield name, path
 
 
-def imports(path, top_level_only=False):
+def imports(path, top_level_only=False, names=False):
     tree = ast.parse(path.read_text())
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:  # `from segsweep import run` imports the module segsweep.run
+            for alias in node.names:  # `from segsweep.training import run` imports the module segsweep.training.run
                 dotted = f"{node.module}.{alias.name}"
-                yield dotted if room(dotted) in FLOORS else node.module
+                yield dotted if names or room(dotted) in FLOORS else node.module
 
 
 def room(name):
@@ -134,11 +105,8 @@ def test_imports_run_downward(name, path):
                 assert mine in homes or mine == library, f"{name} imports {imported}: only {sorted(homes)} may"
 
 
-@pytest.mark.parametrize("name", sorted(STANDARD_ONLY))
-def test_the_ground_floor_needs_the_standard_library_only(name):
-    import sys
-
-    path = ROOT / f"{name.replace('.', '/')}.py"
+@pytest.mark.parametrize(("name", "path"), [m for m in modules() if room(m[0]) in STANDARD_ONLY], ids=str)
+def test_the_ground_floor_needs_the_standard_library_only(name, path):
     for imported in imports(path):
         top = imported.partition(".")[0]
         assert top == "segsweep" or top in sys.stdlib_module_names, f"{name} imports {imported}"
@@ -151,17 +119,24 @@ def test_every_room_exists_and_every_module_has_a_floor():
 
 
 def test_nothing_heavy_is_imported_at_the_front_door():
-    for name in ("train.py", *map(str, (ROOT / "hydra_plugins").glob("*.py")), "segsweep/cli.py"):
-        for imported in imports(ROOT / name, top_level_only=True):
+    doors = [ROOT / "train.py", *(ROOT / "hydra_plugins").glob("*.py"), *(ROOT / "segsweep" / "commands").glob("*.py")]
+    for path in doors:
+        for imported in imports(path, top_level_only=True):
             assert imported.partition(".")[0] not in ("torch", "timm", "mlflow", "optuna", "torchvision", "pandas")
-            assert imported != "segsweep.run"
+            assert imported != "segsweep.training.run"
 
 
-def test_no_cfg_below_run():
+def test_no_cfg_below_the_commands():
     for name, path in modules():
-        if name not in ("train", "segsweep.compose") and not name.startswith("hydra_plugins"):
+        if room(name) not in ("train", "segsweep.commands", "segsweep.compose", "hydra_plugins"):
             words = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
             assert not words & {"cfg", "DictConfig", "OmegaConf"}, name
+
+
+def test_components_do_not_know_the_whole_configuration():
+    for name, path in modules():
+        if room(name) not in ("segsweep.commands", "segsweep.compose", "segsweep.training", "hydra_plugins"):
+            assert "segsweep.config.schema.RunConfig" not in set(imports(path, names=True)), name
 
 
 def test_sizes_stay_small():

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import train
-from segsweep import cli, multirun
-from segsweep.config import keys
+from segsweep.commands import app as cli
+from segsweep.config.schema import keys
+from segsweep.sweep import run as multirun
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

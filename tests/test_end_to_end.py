@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 import train
-from segsweep import journal, tracking
-from segsweep.checkpoint import load_model
+from segsweep.nn.checkpoint import load_model
+from segsweep.runs import journal
+from segsweep.tracking import run as tracking
 
 ROOT = Path(train.__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

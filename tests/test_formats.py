@@ -8,8 +8,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from segsweep import journal, tracking
-from segsweep.checkpoint import describe, load_model
+from segsweep.nn.checkpoint import describe, load_model
+from segsweep.runs import journal
+from segsweep.tracking import run as tracking
 
 FORMATS = Path(__file__).parent / "formats"
 

@@ -1,1 +1,0 @@
-"""From files to batches on the device: sources → store → split → labels → batches."""

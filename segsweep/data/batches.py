@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from segsweep.data import augment
-from segsweep.data.ahead import ahead
 from segsweep.data.geometry import Placement, Size, canvas, place
 from segsweep.data.labels import VOID, Labels
+from segsweep.data.prefetch import ahead
 from segsweep.data.store import Store
 from segsweep.data.windows import Windows, cut, stack, warp
 

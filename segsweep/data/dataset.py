@@ -10,7 +10,7 @@ from typing import Any
 
 from segsweep.data import images, split
 from segsweep.data.labels import VOID, Labels, labels
-from segsweep.data.sources import CLASSES, SOURCES, Options, Sample, Unusable, refuse
+from segsweep.data.sources.files import CLASSES, SOURCES, Options, Sample, Unusable, refuse
 from segsweep.data.store import Progress, Store, open_store
 from segsweep.errors import DataError
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from segsweep.data import images
-from segsweep.data.ahead import ahead
 from segsweep.data.images import Value
-from segsweep.data.sources import Sample, Unusable, refuse
+from segsweep.data.prefetch import ahead
+from segsweep.data.sources.files import Sample, Unusable, refuse
 from segsweep.errors import DataError
 from segsweep.paths import cache, made
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from segsweep import journal
+from segsweep.config.schema import flat
 from segsweep.errors import ConfigError, closest
+from segsweep.runs import journal
 from segsweep.sweep import finalists
 from segsweep.sweep.report import number
 
@@ -150,7 +151,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "run": str(folder),
         "data": f"{start['config'].get('data', {}).get('name', '')} {start.get('data_digest', '')[:8]}",
         "digest": start.get("data_digest", ""),
-        **dict(journal.flat(start["config"])),
+        **dict(flat(start["config"])),
         **{name: best.get(name) for name in SCORES if name.startswith("val/")},
         "test/iou": end.get("test/iou"),
         "epochs": len(epochs),

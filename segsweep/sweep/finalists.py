@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.sweep.trial import Trial
+from segsweep.runs.trial import Trial
 
 FOLDER = "finalists"
 MATRICES = "val_matrices.npz"

@@ -11,9 +11,9 @@ import pandas as pd
 
 from segsweep.errors import ConfigError
 from segsweep.paths import save_json
+from segsweep.runs.trial import NAME, Trial, load_all
+from segsweep.sweep.backends.local import OUTPUT
 from segsweep.sweep.finalists import FOLDER, Place, ranked
-from segsweep.sweep.trial import NAME, Trial, load_all
-from segsweep.sweep.workers import OUTPUT
 
 ABOUT, PAGE = "sweep.json", "report.html"
 SHOWN = 12  # rows of the table at the end

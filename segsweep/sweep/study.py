@@ -21,7 +21,7 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep.errors import ConfigError, one_of
-from segsweep.journal import cut_torn_line
+from segsweep.runs.journal import cut_torn_line
 from segsweep.sweep.space import Space, spoken
 
 JOURNAL = "optuna-journal.log"

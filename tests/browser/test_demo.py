@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.use.predict import Predictor, find_images, predict
+from segsweep.inference.predict import Predictor, find_images, predict
 
 pytestmark = pytest.mark.browser
 
@@ -21,7 +21,7 @@ for (const kind of ['input', 'change']) arguments[0].dispatchEvent(new Event(kin
 
 @pytest.fixture
 def page(browser, trained):
-    command = [sys.executable, "-m", "segsweep.cli", "demo", str(trained.folder), "--device=cpu", "--port=0"]
+    command = [sys.executable, "-m", "segsweep.commands.app", "demo", str(trained.folder), "--device=cpu", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             browser.get(process.stdout.readline().removeprefix("demo").strip())

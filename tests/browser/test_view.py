@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from segsweep.use import ui
+from segsweep.tracking import server as ui
 
 pytestmark = pytest.mark.browser
 

@@ -10,7 +10,7 @@ from PIL import Image
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
-from segsweep.data.sources import Options, folder
+from segsweep.data.sources.files import Options, folder
 from segsweep.data.store import open_store
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.data import shapes
+from segsweep.data.sources import shapes
 
 
 def contents(root):

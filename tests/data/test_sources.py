@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.data.sources import CLASSES, SOURCES, Options, folder, generated_shapes, refuse
+from segsweep.data.sources.files import CLASSES, SOURCES, Options, folder, generated_shapes, refuse
 from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError, closest
 from segsweep.paths import cache
 
@@ -299,7 +299,7 @@ def test_a_killed_generator_leaves_nothing_that_counts(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("segsweep.data.shapes.write", killed)
+        patched.setattr("segsweep.data.sources.shapes.write", killed)
         with pytest.raises(KeyboardInterrupt):
             generated_shapes(Options(count=5))
     samples = generated_shapes(Options(count=5)).samples
@@ -309,7 +309,7 @@ def test_a_killed_generator_leaves_nothing_that_counts(monkeypatch):
 
 def test_two_processes_may_generate_at_once():
     code = (
-        "import sys; from segsweep.data.sources import Options, generated_shapes\n"
+        "import sys; from segsweep.data.sources.files import Options, generated_shapes\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "print(*(s.image for s in generated_shapes(Options(count=10)).samples), sep='|')"
     )

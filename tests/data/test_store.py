@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from segsweep.data.images import COLOR, code, read_image, read_mask
-from segsweep.data.sources import Options, Sample, folder
+from segsweep.data.sources.files import Options, Sample, folder
 from segsweep.data.store import STOP, open_store
 from segsweep.errors import DataError
 from segsweep.paths import cache
@@ -18,7 +18,7 @@ from segsweep.paths import cache
 SHAPES = [(40, 48, 3), (20, 31), (5, 64, 3), (33, 33)]
 OPEN = """
 import sys
-from segsweep.data.sources import Options, folder
+from segsweep.data.sources.files import Options, folder
 from segsweep.data.store import open_store
 samples = folder(Options(root=sys.argv[1])).samples
 print("ready", flush=True)

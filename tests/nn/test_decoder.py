@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segsweep.execution import checkpoint_gradients
+from segsweep.engine.execution import checkpoint_gradients
 from segsweep.nn import UNet
 from segsweep.nn.decoder import Block, _upsampled
 from segsweep.nn.plan import Stage

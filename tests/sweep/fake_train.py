@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from segsweep.errors import Terminated
-from segsweep.journal import FolderLock, Journal, epochs, last_start, read
+from segsweep.runs.journal import FolderLock, Journal, epochs, last_start, read
 
 
 def main(argv):

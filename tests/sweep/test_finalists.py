@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from segsweep.metrics import ConfusionMatrix, scores
+from segsweep.runs.trial import Trial
 from segsweep.sweep import finalists
 from segsweep.sweep.finalists import MATRICES, behind, best_of_each, iou, ranked, repeats
-from segsweep.sweep.trial import Trial
 
 
 def trial(name, encoder, score, state="complete", typed=()):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from segsweep.sweep.pruner import Curve, Point, judge
+from segsweep.runs.curve import Curve, Point
+from segsweep.sweep.pruner import judge
 
 
 def curve(encoder, *scores, of=10, complete=True, lr=0.0):

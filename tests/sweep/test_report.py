@@ -10,14 +10,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from segsweep import catalog, cli
+from segsweep import catalog
+from segsweep.commands import app as cli
 from segsweep.errors import ConfigError
-from segsweep.journal import Journal
-from segsweep.sweep import board, compare, report
-from segsweep.sweep.control import Event
-from segsweep.sweep.page import write
+from segsweep.runs.journal import Journal
+from segsweep.runs.trial import Trial, load_all, seconds_left
+from segsweep.sweep import compare, report
+from segsweep.sweep import live as board
+from segsweep.sweep.html_report import write
+from segsweep.sweep.scheduler import Event
 from segsweep.sweep.space import Space, choice, interval
-from segsweep.sweep.trial import Trial, load_all, seconds_left
 
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("optim.lr", 1e-5, 1e-2, log=True)), "resnet18")
 

@@ -15,8 +15,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import train
-from segsweep import journal, multirun, tracking
-from segsweep.sweep.trial import load_all
+from segsweep.runs import journal
+from segsweep.runs.trial import load_all
+from segsweep.sweep import run as multirun
+from segsweep.tracking import run as tracking
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ["-m", "hydra/sweeper=optuna"]

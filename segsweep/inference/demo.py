@@ -1,0 +1,250 @@
+"""A page in the browser: drop an image, see what the model says. It is for this machine alone, and asks no other."""
+
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segsweep import console
+from segsweep.data.dataset import SPLIT, read_split
+from segsweep.data.images import read_image
+from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated, terminable
+from segsweep.figures import pictures
+from segsweep.inference.find import Found
+from segsweep.inference.predict import Predictor
+from segsweep.nn.unet import predict as classes_of
+from segsweep.ports import available
+
+if TYPE_CHECKING:
+    import gradio
+
+HOST, PORT = "127.0.0.1", 7860
+EXAMPLES = 8
+THUMBNAIL, SHORTEST, LONGEST = 256, 640, 2048  # pixels of the longer side: of an example, and of what is shown
+KEPT = 3600  # seconds that a visitor's files are kept
+OPACITY = 0.45
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """An image and what the model said of it; what is shown of it is decided later.
+
+    Attributes:
+        name: of the file, without its suffix.
+        rgb: to look at, uint8 `h w 3`.
+        logits: of the foreground, float32 `h w`; None of several classes.
+        classes: the most likely of several, uint8 `h w`; None of two.
+        folder: for its mask.
+    """
+
+    name: str
+    rgb: np.ndarray
+    logits: np.ndarray | None
+    classes: np.ndarray | None
+    folder: Path
+
+    def decided(self, threshold: float) -> np.ndarray:
+        """Class indices, uint8 `h w`; of two classes the foreground where it is likelier than the threshold."""
+        if self.logits is None:
+            assert self.classes is not None
+            return self.classes
+        return (self.logits > np.log(threshold / (1 - threshold))).astype(np.uint8)
+
+
+def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
+    """Run the model on an image's file, as `segsweep predict` does.
+
+    Raises:
+        DataError: not an image, or not one for this model.
+    """
+    try:
+        pixels = predictor.accept(read_image(path), path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), path.name)) from error  # where it was kept is nobody's concern
+    size = pixels.shape[:2]
+    logits = np.empty(size, np.float32) if len(predictor.classes) == 2 else None
+    classes = np.empty(size, np.uint8) if logits is None else None
+    (parts,) = predictor.logits([pixels])
+    for rows, found in parts:
+        if logits is not None:
+            logits[rows] = found[0].cpu().numpy()
+        elif classes is not None:
+            classes[rows] = classes_of(found[None])[0].to(torch.uint8).cpu().numpy()
+    rgb = pictures.shown(pixels, *predictor.range)
+    return Segmented(path.stem, rgb, logits, classes, Path(tempfile.mkdtemp(dir=folder)))
+
+
+def painted(seen: Segmented, classes: np.ndarray, opacity: float) -> np.ndarray:
+    """The classes over the image, uint8 `h w 3`, small ones enlarged up to `SHORTEST` pixels, large ones thinned."""
+    side = max(classes.shape)
+    step, times = -(-side // LONGEST), max(1, SHORTEST // side)
+    small = pictures.overlay(seen.rgb[::step, ::step], classes[::step, ::step], opacity)
+    return small.repeat(times, 0).repeat(times, 1)
+
+
+def shares(classes: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Of the image's pixels, 0 to 1, for each class."""
+    counts = np.bincount(classes.ravel(), minlength=len(names))
+    return {name: float(count) / classes.size for name, count in zip(names, counts, strict=True)}
+
+
+def examples(found: Found) -> list[Path]:
+    """Validation images of the run that are still there."""
+    if found.folder is None or not (found.folder / SPLIT).is_file():
+        return []
+    images = [Path(row["image"]) for row in read_split(found.folder) if row["split"] == "val"]
+    return [path for path in images if path.is_file()][:EXAMPLES]
+
+
+def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
+    """The page, not yet served.
+
+    Args:
+        folder: for what visitors download; it is theirs who serve it to remove.
+
+    Raises:
+        ConfigError: Gradio is not installed.
+    """
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ConfigError("segsweep demo needs Gradio. Type: pip install -e '.[demo]'") from error
+
+    binary = len(predictor.classes) == 2
+    shown = examples(found)
+
+    def forget(seen: Segmented | None) -> None:
+        if seen:
+            shutil.rmtree(seen.folder, ignore_errors=True)
+
+    def look(path: str | Path | None, before: Segmented | None) -> Segmented | None:
+        forget(before)
+        if path is None:
+            return None
+        try:
+            return segment(predictor, Path(path), folder)
+        except (DataError, OutOfMemoryError) as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+    def show(seen: Segmented | None, threshold: float, opacity: float) -> tuple[Any, str, Any]:
+        if seen is None:
+            return None, "", gr.DownloadButton(interactive=False)
+        classes = seen.decided(threshold)
+        mask = seen.folder / f"{seen.name}.png"
+        pictures.indexed(classes).save(mask)
+        legend = _legend(shares(classes, predictor.classes))
+        return painted(seen, classes, opacity), legend, gr.DownloadButton(value=str(mask), interactive=True)
+
+    def pick(before: Segmented | None, event: gr.SelectData) -> Segmented | None:
+        return look(shown[event.index], before)
+
+    with gr.Blocks(title="segsweep", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
+        gr.HTML(f"<h1>segsweep</h1><p>{escape(_about(predictor, found))}</p>")
+        state = gr.State(None, time_to_live=KEPT, delete_callback=forget)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                given = gr.File(label="image: drop it here", height=140, elem_id="image")
+                threshold = gr.Slider(
+                    0.01, 0.99, 0.5, step=0.01, label=f"threshold for {predictor.classes[1]}", visible=binary,
+                    elem_id="threshold",
+                )  # fmt: skip
+                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="opacity", elem_id="opacity")
+                legend = gr.HTML(elem_id="shares")
+                mask = gr.DownloadButton("mask (PNG)", interactive=False, elem_id="mask")
+            with gr.Column(scale=3):
+                overlay = gr.Image(
+                    label="what the model sees", format="png", interactive=False, height=480,
+                    buttons=["download", "fullscreen"], elem_id="overlay",
+                )  # fmt: skip
+        if shown:
+            gallery = gr.Gallery(
+                [_thumbnail(path, predictor.range) for path in shown], label="validation images", elem_id="examples",
+                columns=EXAMPLES, height=180, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
+            )  # fmt: skip
+        inputs, outputs = [state, threshold, opacity], [overlay, legend, mask]
+        looks = [given.change(look, [given, state], state)]
+        if shown:
+            looks.append(gallery.select(pick, state, state))
+        for event in looks:
+            event.success(show, inputs, outputs, show_progress="hidden")
+        for slider in (threshold, opacity):
+            slider.change(show, inputs, outputs, trigger_mode="always_last", show_progress="hidden")
+    return blocks
+
+
+def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
+    """Show the page on this machine until Ctrl-C or SIGTERM; print its address to stdout.
+
+    Args:
+        port: 0: any that is free.
+
+    Raises:
+        ConfigError: Gradio is not installed, or the port is in use.
+    """
+    port = available(HOST, port, "segsweep demo")
+    with tempfile.TemporaryDirectory(prefix="segsweep-demo-") as folder:
+        blocks = page(predictor, found, Path(folder))
+        import gradio as gr
+
+        try:
+            with terminable():
+                _, address, _ = blocks.launch(
+                    server_name=HOST,
+                    server_port=port,
+                    share=False,
+                    quiet=True,
+                    prevent_thread_lock=True,
+                    ssr_mode=False,
+                    mcp_server=False,
+                    enable_monitoring=False,
+                    run_history=False,
+                    footer_links=[],
+                    allowed_paths=[folder],
+                    # Gradio's own theme asks for fonts from elsewhere.
+                    theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                )
+                print(f"demo            {address}", flush=True)
+                console.note("Ctrl-C stops it")
+                threading.Event().wait()
+        except (KeyboardInterrupt, Terminated):
+            pass
+        finally:
+            blocks.close(verbose=False)
+
+
+def _about(predictor: Predictor, found: Found) -> str:
+    height, width = predictor.about["size"]
+    place = "/".join((found.folder or found.model).parts[-2:])
+    score = predictor.about.get("val_iou")
+    scored = "" if score is None else f", validation IoU {score:.3f}"
+    return f"{place}: a U-Net on {predictor.about['model']['name']}, trained at {width}×{height}{scored}"
+
+
+def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:
+    picture = Image.fromarray(pictures.shown(read_image(path), *limits))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
+
+
+def _legend(found: dict[str, float]) -> str:
+    """Each class with its colour and share, as HTML."""
+    rows = []
+    for i, (name, share) in enumerate(found.items()):
+        color = "#{:02x}{:02x}{:02x}".format(*pictures.COLORS[i].astype(int))
+        rows.append(
+            f'<div style="display:flex;align-items:center;gap:.5em;margin:.2em 0">'
+            f'<span style="width:1em;height:1em;border-radius:2px;background:{color}"></span>'
+            f'<span style="flex:1">{escape(name)}</span><span>{100 * share:.1f} %</span></div>'
+            f'<div style="height:4px;border-radius:2px;background:{color};width:{100 * share:.1f}%"></div>'
+        )
+    return "".join(rows)

@@ -1,0 +1,431 @@
+"""A trained model as one file that runs without segsweep: ONNX, or PyTorch's own exported program."""
+
+import json
+import logging
+import math
+import signal
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from segsweep import __version__
+from segsweep.data.batches import EvalBatches
+from segsweep.data.dataset import Dataset, spread
+from segsweep.data.geometry import SMALLEST, Size, canvas
+from segsweep.engine.execution import PLAIN
+from segsweep.errors import ConfigError, first_line, unwritable
+from segsweep.nn.checkpoint import describe, load_model
+from segsweep.nn.encoder import whole_strides
+from segsweep.nn.tiles import limit
+from segsweep.nn.unet import UNet, predict
+from segsweep.paths import atomically
+from segsweep.training.loop import Watch
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("onnx", "pt2")
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}  # packages
+METADATA = "segsweep.json"  # in a pt2 file; in an ONNX file each key is a property of its own
+TOLERANCE, EQUAL = 1e-3, 0.9999  # of logits; of pixels
+IMAGES, BATCH = 64, 4  # that are compared at most; at once
+ROUNDS = 4  # batches of a timed block
+PATIENCE = 120  # seconds that torch may reason about sizes: windowed attention makes it think for ever
+ONNX_LIMIT = 2**31  # bytes of a protobuf
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Heights and widths that a model takes: multiples of `step` from `least` on, or `fixed` alone."""
+
+    step: int = 1
+    least: int = SMALLEST
+    fixed: Size | None = None
+
+    def takes(self, size: Size) -> bool:
+        if self.fixed:
+            return size == self.fixed
+        return all(side >= self.least and side % self.step == 0 for side in size)
+
+    def near(self, size: Size) -> Size:
+        """The least size taken that is no smaller, but for a fixed one."""
+        height, width = (self.step * math.ceil(max(side, self.least) / self.step) for side in size)
+        return self.fixed or (height, width)
+
+    def __str__(self) -> str:
+        if self.fixed:
+            return f"{self.fixed[0]}x{self.fixed[1]} only"
+        what = "any" if self.step == 1 else f"multiples of {self.step}"
+        return f"{what} from {self.least}x{self.least}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an exported model did beside PyTorch in fp32, on the same images and threads.
+
+    Attributes:
+        images: how many were compared.
+        difference: the largest of any logit.
+        equal: share of pixels with the same class.
+        rates: images/s of PyTorch and of the exported model, medians on the largest batch; NaN where none was timed.
+    """
+
+    images: int
+    difference: float
+    equal: float
+    rates: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and verified, the sizes it takes, and how images are brought to it."""
+
+    path: Path
+    sizes: Sizes
+    images: str
+    comparison: Comparison
+
+
+def export(
+    model: Path,
+    path: Path,
+    kind: str = "onnx",
+    data: Dataset | None = None,
+    watch: Watch = lambda items, *_: items,
+    rounds: int = ROUNDS,
+) -> Exported:
+    """Write a model in another format, with the normalisation inside, and compare it with PyTorch at once.
+
+    The input is `pixels`, float32 `b c h w` on the scale of the stored data type; the output is `logits`, `b k h w`.
+    The batch is free; of height and width as much as encoder and format allow.
+
+    Args:
+        model: a run's best.safetensors.
+        path: where to.
+        kind: onnx or pt2.
+        data: whose validation images are compared; None: random pixels.
+        watch: wraps the iterator over the batches; also given their number and a title.
+        rounds: of the timing; 0: no timing.
+
+    Raises:
+        ConfigError: a package is missing, a place that cannot be written, an encoder that cannot be exported, or a
+            result that is not the model's. No file is left then.
+    """
+    needs(kind)
+    about, unet = describe(model), load_model(model)
+    weight = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
+    if kind == "onnx" and weight >= ONNX_LIMIT:
+        raise ConfigError(f"--format onnx: holds 2 GB, and {about['model']['name']} has {weight / 1e9:.1f}. Try pt2.")
+    _refuse_unwritable(path, kind)
+    size = (about["size"][0], about["size"][1])
+    found: list[Exported] = []
+
+    def write(target: Path, sizes: Sizes) -> None:
+        run = _written(unet, sizes, target, kind, metadata(about, unet, sizes))
+        for shape in _trials(sizes, unet.encoder.maps[-1].stride):
+            pixels = _noise(shape, unet, about)
+            _refuse_difference(compare(unet, run, [pixels]), kind)
+        batches = list(_validation(data, about, unet, sizes)) if data else [_noise((3, *sizes.near(size)), unet, about)]
+        comparison = compare(unet, run, watch(batches, len(batches), "comparing"), rounds)
+        _refuse_difference(comparison, kind)
+        found.append(Exported(path, sizes, preparation(about), comparison))
+
+    refusal: Exception | None = None
+    for sizes in levels(unet, size):
+        try:
+            atomically(path, lambda target, sizes=sizes: write(target, sizes))  # type: ignore[misc]
+            return found[-1]
+        except Exception as error:  # tracing and conversion raise nearly anything
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise unwritable(path, error, "FILE") from error
+            log.debug("%s, sizes %s: %s", kind, sizes, error)
+            refusal = error
+    if isinstance(refusal, ConfigError):
+        raise refusal
+    other = next(name for name in FORMATS if name != kind)
+    why = first_line(refusal) if refusal else ""
+    raise ConfigError(
+        f"{about['model']['name']}: cannot be exported as {kind}: {why} Try --format {other}."
+    ) from refusal
+
+
+def needs(kind: str) -> None:
+    """Refuse a format whose packages are not installed.
+
+    Raises:
+        ConfigError: that.
+    """
+    missing = [name for name in NEEDED[kind] if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--format {kind}: needs {', '.join(missing)}, not installed. Type: pip install -e '.[export]'"
+        )
+
+
+def metadata(about: dict[str, Any], model: UNet, sizes: Sizes) -> dict[str, Any]:
+    """What a user of the exported file has to know, as JSON values."""
+    low, high = about.get("range", (0, 255))
+    rule = "foreground where the logit is above 0" if model.num_classes == 1 else "the class of the largest logit"
+    return {
+        "producer": f"segsweep {__version__}",
+        "encoder": about["model"]["name"],
+        "classes": about["classes"],
+        "input": f"pixels, float32 b c h w, {model.in_channels} channels, from {low:g} to {high:g}; not normalised",
+        "output": f"logits, float32 b k h w; {rule}",
+        "sizes": str(sizes),
+        "images": preparation(about),
+        "step": sizes.step,
+        "dtype": about.get("dtype", "uint8"),
+        "range": [low, high],
+        "normalization": {
+            "inside": True,
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+            "clip": model.arguments["clip"],
+        },
+        "size": about["size"],
+        "resize": about["resize"],
+        **{name: about[name] for name in ("weights_source", "epoch", "val_iou") if name in about},
+    }
+
+
+def preparation(about: Mapping[str, Any]) -> str:
+    """What `segsweep predict` does to an image before the model, which an exported one leaves to its user."""
+    height, width = about["size"]
+    if about["resize"] == "crop":
+        return "as they are"
+    how = "with their aspect kept, the edge repeated beyond" if about["resize"] == "pad" else "stretched"
+    return (
+        f"brought to {height}x{width} first, {how} (resize={about['resize']}), as in training and by segsweep predict; "
+        "the logits back to the image's size"
+    )
+
+
+def levels(model: UNet, size: Size) -> Iterator[Sizes]:
+    """From the freest sizes to the one the model was trained at.
+
+    An encoder of fixed size sees a resized image, and nothing is padded: there multiples are the freest.
+    """
+    step = math.ceil(model.encoder.maps[-1].stride)
+    # More than one value on the deepest map: to torch, a side of one is a number and no symbol.
+    deepest = max(SMALLEST, step, *(math.ceil(level.stride) for level in model.plan.pyramid))
+    if not model.encoder.input_size:
+        yield Sizes(1, deepest + 1)
+    yield Sizes(step, step * (deepest // step + 1))
+    yield Sizes(fixed=size)
+
+
+class AnySize(nn.Module):
+    """A U-Net that pads where the size is a symbol, too: the edge is repeated as in `UNet.forward`, by its index."""
+
+    def __init__(self, model: UNet):
+        super().__init__()
+        self.model, self.step = model, model.encoder.multiple
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows, columns = (torch.arange(side, device=pixels.device) for side in pixels.shape[-2:])
+        padded = pixels.index_select(2, self._repeated(rows)).index_select(3, self._repeated(columns))
+        # Selected as well: a slice is a view, of which torch.export notes that it is not contiguous.
+        return self.model(padded).index_select(2, rows).index_select(3, columns)
+
+    def _repeated(self, places: Tensor) -> Tensor:
+        length = places.shape[0]
+        whole = (length + self.step - 1) // self.step * self.step
+        return torch.arange(whole, device=places.device).clamp(max=length - 1)
+
+
+def traced(model: UNet, sizes: Sizes) -> ExportedProgram:
+    """The model as a graph whose batch, height and width are symbols as far as `sizes` says."""
+    step = math.ceil(model.encoder.maps[-1].stride)
+    shapes: dict[int, Any] = {0: Dim("batch", min=1)}
+    whole: nn.Module = model
+    if sizes.fixed:
+        example = sizes.fixed
+    elif sizes.step == 1:
+        whole = AnySize(model)
+        example = (sizes.least + 2 * step + step // 3, sizes.least + 4 * step + step // 3)
+        shapes |= {2: Dim("height", min=sizes.least), 3: Dim("width", min=sizes.least)}
+    else:
+        example = (sizes.least + step, sizes.least + 3 * step)
+        least = sizes.least // step
+        shapes |= {2: step * Dim("_height", min=least), 3: step * Dim("_width", min=least)}
+    pixels = torch.zeros(2, model.in_channels, *example)
+    with torch.no_grad(), _quiet(), _within(PATIENCE):
+        if model.encoder.input_size:
+            return torch.export.export(whole, (pixels,), dynamic_shapes=(shapes,))
+        with whole_strides():
+            return torch.export.export(
+                whole, (pixels,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=True
+            )
+
+
+def _written(model: UNet, sizes: Sizes, path: Path, kind: str, about: dict[str, Any]) -> Run:
+    """Write the file and take it up again from there."""
+    program = traced(model, sizes)
+    if kind == "pt2":
+        with path.open("wb") as file, _quiet():
+            torch.export.save(program, file, extra_files={METADATA: json.dumps(about)})
+        return opened(path, kind)
+    with torch.no_grad(), _quiet():
+        converted = torch.onnx.export(
+            program, dynamo=True, input_names=["pixels"], output_names=["logits"], verbose=False
+        )
+    assert converted is not None
+    _name_sides(converted.model.graph)
+    properties = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    converted.model.metadata_props.update(properties)
+    converted.save(path)
+    return opened(path, kind)
+
+
+def _name_sides(graph: Any) -> None:
+    """Call the free sides what they are, where torch.export numbered them."""
+    import onnx_ir
+
+    (pixels,) = graph.inputs
+    names = {
+        str(side): onnx_ir.SymbolicDim(name)
+        for side, name in zip(pixels.shape, ("batch", "", "height", "width"), strict=True)
+        if isinstance(side, onnx_ir.SymbolicDim)
+    }
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = onnx_ir.Shape([names.get(str(side), side) for side in value.shape])
+
+
+def opened(path: Path, kind: str) -> Run:
+    """An exported file as a function from pixels to logits, on as many threads as torch has."""
+    if kind == "pt2":
+        with path.open("rb") as file, _quiet():
+            return torch.export.load(file).module()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+
+
+@torch.no_grad()
+def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -> Comparison:
+    """Run both on the same pixels, `b c h w` each; time each in two blocks of `rounds` on the largest batch."""
+    model.eval()
+    PLAIN.prepare(model)
+    images, equal, pixels, largest = 0, 0, 0, 0.0
+    sides: tuple[Run, Run] = (lambda batch: PLAIN.forward(model, batch), run)
+    most = torch.empty(0)
+    for batch in batches:
+        ours, theirs = (side(batch) for side in sides)
+        difference = float((ours - theirs).abs().max())
+        largest = max(largest, difference) if math.isfinite(difference) else math.inf
+        same = predict(ours) == predict(theirs)
+        images, equal, pixels = images + len(batch), equal + int(same.sum()), pixels + same.numel()
+        most = batch if batch.numel() > most.numel() else most
+    rates: tuple[list[float], list[float]] = ([], [])
+    for side, rate in 2 * list(zip(sides, rates, strict=True)) if rounds else []:
+        side(most)  # not timed: the other's threads may still be awake
+        for _ in range(rounds):
+            started = time.perf_counter()
+            side(most)
+            rate.append(len(most) / (time.perf_counter() - started))
+    ours_rate, their_rate = (statistics.median(rate) if rate else math.nan for rate in rates)
+    return Comparison(images, largest, equal / pixels, (ours_rate, their_rate))
+
+
+def _refuse_difference(comparison: Comparison, kind: str) -> None:
+    if comparison.difference > TOLERANCE or comparison.equal < EQUAL:
+        raise ConfigError(
+            f"--format {kind}: the exported model's logits differ from PyTorch's by up to {comparison.difference:.2g} "
+            f"(at most {TOLERANCE:g}), {100 * comparison.equal:.2f} % of the pixels are equal (at least "
+            f"{100 * EQUAL:g} %). Nothing was kept. Try --format {next(name for name in FORMATS if name != kind)}."
+        )
+
+
+def _trials(sizes: Sizes, stride: float) -> Sequence[tuple[int, int, int]]:
+    """Batches, heights and widths at which a graph shows whether it holds beyond the example it was traced with."""
+    if sizes.fixed:
+        return [(1, *sizes.fixed), (3, *sizes.fixed)]
+    least, step = sizes.least, math.ceil(stride)
+    odd = 3 if sizes.step == 1 else 0
+    return [(1, least, least), (3, least + 2 * step, least + odd), (1, least, least + 4 * step + odd)]
+
+
+def _noise(shape: tuple[int, int, int], model: UNet, about: dict[str, Any]) -> Tensor:
+    """Random pixels `b c h w` within the range the model was trained on."""
+    low, high = about.get("range", (0, 255))
+    batch, height, width = shape
+    drawn = torch.rand(batch, model.in_channels, height, width, generator=torch.Generator().manual_seed(0))
+    return low + (high - low) * drawn
+
+
+def _validation(data: Dataset, about: dict[str, Any], model: UNet, sizes: Sizes) -> Iterator[Tensor]:
+    """Validation images as the training scored them, or fitted into a size that is taken and is no tile's."""
+    chosen = spread(data.parts["val"], IMAGES)
+    size, resize = (about["size"][0], about["size"][1]), about["resize"]
+    most = limit(size, model.encoder.input_size)
+    seen = [canvas((data.store.rows[i].height, data.store.rows[i].width), size, resize) for i in chosen]
+    if not all(sizes.takes(c) and c[0] <= most[0] and c[1] <= most[1] for c in seen):
+        size, resize = sizes.near(size), "pad"
+    batches = EvalBatches(
+        data.store, data.labels, chosen, size=size, resize=resize, batch_size=BATCH, device=torch.device("cpu")
+    )
+    for batch in batches:
+        yield batch.image
+
+
+def _refuse_unwritable(path: Path, kind: str) -> None:
+    if path.suffix != f".{kind}":  # no other file of a run is written over
+        raise ConfigError(f"-o {path}: must end in .{kind}. Try -o {path.with_suffix(f'.{kind}')}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise unwritable(path, error, "FILE") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch's exporter says of itself is no concern of the user's; what matters is compared afterwards."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside when the time is over; in other threads than the main one there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"the sizes were not understood in {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again and again: some of torch's code swallows exceptions
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

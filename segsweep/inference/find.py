@@ -1,0 +1,112 @@
+"""Which trained model is meant: a run's, a file, one that MLflow knows, or the best of a sweep or an experiment."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segsweep.errors import ConfigError
+from segsweep.nn.checkpoint import BEST
+from segsweep.paths import outputs
+from segsweep.runs import journal
+from segsweep.tracking import run as tracking
+
+FORMS = "a run folder, its best.safetensors, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trained model.
+
+    Attributes:
+        model: its file.
+        folder: of the run that trained it; None for a file that lies elsewhere.
+        why: how it was chosen, for a person; empty where it was named.
+    """
+
+    model: Path
+    folder: Path | None
+    why: str = ""
+
+    @property
+    def run(self) -> Path:
+        """The run's folder.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.folder is None:
+            raise ConfigError(f"{self.model}: lies in no run folder, and this needs the run's journal. Name the run.")
+        return self.folder
+
+
+def find(run: str, uri: str | None = None) -> Found:
+    """The model that `run` means.
+
+    Args:
+        run: a run folder; a model's file; a sweep's folder: its winner; another folder: the best run below it; an
+            MLflow run id; `best`: of all runs in the outputs folder; `best:X`: of the sweep or folder, or of the MLflow
+            experiment X.
+        uri: MLflow's tracking URI, where it is asked.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if run == "best":
+        return _best(_runs(outputs()), f"{outputs()}")
+    name = run.removeprefix("best:")
+    path = Path(name).expanduser()
+    if path.is_file():
+        inside = path.name == BEST and journal.exists(path.parent)
+        return Found(path, path.parent.resolve() if inside else None)
+    if path.is_dir():
+        return _in_folder(path.resolve())
+    if name != run:
+        return _best(tracking.folders_of(name, uri), f"experiment {name}")
+    if re.fullmatch(r"[0-9a-f]{32}", run):
+        return _in_folder(tracking.folder_of(run, uri))
+    raise ConfigError(f"{run}: no such run. Give {FORMS}.")
+
+
+def _in_folder(folder: Path) -> Found:
+    if journal.exists(folder):
+        if not (folder / BEST).is_file():
+            raise ConfigError(f"{folder}: the run has no {BEST}: no epoch of it has been scored yet.")
+        return Found(folder / BEST, folder)
+    from segsweep.sweep import report  # pandas and Optuna are needed here only
+
+    where = f"{folder}"
+    if (folder / report.ABOUT).exists():
+        places, over = report.places(folder), report.about(folder).get("state") == "complete"
+        if places:
+            winner = places[0].winner
+            what = "the sweep's winner" if over else "the first so far of a sweep that is not finished"
+            return Found(
+                folder / winner.name / BEST,
+                folder / winner.name,
+                f"{what}: {' '.join(winner.typed)} (val IoU {winner.iou:.4f})",
+            )
+        where += "" if over else ", a sweep that is not finished"
+    return _best(_runs(folder), where)
+
+
+def _runs(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.rglob(journal.NAME))
+
+
+def _best(folders: Iterable[Path], where: str) -> Found:
+    """The run with the best validation IoU; of those that were scored on other images than they had learnt by heart."""
+    scores: dict[Path, float] = {}
+    data = set()
+    for folder in folders:
+        records = journal.read(folder) if (folder / BEST).is_file() else []
+        iou = [epoch["val/iou"] for epoch in journal.epochs(records) if epoch.get("val/iou") is not None]
+        if iou and not journal.last_start(records)["config"]["data"].get("overfit"):
+            scores[folder] = max(iou)
+            data.add(journal.last_start(records).get("data_digest"))
+    if not scores:
+        raise ConfigError(f"{where}: no trained model there. Train one: python train.py. Or give {FORMS}.")
+    best = max(scores, key=lambda folder: scores[folder])
+    among = f"the best of {len(scores)} runs" if len(scores) > 1 else "the only run"
+    among += f" (on {len(data)} data sets, whose scores do not compare)" if len(data) > 1 else ""
+    return Found(best / BEST, best, f"{among} in {where}: {best} (val IoU {scores[best]:.4f})")

@@ -1,0 +1,350 @@
+"""Masks for images, which the model sees as it saw those it was trained on."""
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from os.path import abspath, commonpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segsweep.data.geometry import Size, canvas, place, strips
+from segsweep.data.images import read_image
+from segsweep.data.prefetch import ahead
+from segsweep.data.sources.files import SUFFIXES, image_files
+from segsweep.data.windows import cut, stack, warp
+from segsweep.engine import device as devices
+from segsweep.engine.execution import Execution
+from segsweep.errors import ConfigError, DataError, first_line, unwritable
+from segsweep.figures import pictures
+from segsweep.nn.checkpoint import describe, load_model
+from segsweep.nn.tiles import bands, limit
+from segsweep.nn.unet import predict as classes_of
+from segsweep.paths import atomically
+from segsweep.training.loop import FLIPS
+
+log = logging.getLogger(__name__)
+
+BATCH = 8  # images of the training's canvas that are run at once
+DECODING = 2  # threads, and images that wait: large ones take much memory
+OVERLAYS, PROBABILITIES = "overlays", "probabilities"
+ADVICE = "Try --tile 512, or less, or --device cpu."
+
+Strips = Iterator[tuple[slice, Tensor]]
+
+
+class Predictor:
+    """A trained model, and the way that images take to it and back.
+
+    Args:
+        model: its file.
+        device: as `train.device`.
+        precision: as `train.precision`.
+        tta: as `train.tta`: the average over mirrored views.
+        tile: pixels a side beyond which an image is run in overlapping tiles; default: as in training.
+
+    Attributes:
+        about: what the file says of the model: classes, size, resize, range and more.
+        classes: their names, in the order of their indices.
+        range: lowest and highest value of the pixels it was trained on.
+
+    Raises:
+        ConfigError: not a model of segsweep's, or a device that is not there.
+    """
+
+    def __init__(
+        self, model: Path, *, device: str = "auto", precision: str = "auto", tta: str = "none", tile: int | None = None
+    ):
+        self.about: dict[str, Any] = describe(model)
+        self.device = devices.find(device)
+        self.classes: list[str] = self.about["classes"]
+        self.range: tuple[float, float] = tuple(self.about.get("range", (0, 255)))
+        self._size: Size = (self.about["size"][0], self.about["size"][1])
+        self._resize: str = self.about["resize"]
+        self._execution = Execution(devices.precision(precision, self.device))
+        self._model = load_model(model, self.device)
+        self._execution.prepare(self._model)
+        self._views = FLIPS[tta]
+        self._tile = limit(self._size, self._model.encoder.input_size, (tile, tile) if tile else None)
+
+    def accept(self, image: np.ndarray, name: object) -> np.ndarray:
+        """The image with the channels that the model takes: grey counts for all three, three that are equal for one.
+
+        Args:
+            image: `h w c`, as `segsweep.data.images.read_image` gives it.
+            name: of the image, for the error.
+
+        Raises:
+            DataError: other channels, or pixels of another kind than in training.
+        """
+        wanted, found = self._model.in_channels, image.shape[2]
+        if wanted == 1 and found == 3 and (image == image[..., :1]).all():
+            image = image[..., :1]
+        elif found != wanted and (found, wanted) != (1, 3):
+            raise DataError(f"{name}: {_channels(found)}; the model was trained on {_channels(wanted)}. Convert it.")
+        trained = self.about.get("dtype", "uint8")
+        if image.dtype != trained:
+            low, high = self.range
+            raise DataError(
+                f"{name}: {image.dtype} pixels from {image.min():g} to {image.max():g}; the model was trained on "
+                f"{trained} from {low:g} to {high:g}. Bring it to that scale."
+            )
+        return image
+
+    def canvas(self, image: np.ndarray) -> Size:
+        """Height and width that the model sees the image at; images of one can be run together."""
+        return canvas((image.shape[0], image.shape[1]), self._size, self._resize)
+
+    def together(self, size: Size) -> int:
+        """How many images of this canvas are run at once."""
+        if size[0] > self._tile[0] or size[1] > self._tile[1]:
+            return 1
+        return max(1, min(BATCH, BATCH * math.prod(self._size) // math.prod(size)))
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[np.ndarray]) -> list[Strips]:
+        """Logits of images of one canvas, each on its own pixel grid, from the top down.
+
+        Args:
+            images: `h w c` each, as `accept` gives them; one, or as many as `together` says.
+
+        Returns:
+            for each image an iterator over rows and their logits, `k rows w`. Of a single large image they are computed
+            as they are asked for, in memory for a row of tiles.
+        """
+        size = self.canvas(images[0])
+        placements = [place((image.shape[0], image.shape[1]), size, self._resize) for image in images]
+        pixels = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+        # No labels are asked for: one zero, as large as need be.
+        masks = [torch.zeros(1, 1, dtype=torch.uint8).expand(image.shape[:2]) for image in images]
+
+        def run(rows: slice, columns: slice) -> Tensor:
+            parts = [placement.part(rows, columns) for placement in placements]
+            windows = stack(
+                [cut(*sample) for sample in zip(pixels, masks, parts, strict=True)], self._model.in_channels
+            )
+            image, _, _ = warp(windows, parts[0].canvas, self.device)
+            views = [self._execution.forward(self._model, image.flip(view)).flip(view).float() for view in self._views]
+            return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+
+        whole = bands(run, size, self._tile)
+        own = [(image.shape[0], image.shape[1]) for image in images]
+        if len(images) == 1 and placements[0].untouched(own[0]):
+            return [_fitting((rows, logits[0]) for rows, logits in whole)]
+        with devices.fitting(ADVICE):
+            maps = torch.cat([logits for _, logits in whole], dim=2)
+        return [_fitting(strips(m, p, s)) for m, p, s in zip(maps, placements, own, strict=True)]
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """Of one image: `k h w` float32, of each class, or of the foreground alone (k = 1) where there are two."""
+        (found,) = self.logits([image])
+        return np.concatenate([probability(logits).cpu().numpy() for _, logits in found], axis=1)
+
+
+def probability(logits: Tensor) -> Tensor:
+    """Logits `k ...` to probabilities of the same shape: of the foreground for one logit, else of each class."""
+    return logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an image: the mask's file, or what is wrong."""
+
+    image: Path
+    mask: Path
+    problem: str = ""
+
+
+def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[Path, Path]]:
+    """Images and their places below the folder that all have in common.
+
+    Args:
+        given: files, folders (all images below them), patterns such as 'scans/**/*.png'.
+        output: where masks go; a folder of its own below one that is given, it is not searched.
+
+    Raises:
+        ConfigError: nothing there, or two images whose masks would have one name.
+    """
+    files: dict[Path, None] = {}
+    bases: list[Path] = []
+    for name in given:
+        path = Path(name).expanduser()
+        found = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(path)
+        if output and not path.is_file() and _searched(path) in _absolute(output).parents:
+            there = [p for p in found if _absolute(output) in _absolute(p).parents]
+            found = [p for p in found if p not in there]
+            if there:
+                log.warning("%s: left out, as masks go there: %d of the images", output, len(there))
+        bases += [path] if path.is_dir() else [p.parent for p in found]
+        if not found:
+            what = f"no images in it ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file or folder"
+            raise ConfigError(f"{name}: {what}. Give images, folders of images, or patterns in quotes.")
+        files |= dict.fromkeys(map(_absolute, found))
+    base = Path(commonpath([_absolute(b) for b in bases]))
+    taken: dict[Path, Path] = {}
+    for path in files:
+        target = path.relative_to(base).with_suffix(".png")
+        if target in taken:
+            raise ConfigError(
+                f"{path} and {taken[target]}: both masks would be {target}. Leave one out, or give each its own -o DIR."
+            )
+        taken[target] = path
+    return [(path, target) for target, path in taken.items()]
+
+
+def predict(
+    predictor: Predictor,
+    images: Sequence[tuple[Path, Path]],
+    folder: Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, *_: items,
+) -> Generator[Outcome, None, None]:
+    """Write a mask for each image: class indices as a PNG with a palette, at the image's own size.
+
+    Args:
+        images: as `find_images` gives them.
+        folder: where to; the masks keep their places.
+        overlay: also the classes painted over the image, as JPEG in `overlays/`.
+        probabilities: also what `Predictor.probabilities` gives, as float32 TIFF in `probabilities/`.
+        watch: wraps the iterator over images; also given their number and a title.
+
+    Yields:
+        what became of each image; one that cannot be used does not keep back the others.
+
+    Raises:
+        ConfigError: something would be written over an image, or cannot be written.
+        OutOfMemoryError: the device is too small for a tile.
+    """
+    sources = {path.resolve() for path, _ in images}
+    for path, target in images:
+        written = [
+            folder / target,
+            *([_overlay(folder, target)] * overlay),
+            *([_beside(folder, target)] * probabilities),
+        ]
+        if over := [place for place in written if place.resolve() in sources]:
+            raise ConfigError(f"{path}: {over[0]} would be written over an image. Give another -o DIR.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error, "DIR") from error
+
+    def read(path: Path) -> np.ndarray | DataError:
+        try:
+            return predictor.accept(read_image(path), path)
+        except DataError as error:
+            return error
+
+    group: list[tuple[Path, Path, np.ndarray]] = []
+
+    def flush() -> Iterator[Outcome]:
+        found = predictor.logits([pixels for _, _, pixels in group]) if group else []
+        for (path, target, pixels), parts in zip(group, found, strict=True):
+            try:
+                _write(predictor, pixels, parts, folder, target, overlay, probabilities)
+            except OSError as error:
+                raise unwritable(folder, error, "DIR") from error
+            yield Outcome(path, folder / target)
+        group.clear()
+
+    jobs = (partial(read, path) for path, _ in images)
+    with closing(ahead(jobs, DECODING, DECODING)) as decoded:
+        for (path, target), pixels in zip(images, watch(decoded, len(images), "predicting"), strict=True):
+            if isinstance(pixels, DataError):
+                yield Outcome(path, folder / target, str(pixels))
+                continue
+            size = predictor.canvas(pixels)
+            if group and predictor.canvas(group[0][2]) != size:
+                yield from flush()
+            group.append((path, target, pixels))
+            if len(group) >= predictor.together(size):
+                yield from flush()
+        yield from flush()
+
+
+def _write(
+    predictor: Predictor,
+    pixels: np.ndarray,
+    parts: Strips,
+    folder: Path,
+    target: Path,
+    overlay: bool,
+    probabilities: bool,
+) -> None:
+    height, width = pixels.shape[:2]
+    mask = np.empty((height, width), np.uint8)
+    painted = np.empty((height, width, 3), np.uint8) if overlay else None
+    beside = _beside(folder, target)
+    writing = beside.with_name(f"{beside.name}.writing")
+    maps: np.ndarray | None = None
+    for rows, logits in parts:
+        mask[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
+        if painted is not None:
+            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *predictor.range), mask[rows])
+        if probabilities:
+            if maps is None:
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                shape = (len(logits), height, width)
+                maps = tifffile.memmap(
+                    writing, shape=shape, dtype=np.float32, photometric="minisblack", metadata={"axes": "CYX"}
+                )
+            maps[:, rows] = probability(logits).cpu().numpy()
+    if maps is not None:
+        maps.flush()  # type: ignore[attr-defined]
+        writing.replace(beside)
+    if painted is not None:
+        _save(Image.fromarray(painted), _overlay(folder, target), "JPEG", quality=90)
+    _save(pictures.indexed(mask), folder / target, "PNG")  # last: a mask that is there is done
+
+
+def _overlay(folder: Path, target: Path) -> Path:
+    return (folder / OVERLAYS / target).with_suffix(".jpg")
+
+
+def _beside(folder: Path, target: Path) -> Path:
+    return (folder / PROBABILITIES / target).with_suffix(".tif")
+
+
+def _absolute(path: Path) -> Path:
+    """Links stay: an image's place is where it was found."""
+    return Path(abspath(path))  # noqa: PTH100 (resolve() would follow them)
+
+
+def _searched(given: Path) -> Path:
+    """The folder that is searched for a folder or a pattern."""
+    fixed = list(takewhile(lambda part: not set(part) & set("*?["), given.parts))
+    return _absolute(Path(*fixed) if fixed else Path())
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """Files that a pattern such as 'scans/**/*.png' matches."""
+    try:
+        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{pattern}: {first_line(error)} Patterns are like 'scans/**/*.png'.") from error
+    return [path for path in found if path.is_file()]
+
+
+def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomically(path, lambda target: image.save(target, kind, **options))
+
+
+def _fitting(parts: Iterable[tuple[slice, Tensor]]) -> Strips:
+    with torch.inference_mode(), devices.fitting(ADVICE):
+        yield from parts
+
+
+def _channels(number: int) -> str:
+    return {1: "grey", 3: "colour"}.get(number, f"{number} channels")

@@ -1,0 +1,42 @@
+"""A training's way: how good it was by the share that was done. Pure values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Point(NamedTuple):
+    """Where a trial was: the share of its training that was done, and its best score until then."""
+
+    done: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A trial's way so far, or to its end.
+
+    Attributes:
+        encoder: its backbone.
+        points: in rising order.
+        complete: the last point is the end.
+        lr: its peak learning rate.
+    """
+
+    encoder: str
+    points: Sequence[Point]
+    complete: bool = False
+    lr: float = 0.0
+
+    @property
+    def best(self) -> float:
+        return self.points[-1].best
+
+    def at(self, done: float) -> float:
+        """The best score until this share of the training; 0 before the first point."""
+        before = [point.best for point in self.points if point.done <= done + 1e-9]
+        return before[-1] if before else 0.0
+
+    def gain_after(self, done: float) -> float:
+        """How much the best score rose after this share of the training."""
+        return self.best - self.at(done)

@@ -1,0 +1,91 @@
+"""What a person sees of a running sweep: a live board on a terminal, plain lines elsewhere; all on stderr."""
+
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from segsweep.runs.trial import Trial, seconds_left
+from segsweep.sweep.finalists import FOLDER
+from segsweep.sweep.scheduler import Event
+
+SHOWN = {"started": "begins", "adopted": "goes on", "continued": "goes on", "halved": "begins again"}
+
+
+class Board:
+    """Use as a context manager; `show` each event.
+
+    Args:
+        trials: of the sweep by name, living: they are looked at whenever the board is drawn.
+        wanted: how many are to be finished.
+        slots: how many run at once.
+        console: default: stderr.
+    """
+
+    def __init__(self, trials: dict[str, Trial], wanted: int, slots: int, console: Console | None = None):
+        self._trials, self._wanted, self._slots = trials, wanted, slots
+        self._console = console or Console(stderr=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Board":
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._drawn, console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, event: Event) -> None:
+        """A line for what began or ended; epochs are on the board only."""
+        if event.kind != "epoch":
+            self._console.print(line(event), highlight=False, soft_wrap=True, markup=False)
+        if self._live:
+            self._live.refresh()
+
+    def _drawn(self) -> Group:
+        trials = list(self._trials.values())
+        over = [t for t in trials if t.state in ("complete", "pruned")]
+        best = max((t for t in trials if t.iou is not None), key=lambda t: t.iou or 0.0, default=None)
+        left = seconds_left(trials, self._wanted, self._slots)
+        head = Text(f"{len(over)} of {self._wanted} finished")
+        for state in ("pruned", "failed"):
+            if count := sum(t.state == state for t in trials):
+                head.append(f", {count} {state}")
+        if left is not None:
+            head.append(f"; {duration(left)} to go")
+        if best:
+            head.append(f"; best IoU {best.iou:.4f}: {' '.join(best.typed)}")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("slot", "trial", "epoch", "IoU", ""):
+            table.add_column(title, overflow="ellipsis", no_wrap=True)
+        for t in trials:
+            if t.state == "running":
+                total = t.start.get("epochs")
+                epoch = f"{len(t.epochs)}/{total}" if total else f"{len(t.epochs)}"
+                table.add_row(t.slot, t.name, epoch, "" if t.iou is None else f"{t.iou:.4f}", " ".join(t.typed))
+        return Group(Text(""), head, table)
+
+
+def line(event: Event) -> str:
+    """What happened, in one line."""
+    trial = event.trial
+    typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
+    score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
+    if event.kind == "halved":
+        return f"trial {name:>3}  out of memory: begins again with half the micro-batch"
+    if event.kind in SHOWN:
+        return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}"
+    why = f"  ({trial.reason})" if trial.reason else ""
+    return f"trial {name:>3}  {event.kind:8}  {score}{typed}{why}"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,122 @@
+"""MLflow's registry of models: a version, its card, and who is champion. Beside `tracking` it alone knows mlflow."""
+
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from segsweep.errors import ConfigError, first_line
+from segsweep.runs import journal
+from segsweep.tracking import run as tracking
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model, the champion before it ("": none), its run, the URI without a password."""
+
+    version: str
+    before: str
+    run: str
+    uri: str
+
+
+def register(
+    folder: Path,
+    uri: str | None,
+    name: str,
+    program: Path,
+    channels: tuple[int, int],
+    torch_version: str,
+    card: str,
+    tags: Mapping[str, str],
+) -> Registered:
+    """Put a run's exported program into the model registry, as the newest version and champion.
+
+    The run is sent first. `mlflow.pytorch.load_model("models:/NAME@champion")` loads it, without code or pickle.
+
+    Args:
+        name: of the registered model.
+        program: a torch.export program from `pixels`, float32 `b c h w`, to `logits`, `b k h w`.
+        channels: c and k.
+        torch_version: that wrote it.
+        card: what the model is, in Markdown.
+
+    Raises:
+        ConfigError: no run in the folder.
+        mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = _uri(folder, uri)
+    run = tracking.sync(folder, uri, journal.alive(folder))
+    client = tracking.connected(uri)
+    before = ""
+    try:
+        client.create_registered_model(name, tags={"segsweep": "true"})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        aliases = client.get_registered_model(name).aliases
+        before = str(aliases.get(CHAMPION, ""))
+    with tempfile.TemporaryDirectory() as made:
+        place = f"registered/{name}-{time.time_ns()}"
+        _write_model(Path(made), program, channels, torch_version, card)
+        client.log_artifacts(run, made, place)
+    source = f"{client.get_run(run).info.artifact_uri}/{place}"
+    version = client.create_model_version(
+        name, source, run, tags=dict(tags), description=card[: tracking.NOTE_LENGTH]
+    ).version
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return Registered(str(version), before, run, tracking.without_password(uri))
+
+
+def check(folder: Path, uri: str | None, name: str) -> None:
+    """Ask before a model is exported for minutes.
+
+    Raises:
+        ConfigError: a name that MLflow does not take, or a server that does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = _uri(folder, uri)
+    try:
+        tracking.connected(uri).get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":
+            raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            where = tracking.without_password(uri)
+            raise ConfigError(f"MLflow at {where} does not answer: {first_line(error)}") from error
+
+
+def _uri(folder: Path, uri: str | None) -> str:
+    return tracking.tracking_uri(uri or journal.read(folder)[0]["config"]["tracking"]["uri"])
+
+
+def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_version: str, card: str) -> None:
+    """A model folder of MLflow's, made by hand: `mlflow.pytorch.save_model` would trace anew, and pin sizes."""
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own type hints, while it is imported
+        from mlflow.models import Model, ModelSignature
+        from mlflow.pyfunc import add_to_model
+        from mlflow.types import Schema, TensorSpec
+
+    def tensor(what: str, length: int) -> Schema:
+        return Schema([TensorSpec(np.dtype("float32"), (-1, length, -1, -1), what)])
+
+    (folder / "data").mkdir()
+    shutil.copy(program, folder / "data" / "model.pt2")  # the name that MLflow looks for
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    requirement = f"torch=={torch_version.partition('+')[0]}\n"
+    (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
+    model = Model(signature=ModelSignature(tensor("pixels", channels[0]), tensor("logits", channels[1])))
+    model.add_flavor("pytorch", model_data="data", pytorch_version=torch_version, code=None)
+    add_to_model(model, loader_module="mlflow.pytorch", data="data", model_config={"device": None})
+    model.save(str(folder / "MLmodel"))

@@ -1,0 +1,160 @@
+"""`segsweep ui`: MLflow's server on the project's database, lean and on loopback, opened on the newest saved view."""
+
+import ipaddress
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib import request
+
+from segsweep import console
+from segsweep.errors import ConfigError, Terminated, first_line, terminable
+from segsweep.paths import outputs
+from segsweep.ports import available
+from segsweep.tracking import run as tracking
+from segsweep.tracking import views as saved_view
+
+PORT, HOST = 5000, "127.0.0.1"
+START = 120.0  # seconds that a server may take to answer; usually five
+STOP = 10.0  # seconds between SIGTERM and SIGKILL
+# Defaults are four workers and a queue for evaluating language models: 15 processes.
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
+    """Show MLflow's page until Ctrl-C or SIGTERM; print its address to stdout.
+
+    A tracking URI that is a server already needs none: its page's address is printed, and that is all.
+
+    Raises:
+        ConfigError: the port is taken, or the server does not start.
+    """
+    uri = tracking.tracking_uri(uri)
+    if uri.startswith("http"):
+        print(front_page(tracking.without_password(uri)), flush=True)
+        return
+    try:
+        with terminable(), server(uri, host, port) as (address, process):
+            print(front_page(address), flush=True)
+            if not _loopback(host):
+                console.note(_without_a_lock(uri, host, port))
+            console.note("Ctrl-C stops it")
+            code = process.wait()
+    except (KeyboardInterrupt, Terminated):
+        return
+    raise ConfigError(f"MLflow's server ended by itself, with code {code}.")
+
+
+@contextmanager
+def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """MLflow's server on a database, running and answering; its address and its process. Nothing is left behind.
+
+    Args:
+        port: 0 takes any that is free.
+
+    Raises:
+        ConfigError: the port is taken, or the server does not start.
+    """
+    port = available(host, port, "segsweep ui")
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        tracking.make_database(uri)
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--artifacts-destination", str(outputs() / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
+    command += ["--host", host, "--port", str(port)]
+    address = f"http://{_bracketed(HOST if host == '0.0.0.0' else host)}:{port}"
+    with tempfile.TemporaryFile() as said:
+        # A session of its own: Ctrl-C is for us alone, and a signal to the group reaches all of the server.
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **LEAN, "MLFLOW_BACKEND_STORE_URI": uri},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            _wait(address, process, said)
+            yield address, process
+        finally:
+            _stop(process)
+
+
+def front_page(address: str) -> str:
+    """The address of the newest saved view on a server, else of the experiment that was written to last."""
+    try:
+        experiments = _ask(f"{address}/api/2.0/mlflow/experiments/search", {"max_results": 1000})["experiments"]
+        views = []
+        for experiment in experiments:
+            tags = {tag["key"]: tag["value"] for tag in experiment.get("tags", [])}
+            key, written = saved_view.newest(tags)
+            views.append((written, experiment["last_update_time"], experiment["experiment_id"], key))
+        _, _, experiment_id, key = max(views)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        console.note(f"{address}: no saved view was found: {first_line(error)}")
+        experiment_id, key = "0", ""
+    return f"{address.rstrip('/')}/{saved_view.page(experiment_id, key)}"
+
+
+def _wait(address: str, process: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
+    """Until the server answers."""
+    until = time.monotonic() + START
+    while True:
+        with suppress(OSError, ValueError):
+            if _ask(f"{address}/health") == "OK":
+                return
+        if process.poll() is not None or time.monotonic() > until:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").split("\n")
+            reason = next((line.strip() for line in reversed(lines) if line.strip()), f"code {process.poll()}")
+            raise ConfigError(f"MLflow's server did not start: {reason}")
+        time.sleep(0.1)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the server and what it started, whatever happens meanwhile."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(STOP)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _without_a_lock(uri: str, host: str, port: int) -> str:
+    return (
+        f"warning: --host {host}: whoever reaches this machine can read, change and delete runs: MLflow asks for no\n"
+        "password. One that does, after pip install 'mlflow[auth]':\n"
+        "  MLFLOW_AUTH_ADMIN_PASSWORD=AT_LEAST_12_CHARACTERS MLFLOW_FLASK_SERVER_SECRET_KEY=ANYTHING_SECRET \\\n"
+        f"  mlflow server --app-name basic-auth --backend-store-uri {shlex.quote(tracking.without_password(uri))} "
+        f"--host {host} --port {port}"
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _ask(address: str, question: Any = None) -> Any:
+    """What the server answers: text, or JSON to a question in JSON. Proxies are for other machines."""
+    data = None if question is None else json.dumps(question).encode()
+    asked = request.Request(address, data, {"Content-Type": "application/json"})
+    with request.build_opener(request.ProxyHandler({})).open(asked, timeout=10) as answer:
+        text = answer.read().decode()
+    return text if question is None else json.loads(text)

@@ -1,0 +1,211 @@
+"""The fastest way to run a model on this machine: found by a short probe, kept for all trainings of its kind."""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segsweep.engine import device
+from segsweep.engine.execution import Execution, unchanged
+from segsweep.errors import OutOfMemoryError
+from segsweep.paths import cache, made
+
+log = logging.getLogger(__name__)
+
+PROBE_VERSION = 2  # raised when the measurement changes: older answers are then not used
+WORTH = 1000  # training images; a shorter training is over before a probe has paid
+PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
+WORTH_SECONDS = 60.0
+REPEATS = 3
+CLEAR = 1.05  # what is less than this much faster than the usual way may be noise
+BATCHES = (4, 8, 16, 32, 64, 128, 256)
+ENOUGH = 0.95  # share of the best batch size's speed that a smaller one must reach
+STEPS = 16  # optimizer steps in an epoch that train.batch_size=auto leaves at least
+COMPILE_PAYS = 600.0  # seconds of training from which compiling pays on a GPU
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen, and why.
+
+    Attributes:
+        execution: how the model is run.
+        batch_size: images of a micro-batch.
+        rates: images/s of what was tried, by name; empty where nothing was.
+        peak: FLOP/s of this machine's fastest convolution in that precision; 0 where nothing was tried.
+    """
+
+    execution: Execution
+    batch_size: int
+    rates: dict[str, float]
+    peak: float = 0.0
+
+
+def tune(
+    model: nn.Module,
+    key: Sequence[Any],
+    *,
+    size: tuple[int, int],
+    channels: int,
+    where: torch.device,
+    precision: str,
+    compile: str,
+    batch_size: int | None,
+    images: int,
+    expected_images: float,
+    time_budget: float | None = None,
+    deterministic: bool = False,
+) -> Tuned:
+    """Choose precision, layout, compilation and batch size.
+
+    A probe runs forward and backward passes on random pixels and leaves the model as it was. Its result is kept in the
+    cache, so all trainings of the kind, the trials of a sweep among them, run in the same way.
+
+    Args:
+        model: on its device.
+        key: what tells the kind of model apart from others, beside what is given here.
+        size, channels: of the images.
+        precision, compile: as in `train.*`.
+        batch_size: images of a micro-batch; None: the smallest that is as fast as any.
+        images: that an epoch shows.
+        expected_images: that the training will see, over all epochs; infinite where time alone ends it.
+        time_budget: seconds that the training may take.
+        deterministic: choose nothing by time.
+
+    Raises:
+        OutOfMemoryError: not even the smallest batch fits the memory.
+    """
+    usual = Execution(device.precision(precision, where), channels_last=True, compile=compile == "true")
+    seconds = time_budget or math.inf
+    if deterministic or (batch_size and (expected_images < WORTH or seconds < WORTH_SECONDS)):
+        return Tuned(usual, batch_size or _largest(images), {})
+    threads = torch.get_num_threads() if where.type == "cpu" else 0
+    about = [device.describe(where), device.machine(), threads, list(size), channels, precision, batch_size or -images]
+    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *about]).encode()).hexdigest()[:16]
+
+    def write(folder: Path) -> None:
+        with unchanged(model):
+            found = _probe(model, usual, precision, batch_size, images, size, channels, where)
+        kept = {
+            "precision": device.named(found.execution.precision),
+            "channels_last": found.execution.channels_last,
+            "batch_size": found.batch_size,
+            "rates": found.rates,
+        }
+        (folder / "answer.json").write_text(json.dumps(kept))
+
+    answer = json.loads((made(cache() / "tuned" / name, "answer.json", write) / "answer.json").read_text())
+    execution = replace(usual, precision=device.PRECISIONS[answer["precision"]], channels_last=answer["channels_last"])
+    rate = max(answer["rates"].values())
+    if compile == "auto" and where.type == "cuda":
+        execution = replace(execution, compile=min(expected_images / rate, seconds) >= COMPILE_PAYS)
+    peak = device.convolution_peak(where, execution.precision)
+    return Tuned(execution, answer["batch_size"], answer["rates"], peak)
+
+
+def _probe(
+    model: nn.Module,
+    usual: Execution,
+    precision: str,
+    batch_size: int | None,
+    images: int,
+    size: tuple[int, int],
+    channels: int,
+    where: torch.device,
+) -> Tuned:
+    """Try precisions, then layouts, then batch sizes, each with the best of what came before."""
+    usual = replace(usual, compile=False)
+    few = min(batch_size or PROBED, PROBED) if where.type == "cpu" else batch_size or PROBED
+    pixels = 255 * torch.rand(few, channels, *size, device=where)
+    rates: dict[str, float] = {}
+
+    def faster(first: Execution, other: Execution) -> Execution:
+        """The first, unless the other one is clearly faster than it has ever been."""
+        for way, rate in zip((first, other), _rates(model, [first, other], pixels), strict=True):
+            rates[_named(way)] = max(rate, rates.get(_named(way), 0.0))
+        return other if rates[_named(other)] > CLEAR * rates[_named(first)] else first
+
+    best = usual
+    if precision == "auto" and where.type == "cpu" and usual.precision != torch.float32:
+        best = faster(usual, replace(usual, precision=torch.float32))
+    best = faster(best, replace(best, channels_last=False))
+    if batch_size is None:
+        batch_size = _fastest_batch(model, best, images, size, channels, where, rates)
+    best.prepare(model)
+    return Tuned(best, batch_size, {name: round(rate, 2) for name, rate in rates.items()})
+
+
+def _fastest_batch(
+    model: nn.Module,
+    execution: Execution,
+    images: int,
+    size: tuple[int, int],
+    channels: int,
+    where: torch.device,
+    rates: dict[str, float],
+) -> int:
+    """The smallest batch that is about as fast as any, of those that fit the memory and leave enough steps."""
+    found: dict[int, float] = {}
+    for n in [n for n in BATCHES if n <= _largest(images)]:
+        try:
+            (found[n],) = _rates(model, [execution], 255 * torch.rand(n, channels, *size, device=where))
+        except torch.OutOfMemoryError:
+            break
+        rates[f"batch {n}"] = found[n]
+        if found[n] < ENOUGH * max(found.values()):
+            break
+    if not found:
+        raise OutOfMemoryError(
+            f"out of memory with {BATCHES[0]} images of {size[0]}x{size[1]}. Try a smaller data.size."
+        )
+    return next(n for n, rate in found.items() if rate >= ENOUGH * max(found.values()))
+
+
+def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[float]:
+    """Images/s of forward and backward passes, each way's best of a few; 0 where only the first fits the memory.
+
+    They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good.
+    """
+    shortest = {way: math.inf for way in ways}
+    for repeat in range(1 + REPEATS):
+        for way in list(shortest):
+            try:
+                seconds = _seconds(model, way, image)
+            except torch.OutOfMemoryError:
+                if way == ways[0]:
+                    raise
+                del shortest[way]
+                continue
+            if repeat:  # the first one allocates and chooses kernels
+                shortest[way] = min(shortest[way], seconds)
+    return [len(image) / shortest[way] if way in shortest else 0.0 for way in ways]
+
+
+def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
+    """What a forward and a backward pass take."""
+    execution.prepare(model).train()
+    device.synchronize(image.device)
+    started = time.perf_counter()
+    try:
+        execution.forward(model, image).float().square().mean().backward()
+        device.synchronize(image.device)
+    finally:
+        model.zero_grad(set_to_none=True)
+    return time.perf_counter() - started
+
+
+def _named(execution: Execution) -> str:
+    return f"{device.named(execution.precision)} {'channels_last' if execution.channels_last else 'contiguous'}"
+
+
+def _largest(images: int) -> int:
+    """The largest batch that leaves enough steps in an epoch of that many images."""
+    return max(BATCHES[0], *(n for n in BATCHES if n * STEPS <= images), 0)

@@ -1,0 +1,96 @@
+"""The `segsweep` command beside `sync` (tests/test_tracking.py): looking at data and at encoders."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segsweep import catalog
+from segsweep.commands import app as cli
+
+
+def test_data_counts_and_draws(pairs, outputs, capsys):
+    root = pairs(6, splits=("train", "val"))
+    assert cli.main(["data", "data=folder", f"data.root={root}"]) == 0
+    said = capsys.readouterr().out
+    images = next(line for line in said.splitlines() if line.startswith("images"))
+    assert images.split() == ["images", "6", "6"]
+    shares = {line.split()[0]: float(line.split()[1]) for line in said.splitlines() if line[:10].endswith("ground")}
+    masks = np.stack([np.array(Image.open(path)) for path in sorted((root / "masks" / "train").iterdir())])
+    assert shares["foreground"] == pytest.approx(100 * (masks > 0).mean(), abs=0.01)
+    assert shares["background"] == pytest.approx(100 * (masks == 0).mean(), abs=0.01)
+    sheet = said.split()[-1]
+    assert sheet.startswith(str(outputs / "data" / "folder-"))
+    with Image.open(sheet) as picture:
+        assert picture.width > 500
+
+
+def test_the_sheet_goes_where_it_is_told(pairs, tmp_path, capsys):
+    target = tmp_path / "deep" / "sheet.png"
+    assert cli.main(["data", "data=folder", f"data.root={pairs(4)}", "-o", str(target)]) == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_wrong_is_an_exit_code_and_a_line(pairs, capsys):
+    root = pairs(4)
+    next((root / "masks").iterdir()).unlink()
+    assert cli.main(["data", "data=folder", f"data.root={root}"]) == 3
+    assert "no mask" in capsys.readouterr().err
+    assert cli.main(["data", "data=foldr"]) == 2
+    assert "Try data=folder" in capsys.readouterr().err
+    assert cli.main(["data", "data.sise=[64,64]"]) == 2
+    assert "data.size" in capsys.readouterr().err
+
+
+def test_images_in_two_parts_of_a_given_split_are_told(pairs, capsys):
+    root = pairs(4, splits=("train", "val"))
+    one, other = sorted((root / "images" / "train").iterdir())[0], sorted((root / "images" / "val").iterdir())[1]
+    other.write_bytes(one.read_bytes())
+    assert cli.main(["data", "data=folder", f"data.root={root}"]) == 0
+    said = capsys.readouterr().out
+    assert "warning" in said
+    assert str(one) in said
+    assert str(other) in said
+
+
+def test_the_command_alone_says_what_there_is(capsys):
+    assert cli.main([]) == 2
+    assert {"predict", "evaluate", "ui"} <= set(capsys.readouterr().err.split())
+
+
+def test_encoders_are_listed_from_the_census_without_torch(monkeypatch, capsys):
+    monkeypatch.setattr(catalog, "counted", lambda: {name: ROW | {"encoder": name} for name in catalog.architectures()})
+    assert cli.main(["encoders", "convnext_at*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "encoder"
+    assert [line.split()[0] for line in lines[1:4]] == ["convnext_atto", "convnext_atto_ols", "convnext_atto_rms"]
+    assert "d2_in1k" in lines[1]
+
+
+def test_what_the_census_lacks_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(catalog, "counted", dict)
+    assert cli.main(["encoders", "test_resnet", "--csv"]) == 0
+    row = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert row["encoder"] == "test_resnet"
+    assert row["strides"] == "2 4 8 16 32"
+    assert row["input_size"] == "any"
+    assert "r160_in1k" in row["pretrained"]
+    assert 0 < float(row["decoder_share"]) < 1
+
+
+def test_a_pattern_without_encoders_is_refused(capsys):
+    assert cli.main(["encoders", "resnt34"]) == 2
+    assert "Closest: resnet34" in capsys.readouterr().err
+
+
+ROW = {
+    "parameters": "1.5",
+    "gflop": "2.5",
+    "decoder_share": "0.5",
+    "strides": "2 4",
+    "channels": "8 16",
+    "input_size": "any",
+    "runs": "yes",
+}

@@ -1,0 +1,273 @@
+"""Evaluation: the training's own scores to the last digit, and what training does not tell."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from segsweep import metrics
+from segsweep.commands import app as cli
+from segsweep.inference.evaluate import Counts, best_threshold, bootstrap, boundaries, boundary, curve, histogram
+from segsweep.runs import journal
+from segsweep.tracking import run as tracking
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run, to be written to."""
+    shutil.copytree(trained.folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def metrics_of(run, name="val"):
+    return json.loads((run / "evaluations" / name / "metrics.json").read_text())
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_trainings_scores_come_out_again_to_the_last_digit(run, capsys):
+    assert cli.main(["evaluate", str(run)]) == 0
+    found = metrics_of(run)["metrics"]
+    epochs = journal.epochs(journal.read(run))
+    best = max(epochs, key=lambda epoch: epoch["val/iou"])
+    for name in ("iou", "dice", "accuracy", "iou_image", "iou/background"):
+        assert found[name] == best[f"val/{name}"]
+    said = capsys.readouterr().out
+    assert f"IoU                 {found['iou']:.4f}" in said
+    assert "looks" not in said
+    images = rows(run / "evaluations" / "val" / "images.csv")
+    keys = np.load(run / "val_matrices.npz")["keys"]
+    assert {row["key"] for row in images} == set(keys.tolist())
+    confusion = rows(run / "evaluations" / "val" / "confusion.csv")
+    assert sum(int(row[name]) for row in confusion for name in ("background", "foreground")) == 4 * 40 * 48
+    halfway = next(row for row in rows(run / "evaluations" / "val" / "thresholds.csv") if float(row["at"]) == 0.5)
+    assert float(halfway["iou"]) == found["iou"]
+    assert found["threshold/iou"] >= found["iou"]
+    low, high = metrics_of(run)["intervals"]["iou"]
+    assert low <= found["iou"] <= high
+    assert low < high
+
+
+def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
+    other = pairs(9, splits=("train", "val", "test"), name="other")
+    assert cli.main(["evaluate", str(run), "data=folder", f"data.root={other}", "--split", "test"]) == 0
+    (folder,) = (run / "evaluations").glob("test-other-*")
+    found = metrics_of(run, folder.name)
+    assert (found["split"], found["images"], found["times"], found["own"]) == ("test", 9, 0, False)
+    said = capsys.readouterr().out
+    assert "looks" not in said
+    assert "chosen on val" in said
+    assert found["threshold_chosen_on"] == "val"
+    typed = ["data=folder", f"data.root={other}", "--name", "theirs"]
+    assert cli.main(["evaluate", str(run), *typed]) == 0
+    assert "chosen on these images, so optimistic" in capsys.readouterr().out
+    val = [
+        {k: float(v or "nan") for k, v in r.items()} for r in rows(run / "evaluations" / "theirs" / "thresholds.csv")
+    ]
+    # What is best on val is scored on test, whatever is best there.
+    assert found["metrics"]["threshold/at"] == val[best_threshold(val)]["at"]
+    at = next(r for r in rows(folder / "thresholds.csv") if float(r["at"]) == found["metrics"]["threshold/at"])
+    assert float(at["iou"]) == found["metrics"]["threshold/iou"]
+    assert cli.main(["evaluate", str(run), "--split", "test"]) == 2
+    assert "the data have train, val. Try --split train" in capsys.readouterr().err
+
+
+def test_other_views_are_what_a_run_with_them_scores(run):
+    assert cli.main(["evaluate", str(run), "--tta", "hflip"]) == 0
+    mirrored = metrics_of(run, "val-tta-hflip")
+    assert mirrored["tta"] == "hflip"
+    assert cli.main(["evaluate", str(run), "--tta", "none"]) == 0
+    assert metrics_of(run)["metrics"] != mirrored["metrics"]
+    path = run / journal.NAME
+    told = path.read_text()
+    assert '"tta": "none"' in told
+    path.write_text(told.replace('"tta": "none"', '"tta": "hflip"'))
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert metrics_of(run) == mirrored
+
+
+def test_images_that_were_learnt_are_refused(run, trained, capsys):
+    """The same files in another split: most were in the training's."""
+    typed = ["data=folder", f"data.root={trained.root}", "data.split=[0.3,0.3,0.4]"]
+    assert cli.main(["evaluate", str(run), *typed, "--split", "test"]) == 2
+    assert "were in the run's training split" in capsys.readouterr().err
+    assert not (run / "evaluations").exists()
+    assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", ""])
+def test_a_name_is_that_of_a_folder(run, name, capsys):
+    assert cli.main(["evaluate", str(run), "--name", name]) == 2
+    assert "make the name of a folder" in capsys.readouterr().err
+
+
+def test_looks_at_the_test_split_are_counted(run, pairs, tmp_path, outputs, capsys):
+    from conftest import TINY
+
+    import train
+
+    root = pairs(6, splits=("train", "val", "test"), name="other")
+    typed = [
+        "data=folder",
+        f"data.root={root}",
+        "data.size=[48,64]",
+        "train.epochs=1",
+        "train.batch_size=4",
+        "tracking=none",
+    ]
+    folder = tmp_path / "tested"
+    assert train.main([*TINY, *typed, f"hydra.run.dir={folder}"]) == 0
+    for looks in (2, 3):  # the training's own was the first
+        assert cli.main(["evaluate", str(folder), "--split", "test"]) == 0
+        assert f"looks             {looks} at the test split" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(folder), "--split", "test", "--name", "again"]) == 0
+    assert "looks             4 at the test split" in capsys.readouterr().out
+    tested = journal.read(folder)[-1]["test/iou"]
+    assert metrics_of(folder, "test")["metrics"]["iou"] == tested
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["data.classes=[sky,car]"], "the data have the classes sky, car; the model was trained on background"),
+        (["data=camvid"], "data"),
+        (["nonsense=1"], "nonsense"),
+    ],
+)
+def test_data_that_the_model_was_not_made_for_is_refused(run, typed, said, capsys):
+    assert cli.main(["evaluate", str(run), *typed]) in (2, 3)
+    said_ = capsys.readouterr().err
+    assert said in said_
+    assert "Traceback" not in said_
+    assert not (run / "evaluations").exists()
+
+
+def test_16_bits_are_refused(run, pairs, capsys):
+    from PIL import Image
+
+    root = pairs(6, grey=True, name="deep")
+    for path in (root / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+    assert cli.main(["evaluate", str(run), "data=folder", f"data.root={root}"]) == 2
+    assert "the data are uint16; the model was trained on uint8" in capsys.readouterr().err
+
+
+def test_mlflow_hears_of_it(run, database):
+    uri = tracking.tracking_uri()
+    tracking.sync(run, uri)
+    assert cli.main(["evaluate", str(run)]) == 0
+    found = tracking.connected(uri).get_run(tracking.run_id(run))
+    assert found.data.metrics["evaluate/val/boundary_iou"] == metrics_of(run)["metrics"]["boundary_iou"]
+    names = [f.path for f in tracking.connected(uri).list_artifacts(found.info.run_id, "evaluations/val")]
+    assert "evaluations/val/images.csv" in names
+
+
+def squares(*corners, size=(60, 80), side=20):
+    mask = torch.zeros(size, dtype=torch.int64)
+    for top, left in corners:
+        mask[top : top + side, left : left + side] = 1
+    return mask
+
+
+@pytest.mark.parametrize("size", [(60, 80), (200, 90), (33, 400), (8, 8)])
+def test_boundaries_are_what_erosion_takes_away(size):
+    """Against SciPy's erosion, as the paper's authors do it: a 3x3 square, as often as the boundary is thick."""
+    rng = np.random.default_rng(0)
+    mask = ndimage.gaussian_filter(rng.normal(size=size), 4) > 0
+    times = max(1, round(0.02 * np.hypot(*size)))
+    eroded = ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=times, border_value=0)
+    found = boundary(torch.from_numpy(mask), torch.zeros(size, dtype=torch.bool))
+    assert np.array_equal(found.numpy(), mask & ~eroded)
+
+
+def test_void_pixels_are_no_edge_and_in_no_boundary():
+    mask = squares((20, 30)).bool()
+    void = torch.zeros_like(mask)
+    void[:, 40:] = True  # the right half of the square, and all behind
+    found = boundary(mask, void)
+    assert not found[:, 40:].any()
+    assert not found[30, 35:40].any()  # beside the void, far from the other edges
+    assert found[30, 30]
+
+
+def test_boundary_iou_of_equal_masks_is_one_and_a_shift_costs_more_than_iou():
+    target = squares((20, 30), (0, 60))
+    both, either = boundaries(target, target, 2).T
+    assert torch.equal(both, either)
+    assert (both > 0).all()
+    shifted = torch.roll(target, 2, 1)
+    both, either = boundaries(shifted, target, 2)[1].tolist()
+    plain = float((shifted & target).sum() / (shifted | target).sum())
+    assert 0 < both / either < plain
+
+
+def test_the_curve_is_what_counting_at_each_threshold_gives():
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 70, generator=rng) * 3
+    target = torch.randint(0, 2, (50, 70), generator=rng)
+    target[:5] = 255
+    found = {row["at"]: row for row in curve(histogram(logits, target))}
+    assert len(found) == 255
+    counted = target != 255
+    for at in (1 / 256, 0.25, 0.5, 0.75, 255 / 256):
+        predicted = logits.double().sigmoid()[counted] > at
+        true, actual = predicted & (target[counted] == 1), target[counted] == 1
+        assert found[at]["precision"] == pytest.approx(float(true.sum() / predicted.sum()))
+        assert found[at]["recall"] == pytest.approx(float(true.sum() / actual.sum()))
+        assert found[at]["iou"] == pytest.approx(float(true.sum() / (predicted | actual).sum()))
+        assert found[at]["dice"] == pytest.approx(2 * float(true.sum() / (predicted.sum() + actual.sum())))
+
+
+def test_intervals_narrow_with_more_images_and_hold_the_score():
+    rng = np.random.default_rng(0)
+
+    def interval(images):
+        counts = Counts()
+        for i in range(images):
+            hits, missed = rng.integers(50, 100, 2)
+            counts.keys.append(str(i))
+            counts.matrices.append(torch.tensor([[1000, 10], [int(missed), int(hits)]]))
+            counts.boundaries.append(torch.tensor([[5, 10], [int(hits), 200]]))
+        return bootstrap(counts)
+
+    few, many = interval(8), interval(512)
+    for name in ("iou", "dice", "accuracy", "boundary_iou"):
+        assert many[name][1] - many[name][0] < (few[name][1] - few[name][0]) / 3
+    low, high = many["iou"]
+    assert low < 75 / 160 < high
+    assert bootstrap(Counts(["a"], [torch.eye(2)], [torch.ones(2, 2)]))["iou"] == (1.0, 1.0)
+
+
+def test_of_equal_thresholds_the_one_closest_to_a_half_is_best():
+    rows = [{"at": at, "iou": iou} for at, iou in ((0.1, 0.9), (0.4, 0.9), (0.7, 0.9), (0.8, float("nan")), (0.9, 0.2))]
+    assert best_threshold(rows) == 1
+    assert best_threshold([{"at": 0.5, "iou": float("nan")}]) is None
+
+
+def test_a_class_of_one_image_does_not_leave_the_mean():
+    """Draws without it would be means over other classes."""
+    counts = Counts(keys=[str(i) for i in range(12)])
+    rare = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 45, 5]])
+    usual = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 0, 0]])
+    counts.matrices = [rare, *[usual] * 11]
+    counts.boundaries = [torch.ones(3, 2, dtype=torch.int64)] * 12
+    low, high = bootstrap(counts)["iou"]
+    score = float(metrics.overall(metrics.iou(torch.stack(counts.matrices).sum(0))))
+    assert low <= score <= high < score + 0.1
+
+
+def test_nothing_there_has_no_interval():
+    counts = Counts(keys=["a", "b"])
+    counts.matrices = [torch.tensor([[100, 0], [0, 0]])] * 2
+    counts.boundaries = [torch.zeros(2, 2, dtype=torch.int64)] * 2
+    found = bootstrap(counts)
+    assert all(math.isnan(edge) for edge in found["iou"])
+    assert found["accuracy"] == (1.0, 1.0)

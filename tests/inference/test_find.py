@@ -1,0 +1,126 @@
+"""Which model is meant."""
+
+import json
+
+import pytest
+
+from segsweep.errors import ConfigError
+from segsweep.inference.find import find
+from segsweep.runs import journal
+from segsweep.tracking import run as tracking
+
+
+@pytest.fixture
+def run(outputs):
+    """`run(name, *ious)` leaves a run of those epochs in the outputs folder; its folder."""
+
+    def make(name, *ious, digest="0123", **data):
+        folder = outputs / name
+        folder.mkdir(parents=True)
+        with journal.Journal(folder) as book:
+            config = {"data": {"name": "shapes", **data}, "tracking": {"name": "mlflow", "uri": None}}
+            book.write("start", config=config, data_digest=digest)
+            for epoch, iou in enumerate(ious, 1):
+                book.write("epoch", epoch=epoch, **{"val/iou": iou})
+        (folder / "best.safetensors").write_bytes(b"weights")
+        return folder
+
+    return make
+
+
+def test_a_folder_and_its_file_mean_the_run(run):
+    folder = run("one", 0.5)
+    for given in (folder, folder / "best.safetensors"):
+        found = find(str(given))
+        assert found.model == folder / "best.safetensors"
+        assert found.run == folder
+
+
+def test_a_file_elsewhere_has_no_run(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    assert find(str(path)).model == path
+    with pytest.raises(ConfigError, match="no run folder"):
+        _ = find(str(path)).run
+
+
+def test_best_is_the_best_epoch_of_any_run_that_was_validated(run, outputs):
+    run("low", 0.3, 0.4)
+    high = run("high", 0.9, 0.2)
+    run("by-heart", 0.99, overfit=8)
+    run("diverged", None)
+    found = find("best")
+    assert found.folder == high
+    assert "best of 2 runs" in found.why
+    assert find(str(outputs)).folder == find(f"best:{outputs}").folder == high
+
+
+def test_the_best_of_several_data_sets_says_so(run):
+    run("one", 0.3)
+    run("other", 0.4)
+    assert "data sets" not in find("best").why
+    run("easier", 0.9, digest="4567")
+    assert "on 2 data sets, whose scores do not compare" in find("best").why
+
+
+def test_a_sweep_that_is_not_finished_says_so(run, outputs):
+    run("sweep/0", 0.3)
+    about = {"finalists": [], "space": {}, "state": "stopped"}
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about))
+    assert "a sweep that is not finished" in find(str(outputs / "sweep")).why
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about | {"state": "complete"}))
+    assert "not finished" not in find(str(outputs / "sweep")).why
+    trial = {"name": "0", "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
+    (outputs / "sweep" / "0" / "trial.json").write_text(json.dumps(trial))
+    for state, said in (
+        ("stopped", "the first so far of a sweep that is not finished"),
+        ("complete", "the sweep's winner"),
+    ):
+        text = json.dumps(about | {"state": state, "finalists": ["0"]})
+        (outputs / "sweep" / "sweep.json").write_text(text)
+        assert find(str(outputs / "sweep")).why.startswith(said)
+
+
+def test_a_sweep_means_its_winner_and_not_the_luckiest_trial(run, outputs):
+    run("sweep/0", 0.95)
+    run("sweep/finalists/0-1", 0.7)
+    run("sweep/finalists/0-2", 0.8)
+    for name in ("0", "finalists/0-1", "finalists/0-2"):
+        about = {"name": name, "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
+        (outputs / "sweep" / name / "trial.json").write_text(json.dumps(about))
+    (outputs / "sweep" / "sweep.json").write_text(json.dumps({"finalists": ["0"], "space": {}}))
+    assert find(str(outputs / "sweep")).folder == outputs / "sweep" / "finalists" / "0-2"
+
+
+def test_an_id_and_an_experiment_are_asked_of_mlflow(run, database):
+    low, high = run("low", 0.1), run("high", 0.2)
+    client = tracking.connected(tracking.tracking_uri())
+    experiment = client.create_experiment("nuclei")
+    ids = [
+        client.create_run(experiment, tags={"segsweep.folder": str(folder)}).info.run_id
+        for folder in (low, high, low / "moved")
+    ]
+    assert find(ids[0]).folder == low
+    assert find("best:nuclei").folder == high
+    with pytest.raises(ConfigError, match="not on this machine"):
+        find(ids[2])
+    with pytest.raises(ConfigError, match="no run of this id"):
+        find("0" * 32)
+    with pytest.raises(ConfigError, match="Closest: nuclei"):
+        find("best:nuclie")
+
+
+def test_what_cannot_be_found_says_what_can(outputs, tmp_path):
+    with pytest.raises(ConfigError, match=r"no such run\. Give a run folder"):
+        find("nowhere")
+    with pytest.raises(ConfigError, match="no trained model there"):
+        find("best")
+    with pytest.raises(ConfigError, match="no trained model there"):
+        find(str(tmp_path))
+
+
+def test_a_run_without_a_scored_epoch_is_refused(run):
+    folder = run("one", 0.5)
+    (folder / "best.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"has no best\.safetensors"):
+        find(str(folder))

@@ -1,0 +1,251 @@
+"""The loop, with trainings that only pretend: filled slots, pruning, failures, restarts after kills."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from segsweep.errors import DataError, SweepError
+from segsweep.runs import journal
+from segsweep.runs.trial import Trial, load, load_all
+from segsweep.sweep.backends.local import CLAIM, LocalWorkers, Slot
+from segsweep.sweep.scheduler import Listed, Search, drive
+from segsweep.sweep.space import Space, choice, interval
+from segsweep.sweep.study import Study
+
+FAKE = Path(__file__).with_name("fake_train.py")
+SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("best", 0.0, 1.0)), "resnet18")
+
+
+def began(folder, n_trials=6, slots=2, argv=(), seeds=(), space=SPACE, sampler="tpe", **settings):
+    """A search over fake trainings, as `segsweep.sweep.run` sets one up."""
+    study = Study(folder, space, n_trials=n_trials, seeds=seeds, sampler=sampler)
+    search = Search(study, lambda typed, encoder: [*argv, *typed], **settings)
+    search.restore({trial.name: trial for trial in load_all(folder)})
+    workers = LocalWorkers(folder, [Slot(i) for i in range(slots)], program=FAKE, preloaded=["segsweep.runs.journal"])
+    return study, search, workers
+
+
+def ran(folder, **settings):
+    study, search, workers = began(folder, **settings)
+    return study, search, list(drive(search, workers, folder))
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials()]
+
+
+def test_a_search_ends_with_its_target_and_every_value_is_the_journals(tmp_path):
+    study, search, events = ran(tmp_path, pruner="none")
+    assert states(study) == ["COMPLETE"] * 6
+    for trial in study.trials():
+        assert trial.value == max(r["val/iou"] for r in journal.epochs(journal.read(tmp_path / str(trial.number))))
+        assert trial.intermediate_values.keys() == {1, 2, 3, 4}
+    assert [event.kind for event in events].count("started") == 6
+    assert all(trial.state == "complete" for trial in search.trials.values())
+
+
+def test_a_free_slot_takes_the_next_trial_at_once(tmp_path):
+    """One long trial does not keep the other slot waiting."""
+    seeds = [{"encoder": "resnet18", "best": 0.5 + i / 100} for i in range(6)]
+    study, search, workers = began(tmp_path, seeds=seeds, pruner="none")
+    made = search._argv
+    search._argv = lambda typed, encoder: [*made(typed, encoder), *(["seconds=0.5"] if "best=0.5" in typed else [])]
+    order = [event.trial.name for event in drive(search, workers, tmp_path) if event.kind == "complete"]
+    assert order[-1] == "0"
+    assert states(study) == ["COMPLETE"] * 6
+
+
+def test_a_hopeless_trial_is_pruned_and_its_process_gone(tmp_path):
+    seeds = [{"encoder": "resnet18", "best": best} for best in (0.9, 0.91, 0.1)]
+    study, search, events = ran(
+        tmp_path, n_trials=3, slots=1, seeds=seeds, argv=["train.epochs=10", "seconds=0.1"], first_rung=0.2
+    )
+    assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED"]
+    pruned = study.trials()[2]
+    assert "at most, resnet18 0." in pruned.user_attrs["pruned"]
+    assert 0 < pruned.user_attrs["estimate"] < 0.5
+    assert load(tmp_path, "2").state == "pruned"
+    assert len(search.trials["2"].epochs) < 10
+    assert not journal.holder(tmp_path / "2" / CLAIM)
+    assert events[-1].kind == "pruned"
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_optunas_pruners_are_asked(tmp_path, pruner):
+    from segsweep.sweep.study import optuna_pruner
+
+    seeds = [{"encoder": "resnet18", "best": 0.9}] * 6 + [{"encoder": "resnet18", "best": 0.1}]
+    seeds = [seed | {"best": seed["best"] - i / 1000} for i, seed in enumerate(seeds)]
+    study = Study(tmp_path, SPACE, n_trials=7, seeds=seeds, pruner=optuna_pruner(pruner, 10))
+    search = Search(study, lambda typed, encoder: ["train.epochs=10", "seconds=0.05", *typed], pruner=pruner)
+    workers = LocalWorkers(tmp_path, [Slot(0)], program=FAKE, preloaded=["segsweep.runs.journal"])
+    list(drive(search, workers, tmp_path))
+    found = states(study)
+    assert len(found) == 7
+    assert set(found) <= {"COMPLETE", "PRUNED"}
+    if pruner == "median":
+        assert found[-1] == "PRUNED"
+        assert study.trials()[-1].user_attrs["pruned"].startswith("median: ")
+
+
+def test_failures_do_not_count_and_are_told(tmp_path):
+    seeds = [{"encoder": "resnet18", "best": 0.5}, {"encoder": "resnet34", "best": 0.25}]
+    study, search, workers = began(tmp_path, n_trials=3, seeds=seeds, pruner="none")
+    made = search._argv
+    search._argv = lambda typed, encoder: [*made(typed, encoder), *(["nan=2"] if "best=0.5" in typed else [])]
+    list(drive(search, workers, tmp_path))
+    assert states(study).count("FAIL") == 1
+    assert states(study).count("COMPLETE") == 3
+    assert study.trials(TrialState.FAIL)[0].user_attrs["failed"] == "NaN in the loss."
+
+
+def test_a_cell_of_a_grid_that_failed_is_not_run_again(tmp_path):
+    cells = Space((choice("best", ["0.5", "0.25", "0.75"]), choice("nan", ["2", "9"])), "resnet18")
+    for _ in range(2):
+        study, search, _ = ran(tmp_path, n_trials=None, space=cells, sampler="grid", pruner="none")
+        assert sorted(states(study)) == ["COMPLETE"] * 3 + ["FAIL"] * 3
+        assert len({tuple(trial.params.values()) for trial in study.trials()}) == 6
+    assert {trial.values["nan"] for trial in search.trials.values() if trial.state == "failed"} == {"2"}
+
+
+def test_a_grid_may_follow_another_sampler(tmp_path):
+    cells = Space((choice("best", ["0.5", "0.25", "0.75"]),), "resnet18")
+    ran(tmp_path, n_trials=1, space=cells, sampler="random")
+    study, _, _ = ran(tmp_path, n_trials=None, space=cells, sampler="grid", pruner="none")
+    assert sorted(trial.params["best"] for trial in study.trials()) == ["0.25", "0.5", "0.75"]
+
+
+def test_too_many_failures_end_the_sweep_and_leave_nothing_running(tmp_path):
+    study, search, workers = began(tmp_path, argv=["nan=1"], max_failures=3)
+    with pytest.raises(SweepError, match=r"3 trials failed, as many as .*max_failures allows; the last: NaN"):
+        list(drive(search, workers, tmp_path))
+    assert states(study).count("FAIL") == 3
+    assert not any(journal.holder(tmp_path / str(i) / CLAIM) for i in range(4))
+
+
+def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):
+    study, _, events = ran(tmp_path, n_trials=1, slots=1, argv=["fits=4"])
+    assert [event.kind for event in events if event.kind != "epoch"] == [
+        "started",
+        "halved",
+        "started",
+        "halved",
+        "started",
+        "complete",
+    ]
+    trial = load(tmp_path, "0")
+    assert trial.halvings == 2
+    assert trial.argv[-2:] == ["train.batch_size=16", "train.accumulate=4"]
+    assert trial.start["micro_batch"] == 4
+    assert states(study) == ["COMPLETE"]
+
+
+def test_memory_that_is_too_small_for_one_image_is_a_failure(tmp_path):
+    study, search, workers = began(tmp_path, n_trials=1, slots=1, argv=["fits=0"], max_failures=1)
+    with pytest.raises(SweepError):
+        list(drive(search, workers, tmp_path))
+    failed = study.trials(TrialState.FAIL)[0]
+    assert "out of memory" in failed.user_attrs["failed"]
+
+
+def test_a_trial_that_dies_goes_on_until_it_dies_too_often(tmp_path):
+    _, search, workers = began(tmp_path, n_trials=1, slots=1, argv=["dies=3"], max_failures=1)
+    with pytest.raises(SweepError, match="died 3 times in epoch 3"):
+        list(drive(search, workers, tmp_path))
+    assert len(journal.epochs(journal.read(tmp_path / "0"))) == 2
+
+
+def test_bad_data_end_the_sweep_at_once(tmp_path):
+    _, search, workers = began(tmp_path)
+    workers.program = tmp_path / "refuses.py"
+    workers.program.write_text("import sys; print('train.py: masks: no such folder.', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(DataError, match=r"^masks: no such folder\.$"):
+        list(drive(search, workers, tmp_path))
+
+
+def test_the_timeout_lets_running_trials_finish(tmp_path):
+    clock = iter([0.0, *[1.0] * 2, *[100.0] * 1000])
+    study, _, _ = ran(tmp_path, n_trials=50, slots=2, timeout=50.0, clock=lambda: next(clock))
+    assert states(study) == ["COMPLETE"] * 2
+
+
+def test_finalists_are_run_to_their_ends(tmp_path):
+    trials = [Trial(f"finalists/{i}-1", "a", [], [f"best={0.1 * i}"]) for i in range(3)]
+    trials[1].argv.append("nan=1")
+    source = Listed(trials)
+    workers = LocalWorkers(tmp_path, [Slot(0), Slot(1)], program=FAKE, preloaded=["segsweep.runs.journal"])
+    list(drive(source, workers, tmp_path))
+    assert [trial.state for trial in trials] == ["complete", "failed", "complete"]
+    assert [t.state for t in load_all(tmp_path, "finalists")] == ["complete", "failed", "complete"]
+
+
+CONTROLLER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_control import began, drive
+folder = Path(sys.argv[1])
+from segsweep.runs.journal import FolderLock
+lock = FolderLock(folder, "sweep")
+study, search, workers = began(folder, n_trials=8, slots=3, argv=["seconds=0.05", "train.epochs=6"], pruner="none")
+for trial in search.trials.values():
+    if trial.state != "running" and workers.adopt(trial.name):
+        workers.stop(trial.name)
+for event in drive(search, workers, folder):
+    pass
+"""
+
+
+def test_kills_lose_no_finished_trial_and_run_none_twice(tmp_path):
+    """The controller, trials and both are killed at random moments; benchmarks/kills.py does it a hundred times."""
+    rng = random.Random(0)
+    command = [sys.executable, "-c", CONTROLLER, str(tmp_path), str(Path(__file__).parent)]
+    finished = {}
+    for round in range(8):
+        controller = subprocess.Popen(command)
+        time.sleep(rng.uniform(0.7, 1.6))
+        if round % 3 != 0:
+            for path in list(tmp_path.glob(f"*/{CLAIM}"))[-2:]:
+                kill(path)
+        if round % 3 != 1:
+            controller.kill()
+        else:
+            controller.wait(60)
+        controller.wait()
+        for number, value in values(tmp_path).items():
+            assert finished.setdefault(number, value) == value
+        assert finished.keys() <= values(tmp_path).keys()
+    subprocess.run(command, check=True, timeout=60)
+    study = Study(tmp_path, SPACE, n_trials=8)
+    assert states(study) == ["COMPLETE"] * 8
+    for trial in study.trials():
+        records = journal.read(tmp_path / str(trial.number))
+        assert [r["epoch"] for r in journal.epochs(records)] == list(range(1, 7))  # none lost, none twice
+        assert records[-1]["status"] == "complete"
+
+
+def kill(claim):
+    try:
+        if pid := journal.holder(claim):
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def values(folder):
+    if not list(folder.glob("*journal*")):
+        return {}
+    copy = folder.parent / "copy"
+    copy.mkdir(exist_ok=True)
+    for path in folder.glob("optuna-journal.log"):
+        shutil.copy(path, copy / path.name)
+    study = Study(copy, SPACE, n_trials=8)
+    return {trial.number: trial.value for trial in study.trials(TrialState.COMPLETE)}

@@ -1,0 +1,26 @@
+"""What a run is called."""
+
+import pytest
+
+from segsweep.tracking import names as summary
+
+
+def start(encoder="convnext_atto", lr=3e-4):
+    return {"config": {"encoder": {"name": encoder}, "optim": {"lr": lr}}}
+
+
+@pytest.mark.parametrize(("lr", "said"), [(3e-4, "3e-4"), (1.3e-3, "1.3e-3"), (0.1, "1e-1"), (2.0, "2e0")])
+def test_names_begin_with_number_encoder_and_rate(lr, said):
+    name = summary.name(start(lr=lr), 7, {})
+    assert name == f"007-convnext_atto-lr{said}"
+    assert summary.number(name) == 7
+
+
+def test_what_else_was_varied_is_in_the_name():
+    varied = {"encoder": "convnext_atto", "optim.lr": "0.0003", "augmentation": "strong", "data.fold": "2"}
+    assert summary.name(start(), 12, varied) == "012-convnext_atto-lr3e-4-augmentationstrong-fold2"
+    assert len(summary.name(start(), 12, {f"loss.{i}": "x" * 20 for i in range(20)})) == summary.LONGEST
+
+
+def test_other_names_have_no_number():
+    assert summary.number("resnet18-lr0.1") == 0

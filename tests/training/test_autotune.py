@@ -1,0 +1,217 @@
+"""What is chosen, given how fast each way is; that the speeds are real is the benchmarks' affair."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from segsweep.engine import device
+from segsweep.errors import OutOfMemoryError
+from segsweep.paths import cache
+from segsweep.training import autotune as tuning
+from segsweep.training.autotune import tune
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def half(monkeypatch):
+    """A CPU with bf16, and with a peak that need not be measured."""
+    monkeypatch.setattr(device, "precision", lambda name, where: torch.float32 if name == "fp32" else torch.bfloat16)
+    monkeypatch.setattr(device, "convolution_peak", lambda where, kind: 1e12)
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """Set the images/s of each way; gives what was tried."""
+    tried = []
+
+    def set_speeds(bf16=10.0, fp32=10.0, contiguous=1.0, batches=None):
+        def seconds(model, execution, image):
+            tried.append((execution, len(image)))
+            if batches is not None and len(image) not in batches:
+                raise torch.OutOfMemoryError
+            one = bf16 if execution.precision == torch.bfloat16 else fp32
+            rate = one * (1.0 if execution.channels_last else contiguous) * (batches or {}).get(len(image), 1.0)
+            return len(image) / rate
+
+        monkeypatch.setattr(tuning, "_seconds", seconds)
+        return tried
+
+    return set_speeds
+
+
+def tuned(**given):
+    defaults = {
+        "size": (64, 64),
+        "channels": 3,
+        "where": CPU,
+        "precision": "auto",
+        "compile": "auto",
+        "batch_size": 8,
+        "images": 1000,
+        "expected_images": 10_000,
+    }
+    return tune(nn.Conv2d(3, 1, 1), ["a model"], **(defaults | given))
+
+
+def test_the_fastest_is_taken(speeds):
+    speeds(bf16=1.0, fp32=2.0, contiguous=1.5)
+    found = tuned()
+    assert (found.execution.precision, found.execution.channels_last) == (torch.float32, False)
+    assert found.rates == {"bf16 channels_last": 1.0, "fp32 channels_last": 2.0, "fp32 contiguous": 3.0}
+    assert found.peak == 1e12
+
+
+def test_what_is_hardly_faster_is_not_worth_leaving_the_usual_way(speeds):
+    speeds(bf16=1.0, fp32=1.04, contiguous=1.04)
+    found = tuned()
+    assert (found.execution.precision, found.execution.channels_last) == (torch.bfloat16, True)
+
+
+@pytest.mark.parametrize(
+    ("busy", "given", "precision"),
+    (
+        (range(4), {"bf16": 2.0, "fp32": 1.0}, torch.bfloat16),
+        (range(4, 8), {"bf16": 1.0, "fp32": 2.0}, torch.float32),
+        (range(8, 12), {"bf16": 2.0, "fp32": 1.0, "contiguous": 0.5}, torch.bfloat16),
+        (range(8, 16, 2), {"bf16": 2.0, "fp32": 1.0, "contiguous": 0.5}, torch.bfloat16),
+    ),
+    ids=("first precision", "second precision", "first layout", "first layout each time"),
+)
+def test_a_busy_moment_does_not_decide(speeds, monkeypatch, busy, given, precision):
+    speeds(**given)
+    usual, passes = tuning._seconds, itertools.count()
+    monkeypatch.setattr(tuning, "_seconds", lambda *asked: usual(*asked) * (10 if next(passes) in busy else 1))
+    found = tuned()
+    assert (found.execution.precision, found.execution.channels_last) == (precision, True)
+    assert (found.rates["bf16 channels_last"], found.rates["fp32 channels_last"]) == (given["bf16"], given["fp32"])
+
+
+def test_a_precision_that_was_asked_for_stays(speeds):
+    tried = speeds(bf16=1.0, fp32=9.0)
+    assert tuned(precision="bf16").execution.precision == torch.bfloat16
+    assert {execution.precision for execution, _ in tried} == {torch.bfloat16}
+
+
+def test_the_answer_is_kept_for_all_of_the_kind(speeds):
+    tried = speeds()
+    first = tuned()
+    number = len(tried)
+    assert tuned(expected_images=20_000) == first
+    assert len(tried) == number
+    tuned(size=(96, 64))
+    assert len(tried) == 2 * number
+
+
+@pytest.mark.parametrize(
+    "given", ({"deterministic": True}, {"expected_images": 999}, {"expected_images": math.inf, "time_budget": 59.0})
+)
+def test_where_it_does_not_pay_nothing_is_tried(speeds, given):
+    tried = speeds()
+    found = tuned(**given)
+    assert not tried
+    assert (found.rates, found.peak, found.batch_size) == ({}, 0.0, 8)
+    assert found.execution.precision == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("batches", "chosen"),
+    (
+        ({4: 1.0, 8: 2.0, 16: 4.0, 32: 4.1, 64: 4.2}, 16),
+        ({4: 1.0, 8: 0.5, 16: 9.0}, 4),  # gives up where it gets slower
+        ({4: 1.0, 8: 2.0}, 8),  # 16 does not fit the memory
+        ({4: 1.0, 8: 2.0, 16: 4.0, 32: 8.0, 64: 16.0, 128: 99.0}, 32),  # 1000 images leave 16 steps of 62
+    ),
+)
+def test_the_batch_is_the_smallest_that_is_as_fast_as_any(speeds, batches, chosen):
+    speeds(batches=batches)
+    assert tuned(batch_size=None).batch_size == chosen
+
+
+def test_few_images_get_the_smallest_batch(speeds):
+    speeds()
+    assert tuned(batch_size=None, images=10).batch_size == 4
+
+
+def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
+    def seconds(model, execution, image):
+        if not execution.channels_last:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    found = tuned()
+    assert found.execution.channels_last
+    assert found.rates["bf16 contiguous"] == 0
+
+
+def test_a_way_that_did_not_fit_is_tried_once_and_leaves_no_gradients(monkeypatch):
+    model, tried = nn.Conv2d(3, 1, 1), []
+
+    def forward(execution, model, image):
+        tried.append(execution.channels_last)
+        assert model.weight.grad is None
+        logits = model(image)
+        if not execution.channels_last:
+            logits.register_hook(full)
+        return logits
+
+    def full(gradient):
+        model.weight.grad = torch.zeros_like(model.weight)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(tuning.Execution, "forward", forward)
+    ways = [tuning.Execution(), tuning.Execution(channels_last=False)]
+    first, second = tuning._rates(model, ways, torch.rand(4, 3, 8, 8))
+    assert first > second == 0
+    assert tried.count(False) == 1
+
+
+def test_answers_of_an_older_measurement_are_not_used(speeds, monkeypatch):
+    tried = speeds()
+    tuned()
+    number = len(tried)
+    monkeypatch.setattr(tuning, "PROBE_VERSION", tuning.PROBE_VERSION + 1)
+    tuned()
+    assert len(tried) == 2 * number
+
+
+def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
+    speeds(batches={})
+    with pytest.raises(torch.OutOfMemoryError):
+        tuned()
+    speeds(batches={})
+    with pytest.raises(OutOfMemoryError, match=r"4 images of 64x64\. Try a smaller data\.size"):
+        tuning._fastest_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), 100, (64, 64), 3, CPU, {})
+    assert not list((cache() / "tuned").glob("*/answer.json"))
+
+
+def test_a_cpu_does_not_compile_by_itself(speeds):
+    speeds()
+    assert not tuned().execution.compile
+    assert tuned(compile="true").execution.compile
+
+
+def test_the_probe_is_a_real_one_and_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = tune(
+        model,
+        ["real"],
+        size=(32, 32),
+        channels=3,
+        where=CPU,
+        precision="fp32",
+        compile="false",
+        batch_size=None,
+        images=200,
+        expected_images=10_000,
+    )
+    assert found.batch_size in (4, 8)
+    assert all(rate > 0 for rate in found.rates.values())
+    assert set(found.rates) >= {"fp32 channels_last", "fp32 contiguous", "batch 4"}
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
