@@ -26,7 +26,8 @@ def main() -> None:
 
     from segsweep.data.batches import TrainBatches
     from segsweep.data.labels import labels
-    from segsweep.data.sources.files import Options, folder
+    from segsweep.data.source import Options
+    from segsweep.data.sources import folder
     from segsweep.data.store import open_store
     from segsweep.paths import cache
 
@@ -37,7 +38,7 @@ def main() -> None:
         for kind, shape, top in (("images", (given.side, given.side, 3), 256), ("masks", (given.side, given.side), 2)):
             (root / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, top, shape, np.uint8)).save(root / kind / f"{i}.png")
-    store = open_store(folder(Options(root=str(root))).samples)
+    store = open_store(folder.find(Options(root=str(root))).samples)
     batches = TrainBatches(
         store,
         labels(store.counts()),

@@ -31,7 +31,7 @@ def one(count: int) -> dict[str, float]:
 
     from segsweep.data.batches import TrainBatches
     from segsweep.data.dataset import open_dataset
-    from segsweep.data.sources.files import Options
+    from segsweep.data.source import Options
     from segsweep.paths import cache
 
     root = cache() / f"benchmark-{count}"

@@ -44,9 +44,9 @@ options.add_argument("--only", choices=["step", "epoch"])
 
 def files(count: int) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """Pairs for training and validation: the embedded `shapes`, which any machine can make."""
-    from segsweep.data.sources.files import SOURCES, Options
+    from segsweep.data.source import Options, source
 
-    found = SOURCES["shapes"](Options(seed=0, count=max(count, 10))).samples
+    found = source("shapes").find(Options(seed=0, count=max(count, 10))).samples
     train = [(s.image, s.mask) for s in found if s.split == "train"]
     val = [(s.image, s.mask) for s in found if s.split == "val"]
     return train, val

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from segsweep.errors import ConfigError, closest, one_of
+from segsweep.paths import PACKAGE
 
 
 def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
@@ -24,7 +25,10 @@ def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
     return field(default=default, metadata=metadata)
 
 
-SOURCES = ("folder", "shapes", "camvid", "oxford_pets", "voc2012")  # segsweep/data/sources/files.py
+# Each source is a module of that name; looked up by file name, since importing one brings numpy.
+SOURCES = tuple(
+    sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("*.py") if not path.stem.startswith("_"))
+)
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
 EPOCHS = 10  # without train.epochs and train.time_budget
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from segsweep.data import images, split
 from segsweep.data.labels import VOID, Labels, labels
-from segsweep.data.sources.files import CLASSES, SOURCES, Options, Sample, Unusable, refuse
+from segsweep.data.source import Options, Sample, Unusable, refuse, source
 from segsweep.data.store import Progress, Store, open_store
 from segsweep.errors import DataError
 
@@ -172,7 +172,8 @@ def open_dataset(
         ConfigError: a folder is not there, classes that do not exist.
         DataError: files or masks that cannot be used, or too few of them.
     """
-    found = SOURCES[name](options)
+    origin = source(name)
+    found = origin.find(options)
     if not found.samples:
         refuse(found.problems)
     ignore = None if ignore_index is None else images.code(ignore_index)
@@ -185,7 +186,7 @@ def open_dataset(
         refuse([*found.problems, *error.problems])
         raise
     samples = [found.samples[i] for i in store.kept]
-    known = CLASSES.get(name)
+    known = getattr(origin, "CLASSES", None)
     if binarize:
         classes, known, ignore_index = None, None, None if ignore_index is None else VOID
     problems = [*found.problems, *store.problems]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
-from segsweep.data.sources.files import SPLITS, Sample
+from segsweep.data.source import SPLITS, Sample
 from segsweep.errors import ConfigError, DataError
 
 

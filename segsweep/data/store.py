@@ -26,7 +26,7 @@ from torch import Tensor
 from segsweep.data import images
 from segsweep.data.images import Value
 from segsweep.data.prefetch import ahead
-from segsweep.data.sources.files import Sample, Unusable, refuse
+from segsweep.data.source import Sample, Unusable, refuse
 from segsweep.errors import DataError
 from segsweep.paths import cache, made
 

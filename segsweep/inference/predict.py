@@ -20,7 +20,7 @@ from torch import Tensor
 from segsweep.data.geometry import Size, canvas, place, strips
 from segsweep.data.images import read_image
 from segsweep.data.prefetch import ahead
-from segsweep.data.sources.files import SUFFIXES, image_files
+from segsweep.data.source import SUFFIXES, image_files
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution

@@ -16,7 +16,7 @@ from segsweep import catalog, console
 from segsweep.config.schema import DataConfig, LossConfig, RunConfig
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset
-from segsweep.data.sources.files import Options
+from segsweep.data.source import Options
 from segsweep.engine import device, losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
 from segsweep.errors import ConfigError

@@ -22,7 +22,7 @@ import segsweep
 from segsweep import console, metrics
 from segsweep.config.schema import RunConfig
 from segsweep.data.dataset import spread
-from segsweep.data.sources.files import SPLITS
+from segsweep.data.source import SPLITS
 from segsweep.engine import device
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated, first_line
 from segsweep.figures import pictures

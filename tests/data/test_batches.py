@@ -10,7 +10,8 @@ from PIL import Image
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
-from segsweep.data.sources.files import Options, folder
+from segsweep.data.source import Options
+from segsweep.data.sources import folder
 from segsweep.data.store import open_store
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def stored(root, images, masks):
             path = root / kind / f"{i:03d}.{'tif' if pixels.dtype == np.float32 else 'png'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    return open_store(folder(Options(root=str(root))).samples, workers=1)
+    return open_store(folder.find(Options(root=str(root))).samples, workers=1)
 
 
 def noisy(root, sizes, classes=3, channels=3):
@@ -775,14 +776,14 @@ def test_threads_change_nothing(tmp_path, workers):
 
 
 def test_bright_squares_are_the_foreground(pairs):
-    store = open_store(folder(Options(root=str(pairs(6, grey=True)))).samples, workers=1)
+    store = open_store(folder.find(Options(root=str(pairs(6, grey=True)))).samples, workers=1)
     (first, *_) = evaluated(store, labels(store.counts()), size=(40, 48))
     assert set(first.mask.unique().tolist()) == {0, 1}
     assert torch.equal(first.image[0, 0] >= 120, first.mask[0] == 1)
 
 
 def test_a_batch_holds_the_pixels_of_the_files(pairs):
-    samples = folder(Options(root=str(pairs(3)))).samples
+    samples = folder.find(Options(root=str(pairs(3)))).samples
     (batch,) = evaluated(open_store(samples, workers=1), size=(40, 48))
     for i, index in enumerate(batch.indices):
         assert np.allclose(batch.image[i].permute(1, 2, 0), read_image(samples[index].image), atol=1e-2)
@@ -812,7 +813,7 @@ def test_a_gpu_makes_the_same_batches(tmp_path, resident):
 
 
 def test_rarity_shows_samples_as_often(pairs):
-    store = open_store(folder(Options(root=str(pairs(8)))).samples)
+    store = open_store(folder.find(Options(root=str(pairs(8)))).samples)
     rarity = [1, 1, 1, 1, 1, 1, 2, 8]
     batches = TrainBatches(
         store, labels(store.counts()), range(8), size=(32, 32), resize="pad", batch_size=4, seed=0,

@@ -10,7 +10,7 @@ from PIL import Image
 from segsweep.data import images
 from segsweep.data.dataset import open_dataset
 from segsweep.data.labels import VOID
-from segsweep.data.sources.files import Options
+from segsweep.data.source import Options
 from segsweep.errors import ConfigError, DataError
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segsweep.data.sources.files import Sample
+from segsweep.data.source import Sample
 from segsweep.data.split import apart, assign, fold_of, group, joined, place
 from segsweep.errors import ConfigError, DataError
 

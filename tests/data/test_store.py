@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from segsweep.data.images import COLOR, code, read_image, read_mask
-from segsweep.data.sources.files import Options, Sample, folder
+from segsweep.data.source import Options, Sample
+from segsweep.data.sources import folder
 from segsweep.data.store import STOP, open_store
 from segsweep.errors import DataError
 from segsweep.paths import cache
@@ -18,9 +19,10 @@ from segsweep.paths import cache
 SHAPES = [(40, 48, 3), (20, 31), (5, 64, 3), (33, 33)]
 OPEN = """
 import sys
-from segsweep.data.sources.files import Options, folder
+from segsweep.data.source import Options
+from segsweep.data.sources import folder
 from segsweep.data.store import open_store
-samples = folder(Options(root=sys.argv[1])).samples
+samples = folder.find(Options(root=sys.argv[1])).samples
 print("ready", flush=True)
 sys.stdin.readline()
 store = open_store(samples, workers=2)
@@ -34,7 +36,7 @@ def saved(path, pixels, **how):
 
 
 def found(root):
-    return folder(Options(root=str(root))).samples
+    return folder.find(Options(root=str(root))).samples
 
 
 def written(root, shapes=SHAPES, dtype=np.uint8, suffix="png", seed=0):

@@ -13,7 +13,8 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from segsweep.data import geometry
 from segsweep.data.batches import EvalBatches, TrainBatches
 from segsweep.data.labels import labels
-from segsweep.data.sources.files import Options, folder
+from segsweep.data.source import Options
+from segsweep.data.sources import folder
 from segsweep.data.store import open_store
 from segsweep.engine import losses
 from segsweep.engine.execution import PLAIN
@@ -41,7 +42,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def data(pairs):
     """Batches by part, from 12 images of 40x48 whose foreground is bright."""
-    store = open_store(folder(Options(root=str(pairs(12)))).samples)
+    store = open_store(folder.find(Options(root=str(pairs(12)))).samples)
     meaning = labels(store.counts())
 
     def make(kind, indices=range(12), size=(32, 32), resize="pad", batch_size=4, **more):
@@ -172,7 +173,7 @@ def test_scores_of_several_classes_with_void_are_scikit_learns(tmp_path, resize,
         for kind, pixels in (("images", noise.clip(0, 255)), ("masks", mask)):
             (tmp_path / kind).mkdir(exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
-    store = open_store(folder(Options(root=str(tmp_path))).samples)
+    store = open_store(folder.find(Options(root=str(tmp_path))).samples)
     names = ("a", "b", "c", "d")
     meaning = labels(store.counts(), names)
     batches = EvalBatches(store, meaning, range(4), size=(48, 64), resize=resize, batch_size=2, device=CPU)
@@ -214,7 +215,7 @@ def test_a_gpu_trains_to_the_same_scores(pairs):
     root = pairs(12)
     scores = []
     for device in (CPU, torch.device("cuda")):
-        store = open_store(folder(Options(root=str(root))).samples).to(device)
+        store = open_store(folder.find(Options(root=str(root))).samples).to(device)
         meaning = labels(store.counts())
         common = {"size": (32, 32), "resize": "pad", "batch_size": 4, "device": device}
         model = Brightness().to(device)

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from segsweep.data import store as stores
-from segsweep.data.sources.files import Options, folder
+from segsweep.data.source import Options
+from segsweep.data.sources import folder
 from segsweep.data.store import open_store
 from segsweep.nn import UNet, checkpoint
 from segsweep.training.normalization import OUTLIERS, choose
@@ -41,7 +42,7 @@ def written(root, pictures):
             tifffile.imwrite(
                 root / "images" / f"{i}.tif", np.moveaxis(pixels, 2, 0).squeeze(), photometric="minisblack"
             )
-    return open_store(folder(Options(root=str(root))).samples)
+    return open_store(folder.find(Options(root=str(root))).samples)
 
 
 @pytest.fixture(params=KINDS)

