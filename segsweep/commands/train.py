@@ -4,6 +4,7 @@ Hydra composes `conf/` and the command line into a configuration, this module ch
 `segsweep.training.run.run`. Nothing heavy is imported before that: `--help`, `--cfg job` and completion answer at once.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -44,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     143 terminated. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # each of its processes would train the same run
+        return _refuse(
+            "a run is one process; this one was started by torchrun (TORCHELASTIC_RUN_ID is set). Type python train.py "
+            "...; to use several GPUs, a sweep: python train.py -m hydra/sweeper=optuna ... runs a trial on each. In a "
+            "shell that torchrun left behind: unset TORCHELASTIC_RUN_ID.",
+            ConfigError.exit_code,
+        )
     register_schema()
     OmegaConf.register_new_resolver("help", _help, replace=True)
     spared = _named_folder(argv)

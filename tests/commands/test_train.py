@@ -670,6 +670,22 @@ def test_plain_multirun_runs_each_job_in_a_folder_of_its_own(pairs, outputs):
     assert len(run_folders(outputs)) == 2
 
 
+@pytest.mark.parametrize("typed", [[], ["-m", "hydra/sweeper=optuna"], ["resume=DIR"]])
+def test_torchrun_is_refused_before_anything_is_made_or_loaded(typed, outputs):
+    script = (
+        "import sys, train\n"
+        f"code = train.main({typed!r})\n"
+        "heavy = {'torch', 'timm', 'mlflow', 'optuna', 'torchvision'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    env = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert all(said in line for said in ("torchrun", "Type python train.py ...", "-m hydra/sweeper=optuna"))
+    assert not outputs.exists()
+
+
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
 def test_questions_are_answered_without_torch_or_mlflow(flags):
     script = (
