@@ -32,6 +32,7 @@ def main(argv):
             config=given | {"train": {"accumulate": int(given.get("train.accumulate", 1)), "time_budget": None}},
             micro_batch=micro_batch,
             pid=os.getpid(),
+            environment=sorted(os.environ),
         )
         if micro_batch > int(given.get("fits", 1024)):
             book.write("end", status="failed", reason="out of memory with train.batch_size=16.")

@@ -134,6 +134,28 @@ def test_a_killed_controllers_trial_is_adopted_on_its_slot(workers, tmp_path):
     assert not workers.adopt("0")
 
 
+def test_a_trial_is_no_rank_whatever_the_controllers_environment_says(workers, tmp_path):
+    """The fork server keeps the environment it began with: the controller is a fresh process."""
+    ranks = [
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+        *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"),
+    ]
+    kept = ["SLURM_PROCID", "MASTER_KEY", "MY_RANK"]
+    controller = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, str(tmp_path), str(FAKE)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, **dict.fromkeys([*ranks, *kept], "1")},
+    )
+    controller.stdout.readline()
+    controller.kill()
+    controller.wait()
+    controller.stdout.close()
+    assert workers.adopt("0")
+    seen = set(journal.read(tmp_path / "0")[0]["environment"])
+    assert not seen & set(ranks)
+    assert seen >= {*kept, "OMP_NUM_THREADS"}
+
+
 def test_an_adopted_trial_can_be_stopped(workers, tmp_path):
     controller = subprocess.Popen([sys.executable, "-c", CONTROLLER, str(tmp_path), str(FAKE)], stdout=subprocess.PIPE)
     controller.stdout.readline()

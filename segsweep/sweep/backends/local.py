@@ -9,6 +9,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -36,6 +37,8 @@ CORES_PER_SLOT = 4
 LOOK = 0.2  # seconds between looks at the journals
 LATE = 143  # exit code of a child whose folder another took over; as if terminated
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
+# Variables that make a process one of several ranks. A trial is alone, whatever a shell or a scheduler left behind.
+RANKS = re.compile("((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)")
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,8 @@ def train(
         os._exit(LATE)
     if json.load(claim)["attempt"] != attempt["attempt"]:
         os._exit(LATE)
+    for name in filter(RANKS.fullmatch, list(os.environ)):
+        del os.environ[name]
     os.environ.update(environment)
     sys.argv = [program.name, *argv]
     runpy.run_path(str(program), run_name="__main__")
