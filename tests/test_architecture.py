@@ -49,6 +49,7 @@ ONLY_IN = {
     "torchvision": {"segsweep.data"},
     "mlflow": {"segsweep.tracking"},
     "optuna": {"segsweep.sweep"},
+    "sqlalchemy": {"segsweep.sweep"},
     "hydra": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
     "omegaconf": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
     "pandas": {"segsweep.commands", "segsweep.sweep"},

@@ -16,7 +16,7 @@ from segsweep.errors import ConfigError, Terminated, one_of
 from segsweep.paths import quoted
 from segsweep.runs import journal
 from segsweep.runs.trial import Trial, load, load_all
-from segsweep.sweep import finalists, report
+from segsweep.sweep import finalists, report, storage
 from segsweep.sweep.backends.local import LocalWorkers, slots
 from segsweep.sweep.finalists import Place
 from segsweep.sweep.html_report import write
@@ -88,6 +88,11 @@ class Plan:
                 "hydra.sweeper.budget=seconds gives each trial the same time: say how much, as train.time_budget=300."
             )
 
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return self.study_name or "sweep"
+
 
 def run(plan: Plan) -> list[Place]:
     """Run the sweep, or go on with the one that the folder holds; print the result to stdout.
@@ -97,16 +102,19 @@ def run(plan: Plan) -> list[Place]:
     """
     there = plan.folder.exists()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    locks: list[journal.Lock] = [journal.FolderLock(plan.folder, "sweep")]
+    folder_lock, locks, study = journal.FolderLock(plan.folder, "sweep"), [], None
     try:
-        locks += _storage_lock(plan.storage)
+        locks = storage.hold(plan.storage, plan.study)
         # Slots first: they need nothing written.
         workers = LocalWorkers(plan.folder, slots(plan.slots, on_cpu=plan.train.get("device") == "cpu"))
         study = _study(plan)
         sources = _weights(plan, study, workers)
     except BaseException:
+        if study:
+            study.discard()
         for lock in locks:
-            lock.release()
+            lock.discard()
+        folder_lock.release()
         if not there:  # what is refused leaves nothing
             for name in (journal.LOCK, JOURNAL):
                 (plan.folder / name).unlink(missing_ok=True)
@@ -123,22 +131,13 @@ def run(plan: Plan) -> list[Place]:
         workers.close()
         for lock in locks:
             lock.release()
+        folder_lock.release()
 
 
 def _again(folder: Path, command: str) -> str:
     """What goes on with the sweep in this folder."""
     where = "" if "hydra.sweep.dir=" in command else f" hydra.sweep.dir={shlex.quote(str(folder))}"
     return f"python train.py {command}{where}"
-
-
-def _storage_lock(storage: str | None) -> list[journal.Lock]:
-    """A study's file has one writer, in whatever folder its sweep is; a database has as many as come."""
-    if not storage or "://" in storage:
-        return []
-    path = Path(storage).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    refusal = f"hydra.sweeper.storage={path}: in use by a running sweep. Wait for it, or give another file."
-    return [journal.Lock(path.with_name(f"{path.name}.lock"), refusal)]
 
 
 def _study(plan: Plan) -> Study:
@@ -151,7 +150,7 @@ def _study(plan: Plan) -> Study:
         pruner=optuna_pruner(plan.pruner, plan.train.get("epochs") or EPOCHS),
         seed=plan.seed,
         storage=plan.storage,
-        name=plan.study_name or "sweep",
+        name=plan.study,
         fixed=plan.fixed,
     )
 

@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -23,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from segsweep.errors import ConfigError, one_of
 from segsweep.runs.journal import cut_torn_line
 from segsweep.sweep.space import Space, spoken
+from segsweep.sweep.storage import database
 
 JOURNAL = "optuna-journal.log"
 SAMPLERS = ("tpe", "gp", "random", "grid")
@@ -82,6 +84,7 @@ class Study:
             pruner=pruner or NopPruner(),
             load_if_exists=True,
         )
+        self._new = not self.remembered("began") and not self.trials()
         self._compare({"space": space.described(), "fixed": list(fixed)}, name)
         self._grid = sampler == "grid"
         enqueued = "gridded" if self._grid else "seeded"
@@ -155,6 +158,12 @@ class Study:
         """What was written down, or None."""
         return self._study.user_attrs.get(name)
 
+    def discard(self) -> None:
+        """Take the study out of its storage if this start began it: the sweep was refused."""
+        if self._new:
+            with suppress(Exception):  # the storage itself may be why
+                optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
+
     def _compare(self, now: dict[str, Any], name: str) -> None:
         before = self._study.user_attrs.get("began")
         if before is None:
@@ -213,7 +222,7 @@ def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
 
 def _opened(folder: Path, storage: str | None) -> BaseStorage:
     if storage and "://" in storage:
-        return get_storage(storage)
+        return database(storage)
     path = Path(storage) if storage else folder / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_torn_line(path)

@@ -1,8 +1,5 @@
 """The composition root: weights found once, pinned, and compared for fairness."""
 
-import subprocess
-import sys
-
 import pytest
 
 from segsweep.errors import ConfigError
@@ -74,19 +71,6 @@ def test_finalists_share_the_varied_folds(tmp_path):
     assert multirun._folds(plan(tmp_path)) == []
     varied = Space((*SPACE.parameters, steps("data.fold", [0, 1, 2])), "resnet18")
     assert multirun._folds(plan(tmp_path, space=varied)) == [0, 1, 2]
-
-
-def test_a_study_file_has_one_controller_whatever_the_folder(tmp_path):
-    """`lockf` is a process's: the first controller is another process."""
-    storage = tmp_path / "shared" / "study.log"
-    hold = f"from segsweep.sweep.run import _storage_lock as f; l = f({str(storage)!r}); print(1, flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        first.stdout.readline()
-        second = plan(tmp_path / "other", storage=str(storage))
-        with pytest.raises(ConfigError, match="in use by a running sweep"):
-            multirun.run(second)
-        first.communicate(b"\n")
-    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("setting", [{"sampler": "tpee"}, {"pruner": "x"}, {"budget": "x"}, {"repeats": -1}])
