@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "train": 5,
     "hydra_plugins": 5,
+    "segsweep.__main__": 5,
     "segsweep.commands": 5,
     "segsweep.compose": 4,
     "segsweep.inference": 4,
@@ -31,8 +32,8 @@ FLOORS = {
     "segsweep.errors": 0,
     "segsweep.paths": 0,
 }
-# The front door is the command itself.
-BESIDE = {("train", "segsweep.commands")}
+# The front doors are the commands themselves.
+BESIDE = {("train", "segsweep.commands"), ("segsweep.__main__", "segsweep.commands")}
 # On floor 0 everybody may ask for these.
 GROUND = {"segsweep.errors", "segsweep.paths", "segsweep"}
 ONLY_IN = {

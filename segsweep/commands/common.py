@@ -1,0 +1,109 @@
+"""What several commands share: arguments, the model that RUN means, the data it was trained on."""
+
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segsweep import console
+from segsweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segsweep.data.dataset import Dataset
+    from segsweep.inference.find import Found
+    from segsweep.inference.predict import Predictor
+
+RUN = "a run folder, a model's file, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
+VIEWS, PRECISIONS = ("none", "hflip", "flips"), ("auto", "fp32", "bf16", "fp16")
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+
+
+def add_inference(parser: ArgumentParser) -> None:
+    """Add --device, --precision, --tile and --tta: how `load_predictor` runs a model."""
+    add_device(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument(
+        "--tile", type=tile_side, metavar="N", help="pixels a side beyond which images are run in tiles"
+    )
+    parser.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
+
+
+def tile_side(text: str) -> int:
+    """Read a tile's side in pixels, for argparse.
+
+    Raises:
+        ArgumentTypeError: not a whole number from 32.
+    """
+    if not text.isdecimal() or int(text) < 32:
+        raise ArgumentTypeError(f"{text}: must be a whole number of pixels from 32, as 512")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Read the number of a port, for argparse; 0 is any that is free.
+
+    Raises:
+        ArgumentTypeError: not a whole number up to 65535.
+    """
+    if not text.isdecimal() or int(text) > 65535:
+        raise ArgumentTypeError(f"{text}: must be a whole number up to 65535")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """Read the name of a device, for argparse.
+
+    Raises:
+        ArgumentTypeError: not auto, cpu, cuda, cuda:N or mps.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise ArgumentTypeError(f"{text}: must be auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def find_model(run: str, uri: str | None = None) -> "Found":
+    """Find the model that RUN means, and note on stderr which one it is.
+
+    Args:
+        uri: MLflow's tracking URI, for a run id, best and best:EXPERIMENT.
+
+    Raises:
+        ConfigError: there is no such run, or it has no model.
+    """
+    from segsweep.inference.find import find
+
+    found = find(run, uri)
+    console.note(f"model           {found.why or found.model}")
+    return found
+
+
+def load_predictor(options: Namespace, found: "Found") -> "Predictor":
+    """Load a model to run it as the arguments of `add_inference` say.
+
+    Raises:
+        ConfigError: the file is no model, or the device cannot run it so.
+    """
+    from segsweep.inference.predict import Predictor
+
+    return Predictor(
+        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
+    )
+
+
+def training_data(folder: Path | None) -> "Dataset | None":
+    """Load the data that the run in a folder was trained on; None, and a note, where they cannot be had."""
+    from segsweep.compose import of_run
+    from segsweep.training.build import load
+
+    if folder is None:
+        return None
+    try:
+        config = of_run(folder)
+        return load(config.data, config.train.workers)
+    except ConfigError as error:
+        console.note(f"no images       {error}")
+        return None

@@ -1,0 +1,39 @@
+"""`segsweep compare`: runs side by side."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from segsweep.commands.common import RUN
+from segsweep.paths import outputs
+from segsweep.runs import journal
+
+HELP = "runs side by side: what differs, and how well they did"
+FORMATS = ("text", "csv", "markdown", "latex")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help=f"{RUN}; or folders with runs below them; two runs: what got better"
+    )
+    parser.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
+    parser.add_argument(
+        "--group-by", metavar="KEYS", help="mean ± sd over the runs that share these, as encoder.name,optim.lr"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text")
+
+
+def run(options: Namespace) -> int:
+    """Print a table of the runs, of all where none is given; of exactly two runs what got better and what worse."""
+    from segsweep.inference.find import find
+    from segsweep.sweep.compare import pair, runs, shown, table
+
+    folders = [Path(run) if Path(run).is_dir() else find(run).run for run in options.runs]
+    keys = options.group_by.split(",") if options.group_by else ()
+    detailed = options.format in ("text", "markdown") and not keys and not options.sweep
+    if len(folders) == 2 and detailed and all(map(journal.exists, folders)):
+        print(pair(folders[0], folders[1], options.format))
+        return 0
+    folders += [options.sweep] if options.sweep else []
+    print(shown(table(runs(folders or [outputs()]), keys), options.format))
+    return 0

@@ -1,0 +1,45 @@
+"""`segsweep data`: what is in a data set, what is wrong with it, a sheet of its pictures."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from segsweep import console
+from segsweep.paths import outputs
+
+HELP = "look at a data set: what is in it, what is wrong, a sheet of pictures"
+SHEET = 24  # pairs on the sheet of pictures
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=folder data.root=DIR (default: shapes)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PNG", help="the sheet (default: outputs/data/NAME-DIGEST.png)"
+    )
+
+
+def run(options: Namespace) -> int:
+    """Print the data set's summary and warnings, and save the sheet."""
+    from segsweep.compose import configuration
+    from segsweep.data.dataset import spread
+    from segsweep.figures import pictures
+    from segsweep.training.build import load
+
+    config = configuration(options.overrides)
+    dataset = load(config.data, config.train.workers)
+    print(console.data_summary(dataset.summary()))
+    for warning in dataset.warnings():
+        print(f"warning         {warning}")
+    pairs = []
+    for part, indices in dataset.parts.items():
+        share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))
+        for i in spread(indices, share):
+            classes = dataset.labels.table[dataset.store.mask(i).numpy()]
+            pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
+    path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.contact_sheet(pairs, dataset.labels.names).save(path)
+    print(f"pictures        {path}")
+    return 0

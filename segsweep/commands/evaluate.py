@@ -1,0 +1,48 @@
+"""`segsweep evaluate`: every score of a trained model."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+
+from segsweep import console
+from segsweep.commands.common import RUN, VIEWS, add_device, find_model
+from segsweep.errors import first_line
+
+HELP = "score a trained model: every metric, by image and by class"
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_device(parser)
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
+    parser.add_argument("--split", default="val", help="val (default), test or train")
+    parser.add_argument("--tta", choices=VIEWS, help="average over mirrored views (default: as the run's train.tta)")
+    parser.add_argument("--name", help="of the folder in RUN/evaluations (default: from split, data and views)")
+
+
+def run(options: Namespace) -> int:
+    """Print the scores, write them into a folder of the run's and tell MLflow."""
+    from segsweep.compose import of_run
+    from segsweep.inference.evaluate import evaluate
+    from segsweep.tracking import run as tracking
+    from segsweep.training.build import load
+
+    found = find_model(options.run)
+    config = of_run(found.run, options.overrides)
+    data = load(config.data, config.train.workers)
+    result = evaluate(
+        found,
+        data,
+        options.split,
+        options.name,
+        title=config.data.title,
+        device=options.device,
+        tta=options.tta,
+        watch=console.bar,
+    )
+    print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))
+    try:
+        tracking.log_evaluation(found.run, config.tracking.uri, result.folder.name, result.metrics, result.folder)
+    except Exception as error:  # the files are written, whatever a server does
+        print(f"segsweep: MLflow was not told: {first_line(error)}", file=sys.stderr)
+    return 0

@@ -1,0 +1,34 @@
+"""`segsweep export`: a trained model as one file that needs no segsweep."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from segsweep import console
+from segsweep.commands.common import RUN, find_model, training_data
+
+HELP = "a trained model as one file that needs no segsweep (extra: export)"
+FORMATS = ("onnx", "pt2")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("--format", choices=FORMATS, required=True, help="ONNX, or PyTorch's exported program")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.FORMAT beside the model")
+
+
+def run(options: Namespace) -> int:
+    """Write the file and print how near it comes to the model in PyTorch."""
+    from segsweep.inference.export import export, needs
+
+    needs(options.format)
+    found = find_model(options.run)
+    path = options.output or found.model.with_name(f"model.{options.format}")
+    data = training_data(found.folder)
+    done = export(found.model, path, options.format, data, console.bar)
+    print(
+        console.exported(
+            options.format, done.path, str(done.sizes), done.images, vars(done.comparison), data is not None
+        )
+    )
+    return 0

@@ -1,0 +1,19 @@
+"""`segsweep report`: a sweep's page."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+HELP = "write a sweep's report.html anew"
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
+
+
+def run(options: Namespace) -> int:
+    """Write report.html into the sweep's folder and print its path."""
+    from segsweep.sweep.html_report import write
+
+    print(write(options.folder))
+    return 0
