@@ -1,10 +1,18 @@
 """The house: who may import whom, and how large its rooms may be (docs/architecture.md)."""
 
 import ast
+import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
+
+from segsweep.commands import app
+from segsweep.sweep.backends import local
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +73,12 @@ STANDARD_ONLY = {
     "segsweep.paths",
     "segsweep.ports",
 }
+HEAVY = {"torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "matplotlib"}
+# What each front door answers without them.
+QUESTIONS = {
+    "train": [["--help"], ["--cfg", "job"], ["--info", "defaults"], ["-sc", "query=bash"]],
+    "segsweep.commands.app": [["--help"], *([name, "--help"] for name in app.COMMANDS)],
+}
 LARGEST_MODULE, LARGEST_PACKAGE = 350, 8500
 
 
@@ -124,8 +138,53 @@ def test_nothing_heavy_is_imported_at_the_front_door():
     doors = [ROOT / "train.py", *(ROOT / "hydra_plugins").glob("*.py"), *(ROOT / "segsweep" / "commands").glob("*.py")]
     for path in doors:
         for imported in imports(path, top_level_only=True):
-            assert imported.partition(".")[0] not in ("torch", "timm", "mlflow", "optuna", "torchvision", "pandas")
+            assert imported.partition(".")[0] not in HEAVY
             assert imported != "segsweep.training.run"
+
+
+@pytest.mark.parametrize("door", QUESTIONS)
+def test_questions_are_answered_without_anything_heavy(door):
+    script = (
+        "import json, sys\n"
+        "from importlib import import_module\n"
+        "door, questions = import_module(sys.argv[1]), json.loads(sys.argv[2])\n"
+        "for question in questions:\n"
+        "    try: code = door.main(question)\n"
+        "    except SystemExit as stopped: code = stopped.code\n"
+        "    assert not code, (question, code)\n"
+        "print('modules', *sys.modules)"
+    )
+    line = "python train.py encoder=convnext_at"  # what <TAB> is asked about
+    env = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line)), "COLUMNS": "200"}
+    asked = [sys.executable, "-c", script, door, json.dumps(QUESTIONS[door])]
+    done = subprocess.run(asked, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    answers, _, loaded = done.stdout.rpartition("modules ")
+    assert not HEAVY & set(loaded.split())
+    if door == "train":
+        told = ["Train a U-Net on any timm encoder", "\noptim:\n", "hydra/sweeper/basic", "encoder=convnext_atto_ols"]
+    else:
+        told = [command.HELP[1:] + "." for command in app.ORDER]
+    assert all(text in answers for text in told), answers
+
+
+def test_a_command_is_a_file_and_every_file_a_command():
+    others = {"__init__", "app", "common", "train"}
+    files = {path.stem for path in (ROOT / "segsweep" / "commands").glob("*.py")}
+    assert files - others == set(app.COMMANDS)
+
+
+def test_what_is_named_in_text_is_there():
+    """Functions as `module:name`, modules behind `-m`, and what the fork server loads beforehand."""
+    paths = [*(path for _, path in modules()), *(ROOT / "benchmarks").glob("*.py"), ROOT / "pyproject.toml"]
+    text = "\n".join(path.read_text() for path in paths)
+    functions = set(re.findall(r'"(segsweep(?:\.\w+)*:\w+)"', text))
+    programs = set(re.findall(r'"-m",\s*"(segsweep[.\w]*)"', text))
+    assert functions
+    assert programs
+    assert local.PRELOADED
+    for name in functions | programs | set(local.PRELOADED):
+        resolve_name(name)
 
 
 def test_no_cfg_below_the_commands():

@@ -13,8 +13,8 @@ from segsweep.errors import ConfigError, Terminated, terminable
 class Command(Protocol):
     """What a module of this package holds to be a command; its name is the command's.
 
-    Its top level imports nothing heavy (torch, timm, MLflow, Optuna, pandas, Hydra): all modules are imported whichever
-    command is called.
+    Its top level imports nothing heavy (torch, timm, MLflow, Optuna, pandas, Hydra, Rich): every module is imported,
+    whichever command is called.
 
     Attributes:
         HELP: one line for `segsweep --help`, beginning with a small letter, without a full stop.
@@ -31,11 +31,12 @@ class Command(Protocol):
 
 
 # As --help lists them: before a training, then with many runs, then with one model.
-COMMANDS: tuple[Command, ...] = (
+ORDER: tuple[Command, ...] = (
     *(data, encoders),
     *(ui, compare, report, sync),
     *(predict, evaluate, demo, export, register),
 )
+COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        name, text = command.__name__.rpartition(".")[2], command.HELP
+    for name, command in COMMANDS.items():
+        text = command.HELP
         made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.arguments(made)
         made.set_defaults(command=command)

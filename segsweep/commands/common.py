@@ -5,7 +5,6 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segsweep import console
 from segsweep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ def find_model(run: str, uri: str | None = None) -> "Found":
     Raises:
         ConfigError: there is no such run, or it has no model.
     """
+    from segsweep import console
     from segsweep.inference.find import find
 
     found = find(run, uri)
@@ -96,6 +96,7 @@ def load_predictor(options: Namespace, found: "Found") -> "Predictor":
 
 def training_data(folder: Path | None) -> "Dataset | None":
     """Load the data that the run in a folder was trained on; None, and a note, where they cannot be had."""
+    from segsweep import console
     from segsweep.compose import of_run
     from segsweep.training.build import load
 

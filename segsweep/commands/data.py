@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep import console
 from segsweep.paths import outputs
 
 HELP = "look at a data set: what is in it, what is wrong, a sheet of pictures"
@@ -22,6 +21,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the data set's summary and warnings, and save the sheet."""
+    from segsweep import console
     from segsweep.compose import configuration
     from segsweep.data.dataset import spread
     from segsweep.figures import pictures

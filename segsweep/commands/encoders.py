@@ -4,8 +4,6 @@ import csv
 import sys
 from argparse import ArgumentParser, Namespace
 
-from segsweep import catalog, console
-
 HELP = "list timm's encoders: size, cost, strides, weights, how they are run"
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
 
@@ -18,6 +16,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the encoders that match the pattern; what the installed timm has beyond the census is measured."""
+    from segsweep import catalog, console
+
     names = catalog.matching(options.pattern)
     counted = catalog.counted()
     missing = [name for name in names if name not in counted]

@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace
 
-from segsweep import console
 from segsweep.commands.common import RUN, VIEWS, add_device, find_model
 from segsweep.errors import first_line
 
@@ -22,6 +21,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the scores, write them into a folder of the run's and tell MLflow."""
+    from segsweep import console
     from segsweep.compose import of_run
     from segsweep.inference.evaluate import evaluate
     from segsweep.tracking import run as tracking

@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep import console
 from segsweep.commands.common import RUN, find_model, training_data
 
 HELP = "a trained model as one file that needs no segsweep (extra: export)"
@@ -19,6 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Write the file and print how near it comes to the model in PyTorch."""
+    from segsweep import console
     from segsweep.inference.export import export, needs
 
     needs(options.format)

@@ -5,7 +5,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep import console
 from segsweep.commands.common import RUN, add_inference, find_model, load_predictor
 from segsweep.errors import DataError
 
@@ -26,6 +25,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Write a mask for each image; return `DataError`'s exit code if one could not be read."""
+    from segsweep import console
     from segsweep.inference.predict import OVERLAYS, PROBABILITIES, find_images, predict
 
     found = find_model(options.run)

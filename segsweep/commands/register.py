@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 
-from segsweep import console
 from segsweep.commands.common import RUN, find_model, training_data
 
 HELP = "a trained model into MLflow's registry, as its champion"
@@ -17,6 +16,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Register the model as a new version, the champion from now on, and print which one it was before."""
+    from segsweep import console
     from segsweep.inference.register import register
 
     found = find_model(options.run, options.uri)

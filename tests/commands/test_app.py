@@ -1,13 +1,15 @@
-"""The `segsweep` command beside `sync` (tests/test_tracking.py): looking at data and at encoders."""
+"""The `segsweep` command itself, and two of its commands: looking at data and at encoders."""
 
 import csv
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep import catalog
+from segsweep import __version__, catalog
 from segsweep.commands import app as cli
 
 
@@ -58,6 +60,11 @@ def test_images_in_two_parts_of_a_given_split_are_told(pairs, capsys):
 def test_the_command_alone_says_what_there_is(capsys):
     assert cli.main([]) == 2
     assert {"predict", "evaluate", "ui"} <= set(capsys.readouterr().err.split())
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "segsweep", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
 
 
 def test_encoders_are_listed_from_the_census_without_torch(monkeypatch, capsys):

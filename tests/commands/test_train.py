@@ -686,20 +686,6 @@ def test_torchrun_is_refused_before_anything_is_made_or_loaded(typed, outputs):
     assert not outputs.exists()
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
-def test_questions_are_answered_without_torch_or_mlflow(flags):
-    script = (
-        "import sys, train\n"
-        f"try: train.main({flags!r})\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'mlflow', 'optuna', 'torchvision'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "encoder" in done.stdout
-
-
 def test_completion_knows_encoders():
     line = "python train.py encoder=convnext_at"
     env = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
