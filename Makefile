@@ -2,7 +2,7 @@ PYTHON ?= python
 # Names the raw results.
 HARDWARE ?= cpu
 
-.PHONY: check test test-browser lint bench
+.PHONY: check test test-browser lint bench bench-gpu
 
 check: lint test  ## everything a change must pass
 
@@ -25,3 +25,7 @@ bench:  ## what benchmarks/RESULTS.md reports; needs pip install -e ".[bench]" a
 	$(PYTHON) benchmarks/throughput.py tf_efficientnet_lite0 --name throughput-lite0-$(HARDWARE)
 	$(PYTHON) benchmarks/throughput.py convnext_tiny --name throughput-convnext_tiny-$(HARDWARE)
 	$(PYTHON) benchmarks/throughput.py vit_small_patch16_224 --name throughput-vit_small-$(HARDWARE)
+
+bench-gpu:  ## one GPU, twelve minutes; the same again measures what is missing
+	for part in A B C; do $(PYTHON) benchmarks/gpu.py --part $$part; done
+	$(PYTHON) benchmarks/gpu.py --table
