@@ -37,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import distributions
@@ -63,8 +63,8 @@ class Scale:
     seconds: float = 1.0  # that a cell times steps for
     warmup: int = 5
     count: int = 800  # images that `shapes` generates; 480 of them are for training
-    repeats: int = 4  # times that an epoch shows each
-    length: str = "train.time_budget=8"
+    repeats: int = 2  # times that an epoch shows each
+    length: float = 6  # seconds of trainings side by side, and two more for each
     at_once: tuple[int, ...] = (1, 2, 4)
     trials: int = 8
     packed: int = 4
@@ -73,7 +73,7 @@ class Scale:
 
 SMOKE = Scale(
     *(32, ("test_resnet",), "test_resnet", (2,), 1, 0.05, 1),
-    *(30, 1, "train.epochs=3", (1, 2), 2, 2, ((8, 64, 32),)),
+    *(30, 1, 3, (1, 2), 2, 2, ((8, 64, 32),)),
 )
 
 
@@ -442,13 +442,14 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
             return [(Path(place) / f"{name}-{i}", [*shared, *words, f"train.seed={i}"]) for i in range(count)]
 
         def side_by_side(count: int) -> Row:
-            chosen = trainings(f"beside{count}", count, f"data.repeats={scale.repeats}", scale.length)
+            words = (f"data.repeats={scale.repeats}", f"train.time_budget={scale.length + 2 * count}")
+            chosen = trainings(f"beside{count}", count, *words)
             run_all(chosen, count)
             return together([read(folder / "metrics.jsonl") for folder, _ in chosen], training * scale.repeats)
 
         def trials(name: str, count: int, at_once: int) -> Row:
             alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
-            repeats = max(1, round(2.5 * alone[-1] / training)) if alone else scale.repeats  # an epoch of 2.5 s
+            repeats = max(1, round(2.5 * scale.seconds * alone[-1] / training)) if alone else scale.repeats
             words = ("train.epochs=2", f"data.repeats={repeats}")
             return {"trials": count, "seconds": run_all(trainings(name, count, *words), at_once)}
 
@@ -492,6 +493,8 @@ def main() -> None:
         options.error("--part A, B or C is needed, or --table")
     faulthandler.dump_traceback_later(given.seconds + 15, exit=True)  # a GPU that hangs
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if given.smoke:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for busy cores take minutes
     import torch
 
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -512,9 +515,10 @@ def main() -> None:
         for number, (encoder, batch) in enumerate(cases):
             share = budget.share(1 / (len(cases) - number))
             measure_steps(cells, encoder, batch, A if given.part == "A" else C, (scale, share, device))
-            torch.compiler.reset()
-            gc.collect()
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after a fault of the GPU each call fails
+                torch.compiler.reset()
+                gc.collect()
+                torch.cuda.empty_cache()
     print(table(read(cells.path)))
 
 

@@ -42,7 +42,7 @@ def table(rows: Sequence[Row]) -> str:
         if "trials" in one:
             cells["trials an hour"] = spread([figure(row) for row in rounds])
         if ratios:
-            cells["ratio"] = spread(ratios) + f" to *{base}*"
+            cells[f"ratio to *{base}*"] = "1" if way == base else spread(ratios)
         if shares:
             cells["of the convolution peak"] = f"{statistics.median(shares) * one['gflop'] / 1000:.1%}"
         if rates and "gpu_ms" in one:
@@ -54,10 +54,11 @@ def table(rows: Sequence[Row]) -> str:
             cells["failed"] = one["error"].replace("|", "/")
         if way != FIRST or "error" in one:
             lines.append(cells)
-    titles = list(dict.fromkeys(title for cells in lines for title in cells))
-    grid = [titles, ["---"] * len(titles), *([cells.get(title, "") for title in titles] for cells in lines)]
+    titles = sorted(dict.fromkeys(title for cells in lines for title in cells), key=lambda title: title == "failed")
+    grid = [titles, *([cells.get(title, "") for title in titles] for cells in lines)]
     machines = dict.fromkeys(in_words(row["machine"]) for row in rows if "machine" in row)
-    return "\n".join(["; ".join(machines), "", *(f"| {' | '.join(row)} |" for row in grid)])
+    texts = [f"| {' | '.join(row)} |" for row in grid]
+    return "\n".join(["; ".join(machines), "", texts[0], "|" + "---|" * len(titles), *texts[1:]])
 
 
 def figure(row: Row) -> float:
