@@ -8,11 +8,13 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from goldens.compare import MISSING, differences
 from goldens.record import ROOT, read_mlflow, read_run, runs, sweep, unpack
 from PIL import Image
@@ -25,6 +27,17 @@ HERE = Path(__file__).parent / "goldens"
 # 2e-2 where BatchNorm has seen little.
 CLOSE = {"train/loss": 2e-3, "val/loss": 5e-2}
 PIXELS = 2e-3  # share of pixels that another processor may class otherwise, with the same weights
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As when the goldens were recorded; what a training has set of torch is set back."""
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
