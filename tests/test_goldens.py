@@ -20,7 +20,7 @@ from goldens.record import ROOT, read_mlflow, read_run, runs, sweep, unpack
 from PIL import Image
 
 import train
-from segsweep.cli import main as segsweep
+from segsweep.commands.app import main as segsweep
 
 HERE = Path(__file__).parent / "goldens"
 # Another processor rounds otherwise: without AVX, losses of training differ by 6e-4 at most; those of validation by
