@@ -89,25 +89,25 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
         length = f"train.epochs={epochs}" if epochs else f"train.time_budget={budget}"
         typed = [*overrides(task), length, f"train.seed={seed}", "tracking=none", *more]
         subprocess.run([sys.executable, "train.py", *typed, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
-        about = describe(folder / "best.safetensors")
+        info = describe(folder / "best.safetensors")
         said = json.loads((folder / "summary.json").read_text())
         model = load_model(folder / "best.safetensors", device.find("auto"))
-        found, mirrored = twice(model, load(configuration(overrides(task)).data), about["size"], about["resize"])
-    return found, {"resize": about["resize"], **{name: said.get(name) for name in KEPT}, **mirrored}
+        found, mirrored = twice(model, load(configuration(overrides(task)).data), info.size, info.resize)
+    return found, {"resize": info.resize, **{name: said.get(name) for name in KEPT}, **mirrored}
 
 
 def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "", tta: str = "none") -> Any:
     """`segsweep.training.loop.evaluate` on a part of the data: the test split if there is one."""
     import torch
 
-    from segsweep.data.batches import EvalBatches
+    from segsweep.data.batches import EvalBatches, Pixels
+    from segsweep.data.geometry import Canvas
     from segsweep.training.loop import FLIPS, evaluate
 
     part = part or ("test" if "test" in data.parts else "val")
     where = next(model.parameters()).device
-    batches = EvalBatches(
-        data.store, data.labels, data.parts[part], size=tuple(size), resize=resize, batch_size=8, device=where
-    )
+    pixels = Pixels(data.store, data.labels, where)
+    batches = EvalBatches(pixels, data.parts[part], Canvas(tuple(size), resize), batch_size=8)
     return evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, flips=FLIPS[tta], tile=LARGEST)
 
 
@@ -217,11 +217,11 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
 
 def counts(found: Any) -> dict[str, Any]:
     """Of every image and class: pixels that are right, in the target, and predicted."""
-    import torch
+    import numpy as np
 
-    matrices = torch.stack([found.matrices[i] for i in sorted(found.matrices)])
+    matrices = np.stack([found.matrices[i] for i in sorted(found.matrices)])
     return {
-        "hits": matrices.diagonal(dim1=1, dim2=2).tolist(),
+        "hits": matrices.diagonal(axis1=1, axis2=2).tolist(),
         "target": matrices.sum(2).tolist(),
         "predicted": matrices.sum(1).tolist(),
     }

@@ -24,9 +24,10 @@ def main() -> None:
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    from segsweep.data.batches import TrainBatches
+    from segsweep.config.schema import AugmentationConfig, DataConfig
+    from segsweep.data.batches import Pixels, Sampling, TrainBatches
+    from segsweep.data.geometry import Canvas
     from segsweep.data.labels import labels
-    from segsweep.data.source import Options
     from segsweep.data.sources import folder
     from segsweep.data.store import open_store
     from segsweep.paths import cache
@@ -38,18 +39,13 @@ def main() -> None:
         for kind, shape, top in (("images", (given.side, given.side, 3), 256), ("masks", (given.side, given.side), 2)):
             (root / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, top, shape, np.uint8)).save(root / kind / f"{i}.png")
-    store = open_store(folder.find(Options(root=str(root))).samples)
+    store = open_store(folder.find(DataConfig(root=str(root))).samples)
     batches = TrainBatches(
-        store,
-        labels(store.counts()),
+        Pixels(store, labels(store.counts()), torch.device("cpu"), workers=1),
         range(given.batch),
-        size=(given.size, given.size),
-        resize="crop",
-        batch_size=given.batch,
-        seed=0,
-        device=torch.device("cpu"),
-        workers=1,
-        augmentation={"hflip": 0.5, "rotate": 30, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05},
+        Canvas((given.size, given.size), "crop"),
+        Sampling(given.batch),
+        AugmentationConfig(hflip=0.5, rotate=30, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05),
     )
     jitter = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)
     transforms = v2.Compose(

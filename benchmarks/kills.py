@@ -3,7 +3,7 @@
     python benchmarks/kills.py --kills 100
 
 Trainings pretend (tests/sweep/fake_train.py keeps a real journal in milliseconds); the controller, its study, its
-workers and the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same
+backend and the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same
 command goes on until the sweep is over. Counted: finished trials that were lost or changed, epochs that were recorded
 twice, complete trials with gaps, and states at the end.
 """
@@ -24,9 +24,10 @@ from pathlib import Path
 from measure import ROOT, machine
 
 sys.path.insert(0, str(ROOT / "tests" / "sweep"))
-from test_control import SPACE
+from test_scheduler import SPACE
 
-from segsweep.runs import journal
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.runs import journal, locks
 from segsweep.sweep.backends.local import CLAIM
 from segsweep.sweep.study import JOURNAL, Study
 
@@ -34,16 +35,16 @@ CONTROLLER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_control import began, drive
-from segsweep.runs.journal import FolderLock
+from test_scheduler import FAKE, began, drive
+from segsweep.runs.locks import FolderLock
 folder = Path(sys.argv[1])
 lock = FolderLock(folder, "sweep")
 argv = ["seconds=0.15", "train.epochs=8"]
-study, search, workers = began(folder, n_trials=int(sys.argv[3]), slots=3, argv=argv, pruner="none")
+study, search, backend = began(folder, n_trials=int(sys.argv[3]), slots=3, argv=argv, pruner="none")
 for trial in search.trials.values():
-    if trial.state != "running" and workers.adopt(trial.name):
-        workers.stop(trial.name)
-for event in drive(search, workers, folder):
+    if trial.state != "running" and (job := backend.adopt(trial.name)):
+        backend.stop(job)
+for event in drive(search, backend, folder, FAKE):
     pass
 """
 
@@ -54,7 +55,7 @@ def finished(folder: Path, target: int) -> dict[int, float]:
         return {}
     with tempfile.TemporaryDirectory() as copy:
         shutil.copy(folder / JOURNAL, copy)
-        study = Study(Path(copy), SPACE, n_trials=target)
+        study = Study(Path(copy), SPACE, SweeperConfig(n_trials=target))
         return {t.number: t.value for t in study.trials() if t.state.is_finished() and t.value is not None}
 
 
@@ -62,7 +63,7 @@ def kill_trials(folder: Path) -> int:
     """Kill all living trials; how many there were."""
     killed = 0
     for claim in folder.glob(f"*/{CLAIM}"):
-        if pid := journal.holder(claim):
+        if pid := locks.holder(claim):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
@@ -100,15 +101,15 @@ def main() -> None:
             kills += 1
         controller.wait()
         subprocess.run(command, check=True)
-        study = Study(folder, SPACE, n_trials=options.trials)
+        study = Study(folder, SPACE, SweeperConfig(n_trials=options.trials))
         states = [trial.state.name for trial in study.trials()]
         twice = missing = restarts = 0
         for trial in study.trials():
-            records = journal.read(folder / str(trial.number))
-            epochs = [record["epoch"] for record in journal.epochs(records)]
+            run = journal.read(folder / str(trial.number))
+            epochs = [record.epoch for record in run.epochs]
             twice += len(epochs) - len(set(epochs))
             missing += trial.state.name == "COMPLETE" and sorted(set(epochs)) != list(range(1, 9))
-            restarts += sum(record["kind"] == "start" for record in records) - 1
+            restarts += len(run.starts) - 1
     print(
         json.dumps(
             {

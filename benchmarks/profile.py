@@ -24,7 +24,8 @@ def main() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from segsweep.compose import configuration
-    from segsweep.data.batches import TrainBatches
+    from segsweep.data.batches import Pixels, Sampling, TrainBatches
+    from segsweep.data.geometry import Canvas
     from segsweep.engine import device, losses
     from segsweep.engine.execution import Execution
     from segsweep.nn import UNet
@@ -44,15 +45,11 @@ def main() -> None:
     loss = losses.build({"ce": 0.5, "dice": 0.5})
     scaler = torch.amp.GradScaler(where.type, enabled=execution.precision == torch.float16)
     train = TrainBatches(
-        data.store,
-        data.labels,
+        Pixels(data.store, data.labels, where),
         data.parts["train"],
-        size=(given.size, given.size),
-        resize="pad",
-        batch_size=given.batch,
-        seed=0,
-        device=where,
-        augmentation=vars(config.augmentation),
+        Canvas((given.size, given.size), "pad"),
+        Sampling(given.batch),
+        config.augmentation,
     )
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")
     waiting = engine.Waiting(where)

@@ -56,12 +56,13 @@ def collect(sweep: Path, out: Path) -> int:
     for trial in load_all(sweep):
         if trial.state != "complete":
             continue
-        config, before = trial.start["config"], 0.0
-        for epoch in trial.epochs:
-            seconds, before = epoch["perf/seconds"] - before, epoch["perf/seconds"]
-            weights, lr, seed = trial.start["weights_source"], config["optim"]["lr"], config["train"]["seed"]
-            key = (trial.encoder, weights, str(lr), str(seed), str(epoch["epoch"]))
-            rows[key] = (*key, f"{epoch['val/iou']:.5f}", f"{seconds:.3f}")
+        start, before = trial.run.starts[-1], 0.0
+        for epoch in trial.run.epochs:
+            until = epoch.metrics["perf/seconds"]
+            seconds, before = until - before, until
+            lr, seed = start.settings.optim.lr, start.settings.train.seed
+            key = (trial.encoder, start.weights_source, str(lr), str(seed), str(epoch.epoch))
+            rows[key] = (*key, f"{epoch.iou:.5f}", f"{seconds:.3f}")
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

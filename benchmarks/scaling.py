@@ -29,9 +29,10 @@ def one(count: int) -> dict[str, float]:
     import torch
     from PIL import Image
 
-    from segsweep.data.batches import TrainBatches
+    from segsweep.config.schema import AugmentationConfig, DataConfig
+    from segsweep.data.batches import Pixels, Sampling, TrainBatches
     from segsweep.data.dataset import open_dataset
-    from segsweep.data.source import Options
+    from segsweep.data.geometry import Canvas
     from segsweep.paths import cache
 
     root = cache() / f"benchmark-{count}"
@@ -46,23 +47,19 @@ def one(count: int) -> dict[str, float]:
         (root / "done").touch()
     torch.set_num_threads(1)
     found = {"images": count}
+    config = DataConfig(root=str(root))
     started = time.perf_counter()
-    open_dataset("folder", Options(root=str(root)))
+    open_dataset(config)
     found["decode_us"] = 1e6 * (time.perf_counter() - started) / count
     started = time.perf_counter()
-    data = open_dataset("folder", Options(root=str(root)))
+    data = open_dataset(config)
     found["open_us"] = 1e6 * (time.perf_counter() - started) / count
-    train = data.parts["train"]
     batches = TrainBatches(
-        data.store,
-        data.labels,
-        train,
-        size=(SIDE, SIDE),
-        resize="pad",
-        batch_size=BATCH,
-        seed=0,
-        device=torch.device("cpu"),
-        augmentation={"hflip": 0.5, "rotate": 10, "brightness": 0.2},
+        Pixels(data.store, data.labels, torch.device("cpu")),
+        data.parts["train"],
+        Canvas((SIDE, SIDE), "pad"),
+        Sampling(BATCH),
+        AugmentationConfig(hflip=0.5, rotate=10, brightness=0.2),
     )
     epochs = (step for number in range(1_000_000) for step in batches.epoch(number))
     steps = (list(step) for step in islice(epochs, STEPS + 20))

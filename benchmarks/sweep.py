@@ -6,8 +6,8 @@
     python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
     python benchmarks/sweep.py --refill 30                       # how soon a free slot has its next trial
 
-Ours is `segsweep.sweep` as it runs real trainings: its loop, its study, its pruner; only the workers pretend. The clock
-is simulated, so seconds are those that the trainings would have taken.
+Ours is `segsweep.sweep` as it runs real trainings: its loop, its study, its pruner; only the backend pretends. The
+clock is simulated, so seconds are those that the trainings would have taken.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,13 @@ from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
 from worlds import World, replayed, world
 
-from segsweep.sweep.backends.local import LocalWorkers, Report, Slot
+sys.path.insert(0, str(ROOT / "tests" / "sweep"))
+from fake_train import config, end, epoch, start
+
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.runs.records import Record
+from segsweep.sweep.backends.base import Id, Job, Report
+from segsweep.sweep.backends.local import LocalBackend, Slot
 from segsweep.sweep.scheduler import Search, drive
 from segsweep.sweep.space import Parameter, Space, interval
 from segsweep.sweep.study import Study
@@ -40,57 +48,73 @@ HEAD = (
 NOISE = 0.005  # IoU: two trials that are closer are equally good
 
 
-class FakeWorkers:
+@dataclass
+class Living:
+    encoder: str
+    lr: float
+    curve: Sequence[float]
+    due: float  # when its next epoch, or its end, is there
+    epoch: int = 0
+    stopped: bool = False
+
+
+class FakeBackend:
     """Trainings that report at once what they would have reported, and when."""
 
+    keeps = True
+
     def __init__(self, world: World, slots: int):
-        self.world, self.slots = world, [Slot(i) for i in range(slots)]
+        self.world, self.capacity = world, slots
         self.clock, self.busy, self.epochs = 0.0, 0.0, 0
         self.events: list[tuple[float, str, float]] = []
-        self._living: dict[str, dict[str, Any]] = {}
+        self._living: dict[Id, Living] = {}
 
-    def free(self) -> list[Slot]:
-        taken = {living["slot"].number for living in self._living.values()}
-        return [slot for slot in self.slots if slot.number not in taken]
+    def free(self) -> int:
+        return self.capacity - len(self._living)
 
-    def start(self, name: str, argv: Sequence[str], slot: Slot) -> None:
-        given = dict(override.split("=", 1) for override in argv)
+    def submit(self, job: Job) -> Id:
+        given = dict(override.split("=", 1) for override in job.argv)
         encoder, lr = given["encoder"], float(given["optim.lr"])
-        curve = self.world.curve(encoder, lr, int(name))
-        self._living[name] = {"slot": slot, "curve": curve, "encoder": encoder, "lr": lr, "epoch": 0}
-        self._living[name]["due"] = self.clock + self.world.seconds(encoder)
+        curve, due = self.world.curve(encoder, lr, int(job.name)), self.clock + self.world.seconds(encoder)
+        self._living[Id(job.name)] = Living(encoder, lr, curve, due)
+        return Id(job.name)
 
-    def adopt(self, name: str) -> bool:
-        return False
+    def adopt(self, name: str) -> Id | None:
+        return None
 
-    def stop(self, name: str) -> None:
-        self._living[name]["stopped"] = True
-        self._living[name]["due"] = self.clock
+    def where(self, job: Id) -> str:
+        return "CPU"
 
-    def wait(self, seconds: float) -> list[Report]:
-        name = min(self._living, key=lambda name: self._living[name]["due"])
-        living = self._living[name]
-        self.clock = living["due"]
-        if living.get("stopped"):
-            del self._living[name]
-            return [Report(name, [], ended=True, exit_code=-15)]
-        spent = self.world.seconds(living["encoder"])
+    def stop(self, job: Id) -> None:
+        self._living[job].stopped, self._living[job].due = True, self.clock
+
+    def poll(self, seconds: float) -> list[Report]:
+        job = min(self._living, key=lambda job: self._living[job].due)
+        living = self._living[job]
+        self.clock = living.due
+        if living.stopped:
+            del self._living[job]
+            return [Report(job, ended=True)]
+        spent = self.world.seconds(living.encoder)
         self.busy, self.epochs = self.busy + spent, self.epochs + 1
-        records: list[dict[str, Any]] = []
-        if living["epoch"] == 0:
-            config = {"train": {"time_budget": None}, "optim": {"lr": living["lr"]}}
-            records.append({"kind": "start", "epochs": self.world.epochs, "config": config})
-        living["epoch"] += 1
-        iou = living["curve"][living["epoch"] - 1]
-        seconds = living["epoch"] * spent
-        records.append({"kind": "epoch", "epoch": living["epoch"], "val/iou": iou, "perf/seconds": seconds})
-        if living["epoch"] == self.world.epochs:
-            records.append({"kind": "end", "status": "complete", "reason": ""})
-            self.events.append((self.clock, living["encoder"], living["lr"]))
-            del self._living[name]
-            return [Report(name, records, ended=True, exit_code=0)]
-        living["due"] = self.clock + spent
-        return [Report(name, records)]
+        records: list[Record] = []
+        if living.epoch == 0:
+            records.append(start(config(living.encoder, living.lr, epochs=self.world.epochs)))
+        living.epoch += 1
+        iou, over = living.curve[living.epoch - 1], living.epoch == self.world.epochs
+        records.append(epoch(living.epoch, iou, **{"perf/seconds": living.epoch * spent}))
+        living.due = self.clock + spent
+        if over:
+            records.append(end())
+            self.events.append((self.clock, living.encoder, living.lr))
+            del self._living[job]
+        return [Report(job, records, ended=over)]
+
+    def fetch(self, job: Id, files: Sequence[str]) -> None:
+        pass
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass
@@ -116,10 +140,11 @@ def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: 
     """One sweep with our controller."""
     default = math.sqrt(world.low * world.high)
     seeds = [{"encoder": e, "optim.lr": default * 10**0.5} for e in world.encoders] if seeded else []
-    workers = FakeWorkers(world, slots)
+    workers = FakeBackend(world, slots)
+    sweeper = SweeperConfig(n_trials=trials, seed=seed, pruner=pruner, finalists=3)
     with tempfile.TemporaryDirectory() as folder:
-        study = Study(Path(folder), space(world), seeds=seeds, n_trials=trials, seed=seed, storage=InMemoryStorage())
-        search = Search(study, lambda typed, _: typed, pruner=pruner)
+        study = Study(Path(folder), space(world), sweeper, seeds=seeds, storage=InMemoryStorage())
+        search = Search(study, lambda typed, _: typed, sweeper)
         for _ in drive(search, workers, Path(folder)):
             pass
     pruned = [t for t in search.trials.values() if t.state == "pruned"]
@@ -139,19 +164,17 @@ def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: 
 def plain_optuna(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
     """Optuna's defaults on asynchronous slots, as its users write it: ask, run, tell."""
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    distributions, workers, trial_of = space(world).distributions, FakeWorkers(world, slots), {}
+    distributions, workers, trial_of = space(world).distributions, FakeBackend(world, slots), {}
     left = trials
-    while left or workers._living:
-        for slot in workers.free():
-            if left:
-                left -= 1
-                trial = study.ask(distributions)
-                trial_of[str(trial.number)] = trial
-                typed = [f"encoder={trial.params['encoder']}", f"optim.lr={trial.params['optim.lr']}"]
-                workers.start(str(trial.number), typed, slot)
-        for report in workers.wait(1.0):
+    while left or workers.free() < slots:
+        while left and workers.free():
+            left -= 1
+            trial = study.ask(distributions)
+            typed = (f"encoder={trial.params['encoder']}", f"optim.lr={trial.params['optim.lr']}")
+            trial_of[workers.submit(Job(str(trial.number), "", typed))] = trial
+        for report in workers.poll(1.0):
             if report.ended:
-                trial = trial_of[report.name]
+                trial = trial_of[report.job]
                 study.tell(trial, max(world.curve(trial.params["encoder"], trial.params["optim.lr"], trial.number)))
     return workers.replay(seed)
 
@@ -202,10 +225,11 @@ def controller(counts: Sequence[int]) -> None:
     for count in counts:
         quick = Synthetic(0)
         with tempfile.TemporaryDirectory() as folder:
-            workers = FakeWorkers(quick, 8)
-            study = Study(Path(folder), space(quick), n_trials=count, seed=0)
+            workers = FakeBackend(quick, 8)
+            sweeper = SweeperConfig(n_trials=count, finalists=3)
+            study = Study(Path(folder), space(quick), sweeper)
             started = time.perf_counter()
-            for _ in drive(Search(study, lambda typed, _: typed), workers, Path(folder)):
+            for _ in drive(Search(study, lambda typed, _: typed, sweeper), workers, Path(folder)):
                 pass
             spent = time.perf_counter() - started
         print(json.dumps({"trials": count, "ms_per_trial": 1000 * spent / count, **machine()}), flush=True)
@@ -213,15 +237,15 @@ def controller(counts: Sequence[int]) -> None:
 
 def refill(count: int) -> None:
     """Seconds from a training's last record to the first of the next one on the same slot; real processes."""
-    program = ROOT / "tests" / "sweep" / "fake_train.py"
+    sweeper = SweeperConfig(n_trials=count, pruner="none")
     with tempfile.TemporaryDirectory() as folder:
-        workers = LocalWorkers(Path(folder), [Slot(0)], program=program)
-        study = Study(Path(folder), space(world("synthetic", 0)), n_trials=count, seed=0)
-        search = Search(study, lambda typed, _: [*typed, "seconds=0.05"], pruner="none")
-        for _ in drive(search, workers, Path(folder)):
+        backend = LocalBackend(Path(folder), [Slot(0)])
+        study = Study(Path(folder), space(world("synthetic", 0)), sweeper)
+        search = Search(study, lambda typed, _: [*typed, "seconds=0.05"], sweeper)
+        for _ in drive(search, backend, Path(folder), "fake_train"):
             pass
         trials = [search.trials[str(i)] for i in range(count)]
-    gaps = sorted(b.start["time"] - a.end["time"] for a, b in itertools.pairwise(trials))
+    gaps = sorted(b.run.start.time - a.run.end.time for a, b in itertools.pairwise(trials))
     about = {"median_s": statistics.median(gaps), "largest_s": gaps[-1], "n": len(gaps)}
     print(json.dumps({"refill": about, **machine()}))
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from measure import interleaved, keep, parser, summary
 
-WIDTHS = (256, 128, 64, 32, 16)  # the peer's
+WIDTHS = [256, 128, 64, 32, 16]  # the peer's
 PEER_LR, LR = 2e-4, 1e-3
 PEAK = "convolution peak, TFLOP/s"
 
@@ -44,9 +44,10 @@ options.add_argument("--only", choices=["step", "epoch"])
 
 def files(count: int) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """Pairs for training and validation: the embedded `shapes`, which any machine can make."""
-    from segsweep.data.source import Options, source
+    from segsweep.config.schema import DataConfig
+    from segsweep.data.source import source
 
-    found = source("shapes").find(Options(seed=0, count=max(count, 10))).samples
+    found = source("shapes").find(DataConfig(count=max(count, 10))).samples
     train = [(s.image, s.mask) for s in found if s.split == "train"]
     val = [(s.image, s.mask) for s in found if s.split == "val"]
     return train, val
@@ -131,7 +132,9 @@ def ours(
     import torch
 
     from segsweep.compose import configuration
-    from segsweep.data.batches import EvalBatches, TrainBatches
+    from segsweep.config.schema import DecoderConfig
+    from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
+    from segsweep.data.geometry import Canvas
     from segsweep.engine import device, losses
     from segsweep.nn import UNet
     from segsweep.training import loop as engine
@@ -142,10 +145,10 @@ def ours(
     config = configuration(["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]"])
     data = load(config.data)
     data.store.to(where)
-    model = UNet(encoder, width=width).to(where)
+    model = UNet(encoder, decoder=DecoderConfig(width)).to(where)
     tuned = tune(
         model,
-        ["benchmark", encoder, model.arguments["width"]],
+        ["benchmark", encoder, model.arguments["decoder"]["width"]],
         size=(size, size),
         channels=3,
         where=where,
@@ -157,11 +160,9 @@ def ours(
     )
     optimizer = optim.build("adamw", model, lr=LR, weight_decay=1e-2)
     loss = losses.build({"ce": 0.5, "dice": 0.5})
-    shared = {"size": (size, size), "resize": "pad", "batch_size": batch, "device": where}
-    train = TrainBatches(
-        data.store, data.labels, data.parts["train"], seed=0, augmentation=vars(config.augmentation), **shared
-    )
-    val = EvalBatches(data.store, data.labels, data.parts["val"], **shared)
+    pixels, canvas = Pixels(data.store, data.labels, where), Canvas((size, size), "pad")
+    train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(batch), config.augmentation)
+    val = EvalBatches(pixels, data.parts["val"], canvas, batch)
     scaler = torch.amp.GradScaler(where.type, enabled=False)
     with closing(train.epoch(1)) as steps:
         ready = list(next(steps))

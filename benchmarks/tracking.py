@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,25 +57,24 @@ def finished_run(place: Path) -> Path:
     return folder
 
 
-def records(template: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (template / "metrics.jsonl").read_text().splitlines()]
-
-
 def training(template: Path, uri: str | None, processor: list[float]) -> float:
     """Milliseconds that a step takes, with its share of the records and of what MLflow is asked meanwhile.
 
     Args:
         processor: gets the milliseconds of processor time a step, the tracking thread's included.
     """
-    from segsweep.runs.journal import Journal
-    from segsweep.tracking import run as tracking
+    from segsweep.runs.journal import Journal, started
+    from segsweep.tracking.background import Background
+    from segsweep.tracking.run import sync
 
-    start, epoch, end = records(template)
+    run = started(template)
+    start, epoch, end = run.starts[0], run.epochs[0], run.end
+    assert end
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        track = tracking.Background() if uri else None
+        track = Background() if uri else None
         with Journal(folder) as book:
-            book.write(**start | {"run": os.urandom(8).hex()})
+            book.write(replace(start, run=os.urandom(8).hex()))
             began, worked = time.perf_counter(), time.process_time()
             for number in range(1, EPOCHS + 1):
                 for _ in range(STEPS):
@@ -83,13 +83,13 @@ def training(template: Path, uri: str | None, processor: list[float]) -> float:
                     drawn = folder / "predictions" / path.parent.name / f"{number:04d}.png"
                     drawn.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, drawn)
-                book.write(**epoch | {"epoch": number, "time": time.time()})
+                book.write(replace(epoch, epoch=number, time=time.time()))
                 if track:
-                    track.ask(folder, lambda: tracking.sync(folder, uri))
+                    track.ask(folder, lambda: sync(folder, uri))
             took, used = time.perf_counter() - began, time.process_time() - worked
-            book.write(**end | {"time": time.time()})
+            book.write(replace(end, time=time.time()))
         if track:
-            track.ask(folder, lambda: tracking.sync(folder, uri))
+            track.ask(folder, lambda: sync(folder, uri))
             problem = track.close()
             assert not problem, problem
     processor.append(1000 * used / (EPOCHS * STEPS))
@@ -132,17 +132,17 @@ def recorded(database: Path, expected: int) -> int:
 
 def _start(folder: Path, outputs: Path, barrier: Any) -> None:
     os.environ["SEGSWEEP_OUTPUTS"] = str(outputs)
-    from segsweep.tracking import run as tracking
+    from segsweep.tracking.run import sync
 
     barrier.wait()
-    tracking.sync(folder)
+    sync(folder)
 
 
 def starts(template: Path, place: Path, rounds: int) -> Iterator[dict[str, Any]]:
     """Trackers as processes, all at once, where there is no database yet; after each round what is known."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow"])
-    start, *rest = records(template)
+    start, *rest = [json.loads(line) for line in (template / "metrics.jsonl").read_text().splitlines()]
     found, seconds = [], []
     for number in range(rounds):
         outputs = place / f"starts-{number}"
@@ -269,9 +269,9 @@ def main() -> None:
         place = Path(made)
         os.environ["SEGSWEEP_OUTPUTS"] = str(place)
         template = finished_run(place)
-        from segsweep.tracking import run as tracking
+        from segsweep.tracking.client import make_database
 
-        tracking.make_database(f"sqlite:///{place / 'mlflow.db'}")
+        make_database(f"sqlite:///{place / 'mlflow.db'}")
         measure: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "pages": lambda: [pages(place, chosen.repeats)],
             "trainings": lambda: [trainings(place)],

@@ -1,15 +1,17 @@
-"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.sweep.run.Plan`. Translates, decides nothing.
+"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.sweep.plan.Plan`. Translates, decides nothing.
 
 Hydra imports this module at every start, so it imports nothing heavy.
 """
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -17,9 +19,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from segsweep.config.sweeper import SweeperConfig
+
 if TYPE_CHECKING:
     from segsweep.config.schema import RunConfig
-    from segsweep.sweep.space import Parameter, Space
+    from segsweep.sweep.space import Parameter, Space, Value
 
 BY_KIND = "auto"  # as the value of optim.lr in hydra.sweeper.params
 LR = "optim.lr"
@@ -34,20 +38,30 @@ class Questions(SearchPathPlugin):
         search_path.append(provider="sweeps", path=f"file://{CHECKOUT}")
 
 
+@dataclass(frozen=True)
+class Schema(SweeperConfig):
+    """Every `hydra.sweeper.*` key: how to search, what is varied, and what the stock plugin's users type."""
+
+    _target_: str = "hydra_plugins.optuna_sweeper.OptunaSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    direction: str = "maximize"
+    n_jobs: int | None = None
+
+
+SCHEMA = OmegaConf.structured(Schema)
+OmegaConf.set_readonly(SCHEMA, False)  # a frozen dataclass is read-only to OmegaConf, and could not be set at all
+ConfigStore.instance().store("optuna_schema", SCHEMA, group="hydra/sweeper")
+
+
 class OptunaSweeper(Sweeper):
-    """Takes the keys of `conf/hydra/sweeper/optuna.yaml`."""
+    """Takes the keys of `Schema`."""
 
     def __init__(
-        self, params: DictConfig | None = None, direction: str = "maximize", n_jobs: int | None = None, **settings: Any
+        self, params: Mapping[str, Any], direction: str = "maximize", n_jobs: int | None = None, **settings: Any
     ):
-        self.direction = direction
+        self.direction, self.params, self.settings = direction, params, settings
         if n_jobs is not None:
-            settings["slots"] = n_jobs
-        self.params: dict[str, Any] = {str(key): value for key, value in (params or {}).items()}
-        self.settings: dict[str, Any] = {
-            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            for name, value in settings.items()
-        }
+            self.settings["slots"] = n_jobs
 
     hydra_context: HydraContext
     config: DictConfig
@@ -59,9 +73,14 @@ class OptunaSweeper(Sweeper):
         """Run it."""
         from segsweep.compose import absolute
         from segsweep.errors import ConfigError
-        from segsweep.sweep.run import Plan, run
+        from segsweep.sweep.plan import Plan
+        from segsweep.sweep.run import run
         from segsweep.sweep.space import Space
 
+        if self.settings["sampler"] == "grid" and not self._typed("hydra.sweeper.n_trials"):
+            self.settings["n_trials"] = None  # the file's number is for samplers that could go on for ever
+        plain: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
+        sweeper = SweeperConfig(**plain)
         if self.direction != "maximize":
             raise ConfigError(f"hydra.sweeper.direction={self.direction}: val/iou is better when larger. Drop it.")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -87,22 +106,15 @@ class OptunaSweeper(Sweeper):
         fixed = absolute(base, fixed)
         space = Space(tuple(parameters), base.encoder.name)
         self._check(space, fixed)
-        varied = space.distributions
-        if self.settings["sampler"] == "grid" and not self._typed("hydra.sweeper.n_trials"):
-            self.settings["n_trials"] = None  # the file's number is for samplers that could go on for ever
-        folder = Path(self.config.hydra.sweep.dir).resolve()
         run(
             Plan(
-                folder=folder,
+                folder=Path(self.config.hydra.sweep.dir).resolve(),
                 command=shlex.join(sys.argv[1:]),
                 space=space,
-                defaults=_defaults(base, varied),
+                defaults=_defaults(base, space.distributions),
                 fixed=tuple(fixed),
-                train=OmegaConf.to_container(base.train, resolve=True),  # type: ignore[arg-type]
-                pretrained=None if "encoder.pretrained" in varied else base.encoder.pretrained,
-                weights_file=None if "encoder.weights_file" in varied else base.encoder.weights_file,
-                tracking={**base.tracking, "experiment": _checked(base).experiment},
-                **self.settings,
+                base=_checked(base),
+                sweeper=sweeper,
             )
         )
 
@@ -138,7 +150,7 @@ def _checked(composed: DictConfig) -> "RunConfig":
 
 
 def _sort(override: Override, parameters: "list[Parameter]", fixed: list[str]) -> None:
-    """To what is varied, or to what all trials have."""
+    """Add an override to what is varied, or to what all trials have."""
     from segsweep.errors import ConfigError
     from segsweep.sweep import space
 
@@ -174,7 +186,7 @@ def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
 
 
 def _replaced(key: str, given: dict[str, Override]) -> bool:
-    """Whether the command line says the same by another key."""
+    """Tell whether the command line says the same by another key."""
     twins = ({"encoder", "encoder.name"}, {"train.epochs", "train.time_budget"})
     return any(key in pair and not (pair - {key}).isdisjoint(given) for pair in twins)
 
@@ -185,8 +197,8 @@ def _typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _defaults(base: DictConfig, varied: Any) -> dict[str, Any]:
-    """What trials have of the varied keys where nothing is said; of a group the option."""
+def _defaults(base: DictConfig, varied: Iterable[str]) -> "dict[str, Value]":
+    """Return what trials have of the varied keys where nothing is said; of a group the option."""
     found = {}
     for key in varied:
         value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)

@@ -2,10 +2,12 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,78 +16,150 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import catalog
-from segsweep.config.schema import RunConfig, keys, refuse_unknown, unknown
+from segsweep.config.checks import read
+from segsweep.config.schema import DataConfig, RunConfig, keys, refuse_unknown, unknown
+from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import ConfigError, closest
 from segsweep.paths import CHECKOUT, outputs, quoted
-from segsweep.runs import journal
 
-PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
+T = TypeVar("T")
 CONF = str(CHECKOUT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 FAILURES = (HydraException, OmegaConfBaseException)
+PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
 
 
 def register_schema() -> None:
     """Tell Hydra our schema, and have its errors raised instead of printed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    ConfigStore.instance().store("schema", RunConfig)
+    schema = OmegaConf.structured(RunConfig)
+    for node in (schema, *(schema[name] for name in schema if OmegaConf.is_dict(schema[name]))):
+        OmegaConf.set_readonly(node, False)  # frozen dataclasses are, and could not be set at all
+    ConfigStore.instance().store("schema", schema)
     OmegaConf.register_new_resolver("outputs", lambda: str(outputs()), replace=True)
 
 
 def to_config(composed: DictConfig) -> RunConfig:
-    """The composed configuration as checked dataclasses.
+    """Turn the composed configuration into checked dataclasses.
 
     Raises:
         ConfigError: an unknown key, or a value that is not allowed.
     """
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    refuse_unknown(plain)
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, RunConfig)
+    config: RunConfig = _built(RunConfig, _plain(composed))
     catalog.check(config.encoder.name)
     return config
 
 
+def _built(section: Any, plain: Mapping[str, Any]) -> Any:
+    """A section of these values, whose types OmegaConf has checked."""
+    default = section()
+    return section(
+        **{
+            name: _built(type(getattr(default, name)), value) if is_dataclass(getattr(default, name)) else value
+            for name, value in plain.items()
+        }
+    )
+
+
 def configuration(overrides: Sequence[str]) -> RunConfig:
-    """What `python train.py OVERRIDES` would train with.
+    """Return what `python train.py OVERRIDES` would train with.
 
     Raises:
         ConfigError: anything wrong with them, in one line.
     """
+    return _composed(overrides, to_config)
+
+
+def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
+    """Return a run's configuration with the data that somebody typed.
+
+    The words are composed by themselves, and nothing of the run with them.
+
+    Args:
+        asked: as the run's record has it.
+        words: `data=NAME` takes the place of all the run's data; else each `data.KEY=VALUE` of its own key. And
+            `train.workers`.
+
+    Raises:
+        ConfigError: a key of something else, or anything wrong with the words, in one line.
+    """
+    typed = [key_of(word) for word in words]
+    for word, name in zip(words, typed, strict=True):
+        if name.partition(".")[0] != "data" and name != "train.workers":
+            raise ConfigError(f"{word}: must be a key of data, as data.root=DIR, or train.workers. Drop it.")
+    composed = _composed(words, _plain)
+    data, train = composed["data"], asked.train
+    if "data" not in typed:
+        chosen = {name.split(".")[1] for name in typed if name.startswith("data.")}
+        data = asdict(asked.data) | {name: value for name, value in data.items() if name in chosen}
+    if "train.workers" in typed:
+        train = replace(train, workers=composed["train"]["workers"])
+    return replace(asked, data=read(DataConfig, data, "data"), train=train)
+
+
+def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
+    """Change a run's configuration by words that are typed when it goes on; they are composed by themselves.
+
+    Raises:
+        ConfigError: anything wrong with the words, or one that would make another training of it.
+    """
+    before, now = _flat(asked), _values(words)
+    changes = {name: now[name] for name in _typed(words, now) if now[name] != before[name]}
+    resumable = [key.name for key in keys() if key.role.resumable]
+    if other := [f"{name}: {before[name]} -> {now[name]}" for name in changes if name not in resumable]:
+        raise ConfigError(
+            f"another configuration than the run's: {'; '.join(other)}. Only {', '.join(resumable)} may change; start "
+            "a new run for the rest."
+        )
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return replace(asked, **{name: replace(getattr(asked, name), **given) for name, given in sections.items()})
+
+
+def _typed(words: Sequence[str], now: Mapping[str, Any]) -> list[str]:
+    """The keys that the words set: those that they name, and what differs from the defaults by a group's option."""
+    named = {key_of(word) for word in words}
+    usual = _values(()) if named - now.keys() else now
+    groups = {group for group in named if f"{group}.name" in now}
+    return [
+        name
+        for name, value in now.items()
+        if name in named or value != usual[name] or (name.partition(".")[0] in groups and name.endswith(".name"))
+    ]
+
+
+def _values(words: Sequence[str]) -> dict[str, Any]:
+    """Every key's value as the words alone compose it, with absolute paths.
+
+    Whether values fit each other is not asked: they are to be laid over a run's.
+    """
+    plain = _composed(words, _plain)
+    found = {key.name: reduce(lambda tree, part: tree[part], key.name.split("."), plain) for key in keys()}
+    found |= {name: str(Path(found[name]).expanduser().resolve()) for name in PATHS if found[name]}
+    return found | {"train.compile": found["train.compile"].lower()}  # as its section keeps it
+
+
+def _composed(words: Sequence[str], of: Callable[[DictConfig], T]) -> T:
+    """What `of` makes of the configuration that the words compose; what is wrong with them is one line."""
     register_schema()
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
-            return to_config(compose("config", list(overrides)))
+            return of(compose("config", list(words)))
     except FAILURES as error:
-        raise ConfigError(explain(error, overrides)) from error
+        raise ConfigError(explain(error, words)) from error
 
 
-def recorded(folder: Path) -> list[str]:
-    """The overrides that a run was started with.
-
-    Raises:
-        ConfigError: the folder holds no run.
-    """
-    path = folder / ".hydra" / "overrides.yaml"
-    if not path.exists() or not journal.exists(folder):
-        what = "not a run folder" if folder.is_dir() else "no such folder"
-        raise ConfigError(f"{folder}: {what}. It must hold {journal.NAME} and .hydra/ of an earlier run.")
-    return [str(override) for override in OmegaConf.load(path)]
+def _plain(composed: DictConfig) -> Any:
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    refuse_unknown(plain)
+    return plain
 
 
-def of_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """What the run in this folder was trained with, but for the overrides; `data=NAME` drops the run's own data.
-
-    Raises:
-        ConfigError: the folder holds no run, or anything wrong with the overrides.
-    """
-    given = {key_of(override) for override in overrides}
-    kept = [o for o in recorded(folder) if key_of(o) not in given and not ("data" in given and _of_data(o))]
-    return configuration([*kept, *overrides])
-
-
-def _of_data(override: str) -> bool:
-    return key_of(override).partition(".")[0] in ("data", "debug")
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """Every key's value by its dotted name."""
+    return {key.name: reduce(getattr, key.name.split("."), config) for key in keys()}
 
 
 def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -127,7 +201,7 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
         )
     if unknown_setting := _unknown_setting(argv, f"{error} {error.__cause__}"):
         return unknown_setting
-    known = [name for name, _, _ in keys()]
+    known = [known.name for known in keys()]
     groups = {name.partition(".")[0] for name in known}
     for override in argv:
         name = key_of(override)
@@ -147,11 +221,10 @@ def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
         group = key_of(override)
         if group.startswith("hydra/sweeper/") and group in text:  # of the stock plugin
             return f"{override}: no such group. Type {override.lstrip('+').replace('/', '.')}."
-    prefix = "hydra.sweeper."
-    settings: Any = OmegaConf.load(f"{CONF}/hydra/sweeper/optuna.yaml")
+    settings = [*(item.name for item in fields(SweeperConfig)), "params", "direction", "n_jobs"]
     for name in map(key_of, argv):
-        if name.startswith(prefix) and name.split(".")[2] not in settings and "is not in struct" in text:
-            near = closest(name, [f"{prefix}{setting}" for setting in settings])
+        if name.startswith(PREFIX) and name.split(".")[2] not in settings and name in text:
+            near = closest(name, [f"{PREFIX}{setting}" for setting in settings])
             hint = f" Closest: {near[0]}." if near else ""
             return f"{name}: no such key.{hint} All are in conf/hydra/sweeper/optuna.yaml."
     return None

@@ -4,16 +4,56 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Comparison(Protocol):
+    """How an exported model did beside PyTorch: `segsweep.inference.export.Comparison`."""
+
+    @property
+    def images(self) -> int: ...
+    @property
+    def difference(self) -> float: ...
+    @property
+    def equal(self) -> float: ...
+    @property
+    def rates(self) -> tuple[float, float]: ...
+
+
+class Exported(Protocol):
+    """An exported model: `segsweep.inference.export.Exported`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def sizes(self) -> object: ...
+    @property
+    def images(self) -> str: ...
+    @property
+    def comparison(self) -> Comparison: ...
+
+
+class Registered(Protocol):
+    """A version of a registered model: `segsweep.tracking.registry.Registered`."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def before(self) -> str: ...
+    @property
+    def run(self) -> str: ...
+    @property
+    def uri(self) -> str: ...
+
 
 SCORES = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
 
 
 def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
-    """A progress bar over the items, nothing where stderr is no terminal."""
+    """Yield the items with a progress bar over them, with nothing where stderr is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield from items
@@ -24,7 +64,7 @@ def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
 
 
 def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is_best: bool) -> None:
-    """One line for an epoch; a star marks the best so far."""
+    """Print one line for an epoch; a star marks the best so far."""
     of = f"/{epochs}" if epochs else ""
     Console(stderr=True).print(
         f"epoch {number:>3}{of}  train loss {metrics['train/loss']:.4f}  val loss {metrics['val/loss']:.4f}  "
@@ -35,7 +75,7 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
 
 
 def data_summary(summary: Mapping[str, Any], repeats: int = 1) -> str:
-    """What a data set holds, as `segsweep.data.dataset.Dataset.summary` counts it, and how often an epoch shows it."""
+    """Say what a data set holds, as `Dataset.summary` counts it, and how often an epoch shows it."""
     parts = summary["parts"]
 
     def line(title: str, values: Iterable[str]) -> tuple[str, str]:
@@ -60,7 +100,7 @@ def data_summary(summary: Mapping[str, Any], repeats: int = 1) -> str:
 
 
 def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """A line for each encoder; rows as `segsweep.nn.survey` measures them, with their pretrained tags."""
+    """Return a line for each encoder; rows as `segsweep.nn.survey` measures them, with their pretrained tags."""
     width = max(len(row["encoder"]) for row in rows) + 2
     title = f"{'encoder':{width}}{'params/M':>9}{'GFLOP':>9}{'decoder':>9}  {'runs at':10}{'strides':20}pretrained"
     lines = [
@@ -73,12 +113,12 @@ def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def note(text: str) -> None:
-    """Lines for a person, on stderr."""
+    """Print lines for a person, on stderr."""
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
-    """The result of a run as a short table.
+    """Return the result of a run as a short table.
 
     Args:
         summary: what is in summary.json.
@@ -114,7 +154,7 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
 def evaluation(
     split: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]], folder: Path, looks: int
 ) -> str:
-    """Scores of a split as a short table, with their 95 % intervals.
+    """Return scores of a split as a short table, with their 95 % intervals.
 
     Args:
         looks: times that the run's test split has been scored; 0 where that does not matter.
@@ -140,63 +180,48 @@ def evaluation(
     return "\n".join(map(_row, rows))
 
 
-def exported(kind: str, path: Path, sizes: str, images: str, comparison: Mapping[str, Any], on_images: bool) -> str:
-    """What was exported, and how it did beside PyTorch.
+def exported(kind: str, done: Exported, on_images: bool) -> str:
+    """Say what was exported, and how it did beside PyTorch.
 
     Args:
-        sizes: that it takes.
-        images: how they are brought to it.
-        comparison: `segsweep.inference.export.Comparison` by names.
         on_images: whether it was compared on the run's own images.
     """
     runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[kind]
-    ours, theirs = comparison["rates"]
-    rows = [("file", f"  {path}"), *_compared(sizes, images, comparison, on_images)]
+    ours, theirs = done.comparison.rates
+    rows = [("file", f"  {done.path}"), *_compared(done, on_images)]
     rows.append(("speed", f"  {runtime} {theirs:.1f} images/s, PyTorch {ours:.1f}: {theirs / ours:.2f}x"))
     return "\n".join(map(_row, rows))
 
 
-def registered(
-    name: str,
-    version: str,
-    run: str,
-    uri: str,
-    sizes: str,
-    images: str,
-    comparison: Mapping[str, Any],
-    on_images: bool,
-    before: str = "",
-) -> str:
-    """What was registered, and how to load it.
+def registered(name: str, version: Registered, done: Exported, on_images: bool) -> str:
+    """Say what was registered, and how to load it.
 
     Args:
-        uri: MLflow's tracking URI.
-        before: the version that was champion.
-        sizes, images, comparison, on_images: as for `exported`.
+        on_images: whether it was compared on the run's own images.
     """
-    rows = [
-        ("registered", f"  {name}, version {version}, champion{before and f' instead of version {before}'}; run {run}")
-    ]
-    rows += _compared(sizes, images, comparison, on_images)
+    instead = f" instead of version {version.before}" if version.before else ""
+    rows = [("registered", f"  {name}, version {version.version}, champion{instead}; run {version.run}")]
+    rows += _compared(done, on_images)
     rows.append(("load", "  import mlflow"))
-    rows.append(("", f'  mlflow.set_tracking_uri("{uri}")'))
+    rows.append(("", f'  mlflow.set_tracking_uri("{version.uri}")'))
     rows.append(("", f'  mlflow.pytorch.load_model("models:/{name}@champion")'))
     return "\n".join(map(_row, rows))
 
 
-def _compared(sizes: str, images: str, comparison: Mapping[str, Any], on_images: bool) -> list[tuple[str, str]]:
-    what = f"{comparison['images']} {'validation images' if on_images else 'images of random pixels'}"
+def _compared(done: Exported, on_images: bool) -> list[tuple[str, str]]:
+    found = done.comparison
+    what = f"{found.images} {'validation images' if on_images else 'images of random pixels'}"
     return [
-        ("sizes", f"  {sizes}; any batch"),
-        ("images", f"  {images}"),
+        ("sizes", f"  {done.sizes}; any batch"),
+        ("images", f"  {done.images}"),
         ("compared", f"  with PyTorch in fp32 on {what}"),
-        ("difference", f"  {comparison['difference']:.1e} at most, of a logit"),
-        ("equal pixels", f"  {100 * comparison['equal']:.4f} %"),
+        ("difference", f"  {found.difference:.1e} at most, of a logit"),
+        ("equal pixels", f"  {100 * found.equal:.4f} %"),
     ]
 
 
 def tracked(folder: Path, shown_by: str, problem: str | None) -> str:
-    """Where MLflow has the run, or how to send it later.
+    """Say where MLflow has the run, or how to send it later.
 
     Args:
         shown_by: the command that shows it.

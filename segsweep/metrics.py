@@ -1,129 +1,153 @@
-"""Scores, all from one confusion matrix.
+"""Scores from confusion matrices, and by the bootstrap how sure they are.
 
-Absent classes are NaN and left out of means; void pixels never count.
+A confusion matrix is int64 `... k k` and counts pixels: targets in rows, predictions in columns, void pixels nowhere.
+What is 0 / 0 is NaN, and left out of means.
 """
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+RESAMPLES = 2000
 
-class ConfusionMatrix:
-    """Counts of (target, prediction) pairs.
-
-    Args:
-        num_classes: two for a binary task.
-        ignore_index: target value of pixels that do not count.
-
-    Attributes:
-        matrix: int64 `num_classes num_classes`, targets in rows, predictions in columns; on the CPU.
-    """
-
-    def __init__(self, num_classes: int, ignore_index: int = 255):
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-
-    def update(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Add predictions and targets, int64 `b h w` each (or any one shape), and return these pixels' own matrix.
-
-        Raises:
-            ValueError: other shapes or types, or class indices out of range.
-        """
-        return self.update_each([prediction], [target])[0]
-
-    def update_each(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """The same for several images, of any sizes, with a single wait for the device; the matrices are `n k k`."""
-        k = self.num_classes
-        bins = k * k + 2  # void and impossible pairs go to bins of their own
-        found = []
-        for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-            if prediction.shape != target.shape:
-                raise ValueError(f"shapes differ: prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
-            if prediction.is_floating_point() or target.is_floating_point():
-                raise ValueError(f"class indices must be integers, got {prediction.dtype} and {target.dtype}")
-            possible = (target >= 0) & (target < k) & (prediction >= 0) & (prediction < k)
-            pair = torch.where(possible, target.long() * k + prediction.long(), k * k + 1)
-            found.append((torch.where(target != self.ignore_index, pair, k * k) + i * bins).flatten())
-        counts = torch.bincount(torch.cat(found), minlength=len(found) * bins).cpu().view(-1, bins)
-        if counts[:, -1].any():
-            wrong = int(counts[:, -1].nonzero()[0])
-            prediction, target = predictions[wrong], targets[wrong]
-            outside = (target != self.ignore_index) & (
-                (target < 0) | (target >= k) | (prediction < 0) | (prediction >= k)
-            )
-            raise ValueError(
-                f"class indices must be in 0..{k - 1} (or, in targets, {self.ignore_index}); got target "
-                f"{int(target[outside][0])} with prediction {int(prediction[outside][0])}"
-            )
-        added = counts[:, :-2].reshape(-1, k, k)
-        self.matrix += added.sum(0)
-        return added
-
-    def iou(self) -> Tensor:
-        """Intersection over union (Jaccard) of each class, float64 `num_classes`; NaN where it is in no target."""
-        return where_present(self.matrix, iou(self.matrix))
-
-    def dice(self) -> Tensor:
-        """Dice coefficient (F1) of each class, float64 `num_classes`; NaN where a class is in no target."""
-        return where_present(self.matrix, dice(self.matrix))
-
-    def accuracy(self) -> float:
-        """Share of the pixels that are right; NaN without pixels."""
-        return float(accuracy(self.matrix))
+Matrices = NDArray[Any]
+"""Confusion matrices: int64, or float64 with whole numbers where images were pooled."""
+Floats = NDArray[np.float64]
 
 
-def scores(pooled: ConfusionMatrix, images: Sequence[Tensor], names: Sequence[str]) -> dict[str, float]:
-    """Every score of a split by name, without the split's prefix.
+def scores(images: Sequence[Matrices], names: Sequence[str]) -> dict[str, float]:
+    """Every score of a split by name, without the split's prefix; NaN for all without images.
 
-    `iou` and `dice` are the foreground's for two classes, else the mean over the classes in the split's targets,
-    background included. `iou_fg` leaves the first class out. `iou_micro` pools the pixels of all classes. `iou_image`
-    is the mean over images of each image's own IoU (empty target: NaN if nothing was predicted, else 0).
+    `iou` is `pooled_iou`, `dice` its like; `iou_fg` is `foreground_iou` and `iou_image` the mean of `image_iou`.
+    `iou_micro` pools the pixels of all classes, `accuracy` is the share of the pixels that are right, and `iou/<name>`
+    is of one class, NaN where it is in no target.
 
     Args:
-        pooled: over the whole split.
-        images: the matrix of each image, `k k`.
+        images: the confusion matrix of each image, `k k`.
         names: of the classes.
     """
-    by_class = pooled.iou()
-    matrix = pooled.matrix.double()
-    hits = matrix.diag().sum()
-    of_images = iou(torch.stack(list(images))) if images else torch.full((1, pooled.num_classes), math.nan)
+    matrices = np.stack(images) if len(images) else np.zeros((0, len(names), len(names)), np.int64)
+    total = matrices.sum(0)
+    hits = np.trace(total)
+    by_class = where_present(total, iou(total))
     return {
         "iou": float(overall(by_class)),
-        "iou_fg": float(by_class[1:].nanmean()),
-        "iou_micro": float(hits / (2 * matrix.sum() - hits)),
-        "iou_image": float(overall(of_images).nanmean()),
-        "dice": float(overall(pooled.dice())),
-        "accuracy": pooled.accuracy(),
+        "iou_fg": float(foreground_iou(total)),
+        "iou_micro": float(ratio(hits, 2 * total.sum() - hits)),
+        "iou_image": float(_mean(image_iou(matrices))),
+        "dice": float(overall(where_present(total, dice(total)))),
+        "accuracy": float(accuracy(total)),
         **{f"iou/{name}": float(score) for name, score in zip(names, by_class, strict=True)},
     }
 
 
-def iou(matrices: Tensor) -> Tensor:
-    """Intersection over union of each class: from matrices `... k k`, targets in rows, to `... k`; NaN for 0 / 0."""
-    hits = matrices.diagonal(dim1=-2, dim2=-1).double()
-    return hits / (matrices.sum(-2) + matrices.sum(-1) - hits)
+def pooled_iou(matrices: Matrices) -> Floats:
+    """Return `val/iou` of pooled matrices, `... k k` to `...`.
+
+    Of two classes it is the foreground's; of more the mean over the classes in the targets, the first class included.
+    """
+    return overall(where_present(matrices, iou(matrices)))
 
 
-def dice(matrices: Tensor) -> Tensor:
-    """Dice coefficient of each class: from `... k k` to `... k`; NaN for 0 / 0."""
-    hits = matrices.diagonal(dim1=-2, dim2=-1).double()
-    return 2 * hits / (matrices.sum(-2) + matrices.sum(-1))
+def image_iou(matrices: Matrices) -> Floats:
+    """Return each image's own IoU, `... k k` to `...`, as `val/iou_image`, `images.csv` and comparisons have it.
+
+    Of two classes it is the foreground's; of more the mean over the classes in the target or in the prediction, the
+    first class included. Unlike in `foreground_iou` a class that is only predicted counts, as 0; an image is NaN where
+    nothing is and nothing was predicted.
+    """
+    return overall(iou(matrices))
 
 
-def accuracy(matrices: Tensor) -> Tensor:
-    """Share of the pixels that are right: from `... k k` to `...`; NaN without pixels."""
-    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1).double() / matrices.sum((-2, -1))
+def foreground_iou(matrices: Matrices) -> Floats:
+    """Return the mean IoU over the classes in the targets without the first class, `... k k` to `...`.
+
+    It is `val/iou_fg` of a split and the caption of a single image's picture. Unlike in `image_iou` the first class and
+    classes that are only predicted do not count: an image without foreground is NaN, whatever was predicted.
+    """
+    return _mean(where_present(matrices, iou(matrices))[..., 1:])
 
 
-def where_present(matrices: Tensor, scores: Tensor) -> Tensor:
-    """The scores `... k` of classes that are in the targets of `matrices`; NaN for the others."""
-    return torch.where(matrices.sum(-1) > 0, scores, math.nan)
+def iou(matrices: Matrices) -> Floats:
+    """Return intersection over union (Jaccard) of each class, `... k k` to `... k`."""
+    return ratio(_hits(matrices), matrices.sum(-2) + matrices.sum(-1) - _hits(matrices))
 
 
-def overall(by_class: Tensor) -> Tensor:
-    """One number for scores `... k`: the foreground's of two classes, else the mean over those that are not NaN."""
-    return by_class[..., 1] if by_class.shape[-1] == 2 else by_class.nanmean(-1)
+def dice(matrices: Matrices) -> Floats:
+    """Return the Dice coefficient (F1) of each class, `... k k` to `... k`."""
+    return ratio(2 * _hits(matrices), matrices.sum(-2) + matrices.sum(-1))
+
+
+def precision(matrices: Matrices) -> Floats:
+    """Return the share of each class's predicted pixels that are right, `... k k` to `... k`."""
+    return ratio(_hits(matrices), matrices.sum(-2))
+
+
+def recall(matrices: Matrices) -> Floats:
+    """Return the share of each class's pixels that were found, `... k k` to `... k`."""
+    return ratio(_hits(matrices), matrices.sum(-1))
+
+
+def accuracy(matrices: Matrices) -> Floats:
+    """Return the share of the pixels that are right, `... k k` to `...`."""
+    return ratio(_hits(matrices).sum(-1), matrices.sum((-2, -1)))
+
+
+def where_present(matrices: Matrices, by_class: Floats) -> Floats:
+    """Keep the scores `... k` of classes that are in the targets of matrices `... k k`; the others become NaN."""
+    return np.where(matrices.sum(-1) > 0, by_class, np.nan)
+
+
+def overall(by_class: Floats) -> Floats:
+    """Make one number of scores `... k`: the foreground's of two classes, else the mean over those that are not NaN."""
+    return by_class[..., 1] if by_class.shape[-1] == 2 else _mean(by_class)
+
+
+def resample(rng: np.random.Generator, images: int, *runs: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Draw `RESAMPLES` times as many images as there are, with replacement; likewise the runs that saw them.
+
+    Args:
+        images: how many there are.
+        runs: for each model that is compared, how many runs it has; the images are the same for all of them.
+
+    Returns:
+        How often each image was drawn, `r images`, and for each model the indices of the drawn runs, `r runs`.
+    """
+    if not runs:
+        return rng.multinomial(images, np.full(images, 1 / images), RESAMPLES), []
+    # Other random numbers than above for the same images: the known intervals of both kinds stay what they are.
+    drawn = [[rng.integers(number, size=number) for number in (images, *runs)] for _ in range(RESAMPLES)]
+    chosen, *of_runs = map(np.stack, zip(*drawn, strict=True))
+    return np.stack([np.bincount(indices, minlength=images) for indices in chosen]), of_runs
+
+
+def pool(counts: NDArray[Any], weights: NDArray[np.int64]) -> Floats:
+    """Add the counts of images, `n ...`, each as often as it was drawn, `r n`: to `r ...`."""
+    return np.tensordot(weights.astype(float), counts.astype(float), 1)
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """Return the 95 % interval of a score from its resamples `r`, lowest and highest; NaN where all of them are."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return np.nan, np.nan
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _hits(matrices: Matrices) -> NDArray[Any]:
+    return np.diagonal(matrices, axis1=-2, axis2=-1)
+
+
+def _mean(values: Floats) -> Floats:
+    """Over the last dimension, without NaN."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
+
+
+def ratio(part: Any, whole: Any) -> Floats:
+    """Divide numbers or arrays; 0 / 0 is NaN and no warning."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part / whole)

@@ -5,10 +5,11 @@ Everything a run writes lies under `outputs()`, so that one variable moves it al
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,20 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     target.replace(path)
 
 
+def nan_to_none(value: Any) -> Any:
+    """Replace numbers that are not finite by None, however deep: JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: nan_to_none(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nan_to_none(item) for item in value]
+    return value
+
+
 def save_json(path: Path, value: Any) -> None:
-    """Atomically, in the JSON that every reader takes: no NaN."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    """Write JSON that every reader takes, whole: NaN becomes null."""
+    text = json.dumps(nan_to_none(value), indent=1, allow_nan=False) + "\n"
     atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 

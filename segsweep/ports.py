@@ -34,4 +34,4 @@ def available(host: str, port: int, command: str) -> int:
 def _bound(host: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
-        return listening.getsockname()[1]
+        return int(listening.getsockname()[1])

@@ -76,7 +76,7 @@ def database(outputs: Path, mlflow_database: Path) -> Path:
 @pytest.fixture
 def pairs(tmp_path: Path) -> Callable[..., Path]:
     """`pairs(n, splits=..., foreground=...)` writes n images and masks and returns their root folder."""
-    return _writer(tmp_path)
+    return write_pairs(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     import train
 
     place = tmp_path_factory.mktemp("trained")
-    root = _writer(place)()
+    root = write_pairs(place)()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
         typed = ["data=folder", f"data.root={root}", "data.size=[48,64]", "train.epochs=12", "tracking=none"]
@@ -94,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(folder=place / "run", root=root)
 
 
-def _writer(place: Path) -> Callable[..., Path]:
+def write_pairs(place: Path) -> Callable[..., Path]:
     def make(
         n: int = 12,
         splits: Sequence[str] = ("",),

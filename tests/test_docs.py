@@ -89,7 +89,7 @@ def test_every_key_is_in_the_help_and_every_key_named_in_the_readme_exists(capsy
     with pytest.raises(SystemExit):
         train.main(["--help"])
     shown = capsys.readouterr().out
-    known = [name for name, _, _ in keys()]
+    known = [key.name for key in keys()]
     assert all(f"  {name} " in shown for name in known)
     groups = "encoder|decoder|optim|augmentation|data|loss|tracking|train"
     for name in re.findall(rf"`((?:{groups})\.[a-z_]+)", (ROOT / "README.md").read_text()):

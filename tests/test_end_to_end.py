@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import train
 from segsweep.nn.checkpoint import load_model
 from segsweep.runs import journal
-from segsweep.tracking import run as tracking
+from segsweep.tracking.client import tracking_uri
 
 ROOT = Path(train.__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -34,20 +34,21 @@ def test_the_default_run_with_its_pretrained_encoder_reaches_mlflow(outputs, dat
     assert "weights: package" in done.stdout
     assert "compare           segsweep ui   then http://127.0.0.1:5000/#/experiments/1/runs?" in done.stdout
     (folder,) = (path.parent for path in outputs.rglob(journal.NAME))
-    epochs = journal.epochs(journal.read(folder))
-    assert epochs[-1]["train/loss"] < epochs[0]["train/loss"]
+    recorded = journal.read(folder)
+    losses = [epoch.metrics["train/loss"] for epoch in recorded.epochs]
+    assert losses[-1] < losses[0]
 
-    client = MlflowClient(tracking_uri=tracking.tracking_uri())
+    client = MlflowClient(tracking_uri=tracking_uri())
     experiment = client.get_experiment_by_name("shapes")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["encoder.name"] == "tf_efficientnet_lite0"
     assert run.data.params["weights_source"] == "package"
     history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val/iou")}
-    assert history == {record["epoch"]: record["val/iou"] for record in epochs}
+    assert history == {epoch.epoch: epoch.iou for epoch in recorded.epochs}
     assert run.data.metrics["best/val_iou"] == max(history.values())
     assert "test/iou" in run.data.metrics
-    assert run.inputs.dataset_inputs[0].dataset.digest == journal.read(folder)[0]["data_digest"]
+    assert run.inputs.dataset_inputs[0].dataset.digest == recorded.start.data_digest
     assert "python train.py data.count=60" in run.data.tags["mlflow.note.content"]
     attached = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"summary.json", "split.csv", "hydra", "images"} <= attached
@@ -72,17 +73,17 @@ def test_resume_after_kill_9_is_bit_equal(pairs, outputs, tmp_path):
 
     child = subprocess.Popen(command(*typed, f"hydra.run.dir={cut}"), env=env, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(journal.epochs(journal.read(cut))) < 2 and time.monotonic() < deadline:
+    while len(journal.read(cut).epochs) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    before = len(journal.epochs(journal.read(cut)))
+    before = len(journal.read(cut).epochs)
     assert 2 <= before < 12, "the run was over before it could be killed"
     with (cut / journal.NAME).open("ab") as file:
         file.write(b'{"kind": "epo')  # as a kill in the middle of a write leaves it
 
     subprocess.run(command(f"resume={cut}"), env=env, check=True, capture_output=True, timeout=300)
-    assert [r["epoch"] for r in journal.epochs(journal.read(cut))] == list(range(1, 13))
+    assert [epoch.epoch for epoch in journal.read(cut).epochs] == list(range(1, 13))
     assert same_scores(whole, cut)
     states = [torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (whole, cut)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -113,7 +114,7 @@ def test_a_run_killed_between_checkpoint_and_record_gets_its_record_back(pairs, 
     lines = (cut / journal.NAME).read_bytes().splitlines(keepends=True)
     (cut / journal.NAME).write_bytes(b"".join(lines[:2]))  # start, epoch 1; last.pt is of epoch 2
     assert train.main([f"resume={cut}", "train.epochs=3"]) == 0
-    assert [r["epoch"] for r in journal.epochs(journal.read(cut))] == [1, 2, 3]
+    assert [epoch.epoch for epoch in journal.read(cut).epochs] == [1, 2, 3]
 
 
 def same_scores(one, other):
@@ -121,8 +122,8 @@ def same_scores(one, other):
 
     def rows(folder):
         return [
-            {k: v for k, v in record.items() if k != "time" and not k.startswith("perf/")}
-            for record in journal.epochs(journal.read(folder))
+            (epoch.epoch, {name: value for name, value in epoch.metrics.items() if not name.startswith("perf/")})
+            for epoch in journal.read(folder).epochs
         ]
 
     return rows(one) == rows(other)

@@ -8,7 +8,9 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torchmetrics.functional import classification as torchmetrics
 
-from segsweep.metrics import ConfusionMatrix, scores
+from segsweep import metrics
+from segsweep.engine.counting import confusion_matrices
+from segsweep.metrics import scores
 
 VOID = 255
 NAMES = {2: ("background", "cell"), 3: ("a", "b", "c"), 5: ("a", "b", "c", "d", "e")}
@@ -24,17 +26,21 @@ def case(k: int, seed: int, absent: tuple[int, ...] = ()) -> tuple[torch.Tensor,
     return torch.from_numpy(prediction), torch.from_numpy(target)
 
 
-def filled(k: int, prediction: torch.Tensor, target: torch.Tensor) -> ConfusionMatrix:
-    matrix = ConfusionMatrix(k)
-    matrix.update(prediction, target)
-    return matrix
+def filled(k: int, prediction: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    return confusion_matrices([prediction], [target], k)[0]
+
+
+def iou(matrix: np.ndarray) -> np.ndarray:
+    return metrics.where_present(matrix, metrics.iou(matrix))
+
+
+def dice(matrix: np.ndarray) -> np.ndarray:
+    return metrics.where_present(matrix, metrics.dice(matrix))
 
 
 def scored(k: int, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
     """The scores of a split whose images are the rows of the batch."""
-    pooled = ConfusionMatrix(k)
-    images = [pooled.update(p, t) for p, t in zip(prediction, target, strict=True)]
-    return scores(pooled, images, NAMES[k])
+    return scores(confusion_matrices(list(prediction), list(target), k), NAMES[k])
 
 
 def counted(prediction: torch.Tensor, target: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -48,20 +54,13 @@ cases = pytest.mark.parametrize(
 
 
 @cases
-def test_the_matrix_is_torchmetrics(k, absent, seed):
-    prediction, target = case(k, seed, absent)
-    theirs = torchmetrics.multiclass_confusion_matrix(prediction, target, k, ignore_index=VOID)
-    assert torch.equal(filled(k, prediction, target).matrix, theirs)
-
-
-@cases
 def test_iou_is_torchmetrics_and_nan_where_absent(k, absent, seed):
     prediction, target = case(k, seed, absent)
     theirs = torchmetrics.multiclass_jaccard_index(prediction, target, k, average=None, ignore_index=VOID).double()
     theirs[list(absent)] = math.nan
-    iou = filled(k, prediction, target).iou()
-    assert iou.dtype == torch.float64
-    torch.testing.assert_close(iou, theirs, rtol=1e-6, atol=1e-6, equal_nan=True)
+    found = iou(filled(k, prediction, target))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, theirs, rtol=1e-6, atol=1e-6)
 
 
 @cases
@@ -69,14 +68,26 @@ def test_dice_is_scikit_learns_f1_and_nan_where_absent(k, absent, seed):
     prediction, target = case(k, seed, absent)
     theirs = sklearn_metrics.f1_score(*counted(prediction, target), labels=range(k), average=None, zero_division=0)
     theirs[list(absent)] = math.nan
-    np.testing.assert_allclose(filled(k, prediction, target).dice().numpy(), theirs)
+    np.testing.assert_allclose(dice(filled(k, prediction, target)), theirs)
+
+
+@cases
+def test_precision_and_recall_are_scikit_learns(k, absent, seed):
+    prediction, target = case(k, seed, absent)
+    matrix, counts = filled(k, prediction, target), counted(prediction, target)
+    for ours, theirs in (
+        (metrics.precision, sklearn_metrics.precision_score),
+        (metrics.recall, sklearn_metrics.recall_score),
+    ):
+        expected = theirs(*counts, labels=range(k), average=None, zero_division=np.nan)
+        np.testing.assert_allclose(ours(matrix), expected)
 
 
 @cases
 def test_accuracy_is_scikit_learns(k, absent, seed):
     prediction, target = case(k, seed, absent)
     theirs = sklearn_metrics.accuracy_score(*counted(prediction, target))
-    assert filled(k, prediction, target).accuracy() == pytest.approx(theirs)
+    assert metrics.accuracy(filled(k, prediction, target)) == pytest.approx(theirs)
 
 
 @cases
@@ -89,74 +100,23 @@ def test_iou_micro_is_scikit_learns(k, absent, seed):
 @cases
 def test_dice_follows_from_iou(k, absent, seed):
     matrix = filled(k, *case(k, seed, absent))
-    torch.testing.assert_close(matrix.dice(), 2 * matrix.iou() / (1 + matrix.iou()), equal_nan=True)
+    np.testing.assert_allclose(dice(matrix), 2 * iou(matrix) / (1 + iou(matrix)))
 
 
 def test_a_class_without_targets_is_nan_even_if_predicted():
     matrix = filled(3, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
-    assert matrix.iou().isnan().tolist() == [False, False, True]
-    assert matrix.dice().isnan().tolist() == [False, False, True]
-
-
-def test_updates_over_parts_equal_one_over_the_whole():
-    prediction, target = case(5, 0)
-    parts = ConfusionMatrix(5)
-    own = [parts.update(p, t) for p, t in zip(prediction, target, strict=True)]
-    whole = filled(5, prediction, target)
-    assert torch.equal(parts.matrix, whole.matrix)
-    assert torch.equal(torch.stack(own).sum(0), whole.matrix)
-
-
-def test_void_pixels_never_count():
-    prediction, target = case(3, 0)
-    other = torch.where(target == VOID, (prediction + 1) % 3, prediction)
-    assert torch.equal(filled(3, prediction, target).matrix, filled(3, other, target).matrix)
-
-
-def test_another_ignore_index_is_void():
-    matrix = ConfusionMatrix(2, ignore_index=1)
-    matrix.update(torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1]))
-    assert matrix.matrix.tolist() == [[1, 0], [0, 0]]
-
-
-def test_bytes_count_as_int64_do():
-    prediction, target = case(5, 0)
-    assert torch.equal(filled(5, prediction.byte(), target.byte()).matrix, filled(5, prediction, target).matrix)
+    assert np.isnan(iou(matrix)).tolist() == [False, False, True]
+    assert np.isnan(dice(matrix)).tolist() == [False, False, True]
 
 
 def test_without_pixels_all_is_nan():
     matrix = filled(3, torch.zeros(4, dtype=torch.int64), torch.full((4,), VOID))
-    assert math.isnan(matrix.accuracy())
-    assert matrix.iou().isnan().all()
-    assert all(math.isnan(score) for score in scores(matrix, [matrix.matrix], NAMES[3]).values())
+    assert np.isnan(iou(matrix)).all()
+    assert all(math.isnan(score) for score in scores([matrix], NAMES[3]).values())
 
 
 def test_a_split_without_images_is_nan():
-    assert all(math.isnan(score) for score in scores(ConfusionMatrix(2), [], NAMES[2]).values())
-
-
-@pytest.mark.parametrize(
-    ("prediction", "target", "says"),
-    [
-        (torch.zeros(2, 3), torch.zeros(3, 2), r"shapes differ.*\(2, 3\).*\(3, 2\)"),
-        (torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int64), "shapes differ"),
-        (torch.zeros(4), torch.zeros(4, dtype=torch.int64), "integers.*float32"),
-        (torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.float64), "integers.*float64"),
-        (torch.tensor([0, 3]), torch.tensor([0, 1]), r"0\.\.2.*target 1 with prediction 3"),
-        (torch.tensor([0, -1]), torch.tensor([0, 1]), "target 1 with prediction -1"),
-        (torch.tensor([0, 1]), torch.tensor([0, 7]), "target 7 with prediction 1"),
-        (torch.tensor([255, 1]), torch.tensor([0, 1]), "target 0 with prediction 255"),
-    ],
-)
-def test_wrong_inputs_are_refused_and_leave_the_matrix(prediction, target, says):
-    matrix = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match=says):
-        matrix.update(prediction, target)
-    assert not matrix.matrix.any()
-
-
-def test_a_void_pixels_prediction_may_be_anything():
-    assert filled(2, torch.tensor([0, 99]), torch.tensor([0, VOID])).matrix.tolist() == [[1, 0], [0, 0]]
+    assert all(math.isnan(score) for score in scores([], NAMES[2]).values())
 
 
 def test_binary_scores_are_the_foregrounds():
@@ -217,22 +177,36 @@ def test_a_perfect_prediction_scores_one_everywhere():
 
 def test_the_number_of_names_must_be_that_of_the_classes():
     with pytest.raises(ValueError, match="zip"):
-        scores(filled(3, *case(3, 0)), [], NAMES[2])
+        scores([filled(3, *case(3, 0))], NAMES[2])
 
 
-def test_several_images_at_once_are_the_same_as_one_after_the_other():
-    rng = torch.Generator().manual_seed(0)
-    sizes = ((5, 7), (1, 1), (8, 3), (4, 4))
-    targets = [torch.randint(0, 4, size, generator=rng) for size in sizes]
-    targets = [torch.where(target == 3, 255, target) for target in targets]
-    predictions = [torch.randint(0, 3, size, generator=rng) for size in sizes]
-    one_by_one, together = ConfusionMatrix(3), ConfusionMatrix(3)
-    expected = torch.stack([one_by_one.update(p, t) for p, t in zip(predictions, targets, strict=True)])
-    assert torch.equal(together.update_each(predictions, targets), expected)
-    assert torch.equal(together.matrix, one_by_one.matrix)
+def test_the_two_ious_of_an_image_differ_in_what_is_only_predicted_and_in_the_first_class():
+    said_of_nothing = np.array([[9, 1], [0, 0]])
+    assert metrics.image_iou(said_of_nothing) == 0
+    assert np.isnan(metrics.foreground_iou(said_of_nothing))
+    three = np.array([[6, 0, 2], [0, 4, 0], [0, 0, 0]])
+    assert metrics.image_iou(three) == pytest.approx((6 / 8 + 1 + 0) / 3)
+    assert metrics.foreground_iou(three) == 1
+    assert metrics.pooled_iou(three) == pytest.approx((6 / 8 + 1) / 2)
 
 
-def test_the_image_that_is_wrong_is_found_among_several():
-    fine = torch.zeros(2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"got target 7 with prediction 1"):
-        ConfusionMatrix(2).update_each([fine, fine + 1, fine], [fine, fine + 7, fine])
+def test_resampled_images_are_as_many_as_there_are():
+    alone, _ = metrics.resample(np.random.default_rng(0), 7)
+    beside, (ours, theirs) = metrics.resample(np.random.default_rng(0), 7, 3, 5)
+    for weights in (alone, beside):
+        assert weights.shape == (metrics.RESAMPLES, 7)
+        assert (weights.sum(1) == 7).all()
+        np.testing.assert_allclose(weights.mean(0), 1, atol=0.1)
+    assert (ours.shape, theirs.shape) == ((metrics.RESAMPLES, 3), (metrics.RESAMPLES, 5))
+    assert (np.unique(ours).tolist(), np.unique(theirs).tolist()) == ([0, 1, 2], [0, 1, 2, 3, 4])
+
+
+def test_pooling_adds_each_image_as_often_as_it_was_drawn():
+    matrices = np.random.default_rng(0).integers(0, 99, (3, 4, 4))
+    found = metrics.pool(matrices, np.array([[1, 1, 1], [0, 3, 0]]))
+    np.testing.assert_array_equal(found, [matrices.sum(0), 3 * matrices[1]])
+
+
+def test_an_interval_leaves_nan_out():
+    assert metrics.interval(np.array([np.nan, *range(101)])) == (2.5, 97.5)
+    assert np.isnan(metrics.interval(np.array([np.nan]))).all()

@@ -40,9 +40,9 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
 def test_json_replaces_a_file_whole_and_without_nan(tmp_path):
     path = tmp_path / "summary.json"
     paths.save_json(path, {"val/iou": 0.5})
-    with pytest.raises(ValueError, match="JSON"):
-        paths.save_json(path, {"val/iou": float("nan")})
-    assert json.loads(path.read_text()) == {"val/iou": 0.5}
+    paths.save_json(path, {"val/iou": float("nan"), "deep": [{"a": float("-inf")}, (1.5, 2)]})
+    found = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert found == {"val/iou": None, "deep": [{"a": None}, [1.5, 2]]}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 

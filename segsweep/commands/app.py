@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     try:
         with terminable():
-            return options.command.run(options)
+            return int(options.command.run(options))
     except ConfigError as error:
         print(f"segsweep: {error}", file=sys.stderr)
         return error.exit_code

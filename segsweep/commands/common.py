@@ -97,14 +97,14 @@ def load_predictor(options: Namespace, found: "Found") -> "Predictor":
 def training_data(folder: Path | None) -> "Dataset | None":
     """Load the data that the run in a folder was trained on; None, and a note, where they cannot be had."""
     from segsweep import console
-    from segsweep.compose import of_run
+    from segsweep.runs import journal
     from segsweep.training.build import load
 
     if folder is None:
         return None
     try:
-        config = of_run(folder)
-        return load(config.data, config.train.workers)
+        asked = journal.started(folder).asked
+        return load(asked.data, asked.train.workers)
     except ConfigError as error:
         console.note(f"no images       {error}")
         return None

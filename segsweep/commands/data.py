@@ -23,7 +23,7 @@ def run(options: Namespace) -> int:
     """Print the data set's summary and warnings, and save the sheet."""
     from segsweep import console
     from segsweep.compose import configuration
-    from segsweep.data.dataset import spread
+    from segsweep.data.dataset import evenly_spaced
     from segsweep.figures import pictures
     from segsweep.training.build import load
 
@@ -35,7 +35,7 @@ def run(options: Namespace) -> int:
     pairs = []
     for part, indices in dataset.parts.items():
         share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))
-        for i in spread(indices, share):
+        for i in evenly_spaced(indices, share):
             classes = dataset.labels.table[dataset.store.mask(i).numpy()]
             pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
     path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}.png"

@@ -17,18 +17,20 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="val (default), test or train")
     parser.add_argument("--tta", choices=VIEWS, help="average over mirrored views (default: as the run's train.tta)")
     parser.add_argument("--name", help="of the folder in RUN/evaluations (default: from split, data and views)")
+    parser.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
 
 
 def run(options: Namespace) -> int:
     """Print the scores, write them into a folder of the run's and tell MLflow."""
     from segsweep import console
-    from segsweep.compose import of_run
+    from segsweep.compose import with_data
     from segsweep.inference.evaluate import evaluate
-    from segsweep.tracking import run as tracking
+    from segsweep.runs import journal
+    from segsweep.tracking.run import log_evaluation
     from segsweep.training.build import load
 
-    found = find_model(options.run)
-    config = of_run(found.run, options.overrides)
+    found = find_model(options.run, options.uri)
+    config = with_data(journal.started(found.run).asked, options.overrides)
     data = load(config.data, config.train.workers)
     result = evaluate(
         found,
@@ -42,7 +44,7 @@ def run(options: Namespace) -> int:
     )
     print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))
     try:
-        tracking.log_evaluation(found.run, config.tracking.uri, result.folder.name, result.metrics, result.folder)
+        log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does
         print(f"segsweep: MLflow was not told: {first_line(error)}", file=sys.stderr)
     return 0

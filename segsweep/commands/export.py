@@ -26,9 +26,5 @@ def run(options: Namespace) -> int:
     path = options.output or found.model.with_name(f"model.{options.format}")
     data = training_data(found.folder)
     done = export(found.model, path, options.format, data, console.bar)
-    print(
-        console.exported(
-            options.format, done.path, str(done.sizes), done.images, vars(done.comparison), data is not None
-        )
-    )
+    print(console.exported(options.format, done, data is not None))
     return 0

@@ -21,18 +21,6 @@ def run(options: Namespace) -> int:
 
     found = find_model(options.run, options.uri)
     data = training_data(found.folder)
-    done = register(found, options.name, options.uri, data, console.bar)
-    print(
-        console.registered(
-            options.name,
-            done.version,
-            done.run,
-            done.uri,
-            str(done.sizes),
-            done.images,
-            vars(done.comparison),
-            data is not None,
-            done.before,
-        )
-    )
+    version, done = register(found, options.name, options.uri, data, console.bar)
+    print(console.registered(options.name, version, done, data is not None))
     return 0

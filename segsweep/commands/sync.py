@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segsweep.errors import ConfigError
-from segsweep.runs import journal
+from segsweep.runs import journal, locks
 
 HELP = "send to MLflow what it does not have yet"
 
@@ -22,8 +22,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Send each run, and each sweep as a whole, once; return 1 if one could not be sent."""
-    from segsweep.sweep import report
-    from segsweep.tracking import run as tracking
+    from segsweep.sweep import about
+    from segsweep.tracking.run import sync
 
     done: set[Path] = set()
     failed = 0
@@ -31,23 +31,23 @@ def run(options: Namespace) -> int:
         runs = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not runs:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
-        for folder in dict.fromkeys(report.sweep_of(run) or run for run in runs):
+        for folder in dict.fromkeys(about.sweep_of(run) or run for run in runs):
             if folder in done:
                 continue
-            sweep, named = folder not in runs, folder in (given, report.sweep_of(given))
+            sweep, named = folder not in runs, folder in (given, about.sweep_of(given))
             try:
                 if not named and (why := _untracked(folder, sweep)):
                     print(f"{folder}: left out, {why}; name it alone to send it")
                     continue
                 done.add(folder)
                 if not sweep:
-                    print(f"{folder}: run {tracking.sync(folder.resolve(), options.uri, journal.alive(folder))}")
+                    print(f"{folder}: run {sync(folder.resolve(), options.uri, locks.alive(folder))}")
                     continue
-                from segsweep.sweep import run as multirun  # brings Optuna
+                from segsweep.sweep import mirror  # brings Optuna
 
                 try:
-                    print(f"{folder}: sweep {multirun.sync(folder.resolve(), options.uri)}")
-                except multirun.Running as error:
+                    print(f"{folder}: sweep {mirror.sync(folder.resolve(), options.uri)}")
+                except mirror.Running as error:
                     print(error)
             except Exception as error:  # one run's trouble does not keep the others back
                 failed += 1
@@ -57,13 +57,13 @@ def run(options: Namespace) -> int:
 
 def _untracked(folder: Path, sweep: bool) -> str:
     """Say why MLflow was not to hear of a run or sweep; empty if it was."""
-    from segsweep.sweep import report
+    from segsweep.sweep import about
 
     if not sweep:
-        tracked = journal.read(folder)[0]["config"]["tracking"]["name"] != "none"
+        tracked = journal.started(folder).asked.tracking.name != "none"
     else:
-        about = report.about(folder)
-        if "state" not in about:
+        kept = about.load(folder)
+        if kept.state == "unknown":
             return "a sweep of an older segsweep"
-        tracked = about["tracked"]
+        tracked = kept.tracked
     return "" if tracked else "as it ran with tracking=none"

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.compose import CONF, FAILURES, PATHS, absolute, explain, key_of, recorded, register_schema, to_config
-from segsweep.config.schema import flat, keys
+from segsweep.compose import CONF, FAILURES, absolute, changed, explain, key_of, register_schema, to_config
+from segsweep.config.schema import keys
 from segsweep.errors import ConfigError, Terminated, terminable
-from segsweep.paths import CHECKOUT, outputs, quoted
+from segsweep.paths import CHECKOUT, outputs
 from segsweep.runs import journal
-
-# What `resume=DIR` may change: how long and where.
-RESUMABLE = (
-    *("train.epochs", "train.device", "train.workers", "train.time_budget", "train.accumulate", "train.patience"),
-    "train.test",
-    *PATHS,  # the data may have moved: their digest is compared
-    "data.cache",
-    "tracking.",
-)
+from segsweep.tracking import client
 
 
 class Stopped(BaseException):
@@ -61,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal code
         # Refused here and not in main: Hydra prints a line of its own for what a job raises.
         try:
-            code = _train(composed, argv, resuming, spared) or code
+            code = _train(composed, argv, spared) or code
         except ConfigError as error:
             code = _refuse(str(error), error.exit_code)
         if code >= 128:
@@ -71,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "hydra.run.dir=" in argv:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
-        overrides, resuming = _take_resume(argv)
-        sys.argv = [str(CHECKOUT / "train.py"), *overrides]
         with terminable():
+            if any(word.startswith("resume=") for word in argv) and not {"--help", "-h"} & set(argv):
+                return _resume(argv)
+            sys.argv = [str(CHECKOUT / "train.py"), *argv]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
@@ -90,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path | None) -> int:
+def _train(composed: DictConfig, argv: list[str], spared: Path | None) -> int:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     overrides = absolute(composed, list(hydra_config.overrides.task))
@@ -98,8 +92,8 @@ def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path |
         config = to_config(composed)
         if config.resume:
             raise ConfigError("resume: give it on the command line, as resume=DIR; it reads the rest from DIR.")
-        if resuming:
-            _refuse_changes(folder, composed)
+        if config.tracking.uri:
+            client.remember(config.tracking.uri)
 
         from segsweep.training.run import run  # torch and timm: seconds
 
@@ -108,54 +102,40 @@ def _train(composed: DictConfig, argv: list[str], resuming: bool, spared: Path |
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
             "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
         }
-        return run(config, folder, argv=argv, hydra_files=files, resuming=resuming)
+        return run(config, folder, argv=argv, hydra_files=files)
     except BaseException:
         if not journal.exists(folder):
             _remove_empty(folder, spared)
         raise
 
 
-def _take_resume(argv: list[str]) -> tuple[list[str], bool]:
-    """Replace `resume=DIR` by DIR's recorded overrides, before Hydra composes its defaults and makes a folder."""
-    wanted = [arg for arg in argv if arg.startswith("resume=")]
-    if not wanted:
-        return argv, False
-    folder = Path(wanted[-1].removeprefix("resume=").strip("'\"")).expanduser().resolve()
-    try:
-        before = recorded(folder)
-    except ConfigError as error:
-        raise ConfigError(f"resume={error}") from None
-    extra = [arg for arg in argv if not arg.startswith("resume=")]
-    given = {key_of(arg) for arg in extra}
+def _resume(argv: list[str]) -> int:
+    """Go on with the run that `resume=DIR` names, as its journal says: nothing else of the folder is composed."""
+    folder = Path([word for word in argv if word.startswith("resume=")][-1].removeprefix("resume=").strip("'\""))
+    folder = folder.expanduser().resolve()
+    words = [word for word in argv if not word.startswith("resume=")]
+    given = {key_of(word) for word in words}
     if "hydra.run.dir" in given:
         raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
     if {"-m", "--multirun"} & given:
         raise ConfigError("resume goes on with one run: drop -m.")
-    kept = [arg for arg in before if key_of(arg) not in given]
-    typed = [arg for arg in extra if "=" in arg and not arg.startswith("-")]
-    flags = [arg for arg in extra if arg not in typed]
-    return [*kept, *typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN", *flags], True
+    try:
+        start = journal.started(folder).start
+        assert start is not None
+        asked = changed(start.asked, [word for word in words if "=" in word and not word.startswith("-")])
+        if asked.tracking.name != "none":
+            typed = asked.tracking.uri if "tracking.uri" in given else None
+            client.allowed(start.asked.tracking.uri, typed, "tracking.uri=")
+    except ConfigError as error:
+        raise ConfigError(f"resume={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
+    if flags := [word for word in words if word.startswith("-") or word == "job"]:
+        if flags not in (["--cfg", "job"], ["-c", "job"]):
+            raise ConfigError(f"resume={folder}: {' '.join(flags)}: with resume only --cfg job is understood. Drop it.")
+        print(OmegaConf.to_yaml(OmegaConf.create(asdict(asked))), end="")
+        return 0
+    from segsweep.training.run import run  # torch and timm: seconds
 
-
-def _refuse_changes(folder: Path, composed: DictConfig) -> None:
-    wanted: Any = OmegaConf.to_container(composed, resolve=True)
-    recorded: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
-    # A key that came after the run had its default.
-    before, now = (
-        {name: default for name, default, _ in keys()} | dict(flat(recorded)),
-        dict(flat(wanted)),
-    )
-    changed = [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
-    ]
-    if changed:
-        allowed = ", ".join(name.removesuffix(".") for name in RESUMABLE)
-        raise ConfigError(
-            f"resume={folder}: another configuration than the run's: {'; '.join(changed)}. Only {allowed} may change; "
-            "start a new run for the rest."
-        )
+    return run(asked, folder, argv=argv, hydra_files={}, resuming=True)
 
 
 def _named_folder(argv: list[str]) -> Path | None:
@@ -187,7 +167,7 @@ def _help() -> str:
             for group in ("recipe", "optim", "augmentation", "data", "loss", "tracking", "debug")
         ),
     ]
-    rows = [f"  {name:28} {text} [{_shown(default)}]" for name, default, text in keys()]
+    rows = [f"  {key.name:28} {key.help} [{_shown(key.default)}]" for key in keys()]
     return "\n".join(
         [
             "Train a U-Net on any timm encoder and log its IoU to MLflow.",

@@ -1,25 +1,45 @@
 """Every key that can be set, with its type, its default and one line of help. Standard library only.
 
-The dataclasses are Hydra's schema; `train.py` turns the composed configuration into one `RunConfig`, and `prepare.py`
-turns that into keyword arguments: below it nothing knows of configuration. OmegaConf has neither `Literal` nor unions
-with containers, so such keys are typed `Any` and checked in `__post_init__`.
+`segsweep.compose` makes Hydra's schema of these dataclasses and turns what Hydra composed into one `RunConfig`. A
+component takes its own section. OmegaConf has neither `Literal` nor unions with containers, so such keys are typed
+`Any` and checked in `__post_init__`.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from segsweep.config.checks import check, flat, is_color, is_count, is_positive, is_share, is_whole
 from segsweep.errors import ConfigError, closest, one_of
 from segsweep.paths import PACKAGE
 
 
-def key(default: Any, help: str) -> Any:  # typed Any, as dataclasses.field is
-    """A dataclass field with its line of help; a list or dict default is copied for each instance."""
-    metadata = {"help": help}
+class Role(NamedTuple):
+    """What a key is about.
+
+    Attributes:
+        portable: what the experiment is, and not where things lie or how a machine runs them: part of `Settings`.
+        resumable: it may change when a run goes on.
+    """
+
+    portable: bool
+    resumable: bool
+
+
+EXPERIMENT, EXTENT = Role(portable=True, resumable=False), Role(portable=True, resumable=True)
+PLACE, MACHINE = Role(portable=False, resumable=True), Role(portable=False, resumable=False)
+
+
+def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
+    """Make a dataclass field with its line of help; a list or dict default is copied for each instance.
+
+    Typed `Any`, as `dataclasses.field` is.
+    """
+    metadata = {"help": help, "role": role}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -33,36 +53,11 @@ LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.
 EPOCHS = 10  # without train.epochs and train.time_budget
 
 
-def _check(holds: bool, name: str, value: Any, must: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}={value}: must be {must}.")
-
-
-def _is_count(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_color(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_whole(v) and 0 <= v <= 255 for v in value)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _is_share(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-@dataclass
+@dataclass(frozen=True)
 class EncoderConfig:
     name: str = key("tf_efficientnet_lite0", "any timm model, with or without its pretrained tag")
     pretrained: Any = key("auto", "auto: pretrained weights if they can be had; true: or else an error; false: random")
-    weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)")
+    weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)", PLACE)
     drop_path: float = key(0.0, "probability of skipping a residual block in training (stochastic depth)")
     freeze_norm: bool = key(False, "BatchNorm of the encoder keeps its pretrained statistics")
 
@@ -71,10 +66,10 @@ class EncoderConfig:
             one_of("encoder.pretrained", self.pretrained, ("auto",), shown="auto, true, false")
         if self.weights_file and self.pretrained is False:
             raise ConfigError("encoder.weights_file is given but encoder.pretrained=false. Drop one of the two.")
-        _check(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
+        check(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DecoderConfig:
     width: Any = key(
         "auto", "channels of the stages, deepest first, as [256,128,64,32,16]; auto: scaled to the encoder"
@@ -84,13 +79,13 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.width != "auto":
-            valid = isinstance(self.width, list) and self.width and all(_is_count(w) for w in self.width)
-            _check(bool(valid), "decoder.width", self.width, "auto or a list of channels, as [256,128,64,32,16]")
+            valid = isinstance(self.width, list) and self.width and all(is_count(w) for w in self.width)
+            check(bool(valid), "decoder.width", self.width, "auto or a list of channels, as [256,128,64,32,16]")
         one_of("decoder.norm", self.norm, ("batch", "group", "layer"))
-        _check(0 <= self.dropout < 1, "decoder.dropout", self.dropout, "in [0, 1)")
+        check(0 <= self.dropout < 1, "decoder.dropout", self.dropout, "in [0, 1)")
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimConfig:
     name: str = key("adamw", "adam, adamw or sgd")
     lr: Any = key(
@@ -109,22 +104,22 @@ class OptimConfig:
     def __post_init__(self) -> None:
         one_of("optim.name", self.name, ("adam", "adamw", "sgd"))
         one_of("optim.schedule", self.schedule, ("cosine", "onecycle", "constant"))
-        _check(self.lr == "auto" or _is_positive(self.lr), "optim.lr", self.lr, "auto or above 0, as 1e-3")
+        check(self.lr == "auto" or is_positive(self.lr), "optim.lr", self.lr, "auto or above 0, as 1e-3")
         if self.name == "sgd" and self.lr == "auto":
             raise ConfigError(
                 "optim.lr=auto is for adam and adamw: add optim.lr=0.05, or type optim=sgd, which has it."
             )
         scale = self.encoder_lr_scale
-        valid = scale == "auto" or _is_positive(scale) or (scale == 0 and not isinstance(scale, bool))
-        _check(valid, "optim.encoder_lr_scale", scale, "auto, or 0 or more")
-        _check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0 and at most 1, as 0.75")
-        _check(self.freeze_epochs >= 0, "optim.freeze_epochs", self.freeze_epochs, "0 or more")
-        _check(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "0 or more")
-        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
+        valid = scale == "auto" or is_positive(scale) or (scale == 0 and not isinstance(scale, bool))
+        check(valid, "optim.encoder_lr_scale", scale, "auto, or 0 or more")
+        check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0 and at most 1, as 0.75")
+        check(self.freeze_epochs >= 0, "optim.freeze_epochs", self.freeze_epochs, "0 or more")
+        check(0 <= self.weight_decay < math.inf, "optim.weight_decay", self.weight_decay, "0 or more")
+        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
 
 
-@dataclass
+@dataclass(frozen=True)
 class AugmentationConfig:
     hflip: float = key(0.0, "probability of a left-right flip")
     vflip: float = key(0.0, "probability of a top-bottom flip")
@@ -143,21 +138,21 @@ class AugmentationConfig:
     def __post_init__(self) -> None:
         for name in ("hflip", "vflip", "transpose", "translate", "brightness", "contrast", "saturation"):
             value = getattr(self, name)
-            _check(_is_share(value), f"augmentation.{name}", value, "in [0, 1]")
+            check(is_share(value), f"augmentation.{name}", value, "in [0, 1]")
         for name in ("scale", "blur", "noise"):
             value = getattr(self, name)
-            _check(0 <= value < math.inf, f"augmentation.{name}", value, "0 or more")
-        _check(0 <= self.rotate <= 180, "augmentation.rotate", self.rotate, "in [0, 180]")
-        _check(0 <= self.shear <= 60, "augmentation.shear", self.shear, "in [0, 60]")
-        _check(0 <= self.hue <= 0.5, "augmentation.hue", self.hue, "in [0, 0.5]")
+            check(0 <= value < math.inf, f"augmentation.{name}", value, "0 or more")
+        check(0 <= self.rotate <= 180, "augmentation.rotate", self.rotate, "in [0, 180]")
+        check(0 <= self.shear <= 60, "augmentation.shear", self.shear, "in [0, 60]")
+        check(0 <= self.hue <= 0.5, "augmentation.hue", self.hue, "in [0, 0.5]")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     name: str = key("folder", f"where the pairs come from: {', '.join(SOURCES)}")
-    root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set")
-    images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split")
-    masks: str | None = key(None, "folder of masks, paired with the images by stem")
+    root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set", PLACE)
+    images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split", PLACE)
+    masks: str | None = key(None, "folder of masks, paired with the images by stem", PLACE)
     size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
     resize: str = key(
         "auto",
@@ -166,7 +161,9 @@ class DataConfig:
     )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(
-        None, "a CSV with the columns image and mask, optionally split, group, fold; paths below its folder or root"
+        None,
+        "a CSV with the columns image and mask, optionally split, group, fold; paths below its folder or root",
+        PLACE,
     )
     split: list[float] = key(
         [0.8, 0.2], "shares of train and val, or train, val and test, where the data have no split"
@@ -203,10 +200,11 @@ class DataConfig:
     repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
-    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first")
+    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", MACHINE)
     cache: str = key(
         "auto",
         "auto: decode once, keep the pixels on the device if they fit, else on disk; none: decode again and again",
+        PLACE,
     )
     overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
 
@@ -216,8 +214,8 @@ class DataConfig:
         return Path(self.root).expanduser().resolve().name if self.root else self.name
 
     def __post_init__(self) -> None:
-        _check(
-            len(self.size) == 2 and all(_is_count(s) and s >= 32 for s in self.size),
+        check(
+            len(self.size) == 2 and all(is_count(s) and s >= 32 for s in self.size),
             "data.size",
             self.size,
             "[height,width], 32 pixels or more each, as [256,256]",
@@ -230,39 +228,35 @@ class DataConfig:
             )
         one_of("data.cache", self.cache, ("auto", "none"))
         one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
-        if self.resize == "auto" and (self.foreground or self.tile):
-            self.resize = "crop"
         self._check_normalization()
-        _check(_is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
-        if self.foreground and self.resize != "crop":
+        check(is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
+        if self.foreground and self.resize not in ("auto", "crop"):
             raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
         if self.tile is not None:
-            valid = len(self.tile) == 2 and all(_is_count(side) and side >= 32 for side in self.tile)
-            _check(valid, "data.tile", self.tile, "[height,width], 32 pixels or more each, as [1024,1024]")
-            if self.resize != "crop":
+            valid = len(self.tile) == 2 and all(is_count(side) and side >= 32 for side in self.tile)
+            check(valid, "data.tile", self.tile, "[height,width], 32 pixels or more each, as [1024,1024]")
+            if self.resize not in ("auto", "crop"):
                 raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
-        _check(_is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
-        _check(_is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
-        _check(
+        check(is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
+        check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
+        check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),
             "data.split",
             self.split,
             "two or three positive shares that sum to 1, as [0.8,0.2]",
         )
-        _check(self.folds is None or self.folds >= 2, "data.folds", self.folds, "2 or more")
-        _check(
-            0 <= self.fold < (self.folds or 1), "data.fold", self.fold, f"in 0..{(self.folds or 1) - 1} (data.folds)"
-        )
+        check(self.folds is None or self.folds >= 2, "data.folds", self.folds, "2 or more")
+        check(0 <= self.fold < (self.folds or 1), "data.fold", self.fold, f"in 0..{(self.folds or 1) - 1} (data.folds)")
         if self.ignore_index is not None:
-            value = _is_whole(self.ignore_index) or _is_color(self.ignore_index)
-            _check(value, "data.ignore_index", self.ignore_index, "a mask value, or a colour as [0,0,0]")
+            value = is_whole(self.ignore_index) or is_color(self.ignore_index)
+            check(value, "data.ignore_index", self.ignore_index, "a mask value, or a colour as [0,0,0]")
         if self.classes is not None:
             self._check_classes()
             if self.binarize:
                 raise ConfigError("data.binarize=true makes two classes of all values: drop data.classes.")
-        _check(0 <= self.seed < 2**32, "data.seed", self.seed, "in 0..2**32-1")
-        _check(self.count >= 10, "data.count", self.count, "10 or more")
-        _check(self.overfit is None or self.overfit >= 1, "data.overfit", self.overfit, "1 or more")
+        check(0 <= self.seed < 2**32, "data.seed", self.seed, "in 0..2**32-1")
+        check(self.count >= 10, "data.count", self.count, "10 or more")
+        check(self.overfit is None or self.overfit >= 1, "data.overfit", self.overfit, "1 or more")
 
     def _check_normalization(self) -> None:
         if self.normalize.startswith("window["):
@@ -271,7 +265,7 @@ class DataConfig:
         one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset", "percentile", "window"))
         if self.window is not None:
             valid = len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf
-            _check(valid, "data.window", self.window, "[lowest,highest], as [0,4095]")
+            check(valid, "data.window", self.window, "[lowest,highest], as [0,4095]")
             if self.normalize not in ("auto", "window"):
                 raise ConfigError(f"data.window is given but data.normalize={self.normalize}. Drop one of the two.")
         elif self.normalize == "window":
@@ -281,15 +275,15 @@ class DataConfig:
         form = "names, as [ground,road,car], or names with values or colours, as {road:[3,4],car:8,tree:[[0,128,0]]}"
         if isinstance(self.classes, dict):
             given = [value if isinstance(value, list) else [value] for value in self.classes.values()]
-            valid = bool(given) and all(group and all(_is_whole(v) or _is_color(v) for v in group) for group in given)
-            _check(valid, "data.classes", self.classes, form)
+            valid = bool(given) and all(group and all(is_whole(v) or is_color(v) for v in group) for group in given)
+            check(valid, "data.classes", self.classes, form)
         else:
             valid = isinstance(self.classes, list) and bool(self.classes)
-            _check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
-            _check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
+            check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
+            check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossConfig:
     """A weighted sum: the terms that a group in conf/loss/ sets may be set one by one."""
 
@@ -310,14 +304,14 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in LOSSES:
             value = getattr(self, name)
-            _check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
-        _check(0 <= self.gamma < math.inf, "loss.gamma", self.gamma, "0 or more")
-        _check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
+            check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
+        check(0 <= self.gamma < math.inf, "loss.gamma", self.gamma, "0 or more")
+        check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
         if self.class_weights not in (None, "auto"):
-            valid = isinstance(self.class_weights, list) and all(_is_positive(w) for w in self.class_weights)
-            _check(valid, "loss.class_weights", self.class_weights, "auto or one number for each class, as [1,5,2]")
+            valid = isinstance(self.class_weights, list) and all(is_positive(w) for w in self.class_weights)
+            check(valid, "loss.class_weights", self.class_weights, "auto or one number for each class, as [1,5,2]")
         if self.pos_weight not in (None, "auto"):
-            _check(_is_positive(self.pos_weight), "loss.pos_weight", self.pos_weight, "auto or a number above 0")
+            check(is_positive(self.pos_weight), "loss.pos_weight", self.pos_weight, "auto or a number above 0")
         if self.class_weights is not None and self.pos_weight is not None:
             raise ConfigError("loss.class_weights and loss.pos_weight say the same thing twice: drop one of the two.")
         chosen = [name for name in LOSSES if getattr(self, name)]
@@ -330,12 +324,16 @@ class LossConfig:
                 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrackingConfig:
-    name: str = key("mlflow", "mlflow or none")
-    uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db")
-    experiment: str | None = key(None, "MLflow's experiment; default: the data set and its classes, if they are chosen")
-    timeout: float = key(60.0, "longest wait for MLflow at the end of a run, in seconds; what is missed is sent later")
+    name: str = key("mlflow", "mlflow or none", PLACE)
+    uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db", PLACE)
+    experiment: str | None = key(
+        None, "MLflow's experiment; default: the data set and its classes, if they are chosen", PLACE
+    )
+    timeout: float = key(
+        60.0, "longest wait for MLflow at the end of a run, in seconds; what is missed is sent later", PLACE
+    )
 
     def __post_init__(self) -> None:
         one_of("tracking.name", self.name, ("mlflow", "none"))
@@ -344,63 +342,66 @@ class TrackingConfig:
                 "tracking.uri: holds a password, which every record of the run would keep. Drop it, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             )
-        _check(0 <= self.timeout < math.inf, "tracking.timeout", self.timeout, "0 or more")
+        check(0 <= self.timeout < math.inf, "tracking.timeout", self.timeout, "0 or more")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
-    epochs: int | None = key(None, "to train; default: 10, or as many as time_budget allows; their size: data.repeats")
+    epochs: int | None = key(
+        None, "to train; default: 10, or as many as time_budget allows; their size: data.repeats", EXTENT
+    )
     time_budget: float | None = key(
-        None, "seconds for training and validation; with epochs too, the first reached ends"
+        None, "seconds for training and validation; with epochs too, the first reached ends", EXTENT
     )
     batch_size: Any = key(
         16, "images for one optimizer step, over all devices and micro-batches; auto: as many as run fast"
     )
-    accumulate: int = key(1, "micro-batches a batch is cut into, to save memory")
-    precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware")
+    accumulate: int = key(1, "micro-batches a batch is cut into, to save memory", EXTENT)
+    precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware", MACHINE)
     seed: int = key(0, "of the decoder's initial weights, the order and the augmentation")
-    device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one")
-    workers: int | None = key(None, "threads that decode files; default: as many as cores")
+    device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one", PLACE)
+    workers: int | None = key(None, "threads that decode files; default: as many as cores", PLACE)
     clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
     ema: float = key(
         0.0, "decay of a running average of the weights, as 0.99 a step; the average is scored and kept; 0: none"
     )
     bn_momentum: Any = key(
-        "auto", "of BatchNorm's statistics: a number, or auto: the layers' own, less for micro-batches below 16"
+        "auto",
+        "of BatchNorm's statistics: a number, or scaled (auto): the layers' own, less for micro-batches below 16",
     )
     tta: str = key("none", "scoring averages over flips: none, hflip (2 views) or flips (4 views)")
-    test: bool = key(True, "score the test split at the end, once; resume=DIR train.test=true does it later")
-    patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never")
-    compile: str = key("auto", "true, false; auto: where the training is long enough to pay (GPU, 10 minutes)")
+    test: bool = key(True, "score the test split at the end, once; resume=DIR train.test=true does it later", EXTENT)
+    patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never", EXTENT)
+    compile: str = key("auto", "true, false; auto: where the training is long enough to pay (GPU, 10 minutes)", MACHINE)
     checkpointing: bool = key(False, "compute activations again instead of keeping them: less memory, slower")
     deterministic: bool = key(False, "only deterministic algorithms, and nothing chosen by a probe, at some speed")
 
     def __post_init__(self) -> None:
-        self.compile = str(self.compile).lower()
+        object.__setattr__(self, "compile", str(self.compile).lower())
         one_of("train.compile", self.compile, ("auto", "true", "false"))
         for name in ("epochs", "batch_size", "accumulate", "workers", "patience"):
             value = getattr(self, name)
             if name == "batch_size":
-                _check(_is_count(value) or value == "auto", f"train.{name}", value, "auto, or 1 or more")
+                check(is_count(value) or value == "auto", f"train.{name}", value, "auto, or 1 or more")
                 continue
             optional = name in ("epochs", "workers", "patience")
-            _check(_is_count(value) or (optional and value is None), f"train.{name}", value, "1 or more")
-        _check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
+            check(is_count(value) or (optional and value is None), f"train.{name}", value, "1 or more")
+        check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
         if self.batch_size == "auto":
-            _check(self.accumulate == 1, "train.accumulate", self.accumulate, "1 with train.batch_size=auto")
+            check(self.accumulate == 1, "train.accumulate", self.accumulate, "1 with train.batch_size=auto")
         else:
             expected = f"a divisor of train.batch_size={self.batch_size}"
-            _check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)
-        _check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")
-        _check(0 <= self.clip < math.inf, "train.clip", self.clip, "0 or more")
-        _check(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
-        valid = self.bn_momentum == "auto" or (_is_positive(self.bn_momentum) and self.bn_momentum <= 1)
-        _check(valid, "train.bn_momentum", self.bn_momentum, "auto, or above 0 and at most 1")
+            check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)
+        check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")
+        check(0 <= self.clip < math.inf, "train.clip", self.clip, "0 or more")
+        check(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
+        valid = self.bn_momentum in ("auto", "scaled") or (is_positive(self.bn_momentum) and self.bn_momentum <= 1)
+        check(valid, "train.bn_momentum", self.bn_momentum, "auto, scaled, or above 0 and at most 1")
         one_of("train.tta", self.tta, ("none", "hflip", "flips"))
         one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             valid = self.device.startswith("cuda:") and self.device[5:].isdigit()
-            _check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
+            check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
 
     @property
     def epoch_limit(self) -> int | None:
@@ -408,12 +409,9 @@ class TrainConfig:
         return self.epochs or (None if self.time_budget else EPOCHS)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunConfig:
-    """One training run.
-
-    The mutable defaults are Hydra's need: frozen schemas do not compose.
-    """
+    """One training run, as it was asked for."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -423,7 +421,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    resume: str | None = key(None, "a run folder to go on with")
+    resume: str | None = key(None, "a run folder to go on with", MACHINE)
 
     @property
     def experiment(self) -> str:
@@ -435,18 +433,27 @@ class RunConfig:
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))  # its files get a folder of this name
 
 
-def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every key as (dotted name, default, help), in the order of the schema."""
+class Key(NamedTuple):
+    """One key of the command line."""
+
+    name: str
+    default: Any
+    help: str
+    role: Role
+
+
+def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[Key]:
+    """Every key, in the order of the schema."""
     instance = schema()
     for item in fields(schema):
         value = getattr(instance, item.name)
         if is_dataclass(value):
             yield from keys(type(value), f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", value, item.metadata["help"]
+            yield Key(f"{prefix}{item.name}", value, **item.metadata)
 
 
-def refuse_unknown(composed: dict[str, Any]) -> None:
+def refuse_unknown(composed: Mapping[str, Any]) -> None:
     """Refuse keys that no schema has: Hydra lets `+train.epoch=3` pass.
 
     Args:
@@ -455,7 +462,7 @@ def refuse_unknown(composed: dict[str, Any]) -> None:
     Raises:
         ConfigError: with the closest known key.
     """
-    known = [name for name, _, _ in keys()]
+    known = [known.name for known in keys()]
     for name, _ in flat(composed):
         if name in known or name.startswith("data.classes."):
             continue
@@ -464,17 +471,8 @@ def refuse_unknown(composed: dict[str, Any]) -> None:
 
 def unknown(name: str) -> str:
     """What to say of a key that does not exist."""
-    known = [key for key, _, _ in keys()]
+    known = [known.name for known in keys()]
     # The right word matters more than the right group: lr is optim.lr.
     near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]] or closest(name, known)
     hint = f" Closest: {near[0]}." if near else ""
     return f"{name}: no such key.{hint} List all with: python train.py --help"
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of the leaves; an empty dict is one."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

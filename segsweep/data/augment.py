@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segsweep.config.schema import AugmentationConfig
+
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B in grey (ITU-R BT.601)
 
 
@@ -44,52 +46,35 @@ class Draws:
         return Draws(**{name: values[rows] for name, values in vars(self).items()})
 
 
-def draw(
-    rng: np.random.Generator,
-    n: int,
-    *,
-    hflip: float = 0.0,
-    vflip: float = 0.0,
-    transpose: float = 0.0,
-    rotate: float = 0.0,
-    scale: float = 0.0,
-    shear: float = 0.0,
-    translate: float = 0.0,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
-    blur: float = 0.0,
-    noise: float = 0.0,
-) -> Draws:
-    """Draw the augmentation of n images. The arguments are the `augmentation.*` keys."""
+def draw(rng: np.random.Generator, n: int, augmentation: AugmentationConfig) -> Draws:
+    """Draw the augmentation of n images."""
     chance = rng.random((n, 3))
     u = rng.uniform(-1, 1, (n, 12))
     window = rng.random((n, 2))
-    flip = np.where(chance < (hflip, vflip, transpose), -1.0, 1.0)
+    flip = np.where(chance < (augmentation.hflip, augmentation.vflip, augmentation.transpose), -1.0, 1.0)
     linear = np.zeros((n, 2, 2))
     linear[:, 0, 0], linear[:, 1, 1] = flip[:, 0], flip[:, 1]
     linear = np.where((flip[:, 2] < 0)[:, None, None], linear[:, :, ::-1], linear)
-    angle = np.deg2rad(rotate) * u[:, 0]
+    angle = np.deg2rad(augmentation.rotate) * u[:, 0]
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(n, 2, 2)
     skew = np.tile(np.eye(2), (n, 1, 1))
-    skew[:, 0, 1] = np.tan(np.deg2rad(shear) * u[:, 1])
-    zoom = (1 + scale) ** u[:, 2]
+    skew[:, 0, 1] = np.tan(np.deg2rad(augmentation.shear) * u[:, 1])
+    zoom = (1 + augmentation.scale) ** u[:, 2]
     return Draws(
         linear=linear @ turn @ skew * zoom[:, None, None],
-        shift=translate * u[:, 3:5],
+        shift=augmentation.translate * u[:, 3:5],
         window=window,
-        brightness=1 + brightness * u[:, 5],
-        contrast=1 + contrast * u[:, 6],
-        saturation=1 + saturation * u[:, 7],
-        hue=2 * math.pi * hue * u[:, 8],
-        blur=blur * u[:, 9].clip(0),  # half of the images stay as they are
-        noise=noise * u[:, 10].clip(0),
+        brightness=1 + augmentation.brightness * u[:, 5],
+        contrast=1 + augmentation.contrast * u[:, 6],
+        saturation=1 + augmentation.saturation * u[:, 7],
+        hue=2 * math.pi * augmentation.hue * u[:, 8],
+        blur=augmentation.blur * u[:, 9].clip(0),  # half of the images stay as they are
+        noise=augmentation.noise * u[:, 10].clip(0),
     )
 
 
 def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
-    """Brightness, saturation, hue and contrast.
+    """Change brightness, saturation, hue and contrast.
 
     Args:
         image: `b c h w` float. Saturation and hue need three channels.
@@ -108,7 +93,7 @@ def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
 
 
 def blurred(image: Tensor, sigma: np.ndarray, largest: float = 0.0) -> Tensor:
-    """Gaussian blur of `b c h w` with each image's own standard deviation, in pixels.
+    """Blur `b c h w` by Gaussians with each image's own standard deviation, in pixels.
 
     With `largest`, the most there can be, the kernel has one size in every batch: no image depends on its neighbours.
     """
@@ -127,7 +112,7 @@ def blurred(image: Tensor, sigma: np.ndarray, largest: float = 0.0) -> Tensor:
 
 
 def noised(image: Tensor, sd: np.ndarray, low: float, high: float, seed: int) -> Tensor:
-    """Gaussian noise on `b c h w`, drawn on its device from `seed`: the only draw that depends on the device."""
+    """Add Gaussian noise to `b c h w`, drawn on its device from `seed`: the only draw that depends on the device."""
     if not (sd > 0).any():
         return image
     generator = torch.Generator(image.device).manual_seed(seed)
@@ -142,7 +127,7 @@ def _color_matrix(draws: Draws) -> np.ndarray:
     turn = cos * np.eye(3) + (1 - cos) * third + sin * cross  # Rodrigues' formula
     s = draws.saturation[:, None, None]
     saturate = s * np.eye(3) + (1 - s) * np.array(LUMA)
-    return draws.brightness[:, None, None] * saturate @ turn
+    return np.asarray(draws.brightness[:, None, None] * saturate @ turn)
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from segsweep.config.schema import DataConfig
 from segsweep.data import images, split
 from segsweep.data.labels import VOID, Labels, labels
-from segsweep.data.source import Options, Sample, Unusable, refuse, source
-from segsweep.data.store import Progress, Store, open_store
+from segsweep.data.source import Sample, Unusable, refuse, source
+from segsweep.data.store import Store, Watch, open_store
 from segsweep.errors import DataError
 
 SPLIT = "split.csv"
@@ -40,7 +41,7 @@ class Dataset:
     asked_for_groups: bool = False
 
     def counts(self, part: str) -> list[int]:
-        """Pixels of each class in a part; last those that do not count."""
+        """Count the pixels of each class in a part; last those that do not count."""
         found = [0] * (len(self.labels.names) + 1)
         for value, n in self.store.counts(self.parts[part]).items():
             index = int(self.labels.table[value])
@@ -48,7 +49,7 @@ class Dataset:
         return found
 
     def rarity(self, balance: float) -> list[float]:
-        """How often an epoch shows each training image, up to a common factor: (sum over c of p_c / P_c) ** balance.
+        """Tell how often to show each training image, up to a common factor: (sum over c of p_c / P_c) ** balance.
 
         p_c: share of class c in the image's pixels that count; P_c: in the training split's.
         """
@@ -64,7 +65,7 @@ class Dataset:
         return found
 
     def empty(self, part: str) -> list[int]:
-        """Samples without a pixel of any class but the first."""
+        """List the samples without a pixel of any class but the first."""
         table = self.labels.table
         return [i for i in self.parts[part] if all(table[v] in (0, VOID) for v in self.store.rows[i].values)]
 
@@ -76,7 +77,7 @@ class Dataset:
         return [(one, other) for one, other in pairs if one != other]
 
     def summary(self) -> dict[str, Any]:
-        """What the data set holds, in plain numbers.
+        """Sum up what the data set holds, in plain numbers.
 
         `parts` has for each part its images, groups, empty masks and the share of each class; the last share, "void",
         is of all pixels, the others of those that count.
@@ -113,7 +114,7 @@ class Dataset:
                     rows.writerow([sample.key, part, self.groups[i], fold, sample.image, sample.mask])
 
     def warnings(self) -> list[str]:
-        """What makes scores look better than they are, or training harder; a line each."""
+        """List what makes scores look better than they are, or training harder; a line each."""
         found = []
         part_of = {i: part for part, indices in self.parts.items() for i in indices}
         apart = [(a, b) for a, b in self.copies if {a, b} <= part_of.keys() and part_of[a] != part_of[b]]
@@ -135,71 +136,52 @@ class Dataset:
 
 
 def read_split(folder: Path) -> list[dict[str, str]]:
-    """What `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample."""
+    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample."""
     with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def open_dataset(
-    name: str,
-    options: Options,
-    *,
-    classes: Sequence[str] | Mapping[str, Any] | None = None,
-    ignore_index: Any = None,
-    binarize: bool = False,
-    shares: Sequence[float] = (0.8, 0.2),
-    seed: int = 0,
-    group: str | None = None,
-    folds: int | None = None,
-    fold: int = 0,
-    overfit: int | None = None,
-    cache: str = "auto",
-    workers: int | None = None,
-    progress: Progress = lambda items, *_: items,
-) -> Dataset:
+def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watch = lambda items, *_: items) -> Dataset:
     """Find, decode, split and label a data set.
 
     Images that are the same, pixel by pixel, are of one group in our own splits.
 
     Args:
-        name: of the source.
-        overfit: train and validate on this many training images alone.
-        workers: decoding threads.
+        workers: decoding threads; default: as many as cores.
         progress: wraps the iterator over decoded samples; also given their number and a title.
-        The others are the `data.*` keys of the same names; shares is data.split.
 
     Raises:
         ConfigError: a folder is not there, classes that do not exist.
         DataError: files or masks that cannot be used, or too few of them.
     """
-    origin = source(name)
-    found = origin.find(options)
+    origin = source(data.name)
+    found = origin.find(data)
     if not found.samples:
         refuse(found.problems)
+    known, ignore_index = getattr(origin, "CLASSES", None), data.ignore_index
     ignore = None if ignore_index is None else images.code(ignore_index)
     try:
-        keep = cache != "none"
+        keep = data.cache != "none"
         store = open_store(
-            found.samples, binarize=binarize, ignore=ignore, keep=keep, workers=workers, progress=progress
+            found.samples, binarize=data.binarize, ignore=ignore, keep=keep, workers=workers, progress=progress
         )
     except Unusable as error:
         refuse([*found.problems, *error.problems])
         raise
     samples = [found.samples[i] for i in store.kept]
-    known = getattr(origin, "CLASSES", None)
-    if binarize:
-        classes, known, ignore_index = None, None, None if ignore_index is None else VOID
+    if data.binarize:
+        known, ignore_index = None, None if ignore_index is None else VOID
     problems = [*found.problems, *store.problems]
     try:
-        groups = split.group(samples, group)
+        groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
-        fold_of = split.fold_of(samples, kept_together, folds, seed) if folds else None
-        parts = split.assign(samples, kept_together, shares, seed, fold_of, fold)
-        meaning = labels(store.counts(), classes, ignore_index, known, store.values, _holder(samples, store))
-        asked = bool(group) or any(sample.group for sample in samples)
+        fold_of = split.fold_of(samples, kept_together, data.folds, data.seed) if data.folds else None
+        parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold)
+        meaning = labels(store.counts(), data.classes, ignore_index, known, store.values, _holder(samples, store))
+        asked = bool(data.group) or any(sample.group for sample in samples)
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked)
-        if overfit:
-            chosen = _chosen(dataset, overfit)
+        if data.overfit:
+            chosen = _chosen(dataset, data.overfit)
             dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False)
         for part in dataset.parts:
             _refuse_empty(part, dataset.counts(part), meaning.names)
@@ -213,14 +195,14 @@ def open_dataset(
 
 
 def _chosen(dataset: Dataset, number: int) -> list[int]:
-    """Evenly spread training samples, not empty ones if it can be had."""
+    """Choose evenly spaced training samples, not empty ones if it can be had."""
     train, empty = dataset.parts["train"], set(dataset.empty("train"))
     full = [i for i in train if i not in empty] or train
-    return spread(full, number)
+    return evenly_spaced(full, number)
 
 
-def spread(indices: Sequence[int], number: int) -> list[int]:
-    """That many of them, evenly spread; all where there are no more."""
+def evenly_spaced(indices: Sequence[int], number: int) -> list[int]:
+    """Choose that many of them, evenly spaced; all where there are no more."""
     return [indices[i * len(indices) // number] for i in range(number)] if len(indices) > number else list(indices)
 
 

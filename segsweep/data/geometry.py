@@ -27,7 +27,7 @@ class Placement:
     canvas: Size
 
     def part(self, rows: slice, columns: slice) -> "Placement":
-        """The same for a part of the canvas."""
+        """Place a part of the canvas: where it lies on the image."""
         if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == self.canvas:
             return self
         middle = np.array([columns.start + columns.stop, rows.start + rows.stop]) / 2
@@ -35,40 +35,52 @@ class Placement:
         return Placement(self.linear, self.center + shift, (rows.stop - rows.start, columns.stop - columns.start))
 
     def untouched(self, image: Size) -> bool:
-        """Whether the canvas is the image's own pixel grid."""
+        """Tell whether the canvas is the image's own pixel grid."""
         pixel_on_pixel = (self.linear == np.eye(2)).all() and (2 * self.center == image[::-1]).all()
         return bool(self.canvas == image and pixel_on_pixel)
 
 
-def canvas(image: Size, size: Size, resize: str) -> Size:
-    """Height and width of the canvas that a whole image is seen on: its own with resize=crop, else `size`."""
-    return (max(SMALLEST, image[0]), max(SMALLEST, image[1])) if resize == "crop" else size
+@dataclass(frozen=True)
+class Canvas:
+    """How images are laid on a canvas.
 
-
-def place(image: Size, canvas: Size, resize: str, window: np.ndarray | None = None) -> Placement:
-    """Lay a canvas over an image.
-
-    Args:
-        image, canvas: height and width.
+    Attributes:
+        size: height and width.
         resize: "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": pixel on pixel.
-        window: where a crop lies, x and y in [0, 1]; None for the middle.
     """
-    size, space = np.array(image[::-1], float), np.array(canvas[::-1], float)
-    center = size / 2
-    if resize == "pad":
-        scale = np.full(2, (size / space).max())
-    elif resize == "squash":
-        scale = size / space
-    else:
-        scale = np.ones(2)
-        room = size - space
-        within = np.minimum(np.floor((room + 1) * window), room) if window is not None else np.floor(room / 2)
-        center = np.where(room > 0, within, np.floor(room / 2)) + space / 2  # pixel on pixel: no resampling
-    return Placement(np.diag(scale), center, canvas)
+
+    size: Size
+    resize: str
+
+    def whole(self, image: Size) -> "Canvas":
+        """Return the canvas that a whole image is seen on: with crops one of the image's own height and width."""
+        if self.resize != "crop":
+            return self
+        return Canvas((max(SMALLEST, image[0]), max(SMALLEST, image[1])), "crop")
+
+    def place(self, image: Size, window: np.ndarray | None = None) -> Placement:
+        """Lay the canvas over an image.
+
+        Args:
+            image: its height and width.
+            window: where a crop lies, x and y in [0, 1]; None for the middle.
+        """
+        size, space = np.array(image[::-1], float), np.array(self.size[::-1], float)
+        center = size / 2
+        if self.resize == "pad":
+            scale = np.full(2, (size / space).max())
+        elif self.resize == "squash":
+            scale = size / space
+        else:
+            scale = np.ones(2)
+            room = size - space
+            within = np.minimum(np.floor((room + 1) * window), room) if window is not None else np.floor(room / 2)
+            center = np.where(room > 0, within, np.floor(room / 2)) + space / 2  # pixel on pixel: no resampling
+        return Placement(np.diag(scale), center, self.size)
 
 
 def sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear samples, replicated beyond the edge.
+    """Sample maps bilinearly; beyond the edge it is replicated.
 
     Args:
         maps: `b c h w` float.
@@ -108,7 +120,14 @@ def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slic
 
 
 def strips(maps: Tensor, placement: Placement, image: Size) -> Iterator[tuple[slice, Tensor]]:
-    """The same from the top down, some rows at a time, so that memory is bounded: rows, and the maps there."""
+    """Bring maps to the image's own pixel grid from the top down, some rows at a time, so that memory is bounded.
+
+    Args:
+        maps, placement, image: as for `to_image`.
+
+    Yields:
+        rows, and the maps there, `c rows w`.
+    """
     step = max(1, STRIP // (image[1] * maps.shape[0]))
     for start in range(0, image[0], step):
         rows = slice(start, min(start + step, image[0]))

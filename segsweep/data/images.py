@@ -20,7 +20,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own check only warns at first, and war
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as `h w c` uint8, or uint16 and float32 where the file is.
+    """Read an image as `h w c` uint8, or uint16 and float32 where the file is.
 
     c is 1 or 3, palettes expanded and alpha dropped; the pages of a TIFF are channels, as are more than three samples
     of a pixel.
@@ -39,7 +39,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask as `h w` of codes, uint8 or int32: its numbers as stored, palettes as indices; colours above `COLOR`.
+    """Read a mask as `h w` of codes, uint8 or int32: numbers as stored, palettes as indices, colours above `COLOR`.
 
     Those who write GIFs number a palette anew in each file, so there the colours count, and grey ones are numbers.
 
@@ -53,17 +53,17 @@ def read_mask(path: Path) -> np.ndarray:
         if values.shape[2] != 3 or values.dtype != np.uint8:
             raise DataError(f"{path}: a mask must have one channel or 8-bit colours; this one has {values.shape[2]}.")
         red, green, blue = np.moveaxis(values.astype(np.int32), 2, 0)
-        return COLOR | red << 16 | green << 8 | blue
+        return np.asarray(COLOR | red << 16 | green << 8 | blue)
     return np.ascontiguousarray(values[..., 0], values.dtype if values.dtype == np.uint8 else np.int32)
 
 
 def value(code: int) -> Value:
-    """What a code of `read_mask` stands for."""
+    """Return what a code of `read_mask` stands for."""
     return ((code >> 16) & 255, (code >> 8) & 255, code & 255) if code >= COLOR else code
 
 
 def code(value: Value | Sequence[int]) -> int:
-    """The code of a mask value or colour."""
+    """Return the code of a mask value or colour."""
     return value if isinstance(value, int) else COLOR | value[0] << 16 | value[1] << 8 | value[2]
 
 

@@ -27,7 +27,7 @@ class Labels:
 
     @property
     def logits(self) -> int:
-        """How many logits the model gives: one for a binary task."""
+        """Return how many logits the model gives: one for a binary task."""
         return 1 if len(self.names) == 2 else len(self.names)
 
 

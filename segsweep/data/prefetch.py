@@ -1,4 +1,4 @@
-"""Work done ahead in threads, its results in order."""
+"""Work that threads do before its results are asked for."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -8,16 +8,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Generator[T, None, None]:
-    """The jobs' results in the jobs' order, some computed ahead.
+def prefetch(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Generator[T, None, None]:
+    """Run jobs in threads and yield their results in the jobs' order, some computed ahead.
 
-    Closing the generator ends the threads; jobs that have not begun are dropped.
+    Closing the generator ends the threads; jobs that have not begun are dropped. What a job raises is raised here, at
+    its place in the order.
 
     Args:
         workers: threads.
         depth: results that may wait, so many are in memory at most.
     """
-    pool = ThreadPoolExecutor(workers, "ahead")
+    pool = ThreadPoolExecutor(workers, "prefetch")
     waiting: deque[Future[T]] = deque()
     try:
         for job in jobs:

@@ -1,4 +1,4 @@
-"""What every source of pairs shares: samples, options, how files are paired, what is refused.
+"""What every source of pairs shares: samples, how files are paired, what is refused.
 
 A source is one module in `segsweep/data/sources/`: `data=NAME` calls its `find`. Its optional `CLASSES` says which mask
 value has which class name.
@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from segsweep.config.schema import DataConfig
 from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.paths import quoted
 
@@ -49,27 +50,13 @@ class Found:
     problems: list[str]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a source may ask for; the `data.*` keys of the same names."""
-
-    root: str | None = None
-    images: str | None = None
-    masks: str | None = None
-    mask_suffix: str = ""
-    table: str | None = None
-    seed: int = 0
-    count: int = 300
-    download: bool = False
-
-
 class Source(Protocol):
     """A module in `segsweep/data/sources/`."""
 
     CLASSES: Mapping[str, int]  # mask values by class name, where the source knows them; a module may lack it
 
     @staticmethod
-    def find(options: Options) -> Found:
+    def find(data: DataConfig) -> Found:
         """Find the pairs.
 
         Raises:
@@ -100,13 +87,13 @@ def existing_folder(name: str, given: str | None, root: str | None) -> Path:
 
 
 def image_files(root: Path) -> list[Path]:
-    """The images below a folder; hidden ones left out."""
+    """List the images below a folder; hidden ones left out."""
     found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
 def files_by_key(root: Path) -> dict[str, list[Path]]:
-    """Image files by key, below `root`."""
+    """List image files by key, below `root`."""
     found: dict[str, list[Path]] = {}
     for path in image_files(root) if root.is_dir() else []:
         found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)

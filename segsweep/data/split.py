@@ -19,7 +19,7 @@ def assign(
     folds: Sequence[int | None] | None = None,
     fold: int = 0,
 ) -> dict[str, list[int]]:
-    """Indices of the samples in each part, in the samples' order.
+    """Assign the samples to parts: indices of each, in the samples' order.
 
     A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the group decides, so
     that an image stays where it is when others come and go. Every part gets at least one group, in tiny sets against
@@ -59,7 +59,9 @@ def assign(
 
 
 def fold_of(samples: Sequence[Sample], groups: Sequence[str], folds: int, seed: int = 0) -> list[int | None]:
-    """Each sample's fold of cross-validation: the one it came with, else by its group; None for a given test split.
+    """Assign each sample to a fold of cross-validation: the one it came with, else by its group.
+
+    Samples of a given test split have None.
 
     In the order of the groups' hash, always to the fold that has fewest images.
 
@@ -82,7 +84,7 @@ def fold_of(samples: Sequence[Sample], groups: Sequence[str], folds: int, seed: 
 
 
 def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
-    """Each sample's group: the one it came with, else what the pattern finds in its key, else the key itself.
+    """Name each sample's group: the one it came with, else what the pattern finds in its key, else the key itself.
 
     Args:
         pattern: regular expression; its first parenthesis or, without one, the match is the group.
@@ -110,7 +112,7 @@ def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
 
 
 def joined(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
-    """The same groups, made one where they share an image: a copy in another part would flatter its scores.
+    """Make one group of those that share an image: a copy in another part would flatter its scores.
 
     Args:
         groups, contents: of each sample its group and the hash of its pixels.
@@ -130,7 +132,7 @@ def joined(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
 
 
 def apart(parts: dict[str, list[int]], groups: Sequence[str]) -> dict[str, list[str]]:
-    """Groups that lie in more than one part, with those parts."""
+    """Find the groups that lie in more than one part, with those parts."""
     places: dict[str, list[str]] = {}
     for part, indices in parts.items():
         for name in {groups[i] for i in indices}:
@@ -139,7 +141,7 @@ def apart(parts: dict[str, list[int]], groups: Sequence[str]) -> dict[str, list[
 
 
 def place(name: str, seed: int = 0) -> float:
-    """Where a group falls in [0, 1), whatever other groups there are."""
+    """Place a group in [0, 1), whatever other groups there are."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from segsweep.data import images
 from segsweep.data.images import Value
-from segsweep.data.prefetch import ahead
+from segsweep.data.prefetch import prefetch
 from segsweep.data.source import Sample, Unusable, refuse
 from segsweep.errors import DataError
 from segsweep.paths import cache, made
 
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 VERSION = 4
 STOP = 20  # problems after which no more are looked for
@@ -95,11 +95,11 @@ class Store:
 
     @property
     def on_device(self) -> bool:
-        """Whether the pixels lie on a device of their own and not in main memory."""
+        """Tell whether the pixels lie on a device of their own and not in main memory."""
         return self._decode is None and self._images.device.type != "cpu"
 
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image and mask."""
+        """Return image and mask, as `image` and `mask` do."""
         if self._decode is None:
             return self.image(index), self.mask(index)
         decoded, row = self._decode(self.kept[index]), self.rows[index]
@@ -108,7 +108,7 @@ class Store:
         return torch.from_numpy(np.ascontiguousarray(decoded.image)), torch.from_numpy(self._renumbered(decoded))
 
     def image(self, index: int) -> Tensor:
-        """`h w c`, a view in the store's data type; c is the row's own."""
+        """Return `h w c`, a view in the store's data type; c is the row's own."""
         if self._decode is not None:
             return self.pair(index)[0]
         row = self.rows[index]
@@ -116,14 +116,14 @@ class Store:
         return self._images[row.image_offset : row.image_offset + size].view(row.height, row.width, row.channels)
 
     def mask(self, index: int) -> Tensor:
-        """`h w` uint8, a view: the file's values."""
+        """Return `h w` uint8, a view: the file's values."""
         if self._decode is not None:
             return self.pair(index)[1]
         row = self.rows[index]
         return self._masks[row.mask_offset : row.mask_offset + row.height * row.width].view(row.height, row.width)
 
     def host_mask(self, index: int) -> np.ndarray:
-        """The same in main memory, wherever the pixels are."""
+        """Return the mask, `h w` uint8, in main memory, wherever the pixels are."""
         if self._decode is not None:
             return self.mask(index).numpy()
         row = self.rows[index]
@@ -132,7 +132,8 @@ class Store:
 
     def _renumbered(self, decoded: "_Decoded") -> np.ndarray:
         """A mask with the numbers that the store gives its values."""
-        return np.array([_number(self._codes, code) for code in decoded.codes], np.uint8)[decoded.mask]
+        numbers = np.array([_number(self._codes, code) for code in decoded.codes], np.uint8)
+        return np.asarray(numbers[decoded.mask])
 
     def to(self, device: torch.device) -> "Store":
         """Move all pixels to the device if half of its free memory holds them; return self."""
@@ -143,14 +144,14 @@ class Store:
         return self
 
     def counts(self, indices: Sequence[int] | None = None) -> Counter[int]:
-        """Pixels for each mask value over these samples (default: all)."""
+        """Count the pixels for each mask value over these samples (default: all)."""
         counted: Counter[int] = Counter()
         for i in range(len(self.rows)) if indices is None else indices:
             counted.update(self.rows[i].values)
         return counted
 
     def statistics(self, indices: Sequence[int]) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel over these samples' pixels; grey counts for all three."""
+        """Compute mean and standard deviation of each channel over these samples' pixels; grey counts for all three."""
         total, squares, pixels = np.zeros(self.channels), np.zeros(self.channels), 0
         for row in (self.rows[i] for i in indices):
             total += row.total  # one channel counts for all
@@ -161,7 +162,7 @@ class Store:
         return mean.tolist(), np.maximum(std, 1e-3 * (self.range[1] - self.range[0]) or 1.0).tolist()
 
     def percentiles(self, indices: Sequence[int], *percents: float) -> tuple[list[float], ...]:
-        """Each of these percentiles, 0 to 100, of each channel over evenly spread pixels of these samples."""
+        """Compute these percentiles, 0 to 100, of each channel over evenly spaced pixels of these samples."""
         pixels = sum(self.rows[i].height * self.rows[i].width for i in indices)
         every = max(1, pixels // SAMPLED)
         taken = [self.image(i).flatten(0, 1)[::every].cpu().numpy() for i in indices]
@@ -176,7 +177,7 @@ def open_store(
     ignore: int | None = None,
     keep: bool = True,
     workers: int | None = None,
-    progress: Progress = lambda rows, *_: rows,
+    progress: Watch = lambda rows, *_: rows,
 ) -> Store:
     """Open the store of these samples; decode them first where there is none. Safe for many processes at once.
 
@@ -196,7 +197,7 @@ def open_store(
 
     def write(folder: Path) -> None:
         jobs = (partial(read, sample) for sample in samples)
-        with closing(ahead(jobs, threads, 4 * threads)) as decoded:  # its threads end here, whatever happens
+        with closing(prefetch(jobs, threads, 4 * threads)) as decoded:  # its threads end here, whatever happens
             try:
                 _write(folder, samples, progress(decoded, len(samples), "decoding"), keep)
             except OSError as error:
@@ -296,7 +297,7 @@ def _decode(sample: Sample, binarize: bool, ignore: int | None) -> _Decoded | li
 
 def _binary(mask: np.ndarray, ignore: int | None) -> np.ndarray:
     """1 where a mask is not 0 or black, 255 where it is `ignore`."""
-    binary = (mask != 0) & (mask != images.COLOR)
+    binary: np.ndarray = (mask != 0) & (mask != images.COLOR)
     if ignore is None:
         return binary.astype(np.uint8)
     void = mask == ignore

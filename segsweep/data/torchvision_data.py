@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from segsweep.data.source import Options
+from segsweep.config.schema import DataConfig
 from segsweep.errors import ConfigError, first_line
 
 
-def torchvision_root(name: str, options: Options, **arguments: Any) -> Path:
+def torchvision_root(name: str, data: DataConfig, **arguments: Any) -> Path:
     """Have torchvision's class find the data, or fetch and unpack them first; return their root.
 
     Raises:
@@ -15,13 +15,13 @@ def torchvision_root(name: str, options: Options, **arguments: Any) -> Path:
     """
     from torchvision import datasets
 
-    if not options.root:
+    if not data.root:
         raise ConfigError("data.root is not given. Type data.root=DIR, and data.download=true to fetch the data there.")
-    root = Path(options.root).expanduser().resolve()
+    root = Path(data.root).expanduser().resolve()
     try:
-        getattr(datasets, name)(str(root), download=options.download, **arguments)
+        getattr(datasets, name)(str(root), download=data.download, **arguments)
     except (RuntimeError, OSError) as error:
-        fetch = "" if options.download else " Fetch them with data.download=true."
+        fetch = "" if data.download else " Fetch them with data.download=true."
         raise ConfigError(f"data.root={root}: {first_line(error)}{fetch}") from error
     return root
 

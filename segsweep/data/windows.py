@@ -29,7 +29,7 @@ class Window:
 
 
 def cut(image: Tensor, mask: Tensor, placement: Placement) -> Window:
-    """The window that a canvas laid so needs.
+    """Cut out the window that a canvas laid so needs.
 
     Args:
         image: `h w c`, of any number type.
@@ -67,7 +67,7 @@ class Windows:
     extent: Tensor
 
     def pinned(self) -> "Windows":
-        """The same in memory that a GPU can copy from by itself."""
+        """Copy images and masks to memory that a GPU can copy from by itself."""
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
@@ -91,7 +91,7 @@ def stack(windows: Sequence[Window], channels: int) -> Windows:
 
 
 def warp(windows: Windows, canvas: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, mask values, and where there is an image at all.
+    """Warp windows onto a canvas: images, mask values, and where there is an image at all.
 
     Args:
         canvas: height and width, the same for all windows.

@@ -18,10 +18,11 @@ import torch
 
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
 from segsweep.paths import cache, made
+from segsweep.runs.records import Precision
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FATAL = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
 
 # Channels and side of the maps that the convolution peak is looked for with: on a CPU, and on a GPU.
@@ -93,12 +94,12 @@ def describe(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def named(precision: torch.dtype) -> str:
-    """fp32, bf16 or fp16."""
+def named(precision: torch.dtype) -> Precision:
+    """Name a data type as `train.precision` does."""
     return next(name for name, kind in PRECISIONS.items() if kind == precision)
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
+def precision(name: Precision | str, device: torch.device) -> torch.dtype:
     """The data type of `train.precision` on this device; auto is a half precision that it has in hardware, else fp32.
 
     Raises:
@@ -110,7 +111,7 @@ def precision(name: str, device: torch.device) -> torch.dtype:
         units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         claimed = device.type == "cpu" and any(getattr(torch.cpu, unit, lambda: False)() for unit in units)
         return torch.bfloat16 if claimed and _survives(torch.bfloat16) else torch.float32
-    chosen = PRECISIONS[name]
+    chosen = {str(known): kind for known, kind in PRECISIONS.items()}[name]
     if device.type == "cpu" and chosen != torch.float32 and not _survives(chosen):
         raise ConfigError(
             f"train.precision={name}: this processor dies of it (illegal instruction), whatever it claims. "
@@ -143,7 +144,7 @@ def _survives(kind: torch.dtype) -> bool:
     except RuntimeError as error:
         log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
         return False
-    return json.loads((folder / "answer.json").read_text())["survives"]
+    return bool(json.loads((folder / "answer.json").read_text())["survives"])
 
 
 def machine() -> str:
@@ -193,7 +194,7 @@ def convolution_peak(where: torch.device, kind: torch.dtype) -> float:
         (folder / "answer.json").write_text(json.dumps({"flops": measured_peak(where, kind), "measured": name}))
 
     folder = made(cache() / f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}", "answer.json", write)
-    return json.loads((folder / "answer.json").read_text())["flops"]
+    return float(json.loads((folder / "answer.json").read_text())["flops"])
 
 
 def measured_peak(where: torch.device, kind: torch.dtype) -> float:

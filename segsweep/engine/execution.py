@@ -40,7 +40,8 @@ class Execution:
     def forward(self, model: nn.Module, image: Tensor) -> Tensor:
         """The model's output for an image `b c h w`."""
         with torch.autocast(image.device.type, self.precision, enabled=self.precision != torch.float32):
-            return model(image.contiguous(memory_format=self.layout))
+            logits: Tensor = model(image.contiguous(memory_format=self.layout))
+            return logits
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """What to call in training's place of the model: images always have one size there."""
@@ -55,7 +56,8 @@ class _Fp32:
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)  # type: ignore[misc]
+            result: Tensor = super().forward(x.float()).to(x.dtype)  # type: ignore[misc]
+            return result
 
 
 def _keep_fp32(module: nn.Conv2d) -> None:

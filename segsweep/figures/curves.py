@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from segsweep import metrics
+
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # of Okabe and Ito, as in segsweep.figures.pictures
 WRITTEN = 12  # classes up to which the confusion matrix has its numbers written in
 UPRIGHT = 5  # classes from which on their names below it are turned
@@ -18,14 +20,18 @@ STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size":
 
 
 def training(
-    path: Path, epochs: Sequence[Mapping[str, Any]], matrix: np.ndarray, iou: np.ndarray, names: Sequence[str]
+    path: Path,
+    epochs: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any] | None,
+    matrix: np.ndarray,
+    names: Sequence[str],
 ) -> None:
     """Write loss, IoU and learning rate by epoch, IoU of each class and the confusion matrix as a PNG.
 
     Args:
         epochs: records of the journal.
+        best: of them; None where none was scored.
         matrix: of the best epoch's validation, int64 `k k`, targets in rows.
-        iou: of each class there, `k`; NaN where it is in no mask.
         names: of the classes.
     """
     names = [name.replace("$", r"\$") for name in names]  # no formulas
@@ -41,15 +47,13 @@ def training(
         _curve(losses, epochs, {"train/loss": ("training", BLUE), "val/loss": ("validation", ORANGE)}, "loss")
         _curve(scores, epochs, {"val/iou": ("validation", ORANGE)}, "IoU")
         _curve(rates, epochs, {"lr": ("", GREEN)}, "learning rate at each epoch's end")
-        scored = [epoch for epoch in epochs if epoch.get("val/iou") is not None]
-        if scored:
-            best = max(scored, key=lambda epoch: epoch["val/iou"])
+        if best:
             scores.plot(best["epoch"], best["val/iou"], "o", color=ORANGE, label=f"best: {best['val/iou']:.4f}")
             scores.legend()
-        _bars(figure.add_subplot(lower[0]), iou, names)
+        _bars(figure.add_subplot(lower[0]), metrics.where_present(matrix, metrics.iou(matrix)), names)
         _confusion(figure.add_subplot(lower[1]), matrix, names)
         path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(path)
+        FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
 
 
 def _curve(axes: Axes, epochs: Iterable[Mapping[str, Any]], lines: Mapping[str, tuple[str, str]], title: str) -> None:

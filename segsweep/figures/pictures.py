@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from segsweep import metrics
+
 # Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/); grey is background.
 PALETTE = (
     (90, 90, 90),
@@ -79,7 +81,7 @@ def comparison(
 def _panels(row: Compared, names: Sequence[str], low: float, high: float, columns: int) -> Image.Image:
     rgb = shown(row.image, low, high)
     void = row.truth == 255
-    said = f"prediction · {_scores(row.truth, row.prediction, names)}"
+    said = f"prediction · {_score(row.truth, row.prediction, len(names))}"
     panels = [
         (row.title, rgb),
         ("truth", overlay(rgb, row.truth)),
@@ -198,20 +200,16 @@ def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.n
         border[(slice(None), slice(None, -1)) if axis else slice(None, -1)] |= changed
     edge = border & (classes != 0) & (classes != 255)
     mixed[edge] = paint[edge]
-    return mixed.round().astype(np.uint8)
+    return np.asarray(mixed.round(), np.uint8)
 
 
-def _scores(truth: np.ndarray, prediction: np.ndarray, names: Sequence[str]) -> str:
+def _score(truth: np.ndarray, prediction: np.ndarray, classes: int) -> str:
     counted = truth != 255
-    parts = []
-    for index in range(1, len(names)):
-        of_truth, of_prediction = (truth == index) & counted, (prediction == index) & counted
-        union = (of_truth | of_prediction).sum()
-        if of_truth.any():
-            parts.append((names[index], (of_truth & of_prediction).sum() / union))
-    if len(names) == 2:
-        return f"IoU {parts[0][1]:.2f}" if parts else "no foreground"
-    return f"mean IoU {np.mean([score for _, score in parts]):.2f}" if parts else "background only"
+    pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
+    iou = metrics.foreground_iou(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
+    if np.isnan(iou):
+        return "no foreground" if classes == 2 else "background only"
+    return f"IoU {iou:.2f}" if classes == 2 else f"mean IoU {iou:.2f}"
 
 
 def _factor(side: int, largest: int) -> float:

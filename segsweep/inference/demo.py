@@ -20,6 +20,7 @@ from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
 from segsweep.figures import pictures
 from segsweep.inference.find import Found
 from segsweep.inference.predict import Predictor
+from segsweep.nn.checkpoint import ModelInfo
 from segsweep.nn.unet import predict as classes_of
 from segsweep.ports import available
 
@@ -58,7 +59,7 @@ class Segmented:
         if self.logits is None:
             assert self.classes is not None
             return self.classes
-        return (self.logits > np.log(threshold / (1 - threshold))).astype(np.uint8)
+        return np.asarray(self.logits > np.log(threshold / (1 - threshold)), np.uint8)
 
 
 def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
@@ -85,7 +86,7 @@ def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
 
 
 def painted(seen: Segmented, classes: np.ndarray, opacity: float) -> np.ndarray:
-    """The classes over the image, uint8 `h w 3`, small ones enlarged up to `SHORTEST` pixels, large ones thinned."""
+    """Paint the classes over the image, uint8 `h w 3`; enlarge it up to `SHORTEST` pixels, or thin it out."""
     side = max(classes.shape)
     step, times = -(-side // LONGEST), max(1, SHORTEST // side)
     small = pictures.overlay(seen.rgb[::step, ::step], classes[::step, ::step], opacity)
@@ -93,7 +94,7 @@ def painted(seen: Segmented, classes: np.ndarray, opacity: float) -> np.ndarray:
 
 
 def shares(classes: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Of the image's pixels, 0 to 1, for each class."""
+    """Return the share of the image's pixels, 0 to 1, of each class."""
     counts = np.bincount(classes.ravel(), minlength=len(names))
     return {name: float(count) / classes.size for name, count in zip(names, counts, strict=True)}
 
@@ -107,7 +108,7 @@ def examples(found: Found) -> list[Path]:
 
 
 def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
-    """The page, not yet served.
+    """Build the page, not yet served.
 
     Args:
         folder: for what visitors download; it is theirs who serve it to remove.
@@ -149,7 +150,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
         return look(shown[event.index], before)
 
     with gr.Blocks(title="segsweep", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
-        gr.HTML(f"<h1>segsweep</h1><p>{escape(_about(predictor, found))}</p>")
+        gr.HTML(f"<h1>segsweep</h1><p>{escape(_about(predictor.info, found))}</p>")
         state = gr.State(None, time_to_live=KEPT, delete_callback=forget)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -179,7 +180,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
             event.success(show, inputs, outputs, show_progress="hidden")
         for slider in (threshold, opacity):
             slider.change(show, inputs, outputs, trigger_mode="always_last", show_progress="hidden")
-    return blocks
+    return blocks  # type: ignore[no-any-return]
 
 
 def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
@@ -222,12 +223,11 @@ def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
             blocks.close(verbose=False)
 
 
-def _about(predictor: Predictor, found: Found) -> str:
-    height, width = predictor.about["size"]
+def _about(info: ModelInfo, found: Found) -> str:
+    height, width = info.size
     place = "/".join((found.folder or found.model).parts[-2:])
-    score = predictor.about.get("val_iou")
-    scored = "" if score is None else f", validation IoU {score:.3f}"
-    return f"{place}: a U-Net on {predictor.about['model']['name']}, trained at {width}×{height}{scored}"
+    scored = "" if info.val_iou is None else f", validation IoU {info.val_iou:.3f}"
+    return f"{place}: a U-Net on {info.encoder}, trained at {width}×{height}{scored}"
 
 
 def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:
@@ -237,7 +237,7 @@ def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:
 
 
 def _legend(found: dict[str, float]) -> str:
-    """Each class with its colour and share, as HTML."""
+    """Return each class with its colour and share, as HTML."""
     rows = []
     for i, (name, share) in enumerate(found.items()):
         color = "#{:02x}{:02x}{:02x}".format(*pictures.COLORS[i].astype(int))

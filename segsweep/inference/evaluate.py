@@ -6,37 +6,40 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from segsweep import metrics
-from segsweep.data.batches import EvalBatches
+from segsweep.config.checks import read
+from segsweep.data.batches import Batch, EvalBatches, Pixels
 from segsweep.data.dataset import Dataset, read_split
+from segsweep.data.geometry import Canvas
 from segsweep.data.labels import VOID
 from segsweep.engine import device as devices
+from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.execution import Execution
-from segsweep.errors import ConfigError
+from segsweep.engine.scorer import Scorer, Watch, own_grid
+from segsweep.errors import ConfigError, first_line
 from segsweep.inference.find import Found
-from segsweep.nn.checkpoint import describe, load_model
+from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.tiles import limit
-from segsweep.nn.unet import UNet, predict
+from segsweep.nn.unet import predict
 from segsweep.paths import save_json
 from segsweep.runs import journal
-from segsweep.training.loop import FLIPS, Watch, own_grid, seen
+from segsweep.runs.records import End, Run, Start
 
 log = logging.getLogger(__name__)
 
-FOLDER = "evaluations"
+FOLDER, RESULT = "evaluations", "metrics.json"
 RATIO = 0.02  # of the image's diagonal: how thick a boundary is, the paper's
 STEPS = 256  # thresholds are multiples of 1 / STEPS
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,49 @@ class Result:
     looks: int
 
 
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What `metrics.json` in an evaluation's folder holds. Older files lack what has a default.
+
+    Attributes:
+        split: that was scored.
+        epoch: after which the model was kept.
+        data_digest: of the data.
+        images: number of them in the split.
+        metrics, intervals: as in `Result`, with None for NaN.
+        own: whether the images are those of this split of the run's.
+        tta: views, as `train.tta`.
+        times: how often evaluations of this name scored the run's test split.
+        threshold_chosen_on: for two classes the split whose best threshold was taken.
+    """
+
+    split: str
+    epoch: int | None
+    data_digest: str
+    images: int
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, tuple[float | None, float | None]]
+    own: bool = False
+    tta: str = "none"
+    times: int = 0
+    threshold_chosen_on: str | None = None
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord | None:
+    """Read what an evaluation found; None where there is none.
+
+    Raises:
+        ConfigError: its file is damaged.
+    """
+    path = folder / RESULT
+    try:
+        return read(EvaluationRecord, json.loads(path.read_text(encoding="utf-8")), "evaluation")
+    except FileNotFoundError:
+        return None
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{path}: damaged: {first_line(error)} Evaluate again, after removing it.") from error
+
+
 @dataclass
 class Counts:
     """What one pass over a split leaves, for each image in the order of `keys`.
@@ -69,9 +115,9 @@ class Counts:
     """
 
     keys: list[str] = field(default_factory=list)
-    matrices: list[Tensor] = field(default_factory=list)
-    boundaries: list[Tensor] = field(default_factory=list)
-    histogram: Tensor = field(default_factory=lambda: torch.zeros(2, STEPS, dtype=torch.int64))
+    matrices: list[NDArray[np.int64]] = field(default_factory=list)
+    boundaries: list[NDArray[np.int64]] = field(default_factory=list)
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, STEPS), np.int64))
 
 
 def evaluate(
@@ -103,13 +149,13 @@ def evaluate(
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
         raise ConfigError(f"--name {name}: letters, digits and . _ + - make the name of a folder.")
-    records = journal.read(found.run)
-    start, about = journal.last_start(records), describe(found.model)
+    run, info = journal.started(found.run), describe(found.model)
+    start = run.starts[-1]
     if split not in data.parts:
         raise ConfigError(
             f"--split {split}: the data have {', '.join(data.parts)}. Try --split {next(iter(data.parts))}."
         )
-    known = _splits(found.run) if data.store.digest == start["data_digest"] else {}
+    known = _splits(found.run) if data.store.digest == start.data_digest else {}
     keys = {data.samples[index].key for index in data.parts[split]}
     own = keys == known.get(split)
     if split != "train" and (learnt := len(keys & known.get("train", set()))):
@@ -118,12 +164,19 @@ def evaluate(
             "be that of a good memory. Leave out data.split, data.fold, data.seed and data.group, or say --split train."
         )
     model = load_model(found.model, devices.find(device))
-    _refuse_other_data(data, about, model)
+    _refuse_other_data(data, info)
     execution = _execution(start, next(model.parameters()).device)
     execution.prepare(model)
-    as_trained = start["config"]["train"].get("tta", "none")
+    as_trained = start.settings.train.tta
     views = tta or as_trained
-    count = partial(_counted, model, data, start, about, execution, FLIPS[views], watch)
+    tile = limit(info.size, model.encoder.input_size, start.settings.data.tile)
+    scorer, where = Scorer(execution, views, tile, watch), next(model.parameters()).device
+
+    def count(split: str, edges: bool = True) -> Counts:
+        pixels, canvas = Pixels(data.store, data.labels, where), Canvas(info.size, info.resize)
+        batches = EvalBatches(pixels, data.parts[split], canvas, start.execution.micro_batch)
+        return _counted(scorer.iter_logits(model, batches), data, edges)
+
     with devices.fitting("Try --device cpu."):
         counts = count(split)
     scored = _scores(counts, data.labels.names)
@@ -131,28 +184,21 @@ def evaluate(
     usual += "" if views == as_trained else f"-tta-{views}"
     folder = found.run / FOLDER / (name or usual)
     times = _times(folder) + (own and split == "test")
-    summary: dict[str, Any] = {
-        "split": split,
-        "own": own,
-        "tta": views,
-        "epoch": about.get("epoch"),
-        "data_digest": data.store.digest,
-        "images": len(counts.keys),
-        "times": times,
-    }
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, float]] = []
+    chosen_on: str | None = None
     if data.labels.logits == 1:
         rows = curve(counts.histogram)
         chosen_on = "val" if "val" in data.parts else split
         chosen = rows if chosen_on == split else curve(count(chosen_on, edges=False).histogram)
-        summary["threshold_chosen_on"] = chosen_on
         if (best := best_threshold(chosen)) is not None:
             scored |= {f"threshold/{key}": value for key, value in rows[best].items()}
     intervals = bootstrap(counts)
-    summary |= {"metrics": scored, "intervals": intervals}
-    _write(folder, counts, data.labels.names, rows, summary)
-    looks = _looks(found.run, records) if own and split == "test" else 0
+    digest, images = data.store.digest, len(counts.keys)
+    evaluation = EvaluationRecord(split, info.epoch, digest, images, scored, intervals, own, views, times, chosen_on)
+    _write(folder, counts, data.labels.names, rows)
+    save_json(folder / RESULT, asdict(evaluation))
+    looks = _looks(found.run, run) if own and split == "test" else 0
     return Result(folder, scored, intervals, looks)
 
 
@@ -194,19 +240,19 @@ def _grown(mask: Tensor, distance: int, dim: int) -> Tensor:
     return ends > sums.index_select(dim, (places - distance).clamp(min=0))
 
 
-def boundaries(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
+def boundaries(prediction: Tensor, target: Tensor, classes: int) -> NDArray[np.int64]:
     """For each class the pixels in both boundaries and in either, int64 `k 2`; both are `h w` class indices."""
     void = target == VOID
-    found = torch.zeros(classes, 2, dtype=torch.int64)
+    found = np.zeros((classes, 2), np.int64)
     for index in range(classes):
         masks = [(prediction == index) & ~void, target == index]
         if any(bool(mask.any()) for mask in masks):
             ours, theirs = (boundary(mask, void) for mask in masks)
-            found[index] = torch.stack([(ours & theirs).sum(), (ours | theirs).sum()]).cpu()
+            found[index] = torch.stack([(ours & theirs).sum(), (ours | theirs).sum()]).cpu().numpy()
     return found
 
 
-def histogram(logits: Tensor, target: Tensor) -> Tensor:
+def histogram(logits: Tensor, target: Tensor) -> NDArray[np.int64]:
     """Pixels of background and foreground by the number of thresholds 1/256, 2/256, ... that they are above, `2 256`.
 
     Compared as logits, so that threshold 0.5 is to the last pixel what training decides by.
@@ -219,21 +265,22 @@ def histogram(logits: Tensor, target: Tensor) -> Tensor:
     above = torch.bucketize(logits, levels.logit().to(logits))
     counted = target != VOID
     flat = (target[counted].long() * STEPS + above[counted]).cpu()
-    return torch.bincount(flat, minlength=2 * STEPS).view(2, STEPS)
+    return torch.bincount(flat, minlength=2 * STEPS).view(2, STEPS).numpy()
 
 
-def curve(counted: Tensor) -> list[dict[str, float]]:
+def curve(counted: NDArray[np.int64]) -> list[dict[str, float]]:
     """IoU, Dice, precision and recall of the foreground at each threshold, from a histogram `2 256`; NaN for 0 / 0."""
-    false, true = (part.flip(0).cumsum(0).flip(0)[1:].double() for part in counted)  # above each threshold
-    missed = counted[1].sum() - true
+    above = counted[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+    below = counted.sum(1, keepdims=True) - above
+    matrices = np.stack([below.T, above.T], -1)  # of each threshold
     columns = {
-        "at": torch.arange(1, STEPS).double() / STEPS,
-        "iou": true / (true + false + missed),
-        "dice": 2 * true / (2 * true + false + missed),
-        "precision": true / (true + false),
-        "recall": true / (true + missed),
+        "at": np.arange(1, STEPS) / STEPS,
+        "iou": metrics.iou(matrices)[:, 1],
+        "dice": metrics.dice(matrices)[:, 1],
+        "precision": metrics.precision(matrices)[:, 1],
+        "recall": metrics.recall(matrices)[:, 1],
     }
-    return [dict(zip(columns, row, strict=True)) for row in torch.stack(list(columns.values()), 1).tolist()]
+    return [dict(zip(columns, row, strict=True)) for row in np.stack(list(columns.values()), 1).tolist()]
 
 
 def best_threshold(rows: Sequence[Mapping[str, float]]) -> int | None:
@@ -247,91 +294,70 @@ def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
 
     A mean over classes is one over the same classes each time: draws that miss one which the split has are left out.
     """
-    images = len(counts.keys)
-    rng = np.random.default_rng(seed)
-    weights = torch.from_numpy(rng.multinomial(images, [1 / images] * images, size=RESAMPLES)).double()
-    matrices = torch.einsum("rn,nij->rij", weights, torch.stack(counts.matrices).double())
-    both, either = torch.einsum("rn,nkb->brk", weights, torch.stack(counts.boundaries).double())
-    there = matrices.sum(-1) > 0
-    whole = there[:, torch.stack(counts.matrices).sum((0, 2)) > 0].all(1)
-    matrices, both, either = matrices[whole], both[whole], either[whole]
+    weights, _ = metrics.resample(np.random.default_rng(seed), len(counts.keys))
+    matrices, edges = (metrics.pool(np.stack(each), weights) for each in (counts.matrices, counts.boundaries))
+    needed = np.sum(counts.matrices, (0, 2)) > 0
+    whole = (matrices.sum(-1) > 0)[:, needed].all(1)
+    matrices, edges = matrices[whole], edges[whole]
     drawn = {
-        "iou": metrics.overall(metrics.where_present(matrices, metrics.iou(matrices))),
+        "iou": metrics.pooled_iou(matrices),
         "dice": metrics.overall(metrics.where_present(matrices, metrics.dice(matrices))),
         "accuracy": metrics.accuracy(matrices),
-        "boundary_iou": metrics.overall(metrics.where_present(matrices, both / either)),
+        "boundary_iou": metrics.overall(metrics.where_present(matrices, _boundary_iou(edges))),
     }
-    return {name: _interval(values[~values.isnan()].numpy()) for name, values in drawn.items()}
+    return {name: metrics.interval(values) for name, values in drawn.items()}
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:
+    """Of each class, from pixels in both boundaries and in either, `... k 2` to `... k`; NaN for 0 / 0."""
+    return metrics.ratio(edges[..., 0], edges[..., 1])
 
 
 def _splits(run: Path) -> dict[str, set[str]]:
-    """The keys of a run's images by split."""
+    """Return the keys of a run's images by split."""
     found: dict[str, set[str]] = {}
     for row in read_split(run):
         found.setdefault(row["split"], set()).add(row["key"])
     return found
 
 
-def _execution(start: Mapping[str, Any], where: torch.device) -> Execution:
-    """How the training ran its model; in fp32 where this machine cannot."""
-    wanted = getattr(torch, start["precision_used"])
+def _execution(start: Start, device: torch.device) -> Execution:
+    """Return how the training ran its model; in fp32 where this machine cannot."""
     try:
-        devices.precision(devices.named(wanted), where)
+        precision = devices.precision(start.execution.precision, device)
     except ConfigError as error:
         log.warning(
-            "trained in %s: %s Scored in fp32, which may change a score a little.", start["precision_used"], error
+            "trained in %s: %s Scored in fp32, which may change a score a little.", start.execution.precision, error
         )
-        wanted = torch.float32
-    return Execution(wanted, start.get("channels_last", True))
+        precision = torch.float32
+    return Execution(precision, start.execution.channels_last)
 
 
-def _refuse_other_data(data: Dataset, about: Mapping[str, Any], model: UNet) -> None:
-    if list(data.labels.names) != about["classes"]:
+def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
+    if list(data.labels.names) != info.classes:
         raise ConfigError(
             f"the data have the classes {', '.join(data.labels.names)}; the model was trained on "
-            f"{', '.join(about['classes'])}. Name them alike with data.classes."
+            f"{', '.join(info.classes)}. Name them alike with data.classes."
         )
-    kind, trained = str(data.store.dtype), about.get("dtype", "uint8")
-    if (data.store.channels not in (1, model.in_channels)) or (model.in_channels not in (3, data.store.channels)):
+    kind, wanted = str(data.store.dtype), info.model["in_channels"]
+    if (data.store.channels not in (1, wanted)) or (wanted not in (3, data.store.channels)):
         raise ConfigError(
-            f"the data have {data.store.channels} channels; the model was trained on {model.in_channels}. Convert them."
+            f"the data have {data.store.channels} channels; the model was trained on {wanted}. Convert them."
         )
-    if kind != trained:
-        raise ConfigError(f"the data are {kind}; the model was trained on {trained}. Convert them.")
+    if kind != info.dtype:
+        raise ConfigError(f"the data are {kind}; the model was trained on {info.dtype}. Convert them.")
 
 
 @torch.inference_mode()
-def _counted(
-    model: UNet,
-    data: Dataset,
-    start: Mapping[str, Any],
-    about: Mapping[str, Any],
-    execution: Execution,
-    flips: Sequence[tuple[int, ...]],
-    watch: Watch,
-    split: str,
-    edges: bool = True,
-) -> Counts:
-    size, config = (about["size"][0], about["size"][1]), start["config"]
-    batches = EvalBatches(
-        data.store,
-        data.labels,
-        data.parts[split],
-        size=size,
-        resize=about["resize"],
-        batch_size=start["micro_batch"],
-        device=next(model.parameters()).device,
-    )
-    tile = limit(size, model.encoder.input_size, config["data"].get("tile"))
+def _counted(scored: Iterable[tuple[Batch, Tensor]], data: Dataset, edges: bool) -> Counts:
+    """Count what a pass over a split gives.
+
+    Args:
+        scored: batches and their logits.
+        edges: whether boundaries are counted, too.
+    """
     counts, classes = Counts(), len(data.labels.names)
-    for batch, logits in seen(model, batches, execution, flips, tile, watch):
+    for batch, logits in scored:
         for i, index in enumerate(batch.indices):
             target = batch.targets[i]
             parts = []
@@ -341,36 +367,31 @@ def _counted(
                     counts.histogram += histogram(own[0], target[rows])
             prediction = torch.cat(parts)
             counts.keys.append(data.samples[index].key)
-            counts.matrices.append(metrics.ConfusionMatrix(classes).update(prediction, target))
+            counts.matrices.append(confusion_matrices([prediction], [target], classes)[0])
             if edges:
                 counts.boundaries.append(boundaries(prediction, target, classes))
     return counts
 
 
 def _scores(counts: Counts, names: Sequence[str]) -> dict[str, float]:
-    pooled = metrics.ConfusionMatrix(len(names))
-    pooled.matrix += torch.stack(counts.matrices).sum(0)
-    both, either = torch.stack(counts.boundaries).sum(0).double().T
-    edges = metrics.where_present(pooled.matrix, both / either)
+    edges = metrics.where_present(np.sum(counts.matrices, 0), _boundary_iou(np.sum(counts.boundaries, 0)))
     return {
-        **metrics.scores(pooled, counts.matrices, names),
+        **metrics.scores(counts.matrices, names),
         "boundary_iou": float(metrics.overall(edges)),
         **{f"boundary_iou/{name}": float(score) for name, score in zip(names, edges, strict=True)},
     }
 
 
-def _looks(run: Path, records: Sequence[Mapping[str, Any]]) -> int:
-    """How often the run's test split has been scored: by the training, and by evaluations of whatever name."""
-    by_training = sum(any(name.startswith("test/") for name in r) for r in records if r["kind"] == "end")
-    return by_training + sum(_times(path.parent) for path in (run / FOLDER).glob("*/metrics.json"))
+def _looks(folder: Path, run: Run) -> int:
+    """Count how often the run's test split was scored: by the training, and by evaluations of whatever name."""
+    by_training = sum(isinstance(record, End) and bool(record.tested) for record in run.records)
+    return by_training + sum(_times(path.parent) for path in (folder / FOLDER).glob(f"*/{RESULT}"))
 
 
 def _times(folder: Path) -> int:
-    """How often an evaluation of this name has looked at the run's test split."""
-    try:
-        return json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("times", 0)
-    except FileNotFoundError:
-        return 0
+    """Count how often an evaluation of this name has looked at the run's test split."""
+    before = read_evaluation(folder)
+    return before.times if before else 0
 
 
 def _write(
@@ -378,31 +399,27 @@ def _write(
     counts: Counts,
     names: Sequence[str],
     thresholds: Sequence[Mapping[str, float]],
-    summary: Mapping[str, Any],
 ) -> None:
-    """metrics.json, images.csv, confusion.csv and, for two classes, thresholds.csv."""
+    """Write images.csv, confusion.csv and, for two classes, thresholds.csv."""
     images = []
     for key, matrix, edges in zip(counts.keys, counts.matrices, counts.boundaries, strict=True):
-        by_class = metrics.iou(matrix)
-        both, either = edges.double().T
         images.append(
             {
                 "key": key,
-                "iou": float(metrics.overall(by_class)),
+                "iou": float(metrics.image_iou(matrix)),
                 "dice": float(metrics.overall(metrics.dice(matrix))),
                 "accuracy": float(metrics.accuracy(matrix)),
-                "boundary_iou": float(metrics.overall(both / either)),
+                "boundary_iou": float(metrics.overall(_boundary_iou(edges))),
                 "pixels": int(matrix.sum()),
-                **{f"iou/{name}": float(score) for name, score in zip(names, by_class, strict=True)},
+                **{f"iou/{name}": float(score) for name, score in zip(names, metrics.iou(matrix), strict=True)},
             }
         )
-    total = torch.stack(counts.matrices).sum(0).tolist()
+    total = np.sum(counts.matrices, 0).tolist()
     confusion = [{"target": name, **dict(zip(names, row, strict=True))} for name, row in zip(names, total, strict=True)]
     _table(folder / "images.csv", images)
     _table(folder / "confusion.csv", confusion)
     if thresholds:
         _table(folder / "thresholds.csv", thresholds)
-    save_json(folder / "metrics.json", journal.finite(dict(summary)))
 
 
 def _table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from segsweep import __version__
-from segsweep.data.batches import EvalBatches
-from segsweep.data.dataset import Dataset, spread
-from segsweep.data.geometry import SMALLEST, Size, canvas
+from segsweep.data.batches import EvalBatches, Pixels
+from segsweep.data.dataset import Dataset, evenly_spaced
+from segsweep.data.geometry import SMALLEST, Canvas, Size
 from segsweep.engine.execution import PLAIN
+from segsweep.engine.scorer import Watch
 from segsweep.errors import ConfigError, first_line, unwritable
-from segsweep.nn.checkpoint import describe, load_model
+from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import UNet, predict
 from segsweep.paths import atomically
-from segsweep.training.loop import Watch
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Sizes:
         return all(side >= self.least and side % self.step == 0 for side in size)
 
     def near(self, size: Size) -> Size:
-        """The least size taken that is no smaller, but for a fixed one."""
+        """Return the least size taken that is no smaller, but for a fixed one."""
         height, width = (self.step * math.ceil(max(side, self.least) / self.step) for side in size)
         return self.fixed or (height, width)
 
@@ -124,26 +124,29 @@ def export(
             result that is not the model's. No file is left then.
     """
     needs(kind)
-    about, unet = describe(model), load_model(model)
+    info, unet = describe(model), load_model(model)
     weight = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     if kind == "onnx" and weight >= ONNX_LIMIT:
-        raise ConfigError(f"--format onnx: holds 2 GB, and {about['model']['name']} has {weight / 1e9:.1f}. Try pt2.")
+        raise ConfigError(f"--format onnx: holds 2 GB, and {info.encoder} has {weight / 1e9:.1f}. Try pt2.")
     _refuse_unwritable(path, kind)
-    size = (about["size"][0], about["size"][1])
     found: list[Exported] = []
 
     def write(target: Path, sizes: Sizes) -> None:
-        run = _written(unet, sizes, target, kind, metadata(about, unet, sizes))
+        run = _written(unet, sizes, target, kind, metadata(info, unet, sizes))
         for shape in _trials(sizes, unet.encoder.maps[-1].stride):
-            pixels = _noise(shape, unet, about)
+            pixels = _noise(shape, unet, info.range)
             _refuse_difference(compare(unet, run, [pixels]), kind)
-        batches = list(_validation(data, about, unet, sizes)) if data else [_noise((3, *sizes.near(size)), unet, about)]
+        batches = (
+            list(_validation(data, info, unet, sizes))
+            if data
+            else [_noise((3, *sizes.near(info.size)), unet, info.range)]
+        )
         comparison = compare(unet, run, watch(batches, len(batches), "comparing"), rounds)
         _refuse_difference(comparison, kind)
-        found.append(Exported(path, sizes, preparation(about), comparison))
+        found.append(Exported(path, sizes, preparation(info), comparison))
 
     refusal: Exception | None = None
-    for sizes in levels(unet, size):
+    for sizes in levels(unet, info.size):
         try:
             atomically(path, lambda target, sizes=sizes: write(target, sizes))  # type: ignore[misc]
             return found[-1]
@@ -156,9 +159,7 @@ def export(
         raise refusal
     other = next(name for name in FORMATS if name != kind)
     why = first_line(refusal) if refusal else ""
-    raise ConfigError(
-        f"{about['model']['name']}: cannot be exported as {kind}: {why} Try --format {other}."
-    ) from refusal
+    raise ConfigError(f"{info.encoder}: cannot be exported as {kind}: {why} Try --format {other}.") from refusal
 
 
 def needs(kind: str) -> None:
@@ -174,41 +175,42 @@ def needs(kind: str) -> None:
         )
 
 
-def metadata(about: dict[str, Any], model: UNet, sizes: Sizes) -> dict[str, Any]:
-    """What a user of the exported file has to know, as JSON values."""
-    low, high = about.get("range", (0, 255))
+def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> dict[str, Any]:
+    """Return what a user of the exported file has to know, as JSON values."""
+    low, high = info.range
     rule = "foreground where the logit is above 0" if model.num_classes == 1 else "the class of the largest logit"
     return {
         "producer": f"segsweep {__version__}",
-        "encoder": about["model"]["name"],
-        "classes": about["classes"],
+        "encoder": info.encoder,
+        "classes": info.classes,
         "input": f"pixels, float32 b c h w, {model.in_channels} channels, from {low:g} to {high:g}; not normalised",
         "output": f"logits, float32 b k h w; {rule}",
         "sizes": str(sizes),
-        "images": preparation(about),
+        "images": preparation(info),
         "step": sizes.step,
-        "dtype": about.get("dtype", "uint8"),
+        "dtype": info.dtype,
         "range": [low, high],
         "normalization": {
             "inside": True,
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
-            "clip": model.arguments["clip"],
+            "clip": model.arguments["normalization"]["clip"],
         },
-        "size": about["size"],
-        "resize": about["resize"],
-        **{name: about[name] for name in ("weights_source", "epoch", "val_iou") if name in about},
+        "size": list(info.size),
+        "resize": info.resize,
+        "weights_source": info.weights_source,
+        **{name: value for name, value in (("epoch", info.epoch), ("val_iou", info.val_iou)) if value is not None},
     }
 
 
-def preparation(about: Mapping[str, Any]) -> str:
-    """What `segsweep predict` does to an image before the model, which an exported one leaves to its user."""
-    height, width = about["size"]
-    if about["resize"] == "crop":
+def preparation(info: ModelInfo) -> str:
+    """Say what `segsweep predict` does to an image before the model; with an exported one its user has to."""
+    height, width = info.size
+    if info.resize == "crop":
         return "as they are"
-    how = "with their aspect kept, the edge repeated beyond" if about["resize"] == "pad" else "stretched"
+    how = "with their aspect kept, the edge repeated beyond" if info.resize == "pad" else "stretched"
     return (
-        f"brought to {height}x{width} first, {how} (resize={about['resize']}), as in training and by segsweep predict; "
+        f"brought to {height}x{width} first, {how} (resize={info.resize}), as in training and by segsweep predict; "
         "the logits back to the image's size"
     )
 
@@ -238,7 +240,8 @@ class AnySize(nn.Module):
         rows, columns = (torch.arange(side, device=pixels.device) for side in pixels.shape[-2:])
         padded = pixels.index_select(2, self._repeated(rows)).index_select(3, self._repeated(columns))
         # Selected as well: a slice is a view, of which torch.export notes that it is not contiguous.
-        return self.model(padded).index_select(2, rows).index_select(3, columns)
+        logits: Tensor = self.model(padded)
+        return logits.index_select(2, rows).index_select(3, columns)
 
     def _repeated(self, places: Tensor) -> Tensor:
         length = places.shape[0]
@@ -247,7 +250,7 @@ class AnySize(nn.Module):
 
 
 def traced(model: UNet, sizes: Sizes) -> ExportedProgram:
-    """The model as a graph whose batch, height and width are symbols as far as `sizes` says."""
+    """Return the model as a graph whose batch, height and width are symbols as far as `sizes` says."""
     step = math.ceil(model.encoder.maps[-1].stride)
     shapes: dict[int, Any] = {0: Dim("batch", min=1)}
     whole: nn.Module = model
@@ -305,7 +308,7 @@ def _name_sides(graph: Any) -> None:
 
 
 def opened(path: Path, kind: str) -> Run:
-    """An exported file as a function from pixels to logits, on as many threads as torch has."""
+    """Open an exported file as a function from pixels to logits, on as many threads as torch has."""
     if kind == "pt2":
         with path.open("rb") as file, _quiet():
             return torch.export.load(file).module()
@@ -362,26 +365,23 @@ def _trials(sizes: Sizes, stride: float) -> Sequence[tuple[int, int, int]]:
     return [(1, least, least), (3, least + 2 * step, least + odd), (1, least, least + 4 * step + odd)]
 
 
-def _noise(shape: tuple[int, int, int], model: UNet, about: dict[str, Any]) -> Tensor:
-    """Random pixels `b c h w` within the range the model was trained on."""
-    low, high = about.get("range", (0, 255))
+def _noise(shape: tuple[int, int, int], model: UNet, limits: tuple[float, float]) -> Tensor:
+    """Return random pixels `b c h w` within the range that the model was trained on."""
+    low, high = limits
     batch, height, width = shape
     drawn = torch.rand(batch, model.in_channels, height, width, generator=torch.Generator().manual_seed(0))
     return low + (high - low) * drawn
 
 
-def _validation(data: Dataset, about: dict[str, Any], model: UNet, sizes: Sizes) -> Iterator[Tensor]:
-    """Validation images as the training scored them, or fitted into a size that is taken and is no tile's."""
-    chosen = spread(data.parts["val"], IMAGES)
-    size, resize = (about["size"][0], about["size"][1]), about["resize"]
-    most = limit(size, model.encoder.input_size)
-    seen = [canvas((data.store.rows[i].height, data.store.rows[i].width), size, resize) for i in chosen]
+def _validation(data: Dataset, info: ModelInfo, model: UNet, sizes: Sizes) -> Iterator[Tensor]:
+    """Yield validation images as the training scored them, or fitted into a size that is taken and is no tile's."""
+    chosen = evenly_spaced(data.parts["val"], IMAGES)
+    canvas = Canvas(info.size, info.resize)
+    most = limit(info.size, model.encoder.input_size)
+    seen = [canvas.whole((data.store.rows[i].height, data.store.rows[i].width)).size for i in chosen]
     if not all(sizes.takes(c) and c[0] <= most[0] and c[1] <= most[1] for c in seen):
-        size, resize = sizes.near(size), "pad"
-    batches = EvalBatches(
-        data.store, data.labels, chosen, size=size, resize=resize, batch_size=BATCH, device=torch.device("cpu")
-    )
-    for batch in batches:
+        canvas = Canvas(sizes.near(info.size), "pad")
+    for batch in EvalBatches(Pixels(data.store, data.labels, torch.device("cpu")), chosen, canvas, BATCH):
         yield batch.image
 
 
@@ -398,7 +398,7 @@ def _refuse_unwritable(path: Path, kind: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch's exporter says of itself is no concern of the user's; what matters is compared afterwards."""
+    """Silence what torch's exporter says of itself: what matters is compared afterwards."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -9,7 +9,8 @@ from segsweep.errors import ConfigError
 from segsweep.nn.checkpoint import BEST
 from segsweep.paths import outputs
 from segsweep.runs import journal
-from segsweep.tracking import run as tracking
+from segsweep.runs.records import Run
+from segsweep.tracking.run import folder_of, folders_of
 
 FORMS = "a run folder, its best.safetensors, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
 
@@ -41,7 +42,7 @@ class Found:
 
 
 def find(run: str, uri: str | None = None) -> Found:
-    """The model that `run` means.
+    """Find the model that `run` means.
 
     Args:
         run: a run folder; a model's file; a sweep's folder: its winner; another folder: the best run below it; an
@@ -62,9 +63,9 @@ def find(run: str, uri: str | None = None) -> Found:
     if path.is_dir():
         return _in_folder(path.resolve())
     if name != run:
-        return _best(tracking.folders_of(name, uri), f"experiment {name}")
+        return _best(folders_of(name, uri), f"experiment {name}")
     if re.fullmatch(r"[0-9a-f]{32}", run):
-        return _in_folder(tracking.folder_of(run, uri))
+        return _in_folder(folder_of(run, uri))
     raise ConfigError(f"{run}: no such run. Give {FORMS}.")
 
 
@@ -73,13 +74,13 @@ def _in_folder(folder: Path) -> Found:
         if not (folder / BEST).is_file():
             raise ConfigError(f"{folder}: the run has no {BEST}: no epoch of it has been scored yet.")
         return Found(folder / BEST, folder)
-    from segsweep.sweep import report  # pandas and Optuna are needed here only
+    from segsweep.sweep import about, report  # pandas and Optuna are needed here only
 
     where = f"{folder}"
-    if (folder / report.ABOUT).exists():
-        places, over = report.places(folder), report.about(folder).get("state") == "complete"
-        if places:
-            winner = places[0].winner
+    if (folder / about.NAME).exists():
+        results, over = report.results(folder), about.load(folder).state == "complete"
+        if results:
+            winner = results[0].winner
             what = "the sweep's winner" if over else "the first so far of a sweep that is not finished"
             return Found(
                 folder / winner.name / BEST,
@@ -95,15 +96,14 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _best(folders: Iterable[Path], where: str) -> Found:
-    """The run with the best validation IoU; of those that were scored on other images than they had learnt by heart."""
+    """Find the run with the best validation IoU; one that learnt its validation images by heart does not count."""
     scores: dict[Path, float] = {}
     data = set()
     for folder in folders:
-        records = journal.read(folder) if (folder / BEST).is_file() else []
-        iou = [epoch["val/iou"] for epoch in journal.epochs(records) if epoch.get("val/iou") is not None]
-        if iou and not journal.last_start(records)["config"]["data"].get("overfit"):
-            scores[folder] = max(iou)
-            data.add(journal.last_start(records).get("data_digest"))
+        run = journal.read(folder) if (folder / BEST).is_file() else Run()
+        if run.start and run.best and run.best.iou is not None and not run.start.settings.data.overfit:
+            scores[folder] = run.best.iou
+            data.add(run.start.data_digest)
     if not scores:
         raise ConfigError(f"{where}: no trained model there. Train one: python train.py. Or give {FORMS}.")
     best = max(scores, key=lambda folder: scores[folder])

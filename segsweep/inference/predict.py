@@ -17,20 +17,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segsweep.data.geometry import Size, canvas, place, strips
+from segsweep.data.geometry import Canvas, Size, strips
 from segsweep.data.images import read_image
-from segsweep.data.prefetch import ahead
+from segsweep.data.prefetch import prefetch
 from segsweep.data.source import SUFFIXES, image_files
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
+from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.figures import pictures
 from segsweep.nn.checkpoint import describe, load_model
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
 from segsweep.paths import atomically
-from segsweep.training.loop import FLIPS
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Predictor:
         tile: pixels a side beyond which an image is run in overlapping tiles; default: as in training.
 
     Attributes:
-        about: what the file says of the model: classes, size, resize, range and more.
+        info: what the file says of the model.
         classes: their names, in the order of their indices.
         range: lowest and highest value of the pixels it was trained on.
 
@@ -64,20 +64,18 @@ class Predictor:
     def __init__(
         self, model: Path, *, device: str = "auto", precision: str = "auto", tta: str = "none", tile: int | None = None
     ):
-        self.about: dict[str, Any] = describe(model)
+        self.info = describe(model)
+        self.classes, self.range = self.info.classes, self.info.range
         self.device = devices.find(device)
-        self.classes: list[str] = self.about["classes"]
-        self.range: tuple[float, float] = tuple(self.about.get("range", (0, 255)))
-        self._size: Size = (self.about["size"][0], self.about["size"][1])
-        self._resize: str = self.about["resize"]
         self._execution = Execution(devices.precision(precision, self.device))
         self._model = load_model(model, self.device)
         self._execution.prepare(self._model)
-        self._views = FLIPS[tta]
-        self._tile = limit(self._size, self._model.encoder.input_size, (tile, tile) if tile else None)
+        self._scorer = Scorer(self._execution, tta)
+        self._canvas = Canvas(self.info.size, self.info.resize)
+        self._tile = limit(self.info.size, self._model.encoder.input_size, (tile, tile) if tile else None)
 
     def accept(self, image: np.ndarray, name: object) -> np.ndarray:
-        """The image with the channels that the model takes: grey counts for all three, three that are equal for one.
+        """Return the image with the channels that the model takes: grey for all three, three that are equal for one.
 
         Args:
             image: `h w c`, as `segsweep.data.images.read_image` gives it.
@@ -91,24 +89,23 @@ class Predictor:
             image = image[..., :1]
         elif found != wanted and (found, wanted) != (1, 3):
             raise DataError(f"{name}: {_channels(found)}; the model was trained on {_channels(wanted)}. Convert it.")
-        trained = self.about.get("dtype", "uint8")
-        if image.dtype != trained:
+        if image.dtype != self.info.dtype:
             low, high = self.range
             raise DataError(
                 f"{name}: {image.dtype} pixels from {image.min():g} to {image.max():g}; the model was trained on "
-                f"{trained} from {low:g} to {high:g}. Bring it to that scale."
+                f"{self.info.dtype} from {low:g} to {high:g}. Bring it to that scale."
             )
         return image
 
     def canvas(self, image: np.ndarray) -> Size:
         """Height and width that the model sees the image at; images of one can be run together."""
-        return canvas((image.shape[0], image.shape[1]), self._size, self._resize)
+        return self._canvas.whole((image.shape[0], image.shape[1])).size
 
     def together(self, size: Size) -> int:
-        """How many images of this canvas are run at once."""
+        """Return how many images of this canvas are run at once."""
         if size[0] > self._tile[0] or size[1] > self._tile[1]:
             return 1
-        return max(1, min(BATCH, BATCH * math.prod(self._size) // math.prod(size)))
+        return max(1, min(BATCH, BATCH * math.prod(self.info.size) // math.prod(size)))
 
     @torch.inference_mode()
     def logits(self, images: Sequence[np.ndarray]) -> list[Strips]:
@@ -121,8 +118,8 @@ class Predictor:
             for each image an iterator over rows and their logits, `k rows w`. Of a single large image they are computed
             as they are asked for, in memory for a row of tiles.
         """
-        size = self.canvas(images[0])
-        placements = [place((image.shape[0], image.shape[1]), size, self._resize) for image in images]
+        whole_canvas = Canvas(self.canvas(images[0]), self.info.resize)
+        placements = [whole_canvas.place((image.shape[0], image.shape[1])) for image in images]
         pixels = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
         # No labels are asked for: one zero, as large as need be.
         masks = [torch.zeros(1, 1, dtype=torch.uint8).expand(image.shape[:2]) for image in images]
@@ -133,10 +130,9 @@ class Predictor:
                 [cut(*sample) for sample in zip(pixels, masks, parts, strict=True)], self._model.in_channels
             )
             image, _, _ = warp(windows, parts[0].canvas, self.device)
-            views = [self._execution.forward(self._model, image.flip(view)).flip(view).float() for view in self._views]
-            return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+            return self._scorer.logits(self._model, image).float()
 
-        whole = bands(run, size, self._tile)
+        whole = bands(run, whole_canvas.size, self._tile)
         own = [(image.shape[0], image.shape[1]) for image in images]
         if len(images) == 1 and placements[0].untouched(own[0]):
             return [_fitting((rows, logits[0]) for rows, logits in whole)]
@@ -145,7 +141,7 @@ class Predictor:
         return [_fitting(strips(m, p, s)) for m, p, s in zip(maps, placements, own, strict=True)]
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Of one image: `k h w` float32, of each class, or of the foreground alone (k = 1) where there are two."""
+        """Return the probabilities of one image, `k h w` float32: of each class, or of two the foreground's (k = 1)."""
         (found,) = self.logits([image])
         return np.concatenate([probability(logits).cpu().numpy() for _, logits in found], axis=1)
 
@@ -259,7 +255,7 @@ def predict(
         group.clear()
 
     jobs = (partial(read, path) for path, _ in images)
-    with closing(ahead(jobs, DECODING, DECODING)) as decoded:
+    with closing(prefetch(jobs, DECODING, DECODING)) as decoded:
         for (path, target), pixels in zip(images, watch(decoded, len(images), "predicting"), strict=True):
             if isinstance(pixels, DataError):
                 yield Outcome(path, folder / target, str(pixels))
@@ -322,7 +318,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _searched(given: Path) -> Path:
-    """The folder that is searched for a folder or a pattern."""
+    """Return the folder that is searched for a folder or a pattern."""
     fixed = list(takewhile(lambda part: not set(part) & set("*?["), given.parts))
     return _absolute(Path(*fixed) if fixed else Path())
 

@@ -1,37 +1,21 @@
 """A trained model in MLflow's registry: a program that runs without segsweep, and a card that says what it is."""
 
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from segsweep.console import SCORES
 from segsweep.data.dataset import Dataset
-from segsweep.inference.evaluate import FOLDER
-from segsweep.inference.export import Comparison, Sizes, export, preparation
+from segsweep.engine.scorer import Watch
+from segsweep.inference.evaluate import FOLDER, read_evaluation
+from segsweep.inference.export import Exported, Sizes, export, preparation
 from segsweep.inference.find import Found
-from segsweep.nn.checkpoint import describe
+from segsweep.nn.checkpoint import ModelInfo, describe
 from segsweep.nn.weights import about as pretrained
 from segsweep.runs import journal
+from segsweep.runs.records import Run
 from segsweep.tracking import registry
-from segsweep.training.loop import Watch
-
-
-@dataclass(frozen=True)
-class Registration:
-    """A version in the registry, the champion before it (or ""), its run and tracking URI; as `Exported` the rest."""
-
-    version: str
-    before: str
-    run: str
-    uri: str
-    sizes: Sizes
-    images: str
-    comparison: Comparison
 
 
 def register(
@@ -40,53 +24,53 @@ def register(
     uri: str | None = None,
     data: Dataset | None = None,
     watch: Watch = lambda items, *_: items,
-) -> Registration:
+) -> tuple[registry.Registered, Exported]:
     """Export a run's model with torch.export, verify it, and make it the champion of a registered model.
 
     Args:
         found: the model; its run is sent to MLflow first, where it is not there yet.
         name: of the registered model.
-        uri: MLflow's tracking URI; default: the run's own, as `segsweep sync` has it.
+        uri: MLflow's tracking URI, typed by this user; default: the run's own, as `segsweep sync` has it.
         data: whose validation images are compared; None: random pixels.
         watch: wraps the iterator over the batches; also given their number and a title.
 
+    Returns:
+        the version in the registry, and the program, whose file is there no longer.
+
     Raises:
-        ConfigError: a model without a run, one that cannot be exported, or a name that MLflow does not take.
+        ConfigError: a model without a run, one whose own tracking URI is not this user's, one that cannot be exported,
+            or a name that MLflow does not take.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
     folder = found.run
-    about, records = describe(found.model), journal.read(folder)
+    info, run = describe(found.model), journal.started(folder)
     registry.check(folder, uri, name)
     with tempfile.TemporaryDirectory() as made:
         program = Path(made) / "model.pt2"
         done = export(found.model, program, "pt2", data, watch, rounds=0)
-        card = model_card(name, folder, about, records, done.sizes)
-        channels = (about["model"]["in_channels"], about["model"]["num_classes"])
-        tags = {"data_digest": journal.last_start(records)["data_digest"], "sizes": str(done.sizes)}
+        card = model_card(name, folder, info, run, done.sizes)
+        channels = (info.model["in_channels"], info.model["num_classes"])
+        tags = {"data_digest": run.starts[-1].data_digest, "sizes": str(done.sizes)}
         registered = registry.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
-    return Registration(**vars(registered), sizes=done.sizes, images=done.images, comparison=done.comparison)
+    return registered, done
 
 
-def model_card(
-    name: str, folder: Path, about: Mapping[str, Any], records: Sequence[dict[str, Any]], sizes: Sizes
-) -> str:
-    """What the model is, in Markdown, after Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993).
+def model_card(name: str, folder: Path, info: ModelInfo, run: Run, sizes: Sizes) -> str:
+    """Say what the model is, in Markdown, after Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993).
 
     Args:
         name: of the registered model.
         folder: of the run.
-        about: what the model's file says of it.
-        records: the run's journal.
+        info: what the model's file says of it.
+        run: its journal.
         sizes: that the program takes.
     """
-    start, encoder, classes = journal.last_start(list(records)), about["model"]["name"], about["classes"]
-    low, high = about.get("range", (0, 255))
-    data = start["config"]["data"]
-    one = about["model"]["num_classes"] == 1
-    rule = f"above 0 is {classes[-1]}" if one else "the largest logit is the class"
-    images = ", ".join(f"{start[f'data/{part}']} {part}" for part in ("train", "val", "test") if start[f"data/{part}"])
+    start, classes, (low, high), (height, width) = run.starts[-1], info.classes, info.range, info.size
+    channels, logits = info.model["in_channels"], info.model["num_classes"]
+    rule = f"above 0 is {classes[-1]}" if logits == 1 else "the largest logit is the class"
+    images = ", ".join(f"{start.images[part]} {part}" for part in ("train", "val", "test") if start.images.get(part))
     lines = [
-        f"# U-Net on {encoder}: {', '.join(classes)}",
+        f"# U-Net on {info.encoder}: {', '.join(classes)}",
         "",
         "Semantic segmentation: a class for each pixel.",
         "",
@@ -97,21 +81,18 @@ def model_card(
         "logits = model(pixels)",
         "```",
         "",
-        f"- **Input** `pixels`: float32 `b {about['model']['in_channels']} h w`, values from {low:g} to {high:g}; "
-        "normalisation is inside.",
-        f"- **Output** `logits`: `b {about['model']['num_classes']} h w`; {rule}.",
-        f"- **Sizes**: {sizes}. Trained on {about['size'][0]}x{about['size'][1]} (resize={about['resize']}).",
-        f"- **Images** are to be {preparation(about)}."
-        if about["resize"] != "crop"
-        else "- **Images** go in as they are.",
+        f"- **Input** `pixels`: float32 `b {channels} h w`, values from {low:g} to {high:g}; normalisation is inside.",
+        f"- **Output** `logits`: `b {logits} h w`; {rule}.",
+        f"- **Sizes**: {sizes}. Trained on {height}x{width} (resize={info.resize}).",
+        f"- **Images** are to be {preparation(info)}." if info.resize != "crop" else "- **Images** go in as they are.",
         "",
         "## Data",
         "",
-        f"{data['name']}, digest `{start['data_digest']}`: {images} images.",
+        f"{start.asked.data.name}, digest `{start.data_digest}`: {images} images.",
         "",
         "## Scores",
         "",
-        *_scores(folder, records, about.get("epoch")),
+        *_scores(folder, run, info.epoch),
         "",
         "## Intended use",
         "",
@@ -126,36 +107,35 @@ def model_card(
         "",
         "## Weights",
         "",
-        f"The encoder started from: {start['weights_source']}. {_licence(encoder, start['weights_source'])} "
+        f"The encoder started from: {start.weights_source}. {_licence(info.encoder, start.weights_source)} "
         "The data may have terms of their own.",
         "",
         "## Made by",
         "",
-        f"segsweep {start['segsweep']}, commit {start['commit'] or 'unknown'}{' with changes' * bool(start['dirty'])}, "
-        f"torch {start['torch']}, seed {start['config']['train']['seed']}:",
+        f"segsweep {start.segsweep}, commit {start.commit or 'unknown'}{' with changes' * start.dirty}, "
+        f"torch {start.torch}, seed {start.settings.train.seed}:",
         "",
         "```",
-        f"python train.py {start['command']}".rstrip(),
+        f"python train.py {start.command}".rstrip(),
         "```",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _scores(folder: Path, records: Sequence[dict[str, Any]], epoch: int | None) -> list[str]:
-    """A table for each split: with 95 % intervals where the run has been evaluated, else the training's own."""
+def _scores(folder: Path, run: Run, epoch: int | None) -> list[str]:
+    """Return a table for each split: with 95 % intervals where the run has been evaluated, else the training's own."""
     lines = ["| split | metric | value | 95 % over images |", "|---|---|---|---|"]
-    end = records[-1] if records[-1]["kind"] == "end" else {}
+    ended = run.end.metrics if run.end else {}
     for split in ("val", "test"):
-        path = folder / FOLDER / split / "metrics.json"
-        evaluated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not evaluated.get("own") or evaluated["epoch"] != epoch:
-            evaluated = {}  # of other images, or of an earlier model
-        values = evaluated.get("metrics", {name: end.get(f"{split}/{name}") for name in SCORES})
+        found = read_evaluation(folder / FOLDER / split)
+        if found and not (found.own and found.epoch == epoch):
+            found = None  # of other images, or of an earlier model
         for name, title in SCORES.items():
-            if values.get(name) is not None:
-                low, high = evaluated.get("intervals", {}).get(name, (None, None))
+            value = found.metrics.get(name) if found else ended.get(f"{split}/{name}")
+            low, high = found.intervals.get(name, (None, None)) if found else (None, None)
+            if value is not None:
                 between = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else "not computed"
-                lines.append(f"| {split} | {title} | {values[name]:.4f} | {between} |")
+                lines.append(f"| {split} | {title} | {value:.4f} | {between} |")
     return lines
 
 

@@ -5,6 +5,7 @@ Both are written beside their place and moved there, so a killed run leaves whol
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,49 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from segsweep.errors import ConfigError, unloaded
+from segsweep.config.checks import read
+from segsweep.errors import ConfigError, first_line, one_of, unloaded
 from segsweep.nn import UNet
+from segsweep.nn.unet import Architecture, upgraded
 from segsweep.paths import atomically
 
 VERSION = 1
 BEST, LAST = "best.safetensors", "last.pt"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model's file says beside the weights. Older files lack what has a default.
+
+    Attributes:
+        model: `UNet.arguments`, of which `UNet.rebuilt` builds it.
+        classes: names, in the order of their indices.
+        size, resize: the canvas that it was trained on, height and width, and how images were brought to it.
+        weights_source: where the encoder's weights came from before training.
+        range: lowest and highest value of the pixels that it was trained on.
+        dtype: of these pixels.
+        normalize: as `data.normalize`.
+        epoch, val_iou: after which it was kept, and its score then; None where it comes from no run.
+    """
+
+    model: dict[str, Any]
+    classes: list[str]
+    size: tuple[int, int]
+    resize: str
+    weights_source: str = "random"
+    range: tuple[float, float] = (0.0, 255.0)
+    dtype: str = "uint8"
+    normalize: str = "auto"
+    epoch: int | None = None
+    val_iou: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("resize", self.resize, ("pad", "squash", "crop"))
+
+    @property
+    def encoder(self) -> str:
+        """The encoder's name."""
+        return str(self.model["name"])
 
 
 def save_model(
@@ -26,28 +64,23 @@ def save_model(
     """Write the weights and all that is needed to use them.
 
     Args:
-        classes: names, in the order of their indices.
-        size, resize: the canvas the model was trained on.
-        more: further JSON values to keep.
+        more: further fields of `ModelInfo`, which explains all of them.
     """
-    about = {
-        "version": VERSION,
-        "model": model.arguments,
-        "classes": list(classes),
-        "size": list(size),
-        "resize": resize,
-        "weights_source": model.weights_source,
-        **more,
-    }
+    info = ModelInfo(model.arguments, list(classes), (size[0], size[1]), resize, model.weights_source, **more)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    atomically(path, lambda target: save_file(tensors, target, metadata={"segsweep": json.dumps(about)}))
+    atomically(
+        path,
+        lambda target: save_file(
+            tensors, target, metadata={"segsweep": json.dumps({"version": VERSION, **asdict(info)})}
+        ),
+    )
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """What `save_model` kept beside the weights.
+def describe(path: str | Path) -> ModelInfo:
+    """Read what `save_model` kept beside the weights.
 
     Raises:
-        ConfigError: not a segsweep model, or of a later format.
+        ConfigError: not a segsweep model, of a later format, or damaged.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such file. A run's model is its best.safetensors.")
@@ -62,23 +95,30 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: a safetensors file, but not a segsweep model. A run's model is its best.safetensors."
         )
-    about = json.loads(metadata["segsweep"])
-    if about["version"] > VERSION:
-        raise ConfigError(
-            f"{path}: of format {about['version']}, this segsweep reads up to {VERSION}. Update segsweep."
-        )
-    return about
+    try:
+        plain = json.loads(metadata["segsweep"])
+        version = plain.get("version") if isinstance(plain, dict) else None
+        if isinstance(version, int) and version > VERSION:
+            raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
+        info = read(ModelInfo, plain, "segsweep")
+        info = replace(info, model=upgraded(info.model))
+        read(Architecture, info.model, "segsweep.model")  # refused here, where the file is known
+        return info
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: no model that can be read: {first_line(error)}") from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
-    """A trained model, ready to run: `load_model(path)(pixels)` gives logits.
+    """Return a trained model, ready to run: `load_model(path)(pixels)` gives logits.
 
     Raises:
-        ConfigError: not a segsweep model.
+        ConfigError: not a segsweep model, or weights that are not those of the architecture it names.
     """
-    about = describe(path)
-    model = UNet(**about["model"])
-    load_weights(path, model)
+    model = UNet.rebuilt(describe(path).model)
+    try:
+        load_weights(path, model)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: damaged: the weights are not those of its architecture.") from error
     return model.to(device).eval()
 
 

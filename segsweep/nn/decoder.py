@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from segsweep.nn.plan import Map, Plan, Stage, upsamplings
+from segsweep.nn.plan import DecoderPlan, Map, Stage, upsamplings
 
 
 def norm(kind: str, channels: int) -> nn.Module:
-    """A normalisation layer for `b c h w`: batch, group (of 8 channels) or layer (over the channels)."""
+    """Make a normalisation layer for `b c h w`: batch, group (of 8 channels) or layer (over the channels)."""
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "group":
@@ -21,7 +21,7 @@ def norm(kind: str, channels: int) -> nn.Module:
 
 
 def conv(kind: str, inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """Convolution, norm, ReLU."""
+    """Make a convolution, norm and ReLU."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, norm(kind, outputs), nn.ReLU(inplace=True))
 
@@ -92,11 +92,12 @@ class Block(nn.Module):
         joined = _upsampled(x, weight[:, : x.shape[1]], size)
         if skip is not None:
             joined = joined + F.conv2d(skip, weight[:, x.shape[1] :], padding=1)
-        return self.convs[1](activation(norm(joined)))
+        result: Tensor = self.convs[1](activation(norm(joined)))
+        return result
 
 
 def _upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """A 3x3 convolution of `x`, brought to `size` first.
+    """Bring `x` to `size`, then convolve it by 3x3.
 
     Nearest doubling and the convolution are one transposed convolution with 4x4 kernels: 4 products for each pixel
     where there were 9 (https://arxiv.org/abs/1609.07009 has the equivalence).
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         kind: batch, group or layer normalisation.
     """
 
-    def __init__(self, plan: Plan, maps: Sequence[Map], in_channels: int, kind: str = "batch"):
+    def __init__(self, plan: DecoderPlan, maps: Sequence[Map], in_channels: int, kind: str = "batch"):
         super().__init__()
         self.out_channels = plan.stages[-1].width
         self.pyramid = Pyramid(maps[0], plan.pyramid, kind) if plan.pyramid else None
@@ -147,7 +148,7 @@ class Decoder(nn.Module):
         if self.pyramid is not None:
             maps = self.pyramid(maps[0])
         skips = [*(self.stem(image) if self.stem is not None else []), *maps]
-        x = self.neck(skips.pop())
+        x: Tensor = self.neck(skips.pop())
         for block, stride in zip(self.blocks, self.strides, strict=True):
             skip = skips.pop() if block.has_skip else None
             size = skip.shape[-2:] if skip is not None else (round(height / stride), round(width / stride))

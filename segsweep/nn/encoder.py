@@ -6,7 +6,7 @@ asked for maps at several sizes. timm's own `feature_info.reduction()` is wrong 
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segsweep.errors import ConfigError, closest
 from segsweep.nn import weights
-from segsweep.nn.plan import Map
+from segsweep.nn.plan import Map, plan
 
 # timm's switches for images of any size, tried in this order. A model that takes none runs at its native size.
 SWITCHES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True})
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         return 1 if self.input_size else math.ceil(self.maps[-1].stride)
 
     def layers(self) -> dict[str, int]:
-        """The layer of each parameter, from 0, nearest to the image, as timm groups them.
+        """Return the layer of each parameter, from 0, nearest to the image, as timm groups them.
 
         timm's wrappers rename what they hold; a parameter that the bare model does not have is of the layer before it.
         """
@@ -156,7 +156,7 @@ class Encoder(nn.Module):
 
 @contextmanager
 def whole_strides() -> Iterator[None]:
-    """A context in which timm takes each map's sides for multiples of the stride of what runs over it.
+    """Have timm take each map's sides for multiples of the stride of what runs over it, while in this context.
 
     So they are where the image's are multiples of the deepest stride. TensorFlow's SAME padding is then a constant;
     as a formula of the size it makes torch.export think for a quarter of an hour about EfficientNets.
@@ -208,6 +208,20 @@ def probe(name: str) -> Probe:
         fixed = fixed or measured
     assert fixed is not None
     return fixed
+
+
+def decoder_width(name: str, width: str | Sequence[int] = "auto") -> list[int]:
+    """Decide how many channels the decoder's stages have, deepest first, before a model is built.
+
+    Args:
+        name: timm's name of the encoder.
+        width: as `decoder.width`; auto: scaled to the encoder.
+
+    Raises:
+        ConfigError: no such model, or another number of widths than there are stages.
+    """
+    measured = probe(name)
+    return [stage.width for stage in plan(measured.maps, width, measured.macs).stages]
 
 
 def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], device: str) -> Probe:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from segsweep.errors import ConfigError
+
 # Channels at stride 1; each halving of the resolution doubles them: 256, 128, 64, 32, 16 for strides 16, 8, 4, 2, 1.
 BASE_WIDTH = 16
 WIDEST = 256
@@ -35,7 +37,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DecoderPlan:
     """What the decoder is built from.
 
     Attributes:
@@ -54,7 +56,7 @@ class Plan:
     stages: tuple[Stage, ...]
 
 
-def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs: float = math.inf) -> Plan:
+def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs: float = math.inf) -> DecoderPlan:
     """Plan the decoder of an encoder with these maps.
 
     Args:
@@ -64,7 +66,7 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
 
     Raises:
-        ValueError: `width` has another length than there are stages.
+        ConfigError: `width` has another length than there are stages.
     """
     pyramid = _pyramid(maps[0]) if len(maps) == 1 else ()
     levels = list(pyramid or maps)
@@ -72,7 +74,7 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
     strides = _ladder(sorted(own | {fine for fine in (1.0, 2.0) if not any(_near(fine, stride) for stride in own)}))
     if width != "auto":
         if len(width) != len(strides):
-            raise ValueError(
+            raise ConfigError(
                 f"decoder.width={list(width)}: this encoder's decoder has {len(strides)} stages (strides "
                 f"{', '.join(f'{stride:g}' for stride in strides)}), so it takes {len(strides)} widths, deepest first."
             )
@@ -85,8 +87,8 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
     return candidate
 
 
-def macs(plan: Plan) -> float:
-    """Multiply-adds of the decoder's convolutions, for one pixel of the image."""
+def macs(plan: DecoderPlan) -> float:
+    """Count multiply-adds of the decoder's convolutions, for one pixel of the image."""
     total = 0.0
     for level in plan.pyramid:
         for inputs, outputs, stride in upsamplings(plan.pyramid[-2], level):
@@ -103,7 +105,7 @@ def macs(plan: Plan) -> float:
 
 
 def upsamplings(single: Map, level: Map) -> list[tuple[int, int, float]]:
-    """The doublings from a single map to a finer level, each as its inputs, its outputs and the stride it reaches."""
+    """List the doublings from a single map to a finer level: inputs, outputs and the stride reached by each."""
     steps = []
     channels, stride = single.channels, single.stride
     while stride > level.stride:
@@ -118,12 +120,18 @@ def _pyramid(single: Map) -> tuple[Map, ...]:
 
 
 def _ladder(strides: list[float]) -> list[float]:
-    """The stages' strides, deepest first: every stride below the deepest, and steps of about 2 where there is a gap."""
+    """Choose the stages' strides, deepest first: all below the deepest, and steps of about 2 where there is a gap.
+
+    Args:
+        strides: of the maps there will be, ascending.
+    """
     ladder: list[float] = []
     for fine, coarse in reversed(list(itertools.pairwise(strides))):
+        # A gap is a ratio: 16 to 1 are four doublings. Rounding their number and making them equal lets any ratio end
+        # on the map's own stride, where its skip lies: 14 to 3.5 is 7, 3.5, and 32 to 5 is 17.2, 9.3, 5.
         steps = max(1, round(math.log2(coarse / fine)))
         ladder += [coarse * (fine / coarse) ** (i / steps) for i in range(1, steps)]
-        ladder.append(fine)
+        ladder.append(fine)  # as it is and not computed: skips are looked up by it
     return ladder
 
 
@@ -137,7 +145,7 @@ def _scaled(stride: float, factor: float) -> int:
     return max(8, 8 * round(width / 8))
 
 
-def _build(levels: list[Map], pyramid: tuple[Map, ...], strides: list[float], widths: list[int]) -> Plan:
+def _build(levels: list[Map], pyramid: tuple[Map, ...], strides: list[float], widths: list[int]) -> DecoderPlan:
     skips = {level.stride: level.channels for level in levels}
     stem = [0, 0]
     for stride, width in zip(strides, widths, strict=True):
@@ -150,4 +158,4 @@ def _build(levels: list[Map], pyramid: tuple[Map, ...], strides: list[float], wi
     for stride, width in zip(strides, widths, strict=True):
         stages.append(Stage(stride, inputs, skips.get(stride, 0), width))
         inputs = width
-    return Plan(pyramid, deepest, neck, (stem[0], stem[1]), tuple(stages))
+    return DecoderPlan(pyramid, deepest, neck, (stem[0], stem[1]), tuple(stages))

@@ -14,7 +14,7 @@ LARGEST = 1024  # pixels a side up to which an image is run whole
 
 
 def limit(size: Size, input_size: Size | None, given: Sequence[int] | None = None) -> Size:
-    """Height and width beyond which images are run in tiles.
+    """Decide the height and width beyond which images are run in tiles.
 
     Args:
         size: of the canvas in training.
@@ -43,7 +43,7 @@ def tiled(forward: Callable[[Tensor], Tensor], image: Tensor, tile: Size) -> Ten
 
 
 def bands(run: Callable[[slice, slice], Tensor], size: Size, tile: Size) -> Iterator[tuple[slice, Tensor]]:
-    """The same from the top down, each band of rows as soon as no further tile lies on it.
+    """Run a model on tiles and yield what comes, from the top down: a band of rows when no further tile lies on it.
 
     All tiles have one size, the image's own where it is smaller. Neighbours overlap by `OVERLAP` of a side or more, and
     each counts the less the nearer it ends, where it has seen the least of the surroundings.

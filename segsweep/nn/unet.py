@@ -1,18 +1,48 @@
 """A U-Net on any timm encoder, from pixels to logits."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segsweep.errors import ConfigError
+from segsweep.config.checks import read
+from segsweep.config.schema import DecoderConfig
+from segsweep.config.settings import Normalization
 from segsweep.nn.decoder import Decoder
 from segsweep.nn.encoder import Encoder
 from segsweep.nn.plan import macs, plan
 from segsweep.nn.weights import Weights, about
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments of `UNet` that build the same model again, without weights."""
+
+    name: str
+    num_classes: int
+    in_channels: int
+    decoder: DecoderConfig
+    normalization: Normalization
+
+
+def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the arguments that an older version kept to the form of `Architecture`.
+
+    The first kept the decoder's settings as arguments of their own, and of the normalization the clipping alone: its
+    mean and std are among the weights.
+    """
+    given = dict(arguments)
+    if "decoder" not in given and "name" in given:
+        channels = given.get("in_channels", 3)
+        given["decoder"] = {key: given.pop(key) for key in ("width", "norm", "dropout") if key in given}
+        clip = given.pop("clip", None)
+        given["normalization"] = {"mean": [0.0] * channels, "std": [1.0] * channels, "clip": clip}
+    return given
 
 
 class UNet(nn.Module):
@@ -25,20 +55,16 @@ class UNet(nn.Module):
         pretrained: True: pretrained weights or an error; "auto": or random ones, with a warning; False: random; or what
             `segsweep.nn.weights.find` has found.
         weights_file: a timm checkpoint to take the encoder's weights from.
-        width: channels of the decoder's stages, deepest first, or "auto": scaled to the encoder.
-        norm: the decoder's normalisation: batch, group or layer.
-        dropout: probability of dropping a channel before the head.
+        decoder: its widths, normalisation layers and dropout.
         drop_path: probability of skipping a residual block of the encoder in training.
-        mean, std: of each channel, on the scale of the pixels; default: the encoder's own, for pixels in 0..255.
-        clip: lowest and highest value of each channel; pixels beyond are set to them.
+        normalization: of the pixels; default: the encoder's own, for pixels in 0..255.
 
     Attributes:
-        arguments: the keyword arguments that build the same architecture again, without weights.
+        arguments: the fields of its `Architecture`, of which `rebuilt` builds it again.
         weights_source: where the encoder's weights came from: file, package, cache, hub or random.
 
     Raises:
         ConfigError: no such model, no weights, or widths that do not fit the decoder.
-        ValueError: one of mean and std without the other.
     """
 
     mean: Tensor
@@ -54,54 +80,50 @@ class UNet(nn.Module):
         pretrained: str | bool | Weights = False,
         weights_file: str | None = None,
         *,
-        width: str | Sequence[int] = "auto",
-        norm: str = "batch",
-        dropout: float = 0.0,
+        decoder: DecoderConfig = DecoderConfig(),  # noqa: B008
         drop_path: float = 0.0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        clip: Sequence[Sequence[float]] | None = None,
+        normalization: Normalization | None = None,
     ):
         super().__init__()
         self.encoder = Encoder(name, in_channels, pretrained, weights_file, drop_path)
-        self.weights_source = self.encoder.weights_source
-        try:
-            self.plan = plan(self.encoder.maps, width, self.encoder.macs)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        self.decoder = Decoder(self.plan, self.encoder.maps, in_channels, norm)
-        self.dropout = nn.Dropout2d(dropout)
+        self.weights_source: str = self.encoder.weights_source
+        self.plan = plan(self.encoder.maps, decoder.width, self.encoder.macs)
+        self.decoder = Decoder(self.plan, self.encoder.maps, in_channels, decoder.norm)
+        self.dropout = nn.Dropout2d(decoder.dropout)
         self.head = nn.Conv2d(self.decoder.out_channels, num_classes, 1)
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std go together: give both or none")
-        if mean is None or std is None:
-            mean, std = encoder_statistics(name, in_channels)
-        self.register_buffer("mean", _per_channel(mean))
-        self.register_buffer("std", _per_channel(std))
-        self.clips = clip is not None
-        if clip:
-            self.register_buffer("low", _per_channel(clip[0]), persistent=False)
-            self.register_buffer("high", _per_channel(clip[1]), persistent=False)
+        mean, std = encoder_statistics(name, in_channels)
+        pixels = normalization or Normalization(tuple(mean), tuple(std))
+        self.register_buffer("mean", _per_channel(pixels.mean))
+        self.register_buffer("std", _per_channel(pixels.std))
+        self.clips = pixels.clip is not None
+        if pixels.clip:
+            self.register_buffer("low", _per_channel(pixels.clip[0]), persistent=False)
+            self.register_buffer("high", _per_channel(pixels.clip[1]), persistent=False)
         self.num_classes = num_classes
         self.in_channels = in_channels
-        self.arguments: dict[str, Any] = {
-            "name": name,
-            "num_classes": num_classes,
-            "in_channels": in_channels,
-            "width": [stage.width for stage in self.plan.stages],
-            "norm": norm,
-            "dropout": dropout,
-            "clip": [list(edge) for edge in clip] if clip else None,  # as JSON gives it back
-        }
+        decided = replace(decoder, width=[stage.width for stage in self.plan.stages])
+        arguments = asdict(Architecture(name, num_classes, in_channels, decided, pixels))
+        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))  # a copy, as a file gives it back
+
+    @classmethod
+    def rebuilt(cls, arguments: Mapping[str, Any]) -> "UNet":
+        """Build the architecture that a model's `arguments` describe, of any version, with random weights.
+
+        Raises:
+            ConfigError: they are not such arguments.
+        """
+        built = read(Architecture, upgraded(arguments), "model")
+        named = {item.name: getattr(built, item.name) for item in fields(built)}
+        return cls(**named)
 
     def macs(self, size: tuple[int, int]) -> float:
-        """Multiply-adds of a forward pass over an image of this height and width; training takes three times that."""
+        """Count multiply-adds of a forward pass over an image of this height and width; training takes thrice that."""
         area = size[0] * size[1]
         seen = math.prod(self.encoder.input_size) if self.encoder.input_size else area
         return self.encoder.macs * seen + macs(self.plan) * area
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """From pixels to logits.
+        """Map pixels to logits.
 
         Args:
             pixels: `b c h w`, any height and width from 32, on the scale of the stored data type (0..255 for 8 bits).
@@ -120,7 +142,8 @@ class UNet(nn.Module):
         if below or right:
             image = F.pad(image, (0, right, 0, below), mode="replicate")
         x = self.decoder(image, self.encoder(image))
-        return self.head(self.dropout(x))[..., :height, :width]
+        logits: Tensor = self.head(self.dropout(x))
+        return logits[..., :height, :width]
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:
@@ -128,7 +151,7 @@ def _per_channel(values: Sequence[float]) -> Tensor:
 
 
 def encoder_statistics(name: str, in_channels: int = 3) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that the encoder was trained with, for pixels in 0..255.
+    """Return mean and standard deviation that the encoder was trained with, for pixels in 0..255.
 
     For other than three channels the three's average is repeated, as timm does with the stem's weights.
     """
@@ -140,5 +163,5 @@ def encoder_statistics(name: str, in_channels: int = 3) -> tuple[list[float], li
 
 
 def predict(logits: Tensor) -> Tensor:
-    """Logits `b k h w` to class indices `b h w` int64; one logit means foreground above 0."""
+    """Turn logits `b k h w` into class indices `b h w` int64; one logit means foreground above 0."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)

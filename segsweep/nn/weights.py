@@ -57,7 +57,7 @@ RANDOM = Weights("random")
 
 
 def about(name: str) -> PretrainedCfg:
-    """What timm knows of the model's pretrained weights; of a model without any, the defaults."""
+    """Return what timm knows of the model's pretrained weights; of a model without any, the defaults."""
     return get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
 
 
@@ -94,7 +94,7 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
 
 
 def sources(names: Sequence[str], pretrained: str | bool = "auto", file: str | None = None) -> dict[str, Source]:
-    """Where each encoder's weights come from; those on the hub are fetched, so that they stay available.
+    """Tell where each encoder's weights come from; those on the hub are fetched, so that they stay available.
 
     Raises:
         ConfigError: what `find` raises.

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from segsweep.config.checks import read
+from segsweep.errors import ConfigError
 from segsweep.paths import save_json
 from segsweep.runs import journal
 from segsweep.runs.curve import Curve, Point
+from segsweep.runs.records import Run
 
 NAME = "trial.json"
-State = Literal["running", "complete", "pruned", "failed"]
+State = Literal["running", "paused", "complete", "pruned", "failed"]
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Trial:
         state: running until it is known to be over.
         reason: why it was pruned or failed.
         halvings: how often its micro-batch was halved, since the memory was too small.
-        records: of its journal.
+        run: what its journal says.
     """
 
     name: str
@@ -38,39 +41,19 @@ class Trial:
     state: State = "running"
     reason: str = ""
     halvings: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    run: Run = field(default_factory=Run, repr=False)
     slot: str = ""
-
-    @property
-    def start(self) -> dict[str, Any]:
-        """The latest start record; empty before the first."""
-        return journal.last_start(self.records)
-
-    @property
-    def end(self) -> dict[str, Any]:
-        """The end record, if the journal closes with one."""
-        return self.records[-1] if self.records and self.records[-1]["kind"] == "end" else {}
-
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """The epoch records."""
-        return journal.epochs(self.records)
 
     @property
     def iou(self) -> float | None:
         """The best validation IoU so far."""
-        scored = [record["val/iou"] for record in self.epochs if record.get("val/iou") is not None]
-        return max(scored, default=None)
-
-    @property
-    def seconds(self) -> float:
-        """Of training and validation so far."""
-        return self.epochs[-1]["perf/seconds"] if self.epochs else 0.0
+        return self.run.best.iou if self.run.best else None
 
     @property
     def speed(self) -> float | None:
         """Images/s of its training."""
-        return self.end.get("perf/images_per_s") or journal.usual(self.epochs, "perf/images_per_s")
+        ended = self.run.end.metrics.get("perf/images_per_s") if self.run.end else None
+        return ended or self.run.steady_median("perf/images_per_s")
 
     @property
     def done(self) -> float:
@@ -81,19 +64,20 @@ class Trial:
     @property
     def curve(self) -> Curve:
         """What the pruner looks at."""
-        start, best, points = self.start, -1.0, []
-        config = start.get("config", {})
-        epochs, budget = start.get("epochs"), config.get("train", {}).get("time_budget")
-        for record in self.epochs:
-            best = max(best, -1.0 if record.get("val/iou") is None else record["val/iou"])
-            shares = [record["epoch"] / epochs] if epochs else []
-            shares += [record["perf/seconds"] / budget] if budget else []
+        if self.run.start is None:
+            return Curve(self.encoder, [])
+        settings, best, points = self.run.start.settings, -1.0, []
+        epochs, budget = settings.train.epochs, settings.train.time_budget
+        for epoch in self.run.epochs:
+            best = max(best, -1.0 if epoch.iou is None else epoch.iou)
+            shares = [epoch.epoch / epochs] if epochs else []
+            shares += [(epoch.metrics.get("perf/seconds") or 0.0) / budget] if budget else []
             points.append(Point(min(1.0, max(shares, default=0.0)), best))
-        return Curve(self.encoder, points, self.state == "complete", config.get("optim", {}).get("lr", 0.0))
+        return Curve(self.encoder, points, self.state == "complete", settings.optim.lr)
 
     def save(self, sweep: Path) -> None:
         """Keep it beside its journal, for reports."""
-        kept = {name: value for name, value in asdict(self).items() if name != "records"}
+        kept = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "run"}
         path = sweep / self.name / NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         save_json(path, kept)
@@ -104,11 +88,15 @@ def load(sweep: Path, name: str) -> Trial:
 
     Raises:
         FileNotFoundError: there is none of that name.
+        ConfigError: it, or its journal, is damaged.
     """
-    kept = json.loads((sweep / name / NAME).read_text(encoding="utf-8"))
-    known = {item.name for item in fields(Trial)}
-    trial = Trial(**{key: value for key, value in kept.items() if key in known})
-    trial.records = journal.read(sweep / name)
+    path = sweep / name / NAME
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+    trial = read(Trial, kept, str(path))
+    trial.run = journal.read(sweep / name)
     return trial
 
 
@@ -124,7 +112,7 @@ def seconds_left(trials: Sequence[Trial], wanted: int, slots: int) -> float | No
     over = [trial for trial in trials if trial.state in ("complete", "pruned")]
     if not over:
         return None
-    usual = sum(trial.seconds for trial in over) / len(over)
+    usual = sum(trial.run.seconds for trial in over) / len(over)
     running = sum(1 - trial.done for trial in trials if trial.state == "running")
     waiting = max(0, wanted - len(over) - sum(trial.state == "running" for trial in trials))
     return usual * (waiting + running) / max(1, slots)

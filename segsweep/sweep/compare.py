@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from segsweep.config.schema import flat
+from segsweep import metrics
 from segsweep.errors import ConfigError, closest
-from segsweep.runs import journal
+from segsweep.runs import journal, locks
 from segsweep.sweep import finalists
 from segsweep.sweep.report import number
 
@@ -21,7 +21,7 @@ UNTOLD = ("tracking.", "train.test", "train.device", "train.workers", "data.cach
 
 
 def runs(folders: Iterable[Path]) -> pd.DataFrame:
-    """A row for each run in or below the folders: all of its configuration, its scores and its cost.
+    """Make a row for each run in or below the folders: all its keys, its scores and its cost.
 
     Raises:
         ConfigError: there is no run.
@@ -39,7 +39,7 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
-    """What differs between the runs and their scores, best first; with `group_by` mean ± sd over complete runs.
+    """Show what differs between the runs and their scores, best first; with `group_by` mean ± sd over complete runs.
 
     Runs on different data stay apart: their scores do not compare.
 
@@ -77,7 +77,7 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def pair(first: Path, second: Path, kind: str = "text") -> str:
-    """How the second run differs from the first: settings, scores, and the images that got better and worse.
+    """Tell how the second run differs from the first: settings, scores, and the images that got better and worse.
 
     Args:
         kind: text or markdown.
@@ -100,13 +100,13 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
 
 
 def _images(first: Path, second: Path, kind: str) -> list[str]:
-    """What changed on the validation images, as lines."""
+    """Tell what changed on the validation images, in lines."""
     before, after = (finalists.read([folder / finalists.MATRICES]) for folder in (first, second))
     interval = finalists.behind(after, before)
     if interval is None:
         return ["images: the runs were not validated on the same ones, so they cannot be compared image by image"]
     (keys,) = before
-    each = [finalists.iou_of_images(scored[keys][0]) for scored in (before, after)]
+    each = [metrics.image_iou(scored[keys][0]) for scored in (before, after)]
     found = pd.DataFrame({"image": keys, "first": each[0], "second": each[1]})
     found["change"] = found["second"] - found["first"]
     found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
@@ -123,9 +123,9 @@ def _images(first: Path, second: Path, kind: str) -> list[str]:
 
 
 def shown(rows: pd.DataFrame, kind: str) -> str:
-    """The table as text, csv, markdown or latex; mean and standard deviation in one cell but for csv."""
+    """Write the table as text, csv, markdown or latex; mean and standard deviation in one cell but for csv."""
     if kind == "csv":
-        return rows.to_csv(index=False, lineterminator="\n").rstrip()
+        return str(rows.to_csv(index=False, lineterminator="\n")).rstrip()
     cells = pd.DataFrame(
         {
             name: [_cell(row.get(name), row.get(f"{name} sd"), kind) for row in rows.to_dict("records")]
@@ -135,46 +135,44 @@ def shown(rows: pd.DataFrame, kind: str) -> str:
     )
     cells.columns = [_escaped(str(name), kind) for name in cells]
     if kind == "latex":
-        return cells.to_latex(index=False, escape=False).rstrip()
+        return str(cells.to_latex(index=False, escape=False)).rstrip()
     if kind == "markdown":
         lines = [cells.columns, ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    return cells.to_string(index=False)
+    return str(cells.to_string(index=False))
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    records = journal.read(folder)
-    start, epochs = journal.last_start(records), journal.epochs(records)
-    best = max(epochs, key=lambda e: -1.0 if e.get("val/iou") is None else e["val/iou"], default={})
-    end = records[-1] if records[-1]["kind"] == "end" else {}
+    run = journal.started(folder)
+    start, best = run.starts[-1], run.best
     return {
         "run": str(folder),
-        "data": f"{start['config'].get('data', {}).get('name', '')} {start.get('data_digest', '')[:8]}",
-        "digest": start.get("data_digest", ""),
-        **dict(flat(start["config"])),
-        **{name: best.get(name) for name in SCORES if name.startswith("val/")},
-        "test/iou": end.get("test/iou"),
-        "epochs": len(epochs),
-        "seconds": epochs[-1].get("perf/seconds") if epochs else None,
-        "perf/images_per_s": journal.usual(epochs, "perf/images_per_s"),
-        "parameters": start.get("parameters"),
-        "weights": start.get("weights_source"),
-        "status": end.get("status", "running" if journal.alive(folder) else "interrupted"),
+        "data": f"{start.asked.data.name} {start.data_digest[:8]}",
+        "digest": start.data_digest,
+        **start.keys(),
+        **{name: best.metrics.get(name) if best else None for name in SCORES if name.startswith("val/")},
+        "test/iou": run.end.tested.get("test/iou") if run.end else None,
+        "epochs": len(run.epochs),
+        "seconds": run.seconds if run.epochs else None,
+        "perf/images_per_s": run.steady_median("perf/images_per_s"),
+        "parameters": start.parameters,
+        "weights": start.weights_source,
+        "status": run.end.status if run.end else "running" if locks.alive(folder) else "interrupted",
     }
 
 
 def _differing(rows: pd.DataFrame) -> list[str]:
-    """The settings that are not the same in all rows."""
+    """Return the settings that are not the same in all rows."""
     return [c for c in rows if _is_setting(c) and rows[c].map(_typed).nunique() > 1]
 
 
 def _several(rows: pd.DataFrame) -> bool:
-    """Whether the runs saw other files, whatever they are called."""
-    return rows["digest"].nunique() > 1
+    """Tell whether the runs saw other files, whatever they are called."""
+    return bool(rows["digest"].nunique() > 1)
 
 
 def _typed(value: Any) -> str:
-    """As on the command line."""
+    """Write a value as on the command line."""
     return "null" if value is None else str(value)
 
 
@@ -197,7 +195,7 @@ def _cell(value: Any, deviation: Any, kind: str) -> str:
 
 
 def _escaped(text: str, kind: str) -> str:
-    """Text in which nothing has a meaning to LaTeX or Markdown."""
+    """Escape text, so that nothing in it has a meaning to LaTeX or Markdown."""
     if kind == "latex":
         return re.sub(r"[&%$#_{}]", lambda found: f"\\{found[0]}", text.replace("\\", "/"))
     return text.replace("|", r"\|") if kind == "markdown" else text

@@ -17,8 +17,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import report
-from segsweep.sweep.finalists import Place
+from segsweep.sweep import about, report
+from segsweep.sweep.about import About
+from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.space import distribution
 
 # Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/).
@@ -58,21 +59,21 @@ def write(folder: Path) -> Path:
     Raises:
         ConfigError: no sweep lies there.
     """
-    path, about = folder / report.PAGE, report.about(folder)
-    distributions = {key: distribution(text) for key, text in about["space"].items()}
+    path, kept = folder / report.PAGE, about.load(folder)
+    distributions = {key: distribution(text) for key, text in kept.space.items()}
     trials = list(load_all(folder))
-    places = report.places(folder)
+    results = report.results(folder)
     scored = [trial for trial in trials if trial.iou is not None]
     colors = _colors(scored)
-    sections = [_head(folder, trials, places, about)]
-    if places:
-        sections += [_section("Finalists", _finalists(places))]
+    sections = [_head(folder, trials, results, kept)]
+    if results:
+        sections += [_section("Finalists", _finalists(results))]
     if scored:
         important = _importance(trials, distributions)
         sections += [
             _section("Validation IoU by epoch", _figure(_curves, scored, colors), CURVES),
-            _section("Learning rate", _figure(_rates, scored, colors, places), RATES),
-            _section("IoU against cost", _figure(_costs, scored, colors, places, columns=2), COSTS),
+            _section("Learning rate", _figure(_rates, scored, colors, results), RATES),
+            _section("IoU against cost", _figure(_costs, scored, colors, results, columns=2), COSTS),
             _section("What mattered", _figure(_bars, important, height=0.5 + 0.4 * len(important)), IMPORTANCE)
             if important
             else "",
@@ -104,32 +105,34 @@ IMPORTANCE = (
 PARALLEL = "A line for each trial that was not pruned, from its settings to its IoU; the stronger, the better."
 
 
-def _head(folder: Path, trials: Sequence[Trial], places: Sequence[Place], about: Mapping[str, Any]) -> str:
+def _head(folder: Path, trials: Sequence[Trial], results: Sequence[FinalistResult], kept: About) -> str:
     states = [trial.state for trial in trials]
-    counted = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "running") if s in states)
+    counted = ", ".join(
+        f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "running", "paused") if s in states
+    )
     encoders = pd.Series([trial.encoder for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())
     lines = [
         f"<h1>{html.escape(folder.name)}</h1>",
-        f"<p>{len(trials)} trials ({counted}); equal for all: {html.escape(about['budget'])}. By encoder: "
+        f"<p>{len(trials)} trials ({counted}); equal for all: {html.escape(kept.budget)}. By encoder: "
         f"{html.escape(of_each)}.</p>",
-        f"<pre>python train.py {html.escape(about['command'])}</pre>",
+        f"<pre>python train.py {html.escape(kept.command)}</pre>",
     ]
-    if places:
-        lines.append(f"<pre>{html.escape(chr(10).join(report.verdict(trials, places, folder)))}</pre>")
+    if results:
+        lines.append(f"<pre>{html.escape(chr(10).join(report.verdict(trials, results, folder)))}</pre>")
     return "".join(lines)
 
 
-def _finalists(places: Sequence[Place]) -> str:
-    return _table(report.ranking(places)) + (
+def _finalists(results: Sequence[FinalistResult]) -> str:
+    return _table(report.ranking(results)) + (
         '<p class="note">Mean validation IoU over n runs with fresh seeds; the search had no part in them, and '
-        f'"search" is the score there, the best of many. {html.escape(" ".join(report.caption(places)))}</p>'
+        f'"search" is the score there, the best of many. {html.escape(" ".join(report.caption(results)))}</p>'
     )
 
 
 def _section(title: str, content: str, note: str = "") -> str:
-    about = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f"<h2>{html.escape(title)}</h2>{content}{about}"
+    said = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return f"<h2>{html.escape(title)}</h2>{content}{said}"
 
 
 def _table(rows: pd.DataFrame) -> str:
@@ -154,7 +157,7 @@ def _table(rows: pd.DataFrame) -> str:
 
 
 def _figure(draw: Callable[..., None], *arguments: Any, columns: int = 1, height: float = 4.0) -> str:
-    """An SVG; its text stays text, and the same content gives the same bytes."""
+    """Draw an SVG; its text stays text, and equal content gives equal bytes."""
     with mpl.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "segsweep", "font.size": 10, "font.family": "sans-serif"}
     ):
@@ -170,7 +173,7 @@ def _figure(draw: Callable[..., None], *arguments: Any, columns: int = 1, height
 
 
 def _colors(trials: Iterable[Trial]) -> dict[str, str]:
-    """A colour for each encoder, the best one's first."""
+    """Choose a colour for each encoder, the best one's first."""
     best: dict[str, float] = {}
     for trial in trials:
         best[trial.encoder] = max(best.get(trial.encoder, -1.0), trial.iou or 0.0)
@@ -188,7 +191,7 @@ def _legend(ax: Axes, colors: Mapping[str, str]) -> None:
 
 def _curves(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> None:
     for trial in trials:
-        points = [(e["epoch"], e["val/iou"]) for e in trial.epochs if e.get("val/iou") is not None]
+        points = [(e.epoch, e.iou) for e in trial.run.epochs if e.iou is not None]
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=colors[trial.encoder], lw=1.2, alpha=0.8, marker="." if len(x) < 30 else "")
         if trial.state == "pruned":
@@ -198,28 +201,32 @@ def _curves(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> Non
     _legend(ax, colors)
 
 
-def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places: Sequence[Place]) -> None:
+def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results: Sequence[FinalistResult]) -> None:
     for trial in trials:
         color = colors[trial.encoder]
         face = "none" if trial.state == "pruned" else color
         ax.plot([_rate(trial)], [trial.iou or 0.0], "o", color=color, markerfacecolor=face, ms=7)
-    for place in places:
-        if place.runs != (place.trial,):
-            color = colors[place.trial.encoder]
-            ax.plot([_rate(place.trial)], [place.iou], "*", color=color, markeredgecolor="black", ms=14)
+    for result in results:
+        if result.runs != (result.trial,):
+            color = colors[result.trial.encoder]
+            ax.plot([_rate(result.trial)], [result.iou], "*", color=color, markeredgecolor="black", ms=14)
     ax.set(xscale="log", xlabel="optim.lr", ylabel="best val IoU")
     _legend(ax, colors)
 
 
 def _costs(
-    left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str], places: Sequence[Place]
+    left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results: Sequence[FinalistResult]
 ) -> None:
-    fresh = {p.trial.encoder: (p.trial, p.iou) for p in places if p.runs != (p.trial,)}
+    fresh = {p.trial.encoder: (p.trial, p.iou) for p in results if p.runs != (p.trial,)}
     best = {t.encoder: (t, t.iou or 0.0) for t in sorted(trials, key=lambda trial: trial.iou or 0.0)}
-    for ax, label, cost in (
-        (left, "parameters / million", lambda t: t.start["parameters"] / 1e6),
-        (right, "training, images/s", lambda t: -t.speed),
-    ):
+
+    def millions(trial: Trial) -> float:
+        return trial.run.start.parameters / 1e6 if trial.run.start else 0.0
+
+    def slowness(trial: Trial) -> float:
+        return -(trial.speed or 0.0)
+
+    for ax, label, cost in ((left, "parameters / million", millions), (right, "training, images/s", slowness)):
         points = {name: (cost(t), iou) for name, (t, iou) in (best | fresh).items()}
         front, top = [], -1.0
         for point in sorted(points[name] for name in fresh or best):
@@ -284,22 +291,23 @@ def _parallel(
 
 
 def _importance(trials: Sequence[Trial], distributions: Mapping[str, BaseDistribution]) -> dict[str, float]:
-    """Each key's share, largest first; empty where there is too little to tell."""
+    """Return each key's share, largest first; empty where there is too little to tell."""
     complete = [t for t in trials if t.state == "complete" and t.values.keys() == distributions.keys()]
     if len(complete) < ENOUGH or len(distributions) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
-    for t in complete:
-        frozen = optuna.trial.create_trial(params=t.values, distributions=dict(distributions), value=t.iou)
-        study.add_trial(frozen)
     try:
+        for t in complete:
+            frozen = optuna.trial.create_trial(params=t.values, distributions=dict(distributions), value=t.iou)
+            study.add_trial(frozen)
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    except (ValueError, RuntimeError):  # all scores are equal
+    except (ValueError, RuntimeError):  # all scores are equal, or values are not of the space
         return {}
 
 
 def _rate(trial: Trial) -> float:
-    return trial.start["config"]["optim"]["lr"]
+    assert trial.run.start is not None
+    return float(trial.run.start.settings.optim.lr)
 
 
 def _value(trial: Trial, key: str) -> Any:

@@ -40,7 +40,7 @@ class Board:
             self._live.stop()
 
     def show(self, event: Event) -> None:
-        """A line for what began or ended; epochs are on the board only."""
+        """Print a line for what began or ended; epochs are on the board only."""
         if event.kind != "epoch":
             self._console.print(line(event), highlight=False, soft_wrap=True, markup=False)
         if self._live:
@@ -52,7 +52,7 @@ class Board:
         best = max((t for t in trials if t.iou is not None), key=lambda t: t.iou or 0.0, default=None)
         left = seconds_left(trials, self._wanted, self._slots)
         head = Text(f"{len(over)} of {self._wanted} finished")
-        for state in ("pruned", "failed"):
+        for state in ("paused", "pruned", "failed"):
             if count := sum(t.state == state for t in trials):
                 head.append(f", {count} {state}")
         if left is not None:
@@ -64,14 +64,14 @@ class Board:
             table.add_column(title, overflow="ellipsis", no_wrap=True)
         for t in trials:
             if t.state == "running":
-                total = t.start.get("epochs")
-                epoch = f"{len(t.epochs)}/{total}" if total else f"{len(t.epochs)}"
+                total, epochs = t.run.start and t.run.start.settings.train.epochs, len(t.run.epochs)
+                epoch = f"{epochs}/{total}" if total else f"{epochs}"
                 table.add_row(t.slot, t.name, epoch, "" if t.iou is None else f"{t.iou:.4f}", " ".join(t.typed))
         return Group(Text(""), head, table)
 
 
 def line(event: Event) -> str:
-    """What happened, in one line."""
+    """Say what happened, in one line."""
     trial = event.trial
     typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
@@ -84,7 +84,7 @@ def line(event: Event) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a person says it."""
+    """Say a duration as a person does."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "less than a minute"

@@ -10,7 +10,7 @@ curves.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from segsweep.runs.curve import Curve
 
@@ -23,14 +23,21 @@ TOP = 3  # backbones that matter at the end
 
 
 class Verdict(NamedTuple):
-    """Why a trial is stopped, and the score it would probably have reached."""
+    """A trial is stopped.
 
+    Attributes:
+        kind: prune: for good; pause: it may go on later.
+        reason: for a person.
+        estimate: the score that it would probably have reached.
+    """
+
+    kind: Literal["prune", "pause"]
     reason: str
     estimate: float
 
 
 def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
-    """Whether to stop a running trial, and why; None lets it go on.
+    """Judge a running trial; None lets it go on.
 
     Args:
         curve: of the trial.
@@ -59,4 +66,4 @@ def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG,
         return None
     whose = "trials like it" if len(own) >= OWN else "any trial"
     reason = f"{score:.4f} after {100 * done:.0f} %: with the gains of {whose} {hope:.4f} at most, {of} {target:.4f}"
-    return Verdict(reason, score + gains[len(gains) // 2])
+    return Verdict("prune", reason, score + gains[len(gains) // 2])

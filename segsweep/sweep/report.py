@@ -1,77 +1,50 @@
 """What came out of a sweep: a table, the best command, a page."""
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from segsweep.errors import ConfigError
-from segsweep.paths import save_json
-from segsweep.runs.trial import NAME, Trial, load_all
-from segsweep.sweep.backends.local import OUTPUT
-from segsweep.sweep.finalists import FOLDER, Place, ranked
+from segsweep.runs.trial import Trial, load_all
+from segsweep.sweep import about
+from segsweep.sweep.backends.base import OUTPUT
+from segsweep.sweep.finalists import FOLDER, FinalistResult, ranked
 
-ABOUT, PAGE = "sweep.json", "report.html"
+PAGE = "report.html"
 SHOWN = 12  # rows of the table at the end
 
 
-def keep(folder: Path, **about: Any) -> None:
-    """Write down what the sweep asks, for reports."""
-    save_json(folder / ABOUT, about)
-
-
-def about(folder: Path) -> dict[str, Any]:
-    """What was written down.
+def results(folder: Path) -> list[FinalistResult]:
+    """Rank the finalists of the sweep in this folder, best first, from what its trials left there.
 
     Raises:
-        ConfigError: no sweep lies in this folder.
+        ConfigError: no sweep lies there, or what it left is damaged.
     """
-    try:
-        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder}: no sweep's folder: no {ABOUT} in it. Give a hydra.sweep.dir.") from None
-
-
-def sweep_of(run: Path) -> Path | None:
-    """The folder of the sweep that a run is a trial of, or a finalist's repeat."""
-    if not (run / NAME).exists():
-        return None
-    return next((up for up in list(run.absolute().parents)[:2] if (up / ABOUT).exists()), None)
-
-
-def places(folder: Path) -> list[Place]:
-    """The finalists of the sweep in this folder, best first, from what its trials left there.
-
-    Raises:
-        ConfigError: no sweep lies there.
-    """
-    chosen = about(folder)["finalists"]
+    chosen = about.load(folder).finalists
     return ranked(folder, [t for t in load_all(folder) if t.name in chosen], load_all(folder, FOLDER))
 
 
 def table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """A row for each trial, best first: what was varied, its score, and what makes comparisons fair."""
+    """Make a row for each trial, best first: what was varied, its score, and what makes comparisons fair."""
     rows = []
     for trial in trials:
-        start = trial.start
+        start = trial.run.start
         rows.append(
             {
                 "trial": trial.name,
                 "state": trial.state,
                 **dict(override.split("=", 1) for override in trial.typed),
                 "val/iou": trial.iou,
-                "epochs": len(trial.epochs),
-                "seconds": trial.seconds,
+                "epochs": len(trial.run.epochs),
+                "seconds": trial.run.seconds,
                 "images/s": trial.speed,
-                "parameters": start.get("parameters"),
-                "input": "x".join(map(str, start.get("input_size", []))) or None,
-                "micro_batch": start.get("micro_batch"),
-                "weights": start.get("weights_source"),
-                "precision": start.get("precision_used"),
+                "parameters": start and start.parameters,
+                "input": start and "x".join(map(str, start.input_size)),
+                "micro_batch": start and start.execution.micro_batch,
+                "weights": start and start.weights_source,
+                "precision": start and start.execution.precision,
                 "halvings": trial.halvings,
                 "reason": trial.reason,
             }
@@ -80,8 +53,8 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
     return found.sort_values("val/iou", ascending=False, kind="stable", ignore_index=True) if len(found) else found
 
 
-def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> str:
-    """What is printed at the end."""
+def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> str:
+    """Return what is printed at the end."""
     rows = table(trials)
     lines = [""]
     if not len(rows):
@@ -91,67 +64,67 @@ def result(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> st
         lines.append(f"... {len(rows)} trials in all")
     if failed := [trial.name for trial in trials if trial.state == "failed"]:
         lines.append(f"failed: {', '.join(failed)}; what each said is in its {OUTPUT}")
-    if any(place.runs != (place.trial,) for place in places):
+    if any(result.runs != (result.trial,) for result in results):
         lines += [
             "",
             "finalists: the best setting of each of the best backbones, with fresh seeds",
-            _text(ranking(places)),
-            *caption(places),
+            _text(ranking(results)),
+            *caption(results),
         ]
-        ranked = [place.trial.name for place in places]
-        lost = [t.encoder for t in trials if t.name in about(folder)["finalists"] and t.name not in ranked]
+        ranked = [result.trial.name for result in results]
+        lost = [t.encoder for t in trials if t.name in about.load(folder).finalists and t.name not in ranked]
         if lost:
             lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
-    if places:
-        lines += ["", *verdict(trials, places, folder)]
+    if results:
+        lines += ["", *verdict(trials, results, folder)]
     lines.append(f"{'report':16}{folder / PAGE}")
     return "\n".join(lines)
 
 
-def ranking(places: Sequence[Place]) -> pd.DataFrame:
-    """A row for each finalist."""
+def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
+    """Make a row for each finalist."""
     return pd.DataFrame(
         [
             {
-                "encoder": place.trial.encoder,
-                "setting": " ".join(o for o in place.setting if not o.startswith(("encoder=", "encoder.name="))),
-                "val/iou": place.iou,
-                "sd": math.nan if place.sd is None else place.sd,
-                "n": f"{len(place.runs)} of {len(place.runs) + place.failed}" if place.failed else len(place.runs),
-                "search": place.trial.iou,
-                "behind": _interval(place, places[0]),
-                "weights": place.trial.start.get("weights_source"),
+                "encoder": result.trial.encoder,
+                "setting": " ".join(o for o in result.setting if not o.startswith(("encoder=", "encoder.name="))),
+                "val/iou": result.iou,
+                "sd": math.nan if result.sd is None else result.sd,
+                "n": f"{len(result.runs)} of {len(result.runs) + result.failed}" if result.failed else len(result.runs),
+                "search": result.trial.iou,
+                "behind": _interval(result, results[0]),
+                "weights": result.trial.run.start and result.trial.run.start.weights_source,
             }
-            for place in places
+            for result in results
         ]
     )
 
 
-def caption(places: Sequence[Place]) -> list[str]:
-    """What "behind" means in the ranking, and who may be as good as the first."""
-    alone = any(len(place.runs) < 2 for place in places)
+def caption(results: Sequence[FinalistResult]) -> list[str]:
+    """Say what "behind" means in the ranking, and who may be as good as the first."""
+    alone = any(len(result.runs) < 2 for result in results)
     seeds = "; of seeds it says nothing where there is one run" if alone else ""
     lines = [f"Behind: how far behind the first, 95 % by a bootstrap over images and runs{seeds}."]
-    if ties := [place.trial.encoder for place in places if place.tied]:
-        lines.append(f"A tie: {', '.join(ties)} may be as good as {places[0].trial.encoder}.")
+    if ties := [result.trial.encoder for result in results if result.tied]:
+        lines.append(f"A tie: {', '.join(ties)} may be as good as {results[0].trial.encoder}.")
     return lines
 
 
 def number(value: float) -> str:
-    """Up to one, as a score, with four digits; a count without decimals; else with one."""
+    """Write a number: up to one, as a score, with four digits; a count without decimals; else with one."""
     if abs(value) <= 1:
         return f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.3g}"
     return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
 
 
-def verdict(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> list[str]:
-    """The winner, its score and its command."""
-    first = places[0]
+def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> list[str]:
+    """Name the winner, its score and its command."""
+    first = results[0]
     winner = first.winner
-    tested = winner.end.get("test/iou")
+    tested = _tested(winner)
     lines = [f"{'best':16}{' '.join(first.setting)}"]
     if tested is not None:
-        looks = sum("test/iou" in run.end for run in (*trials, *load_all(folder, FOLDER)))
+        looks = sum(_tested(run) is not None for run in (*trials, *load_all(folder, FOLDER)))
         once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
@@ -164,18 +137,26 @@ def verdict(trials: Sequence[Trial], places: Sequence[Place], folder: Path) -> l
 
 
 def command(trial: Trial) -> str:
-    """What to type for the same training again."""
+    """Return what to type to have a trial's training again."""
     alone = [] if not any(o.startswith("sweeps=") for o in trial.argv) else ["hydra.mode=RUN"]
     last = {override.partition("=")[0]: override for override in trial.argv}
     return shlex.join(["python", "train.py", *last.values(), *alone])
 
 
-def _interval(place: Place, first: Place) -> str:
-    if place is first:
+def _tested(run: Trial) -> float | None:
+    return run.run.end.tested.get("test/iou") if run.run.end else None
+
+
+def _interval(result: FinalistResult, first: FinalistResult) -> str:
+    if result is first:
         return ""
-    return "other images" if place.behind is None else f"{place.behind[0]:+.4f} to {place.behind[1]:+.4f}"
+    return (
+        "other images"
+        if result.gap_to_best is None
+        else f"{result.gap_to_best[0]:+.4f} to {result.gap_to_best[1]:+.4f}"
+    )
 
 
 def _text(rows: pd.DataFrame) -> str:
     formats = {"images/s": lambda value: "" if pd.isna(value) else f"{value:.1f}"}
-    return rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=formats)
+    return str(rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=formats))

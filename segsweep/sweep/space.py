@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
@@ -21,6 +20,9 @@ ENCODER = ("encoder", "encoder.name")
 LR = "optim.lr"
 BY_KIND = "by kind"
 
+Value = str | float
+"""Of a varied key: a text in Hydra's grammar for a choice, else a number, whole or not."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -37,19 +39,20 @@ class Parameter:
     by_kind: bool = False
 
     @property
-    def ends(self) -> tuple[Any, ...]:
-        """Every option of a choice; the smallest and the largest number."""
+    def ends(self) -> tuple[Value, ...]:
+        """Return every option of a choice; the smallest and the largest number."""
         if isinstance(self.distribution, CategoricalDistribution):
-            return tuple(self.distribution.choices)
+            return tuple(map(str, self.distribution.choices))
         assert isinstance(self.distribution, (FloatDistribution, IntDistribution))
         return self.distribution.low, self.distribution.high
 
-    def nearest(self, default: Any, encoder: str) -> Any:
-        """The value closest to a default ("auto": the learning rate of the encoder's kind); None if there is none."""
+    def nearest(self, default: Value, encoder: str) -> Value | None:
+        """Return the value closest to a default ("auto": the rate of the encoder's kind); None if there is none."""
         rates = catalog.rates(encoder)
         if self.key == LR and default == "auto":
             default = rates.lr
         if self.by_kind:
+            assert isinstance(default, (int, float))
             return min(1.0, max(0.0, math.log(default / rates.low) / math.log(rates.high / rates.low)))
         if isinstance(self.distribution, CategoricalDistribution):
             return next((option for option in self.distribution.choices if str(option) == str(default)), None)
@@ -60,24 +63,46 @@ class Parameter:
         clipped = min(high, max(low, default))
         return low + round((clipped - low) / step) * step if step else clipped
 
-    def typed(self, value: Any, encoder: str) -> str:
-        """The override that gives it this value in a trial of this encoder."""
+    def typed(self, value: Value, encoder: str) -> str:
+        """Return the override that gives it this value in a trial of this encoder.
+
+        Raises:
+            ConfigError: the distribution does not have the value: it comes from a damaged or another study.
+        """
+        try:
+            valid = self.distribution._contains(self.distribution.to_internal_repr(value))
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise ConfigError(f"{self.key}={value}: not a value that the sweep varies. Is the study damaged?")
         if self.by_kind:
+            assert isinstance(value, (int, float))
             rates = catalog.rates(encoder)
             value = rates.low * (rates.high / rates.low) ** value
         return f"{self.key}={value:.5g}" if isinstance(value, float) else f"{self.key}={value}"
 
 
 def distribution(described: str) -> BaseDistribution:
-    """A parameter's distribution from its text in `Space.described`."""
-    return rates_by_kind().distribution if described == BY_KIND else json_to_distribution(described)
+    """Return a parameter's distribution from its text in `Space.described`.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    if described == BY_KIND:
+        return rates_by_kind().distribution
+    try:
+        return json_to_distribution(described)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{described[:80]!r}: not what a sweep varies: the study or sweep.json is damaged."
+        ) from error
 
 
 def spoken(described: str) -> str:
-    """A text of `Space.described` as a person would type it."""
+    """Return a text of `Space.described` as a person would type it."""
     if described == BY_KIND:
         return "auto"
-    found = json_to_distribution(described)
+    found = distribution(described)
     if isinstance(found, CategoricalDistribution):
         return f"choice({','.join(map(str, found.choices))})"
     assert isinstance(found, (FloatDistribution, IntDistribution))
@@ -87,7 +112,7 @@ def spoken(described: str) -> str:
 
 
 def choice(key: str, options: Sequence[str]) -> Parameter:
-    """One of several values, each as it would be typed.
+    """Make a key that has one of several values, each as it would be typed.
 
     Raises:
         ConfigError: an unknown encoder among them.
@@ -99,7 +124,7 @@ def choice(key: str, options: Sequence[str]) -> Parameter:
 
 
 def interval(key: str, low: float, high: float, log: bool = False) -> Parameter:
-    """A number from `low` to `high`, both included; a whole one where both are.
+    """Make a key that has a number from `low` to `high`, both included; a whole one where both are.
 
     Raises:
         ConfigError: the interval is empty, or reaches 0 on a logarithmic scale.
@@ -115,7 +140,7 @@ def interval(key: str, low: float, high: float, log: bool = False) -> Parameter:
 
 
 def steps(key: str, values: Sequence[float]) -> Parameter:
-    """Numbers at equal distances, in rising order.
+    """Make a key that has one of several numbers at equal distances, in rising order.
 
     Raises:
         ConfigError: there is none.
@@ -130,7 +155,7 @@ def steps(key: str, values: Sequence[float]) -> Parameter:
 
 
 def rates_by_kind() -> Parameter:
-    """The learning rate, in the range of each encoder's kind (`segsweep.catalog.RATES`).
+    """Make the learning rate, in the range of each encoder's kind (`segsweep.catalog.RATES`).
 
     A position in the range and not the rate: what is learnt from one kind of encoder helps with another.
     """
@@ -151,28 +176,32 @@ class Space:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's, by key."""
+        """Return Optuna's distributions, by key."""
         return {parameter.key: parameter.distribution for parameter in self.parameters}
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Those that are compared."""
+        """Return the encoders that are compared."""
         for key in ENCODER:
             if isinstance(found := self.distributions.get(key), CategoricalDistribution):
                 return tuple(str(option) for option in found.choices)
         return (self.encoder,)
 
-    def encoder_of(self, values: Mapping[str, Any]) -> str:
-        """The encoder of a trial with these values."""
+    def encoder_of(self, values: Mapping[str, Value]) -> str:
+        """Return the encoder of a trial with these values."""
         return str(next((values[key] for key in ENCODER if key in values), self.encoder))
 
-    def typed(self, values: Mapping[str, Any]) -> list[str]:
-        """A trial's overrides, in the order of the parameters. Keys without a value keep their defaults."""
+    def typed(self, values: Mapping[str, Value]) -> list[str]:
+        """Return a trial's overrides, in the order of the parameters. Keys without a value keep their defaults.
+
+        Raises:
+            ConfigError: the space does not have a value.
+        """
         encoder = self.encoder_of(values)
         return [p.typed(values[p.key], encoder) for p in self.parameters if p.key in values]
 
-    def seeds(self, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The values to try first: each encoder, with everything else at its default where the space has it.
+    def seeds(self, defaults: Mapping[str, Value]) -> list[dict[str, Value]]:
+        """Return the values to try first: each encoder, with everything else at its default where the space has it.
 
         Args:
             defaults: what trials have of the varied keys where nothing is said; learning rates may be "auto".
@@ -187,5 +216,5 @@ class Space:
         return found
 
     def described(self) -> dict[str, str]:
-        """Each key's distribution as text, to be kept with a study and compared with on the next start."""
+        """Return each key's distribution as text, to be kept with a study and compared with on the next start."""
         return {p.key: BY_KIND if p.by_kind else distribution_to_json(p.distribution) for p in self.parameters}

@@ -15,7 +15,7 @@ from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from segsweep.errors import ConfigError, first_line
-from segsweep.runs.journal import Lock
+from segsweep.runs.locks import Lock
 
 KEY = "hydra.sweeper.storage"
 

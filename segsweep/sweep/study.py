@@ -7,9 +7,11 @@ its place is a bad one. Trials that were running are there again after a restart
 import copy
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import optuna
@@ -21,13 +23,13 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from segsweep.errors import ConfigError, one_of
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.errors import ConfigError
 from segsweep.runs.journal import cut_torn_line
-from segsweep.sweep.space import Space, spoken
+from segsweep.sweep.space import Space, Value, spoken
 from segsweep.sweep.storage import database
 
 JOURNAL = "optuna-journal.log"
-SAMPLERS = ("tpe", "gp", "random", "grid")
 STARTUP = 10  # trials that TPE draws at random before it models
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 UNSCORED = (TrialState.PRUNED, TrialState.FAIL)
@@ -41,14 +43,15 @@ class Study:
     Args:
         folder: of the sweep, which only one controller uses at a time.
         space: what is varied.
+        sweeper: its `sampler`, `n_trials`, `seed`, `storage` and `study_name`.
         seeds: the values of the first trials.
-        n_trials: how many are wanted; None with `sampler="grid"`: the whole grid.
-        sampler: tpe, gp, random or grid.
         pruner: Optuna's, for `should_prune`.
-        seed: of the sampler.
-        storage: None: a journal file in the folder; another file's path; or a database's URL.
-        name: the study's in the storage.
         fixed: what all trials have, to be compared with on the next start.
+        owner: of the trials that are asked for here; "" for nobody.
+        storage: in place of what the sweeper names.
+
+    Attributes:
+        n_trials: how many are wanted.
 
     Raises:
         ConfigError: the study was begun with another space or other fixed values, or the sampler does not fit.
@@ -58,82 +61,83 @@ class Study:
         self,
         folder: Path,
         space: Space,
+        sweeper: SweeperConfig,
         *,
-        seeds: Sequence[Mapping[str, Any]] = (),
-        n_trials: int | None = None,
-        sampler: str = "tpe",
+        seeds: Sequence[Mapping[str, Value]] = (),
         pruner: BasePruner | None = None,
-        seed: int = 0,
-        storage: str | BaseStorage | None = None,
-        name: str = "sweep",
         fixed: Sequence[str] = (),
+        owner: str = "",
+        storage: BaseStorage | None = None,
     ):
-        self.space = space
-        if sampler == "grid":
+        self.space, self._owner, self._grid = space, owner, sweeper.sampler == "grid"
+        if self._grid:
             seeds = grid(space)
-            n_trials = min(n_trials or len(seeds), len(seeds))
-        elif n_trials is None:
-            raise ConfigError("hydra.sweeper.n_trials: how many trials? Type hydra.sweeper.n_trials=20.")
-        self.n_trials = n_trials
-        opened = storage if isinstance(storage, BaseStorage) else _opened(folder, storage)
+        self.n_trials = min(sweeper.n_trials or len(seeds), len(seeds)) if self._grid else sweeper.n_trials or 1
+        name = sweeper.study_name or "sweep"
         self._study = optuna.create_study(
-            storage=opened,
+            storage=storage or _opened(folder, sweeper.storage),
             study_name=name,
             direction="maximize",
-            sampler=RandomSampler(seed),
+            sampler=RandomSampler(sweeper.seed),
             pruner=pruner or NopPruner(),
             load_if_exists=True,
         )
         self._new = not self.remembered("began") and not self.trials()
-        self._compare({"space": space.described(), "fixed": list(fixed)}, name)
-        self._grid = sampler == "grid"
+        self._compare(space.described(), list(fixed), name)
         enqueued = "gridded" if self._grid else "seeded"
         if not self._study.user_attrs.get(enqueued):
             for values in seeds:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
             self._study.set_user_attr(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
-        self._study.sampler = _sampler(sampler, seed + len(self.trials()), n_trials)
+        self._study.sampler = _sampler(sweeper.sampler, sweeper.seed + len(self.trials()), self.n_trials)
         self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Those in one of these states, by number; without any, all."""
+        """Return the trials in one of these states, by number; without any, all."""
         return self._study.get_trials(deepcopy=False, states=states or None)
 
     def finished(self) -> int:
-        """How many trials were completed or pruned."""
+        """Count the trials that were completed or pruned."""
         return len(self.trials(*FINISHED))
 
     def exhausted(self) -> bool:
-        """Whether a grid has no cell left. One that failed is not asked again."""
+        """Tell whether a grid has no cell left. One that failed is not asked again."""
         return self._grid and not self.trials(TrialState.WAITING)
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and values."""
+    def ask(self) -> tuple[int, dict[str, Value]]:
+        """Return the next trial's number and values; it is this owner's."""
         trial = self._study.ask(self.space.distributions)
         self._open[trial.number] = trial
+        if self._owner:
+            self.note(trial.number, "owner", {"sweep": self._owner, "host": node(), "pid": os.getpid()})
         return trial.number, trial.params
+
+    def owns(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial is this owner's to run; one that nobody owns is everybody's."""
+        owner = trial.user_attrs.get("owner")
+        return not isinstance(owner, dict) or owner.get("sweep") == self._owner
 
     def note(self, number: int, name: str, value: Any) -> None:
         """Write something down about a running trial."""
         self._open[number].set_user_attr(name, value)
 
     def report(self, number: int, step: int, value: float | None) -> None:
-        """A running trial's score after so many epochs; what has no number is left out."""
+        """Note a running trial's score after so many epochs; what has no number is left out."""
         if value is not None:
             self._open[number].report(value, step)
 
     def should_prune(self, number: int) -> bool:
-        """What Optuna's pruner says."""
+        """Ask Optuna's pruner."""
         return self._open[number].should_prune()
 
     def complete(self, number: int, value: float) -> None:
-        """The trial ended well."""
+        """End a trial well."""
         self._study.tell(number, value)
         del self._open[number]
 
     def prune(self, number: int, reason: str, estimate: float | None = None) -> None:
-        """The trial is stopped, since it is not going to be the best.
+        """End a trial that is not going to be the best.
 
         Args:
             estimate: of the score that it would have had, for the sampler.
@@ -145,7 +149,7 @@ class Study:
         del self._open[number]
 
     def fail(self, number: int, reason: str) -> None:
-        """The trial gave nothing."""
+        """End a trial that gave nothing."""
         self.note(number, "failed", reason)
         self._study.tell(number, state=TrialState.FAIL)
         del self._open[number]
@@ -155,7 +159,7 @@ class Study:
         self._study.set_user_attr(name, value)
 
     def remembered(self, name: str) -> Any:
-        """What was written down, or None."""
+        """Return what was written down about the sweep, or None."""
         return self._study.user_attrs.get(name)
 
     def discard(self) -> None:
@@ -164,40 +168,41 @@ class Study:
             with suppress(Exception):  # the storage itself may be why
                 optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
 
-    def _compare(self, now: dict[str, Any], name: str) -> None:
+    def _compare(self, space: Mapping[str, str], fixed: Sequence[str], name: str) -> None:
+        """Refuse another sweep than the one that the study was begun with."""
         before = self._study.user_attrs.get("began")
         if before is None:
-            self._study.set_user_attr("began", now)
-            return
-        if before == now:
+            self._study.set_user_attr("began", {"space": space, "fixed": fixed})
             return
 
         def told(described: str | None) -> str:
             return spoken(described) if described else "not varied"
 
+        varied = before["space"]
         changes = [
-            f"{key}: {told(before['space'].get(key))} -> {told(now['space'].get(key))}"
-            for key in sorted(before["space"].keys() | now["space"].keys())
-            if before["space"].get(key) != now["space"].get(key)
+            f"{key}: {told(varied.get(key))} -> {told(space.get(key))}"
+            for key in sorted(varied.keys() | space.keys())
+            if varied.get(key) != space.get(key)
         ]
-        changes += [f"{override}: gone" for override in before["fixed"] if override not in now["fixed"]]
-        changes += [f"{override}: new" for override in now["fixed"] if override not in before["fixed"]]
-        raise ConfigError(
-            f"study {name}: began as another sweep: {'; '.join(changes)}. Type the command as before, or start a new "
-            "one with hydra.sweep.dir=DIR."
-        )
+        changes += [f"{override}: gone" for override in before["fixed"] if override not in fixed]
+        changes += [f"{override}: new" for override in fixed if override not in before["fixed"]]
+        if changes or before["fixed"] != fixed:
+            raise ConfigError(
+                f"study {name}: began as another sweep: {'; '.join(changes) or 'in another order'}. Type the command "
+                "as before, or start a new one with hydra.sweep.dir=DIR."
+            )
 
 
-def grid(space: Space) -> list[dict[str, Any]]:
-    """All combinations of a space's values.
+def grid(space: Space) -> list[dict[str, Value]]:
+    """Return all combinations of a space's values.
 
     Raises:
         ConfigError: a key has infinitely many.
     """
-    axes = []
+    axes: list[list[Value]] = []
     for key, d in space.distributions.items():
         if isinstance(d, CategoricalDistribution):
-            axes.append(list(d.choices))
+            axes.append([str(option) for option in d.choices])
         elif isinstance(d, IntDistribution) and not d.log:
             axes.append(list(range(d.low, d.high + 1, d.step)))
         elif isinstance(d, FloatDistribution) and d.step:
@@ -211,7 +216,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
 
 
 def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
-    """Optuna's pruner of that name, with its first rung after a third of the epochs; None if it has none."""
+    """Return Optuna's pruner of that name, with its first rung after a third of the epochs; None if it has none."""
     first = max(1, math.ceil(epochs / 3))
     if name == "median":
         return MedianPruner(n_startup_trials=5, n_warmup_steps=first - 1)
@@ -240,7 +245,6 @@ class _Unlocked(JournalFileOpenLock):
 
 
 def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
-    one_of("hydra.sweeper.sampler", name, SAMPLERS)
     if name in ("random", "grid"):
         return RandomSampler(seed)
     if name == "gp":

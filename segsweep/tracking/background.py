@@ -35,11 +35,12 @@ class Background:
             self._wanted.notify()
 
     def close(self) -> str | None:
-        """Send the rest, wait for it within bounds, and return what went wrong, if anything did."""
+        """Send the rest, wait for it within bounds, but once, and return what went wrong, if anything did."""
         with self._wanted:
-            self._closing = True
+            waited, self._closing = self._closing, True
             self._wanted.notify()
-        self._thread.join(self._timeout)
+        if not waited:
+            self._thread.join(self._timeout)
         if self._thread.is_alive():
             return f"MLflow took longer than tracking.timeout={self._timeout:g} s."
         return self.error

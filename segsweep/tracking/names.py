@@ -1,42 +1,43 @@
 """What a run is called, and what it is and gave, in words. Standard library only."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+
+from segsweep.runs.records import Run, Start
 
 LONGEST = 100  # characters of a name
 NAMED = ("encoder", "encoder.name", "optim.lr")  # are in every name
 
 
-def name(start: Mapping[str, Any], number: int, varied: Mapping[str, str]) -> str:
-    """A run's name, as `007-convnext_atto-lr3e-4`, with what else was varied.
+def name(start: Start, number: int, varied: Mapping[str, str]) -> str:
+    """Return a run's name, as `007-convnext_atto-lr3e-4`, with what else was varied.
 
     Args:
         start: the run's first record.
         varied: values by key, as they would be typed.
     """
-    config = start["config"]
-    parts = [f"{number:03d}", config["encoder"]["name"], f"lr{_rate(config['optim']['lr'])}"]
+    settings = start.settings
+    parts = [f"{number:03d}", settings.encoder.name, f"lr{_rate(settings.optim.lr)}"]
     parts += [f"{key.rpartition('.')[2]}{value}" for key, value in varied.items() if key not in NAMED]
     return "-".join(parts)[:LONGEST]
 
 
 def number(name: str) -> int:
-    """That a name begins with; 0 where it begins with none."""
+    """Return the number that a name begins with; 0 where it begins with none."""
     found = re.match(r"\d+", name)
     return int(found[0]) if found else 0
 
 
-def note(records: Sequence[Mapping[str, Any]]) -> str:
-    """What the run is and gave, in Markdown."""
-    start, end = records[0], records[-1]
-    lines = ["```", f"python train.py {start['command']}".rstrip(), "```", ""]
-    lines += [f"U-Net on `{start['config']['encoder']['name']}`, weights: **{start['weights_source']}**.", ""]
-    results = [(k, v) for k, v in end.items() if end["kind"] == "end" and "/" in k and isinstance(v, int | float)]
-    if results:
-        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in results), ""]
-    if end["kind"] == "end":
-        lines += [f"{end['status']}: {end['reason']}"]
+def note(run: Run) -> str:
+    """Return what a run is and gave, in Markdown; it has begun at least."""
+    start, end = run.starts[0], run.end
+    lines = ["```", f"python train.py {start.command}".rstrip(), "```", ""]
+    lines += [f"U-Net on `{start.settings.encoder.name}`, weights: **{start.weights_source}**.", ""]
+    if end:
+        results = [(name, v) for name, v in end.metrics.items() if "/" in name and v is not None]
+        if results:
+            lines += ["| metric | value |", "|---|---|", *(f"| {name} | {v:.4g} |" for name, v in results), ""]
+        lines.append(f"{end.status}: {end.reason}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""MLflow's registry of models: a version, its card, and who is champion. Beside `tracking` it alone knows mlflow."""
+"""MLflow's registry of models: a version, its card, and who is champion."""
 
 import shutil
 import tempfile
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsweep.errors import ConfigError, first_line
-from segsweep.runs import journal
-from segsweep.tracking import run as tracking
+from segsweep.runs import locks
+from segsweep.tracking.client import NOTE_LENGTH, connected, without_password
+from segsweep.tracking.run import sync, uri_of
 
 CHAMPION = "champion"
 
@@ -40,6 +41,7 @@ def register(
     The run is sent first. `mlflow.pytorch.load_model("models:/NAME@champion")` loads it, without code or pickle.
 
     Args:
+        uri: MLflow's tracking URI, typed by this user; default: the run's own, as `segsweep sync` has it.
         name: of the registered model.
         program: a torch.export program from `pixels`, float32 `b c h w`, to `logits`, `b k h w`.
         channels: c and k.
@@ -47,14 +49,14 @@ def register(
         card: what the model is, in Markdown.
 
     Raises:
-        ConfigError: no run in the folder.
+        ConfigError: no run in the folder, or one whose own tracking URI is not this user's.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
     from mlflow.exceptions import MlflowException
 
-    uri = _uri(folder, uri)
-    run = tracking.sync(folder, uri, journal.alive(folder))
-    client = tracking.connected(uri)
+    uri = uri_of(folder, uri)
+    run = sync(folder, uri, locks.alive(folder))
+    client = connected(uri)
     before = ""
     try:
         client.create_registered_model(name, tags={"segsweep": "true"})
@@ -68,38 +70,33 @@ def register(
         _write_model(Path(made), program, channels, torch_version, card)
         client.log_artifacts(run, made, place)
     source = f"{client.get_run(run).info.artifact_uri}/{place}"
-    version = client.create_model_version(
-        name, source, run, tags=dict(tags), description=card[: tracking.NOTE_LENGTH]
-    ).version
+    version = client.create_model_version(name, source, run, tags=dict(tags), description=card[:NOTE_LENGTH]).version
     client.set_registered_model_alias(name, CHAMPION, version)
-    return Registered(str(version), before, run, tracking.without_password(uri))
+    return Registered(str(version), before, run, without_password(uri))
 
 
 def check(folder: Path, uri: str | None, name: str) -> None:
     """Ask before a model is exported for minutes.
 
     Raises:
-        ConfigError: a name that MLflow does not take, or a server that does not answer.
+        ConfigError: no run in the folder, or one whose own tracking URI is not this user's; a name that MLflow does
+            not take, or a server that does not answer.
     """
     from mlflow.exceptions import MlflowException
 
-    uri = _uri(folder, uri)
+    uri = uri_of(folder, uri)
     try:
-        tracking.connected(uri).get_registered_model(name)
+        connected(uri).get_registered_model(name)
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            where = tracking.without_password(uri)
+            where = without_password(uri)
             raise ConfigError(f"MLflow at {where} does not answer: {first_line(error)}") from error
 
 
-def _uri(folder: Path, uri: str | None) -> str:
-    return tracking.tracking_uri(uri or journal.read(folder)[0]["config"]["tracking"]["uri"])
-
-
 def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_version: str, card: str) -> None:
-    """A model folder of MLflow's, made by hand: `mlflow.pytorch.save_model` would trace anew, and pin sizes."""
+    """Write a model folder of MLflow's by hand: `mlflow.pytorch.save_model` would trace anew, and pin sizes."""
     import numpy as np
 
     with warnings.catch_warnings():
@@ -118,5 +115,6 @@ def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_v
     (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
     model = Model(signature=ModelSignature(tensor("pixels", channels[0]), tensor("logits", channels[1])))
     model.add_flavor("pytorch", model_data="data", pytorch_version=torch_version, code=None)
-    add_to_model(model, loader_module="mlflow.pytorch", data="data", model_config={"device": None})
+    loaded = {"loader_module": "mlflow.pytorch", "data": "data", "model_config": {"device": None}}
+    add_to_model(model, **loaded)  # type: ignore[no-untyped-call]
     model.save(str(folder / "MLmodel"))

@@ -19,8 +19,8 @@ from segsweep import console
 from segsweep.errors import ConfigError, Terminated, first_line, terminable
 from segsweep.paths import outputs
 from segsweep.ports import available
-from segsweep.tracking import run as tracking
-from segsweep.tracking import views as saved_view
+from segsweep.tracking import views
+from segsweep.tracking.client import make_database, tracking_uri, without_password
 
 PORT, HOST = 5000, "127.0.0.1"
 START = 120.0  # seconds that a server may take to answer; usually five
@@ -37,9 +37,9 @@ def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
     Raises:
         ConfigError: the port is taken, or the server does not start.
     """
-    uri = tracking.tracking_uri(uri)
+    uri = tracking_uri(uri)
     if uri.startswith("http"):
-        print(front_page(tracking.without_password(uri)), flush=True)
+        print(front_page(without_password(uri)), flush=True)
         return
     try:
         with terminable(), server(uri, host, port) as (address, process):
@@ -65,7 +65,7 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
     """
     port = available(host, port, "segsweep ui")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        tracking.make_database(uri)
+        make_database(uri)
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--artifacts-destination", str(outputs() / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
     command += ["--host", host, "--port", str(port)]
@@ -87,19 +87,19 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
 
 
 def front_page(address: str) -> str:
-    """The address of the newest saved view on a server, else of the experiment that was written to last."""
+    """Return the address of the newest saved view on a server, else of the experiment that was written to last."""
     try:
         experiments = _ask(f"{address}/api/2.0/mlflow/experiments/search", {"max_results": 1000})["experiments"]
-        views = []
+        found = []
         for experiment in experiments:
             tags = {tag["key"]: tag["value"] for tag in experiment.get("tags", [])}
-            key, written = saved_view.newest(tags)
-            views.append((written, experiment["last_update_time"], experiment["experiment_id"], key))
-        _, _, experiment_id, key = max(views)
+            key, written = views.newest(tags)
+            found.append((written, experiment["last_update_time"], experiment["experiment_id"], key))
+        _, _, experiment_id, key = max(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         console.note(f"{address}: no saved view was found: {first_line(error)}")
         experiment_id, key = "0", ""
-    return f"{address.rstrip('/')}/{saved_view.page(experiment_id, key)}"
+    return f"{address.rstrip('/')}/{views.page(experiment_id, key)}"
 
 
 def _wait(address: str, process: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
@@ -142,7 +142,7 @@ def _without_a_lock(uri: str, host: str, port: int) -> str:
         f"warning: --host {host}: whoever reaches this machine can read, change and delete runs: MLflow asks for no\n"
         "password. One that does, after pip install 'mlflow[auth]':\n"
         "  MLFLOW_AUTH_ADMIN_PASSWORD=AT_LEAST_12_CHARACTERS MLFLOW_FLASK_SERVER_SECRET_KEY=ANYTHING_SECRET \\\n"
-        f"  mlflow server --app-name basic-auth --backend-store-uri {shlex.quote(tracking.without_password(uri))} "
+        f"  mlflow server --app-name basic-auth --backend-store-uri {shlex.quote(without_password(uri))} "
         f"--host {host} --port {port}"
     )
 
@@ -152,7 +152,7 @@ def _bracketed(host: str) -> str:
 
 
 def _ask(address: str, question: Any = None) -> Any:
-    """What the server answers: text, or JSON to a question in JSON. Proxies are for other machines."""
+    """Return what the server answers: text, or JSON to a question in JSON. Proxies are for other machines."""
     data = None if question is None else json.dumps(question).encode()
     asked = request.Request(address, data, {"Content-Type": "application/json"})
     with request.build_opener(request.ProxyHandler({})).open(asked, timeout=10) as answer:

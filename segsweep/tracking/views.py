@@ -7,9 +7,15 @@ A later MLflow may read it otherwise, so whoever writes one goes on where that f
 
 import base64
 import json
+import logging
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from segsweep.errors import short
+
+log = logging.getLogger(__name__)
 
 TAG = "mlflow.sharedViewState."  # and the view's key
 SCORE, CURVE, SIZE, SPEED = "best/val_iou", "val/iou", "parameters", "perf/images_per_s"
@@ -21,8 +27,26 @@ SECTIONS = {"charts": ("Runs", 2, 340), "pictures": ("Predictions (step 0: of ea
 CLOSED = ("best", "data", "perf", "predictions", "test", "train", "val", "val/iou", "Model metrics", "System metrics")
 
 
+def save(
+    client: Any, experiment_id: str, key: str, *, name: str, search: str, swept: Sequence[str], pictures: Sequence[str]
+) -> str:
+    """Save a view in its experiment; return its key, or nothing where MLflow refuses: pages open without one, too.
+
+    Args:
+        client: MLflow's.
+        key: of the view; one of the same key is replaced.
+        name, search, swept, pictures: as for `text`.
+    """
+    try:
+        client.set_experiment_tag(experiment_id, TAG + key, text(name, search, swept, pictures, time.time()))
+    except Exception as error:
+        log.debug("MLflow: no view was saved: %s", short(error))
+        return ""
+    return key
+
+
 def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], time: float) -> str:
-    """The tag's value.
+    """Return the tag's value.
 
     Args:
         name: what the list of views calls it.
@@ -78,7 +102,7 @@ def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], 
 
 
 def newest(tags: dict[str, str]) -> tuple[str, int]:
-    """The key and the time of the last written among an experiment's tags; an empty key where there is none."""
+    """Return the key and the time of the last written among an experiment's tags; an empty key where there is none."""
     found = [("", 0)]
     for name, value in tags.items():
         if name.startswith(TAG):
@@ -87,7 +111,7 @@ def newest(tags: dict[str, str]) -> tuple[str, int]:
 
 
 def page(experiment_id: str, key: str = "") -> str:
-    """The address of an experiment's runs below that of its server, opened in the view if there is one."""
+    """Return the address of an experiment's runs below that of its server, opened in the view if there is one."""
     view = f"&compareRunsMode=CHART&viewStateShareKey={key}" if key else ""
     return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
 

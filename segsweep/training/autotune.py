@@ -8,15 +8,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from segsweep.engine import device
+from segsweep.config.schema import TrainConfig
+from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution, unchanged
 from segsweep.errors import OutOfMemoryError
 from segsweep.paths import cache, made
+from segsweep.runs.records import Precision
+from segsweep.world import SINGLE, World
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,34 @@ BATCHES = (4, 8, 16, 32, 64, 128, 256)
 ENOUGH = 0.95  # share of the best batch size's speed that a smaller one must reach
 STEPS = 16  # optimizer steps in an epoch that train.batch_size=auto leaves at least
 COMPILE_PAYS = 600.0  # seconds of training from which compiling pays on a GPU
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a training will do.
+
+    Attributes:
+        size: height and width of its canvas, in pixels.
+        channels: of its images.
+        images: that an epoch shows.
+        expected_images: over all epochs; infinite where time alone ends it.
+        seconds: that it may take; infinite without a time budget.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    images: int
+    expected_images: float
+    seconds: float = math.inf
+
+
+class Answer(TypedDict):
+    """What a probe found, as it is kept."""
+
+    precision: Precision
+    channels_last: bool
+    batch_size: int
+    rates: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,17 +83,11 @@ class Tuned:
 def tune(
     model: nn.Module,
     key: Sequence[Any],
-    *,
-    size: tuple[int, int],
-    channels: int,
-    where: torch.device,
-    precision: str,
-    compile: str,
+    workload: Workload,
+    train: TrainConfig,
+    device: torch.device,
     batch_size: int | None,
-    images: int,
-    expected_images: float,
-    time_budget: float | None = None,
-    deterministic: bool = False,
+    world: World = SINGLE,
 ) -> Tuned:
     """Choose precision, layout, compilation and batch size.
 
@@ -72,43 +97,56 @@ def tune(
     Args:
         model: on its device.
         key: what tells the kind of model apart from others, beside what is given here.
-        size, channels: of the images.
-        precision, compile: as in `train.*`.
+        train: its precision and compile are what is asked for; with deterministic nothing is chosen by time.
         batch_size: images of a micro-batch; None: the smallest that is as fast as any.
-        images: that an epoch shows.
-        expected_images: that the training will see, over all epochs; infinite where time alone ends it.
-        time_budget: seconds that the training may take.
-        deterministic: choose nothing by time.
+        world: the processes that train together; rank 0's answer is taken by all.
 
     Raises:
         OutOfMemoryError: not even the smallest batch fits the memory.
     """
-    usual = Execution(device.precision(precision, where), channels_last=True, compile=compile == "true")
-    seconds = time_budget or math.inf
-    if deterministic or (batch_size and (expected_images < WORTH or seconds < WORTH_SECONDS)):
-        return Tuned(usual, batch_size or _largest(images), {})
-    threads = torch.get_num_threads() if where.type == "cpu" else 0
-    about = [device.describe(where), device.machine(), threads, list(size), channels, precision, batch_size or -images]
-    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *about]).encode()).hexdigest()[:16]
+    usual = Execution(devices.precision(train.precision, device), channels_last=True, compile=train.compile == "true")
+    short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
+    if train.deterministic or (batch_size and short):
+        return Tuned(usual, batch_size or _largest(workload.images), {})
+    answer = world.agreed(_kept_answer(model, key, workload, train.precision, device, batch_size, usual))
+    precision, rates = devices.PRECISIONS[answer["precision"]], answer["rates"]
+    execution = replace(usual, precision=precision, channels_last=answer["channels_last"])
+    if train.compile == "auto" and device.type == "cuda":
+        seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
+        execution = replace(execution, compile=seconds >= COMPILE_PAYS)
+    peak = devices.convolution_peak(device, execution.precision)
+    return Tuned(execution, answer["batch_size"], rates, peak)
+
+
+def _kept_answer(
+    model: nn.Module,
+    key: Sequence[Any],
+    workload: Workload,
+    precision: str,
+    device: torch.device,
+    batch_size: int | None,
+    usual: Execution,
+) -> Answer:
+    """The probe's answer, from the cache where there is one."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    machine = [devices.describe(device), devices.machine(), threads]
+    about = [list(workload.size), workload.channels, precision, batch_size or -workload.images]
+    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
 
     def write(folder: Path) -> None:
         with unchanged(model):
-            found = _probe(model, usual, precision, batch_size, images, size, channels, where)
-        kept = {
-            "precision": device.named(found.execution.precision),
+            found = _probe(model, usual, precision, batch_size, workload, device)
+        kept: Answer = {
+            "precision": devices.named(found.execution.precision),
             "channels_last": found.execution.channels_last,
             "batch_size": found.batch_size,
             "rates": found.rates,
         }
         (folder / "answer.json").write_text(json.dumps(kept))
 
-    answer = json.loads((made(cache() / "tuned" / name, "answer.json", write) / "answer.json").read_text())
-    execution = replace(usual, precision=device.PRECISIONS[answer["precision"]], channels_last=answer["channels_last"])
-    rate = max(answer["rates"].values())
-    if compile == "auto" and where.type == "cuda":
-        execution = replace(execution, compile=min(expected_images / rate, seconds) >= COMPILE_PAYS)
-    peak = device.convolution_peak(where, execution.precision)
-    return Tuned(execution, answer["batch_size"], answer["rates"], peak)
+    folder = made(cache() / "tuned" / name, "answer.json", write)
+    answer: Answer = json.loads((folder / "answer.json").read_text())
+    return answer
 
 
 def _probe(
@@ -116,15 +154,13 @@ def _probe(
     usual: Execution,
     precision: str,
     batch_size: int | None,
-    images: int,
-    size: tuple[int, int],
-    channels: int,
-    where: torch.device,
+    workload: Workload,
+    device: torch.device,
 ) -> Tuned:
     """Try precisions, then layouts, then batch sizes, each with the best of what came before."""
     usual = replace(usual, compile=False)
-    few = min(batch_size or PROBED, PROBED) if where.type == "cpu" else batch_size or PROBED
-    pixels = 255 * torch.rand(few, channels, *size, device=where)
+    few = min(batch_size or PROBED, PROBED) if device.type == "cpu" else batch_size or PROBED
+    pixels = 255 * torch.rand(few, workload.channels, *workload.size, device=device)
     rates: dict[str, float] = {}
 
     def faster(first: Execution, other: Execution) -> Execution:
@@ -134,38 +170,32 @@ def _probe(
         return other if rates[_named(other)] > CLEAR * rates[_named(first)] else first
 
     best = usual
-    if precision == "auto" and where.type == "cpu" and usual.precision != torch.float32:
+    if precision == "auto" and device.type == "cpu" and usual.precision != torch.float32:
         best = faster(usual, replace(usual, precision=torch.float32))
     best = faster(best, replace(best, channels_last=False))
     if batch_size is None:
-        batch_size = _fastest_batch(model, best, images, size, channels, where, rates)
+        batch_size = _fastest_batch(model, best, workload, device, rates)
     best.prepare(model)
     return Tuned(best, batch_size, {name: round(rate, 2) for name, rate in rates.items()})
 
 
 def _fastest_batch(
-    model: nn.Module,
-    execution: Execution,
-    images: int,
-    size: tuple[int, int],
-    channels: int,
-    where: torch.device,
-    rates: dict[str, float],
+    model: nn.Module, execution: Execution, workload: Workload, device: torch.device, rates: dict[str, float]
 ) -> int:
     """The smallest batch that is about as fast as any, of those that fit the memory and leave enough steps."""
     found: dict[int, float] = {}
-    for n in [n for n in BATCHES if n <= _largest(images)]:
+    for n in [n for n in BATCHES if n <= _largest(workload.images)]:
+        pixels = 255 * torch.rand(n, workload.channels, *workload.size, device=device)
         try:
-            (found[n],) = _rates(model, [execution], 255 * torch.rand(n, channels, *size, device=where))
+            (found[n],) = _rates(model, [execution], pixels)
         except torch.OutOfMemoryError:
             break
         rates[f"batch {n}"] = found[n]
         if found[n] < ENOUGH * max(found.values()):
             break
     if not found:
-        raise OutOfMemoryError(
-            f"out of memory with {BATCHES[0]} images of {size[0]}x{size[1]}. Try a smaller data.size."
-        )
+        height, width = workload.size
+        raise OutOfMemoryError(f"out of memory with {BATCHES[0]} images of {height}x{width}. Try a smaller data.size.")
     return next(n for n, rate in found.items() if rate >= ENOUGH * max(found.values()))
 
 
@@ -192,18 +222,18 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
 def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
     """What a forward and a backward pass take."""
     execution.prepare(model).train()
-    device.synchronize(image.device)
+    devices.synchronize(image.device)
     started = time.perf_counter()
     try:
-        execution.forward(model, image).float().square().mean().backward()
-        device.synchronize(image.device)
+        execution.forward(model, image).float().square().mean().backward()  # type: ignore[no-untyped-call]
+        devices.synchronize(image.device)
     finally:
         model.zero_grad(set_to_none=True)
     return time.perf_counter() - started
 
 
 def _named(execution: Execution) -> str:
-    return f"{device.named(execution.precision)} {'channels_last' if execution.channels_last else 'contiguous'}"
+    return f"{devices.named(execution.precision)} {'channels_last' if execution.channels_last else 'contiguous'}"
 
 
 def _largest(images: int) -> int:

@@ -1,276 +1,248 @@
-"""A configuration becomes the objects of a training, and what is wrong with it or with the data is refused.
+"""The parts of a training are built from its configuration; what is wrong with it or with the data is refused.
 
 Nothing is written to the run folder here.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from segsweep import catalog, console
+from segsweep import console
 from segsweep.config.schema import DataConfig, LossConfig, RunConfig
-from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.config.settings import Settings
+from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset
-from segsweep.data.source import Options
-from segsweep.engine import device, losses
+from segsweep.data.geometry import Canvas, Size
+from segsweep.engine import device as devices
+from segsweep.engine import losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
+from segsweep.engine.scorer import Scorer
+from segsweep.engine.step import TrainStep
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet, weights
-from segsweep.nn.encoder import probe
+from segsweep.nn.encoder import decoder_width, probe
 from segsweep.nn.tiles import limit
-from segsweep.training import loop as engine
+from segsweep.runs.records import Start
 from segsweep.training import normalization, optim
-from segsweep.training.autotune import Tuned, tune
+from segsweep.training.autotune import Tuned, Workload, tune
+from segsweep.training.resolve import Facts, resolve
+from segsweep.training.state import TrainState
+from segsweep.world import SINGLE, World
 
 log = logging.getLogger(__name__)
 
-SHORTEST = 180  # images that an epoch shows at least, with data.repeats=auto: as many as data=shapes has
-CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 
 
-@dataclass
-class Prepared:
-    """Everything a training needs, built and checked, with nothing written to the run folder."""
+@dataclass(frozen=True)
+class Training:
+    """Everything a training needs.
 
-    config: RunConfig
-    device: torch.device
-    tuned: Tuned
+    Attributes:
+        asked: the configuration, as it was asked for.
+        settings: what was decided.
+        tuned: how it is run here.
+        weights_source: where the encoder's pretrained weights came from, or "random".
+    """
+
+    asked: RunConfig
+    settings: Settings
     data: Dataset
-    model: UNet
+    state: TrainState
     loss: losses.Loss
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: optim.Average | None
-    progress: engine.Progress
-    weights_source: weights.Source
+    tuned: Tuned
+    weights_source: str
 
     @property
-    def scored(self) -> UNet:
-        """The model that is scored and kept."""
-        return self.average.model if self.average else self.model  # type: ignore[return-value]
+    def model(self) -> UNet:
+        """The model that is trained."""
+        assert isinstance(self.state.model, UNet)
+        return self.state.model
 
     @property
-    def tile(self) -> tuple[int, int]:
-        """Canvases beyond this are scored in tiles."""
-        data = self.config.data
-        return limit((data.size[0], data.size[1]), self.model.encoder.input_size, data.tile)
+    def kept(self) -> UNet:
+        """The model that is scored and kept: the average, where there is one."""
+        assert isinstance(self.state.scored, UNet)
+        return self.state.scored
 
-    def evaluation(self, indices: Sequence[int]) -> EvalBatches:
-        data = self.config.data
-        return EvalBatches(
-            self.data.store,
-            self.data.labels,
-            indices,
-            size=(data.size[0], data.size[1]),
-            resize=data.resize,
-            batch_size=self.tuned.batch_size,
-            device=self.device,
-            workers=self.config.train.workers,
-        )
+    @property
+    def canvas(self) -> Canvas:
+        data = self.settings.data
+        return Canvas((data.size[0], data.size[1]), data.resize)
 
-    def training(self) -> TrainBatches:
-        data, train = self.config.data, self.config.train
-        return TrainBatches(
-            self.data.store,
-            self.data.labels,
-            self.data.parts["train"],
+    def step(self) -> TrainStep:
+        return TrainStep(self.tuned.execution, self.loss, self.settings.train.clip)
+
+    def scorer(self) -> Scorer:
+        """Make what scores every split, with a progress bar."""
+        tile = limit(self.canvas.size, self.model.encoder.input_size, self.settings.data.tile)
+        return Scorer(self.tuned.execution, self.settings.train.tta, tile, console.bar)
+
+    def train_batches(self, world: World = SINGLE) -> TrainBatches:
+        data, train = self.settings.data, self.settings.train
+        sampling = Sampling(
+            batch_size=train.batch_size,
+            seed=train.seed,
+            accumulate=train.accumulate,
             repeats=data.repeats,
             rarity=self.data.rarity(data.balance) if data.balance else None,
-            size=(data.size[0], data.size[1]),
-            resize=data.resize,
-            batch_size=self.tuned.batch_size * train.accumulate,
-            seed=train.seed,
-            device=self.device,
-            accumulate=train.accumulate,
-            augmentation=asdict(self.config.augmentation),
             foreground=data.foreground,
-            workers=train.workers,
         )
+        indices = self.data.parts["train"]
+        return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, world)
+
+    def eval_batches(self, indices: Sequence[int]) -> EvalBatches:
+        """Make batches of whole images.
+
+        Args:
+            indices: of the samples.
+        """
+        return EvalBatches(self._pixels, indices, self.canvas, self.tuned.batch_size)
+
+    @property
+    def _pixels(self) -> Pixels:
+        return Pixels(self.data.store, self.data.labels, self.state.device, self.asked.train.workers)
 
 
-def prepare(config: RunConfig, before: Mapping[str, Any]) -> Prepared:
+def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) -> Training:
     """Build and check everything, the cheapest checks first.
 
     Args:
-        before: the `start` record of the run that goes on: what was chosen then is kept, and no weights are looked for.
+        before: the record of the run that goes on: what was decided then stays, and no weights are looked for.
+        world: the processes that train together.
 
     Raises:
         ConfigError, DataError: what the user can mend.
     """
-    train = config.train
-    where = device.find(train.device)
-    device.set_threads()
+    encoder, train = asked.encoder, asked.train
+    device = devices.find(train.device)
+    devices.set_threads()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
     torch.backends.cudnn.benchmark = not train.deterministic
     torch.use_deterministic_algorithms(train.deterministic)
-    probe(config.encoder.name)
-    device.precision(train.precision, where)  # refused here if it is not there
-    found = (
-        weights.RANDOM
-        if before
-        else weights.find(config.encoder.name, config.encoder.pretrained, config.encoder.weights_file)
-    )
-
-    dataset = load(config.data, train.workers)
-    config = _decided(config, dataset, before["weights_source"] if before else found.source, before)
-    data = config.data
-    images = len(dataset.parts["train"])
-    shown = images * data.repeats
-    if train.batch_size != "auto" and train.batch_size > shown:
-        raise ConfigError(
-            f"train.batch_size={train.batch_size}: larger than an epoch of {shown} images. "
-            f"Try train.batch_size={_power_of_two(shown)}, or data.repeats={math.ceil(train.batch_size / images)}."
-        )
-    console.note(console.data_summary(dataset.summary(), data.repeats) + "\n")
-    for warning in dataset.warnings():
+    probe(encoder.name)
+    devices.precision(train.precision, device)  # refused here if it is not there
+    found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
+    data = load(asked.data, train.workers)
+    source = before.weights_source if before else found.source
+    wanted = before.settings.extended(asked) if before else Settings.of(asked)
+    settings = resolve(wanted, _facts(wanted, data, source != "random"))
+    shown = len(data.parts["train"]) * settings.data.repeats
+    _refuse_large_batch(settings, shown, len(data.parts["train"]))
+    console.note(console.data_summary(data.summary(), settings.data.repeats) + "\n")
+    for warning in data.warnings():
         log.warning("data: %s", warning)
-    labels, pixels = dataset.labels, dataset.store
-    pixels.to(where)
+    data.store.to(device)
+    if settings.normalization is None:
+        how, window = settings.data.normalize, settings.data.window
+        chosen = normalization.choose(how, data.store, data.parts["train"], encoder.name, window)
+        settings = replace(settings, normalization=chosen)
 
     torch.manual_seed(train.seed)
     model = UNet(
-        config.encoder.name,
-        labels.logits,
-        pixels.channels,
+        encoder.name,
+        data.labels.logits,
+        data.store.channels,
         found,
-        width=config.decoder.width,
-        norm=config.decoder.norm,
-        dropout=config.decoder.dropout,
-        drop_path=config.encoder.drop_path,
-        **normalization.choose(
-            data.normalize, pixels, dataset.parts["train"], config.encoder.name, found.source != "random", data.window
-        ),
-    ).to(where)
-    model.encoder.freeze_norm = config.encoder.freeze_norm
-    if train.bn_momentum != "auto":
-        set_momentum(model, lambda _: train.bn_momentum)
-    if train.checkpointing and not checkpoint_gradients(model, torch.zeros(2, pixels.channels, 64, 64, device=where)):
+        decoder=settings.decoder,
+        drop_path=settings.encoder.drop_path,
+        normalization=settings.normalization,
+    ).to(device)
+    if before:
+        model.weights_source = before.weights_source
+    model.encoder.freeze_norm = settings.encoder.freeze_norm
+    momentum = settings.train.bn_momentum
+    if momentum != "scaled":
+        set_momentum(model, lambda _: momentum)
+    tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
+    if settings.train.checkpointing and not checkpoint_gradients(model, tried):
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
-    tuned = _tuned(config, model, pixels.channels, shown, where, before)
-    if train.bn_momentum == "auto":
+    tuned = _tuned(settings, asked, model, shown, before, world)
+    batch = tuned.batch_size * settings.train.accumulate
+    settings = replace(settings, train=replace(settings.train, batch_size=batch))
+    if momentum == "scaled":
         share = min(1.0, tuned.batch_size / USUAL_BATCH)
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
-    optimizer = optim.build(
-        config.optim.name,
+    steps = settings.optim
+    layers = model.encoder.layers() if steps.layer_decay != 1 else {}
+    state = TrainState(
         model,
-        lr=config.optim.lr,
-        encoder_lr_scale=config.optim.encoder_lr_scale,
-        layer_decay=config.optim.layer_decay,
-        layers={f"encoder.{name}": layer for name, layer in model.encoder.layers().items()}
-        if config.optim.layer_decay != 1
-        else None,
-        weight_decay=config.optim.weight_decay,
-        momentum=config.optim.momentum,
+        optim.build(
+            steps.name,
+            model,
+            lr=steps.lr,
+            encoder_lr_scale=steps.encoder_lr_scale,
+            layer_decay=steps.layer_decay,
+            layers={f"encoder.{name}": layer for name, layer in layers.items()},
+            weight_decay=steps.weight_decay,
+            momentum=steps.momentum,
+        ),
+        torch.amp.GradScaler(device.type, enabled=tuned.execution.precision == torch.float16),
+        optim.Average(model, settings.train.ema) if settings.train.ema else None,
     )
-    return Prepared(
-        config=config,
-        device=where,
-        tuned=tuned,
-        data=dataset,
-        model=model,
-        loss=_loss(config.loss, dataset),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(where.type, enabled=tuned.execution.precision == torch.float16),
-        average=optim.Average(model, train.ema) if train.ema else None,
-        progress=engine.Progress(),
-        weights_source=before["weights_source"] if before else model.weights_source,
-    )
-
-
-def _decided(config: RunConfig, dataset: Dataset, weights_source: str, before: Mapping[str, Any]) -> RunConfig:
-    """The configuration with a value wherever it says auto and the encoder or the data decide; as recorded before."""
-    rates = catalog.RATES[probe(config.encoder.name).kind]
-    lr, scale = rates.lr, 1.0 if weights_source == "random" else rates.encoder_lr_scale
-    resize = _resize(dataset, config.data.size)
-    repeats = _repeats(dataset, config.data.folds)
-    if before:
-        lr, scale = (before["config"]["optim"][name] for name in ("lr", "encoder_lr_scale"))
-        resize = before["config"]["data"]["resize"]
-        # Of a run from before there was the key.
-        repeats = before["config"]["data"].get("repeats", 10 if config.data.overfit else 1)
-    steps, data = config.optim, config.data
-    steps = replace(steps, lr=lr) if steps.lr == "auto" else steps
-    steps = replace(steps, encoder_lr_scale=scale) if steps.encoder_lr_scale == "auto" else steps
-    data = replace(data, resize=resize) if data.resize == "auto" else data
-    data = replace(data, repeats=repeats) if data.repeats == "auto" else data
-    return replace(config, optim=steps, data=data, tracking=replace(config.tracking, experiment=config.experiment))
-
-
-def _resize(dataset: Dataset, canvas: Sequence[int]) -> str:
-    """Crop where the typical image is one to two canvases a side: nothing is shrunk, and a crop sees much of it."""
-    sizes = [(row.height, row.width) for row in (dataset.store.rows[i] for i in dataset.parts["train"])]
-    sides = median(max(height / canvas[0], width / canvas[1]) for height, width in sizes)
-    return "crop" if 1 <= sides <= CROPPED else "pad"
-
-
-def _repeats(dataset: Dataset, folds: int | None) -> int:
-    """How often an epoch shows each image, so that it has enough of them; the same in all folds."""
-    images = len(dataset.parts["train"])
-    if folds:
-        images = (images + len(dataset.parts["val"])) * (folds - 1) // folds
-    return math.ceil(SHORTEST / images)
-
-
-def _tuned(
-    config: RunConfig, model: UNet, channels: int, shown: int, where: torch.device, before: Mapping[str, Any]
-) -> Tuned:
-    """How the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
-    train, data = config.train, config.data
-    asked = None if train.batch_size == "auto" else train.batch_size // train.accumulate
-    if before and torch.device(before["device"].partition(" ")[0]).type == where.type:
-        # What was chosen once stays: another precision is another training.
-        kind, layout = getattr(torch, before["precision_used"]), before.get("channels_last", True)
-        execution = Execution(kind, layout, before.get("compiled", False))
-        batch_size = asked or before["micro_batch"]
-        return Tuned(execution, batch_size, before.get("probed", {}), before.get("convolution_peak", 0.0))
-    epochs = train.epoch_limit
-    return tune(
-        model,
-        [config.encoder.name.partition(".")[0], model.arguments["width"], config.decoder.norm, train.checkpointing],
-        size=(data.size[0], data.size[1]),
-        channels=channels,
-        where=where,
-        precision=train.precision,
-        compile=train.compile,
-        batch_size=asked,
-        images=shown,
-        expected_images=epochs * shown if epochs else math.inf,
-        time_budget=train.time_budget,
-        deterministic=train.deterministic,
-    )
+    asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
+    return Training(asked, settings, data, state, _loss(settings.loss, data), tuned, model.weights_source)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
-    """The data set that `data.*` names, with a progress bar while it is decoded.
+    """Open the data set that `data.*` names, with a progress bar while it is decoded.
 
     Raises:
-        ConfigError: what `open_dataset` raises.
+        ConfigError, DataError: what `open_dataset` raises.
     """
-    options = Options(
-        data.root, data.images, data.masks, data.mask_suffix, data.table, data.seed, data.count, data.download
+    return open_dataset(data, workers=workers, progress=console.bar)
+
+
+def _facts(wanted: Settings, data: Dataset, pretrained: bool) -> Facts:
+    training = [data.store.rows[index] for index in data.parts["train"]]
+    return Facts(
+        kind=probe(wanted.encoder.name).kind,
+        pretrained=pretrained,
+        width=decoder_width(wanted.encoder.name, wanted.decoder.width),
+        sizes=[(row.height, row.width) for row in training],
+        validation=len(data.parts["val"]),
+        photographs=data.store.channels == 3 and data.store.range == (0.0, 255.0),
+        classes=data.labels.names,
+        pixels=data.counts("train")[:-1],
     )
-    return open_dataset(
-        data.name,
-        options,
-        classes=data.classes,
-        ignore_index=data.ignore_index,
-        binarize=data.binarize,
-        shares=data.split,
-        seed=data.seed,
-        group=data.group,
-        folds=data.folds,
-        fold=data.fold,
-        overfit=data.overfit,
-        cache=data.cache,
-        workers=workers,
-        progress=console.bar,
+
+
+def _refuse_large_batch(settings: Settings, shown: int, images: int) -> None:
+    batch = settings.train.batch_size
+    if batch != "auto" and batch > shown:
+        raise ConfigError(
+            f"train.batch_size={batch}: larger than an epoch of {shown} images. "
+            f"Try train.batch_size={_power_of_two(shown)}, or data.repeats={math.ceil(batch / images)}."
+        )
+
+
+def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before: Start | None, world: World) -> Tuned:
+    """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
+    train, device = settings.train, next(model.parameters()).device
+    micro_batch = None if train.batch_size == "auto" else train.batch_size // train.accumulate
+    if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
+        # What was chosen once stays: another precision is another training.
+        ran = before.execution
+        execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
+        return Tuned(execution, micro_batch or ran.micro_batch, ran.rates, ran.peak)
+    architecture: list[Any] = [asked.encoder.name.partition(".")[0], settings.decoder.width]
+    workload = Workload(
+        _size(settings.data),
+        model.in_channels,
+        shown,
+        expected_images=train.epochs * shown if train.epochs else math.inf,
+        seconds=train.time_budget or math.inf,
     )
+    key = [*architecture, settings.decoder.norm, train.checkpointing]
+    return tune(model, key, workload, asked.train, device, micro_batch, world)
+
+
+def _size(data: DataConfig) -> Size:
+    return data.size[0], data.size[1]
 
 
 def _loss(loss: LossConfig, data: Dataset) -> losses.Loss:

@@ -1,8 +1,8 @@
-"""From pixels to what an encoder expects, as the model's own arguments."""
+"""From pixels to what an encoder expects."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from segsweep.config.settings import Normalization
 from segsweep.data.store import Store
 from segsweep.nn.unet import encoder_statistics
 
@@ -10,29 +10,21 @@ OUTLIERS = 0.5  # percent of the pixels cut off at either end, as nnU-Net does (
 
 
 def choose(
-    how: str,
-    store: Store,
-    train: Sequence[int],
-    encoder: str,
-    pretrained: bool,
-    window: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """The `mean`, `std` and `clip` arguments of `UNet`.
+    how: str, store: Store, train: Sequence[int], encoder: str, window: Sequence[float] | None = None
+) -> Normalization:
+    """Choose what is subtracted from the pixels, and what they are divided by.
 
     Args:
         how: "encoder": the values' range is mapped to 0..1, then the mean and std the encoder was trained with;
             "dataset": mean and std of the training split; "percentile" and "window": as encoder, but from and to the
             0.5th and 99.5th percentile of the training split's channels, or the window; pixels beyond are clipped.
-            "auto": window where one is given, encoder for 8-bit colour on pretrained weights, else dataset.
         train: indices of the training split.
+        encoder: its name.
         window: lowest and highest value, on the scale of the files.
     """
-    if how == "auto":
-        usual = store.channels == 3 and store.range == (0.0, 255.0) and pretrained
-        how = "window" if window else "encoder" if usual else "dataset"
     if how == "dataset":
         mean, std = store.statistics(train)
-        return {"mean": mean, "std": std}
+        return Normalization(tuple(mean), tuple(std))
     if how == "encoder":
         low, high = ([edge] * store.channels for edge in store.range)
     elif how == "window" and window:
@@ -44,8 +36,8 @@ def choose(
                 low[channel], high[channel] = lowest[channel], highest[channel]
     own_mean, own_std = encoder_statistics(encoder, store.channels)
     widths = [max(top - bottom, 1e-6) / 255 for bottom, top in zip(low, high, strict=True)]
-    return {
-        "mean": [bottom + m * w for bottom, m, w in zip(low, own_mean, widths, strict=True)],
-        "std": [s * w for s, w in zip(own_std, widths, strict=True)],
-        "clip": None if how == "encoder" else (low, high),
-    }
+    return Normalization(
+        mean=tuple(bottom + m * w for bottom, m, w in zip(low, own_mean, widths, strict=True)),
+        std=tuple(s * w for s, w in zip(own_std, widths, strict=True)),
+        clip=None if how == "encoder" else (tuple(low), tuple(high)),
+    )

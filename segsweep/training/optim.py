@@ -64,7 +64,7 @@ def build(
     fused = next(model.parameters()).device.type in _FUSED
     if name == "sgd":
         return SGD(rows, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
-    kind = {"adam": Adam, "adamw": AdamW}[name]
+    kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[name]
     return kind(rows, lr=lr, betas=(momentum, 0.999), fused=fused)
 
 
@@ -143,10 +143,3 @@ def schedule(name: str, warmup: float = 0.0) -> Schedule:
 
 def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
-
-
-def gradient_norm(model: nn.Module, largest: float) -> torch.Tensor:
-    """Scale the gradients down to this norm if they are longer; 0 only measures."""
-    return nn.utils.clip_grad_norm_(
-        [p for p in model.parameters() if p.grad is not None], largest or math.inf, error_if_nonfinite=False
-    )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +22,13 @@ from conftest import TINY
 from PIL import Image
 
 import train
+from segsweep.data.geometry import Canvas
 from segsweep.engine import losses
 from segsweep.nn.checkpoint import describe, load_model
 from segsweep.runs import journal
-from segsweep.tracking import run as tracking
-from segsweep.training import build as prepare
-from segsweep.training import run
+from segsweep.tracking.client import tracking_uri
+from segsweep.tracking.run import run_id
+from segsweep.training.recorder import Recorder
 
 ROOT = Path(train.__file__).parent
 SMALL = (*TINY, "train.epochs=2", "train.batch_size=4", "data.size=[32,32]", "tracking=none")
@@ -55,12 +57,13 @@ def test_a_run_leaves_everything_it_promises(pairs, outputs, capsys):
     ):
         assert (folder / name).exists(), name
     assert list((folder / "predictions").glob("*/*.png"))
-    records = journal.read(folder)
-    assert [r["kind"] for r in records] == ["start", "epoch", "epoch", "end"]
+    run = journal.read(folder)
+    assert run.records == [run.start, *run.epochs, run.end]
+    assert [epoch.epoch for epoch in run.epochs] == [1, 2]
     summary = json.loads((folder / "summary.json").read_text())
     wanted = ("val/iou", "test/iou", "val/dice", "val/accuracy", "perf/images_per_s", "run_id", "weights_source")
     assert all(name in summary for name in wanted)
-    assert summary["val/iou"] == max(r["val/iou"] for r in journal.epochs(records))
+    assert summary["val/iou"] == max(epoch.iou for epoch in run.epochs)
     assert summary["weights_source"] == "random"
     printed = capsys.readouterr()
     assert str(folder) in printed.out
@@ -70,8 +73,8 @@ def test_a_run_leaves_everything_it_promises(pairs, outputs, capsys):
 
 def scored(folder):
     """All that was measured in the epochs but for times."""
-    rows = journal.epochs(journal.read(folder))
-    return [{k: v for k, v in row.items() if not k.startswith("perf/") and k != "time"} for row in rows]
+    epochs = journal.read(folder).epochs
+    return [(one.epoch, {k: v for k, v in one.metrics.items() if not k.startswith("perf/")}) for one in epochs]
 
 
 def test_decoding_again_and_again_gives_the_same_training(pairs, outputs):
@@ -90,24 +93,24 @@ def test_a_training_says_how_fast_it_is_and_what_it_runs_on(pairs, outputs, monk
     monkeypatch.setattr(device, "PEAK_SHAPES", (((8, 16),), ()))
     assert train.main([*SMALL, *folder_data(pairs(12)), "train.accumulate=2"]) == 0
     (folder,) = run_folders(outputs)
-    start, epoch = journal.read(folder)[:2]
-    assert set(start["probed"]) == {"fp32 channels_last", "fp32 contiguous"}
-    assert (start["precision_used"], start["micro_batch"], start["compiled"]) == ("float32", 2, False)
-    assert isinstance(start["channels_last"], bool)
+    read = journal.read(folder)
+    ran, epoch = read.start.execution, read.epochs[0].metrics
+    assert set(ran.rates) == {"fp32 channels_last", "fp32 contiguous"}
+    assert (ran.precision, ran.micro_batch, ran.compiled) == ("fp32", 2, False)
+    assert isinstance(ran.channels_last, bool)
     assert 0 < epoch["perf/data_share"] < 1
     flops = epoch["perf/tflops"] * 1e12 / epoch["perf/images_per_s"]
     assert flops == pytest.approx(6 * load_model(folder / "best.safetensors").macs((32, 32)))
-    assert epoch["perf/peak_share"] == pytest.approx(epoch["perf/tflops"] * 1e12 / start["convolution_peak"])
+    assert epoch["perf/peak_share"] == pytest.approx(epoch["perf/tflops"] * 1e12 / ran.peak)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["perf/tflops"] > 0
 
 
 def test_a_peak_that_is_beaten_says_nothing():
     model = SimpleNamespace(macs=lambda size: 1e9)
-    config = SimpleNamespace(data=SimpleNamespace(size=[8, 8]))
     for peak, known in ((1e12, {"perf/peak_share": 0.6}), (0.5e12, {}), (0.0, {})):
-        prepared = SimpleNamespace(config=config, model=model, tuned=SimpleNamespace(peak=peak))
-        assert run._work(prepared, 100.0) == pytest.approx({"perf/tflops": 0.6, **known})
+        training = SimpleNamespace(canvas=Canvas((8, 8), "pad"), model=model, tuned=SimpleNamespace(peak=peak))
+        assert Recorder._work(SimpleNamespace(training=training), 100.0) == pytest.approx({"perf/tflops": 0.6, **known})
 
 
 def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch):
@@ -116,14 +119,14 @@ def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch
     data = folder_data(pairs(80))
     assert train.main([*SMALL, *data, "train.batch_size=auto", "train.epochs=1"]) == 0
     (folder,) = run_folders(outputs)
-    before = journal.last_start(journal.read(folder))
-    assert before["micro_batch"] == 4
-    assert any(name.startswith("batch") for name in before["probed"])
+    before = journal.read(folder).start
+    assert (before.execution.micro_batch, before.settings.train.batch_size) == (4, 4)
+    assert any(name.startswith("batch") for name in before.execution.rates)
     monkeypatch.setattr(tuning, "_probe", lambda *_: pytest.fail("probed again"))
     assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
-    after = journal.last_start(journal.read(folder))
-    for name in ("micro_batch", "channels_last", "precision_used", "compiled", "probed", "convolution_peak"):
-        assert after[name] == before[name], name
+    after = journal.read(folder).start
+    assert after.execution == before.execution
+    assert after.resumed_after == 1
 
 
 @pytest.mark.gpu
@@ -137,10 +140,10 @@ def test_a_gpu_trains_in_every_way(typed, pairs, outputs, monkeypatch):
     gpu = ("train.device=cuda", "train.precision=auto")
     assert train.main([*SMALL, *folder_data(pairs(80)), *gpu, *typed]) == 0
     (folder,) = run_folders(outputs)
-    start, *epochs = journal.read(folder)
-    assert start["device"].startswith("cuda")
-    assert start["compiled"] == ("train.compile=true" in typed)
-    assert all(0 <= epoch["perf/data_share"] < 1 for epoch in journal.epochs([start, *epochs]))
+    run = journal.read(folder)
+    assert run.start.execution.device.startswith("cuda")
+    assert run.start.execution.compiled == ("train.compile=true" in typed)
+    assert all(0 <= epoch.metrics["perf/data_share"] < 1 for epoch in run.epochs)
 
 
 def test_checkpointing_is_the_same_training(pairs, outputs):
@@ -148,7 +151,7 @@ def test_checkpointing_is_the_same_training(pairs, outputs):
     for checkpointing in ("false", "true"):
         assert train.main([*SMALL, *data, f"train.checkpointing={checkpointing}"]) == 0
     plain, checkpointed = (scored(folder) for folder in run_folders(outputs))
-    for one, other in zip(plain, checkpointed, strict=True):
+    for (_, one), (_, other) in zip(plain, checkpointed, strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-3)
 
 
@@ -179,7 +182,7 @@ def test_several_classes_train(pairs, outputs):
     root = pairs(12, foreground=2)
     code = train.main([*SMALL, *folder_data(root), "data.classes=[ground,grass,tree]"])
     assert code == 0
-    end = journal.read(run_folders(outputs)[0])[-1]
+    end = journal.read(run_folders(outputs)[0]).end.metrics
     assert end["val/iou/grass"] is None  # in no target
     assert end["val/iou/tree"] is not None
 
@@ -198,12 +201,12 @@ def parts_of(folder):
 
 
 def ran(outputs, *typed, small=SMALL):
-    """The folder of a small run, and the record of its end."""
+    """The folder of a small run, and the metrics of its end."""
     assert train.main([*small, *typed]) == 0
     (folder,) = run_folders(outputs)
-    records = journal.read(folder)
-    assert all(math.isfinite(r["train/loss"]) and math.isfinite(r["val/loss"]) for r in journal.epochs(records))
-    return folder, records[-1]
+    run = journal.read(folder)
+    assert all(math.isfinite(epoch.metrics[name]) for epoch in run.epochs for name in ("train/loss", "val/loss"))
+    return folder, run.end.metrics
 
 
 def test_split_csv_tells_where_every_pair_lies(pairs, outputs):
@@ -232,10 +235,10 @@ def test_overfit_trains_and_validates_on_the_same_few_images(splits, pairs, outp
     assert not [name for name in end if name.startswith("test/")]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["images"] == {"train": 3, "val": 3}
-    start = journal.read(folder)[0]
-    assert (start["data/train"], start["data/val"], start["data/test"]) == (3, 3, 0)
-    assert start["config"]["augmentation"]["hflip"] == 0
-    assert start["config"]["tracking"]["name"] == "none"
+    start = journal.read(folder).start
+    assert start.images == {"train": 3, "val": 3, "test": 0}
+    assert start.settings.augmentation.hflip == 0
+    assert start.asked.tracking.name == "none"
     assert end["val/iou"] > 0.8  # bright squares are learnt by heart
 
 
@@ -299,14 +302,15 @@ def test_folds_leave_a_given_test_split_alone(pairs, outputs):
 )
 def test_every_loss_trains(typed, pairs, outputs):
     folder, end = ran(outputs, *folder_data(pairs(12)), *typed, "train.epochs=6", "optim.lr=3e-3", "augmentation=none")
-    of_epochs = [r["train/loss"] for r in journal.epochs(journal.read(folder))]
+    of_epochs = [epoch.metrics["train/loss"] for epoch in journal.read(folder).epochs]
     assert of_epochs[-1] < of_epochs[0]
     assert end["val/iou"] > 0.2
 
 
 def test_the_loss_group_is_what_is_trained_with(pairs, outputs):
     folder, _ = ran(outputs, *folder_data(pairs(12)), "loss=focal", "train.epochs=1")
-    assert {k: v for k, v in journal.read(folder)[0]["config"]["loss"].items() if v} == {"focal": 1.0, "gamma": 2.0}
+    loss = asdict(journal.read(folder).start.settings.loss)
+    assert {name: value for name, value in loss.items() if value} == {"focal": 1.0, "gamma": 2.0}
 
 
 @pytest.mark.parametrize("loss", sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")))
@@ -352,7 +356,7 @@ def test_numbered_objects_are_one_class_with_binarize(tmp_path, outputs, capsys)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["classes"] == ["background", "foreground"]
     assert end["val/iou"] == end["val/iou/foreground"]
-    assert describe(folder / "best.safetensors")["model"]["num_classes"] == 1
+    assert describe(folder / "best.safetensors").model["num_classes"] == 1
 
 
 @pytest.mark.parametrize("void", ((), ("data.ignore_index=[255,255,255]",)), ids=("all", "void"))
@@ -370,7 +374,7 @@ def test_coloured_masks_are_classes_by_colour(void, tmp_path, outputs, capsys):
     folder, end = ran(outputs, *folder_data(root), typed, *void, "loss=ce_lovasz", "loss.class_weights=auto")
     assert json.loads((folder / "summary.json").read_text())["classes"] == ["ground", "tree", "road"]
     assert all(end[f"val/iou/{name}"] is not None for name in ("ground", "tree", "road"))
-    assert describe(folder / "best.safetensors")["classes"] == ["ground", "tree", "road"]
+    assert describe(folder / "best.safetensors").classes == ["ground", "tree", "road"]
 
 
 def test_five_channels_of_16_bits_train_and_are_predicted_from_their_percentiles(tmp_path, outputs):
@@ -397,14 +401,14 @@ def test_five_channels_of_16_bits_train_and_are_predicted_from_their_percentiles
         assert torch.equal(model(image), model(image.clamp(max=model.high.max())))
     assert train.main([f"resume={folder}", "train.epochs=7"]) == 0
     assert torch.equal(load_model(folder / "best.safetensors").low, model.low)
-    assert describe(folder / "best.safetensors")["dtype"] == "uint16"
+    assert describe(folder / "best.safetensors").dtype == "uint16"
 
 
 def test_a_window_is_kept_with_the_model(pairs, outputs):
     folder, _ = ran(outputs, *folder_data(pairs(12)), "data.normalize=window", "data.window=[20,150]")
-    about = describe(folder / "best.safetensors")
-    assert about["model"]["clip"] == [[20.0] * 3, [150.0] * 3]
-    assert about["normalize"] == "window"
+    info = describe(folder / "best.safetensors")
+    assert info.model["normalization"]["clip"] == [[20.0] * 3, [150.0] * 3]
+    assert info.normalize == "window"
 
 
 def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_path):
@@ -416,7 +420,7 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
     assert train.main([*typed, schedule, "train.epochs=1", f"hydra.run.dir={cut}"]) == 0
     assert train.main([f"resume={cut}", "train.epochs=2"]) == 0
     assert train.main([*typed, schedule, "data.foreground=0", f"hydra.run.dir={tmp_path / 'plain'}"]) == 0
-    one, other, plain = (journal.epochs(journal.read(tmp_path / name))[-1] for name in ("whole", "cut", "plain"))
+    one, other, plain = (journal.read(tmp_path / name).epochs[-1].metrics for name in ("whole", "cut", "plain"))
     assert one["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-3)
     assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
     assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
@@ -580,7 +584,7 @@ def test_resume_goes_further_with_more_epochs(pairs, outputs):
     (folder,) = run_folders(outputs)
     assert train.main([f"resume={folder}", "train.epochs=3"]) == 0
     assert train.main([f"resume={folder}", "train.epochs=4"]) == 0
-    assert [r["epoch"] for r in journal.epochs(journal.read(folder))] == [1, 2, 3, 4]
+    assert [epoch.epoch for epoch in journal.read(folder).epochs] == [1, 2, 3, 4]
     assert len(run_folders(outputs)) == 1
 
 
@@ -606,7 +610,7 @@ def test_resume_refuses_changed_data_before_the_first_checkpoint_too(pairs, outp
     assert "data have changed" in capsys.readouterr().err
     (root / "images" / "000.png").write_bytes(before)
     assert train.main([f"resume={folder}"]) == 0
-    assert [r["epoch"] for r in journal.epochs(journal.read(folder))] == [1, 2]
+    assert [epoch.epoch for epoch in journal.read(folder).epochs] == [1, 2]
 
 
 def test_nan_stops_with_step_and_advice(pairs, outputs, capsys):
@@ -615,7 +619,8 @@ def test_nan_stops_with_step_and_advice(pairs, outputs, capsys):
     error = capsys.readouterr().err
     assert "step" in error
     assert "Try optim.lr=" in error
-    assert journal.read(run_folders(outputs)[0])[-1]["status"] == "failed"
+    end = journal.read(run_folders(outputs)[0]).end
+    assert (end.status, end.error) == ("failed", "non_finite")
 
 
 def test_time_budget_alone_sets_the_length(pairs, outputs):
@@ -623,46 +628,38 @@ def test_time_budget_alone_sets_the_length(pairs, outputs):
     began = time.perf_counter()
     assert train.main([*typed, *folder_data(pairs(12)), "train.time_budget=3"]) == 0
     assert time.perf_counter() - began < 30
-    records = journal.read(run_folders(outputs)[0])
-    assert records[-1]["reason"] == "time budget of 3 s"
-    assert len(journal.epochs(records)) > 1
+    run = journal.read(run_folders(outputs)[0])
+    assert run.end.reason == "time budget of 3 s"
+    assert len(run.epochs) > 1
 
 
-@pytest.mark.parametrize(("typed", "ever"), [((), 1), (("data.overfit=3",), 10)], ids=["all", "overfit"])
-def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, capsys, typed, ever):
+@pytest.mark.parametrize("typed", [(), ("data.overfit=3",)], ids=["all", "overfit"])
+def test_few_images_are_shown_until_an_epoch_is_long_enough(pairs, outputs, capsys, typed):
     folder, _ = ran(outputs, *folder_data(pairs(12)), "train.epochs=1", *typed, small=AS_OFTEN_AS_EVER)
-    start = journal.read(folder)[0]
-    often = start["config"]["data"]["repeats"]
-    assert often == math.ceil(180 / start["data/train"]) > 10
+    start = journal.read(folder).start
+    often, images = start.settings.data.repeats, start.images["train"]
+    assert start.asked.data.repeats == "auto"
+    assert often == math.ceil(180 / images) > 10
     printed = capsys.readouterr()
     assert f"shows each training image {often} times" in printed.err
-    assert f"{start['data/train']} train (each {often} times an epoch)" in printed.out
+    assert f"{images} train (each {often} times an epoch)" in printed.out
     assert json.loads((folder / "summary.json").read_text())["repeats"] == often
-    # What was chosen once stays; a run from before there was the key goes on as it began.
+    # What was chosen once stays.
     path = folder / journal.NAME
-    chosen, other = f'"repeats": {often}, ', '"repeats": 2, '
-    for epochs, before, after, stays in ((2, chosen, other, 2), (3, other, "", ever)):
-        assert before in path.read_text()
-        path.write_text(path.read_text().replace(before, after))
-        assert train.main([f"resume={folder}", f"train.epochs={epochs}"]) == 0
-        assert journal.last_start(journal.read(folder))["config"]["data"]["repeats"] == stays
-
-
-def test_all_folds_show_few_images_as_often():
-    parts = ({"train": range(9), "val": range(3)}, {"train": range(10), "val": range(2)})
-    found = {prepare._repeats(SimpleNamespace(parts=part), 5) for part in parts}
-    assert found == {20}
-    assert [prepare._repeats(SimpleNamespace(parts=part), None) for part in parts] == [20, 18]
-    assert prepare._repeats(SimpleNamespace(parts={"train": range(181)}), None) == 1
+    chosen = f'"repeats": {often}, '
+    assert path.read_text().count(chosen) == 1
+    path.write_text(path.read_text().replace(chosen, '"repeats": 2, '))
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
+    assert journal.read(folder).start.settings.data.repeats == 2
 
 
 def test_patience_ends_early(pairs, outputs):
     typed = [arg for arg in SMALL if not arg.startswith("train.epochs")]
     code = train.main([*typed, *folder_data(pairs(12)), "train.epochs=50", "train.patience=1", "optim.lr=1e-12"])
     assert code == 0
-    records = journal.read(run_folders(outputs)[0])
-    assert len(journal.epochs(records)) < 50
-    assert "no better val/iou" in records[-1]["reason"]
+    run = journal.read(run_folders(outputs)[0])
+    assert len(run.epochs) < 50
+    assert "no better val/iou" in run.end.reason
 
 
 def test_plain_multirun_runs_each_job_in_a_folder_of_its_own(pairs, outputs):
@@ -719,12 +716,12 @@ def test_ctrl_c_keeps_the_checkpoint_and_marks_the_run_killed(pairs, outputs, da
     assert child.returncode == 130, err
     assert "Traceback" not in err
     (folder,) = run_folders(outputs)
-    assert journal.read(folder)[-1]["status"] == "stopped"
+    assert journal.read(folder).end.status == "stopped"
     assert f"resume={folder}" in out
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=tracking.tracking_uri())
-    assert client.get_run(tracking.run_id(folder)).info.status == "KILLED"
+    client = MlflowClient(tracking_uri=tracking_uri())
+    assert client.get_run(run_id(folder)).info.status == "KILLED"
 
 
 def test_a_run_on_relative_and_awkward_paths_resumes_from_elsewhere(pairs, outputs, tmp_path, monkeypatch):
@@ -735,19 +732,20 @@ def test_a_run_on_relative_and_awkward_paths_resumes_from_elsewhere(pairs, outpu
     assert train.main([*SMALL, *typed]) == 0
     monkeypatch.chdir("/")
     assert train.main([f"resume={folder}", "train.epochs=3"]) == 0
-    assert len(journal.epochs(journal.read(folder))) == 3
+    assert len(journal.read(folder).epochs) == 3
 
 
 def test_out_of_memory_says_what_to_try(pairs, outputs, capsys, monkeypatch):
-    from segsweep.training import loop as engine
+    from segsweep.engine.step import TrainStep
 
     def full(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(engine, "_step", full)
+    monkeypatch.setattr(TrainStep, "__call__", full)
     assert train.main([*SMALL, *folder_data(pairs(12))]) == 4
     assert "Try train.accumulate=2" in capsys.readouterr().err
-    assert journal.read(run_folders(outputs)[0])[-1]["status"] == "failed"
+    end = journal.read(run_folders(outputs)[0]).end
+    assert (end.status, end.error) == ("failed", "out_of_memory")
 
 
 def test_sigterm_stops_with_143(pairs, outputs, capsys, monkeypatch):
@@ -755,8 +753,8 @@ def test_sigterm_stops_with_143(pairs, outputs, capsys, monkeypatch):
 
     monkeypatch.setattr(console, "epoch_line", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert train.main([*SMALL, *folder_data(pairs(12))]) == 143
-    end = journal.read(run_folders(outputs)[0])[-1]
-    assert (end["status"], end["best/epoch"]) == ("stopped", 1)
+    end = journal.read(run_folders(outputs)[0]).end
+    assert (end.status, end.error, end.metrics["best/epoch"]) == ("stopped", None, 1)
 
 
 def test_an_empty_folder_of_the_users_is_spared_and_one_that_hydra_made_is_not(pairs, tmp_path):
@@ -775,9 +773,9 @@ def test_a_run_stopped_after_its_last_epoch_is_only_finished(pairs, outputs):
     lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
     (folder / journal.NAME).write_bytes(b"".join(lines[:-1]))  # killed while the test split was scored
     assert train.main([f"resume={folder}"]) == 0
-    records = journal.read(folder)
-    assert [r["epoch"] for r in journal.epochs(records)] == [1, 2]
-    assert records[-1]["test/iou"] == json.loads(lines[-1])["test/iou"]
+    run = journal.read(folder)
+    assert [epoch.epoch for epoch in run.epochs] == [1, 2]
+    assert run.end.tested["test/iou"] == json.loads(lines[-1])["test/iou"]
 
 
 def test_a_best_model_that_a_kill_kept_back_is_written_on_resuming(pairs, outputs):
@@ -841,10 +839,14 @@ def test_what_auto_chose_is_recorded_and_kept(image, encoder, chosen, pairs, out
     (folder,) = run_folders(outputs)
     monkeypatch.setitem(catalog.RATES, "convolutional", catalog.Rates(1.0, 1.0, 1.0, 1.0))
     assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
-    for start in (record for record in journal.read(folder) if record["kind"] == "start"):
-        optim, data = start["config"]["optim"], start["config"]["data"]
-        assert (optim["lr"], optim["encoder_lr_scale"], data["resize"]) == chosen
-    assert describe(folder / "best.safetensors")["resize"] == chosen[2]
+    starts = journal.read(folder).starts
+    assert len(starts) == 2
+    for start in starts:
+        optim, data = start.settings.optim, start.settings.data
+        assert (optim.lr, optim.encoder_lr_scale, data.resize) == chosen
+        assert start.settings.undecided() == []
+        assert (start.asked.optim.lr, start.asked.data.resize) == ("auto", "auto")
+    assert describe(folder / "best.safetensors").resize == chosen[2]
 
 
 def test_pretrained_weights_learn_more_slowly_where_their_kind_does(pairs, outputs, tmp_path):
@@ -858,9 +860,9 @@ def test_pretrained_weights_learn_more_slowly_where_their_kind_does(pairs, outpu
     typed = ["encoder=test_vit", "encoder.pretrained=true", f"encoder.weights_file={path}", "train.epochs=1"]
     assert train.main([*SMALL, *folder_data(pairs(12)), *typed]) == 0
     (folder,) = run_folders(outputs)
-    start = journal.read(folder)[0]
-    assert start["weights_source"].startswith("file")
-    assert start["config"]["optim"]["encoder_lr_scale"] == 0.1
+    start = journal.read(folder).start
+    assert start.weights_source.startswith("file")
+    assert start.settings.optim.encoder_lr_scale == 0.1
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")))

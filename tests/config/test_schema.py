@@ -297,12 +297,12 @@ def test_defaults_are_not_shared():
 
 def test_keys_are_all_leaves_with_their_default_and_a_line_of_help():
     listed = list(config.keys())
-    assert {name: default for name, default, _ in listed} == flat(config.RunConfig())
-    assert len({name for name, _, _ in listed}) == len(listed)
-    for name, _, text in listed:
-        assert text.strip(), name
-        assert "\n" not in text
-        assert not text.endswith("."), name
+    assert {key.name: key.default for key in listed} == flat(config.RunConfig())
+    assert len({key.name for key in listed}) == len(listed)
+    for key in listed:
+        assert key.help.strip(), key.name
+        assert "\n" not in key.help
+        assert not key.help.endswith("."), key.name
 
 
 def test_the_default_configuration_has_no_unknown_keys():

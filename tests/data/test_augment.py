@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from segsweep.config.schema import AugmentationConfig
 from segsweep.data.augment import LUMA, Draws, blurred, draw, noised, recolor
 
 EVERYTHING = {
@@ -27,7 +28,7 @@ FIELD = {"translate": "shift"} | dict.fromkeys(("hflip", "vflip", "transpose", "
 
 
 def drawn(n=200, seed=0, **arguments):
-    return draw(np.random.default_rng(seed), n, **arguments)
+    return draw(np.random.default_rng(seed), n, AugmentationConfig(**arguments))
 
 
 def identical(n, **changed):

@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.config.schema import AugmentationConfig, DataConfig
+from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
+from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
-from segsweep.data.source import Options
 from segsweep.data.sources import folder
 from segsweep.data.store import open_store
+from segsweep.world import SINGLE, World
 
 CPU = torch.device("cpu")
 CLASSES = labels({0: 1, 1: 1, 2: 1, 3: 1}, ["a", "b", "c", "d"])
@@ -49,7 +51,7 @@ def stored(root, images, masks):
             path = root / kind / f"{i:03d}.{'tif' if pixels.dtype == np.float32 else 'png'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    return open_store(folder.find(Options(root=str(root))).samples, workers=1)
+    return open_store(folder.find(DataConfig(root=str(root))).samples, workers=1)
 
 
 def noisy(root, sizes, classes=3, channels=3):
@@ -59,14 +61,29 @@ def noisy(root, sizes, classes=3, channels=3):
     return stored(root, images, [blobs(size, classes, i) for i, size in enumerate(sizes)])
 
 
-def trained(store, meaning=CLASSES, indices=None, **given):
-    defaults = {"size": (32, 40), "resize": "squash", "batch_size": 4, "seed": 0, "device": CPU}
-    return TrainBatches(store, meaning, range(len(store.rows)) if indices is None else indices, **(defaults | given))
+SAMPLING = ("batch_size", "seed", "accumulate", "repeats", "rarity", "foreground")
 
 
-def evaluated(store, meaning=CLASSES, indices=None, **given):
-    defaults = {"size": (32, 40), "resize": "squash", "batch_size": 4, "device": CPU}
-    return EvalBatches(store, meaning, range(len(store.rows)) if indices is None else indices, **(defaults | given))
+def trained(store, meaning=CLASSES, indices=None, *, size=(32, 40), resize="squash", world=SINGLE, **given):
+    """Batches of four; `given`: what `Pixels` and `Sampling` take, and `augmentation` as a dict."""
+    augmentation = AugmentationConfig(**given.pop("augmentation", {}))
+    sampling = Sampling(**({"batch_size": 4} | {name: given.pop(name) for name in SAMPLING if name in given}))
+    pixels = Pixels(store, meaning, **({"device": CPU} | given))
+    chosen = range(len(store.rows)) if indices is None else indices
+    return TrainBatches(pixels, chosen, Canvas(size, resize), sampling, augmentation, world)
+
+
+def evaluated(store, meaning=CLASSES, indices=None, *, size=(32, 40), resize="squash", batch_size=4):
+    chosen = range(len(store.rows)) if indices is None else indices
+    return EvalBatches(Pixels(store, meaning, CPU), chosen, Canvas(size, resize), batch_size)
+
+
+def members(size):
+    """The processes of a world, as far as batches see them."""
+    found = [World() for _ in range(size)]
+    for rank, world in enumerate(found):
+        world.rank, world.size = rank, size
+    return found
 
 
 def epoch(batches, number=0):
@@ -522,7 +539,7 @@ SPREAD = [{}, GEOMETRY | COLOUR, {"blur": 1.5}]
 def test_ranks_share_the_batch_of_one_process(tmp_path, augmentation, sizes, world):
     store = noisy(tmp_path, sizes)
     whole = epoch(trained(store, augmentation=augmentation))
-    ranks = [epoch(trained(store, augmentation=augmentation, rank=rank, world=world)) for rank in range(world)]
+    ranks = [epoch(trained(store, augmentation=augmentation, world=member)) for member in members(world)]
     assert {len(joined(step)[0]) for rank in ranks for step in rank} == {4 // world}
     same_samples(whole, [[b for part in parts for b in part] for parts in zip(*ranks, strict=True)], 0.05)
 
@@ -538,11 +555,26 @@ def test_micro_batches_make_up_the_batch(tmp_path, augmentation, accumulate):
     same_samples(whole, cut, 0.05)
 
 
+@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (3, 1), (6, 1), (2, 3)])
+def test_processes_take_the_micro_batches_of_one_to_the_last_bit(tmp_path, size, accumulate):
+    store = noisy(tmp_path, [*MIXED, (90, 90)])
+    settings = {"augmentation": GEOMETRY | COLOUR | {"blur": 1.0, "noise": 0.1}, "batch_size": 7, "resize": "crop"}
+    settings["foreground"] = 0.5
+    whole = epoch(trained(store, accumulate=size * accumulate, **settings), 2)
+    each = [epoch(trained(store, accumulate=accumulate, world=member, **settings), 2) for member in members(size)]
+    shared = [[batch for part in parts for batch in part] for parts in zip(*each, strict=True)]
+    for ones, others in zip(whole, shared, strict=True):
+        for one, other in zip(ones, others, strict=True):
+            assert one.indices == other.indices
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.mask, other.mask)
+
+
 def test_ranks_and_micro_batches_have_noise_of_their_own(tmp_path):
     image = np.full((32, 40, 3), 128, np.uint8)
     store = stored(tmp_path, [image] * 16, [np.ones((32, 40), np.uint8)] * 16)
-    settings = {"augmentation": {"noise": 0.1}, "batch_size": 16, "accumulate": 2, "world": 2}
-    images = torch.cat([everything(trained(store, rank=rank, **settings))[1] for rank in range(2)]).flatten(1)
+    settings = {"augmentation": {"noise": 0.1}, "batch_size": 16, "accumulate": 2}
+    images = torch.cat([everything(trained(store, world=member, **settings))[1] for member in members(2)]).flatten(1)
     noisy_ones = images[images.std(1) > 1].numpy()
     assert len(noisy_ones) > 3
     assert np.abs(np.corrcoef(noisy_ones) - np.eye(len(noisy_ones))).max() < 0.2
@@ -713,14 +745,12 @@ def test_crops_over_the_foreground_leave_all_other_draws_alone(tmp_path):
     assert torch.equal(plain[2], over[2])
 
 
-@pytest.mark.parametrize(
-    "split", [{"world": 2}, {"world": 4}, {"accumulate": 2}, {"world": 2, "accumulate": 2}], ids=str
-)
-def test_any_split_of_the_batch_shows_the_same_crops_over_the_foreground(tmp_path, split):
+@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2)])
+def test_any_split_of_the_batch_shows_the_same_crops_over_the_foreground(tmp_path, size, accumulate):
     store = spotted(tmp_path)
     settings = {"augmentation": GEOMETRY | COLOUR, "foreground": 0.6}
     whole = epoch(cropped(store, **settings), 3)
-    ranks = [epoch(cropped(store, rank=r, **split, **settings), 3) for r in range(split.get("world", 1))]
+    ranks = [epoch(cropped(store, world=w, accumulate=accumulate, **settings), 3) for w in members(size)]
     same_samples(whole, [[b for part in parts for b in part] for parts in zip(*ranks, strict=True)], 0.05)
 
 
@@ -776,14 +806,14 @@ def test_threads_change_nothing(tmp_path, workers):
 
 
 def test_bright_squares_are_the_foreground(pairs):
-    store = open_store(folder.find(Options(root=str(pairs(6, grey=True)))).samples, workers=1)
+    store = open_store(folder.find(DataConfig(root=str(pairs(6, grey=True)))).samples, workers=1)
     (first, *_) = evaluated(store, labels(store.counts()), size=(40, 48))
     assert set(first.mask.unique().tolist()) == {0, 1}
     assert torch.equal(first.image[0, 0] >= 120, first.mask[0] == 1)
 
 
 def test_a_batch_holds_the_pixels_of_the_files(pairs):
-    samples = folder.find(Options(root=str(pairs(3)))).samples
+    samples = folder.find(DataConfig(root=str(pairs(3)))).samples
     (batch,) = evaluated(open_store(samples, workers=1), size=(40, 48))
     for i, index in enumerate(batch.indices):
         assert np.allclose(batch.image[i].permute(1, 2, 0), read_image(samples[index].image), atol=1e-2)
@@ -813,12 +843,10 @@ def test_a_gpu_makes_the_same_batches(tmp_path, resident):
 
 
 def test_rarity_shows_samples_as_often(pairs):
-    store = open_store(folder.find(Options(root=str(pairs(8)))).samples)
+    store = open_store(folder.find(DataConfig(root=str(pairs(8)))).samples)
     rarity = [1, 1, 1, 1, 1, 1, 2, 8]
-    batches = TrainBatches(
-        store, labels(store.counts()), range(8), size=(32, 32), resize="pad", batch_size=4, seed=0,
-        device=torch.device("cpu"), rarity=rarity,
-    )  # fmt: skip
+    settings = {"meaning": labels(store.counts()), "size": (32, 32), "resize": "pad", "rarity": rarity}
+    batches = trained(store, **settings)
     shown = np.zeros(8)
     epochs = 40
     for number in range(epochs):
@@ -828,6 +856,5 @@ def test_rarity_shows_samples_as_often(pairs):
         assert (abs(counts - 8 * np.array(rarity) / 16) < 1).all()
         shown += counts
     assert shown / epochs == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)
-    batches.repeats = 40
-    seen = [i for step in batches.epoch(0) for batch in step for i in batch.indices]
+    seen = [i for step in trained(store, repeats=40, **settings).epoch(0) for batch in step for i in batch.indices]
     assert np.bincount(seen, minlength=8) / 40 == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)

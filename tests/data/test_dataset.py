@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segsweep.config.schema import DataConfig
 from segsweep.data import images
 from segsweep.data.dataset import open_dataset
 from segsweep.data.labels import VOID
-from segsweep.data.source import Options
 from segsweep.errors import ConfigError, DataError
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -47,7 +47,7 @@ def plain(root, n=10, values=(0, 1), **more):
 
 
 def opened(root, name="folder", **options):
-    return open_dataset(name, Options(root=str(root)), workers=2, **options)
+    return open_dataset(DataConfig(name=name, root=str(root), **options), workers=2)
 
 
 def refusal(root, kind=DataError, **options):
@@ -358,9 +358,10 @@ def test_nothing_is_decoded_a_second_time(tmp_path, bad, monkeypatch):
 # Splits
 
 
-def listed(root, rows, header="image,mask,split,group,fold"):
+def listed(root, rows, header="image,mask,split,group,fold", **options):
     (root / "pairs.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-    return Options(table=str(root / "pairs.csv"))
+    config = DataConfig(table=str(root / "pairs.csv"), **options)
+    return open_dataset(config, workers=2)
 
 
 def rows_of(n, split=lambda i: "", group=lambda i: "", fold=lambda i: ""):
@@ -374,7 +375,7 @@ def test_copies_are_never_apart_in_our_own_splits(tmp_path, seed):
     pictures = rng.integers(0, 12, 24)
     for i, picture in enumerate(pictures):
         saved(tmp_path / "images" / f"{i:03d}.png", noise(picture))
-    dataset = opened(tmp_path, shares=(0.6, 0.2, 0.2), seed=seed)
+    dataset = opened(tmp_path, split=[0.6, 0.2, 0.2], seed=seed)
     assert len(dataset.copies) == 24 - len(set(pictures))
     assert all(pictures[a] == pictures[b] for a, b in dataset.copies)
     held = [{pictures[i] for i in indices} for indices in dataset.parts.values()]
@@ -390,7 +391,7 @@ def test_copies_and_groups_apart_in_a_given_split_are_warned_of(tmp_path):
     saved(tmp_path / "images" / "007.png", noise(0))
     saved(tmp_path / "images" / "002.png", noise(1))  # a copy within train is none apart
     rows = rows_of(8, lambda i: "train" if i < 5 else "val", lambda i: "left" if i in (3, 6) else f"g{i}")
-    dataset = open_dataset("folder", listed(tmp_path, rows), workers=2)
+    dataset = listed(tmp_path, rows)
     assert dataset.parts == {"train": [0, 1, 2, 3, 4], "val": [5, 6, 7]}
     copies, groups = dataset.warnings()
     assert copies.startswith("1 images lie in more than one part")
@@ -412,7 +413,7 @@ def test_groups_by_pattern_are_not_apart(tmp_path):
     for i in range(30):
         saved(tmp_path / "images" / f"clip{i % 7}_{i:03d}.png", noise(i))
         saved(tmp_path / "masks" / f"clip{i % 7}_{i:03d}.png", mask_of(i))
-    dataset = opened(tmp_path, group="clip[0-9]", shares=(0.6, 0.2, 0.2))
+    dataset = opened(tmp_path, group="clip[0-9]", split=[0.6, 0.2, 0.2])
     held = [{dataset.groups[i] for i in indices} for indices in dataset.parts.values()]
     assert sum(map(len, held)) == 7
     assert dataset.asked_for_groups
@@ -423,7 +424,7 @@ def test_folds_of_a_table_are_kept_and_its_test_split_left_alone(tmp_path):
     plain(tmp_path, 9)
     rows = rows_of(9, lambda i: "test" if i > 6 else "train", fold=lambda i: i % 3)
     for fold in range(3):
-        dataset = open_dataset("folder", listed(tmp_path, rows), folds=3, fold=fold, workers=2)
+        dataset = listed(tmp_path, rows, folds=3, fold=fold)
         assert dataset.parts["test"] == [7, 8]
         assert dataset.parts["val"] == [i for i in range(7) if i % 3 == fold]
         assert dataset.folds == [0, 1, 2, 0, 1, 2, 0, None, None]
@@ -472,8 +473,7 @@ def test_files_of_any_name_are_read_and_split_as_others(tmp_path, by):
     rows = [
         ",".join('"{}"'.format(f"{kind}/{n}.png".replace('"', '""')) for kind in ("images", "masks")) for n in NAMES
     ]
-    options = listed(tmp_path, rows, "image,mask") if by == "table" else Options(root=str(tmp_path))
-    dataset = open_dataset("folder", options, workers=2)
+    dataset = listed(tmp_path, rows, "image,mask") if by == "table" else opened(tmp_path)
     assert {sample.image.stem for sample in dataset.samples} == set(NAMES)
     for i, sample in enumerate(dataset.samples):
         assert np.array_equal(dataset.store.image(i).numpy(), noise(NAMES.index(sample.image.stem)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep.data.geometry import Placement, place, sample, to_image
+from segsweep.data.geometry import Canvas, Placement, sample, to_image
 
 SIZES = [((40, 48), (32, 32)), ((37, 53), (64, 41)), ((101, 63), (32, 48)), ((33, 33), (33, 33)), ((31, 90), (45, 32))]
 RESIZES = ("pad", "squash", "crop")
@@ -24,7 +24,7 @@ def corners(placement):
 
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 def test_pad_shows_the_whole_image_and_keeps_its_aspect(image, canvas):
-    placement = place(image, canvas, "pad")
+    placement = Canvas(canvas, "pad").place(image)
     first, last = corners(placement)
     size = np.array(image[::-1])
     assert placement.linear[0, 0] == placement.linear[1, 1]
@@ -36,7 +36,7 @@ def test_pad_shows_the_whole_image_and_keeps_its_aspect(image, canvas):
 
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 def test_squash_lays_corner_on_corner(image, canvas):
-    first, last = corners(place(image, canvas, "squash"))
+    first, last = corners(Canvas(canvas, "squash").place(image))
     assert np.allclose(first, 0)
     assert np.allclose(last, image[::-1])
 
@@ -44,38 +44,38 @@ def test_squash_lays_corner_on_corner(image, canvas):
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 def test_a_crop_neither_shrinks_nor_enlarges(image, canvas):
     for window in (None, np.array([0.3, 0.8])):
-        assert np.array_equal(place(image, canvas, "crop", window).linear, np.eye(2))
+        assert np.array_equal(Canvas(canvas, "crop").place(image, window).linear, np.eye(2))
 
 
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 def test_a_crop_in_the_middle_lies_pixel_on_pixel(image, canvas):
-    assert np.allclose(canvas_points(place(image, canvas, "crop")) % 1, 0.5)
+    assert np.allclose(canvas_points(Canvas(canvas, "crop").place(image)) % 1, 0.5)
 
 
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 def test_a_crop_anywhere_lies_pixel_on_pixel(image, canvas):
     for window in np.random.default_rng(0).random((20, 2)):
-        assert np.allclose(canvas_points(place(image, canvas, "crop", window)) % 1, 0.5)
+        assert np.allclose(canvas_points(Canvas(canvas, "crop").place(image, window)) % 1, 0.5)
 
 
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 def test_a_crop_stays_inside_of_images_that_are_larger(image, canvas):
     rng = np.random.default_rng(0)
     for window in rng.random((50, 2)):
-        first, last = corners(place(image, canvas, "crop", window))
+        first, last = corners(Canvas(canvas, "crop").place(image, window))
         larger = np.array(image[::-1]) >= canvas[::-1]
         assert (first >= -1e-9)[larger].all()
         assert (last <= np.array(image[::-1]) + 1e-9)[larger].all()
 
 
 def test_crops_reach_both_ends_of_the_image():
-    assert np.allclose(corners(place((90, 70), (32, 32), "crop", np.array([0.0, 0.0])))[0], 0)
-    assert np.allclose(corners(place((90, 70), (32, 32), "crop", np.array([1.0, 1.0])))[1], (70, 90))
+    assert np.allclose(corners(Canvas((32, 32), "crop").place((90, 70), np.array([0.0, 0.0])))[0], 0)
+    assert np.allclose(corners(Canvas((32, 32), "crop").place((90, 70), np.array([1.0, 1.0])))[1], (70, 90))
 
 
 @pytest.mark.parametrize("resize", RESIZES)
 def test_a_window_moves_crops_only(resize):
-    middle, moved = (place((90, 70), (32, 32), resize, w) for w in (None, np.array([0.1, 0.2])))
+    middle, moved = (Canvas((32, 32), resize).place((90, 70), w) for w in (None, np.array([0.1, 0.2])))
     assert np.array_equal(middle.center, moved.center) == (resize != "crop")
 
 
@@ -101,7 +101,7 @@ def test_samples_beyond_the_edge_are_the_edge():
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 @pytest.mark.parametrize("resize", RESIZES)
 def test_to_image_undoes_place_for_linear_maps(image, canvas, resize):
-    placement = place(image, canvas, resize)
+    placement = Canvas(canvas, resize).place(image)
     slopes = np.array([[1.0, 0.0], [0.0, 1.0], [0.7, -1.3]])
     on_canvas = torch.from_numpy((canvas_points(placement) @ slopes.T).transpose(2, 0, 1)).float()
     x, y = np.meshgrid(np.arange(image[1]) + 0.5, np.arange(image[0]) + 0.5)
@@ -118,13 +118,13 @@ def test_to_image_undoes_place_for_linear_maps(image, canvas, resize):
 @pytest.mark.parametrize("resize", RESIZES)
 def test_an_image_of_the_canvas_size_gets_its_maps_back_untouched(resize):
     maps = torch.rand(3, 33, 47)
-    assert torch.equal(to_image(maps, place((33, 47), (33, 47), resize), (33, 47)), maps)
+    assert torch.equal(to_image(maps, Canvas((33, 47), resize).place((33, 47)), (33, 47)), maps)
 
 
 @pytest.mark.parametrize("image", [(33, 47), (34, 46), (32, 47)])
 def test_a_crop_gives_every_image_that_fits_its_own_pixels_back(image):
     canvas = (max(image[0], 40), max(image[1], 60))
-    placement = place(image, canvas, "crop")
+    placement = Canvas(canvas, "crop").place(image)
     height, width = image
     whole = torch.rand(1, 200, 200)
     points = np.floor(canvas_points(placement)).astype(int) + 50
@@ -136,7 +136,7 @@ def test_a_crop_gives_every_image_that_fits_its_own_pixels_back(image):
 @pytest.mark.parametrize(("image", "canvas"), SIZES)
 @pytest.mark.parametrize("resize", RESIZES)
 def test_strips_are_the_whole(image, canvas, resize):
-    placement, maps = place(image, canvas, resize), torch.rand(2, *canvas)
+    placement, maps = Canvas(canvas, resize).place(image), torch.rand(2, *canvas)
     whole = to_image(maps, placement, image)
     strips = [to_image(maps, placement, image, slice(top, top + 10)) for top in range(0, image[0], 10)]
     assert torch.allclose(torch.cat(strips, 1), whole, atol=1e-6)
@@ -145,7 +145,7 @@ def test_strips_are_the_whole(image, canvas, resize):
 
 def test_constant_maps_stay_constant_up_to_the_border():
     for resize in RESIZES:
-        back = to_image(torch.full((1, 32, 40), 3.0), place((51, 77), (32, 40), resize), (51, 77))
+        back = to_image(torch.full((1, 32, 40), 3.0), Canvas((32, 40), resize).place((51, 77)), (51, 77))
         assert torch.allclose(back, torch.tensor(3.0), atol=1e-5)
 
 

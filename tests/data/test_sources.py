@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.data.source import Options, refuse, source
+from segsweep.config.schema import DataConfig
+from segsweep.data.source import refuse, source
 from segsweep.data.sources import folder, shapes
 from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError, closest
 from segsweep.paths import cache
@@ -23,7 +24,7 @@ def drawn(root, *names):
 
 def paired(**options):
     """The pairs of a source of folders in which nothing is wrong."""
-    found = folder.find(Options(**{name: str(given) for name, given in options.items()}))
+    found = folder.find(DataConfig(**{name: str(given) for name, given in options.items()}))
     assert found.problems == []
     return found.samples
 
@@ -39,7 +40,7 @@ def keys(root):
 
 
 def problems(**options):
-    return folder.find(Options(**{name: str(given) for name, given in options.items()})).problems
+    return folder.find(DataConfig(**{name: str(given) for name, given in options.items()})).problems
 
 
 def test_images_and_masks_pair_by_stem_whatever_the_suffix(tmp_path):
@@ -111,7 +112,7 @@ def test_a_folder_named_like_an_image_is_none(tmp_path):
 def test_unpaired_files_of_both_kinds_are_listed_together(tmp_path):
     drawn(tmp_path / "images", "a.png", "only_image.png", "sub/also.jpg")
     drawn(tmp_path / "masks", "a.png", "only_mask.png")
-    found = folder.find(Options(root=str(tmp_path)))
+    found = folder.find(DataConfig(root=str(tmp_path)))
     assert [sample.key for sample in found.samples] == ["a"]
     assert sorted(problem.partition(" ")[0] for problem in found.problems) == sorted(
         f"{tmp_path / name}:" for name in ("images/only_image.png", "images/sub/also.jpg", "masks/only_mask.png")
@@ -126,7 +127,7 @@ def test_unpaired_files_of_both_kinds_are_listed_together(tmp_path):
 def test_the_same_stem_in_another_folder_is_no_partner(tmp_path):
     drawn(tmp_path / "images", "a/x.png")
     drawn(tmp_path / "masks", "b/x.png")
-    assert folder.find(Options(root=str(tmp_path))).samples == []
+    assert folder.find(DataConfig(root=str(tmp_path))).samples == []
     assert len(problems(root=tmp_path)) == 2
 
 
@@ -193,7 +194,7 @@ def test_an_empty_part_is_refused(tmp_path):
     drawn_pairs(tmp_path, "train/a.png")
     (tmp_path / "images" / "val").mkdir()
     with pytest.raises(DataError, match="no images in it") as refused:
-        folder.find(Options(root=str(tmp_path)))
+        folder.find(DataConfig(root=str(tmp_path)))
     assert str(tmp_path / "images" / "val") in str(refused.value)
 
 
@@ -235,19 +236,19 @@ def test_a_file_in_place_of_a_folder_is_an_error_of_the_config(tmp_path):
     drawn(tmp_path, "images.png")
     drawn(tmp_path / "masks", "a.png")
     with pytest.raises(ConfigError, match="not a folder"):
-        folder.find(Options(images=str(tmp_path / "images.png"), masks=str(tmp_path / "masks")))
+        folder.find(DataConfig(images=str(tmp_path / "images.png"), masks=str(tmp_path / "masks")))
 
 
 def test_no_folder_at_all_is_an_error_of_the_config():
     with pytest.raises(ConfigError, match=r"data\.images=DIR") as refused:
-        folder.find(Options())
+        folder.find(DataConfig())
     assert refused.value.exit_code == 2
 
 
 def test_images_cannot_be_their_own_masks(tmp_path):
     drawn(tmp_path / "images", "a.png")
     with pytest.raises(ConfigError, match="same folder"):
-        folder.find(Options(images=str(tmp_path / "images"), masks=str(tmp_path / "images" / ".." / "images")))
+        folder.find(DataConfig(images=str(tmp_path / "images"), masks=str(tmp_path / "images" / ".." / "images")))
 
 
 def test_an_empty_folder_is_an_error_of_the_data(tmp_path):
@@ -261,33 +262,35 @@ def test_an_empty_folder_is_an_error_of_the_data(tmp_path):
 
 def test_sources_are_called_by_name(tmp_path):
     drawn_pairs(tmp_path, "a.png")
-    assert [s.key for s in source("folder").find(Options(root=str(tmp_path))).samples] == ["a"]
-    assert len(source("shapes").find(Options(count=5)).samples) == 5
+    assert [s.key for s in source("folder").find(DataConfig(root=str(tmp_path))).samples] == ["a"]
+    assert len(source("shapes").find(DataConfig(count=10)).samples) == 10
 
 
 def test_generated_images_come_with_a_split():
-    samples = shapes.find(Options(count=10)).samples
+    samples = shapes.find(DataConfig(count=10)).samples
     assert [s.split for s in samples].count("train") == 6
     assert {s.split for s in samples} == {"train", "val", "test"}
     assert all(s.image.is_relative_to(cache()) for s in samples)
 
 
 def test_generated_images_are_made_once():
-    first = [s.image.stat().st_mtime_ns for s in shapes.find(Options(count=5)).samples]
-    assert [s.image.stat().st_mtime_ns for s in shapes.find(Options(count=5)).samples] == first
+    first = [s.image.stat().st_mtime_ns for s in shapes.find(DataConfig(count=10)).samples]
+    assert [s.image.stat().st_mtime_ns for s in shapes.find(DataConfig(count=10)).samples] == first
 
 
 def test_generated_images_are_the_same_for_the_same_seed(tmp_path, monkeypatch):
     contents = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         monkeypatch.setenv("SEGSWEEP_OUTPUTS", str(tmp_path / name))
-        contents.append([s.image.read_bytes() for s in shapes.find(Options(count=5, seed=seed)).samples])
+        contents.append([s.image.read_bytes() for s in shapes.find(DataConfig(count=10, seed=seed)).samples])
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
 
 
 def test_generated_sets_of_another_size_or_seed_lie_apart():
-    folders = {shapes.find(Options(count=n, seed=seed)).samples[0].image.parents[2] for n in (5, 6) for seed in (0, 1)}
+    folders = {
+        shapes.find(DataConfig(count=n, seed=seed)).samples[0].image.parents[2] for n in (10, 11) for seed in (0, 1)
+    }
     assert len(folders) == 4
 
 
@@ -300,17 +303,17 @@ def test_a_killed_generator_leaves_nothing_that_counts(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("segsweep.data.sources.shapes.write", killed)
         with pytest.raises(KeyboardInterrupt):
-            shapes.find(Options(count=5))
-    samples = shapes.find(Options(count=5)).samples
-    assert len(samples) == 5
+            shapes.find(DataConfig(count=10))
+    samples = shapes.find(DataConfig(count=10)).samples
+    assert len(samples) == 10
     assert not list(samples[0].image.parents[2].rglob("rubbish*"))
 
 
 def test_two_processes_may_generate_at_once():
     code = (
-        "import sys; from segsweep.data.source import Options; from segsweep.data.sources.shapes import find\n"
+        "import sys; from segsweep.config.schema import DataConfig; from segsweep.data.sources.shapes import find\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "print(*(s.image for s in find(Options(count=10)).samples), sep='|')"
+        "print(*(s.image for s in find(DataConfig(count=10)).samples), sep='|')"
     )
     command = [sys.executable, "-c", code]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -322,7 +325,7 @@ def test_two_processes_may_generate_at_once():
         process.stdin.flush()
     told = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    expected = "|".join(str(s.image) for s in shapes.find(Options(count=10)).samples)
+    expected = "|".join(str(s.image) for s in shapes.find(DataConfig(count=10)).samples)
     assert [out.strip() for out, _ in told] == [expected, expected]
 
 
@@ -384,7 +387,7 @@ def test_all_that_is_wrong_in_a_table_is_listed(pairs, tmp_path):
         "images/nope.png,masks/000.png,train,,",
         "images/001.png,masks/001.png,dev,,x",
     ]
-    found = folder.find(Options(table=str(table(root, rows))))
+    found = folder.find(DataConfig(table=str(table(root, rows))))
     assert found.samples == []
     assert len(found.problems) == 4
     for said in ("line 2: ../secret.png: not a file below", "line 3: images/nope.png", "split 'dev'", "fold 'x'"):
@@ -404,9 +407,9 @@ def test_a_table_half_split_or_with_a_pair_twice_is_refused(pairs):
 def test_a_table_without_its_columns_is_refused(pairs):
     root = pairs(1)
     with pytest.raises(DataError, match="needs the columns image and mask"):
-        folder.find(Options(table=str(table(root, ["a,b"], "picture,label"))))
+        folder.find(DataConfig(table=str(table(root, ["a,b"], "picture,label"))))
     with pytest.raises(ConfigError, match="no such file"):
-        folder.find(Options(table=str(root / "nope.csv")))
+        folder.find(DataConfig(table=str(root / "nope.csv")))
 
 
 def test_camvid_is_read_in_its_own_layout(tmp_path):
@@ -414,18 +417,18 @@ def test_camvid_is_read_in_its_own_layout(tmp_path):
         for suffix, name in (("", "0001.png"), ("annot", "0001.png")):
             (tmp_path / f"{part}{suffix}").mkdir()
             Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / f"{part}{suffix}" / name)
-    samples = source("camvid").find(Options(root=str(tmp_path))).samples
+    samples = source("camvid").find(DataConfig(root=str(tmp_path))).samples
     assert [(s.split, s.image.parent.name, s.mask.parent.name) for s in samples] == [
         ("train", "train", "trainannot"),
         ("val", "val", "valannot"),
         ("test", "test", "testannot"),
     ]
     with pytest.raises(ConfigError, match=r"data\.root"):
-        source("camvid").find(Options())
+        source("camvid").find(DataConfig())
 
 
 def test_the_real_camvid_has_its_official_split(real_data):
-    samples = source("camvid").find(Options(root=str(real_data / "camvid"))).samples
+    samples = source("camvid").find(DataConfig(root=str(real_data / "camvid"))).samples
     assert [sum(s.split == part for s in samples) for part in ("train", "val", "test")] == [367, 101, 233]
 
 
@@ -464,7 +467,7 @@ def test_images_and_masks_may_lie_in_one_folder(tmp_path, suffix):
 
 def test_unpaired_files_of_one_folder_are_told_apart_by_the_suffix(tmp_path):
     drawn(tmp_path, "a.png", "a_mask.png", "b.png", "c_mask.png")
-    found = folder.find(Options(images=str(tmp_path), masks=str(tmp_path), mask_suffix="_mask"))
+    found = folder.find(DataConfig(images=str(tmp_path), masks=str(tmp_path), mask_suffix="_mask"))
     assert [s.key for s in found.samples] == ["a"]
     assert [problem.partition(": no ")[::2] for problem in found.problems] == [
         (str(tmp_path / "b.png"), f"mask {tmp_path / 'b'}_mask.*"),
@@ -487,13 +490,13 @@ def test_the_folder_of_val_has_three_names(tmp_path, name):
 def test_val_without_train_is_refused(tmp_path):
     drawn_pairs(tmp_path, "val/a.png", "test/b.png")
     with pytest.raises(DataError, match=r"holds val, test/ but no train/"):
-        folder.find(Options(root=str(tmp_path)))
+        folder.find(DataConfig(root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("beside", ["b.png", "extra/b.png", "validation/b.png", "trainer/b.png"])
 def test_images_beside_the_parts_are_told(tmp_path, beside):
     drawn_pairs(tmp_path, "train/a.png", "val/a.png", beside)
-    found = folder.find(Options(root=str(tmp_path)))
+    found = folder.find(DataConfig(root=str(tmp_path)))
     told = " ".join(found.problems)
     lost = [name for name in ("val/a.png", beside) if str(tmp_path / "images" / name) in told]
     assert len(lost) == 1
@@ -510,7 +513,7 @@ def test_an_image_called_as_a_part_lies_beside_the_parts_too(tmp_path, name):
 def test_a_table_without_a_column_is_refused_with_those_it_has(tmp_path, header):
     drawn_pairs(tmp_path, "a.png")
     with pytest.raises(DataError, match="needs the columns image and mask") as refused:
-        folder.find(Options(table=str(table(tmp_path, ["images/a.png,masks/a.png"], header))))
+        folder.find(DataConfig(table=str(table(tmp_path, ["images/a.png,masks/a.png"], header))))
     assert all(f"'{column}'" in str(refused.value) for column in header.split(",") if column)
     assert ("commas" in str(refused.value)) == (";" in header)
 
@@ -519,19 +522,19 @@ def test_a_table_without_a_column_is_refused_with_those_it_has(tmp_path, header)
 def test_a_table_without_commas_is_told_so(tmp_path, between):
     with pytest.raises(DataError, match=r"Put commas between them\.$"):
         folder.find(
-            Options(table=str(table(tmp_path, [between.join(("a.png", "b.png"))], between.join(("image", "mask")))))
+            DataConfig(table=str(table(tmp_path, [between.join(("a.png", "b.png"))], between.join(("image", "mask")))))
         )
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match="a row below them"):
-        folder.find(Options(table=str(table(tmp_path, []))))
+        folder.find(DataConfig(table=str(table(tmp_path, []))))
 
 
 def test_a_short_row_is_told_and_a_long_one_taken(tmp_path):
     drawn_pairs(tmp_path, "a.png", "b.png")
     path = table(tmp_path, ["images/a.png", "images/b.png,masks/b.png,,,,more,and more"])
-    found = folder.find(Options(table=str(path)))
+    found = folder.find(DataConfig(table=str(path)))
     assert [s.key for s in found.samples] == ["images/b"]
     assert len(found.problems) == 1
     assert f"{path}, line 2: " in found.problems[0]
@@ -544,7 +547,7 @@ def test_files_outside_of_the_root_of_a_table_are_refused(tmp_path, way):
     (root / "link.png").symlink_to(outside)
     name = {"absolute": str(outside), "up": "images/../../out.png", "link": "link.png"}[way]
     for row in (f"{name},masks/a.png", f"images/a.png,{name}"):
-        found = folder.find(Options(table=str(table(root, [row], "image,mask"))))
+        found = folder.find(DataConfig(table=str(table(root, [row], "image,mask"))))
         assert found.samples == []
         (problem,) = found.problems
         assert problem.startswith(f"{root / 'pairs.csv'}, line 2: {name}: not a file below {root}; data.root=DIR")
@@ -556,9 +559,9 @@ def test_a_table_of_absolute_paths_is_told_their_folder(tmp_path):
     (tmp_path / "tables").mkdir()
     path = table(tmp_path / "tables", rows, "image,mask")
     with pytest.raises(DataError, match="none of its files is below") as refused:
-        folder.find(Options(table=str(path)))
+        folder.find(DataConfig(table=str(path)))
     assert str(refused.value).endswith(f"Add data.root={root}.")
-    assert len(folder.find(Options(table=str(path), root=str(root))).samples) == 2
+    assert len(folder.find(DataConfig(table=str(path), root=str(root))).samples) == 2
 
 
 def test_a_table_may_lie_elsewhere_and_begin_with_a_byte_order_mark(tmp_path):
@@ -575,7 +578,7 @@ def test_a_table_in_another_encoding_is_an_error_of_the_data(tmp_path, encoding)
     path = tmp_path / "pairs.csv"
     path.write_text("image,mask\nimages/Zürich.png,masks/Zürich.png\n", encoding=encoding)
     with pytest.raises(ConfigError, match=r"pairs\.csv"):
-        folder.find(Options(table=str(path)))
+        folder.find(DataConfig(table=str(path)))
 
 
 @pytest.mark.parametrize("fold", ["x", "-1", "1.5", "²"])
@@ -612,7 +615,7 @@ def pets(root):
 
 def test_pets_are_read_in_their_own_layout(tmp_path):
     base = pets(tmp_path)
-    found = source("oxford_pets").find(Options(root=str(tmp_path)))
+    found = source("oxford_pets").find(DataConfig(root=str(tmp_path)))
     assert found.problems == []
     assert [(s.key, s.split) for s in found.samples] == [
         ("Abyssinian_1", "train"),
@@ -637,7 +640,7 @@ def voc(root):
 
 def test_voc_is_read_in_its_own_layout(tmp_path):
     base = voc(tmp_path)
-    found = source("voc2012").find(Options(root=str(tmp_path)))
+    found = source("voc2012").find(DataConfig(root=str(tmp_path)))
     assert found.problems == []
     assert [(s.key, s.split) for s in found.samples] == [
         ("2007_000032", "train"),
@@ -654,10 +657,10 @@ BENCHMARKS = {"oxford_pets": pets, "voc2012": voc}
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_listed_files_that_are_not_there_are_told_and_the_others_kept(tmp_path, name):
     base = BENCHMARKS[name](tmp_path)
-    before = source(name).find(Options(root=str(tmp_path))).samples
+    before = source(name).find(DataConfig(root=str(tmp_path))).samples
     before[0].image.unlink()
     before[1].mask.unlink()
-    found = source(name).find(Options(root=str(tmp_path)))
+    found = source(name).find(DataConfig(root=str(tmp_path)))
     assert found.samples == before[2:]
     assert found.problems == [f"{before[0].image}: no such file", f"{before[1].mask}: no such file"]
     assert all(str(base) in problem for problem in found.problems)
@@ -666,11 +669,11 @@ def test_listed_files_that_are_not_there_are_told_and_the_others_kept(tmp_path, 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_missing_data_are_told_with_how_to_fetch_them(tmp_path, name):
     with pytest.raises(ConfigError, match=r"data\.download=true") as refused:
-        source(name).find(Options(root=str(tmp_path)))
+        source(name).find(DataConfig(root=str(tmp_path)))
     assert f"data.root={tmp_path}" in str(refused.value)
     assert refused.value.exit_code == 2
     with pytest.raises(ConfigError, match=r"data\.root=DIR.*data\.download=true"):
-        source(name).find(Options())
+        source(name).find(DataConfig())
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -681,10 +684,10 @@ def test_nothing_is_fetched_unless_asked_for(tmp_path, name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", no_network)
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     with pytest.raises(ConfigError) as refused:
-        source(name).find(Options(root=str(tmp_path / "a")))
+        source(name).find(DataConfig(root=str(tmp_path / "a")))
     assert "no route" not in str(refused.value)
     with pytest.raises(ConfigError, match="no route to host"):
-        source(name).find(Options(root=str(tmp_path / "b"), download=True))
+        source(name).find(DataConfig(root=str(tmp_path / "b"), download=True))
 
 
 @pytest.mark.parametrize(
@@ -695,7 +698,7 @@ def test_a_missing_list_is_told(tmp_path, name, lost):
     (path,) = BENCHMARKS[name](tmp_path).rglob(f"{lost}.txt")
     path.unlink()
     with pytest.raises(ConfigError, match=rf"{lost}\.txt"):
-        source(name).find(Options(root=str(tmp_path)))
+        source(name).find(DataConfig(root=str(tmp_path)))
 
 
 def test_classes_of_benchmarks_are_their_own():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from segsweep.config.schema import DataConfig
 from segsweep.data.images import COLOR, code, read_image, read_mask
-from segsweep.data.source import Options, Sample
+from segsweep.data.source import Sample
 from segsweep.data.sources import folder
 from segsweep.data.store import STOP, open_store
 from segsweep.errors import DataError
@@ -19,10 +20,10 @@ from segsweep.paths import cache
 SHAPES = [(40, 48, 3), (20, 31), (5, 64, 3), (33, 33)]
 OPEN = """
 import sys
-from segsweep.data.source import Options
+from segsweep.config.schema import DataConfig
 from segsweep.data.sources import folder
 from segsweep.data.store import open_store
-samples = folder.find(Options(root=sys.argv[1])).samples
+samples = folder.find(DataConfig(root=sys.argv[1])).samples
 print("ready", flush=True)
 sys.stdin.readline()
 store = open_store(samples, workers=2)
@@ -36,7 +37,7 @@ def saved(path, pixels, **how):
 
 
 def found(root):
-    return folder.find(Options(root=str(root))).samples
+    return folder.find(DataConfig(root=str(root))).samples
 
 
 def written(root, shapes=SHAPES, dtype=np.uint8, suffix="png", seed=0):

@@ -121,7 +121,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.skipif(
     not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this Linux gives no huge pages"
 )
-@pytest.mark.parametrize("entry", ["segsweep.run", "segsweep.inference.export"])
+@pytest.mark.parametrize("entry", ["segsweep.training.run", "segsweep.inference.export"])
 def test_large_maps_come_in_huge_pages(entry):
     def faults(**asked):
         env = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | asked

@@ -26,8 +26,8 @@ def test_every_training_has_a_figure(classes, epochs, tmp_path):
     training(
         tmp_path / "figures" / "x.png",
         rows,
+        rows[-1],
         matrix,
-        np.where(matrix.sum(1) > 0, 0.5, np.nan),
         [f"a long class {i}" for i in range(classes)],
     )
     pixels = np.array(Image.open(tmp_path / "figures" / "x.png").convert("RGB"))
@@ -39,5 +39,5 @@ def test_every_training_has_a_figure(classes, epochs, tmp_path):
 
 def test_an_epoch_without_a_score(tmp_path):
     rows = [{"epoch": 1, "train/loss": 1.0, "val/loss": None, "val/iou": None, "lr": 1e-3}]
-    training(tmp_path / "x.png", rows, np.ones((2, 2), int), np.ones(2) / 3, ["background", "foreground"])
+    training(tmp_path / "x.png", rows, None, np.ones((2, 2), int), ["background", "foreground"])
     assert (tmp_path / "x.png").exists()

@@ -151,15 +151,40 @@ def read_run(folder: Path) -> dict[str, Any]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records: dict[str, list[dict[str, Any]]] = {"start": [], "epoch": [], "end": []}
     for record in map(json.loads, lines):
-        records[record.pop("kind")].append(steady(record))
+        records[record.pop("kind")].append(record)
+    resumed = len(records["start"]) > 1  # from its journal alone since records have types
+    words = [] if resumed else (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8").splitlines()
+    records = {kind: [steady(record) for record in rows] for kind, rows in records.items()}
     return {
-        "starts": records["start"],
+        "starts": [steady(first_form(start)) for start in records["start"]],
         "epochs": records["epoch"],
         "ends": records["end"],
         "summary": steady(json.loads((folder / "summary.json").read_text(encoding="utf-8"))),
         "model": read_model(folder / "best.safetensors"),
-        "overrides": (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8").splitlines(),
+        "overrides": words,
         "files": files(folder),
+    }
+
+
+def first_form(start: dict[str, Any]) -> dict[str, Any]:
+    """A `start` as the first version wrote it: one configuration with all that was decided, and flat fields."""
+    if "settings" not in start:
+        return start
+    settings, execution = start["settings"], start["execution"]
+    decided = {name: values for name, values in settings.items() if name != "normalization"}
+    fields = {name: value for name, value in start.items() if name not in ("asked", "settings", "execution", "images")}
+    return {
+        **fields,
+        "config": {
+            name: {**value, **decided.get(name, {})} if isinstance(value, dict) else value
+            for name, value in start["asked"].items()
+        },
+        "decoder_width": settings["decoder"]["width"],
+        "epochs": settings["train"]["epochs"],
+        "precision_used": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[execution["precision"]],
+        **{name: execution[name] for name in ("channels_last", "compiled", "micro_batch")},
+        **{f"data/{part}": number for part, number in start["images"].items()},
+        "version": 1,
     }
 
 
@@ -169,6 +194,9 @@ def read_model(path: Path) -> dict[str, Any]:
     size = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:size])
     about = {name: _parsed(value) for name, value in header.pop("__metadata__").items()}
+    model = about["segsweep"]["model"]
+    if "decoder" in model:  # the first version had flat arguments
+        model |= {**model.pop("decoder"), "clip": model.pop("normalization")["clip"]}
     tensors = json.dumps(header, sort_keys=True).encode() + content[size:]
     return {"about": about, "sha256": hashlib.sha256(tensors).hexdigest()}
 

@@ -14,7 +14,8 @@ from segsweep import metrics
 from segsweep.commands import app as cli
 from segsweep.inference.evaluate import Counts, best_threshold, bootstrap, boundaries, boundary, curve, histogram
 from segsweep.runs import journal
-from segsweep.tracking import run as tracking
+from segsweep.tracking.client import connected, tracking_uri
+from segsweep.tracking.run import run_id, sync
 
 
 @pytest.fixture
@@ -36,8 +37,7 @@ def rows(path):
 def test_the_trainings_scores_come_out_again_to_the_last_digit(run, capsys):
     assert cli.main(["evaluate", str(run)]) == 0
     found = metrics_of(run)["metrics"]
-    epochs = journal.epochs(journal.read(run))
-    best = max(epochs, key=lambda epoch: epoch["val/iou"])
+    best = journal.read(run).best.metrics
     for name in ("iou", "dice", "accuracy", "iou_image", "iou/background"):
         assert found[name] == best[f"val/{name}"]
     said = capsys.readouterr().out
@@ -103,6 +103,26 @@ def test_images_that_were_learnt_are_refused(run, trained, capsys):
     assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
 
 
+def test_only_the_record_says_what_a_run_was(run, tmp_path):
+    """What lies in `.hydra/` is for people: nothing in it is composed, and nothing of it runs."""
+    word = f"+hydra.callbacks.d={{_target_: pathlib.Path.touch, self: {tmp_path / 'ran'}}}"
+    for path in (run / ".hydra").iterdir():
+        path.write_text(f"- '{word}'\n- 'data.root=${{oc.env:HOME}}'\n")
+    assert cli.main(["evaluate", str(run)]) == 0
+    shutil.rmtree(run / ".hydra")
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_evaluation_is_one_line_that_names_it(run, capsys):
+    path = run / "evaluations" / "val" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    for text in ("{", "[]", '{"split": 3}'):
+        path.write_text(text)
+        assert cli.main(["evaluate", str(run)]) == 2
+        assert f"{path}: damaged: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["../x", "..", "a/b", ""])
 def test_a_name_is_that_of_a_folder(run, name, capsys):
     assert cli.main(["evaluate", str(run), "--name", name]) == 2
@@ -130,7 +150,7 @@ def test_looks_at_the_test_split_are_counted(run, pairs, tmp_path, outputs, caps
         assert f"looks             {looks} at the test split" in capsys.readouterr().out
     assert cli.main(["evaluate", str(folder), "--split", "test", "--name", "again"]) == 0
     assert "looks             4 at the test split" in capsys.readouterr().out
-    tested = journal.read(folder)[-1]["test/iou"]
+    tested = journal.read(folder).end.tested["test/iou"]
     assert metrics_of(folder, "test")["metrics"]["iou"] == tested
 
 
@@ -161,12 +181,12 @@ def test_16_bits_are_refused(run, pairs, capsys):
 
 
 def test_mlflow_hears_of_it(run, database):
-    uri = tracking.tracking_uri()
-    tracking.sync(run, uri)
+    uri = tracking_uri()
+    sync(run, uri)
     assert cli.main(["evaluate", str(run)]) == 0
-    found = tracking.connected(uri).get_run(tracking.run_id(run))
+    found = connected(uri).get_run(run_id(run))
     assert found.data.metrics["evaluate/val/boundary_iou"] == metrics_of(run)["metrics"]["boundary_iou"]
-    names = [f.path for f in tracking.connected(uri).list_artifacts(found.info.run_id, "evaluations/val")]
+    names = [f.path for f in connected(uri).list_artifacts(found.info.run_id, "evaluations/val")]
     assert "evaluations/val/images.csv" in names
 
 
@@ -201,7 +221,7 @@ def test_void_pixels_are_no_edge_and_in_no_boundary():
 def test_boundary_iou_of_equal_masks_is_one_and_a_shift_costs_more_than_iou():
     target = squares((20, 30), (0, 60))
     both, either = boundaries(target, target, 2).T
-    assert torch.equal(both, either)
+    assert np.array_equal(both, either)
     assert (both > 0).all()
     shifted = torch.roll(target, 2, 1)
     both, either = boundaries(shifted, target, 2)[1].tolist()
@@ -234,8 +254,8 @@ def test_intervals_narrow_with_more_images_and_hold_the_score():
         for i in range(images):
             hits, missed = rng.integers(50, 100, 2)
             counts.keys.append(str(i))
-            counts.matrices.append(torch.tensor([[1000, 10], [int(missed), int(hits)]]))
-            counts.boundaries.append(torch.tensor([[5, 10], [int(hits), 200]]))
+            counts.matrices.append(np.array([[1000, 10], [missed, hits]]))
+            counts.boundaries.append(np.array([[5, 10], [hits, 200]]))
         return bootstrap(counts)
 
     few, many = interval(8), interval(512)
@@ -243,7 +263,7 @@ def test_intervals_narrow_with_more_images_and_hold_the_score():
         assert many[name][1] - many[name][0] < (few[name][1] - few[name][0]) / 3
     low, high = many["iou"]
     assert low < 75 / 160 < high
-    assert bootstrap(Counts(["a"], [torch.eye(2)], [torch.ones(2, 2)]))["iou"] == (1.0, 1.0)
+    assert bootstrap(Counts(["a"], [np.eye(2, dtype=int)], [np.ones((2, 2), int)]))["iou"] == (1.0, 1.0)
 
 
 def test_of_equal_thresholds_the_one_closest_to_a_half_is_best():
@@ -255,19 +275,19 @@ def test_of_equal_thresholds_the_one_closest_to_a_half_is_best():
 def test_a_class_of_one_image_does_not_leave_the_mean():
     """Draws without it would be means over other classes."""
     counts = Counts(keys=[str(i) for i in range(12)])
-    rare = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 45, 5]])
-    usual = torch.tensor([[90, 10, 0], [10, 90, 0], [0, 0, 0]])
+    rare = np.array([[90, 10, 0], [10, 90, 0], [0, 45, 5]])
+    usual = np.array([[90, 10, 0], [10, 90, 0], [0, 0, 0]])
     counts.matrices = [rare, *[usual] * 11]
-    counts.boundaries = [torch.ones(3, 2, dtype=torch.int64)] * 12
+    counts.boundaries = [np.ones((3, 2), int)] * 12
     low, high = bootstrap(counts)["iou"]
-    score = float(metrics.overall(metrics.iou(torch.stack(counts.matrices).sum(0))))
+    score = metrics.pooled_iou(np.sum(counts.matrices, 0))
     assert low <= score <= high < score + 0.1
 
 
 def test_nothing_there_has_no_interval():
     counts = Counts(keys=["a", "b"])
-    counts.matrices = [torch.tensor([[100, 0], [0, 0]])] * 2
-    counts.boundaries = [torch.zeros(2, 2, dtype=torch.int64)] * 2
+    counts.matrices = [np.array([[100, 0], [0, 0]])] * 2
+    counts.boundaries = [np.zeros((2, 2), int)] * 2
     found = bootstrap(counts)
     assert all(math.isnan(edge) for edge in found["iou"])
     assert found["accuracy"] == (1.0, 1.0)

@@ -13,18 +13,20 @@ import pytest
 import torch
 
 from segsweep.commands import app as cli
-from segsweep.compose import of_run
-from segsweep.data.batches import EvalBatches
+from segsweep.config.schema import DecoderConfig
+from segsweep.data.batches import EvalBatches, Pixels
+from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image
+from segsweep.engine.scorer import own_grid
 from segsweep.errors import ConfigError
 from segsweep.inference import export as module
 from segsweep.inference.demo import segment
 from segsweep.inference.export import EQUAL, METADATA, TOLERANCE, Sizes, compare, export, levels, opened, preparation
 from segsweep.inference.predict import Predictor
 from segsweep.nn import UNet
-from segsweep.nn.checkpoint import load_model, save_model
+from segsweep.nn.checkpoint import ModelInfo, load_model, save_model
+from segsweep.runs import journal
 from segsweep.training.build import load
-from segsweep.training.loop import own_grid
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def exported(trained, tmp_path_factory):
 def model_file(path, encoder="test_resnet", classes=("a", "b"), **more):
     """An untrained model, as a run would leave it."""
     torch.manual_seed(0)
-    model = UNet(encoder, 1 if len(classes) == 2 else len(classes), more.pop("channels", 3), width=[8] * 5)
+    model = UNet(
+        encoder, 1 if len(classes) == 2 else len(classes), more.pop("channels", 3), decoder=DecoderConfig(width=[8] * 5)
+    )
     save_model(path, model, classes=classes, size=(64, 96), resize="pad", **more)
     return path
 
@@ -82,13 +86,10 @@ def test_an_onnx_file_says_what_it_takes_and_gives(exported):
 
 def test_one_preprocessing(exported, trained, tmp_path):
     """A file of the data set through training's batches, `predict`, the exported model and the demo, at one canvas."""
-    config = of_run(trained.folder)
-    data = load(config.data, config.train.workers)
+    data = load(journal.started(trained.folder).starts[-1].asked.data)
     index = data.parts["val"][0]
-    batches = EvalBatches(
-        data.store, data.labels, [index], size=(48, 64), resize="pad", batch_size=1, device=torch.device("cpu")
-    )
-    (batch,) = batches
+    pixels = Pixels(data.store, data.labels, torch.device("cpu"))
+    (batch,) = EvalBatches(pixels, [index], Canvas((48, 64), "pad"), batch_size=1)
     with torch.no_grad():
         wanted = load_model(trained.folder / "best.safetensors")(batch.image).numpy()
     session = onnxruntime.InferenceSession(exported[0])
@@ -152,7 +153,7 @@ def test_sizes():
     assert [stepped.takes(s) for s in ((64, 96), (64, 97), (32, 64))] == [True, False, False]
     assert [fixed.takes(s) for s in ((48, 64), (64, 48))] == [True, False]
     assert (free.near((20, 50)), stepped.near((65, 20)), fixed.near((1, 1))) == ((33, 50), (96, 64), (48, 64))
-    model = UNet("test_resnet", 1, width=[8] * 5)
+    model = UNet("test_resnet", 1, decoder=DecoderConfig(width=[8] * 5))
     assert list(map(str, levels(model, (48, 64)))) == ["any from 33x33", "multiples of 32 from 64x64", "48x64 only"]
 
 
@@ -168,7 +169,7 @@ def test_a_difference_is_found_and_leaves_no_file(tmp_path, monkeypatch):
 
 
 def test_comparison_counts_pixels_and_knows_nan():
-    model = UNet("test_resnet", 1, width=[8] * 5).eval()
+    model = UNet("test_resnet", 1, decoder=DecoderConfig(width=[8] * 5)).eval()
     pixels = [torch.rand(2, 3, 64, 64) * 255, torch.rand(1, 3, 32, 64) * 255]
     found = compare(model, lambda batch: -model(batch), pixels)
     assert (found.images, found.equal < EQUAL) == (3, True)
@@ -258,4 +259,4 @@ def _only_once(within):
     ],
 )
 def test_what_an_image_needs_first_is_said(resize, said):
-    assert said in preparation({"size": [48, 64], "resize": resize})
+    assert said in preparation(ModelInfo({}, ["a", "b"], (48, 64), resize))

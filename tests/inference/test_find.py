@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import records
 
+from segsweep.config.schema import DataConfig, RunConfig
 from segsweep.errors import ConfigError
 from segsweep.inference.find import find
-from segsweep.runs import journal
-from segsweep.tracking import run as tracking
+from segsweep.tracking.client import connected, tracking_uri
 
 
 @pytest.fixture
@@ -15,13 +16,8 @@ def run(outputs):
     """`run(name, *ious)` leaves a run of those epochs in the outputs folder; its folder."""
 
     def make(name, *ious, digest="0123", **data):
-        folder = outputs / name
-        folder.mkdir(parents=True)
-        with journal.Journal(folder) as book:
-            config = {"data": {"name": "shapes", **data}, "tracking": {"name": "mlflow", "uri": None}}
-            book.write("start", config=config, data_digest=digest)
-            for epoch, iou in enumerate(ious, 1):
-                book.write("epoch", epoch=epoch, **{"val/iou": iou})
+        begin = records.start(RunConfig(data=DataConfig(name="shapes", **data)), data_digest=digest)
+        folder = records.write(outputs / name, begin, *(records.epoch(n, iou) for n, iou in enumerate(ious, 1)))
         (folder / "best.safetensors").write_bytes(b"weights")
         return folder
 
@@ -65,10 +61,9 @@ def test_the_best_of_several_data_sets_says_so(run):
 
 def test_a_sweep_that_is_not_finished_says_so(run, outputs):
     run("sweep/0", 0.3)
-    about = {"finalists": [], "space": {}, "state": "stopped"}
-    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about))
+    records.write_about(outputs / "sweep", state="stopped")
     assert "a sweep that is not finished" in find(str(outputs / "sweep")).why
-    (outputs / "sweep" / "sweep.json").write_text(json.dumps(about | {"state": "complete"}))
+    records.write_about(outputs / "sweep")
     assert "not finished" not in find(str(outputs / "sweep")).why
     trial = {"name": "0", "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
     (outputs / "sweep" / "0" / "trial.json").write_text(json.dumps(trial))
@@ -76,8 +71,7 @@ def test_a_sweep_that_is_not_finished_says_so(run, outputs):
         ("stopped", "the first so far of a sweep that is not finished"),
         ("complete", "the sweep's winner"),
     ):
-        text = json.dumps(about | {"state": state, "finalists": ["0"]})
-        (outputs / "sweep" / "sweep.json").write_text(text)
+        records.write_about(outputs / "sweep", state=state, finalists=["0"])
         assert find(str(outputs / "sweep")).why.startswith(said)
 
 
@@ -88,13 +82,13 @@ def test_a_sweep_means_its_winner_and_not_the_luckiest_trial(run, outputs):
     for name in ("0", "finalists/0-1", "finalists/0-2"):
         about = {"name": name, "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
         (outputs / "sweep" / name / "trial.json").write_text(json.dumps(about))
-    (outputs / "sweep" / "sweep.json").write_text(json.dumps({"finalists": ["0"], "space": {}}))
+    records.write_about(outputs / "sweep", finalists=["0"])
     assert find(str(outputs / "sweep")).folder == outputs / "sweep" / "finalists" / "0-2"
 
 
 def test_an_id_and_an_experiment_are_asked_of_mlflow(run, database):
     low, high = run("low", 0.1), run("high", 0.2)
-    client = tracking.connected(tracking.tracking_uri())
+    client = connected(tracking_uri())
     experiment = client.create_experiment("nuclei")
     ids = [
         client.create_run(experiment, tags={"segsweep.folder": str(folder)}).info.run_id

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import TINY
 from PIL import Image
 
 from segsweep.commands import app as cli
-from segsweep.data.batches import EvalBatches
+from segsweep.config.schema import DecoderConfig
+from segsweep.data.batches import EvalBatches, Pixels
+from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image, read_mask
+from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError
 from segsweep.inference import predict as module
 from segsweep.inference.predict import Predictor, find_images, probability
 from segsweep.nn import UNet
 from segsweep.nn.checkpoint import load_model, save_model
-from segsweep.training.loop import evaluate
+from segsweep.runs import journal
+from segsweep.training.build import load
 
 CPU = {"device": "cpu", "precision": "fp32"}
 
@@ -32,7 +35,9 @@ def images(trained):
 def model_file(path, resize="crop", size=(64, 64), channels=3, classes=("a", "b"), **more):
     """An untrained model, as a run would leave it."""
     torch.manual_seed(0)
-    model = UNet("test_resnet", 1 if len(classes) == 2 else len(classes), channels, width=[8] * 5)
+    model = UNet(
+        "test_resnet", 1 if len(classes) == 2 else len(classes), channels, decoder=DecoderConfig(width=[8] * 5)
+    )
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(std=0.1)
         norm.running_var.uniform_(0.5, 2)
@@ -45,18 +50,13 @@ def noise(*shape, high=256, dtype=np.uint8):
 
 
 def test_masks_are_those_that_training_scored(trained, images, tmp_path):
-    """The command line's masks against the predictions of `engine.evaluate` on the same images and checkpoint."""
-    from segsweep.compose import configuration
-    from segsweep.training.build import load
-
-    typed = [str(t) for t in (trained.folder / ".hydra" / "overrides.yaml").read_text().splitlines()]
-    data = load(configuration([*TINY, *(t.removeprefix("- ") for t in typed)]).data)
+    """The command line's masks against the predictions of `Scorer.evaluate` on the same images and checkpoint."""
+    data = load(journal.started(trained.folder).starts[-1].asked.data)
     val = data.parts["val"]
-    batches = EvalBatches(
-        data.store, data.labels, val, size=(48, 64), resize="pad", batch_size=4, device=torch.device("cpu")
-    )
+    pixels = Pixels(data.store, data.labels, torch.device("cpu"))
+    batches = EvalBatches(pixels, val, Canvas((48, 64), "pad"), batch_size=4)
     model = load_model(trained.folder / "best.safetensors")
-    wanted = evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, show=val).predictions
+    wanted = Scorer().evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, show=val).predictions
     files = [str(data.samples[i].image) for i in val]
     folder = str(trained.folder)
     assert cli.main(["predict", folder, *files, "-o", str(tmp_path), "--device", "cpu", "--precision", "fp32"]) == 0
@@ -324,9 +324,15 @@ def test_out_of_memory_says_what_to_type(error, resize, images, tmp_path, monkey
 def test_a_model_without_its_range_is_of_8_bits(tmp_path):
     """As the first format was written."""
     path = tmp_path / "m.safetensors"
-    save_model(path, UNet("test_resnet", 1, width=[8] * 5), classes=["a", "b"], size=[64, 64], resize="pad")
+    save_model(
+        path,
+        UNet("test_resnet", 1, decoder=DecoderConfig(width=[8] * 5)),
+        classes=["a", "b"],
+        size=[64, 64],
+        resize="pad",
+    )
     predictor = Predictor(path, **CPU)
-    assert "range" not in predictor.about
+    assert (predictor.range, predictor.info.dtype) == ((0, 255), "uint8")
     predictor.accept(noise(40, 40, 3), "x")
     with pytest.raises(DataError):
         predictor.accept(noise(40, 40, 3).astype(np.float32), "x")

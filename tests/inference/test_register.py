@@ -12,7 +12,8 @@ import torch
 from segsweep.commands import app as cli
 from segsweep.nn.checkpoint import describe, load_model
 from segsweep.tracking import registry
-from segsweep.tracking import run as tracking
+from segsweep.tracking.client import connected, tracking_uri
+from segsweep.tracking.run import run_id, sync
 
 # In a process in which segsweep cannot be imported, nor anything be unpickled.
 USER = """
@@ -36,12 +37,15 @@ def run(trained, tmp_path):
 
 
 def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, capsys):
-    uri = tracking.tracking_uri()
+    uri = tracking_uri()
     folder = run / "evaluations" / "val"
     folder.mkdir(parents=True)
     scored = {
+        "split": "val",
+        "images": 4,
+        "data_digest": "0123",
         "own": True,
-        "epoch": describe(run / "best.safetensors")["epoch"],
+        "epoch": describe(run / "best.safetensors").epoch,
         "metrics": {"iou": 0.75},
         "intervals": {"iou": [0.5, 0.875]},
     }
@@ -56,9 +60,9 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     assert lines[2] == 'mlflow.pytorch.load_model("models:/nuclei@champion")'
     assert "brought to 48x64 first, with their aspect kept" in said
 
-    client = tracking.connected(uri)
+    client = connected(uri)
     version = client.get_model_version_by_alias("nuclei", "champion")
-    assert version.run_id == tracking.run_id(run)  # it had not been sent before
+    assert version.run_id == run_id(run)  # it had not been sent before
     assert client.get_run(version.run_id).data.metrics["best/val_iou"] > 0
     for part in (
         "| val | IoU | 0.7500 | 0.5000 to 0.8750 |",
@@ -81,14 +85,14 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
 
 
 def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, monkeypatch, tmp_path):
-    uri = tracking.tracking_uri()
-    sent = tracking.sync(run, uri)
+    uri = tracking_uri()
+    sent = sync(run, uri)
     program = tmp_path / "model.pt2"
     program.write_bytes(b"a program")
     for number, before in (("1", ""), ("2", "1")):
         done = registry.register(run, uri, "nuclei", program, (3, 1), "2.15.0", "a card", {})
         assert (done.version, done.before, done.run) == (number, before, sent)
-    assert tracking.connected(uri).get_model_version_by_alias("nuclei", "champion").version == 2
+    assert connected(uri).get_model_version_by_alias("nuclei", "champion").version == 2
 
 
 def test_what_cannot_be_registered_is_refused(run, database, tmp_path, monkeypatch, capsys):
@@ -98,4 +102,4 @@ def test_what_cannot_be_registered_is_refused(run, database, tmp_path, monkeypat
     monkeypatch.setattr("segsweep.inference.register.export", lambda *_: pytest.fail("it takes minutes"))
     assert cli.main(["register", str(run), "a/b"]) == 2
     assert "a/b: not a name for a registered model" in capsys.readouterr().err
-    assert not tracking.connected(tracking.tracking_uri()).search_registered_models()
+    assert not connected(tracking_uri()).search_registered_models()

@@ -3,12 +3,16 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from segsweep.config.schema import DecoderConfig
+from segsweep.config.settings import Normalization
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet, checkpoint
 
@@ -19,9 +23,10 @@ def save(path: Path, model: UNet, **more: object) -> None:
     checkpoint.save_model(path, model, classes=["background", "cell"], size=[64, 96], resize="pad", **more)
 
 
-def tiny(clip: tuple[list[float], list[float]] | None = None) -> UNet:
+def tiny(clip: tuple[tuple[float], tuple[float]] | None = None) -> UNet:
     torch.manual_seed(0)
-    return UNet("test_resnet", 2, 1, norm="group", mean=[7.0], std=[3.0], clip=clip).eval()
+    normalization = Normalization((7.0,), (3.0,), clip)
+    return UNet("test_resnet", 2, 1, decoder=DecoderConfig(norm="group"), normalization=normalization).eval()
 
 
 @pytest.fixture
@@ -50,15 +55,15 @@ def test_a_loaded_model_has_its_own_statistics(tmp_path, model):
 
 
 def test_a_loaded_model_has_its_own_window(tmp_path):
-    model = tiny(clip=([1.5], [9.25]))
+    model = tiny(clip=((1.5,), (9.25,)))
     save(tmp_path / "best.safetensors", model)
     loaded = checkpoint.load_model(tmp_path / "best.safetensors")
     assert (loaded.low.item(), loaded.high.item()) == (1.5, 9.25)
-    assert checkpoint.describe(tmp_path / "best.safetensors")["model"] == loaded.arguments == model.arguments
+    assert checkpoint.describe(tmp_path / "best.safetensors").model == loaded.arguments == model.arguments
 
 
 def test_a_loaded_model_clips_as_the_one_that_was_saved(tmp_path):
-    model = tiny(clip=([1.5], [9.25]))
+    model = tiny(clip=((1.5,), (9.25,)))
     save(tmp_path / "best.safetensors", model)
     loaded = checkpoint.load_model(tmp_path / "best.safetensors")
     inside = 1.5 + 7.75 * torch.rand(1, 1, 40, 56)
@@ -82,8 +87,11 @@ def test_a_model_without_a_window_does_not_clip(tmp_path, model):
 def test_a_file_from_before_there_were_windows_loads(tmp_path, model):
     path = tmp_path / "best.safetensors"
     save(path, model)
-    about = checkpoint.describe(path)
-    del about["model"]["clip"]
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["segsweep"])
+    decoder = about["model"].pop("decoder")
+    del about["model"]["normalization"]
+    about["model"] |= decoder
     save_file(model.state_dict(), path, metadata={"segsweep": json.dumps(about)})
     pixels = torch.rand(1, 1, 40, 56) * 255
     with torch.no_grad():
@@ -97,19 +105,64 @@ def test_a_model_in_channels_last_is_saved_as_any_other(tmp_path, model):
 
 
 def test_describe_tells_what_was_kept(tmp_path, model):
-    save(tmp_path / "best.safetensors", model, epoch=3, metrics={"val/iou": 0.5})
-    about = checkpoint.describe(tmp_path / "best.safetensors")
-    assert about["classes"] == ["background", "cell"]
-    assert about["size"] == [64, 96]
-    assert about["resize"] == "pad"
-    assert about["weights_source"] == "random"
-    assert (about["epoch"], about["metrics"]) == (3, {"val/iou": 0.5})
-    assert about["model"] == model.arguments
+    save(tmp_path / "best.safetensors", model, epoch=3, val_iou=0.5, range=(0, 4095), dtype="uint16")
+    info = checkpoint.describe(tmp_path / "best.safetensors")
+    assert info.classes == ["background", "cell"]
+    assert (info.size, info.resize) == ((64, 96), "pad")
+    assert (info.weights_source, info.encoder) == ("random", "test_resnet")
+    assert (info.epoch, info.val_iou) == (3, 0.5)
+    assert (info.range, info.dtype) == ((0, 4095), "uint16")
+    assert info.model == model.arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("{", "Expecting"),
+        ("[]", "must be an object"),
+        ({"classes": "cell"}, "segsweep.classes: must be a list"),
+        ({"size": [64]}, "segsweep.size"),
+        ({"resize": "zoom"}, "must be one of pad, squash, crop"),
+        ({"model": None}, "segsweep.model: must be an object"),
+        ({"model": {"name": "test_resnet"}}, "segsweep.model: lacks num_classes"),
+        ({"model": {"name": "test_resnet", "in_channels": "three"}}, ""),
+    ],
+)
+def test_metadata_that_do_not_hold_what_they_should_are_one_line(tmp_path, model, change, said):
+    path = tmp_path / "best.safetensors"
+    save(path, model)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["segsweep"])
+    text = change if isinstance(change, str) else json.dumps(about | change)
+    save_file(model.state_dict(), path, metadata={"segsweep": text})
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: no model that can be read: .*{said}") as refusal:
+        checkpoint.load_model(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_makes_nobody_look_for_weights_elsewhere(tmp_path, model):
+    path = tmp_path / "best.safetensors"
+    save(path, model)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["segsweep"])
+    about["model"] |= {"pretrained": True, "weights_file": "/dev/zero"}
+    save_file(model.state_dict(), path, metadata={"segsweep": json.dumps(about)})
+    assert checkpoint.load_model(path).weights_source == "random"
+
+
+def test_weights_of_another_architecture_are_one_line(tmp_path, model):
+    path = tmp_path / "best.safetensors"
+    save(path, model)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({"a": torch.zeros(2)}, path, metadata=metadata)
+    with pytest.raises(ConfigError, match="the weights are not those of its architecture"):
+        checkpoint.load_model(path)
 
 
 def test_load_weights_fills_an_existing_model(tmp_path, model):
     save(tmp_path / "best.safetensors", model)
-    other = UNet(**model.arguments)
+    other = UNet.rebuilt(model.arguments)
     checkpoint.load_weights(tmp_path / "best.safetensors", other)
     assert all(torch.equal(t, other.state_dict()[key]) for key, t in model.state_dict().items())
 

@@ -8,7 +8,8 @@ import timm
 import torch
 
 from segsweep.errors import ConfigError
-from segsweep.nn.encoder import Encoder, probe
+from segsweep.nn import UNet
+from segsweep.nn.encoder import Encoder, decoder_width, probe
 
 FAMILIES = (
     "test_resnet",
@@ -176,3 +177,17 @@ def test_drop_path_skips_blocks_in_training_only():
     assert torch.equal(encoder(image)[-1], encoder(image)[-1])
     with pytest.raises(ConfigError, match="has no drop path"):
         Encoder("vgg11", drop_path=0.5)
+
+
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", SWIN))
+def test_widths_that_are_decided_before_are_those_of_the_model(name):
+    with torch.device("meta"):
+        model = UNet(name)
+    widths = decoder_width(name)
+    assert widths == [stage.width for stage in model.plan.stages] == model.arguments["decoder"]["width"]
+    assert decoder_width(name, widths) == widths
+
+
+def test_widths_that_do_not_fit_the_encoder_are_refused():
+    with pytest.raises(ConfigError, match=r"decoder\.width=\[8, 8\].*takes 5 widths"):
+        decoder_width("test_resnet", [8, 8])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from segsweep.errors import ConfigError
 from segsweep.nn.decoder import Decoder
-from segsweep.nn.plan import Map, Plan, macs, plan
+from segsweep.nn.plan import DecoderPlan, Map, macs, plan
 
 PATTERNS = (
     [2, 4, 8, 16, 32],
@@ -32,7 +33,7 @@ def maps_at(strides: list[float]) -> list[Map]:
     return [Map(24 + 8 * i, float(stride)) for i, stride in enumerate(strides)]
 
 
-def levels_of(planned: Plan, maps: list[Map]) -> list[Map]:
+def levels_of(planned: DecoderPlan, maps: list[Map]) -> list[Map]:
     return list(planned.pyramid) or maps
 
 
@@ -95,7 +96,7 @@ def test_explicit_widths_are_kept(strides):
 @pytest.mark.parametrize("off", (-1, 1))
 def test_wrong_number_of_widths_is_refused_with_the_right_number(strides, off):
     number = len(plan(maps_at(strides)).stages)
-    with pytest.raises(ValueError, match=rf"decoder\.width=.*takes {number} widths"):
+    with pytest.raises(ConfigError, match=rf"decoder\.width=.*takes {number} widths"):
         plan(maps_at(strides), [16] * (number + off))
 
 

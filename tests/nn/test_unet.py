@@ -1,9 +1,13 @@
 """The U-Net from pixels to logits, on timm's tiny models of each family."""
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from segsweep.config.schema import DecoderConfig
+from segsweep.config.settings import Normalization
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet
 from segsweep.nn.unet import encoder_statistics, predict
@@ -22,6 +26,7 @@ FAMILIES = (
 )
 SWIN = "swin_tiny_patch4_window7_224"
 VIT14 = "vit_small_patch14_dinov2"
+PLAIN = Normalization((0.0,) * 3, (1.0,) * 3)
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -87,7 +92,7 @@ def test_the_loss_falls_on_one_batch(name):
 )
 @pytest.mark.parametrize("name", ("test_resnet", "test_vit"))
 def test_the_decoder_has_the_norm_that_was_asked_for(name, norm, layer):
-    model = UNet(name, norm=norm)
+    model = UNet(name, decoder=DecoderConfig(norm=norm))
     kinds = (torch.nn.BatchNorm2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
     norms = [m for m in model.decoder.modules() if isinstance(m, kinds)]
     assert norms
@@ -98,7 +103,7 @@ def test_the_decoder_has_the_norm_that_was_asked_for(name, norm, layer):
 @pytest.mark.parametrize("norm", ("batch", "group", "layer"))
 @pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", "mobilenetv3_large_100"))
 def test_a_batch_of_one_small_image_can_be_trained_on(name, norm):
-    model = UNet(name, norm=norm).train()
+    model = UNet(name, decoder=DecoderConfig(norm=norm)).train()
     logits = model(torch.rand(1, 3, 32, 32) * 255)
     assert logits.shape == (1, 1, 32, 32)
     logits.mean().backward()
@@ -113,9 +118,9 @@ def test_a_model_on_meta_has_no_memory():
 
 @pytest.mark.parametrize("size", ((64, 96), (50, 70)), ids=str)
 def test_normalisation_is_the_models_own(size):
-    mean, std = [100.0, 120.0, 90.0], [50.0, 60.0, 70.0]
-    inside = UNet("test_resnet", mean=mean, std=std).eval()
-    outside = UNet("test_resnet", mean=[0.0] * 3, std=[1.0] * 3).eval()
+    mean, std = (100.0, 120.0, 90.0), (50.0, 60.0, 70.0)
+    inside = UNet("test_resnet", normalization=Normalization(mean, std)).eval()
+    outside = UNet("test_resnet", normalization=PLAIN).eval()
     outside.load_state_dict({**inside.state_dict(), "mean": outside.mean, "std": outside.std})
     image = pixels(1, 3, *size)
     normalised = (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
@@ -123,11 +128,12 @@ def test_normalisation_is_the_models_own(size):
         torch.testing.assert_close(inside(image), outside(normalised))
 
 
-def clipped(in_channels=3, low=40.0, high=200.0, **more):
+def clipped(in_channels=3, low=40.0, high=200.0, statistics=None):
     """A model that clips each channel to another window, evaluating; and the window as `1 c 1 1`."""
     step = torch.arange(float(in_channels))
-    window = (low + step).tolist(), (high - step).tolist()
-    model = UNet("test_resnet", 2, in_channels, clip=window, **more).eval()
+    window = tuple((low + step).tolist()), tuple((high - step).tolist())
+    mean, std = statistics or map(tuple, encoder_statistics("test_resnet", in_channels))
+    model = UNet("test_resnet", 2, in_channels, normalization=Normalization(mean, std, window)).eval()
     return model, *(torch.tensor(edge).view(1, -1, 1, 1) for edge in window)
 
 
@@ -146,7 +152,7 @@ def test_pixels_beyond_the_window_are_as_at_its_edge(in_channels):
 
 def test_pixels_within_the_window_are_left_alone():
     model, low, high = clipped()
-    free = UNet(**{**model.arguments, "clip": None}).eval()
+    free = UNet("test_resnet", 2).eval()
     free.load_state_dict(model.state_dict())
     inside = low + (high - low) * pixels(1, 3, 40, 50) / 255
     with torch.no_grad():
@@ -155,8 +161,8 @@ def test_pixels_within_the_window_are_left_alone():
 
 
 def test_clipping_comes_before_the_mean_and_std():
-    model, low, high = clipped(mean=[100.0, 90.0, 80.0], std=[20.0, 30.0, 40.0])
-    plain = UNet("test_resnet", 2, mean=[0.0] * 3, std=[1.0] * 3).eval()
+    model, low, high = clipped(statistics=((100.0, 90.0, 80.0), (20.0, 30.0, 40.0)))
+    plain = UNet("test_resnet", 2, normalization=PLAIN).eval()
     plain.load_state_dict({**model.state_dict(), "mean": plain.mean, "std": plain.std})
     image = pixels(1, 3, 40, 50)
     with torch.no_grad():
@@ -204,24 +210,41 @@ def test_an_image_does_not_see_the_others_of_its_batch(name):
         torch.testing.assert_close(model(images)[1:], model(images[1:]), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("clip", (None, ([0.0] * 5, [100.0, 200.0, 300.0, 400.0, 500.0])), ids=("free", "clipped"))
+@pytest.mark.parametrize("clip", (None, ((0.0,) * 5, (100.0, 200.0, 300.0, 400.0, 500.0))), ids=("free", "clipped"))
 def test_arguments_build_the_same_architecture_again(clip):
-    model = UNet("test_resnet", 3, 5, width=[48, 40, 32, 24, 16], norm="group", dropout=0.1, clip=clip)
-    again = UNet(**model.arguments).eval()
+    decoder = DecoderConfig([48, 40, 32, 24, 16], "group", 0.1)
+    model = UNet("test_resnet", 3, 5, decoder=decoder, normalization=Normalization((7.0,) * 5, (3.0,) * 5, clip))
+    again = UNet.rebuilt(json.loads(json.dumps(model.arguments))).eval()
     again.load_state_dict(model.state_dict())
     assert again.arguments == model.arguments
     with torch.no_grad():
         assert torch.equal(again(pixels(1, 5, 32, 32) * 3), model.eval()(pixels(1, 5, 32, 32) * 3))
 
 
+@pytest.mark.parametrize("clip", (None, ((0.0,) * 5, (100.0, 200.0, 300.0, 400.0, 500.0))), ids=("free", "clipped"))
+def test_arguments_of_the_first_form_build_the_same_architecture(clip):
+    decoder = {"width": [48, 40, 32, 24, 16], "norm": "group", "dropout": 0.1}
+    first = {"name": "test_resnet", "num_classes": 3, "in_channels": 5, **decoder, "clip": clip}
+    found = UNet.rebuilt(json.loads(json.dumps(first)))
+    assert found.arguments == {
+        "name": "test_resnet",
+        "num_classes": 3,
+        "in_channels": 5,
+        "decoder": decoder,
+        # The weights have their own.
+        "normalization": {"mean": [0.0] * 5, "std": [1.0] * 5, "clip": clip and [list(edge) for edge in clip]},
+    }
+    assert found.arguments == UNet.rebuilt(found.arguments).arguments
+
+
 def test_auto_widths_are_written_down_in_the_arguments():
     model = UNet("test_vit")
-    assert model.arguments["width"] == [stage.width for stage in model.plan.stages]
+    assert model.arguments["decoder"]["width"] == [stage.width for stage in model.plan.stages]
 
 
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"decoder\.width=\[8, 8\].*takes 5 widths"):
-        UNet("test_resnet", width=[8, 8])
+        UNet("test_resnet", decoder=DecoderConfig([8, 8]))
 
 
 def test_an_unknown_encoder_is_refused_with_the_closest():
@@ -230,7 +253,7 @@ def test_an_unknown_encoder_is_refused_with_the_closest():
 
 
 def test_dropout_acts_in_training_only():
-    model = UNet("test_resnet", dropout=0.5)
+    model = UNet("test_resnet", decoder=DecoderConfig(dropout=0.5))
     model.train()
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d):

@@ -4,62 +4,88 @@ Its IoU rises towards `best` (an override); `epochs`, `seconds` an epoch, and ho
 """
 
 import os
-import sys
+import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from segsweep.errors import Terminated
-from segsweep.runs.journal import FolderLock, Journal, epochs, last_start, read
+from segsweep.config.schema import EncoderConfig, OptimConfig, RunConfig, TrainConfig
+from segsweep.config.settings import Settings
+from segsweep.errors import Terminated, terminable
+from segsweep.runs.journal import Journal, read
+from segsweep.runs.locks import FolderLock
+from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Start
+
+
+def config(encoder="resnet18", lr=1e-3, **train):
+    return RunConfig(encoder=EncoderConfig(encoder), optim=OptimConfig(lr=lr), train=TrainConfig(**train))
+
+
+def start(asked, micro_batch=16, **changes):
+    """The first record of a training that was asked for so."""
+    about = {
+        "run": "x",
+        "time": time.time(),
+        "execution": ExecutionRecord("cpu", 1, "bf16", True, False, micro_batch),
+        "weights_source": "package",
+        "parameters": 11_000_000,
+        "input_size": (256, 256),
+        "classes": ["background", "foreground"],
+        "data_digest": "0123456789",
+        "images": {"train": 8, "val": 4, "test": 4},
+    }
+    return Start(asked=asked, settings=Settings.of(asked), **(about | changes))
+
+
+def epoch(number, iou, **metrics):
+    metrics = {"val/iou": iou, "perf/seconds": 0.02 * number, "perf/images_per_s": 1.0} | metrics
+    return EpochRecord(number, time.time(), metrics)
+
+
+def end(status="complete", reason="", error=None, **metrics):
+    return End(time.time(), status, reason, error, metrics)
 
 
 def main(argv):
     given = dict(arg.split("=", 1) for arg in argv)
+    try:
+        with terminable():
+            return _train(given)
+    except Terminated:
+        return 143
+
+
+def _train(given):
     resumed = "resume" in given
     folder = Path(given["resume" if resumed else "hydra.run.dir"].strip("'"))
     lock = FolderLock(folder)
-    records = read(folder)
-    assert bool(records) == resumed, (argv, records)
+    (folder / "environment").write_text("\n".join(os.environ))
+    before = read(folder)
+    assert bool(before.records) == resumed, (given, before)
     if resumed:
-        given = last_start(records)["config"] | given
+        given = dict(arg.split("=", 1) for arg in shlex.split(before.start.command)) | given
+    time.sleep(float(given.get("waits", 0)))
+    if refused := given.get("refuses"):
+        print("train.py: masks: no such folder.")
+        return int(refused)
     best, total = float(given.get("best", 0.5)), int(given.get("train.epochs", 4))
-    micro_batch = int(given.get("train.batch_size", 16)) // int(given.get("train.accumulate", 1))
+    batch, accumulate = int(given.get("train.batch_size", 16)), int(given.get("train.accumulate", 1))
+    asked = config(epochs=total, batch_size=batch, accumulate=accumulate)
     with Journal(folder) as book:
-        book.write(
-            "start",
-            time=time.time(),
-            run="x",
-            epochs=total,
-            config=given | {"train": {"accumulate": int(given.get("train.accumulate", 1)), "time_budget": None}},
-            micro_batch=micro_batch,
-            pid=os.getpid(),
-            environment=sorted(os.environ),
-        )
-        if micro_batch > int(given.get("fits", 1024)):
-            book.write("end", status="failed", reason="out of memory with train.batch_size=16.")
+        began = start(asked, batch // accumulate)
+        book.write(replace(began, command=shlex.join(f"{k}={v}" for k, v in given.items() if k != "resume")))
+        if batch // accumulate > int(given.get("fits", 1024)):
+            book.write(end("failed", f"the memory is too small for train.batch_size={batch}.", "out_of_memory"))
             return 4
-        for epoch in range(len(epochs(records)) + 1, total + 1):
+        for number in range(len(before.epochs) + 1, total + 1):
             time.sleep(float(given.get("seconds", 0.02)))
-            if given.get("nan") == str(epoch):
-                book.write("end", status="failed", reason="NaN in the loss.")
+            if given.get("nan") == str(number):
+                book.write(end("failed", "NaN in the loss.", "non_finite"))
                 return 5
-            if given.get("dies") == str(epoch):
+            if given.get("dies") == str(number):
                 os.kill(os.getpid(), 9)
-            iou = best * (1 - 0.5 ** (epoch * float(given.get("speed", 1))))
-            book.write("epoch", epoch=epoch, **{"val/iou": iou, "perf/seconds": 0.02 * epoch, "perf/images_per_s": 1.0})
-        book.write("end", time=time.time(), status="complete", reason=f"{total} epochs")
-    del lock
+            book.write(epoch(number, best * (1 - 0.5 ** (number * float(given.get("speed", 1))))))
+        tested = {"test/iou": best} if given.get("train.test") == "true" else {}
+        book.write(end(reason=f"{total} epochs", **tested))
+    lock.release()
     return 0
-
-
-if __name__ == "__main__":
-    import signal
-
-    def terminate(*_):
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        code = main(sys.argv[1:])
-    except Terminated:
-        code = 143
-    sys.exit(code)

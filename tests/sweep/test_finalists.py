@@ -2,19 +2,18 @@
 
 import numpy as np
 import pytest
-import torch
+from fake_train import epoch
 
-from segsweep.metrics import ConfusionMatrix, scores
+from segsweep import metrics
+from segsweep.metrics import pooled_iou
+from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial
-from segsweep.sweep import finalists
-from segsweep.sweep.finalists import MATRICES, behind, best_of_each, iou, ranked, repeats
+from segsweep.sweep.finalists import MATRICES, behind, best_of_each, ranked, repeats
 
 
 def trial(name, encoder, score, state="complete", typed=()):
-    records = [{"kind": "start"}, {"kind": "epoch", "epoch": 1, "val/iou": score}]
-    return Trial(
-        name, encoder, [f"encoder={encoder}", *typed], [f"encoder={encoder}", *typed], {}, state, records=records
-    )
+    words = [f"encoder={encoder}", *typed]
+    return Trial(name, encoder, words, list(words), {}, state, run=Run([epoch(1, score)]))
 
 
 def matrices(rng, right, images=40, classes=2):
@@ -37,19 +36,6 @@ def kept(folder, run, matrices, images="i"):
     (folder / run.name).mkdir(parents=True)
     keys = np.array([f"{images}{i}" for i in range(len(matrices))])
     np.savez(folder / run.name / MATRICES, keys=keys, matrices=matrices)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 7])
-def test_the_iou_is_the_one_of_training(classes):
-    rng = np.random.default_rng(classes)
-    counts = rng.integers(0, 50, (classes, classes))
-    if classes == 7:
-        counts[3] = 0  # in no target
-    pooled = ConfusionMatrix(classes)
-    pooled.matrix = torch.as_tensor(counts)
-    expected = scores(pooled, [], [str(i) for i in range(classes)])["iou"]
-    assert iou(counts.astype(float)) == pytest.approx(expected)
-    assert iou(np.stack([counts, counts]).astype(float)) == pytest.approx([expected, expected])
 
 
 def test_each_backbone_sends_its_best_complete_trial():
@@ -84,37 +70,34 @@ def test_varied_folds_are_the_same_for_all_finalists(tmp_path):
     ]
     assert runs[0].argv.count("data.fold=3") == 0
     for i, run in enumerate(runs):
-        run.state, run.records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.8 - 0.1 * (i > 2)}]
+        run.state, run.run = "complete", Run([epoch(1, 0.8 - 0.1 * (i > 2))])
         kept(tmp_path, run, matrices(rng, 0.9 - 0.05 * (i > 2), 30 + i % 3 % 2), images=run.typed[-1])
     first, second = ranked(tmp_path, parents, runs)
     assert first.trial is parents[0]
-    assert second.behind[0] > 0
+    assert second.gap_to_best[0] > 0
     assert first.setting == ["encoder=a"]
     alone = ranked(tmp_path, parents, [run for run in runs if run.name != "finalists/1-2"])
-    assert alone[1].behind is None  # not on the same folds
+    assert alone[1].gap_to_best is None  # not on the same folds
 
 
 def test_a_clear_difference_is_no_tie():
     rng = np.random.default_rng(0)
     good, bad = [matrices(rng, 0.9) for _ in range(3)], [matrices(rng, 0.8) for _ in range(3)]
     low, high = behind(scored(good), scored(bad))
-    gap = np.mean([iou(m.sum(0).astype(float)) for m in good]) - np.mean([iou(m.sum(0).astype(float)) for m in bad])
+    gap = np.mean([pooled_iou(m.sum(0)) for m in good]) - np.mean([pooled_iou(m.sum(0)) for m in bad])
     assert 0 < low < gap < high
     assert behind(scored(bad), scored(good))[1] < 0
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
     """Two equal models, many times: 95 % of the intervals hold 0, give or take."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
     rng = np.random.default_rng(1)
     held = 0
-    finalists_resamples, finalists.RESAMPLES = finalists.RESAMPLES, 200
-    try:
-        for i in range(60):
-            a, b = ([matrices(rng, rng.normal(0.85, 0.005), 30) for _ in range(3)] for _ in range(2))
-            low, high = behind(scored(a), scored(b), seed=i)
-            held += low <= 0 <= high
-    finally:
-        finalists.RESAMPLES = finalists_resamples
+    for i in range(60):
+        a, b = ([matrices(rng, rng.normal(0.85, 0.005), 30) for _ in range(3)] for _ in range(2))
+        low, high = behind(scored(a), scored(b), seed=i)
+        held += low <= 0 <= high
     assert held >= 50
 
 
@@ -124,17 +107,17 @@ def test_ranking_is_by_the_repeats_and_not_by_the_search(tmp_path):
     runs = []
     for parent, score, right in ((lucky, 0.7, 0.8), (solid, 0.79, 0.9)):
         for run in repeats(parent, [1, 2]):
-            run.state, run.records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": score + 0.001 * len(runs)}]
+            run.state, run.run = "complete", Run([epoch(1, score + 0.001 * len(runs))])
             kept(tmp_path, run, matrices(rng, right))
             runs.append(run)
     first, second = ranked(tmp_path, [lucky, solid], runs)
     assert (first.trial, second.trial) == (solid, lucky)
     assert first.iou == pytest.approx(0.7925)
     assert first.winner is runs[3]
-    assert first.behind is None
+    assert first.gap_to_best is None
     assert not first.tied
     assert not second.tied
-    assert second.behind[0] > 0
+    assert second.gap_to_best[0] > 0
 
 
 def test_equal_ones_are_tied(tmp_path):
@@ -143,7 +126,7 @@ def test_equal_ones_are_tied(tmp_path):
     runs = []
     for parent in parents:
         for run in repeats(parent, [1, 2, 3]):
-            run.state, run.records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.8}]
+            run.state, run.run = "complete", Run([epoch(1, 0.8)])
             kept(tmp_path, run, matrices(rng, 0.85))
             runs.append(run)
     assert ranked(tmp_path, parents, runs)[1].tied
@@ -152,7 +135,7 @@ def test_equal_ones_are_tied(tmp_path):
 def test_failed_repeats_are_left_out_and_none_at_all_fall_back_on_the_search(tmp_path):
     a, b = trial("0", "a", 0.8), trial("1", "b", 0.7)
     runs = [*repeats(a, [1, 2]), *repeats(b, [1, 2])]
-    runs[0].state, runs[0].records = "complete", [{"kind": "epoch", "epoch": 1, "val/iou": 0.65}]
+    runs[0].state, runs[0].run = "complete", Run([epoch(1, 0.65)])
     for failed in runs[1:]:
         failed.state = "failed"
     (first,) = ranked(tmp_path, [a, b], runs)  # a search's 0.7 does not beat a fresh 0.65
@@ -161,7 +144,7 @@ def test_failed_repeats_are_left_out_and_none_at_all_fall_back_on_the_search(tmp
     assert first.sd is None
     first, second = ranked(tmp_path, [a, b], runs[1:])
     assert (first.runs, second.runs) == ((a,), (b,))
-    assert second.behind is None  # no matrices were kept
+    assert second.gap_to_best is None  # no matrices were kept
     assert first.setting == a.typed
 
 

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,53 +11,97 @@ from pathlib import Path
 import pytest
 
 from segsweep.errors import ConfigError
-from segsweep.runs import journal
+from segsweep.runs import journal, locks
+from segsweep.runs.records import End, EpochRecord, Start
 from segsweep.sweep.backends import local as module
-from segsweep.sweep.backends.local import CLAIM, OUTPUT, LocalWorkers, Slot, slots
+from segsweep.sweep.backends.base import OUTPUT, Job, failure
+from segsweep.sweep.backends.local import CLAIM, EXIT, LocalBackend, Slot, slots
 
-FAKE = Path(__file__).with_name("fake_train.py")
+FAKE = "fake_train"
+HERE = str(Path(__file__).parent)
 SLOTS = (Slot(0), Slot(1))
 
 
 @pytest.fixture
-def workers(tmp_path):
-    made = LocalWorkers(tmp_path, SLOTS, program=FAKE, preloaded=["segsweep.runs.journal"])
+def backend(tmp_path):
+    made = LocalBackend(tmp_path, SLOTS, preloaded=["segsweep.runs.journal"])
     yield made
     made.close()
 
 
-def begin(workers, name, *overrides, slot=SLOTS[0]):
-    workers.start(name, [*overrides, f"hydra.run.dir='{workers.folder / name}'"], slot)
+def begin(backend, name, *overrides, module=FAKE, resume=False):
+    return backend.submit(Job(name, module, overrides, resume))
 
 
-def until_over(workers, seconds=30.0):
-    """All records and the exit code of each trial."""
-    records, codes, end = {}, {}, time.monotonic() + seconds
-    while workers._living and time.monotonic() < end:
-        for report in workers.wait(0.2):
-            records.setdefault(report.name, []).extend(report.records)
+def until_over(backend, seconds=30.0):
+    """All records of each job, and the report of its end."""
+    records, ends, until = {}, {}, time.monotonic() + seconds
+    while backend.free() < backend.capacity and time.monotonic() < until:
+        for report in backend.poll(0.2):
+            assert report.job not in ends
+            records.setdefault(report.job, []).extend(report.records)
             if report.ended:
-                codes[report.name] = report.exit_code
-    return records, codes
+                ends[report.job] = report
+    return records, ends
 
 
-def test_trials_run_side_by_side_and_report_each_record_once(workers, tmp_path):
-    begin(workers, "0", "best=0.8", slot=SLOTS[0])
-    begin(workers, "1", "best=0.4", slot=SLOTS[1])
-    assert workers.free() == []
-    records, codes = until_over(workers)
-    assert codes == {"0": 0, "1": 0}
-    assert workers.free() == list(SLOTS)
-    for name in ("0", "1"):
-        assert records[name] == journal.read(tmp_path / name)
-        assert [r["kind"] for r in records[name]] == ["start", *["epoch"] * 4, "end"]
+def test_jobs_run_side_by_side_and_report_each_record_once(backend, tmp_path):
+    first, second = begin(backend, "0", "best=0.8"), begin(backend, "1", "best=0.4")
+    assert (backend.capacity, backend.free()) == (2, 0)
+    assert (backend.where(first), backend.where(second)) == ("CPU 0", "CPU 1")
+    records, ends = until_over(backend)
+    assert ends.keys() == {first, second}
+    assert [end.error for end in ends.values()] == [None, None]
+    assert backend.free() == 2
+    for job, name in ((first, "0"), (second, "1")):
+        assert records[job] == journal.read(tmp_path / name).records
+        assert [type(r) for r in records[job]] == [Start, *[EpochRecord] * 4, End]
 
 
-def test_a_trial_has_a_session_and_an_output_of_its_own(workers, tmp_path):
-    begin(workers, "0", "seconds=nonsense")
-    _, codes = until_over(workers)
-    assert codes == {"0": 1}
-    assert "could not convert string to float: 'nonsense'" in (tmp_path / "0" / OUTPUT).read_text()
+def test_a_job_has_an_output_of_its_own_and_says_why_it_failed(backend, tmp_path):
+    job = begin(backend, "0", "seconds=nonsense")
+    _, ends = until_over(backend)
+    assert ends[job].error == "crash"
+    assert ends[job].words == "ValueError: could not convert string to float: 'nonsense'"
+    assert ends[job].words in (tmp_path / "0" / OUTPUT).read_text()
+
+
+def test_a_job_is_begun_anew_or_gone_on_with(backend, tmp_path):
+    job = begin(backend, "0", "train.epochs=2")
+    until_over(backend)
+    (tmp_path / "0" / "trial.json").write_text("{}")
+    begin(backend, "0", "train.epochs=3", resume=True)
+    records, _ = until_over(backend)
+    assert [r.epoch for r in records[job] if isinstance(r, EpochRecord)] == [1, 2, 3]
+    begin(backend, "0", "train.epochs=1")
+    records, _ = until_over(backend)
+    assert [type(r) for r in records[job]] == [Start, EpochRecord, End]
+    assert (tmp_path / "0" / "trial.json").exists()
+
+
+def test_a_command_gets_its_folder_where_it_runs():
+    assert Job("0", FAKE, ("a=1",)).command("/x/0") == ["a=1", "hydra.run.dir=/x/0", "hydra.mode=RUN"]
+    assert Job("0", FAKE, ("a=1",), resume=True).command("/x y/0") == ["resume='/x y/0'", "a=1"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "error"),
+    [
+        (End(1.0, "complete", ""), 0, None),
+        (End(1.0, "failed", "x", "non_finite"), None, "non_finite"),
+        (End(1.0, "failed", "of an old version"), 4, "out_of_memory"),
+        (End(1.0, "failed", "of an old version"), None, "crash"),
+        (End(1.0, "stopped", "terminated"), 143, None),
+        (None, 2, "config"),
+        (None, 3, "data"),
+        (None, 1, "crash"),
+        (None, 0, "crash"),  # it says that all is well, and has not trained
+        (None, -9, None),
+        (None, None, None),
+    ],
+)
+def test_the_kind_of_a_failure(end, code, error):
+    assert failure(end, code) == error
 
 
 def test_the_slot_says_what_the_process_sees(monkeypatch):
@@ -69,133 +112,156 @@ def test_the_slot_says_what_the_process_sees(monkeypatch):
     assert Slot(0, (), 2).environment == {"OMP_NUM_THREADS": "7"}
 
 
-def test_stopping_is_reported_as_an_end(workers, tmp_path):
-    begin(workers, "0", "seconds=60")
+def test_stopping_is_reported_as_an_end(backend, tmp_path):
+    job = begin(backend, "0", "seconds=60")
     while not journal.exists(tmp_path / "0"):
-        workers.wait(0.1)
-    workers.stop("0")
-    _, codes = until_over(workers)
-    assert codes == {"0": 143}
-    assert not journal.holder(tmp_path / "0" / CLAIM)
+        backend.poll(0.1)
+    backend.stop(job)
+    backend.stop(job)
+    _, ends = until_over(backend)
+    assert ends[job].error is None
+    assert json.loads((tmp_path / "0" / EXIT).read_text())["code"] == 143
+    assert not locks.holder(tmp_path / "0" / CLAIM)
 
 
-def test_what_does_not_stop_is_killed(workers, tmp_path, monkeypatch):
+def test_what_does_not_stop_is_killed(backend, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 0.5)
-    stubborn = tmp_path / "stubborn.py"
-    stubborn.write_text(
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('x', 'w'); time.sleep(60)"
+    (tmp_path / "stubborn.py").write_text(
+        "import signal, time\n"
+        "def main(argv):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    print('deaf', flush=True)\n"
+        "    time.sleep(60)\n"
     )
-    workers.program = stubborn
-    monkeypatch.chdir(tmp_path)
-    begin(workers, "0")
-    while not journal.holder(tmp_path / "0" / CLAIM):
+    monkeypatch.syspath_prepend(tmp_path)
+    job = begin(backend, "0", module="stubborn")
+    while "deaf" not in ((tmp_path / "0" / OUTPUT).read_text() if (tmp_path / "0" / OUTPUT).exists() else ""):
         time.sleep(0.02)
-    time.sleep(0.3)
     started = time.monotonic()
-    workers.stop("0")
-    _, codes = until_over(workers)
-    assert codes["0"] == -signal.SIGKILL
+    backend.stop(job)
+    _, ends = until_over(backend)
+    assert ends[job].error is None
+    assert not (tmp_path / "0" / EXIT).exists()
     assert time.monotonic() - started < 20
 
 
-def test_closing_leaves_nothing_running(tmp_path):
-    workers = LocalWorkers(tmp_path, SLOTS, program=FAKE, preloaded=["segsweep.runs.journal"])
-    begin(workers, "0", "seconds=60")
-    begin(workers, "1", "seconds=60", slot=SLOTS[1])
-    workers.close()
-    assert not any(journal.holder(tmp_path / name / CLAIM) for name in ("0", "1"))
+def test_closing_leaves_nothing_running(backend, tmp_path):
+    begin(backend, "0", "seconds=60")
+    begin(backend, "1", "seconds=60")
+    backend.close()
+    assert not any(locks.holder(tmp_path / name / CLAIM) for name in ("0", "1"))
 
 
 CONTROLLER = """
 import sys
 from pathlib import Path
-from segsweep.sweep.backends.local import LocalWorkers, Slot
-folder, program = Path(sys.argv[1]), Path(sys.argv[2])
-workers = LocalWorkers(folder, [Slot(0), Slot(1)], program=program, preloaded=["segsweep.runs.journal"])
-workers.start("0", ["best=0.8", "seconds=0.5", f"hydra.run.dir='{folder / '0'}'"], Slot(1))
+sys.path.insert(0, sys.argv[2])
+from segsweep.sweep.backends.base import Job
+from segsweep.sweep.backends.local import LocalBackend, Slot
+backend = LocalBackend(Path(sys.argv[1]), [Slot(1)], preloaded=["segsweep.runs.journal"])
+backend.submit(Job("0", "fake_train", tuple(sys.argv[3:])))
 while True:
-    for report in workers.wait(1.0):
+    for report in backend.poll(1.0):
         print(len(report.records), flush=True)
 """
 
 
-def test_a_killed_controllers_trial_is_adopted_on_its_slot(workers, tmp_path):
-    controller = subprocess.Popen([sys.executable, "-c", CONTROLLER, str(tmp_path), str(FAKE)], stdout=subprocess.PIPE)
-    controller.stdout.readline()
+def orphan(tmp_path, *argv):
+    """Start a job whose controller is killed when it has begun."""
+    command = [sys.executable, "-c", CONTROLLER, str(tmp_path), HERE, *argv]
+    controller = subprocess.Popen(command, stdout=subprocess.PIPE)
+    if "refuses=3" in argv:
+        while not locks.holder(tmp_path / "0" / CLAIM):
+            time.sleep(0.01)
+    else:
+        controller.stdout.readline()
     controller.kill()
     controller.wait()
     controller.stdout.close()
-    assert not workers.adopt("1")
-    assert workers.adopt("0")
-    assert workers.free() == [SLOTS[0]]
-    records, codes = until_over(workers)
-    assert codes == {"0": None}  # nobody can wait for another's child
-    assert [r["kind"] for r in records["0"]] == ["start", *["epoch"] * 4, "end"]
-    assert not workers.adopt("0")
 
 
-def test_a_trial_is_no_rank_whatever_the_controllers_environment_says(workers, tmp_path):
+RANKS = [
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+    *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"),
+]
+OTHERS = ["SLURM_PROCID", "MASTER_KEY", "MY_RANK"]
+
+
+def test_a_trial_is_no_rank_whatever_the_controllers_environment_says(backend, tmp_path, monkeypatch):
     """The fork server keeps the environment it began with: the controller is a fresh process."""
-    ranks = [
-        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
-        *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"),
-    ]
-    kept = ["SLURM_PROCID", "MASTER_KEY", "MY_RANK"]
-    controller = subprocess.Popen(
-        [sys.executable, "-c", CONTROLLER, str(tmp_path), str(FAKE)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, **dict.fromkeys([*ranks, *kept], "1")},
-    )
-    controller.stdout.readline()
-    controller.kill()
-    controller.wait()
-    controller.stdout.close()
-    assert workers.adopt("0")
-    seen = set(journal.read(tmp_path / "0")[0]["environment"])
-    assert not seen & set(ranks)
-    assert seen >= {*kept, "OMP_NUM_THREADS"}
+    for name in (*RANKS, *OTHERS):
+        monkeypatch.setenv(name, "1")
+    orphan(tmp_path, "seconds=0.5")
+    backend.stop(backend.adopt("0"))
+    until_over(backend)
+    seen = set((tmp_path / "0" / "environment").read_text().split())
+    assert not seen & set(RANKS)
+    assert seen >= {*OTHERS, "OMP_NUM_THREADS"}
 
 
-def test_an_adopted_trial_can_be_stopped(workers, tmp_path):
-    controller = subprocess.Popen([sys.executable, "-c", CONTROLLER, str(tmp_path), str(FAKE)], stdout=subprocess.PIPE)
-    controller.stdout.readline()
-    controller.kill()
-    controller.wait()
-    controller.stdout.close()
-    assert workers.adopt("0")
-    workers.stop("0")
-    records, _ = until_over(workers)
-    assert records["0"][-1]["kind"] != "end"
+def test_a_killed_controllers_job_is_adopted_on_its_slot(backend, tmp_path):
+    orphan(tmp_path, "best=0.8", "seconds=0.5")
+    assert not backend.adopt("1")
+    job = backend.adopt("0")
+    assert job and backend.where(job) == "CPU 1"
+    assert backend.free() == 1
+    records, ends = until_over(backend)
+    assert ends[job].error is None
+    assert [type(r) for r in records[job]] == [Start, *[EpochRecord] * 4, End]
+    assert not backend.adopt("0")
 
 
-def test_a_late_child_gives_way(tmp_path, workers):
+def test_a_job_of_that_name_that_lives_is_adopted(backend, tmp_path):
+    orphan(tmp_path, "seconds=0.5")
+    job = begin(backend, "0", "best=0.9")
+    records, _ = until_over(backend)
+    assert "best=0.9" not in records[job][0].command
+
+
+def test_an_adopted_job_can_be_stopped(backend, tmp_path):
+    orphan(tmp_path, "seconds=0.5")
+    job = backend.adopt("0")
+    backend.stop(job)
+    records, _ = until_over(backend)
+    assert not isinstance(records[job][-1], End)
+
+
+def test_why_an_adopted_job_was_refused_is_known(backend, tmp_path):
+    """Nobody can wait for another's child: it leaves its exit code in its folder."""
+    orphan(tmp_path, "waits=1", "refuses=3")
+    job = backend.adopt("0")
+    _, ends = until_over(backend)
+    assert ends[job].error == "data"
+    assert ends[job].words == "masks: no such folder."
+
+
+def test_a_late_child_gives_way(tmp_path, backend):
     """A child of a killed controller that comes to life after another has taken its folder over."""
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / CLAIM).write_text(json.dumps({"attempt": "newer", "slot": 0}))
     context = multiprocessing.get_context("forkserver")
-    argv = [f"hydra.run.dir='{tmp_path / '0'}'"]
-    late = context.Process(target=module.train, args=(FAKE, argv, tmp_path / "0", {"attempt": "older", "slot": 0}, {}))
+    late = context.Process(target=module.train, args=(Job("0", FAKE), tmp_path / "0", module._Attempt("older", 0), {}))
     late.start()
     late.join()
     assert late.exitcode == module.LATE
     assert not journal.exists(tmp_path / "0")
 
 
-def test_a_call_returns_what_the_function_returns(workers):
-    assert workers.call("math:hypot", 3, 4) == 5
+def test_a_call_returns_what_the_function_returns(backend):
+    assert backend.call("math:hypot", 3, 4) == 5
     with pytest.raises(ConfigError, match="not a timm model"):
-        workers.call("segsweep.catalog:check", "resnt34")
+        backend.call("segsweep.catalog:check", "resnt34")
     with pytest.raises(RuntimeError, match="ValueError"):
-        workers.call("math:sqrt", -1)
+        backend.call("math:sqrt", -1)
     with pytest.raises(RuntimeError, match="it died"):
-        workers.call("os:_exit", 1)
+        backend.call("os:_exit", 1)
 
 
 SHADOWED = """
 import sys
 from pathlib import Path
-from segsweep.sweep.backends.local import LocalWorkers
-print(LocalWorkers(Path(sys.argv[1]), [], preloaded=["colorsys"]).call("math:hypot", 3, 4))
+from segsweep.sweep.backends.local import LocalBackend
+print(LocalBackend(Path(sys.argv[1]), [], preloaded=["colorsys"]).call("math:hypot", 3, 4))
 """
 
 

@@ -1,6 +1,7 @@
 """What a person gets: the board, the table at the end, the page, runs side by side."""
 
 import io
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -8,19 +9,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from fake_train import config, end, epoch, start
 from rich.console import Console
 
 from segsweep import catalog
 from segsweep.commands import app as cli
+from segsweep.config.schema import TrackingConfig
 from segsweep.errors import ConfigError
 from segsweep.runs.journal import Journal
+from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial, load_all, seconds_left
-from segsweep.sweep import compare, report
-from segsweep.sweep import live as board
+from segsweep.sweep import about, compare, live, report
+from segsweep.sweep.about import About
 from segsweep.sweep.html_report import write
+from segsweep.sweep.mirror import sync
 from segsweep.sweep.scheduler import Event
 from segsweep.sweep.space import Space, choice, interval
 
+SPEED = {"perf/images_per_s": 40.0}
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("optim.lr", 1e-5, 1e-2, log=True)), "resnet18")
 
 
@@ -49,25 +55,28 @@ def kept(
     trial.save(folder)
     if not started:
         return trial
-    config = {"encoder": {"name": encoder}, "optim": {"lr": lr}, "train": {"seed": seed, "time_budget": None}}
     with Journal(folder / name) as book:
-        book.write(
-            "start",
-            version=1,
-            config=config,
-            epochs=len(scores),
-            parameters=11_000_000 + len(encoder),
-            micro_batch=16,
-            weights_source="package",
-            input_size=[256, 256],
-            precision_used="bf16",
-        )
+        book.write(start(config(encoder, lr, epochs=2, seed=seed), parameters=11_000_000 + len(encoder)))
         for i, score in enumerate(scores):
-            record = {"val/iou": score, "val/dice": None, "perf/seconds": 2.0 * (i + 1), "perf/images_per_s": 40.0}
-            book.write("epoch", epoch=i + 1, **record)
+            book.write(epoch(i + 1, score, **{"val/dice": None, "perf/seconds": 2.0 * (i + 1), **SPEED}))
         if state == "complete":
-            book.write("end", status="complete", **({"test/iou": tested} if tested else {}))
+            book.write(end(**({"test/iou": tested} if tested else {})))
     return trial
+
+
+def asked(folder, finalists=(), space=None):
+    """What a sweep writes down of itself."""
+    About(
+        "x",
+        "-m hydra/sweeper=optuna",
+        (space or SPACE).described(),
+        [],
+        "epochs",
+        list(finalists),
+        "e",
+        True,
+        "complete",
+    ).save(folder)
 
 
 @pytest.fixture
@@ -80,14 +89,7 @@ def sweep(tmp_path):
     kept(tmp_path, "finalists/7-1", "resnet18", 8e-4, (0.3, 0.46), seed=1, tested=0.44)
     kept(tmp_path, "finalists/6-1", "resnet34", 7e-4, (0.3, 0.45), seed=1)
     kept(tmp_path, "finalists/6-2", "resnet34", 7e-4, (), state="failed", seed=2)
-    report.keep(
-        tmp_path,
-        command="-m hydra/sweeper=optuna",
-        space=SPACE.described(),
-        fixed=[],
-        budget="epochs",
-        finalists=["7", "6"],
-    )
+    asked(tmp_path, ["7", "6"])
     return tmp_path
 
 
@@ -120,7 +122,7 @@ def test_the_page_is_the_same_each_time(sweep):
 
 def test_a_page_without_a_single_score(tmp_path):
     kept(tmp_path, "0", scores=(), state="failed", reason="NaN")
-    report.keep(tmp_path, command="", space=SPACE.described(), fixed=[], budget="epochs", finalists=[])
+    asked(tmp_path)
     assert "1 failed" in write(tmp_path).read_text()
 
 
@@ -129,7 +131,7 @@ def test_many_encoders_share_a_colour_and_a_legend_that_fits(tmp_path):
     for i, name in enumerate(names):
         kept(tmp_path, str(i), name, 1e-3, (0.3, 0.5 + i / 100))
     space = Space((choice("encoder", names), SPACE.parameters[1]), names[0])
-    report.keep(tmp_path, command="", space=space.described(), fixed=[], budget="epochs", finalists=["11"])
+    asked(tmp_path, ["11"], space)
     text = write(tmp_path).read_text()
     assert "4 others" in text
 
@@ -137,6 +139,41 @@ def test_many_encoders_share_a_colour_and_a_legend_that_fits(tmp_path):
 def test_no_sweep_no_page(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "no sweep's folder" in capsys.readouterr().err
+
+
+def test_a_damaged_sweep_is_named_in_one_line(sweep, capsys):
+    text = (sweep / "sweep.json").read_text()
+    for broken, says in (
+        (text[:40], "damaged"),
+        (text.replace('"finalists": [', '"finalists": [7, '), r"sweep.finalists\[0\]: must be a text"),
+        (text.replace("IntDistribution", "X").replace("FloatDistribution", "X"), "is damaged"),
+    ):
+        (sweep / "sweep.json").write_text(broken)
+        assert cli.main(["report", str(sweep)]) == 2
+        said = capsys.readouterr().err
+        assert re.search(says, said) and "sweep.json" in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_what_older_versions_wrote_of_a_sweep_is_read(sweep):
+    kept = json.loads((sweep / "sweep.json").read_text())
+    for name in ("id", "state", "reason", "experiment", "tracked"):
+        del kept[name]
+    (sweep / "sweep.json").write_text(json.dumps(kept))
+    assert about.load(sweep).state == "unknown"
+    assert about.load(sweep).finalists == ["7", "6"]
+    with pytest.raises(ConfigError, match="an older sweep"):
+        sync(sweep)
+
+
+def test_a_sweep_is_not_sent_where_only_its_folder_says(sweep):
+    uri = "https://elsewhere.example"
+    trial = kept(sweep, "0")
+    with Journal(sweep / "0") as book:
+        book.write(start(replace(config(), tracking=TrackingConfig(uri=uri)), run="y"))
+    assert trial.name == "0"
+    with pytest.raises(ConfigError, match=f"type --uri {uri}"):
+        sync(sweep)
 
 
 def test_segsweep_report_writes_the_page(sweep, capsys):
@@ -153,8 +190,8 @@ def test_the_table_is_best_first_with_what_makes_it_fair(sweep):
 
 
 def test_the_end_says_what_is_not_as_it_should_be(sweep):
-    trials, first = list(load_all(sweep)), report.places(sweep)
-    said = report.result(trials, first, sweep)
+    trials, first = list(load_all(sweep)), report.results(sweep)
+    said = report.summary(trials, first, sweep)
     assert "failed: 9; what each said is in its out.log" in said
     assert "1 of 2" in said  # a finalist's repeats
     assert "other images" in said  # no matrices were kept
@@ -165,8 +202,8 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     assert "scored once" in said
     kept(sweep, "finalists/5-1", "resnet18", 6e-4, (0.3, 0.2), seed=1, tested=0.43)  # of an earlier, shorter search
     kept(sweep, "finalists/4-1", "convnext_atto", 6e-4, (), state="failed", seed=1)
-    report.keep(sweep, **(report.about(sweep) | {"finalists": ["7", "6", "4"]}))
-    said = report.result(trials, report.places(sweep), sweep)
+    asked(sweep, ["7", "6", "4"])
+    said = report.summary(trials, report.results(sweep), sweep)
     assert "0.4400, of 2 models of this sweep that were scored on it: optimistic" in said
     assert "Left out, since all their repeats failed: resnet34." in said
 
@@ -183,9 +220,9 @@ def test_a_setting_that_one_run_lacks_is_a_difference(tmp_path, epochs, capsys):
     for name, value in (("a", epochs), ("b", 5)):
         (tmp_path / name).mkdir()
         with Journal(tmp_path / name) as book:
-            book.write("start", version=1, config={"train": {"epochs": value, "seed": 0}}, epochs=5)
-            book.write("epoch", epoch=1, **{"val/iou": 0.5, "perf/seconds": 1.0, "perf/images_per_s": 40.0})
-            book.write("end", status="complete")
+            book.write(start(config(epochs=value, time_budget=9.0)))
+            book.write(epoch(1, 0.5, **SPEED))
+            book.write(end())
     assert "train.epochs" in compare.table(compare.runs([tmp_path]))
     assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert re.search(rf"train\.epochs +{'null' if epochs is None else epochs} +5\n", capsys.readouterr().out)
@@ -195,10 +232,9 @@ def test_runs_on_other_data_stay_apart(tmp_path, capsys):
     for name, digest, score in (("a", "0123456789", 0.5), ("b", "0123456789", 0.7), ("c", "abcdef0123", 0.9)):
         (tmp_path / name).mkdir()
         with Journal(tmp_path / name) as book:
-            config = {"encoder": {"name": "e"}, "data": {"name": "folder"}}
-            book.write("start", version=1, config=config, data_digest=digest, weights_source="package")
-            book.write("epoch", epoch=1, **{"val/iou": score, "perf/seconds": 1.0, "perf/images_per_s": 40.0})
-            book.write("end", status="complete")
+            book.write(start(config("e"), data_digest=digest))
+            book.write(epoch(1, score, **SPEED))
+            book.write(end())
     rows = compare.table(compare.runs([tmp_path]), ["encoder.name"])
     assert rows[["data", "n", "val/iou"]].to_numpy().tolist() == [
         ["folder abcdef01", 1, 0.9],
@@ -215,16 +251,14 @@ def test_runs_on_other_data_stay_apart(tmp_path, capsys):
 def test_whole_numbers_have_no_decimals(sweep):
     text = compare.shown(compare.table(compare.runs([sweep]), ["encoder.name"]), "text")
     assert re.search(r" 11000008\b", text)
-    assert "sd None" not in text and "None" not in report.result(list(load_all(sweep)), report.places(sweep), sweep)
+    assert "sd None" not in text and "None" not in report.summary(list(load_all(sweep)), report.results(sweep), sweep)
 
 
 def test_speed_is_that_of_the_usual_epoch():
-    epochs = [
-        {"kind": "epoch", "epoch": i, "perf/images_per_s": speed} for i, speed in enumerate((5.0, 40.0, 44.0, 46.0))
-    ]
-    trial = Trial("0", "a", [], [], records=epochs)
+    epochs = [epoch(i, 0.5, **{"perf/images_per_s": speed}) for i, speed in enumerate((5.0, 40.0, 44.0, 46.0))]
+    trial = Trial("0", "a", [], [], run=Run(epochs))
     assert trial.speed == 44.0  # the first warms up
-    trial.records.append({"kind": "end", "perf/images_per_s": 43.0})
+    trial.run.records.append(end(**{"perf/images_per_s": 43.0}))
     assert trial.speed == 43.0
     assert Trial("1", "a", [], []).speed is None
 
@@ -331,7 +365,7 @@ def shown(events, terminal):
     out = io.StringIO()
     trials = {event.trial.name: event.trial for event in events}
     console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
-    with board.Board(trials, 4, 2, console) as drawn:
+    with live.Board(trials, 4, 2, console) as drawn:
         for event in events:
             drawn.show(event)
         drawn_rows = console.render_lines(drawn._drawn())
@@ -358,15 +392,14 @@ def test_the_board_and_the_plain_lines(sweep):
     ]
     assert "2 of 4 finished, 1 pruned, 1 failed" in drawn
     assert re.search(r"GPU 1 +6 +2/2 +0\.4600 +encoder=resnet34", drawn)
-    live, _ = shown(events, terminal=True)
-    assert "trial   7  complete" in live
+    plain, _ = shown(events, terminal=True)
+    assert "trial   7  complete" in plain
 
 
 def test_the_time_left():
     def trial(state, epochs, seconds=10.0):
-        records = [{"kind": "start", "epochs": 4, "config": {"train": {"time_budget": None}}}]
-        records += [{"kind": "epoch", "epoch": i + 1, "val/iou": 0.5, "perf/seconds": seconds} for i in range(epochs)]
-        return Trial("0", "a", [], [], {}, state, records=records)
+        records = [start(config(epochs=4)), *(epoch(i + 1, 0.5, **{"perf/seconds": seconds}) for i in range(epochs))]
+        return Trial("0", "a", [], [], {}, state, run=Run(records))
 
     assert seconds_left([trial("running", 2)], 4, 2) is None
     over = [trial("complete", 4), trial("complete", 4)]
@@ -376,4 +409,4 @@ def test_the_time_left():
 
 @pytest.mark.parametrize(("seconds", "said"), [(20, "less than a minute"), (300, "5 min"), (10_000, "2.8 h")])
 def test_durations_are_said_as_a_person_would(seconds, said):
-    assert board.duration(seconds) == said
+    assert live.duration(seconds) == said

@@ -1,18 +1,26 @@
 """The composition root: weights found once, pinned, and compared for fairness."""
 
+from functools import partial
+
 import pytest
 
+from segsweep.config.schema import RunConfig, TrackingConfig, TrainConfig
+from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
-from segsweep.sweep import run as multirun
-from segsweep.sweep.run import Plan
-from segsweep.sweep.space import Space, choice, rates_by_kind, steps
+from segsweep.runs.trial import load_all
+from segsweep.sweep import about
+from segsweep.sweep import run as module
+from segsweep.sweep.backends.local import LocalBackend
+from segsweep.sweep.plan import Plan
+from segsweep.sweep.scheduler import drive
+from segsweep.sweep.space import Space, choice, interval, rates_by_kind, steps
 from segsweep.sweep.study import Study
 
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), rates_by_kind()), "resnet18")
 
 
 class Calls:
-    """In place of workers: knows where weights come from."""
+    """In place of a backend: knows where weights come from."""
 
     def __init__(self, sources):
         self.sources, self.asked = sources, []
@@ -22,55 +30,58 @@ class Calls:
         return self.sources
 
 
-def plan(tmp_path, **settings):
-    train = {"epochs": 3, "seed": 5, "time_budget": None}
-    tracking = {"name": "none", "experiment": "x", "uri": None, "timeout": 1.0}
-    settings = {"n_trials": 4, "space": SPACE} | settings
-    return Plan(tmp_path, "", defaults={}, fixed=("data=shapes",), train=train, tracking=tracking, **settings)
+def plan(tmp_path, space=SPACE, **settings):
+    base = RunConfig(train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
+    sweeper = SweeperConfig(**({"n_trials": 4} | settings))
+    return Plan(tmp_path, "", space, {}, ("data=shapes",), base, sweeper)
+
+
+def opened(wanted, name="sweep"):
+    return Study(wanted.folder, SPACE, SweeperConfig(n_trials=4, study_name=name))
 
 
 def test_weights_are_asked_for_once(tmp_path):
     wanted, workers = plan(tmp_path), Calls({"resnet18": "hub", "resnet34": "cache"})
-    study = Study(tmp_path, SPACE, n_trials=4)
-    assert multirun._weights(wanted, study, workers) == workers.sources
+    study = opened(wanted)
+    assert module._weights(wanted, study, workers) == workers.sources
     assert workers.asked == [("segsweep.nn.weights:sources", ["resnet18", "resnet34"], "auto", None)]
-    again = Study(tmp_path, SPACE, n_trials=4)
-    assert multirun._weights(wanted, again, Calls({})) == workers.sources
+    again = opened(wanted)
+    assert module._weights(wanted, again, Calls({})) == workers.sources
 
 
 @pytest.mark.parametrize(
     ("source", "pinned"), [("hub", ["encoder.pretrained=true"]), ("random", ["encoder.pretrained=false"]), ("file", [])]
 )
 def test_weights_are_pinned(tmp_path, source, pinned):
-    argv = multirun._argv(plan(tmp_path), {"resnet18": source}, ["encoder=resnet18"], "resnet18")
+    argv = plan(tmp_path).argv({"resnet18": source}, ["encoder=resnet18"], "resnet18")
     assert argv == ["data=shapes", "encoder=resnet18", *pinned]
 
 
 def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
-    mixed = Calls({"resnet18": "hub", "resnet34": "random"})
+    wanted, mixed = plan(tmp_path), Calls({"resnet18": "hub", "resnet34": "random"})
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"1 of 2 encoders .* \(resnet18: hub; resnet34: random\)"):
-            multirun._weights(plan(tmp_path), Study(tmp_path, SPACE, n_trials=4), mixed)
+            module._weights(plan(tmp_path), opened(wanted), mixed)
     assert len(mixed.asked) == 2  # the hub may be within reach by now
     allowed = plan(tmp_path, mixed_weights=True)
-    assert multirun._weights(allowed, Study(tmp_path, SPACE, n_trials=4), mixed) == mixed.sources
+    assert module._weights(allowed, opened(wanted), mixed) == mixed.sources
     all_random = Calls({"resnet18": "random", "resnet34": "random"})
-    study = Study(tmp_path, SPACE, n_trials=4, name="other")
-    assert multirun._weights(plan(tmp_path), study, all_random) == all_random.sources
+    study = opened(wanted, "other")
+    assert module._weights(plan(tmp_path), study, all_random) == all_random.sources
 
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):
-    assert multirun._seeds(plan(tmp_path, repeats=3)) == [6, 7, 8]
+    assert plan(tmp_path, repeats=3).fresh_seeds == [6, 7, 8]
     varied = Space((*SPACE.parameters, steps("train.seed", [0, 4, 8])), "resnet18")
-    assert multirun._seeds(plan(tmp_path, repeats=2, space=varied)) == [9, 10]
+    assert plan(tmp_path, repeats=2, space=varied).fresh_seeds == [9, 10]
     chosen = Space((*SPACE.parameters, choice("train.seed", ["7", "6"])), "resnet18")
-    assert multirun._seeds(plan(tmp_path, repeats=2, space=chosen)) == [8, 9]
+    assert plan(tmp_path, repeats=2, space=chosen).fresh_seeds == [8, 9]
 
 
 def test_finalists_share_the_varied_folds(tmp_path):
-    assert multirun._folds(plan(tmp_path)) == []
+    assert plan(tmp_path).folds == []
     varied = Space((*SPACE.parameters, steps("data.fold", [0, 1, 2])), "resnet18")
-    assert multirun._folds(plan(tmp_path, space=varied)) == [0, 1, 2]
+    assert plan(tmp_path, space=varied).folds == [0, 1, 2]
 
 
 @pytest.mark.parametrize("setting", [{"sampler": "tpee"}, {"pruner": "x"}, {"budget": "x"}, {"repeats": -1}])
@@ -88,3 +99,29 @@ def test_sources_say_where_weights_come_from(monkeypatch):
     monkeypatch.setattr(weights, "_reachable", lambda url: True)
     monkeypatch.setattr(weights, "create", lambda name, found: (None, "hub"))
     assert weights.sources(["test_resnet"]) == {"test_resnet": "hub"}
+
+
+def test_a_sweep_from_plan_to_winner_and_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    space = Space((choice("encoder", ["resnet18", "resnet34"]), interval("best", 0.5, 1.0)), "resnet18")
+    wanted = plan(tmp_path / "s", space=space, slots=2, repeats=1, mixed_weights=True)
+    first = module.run(wanted)
+    text = capsys.readouterr().out
+    assert [len(result.runs) for result in first] == [1, 1]
+    kept = about.load(wanted.folder)
+    assert (kept.state, kept.finalists) == (
+        "complete",
+        [r.trial.name for r in sorted(first, key=lambda r: -r.trial.iou)],
+    )
+    finalists = list(load_all(wanted.folder, "finalists"))
+    assert all(run.argv[-1] == "train.seed=6" for run in finalists)
+    every = [*load_all(wanted.folder), *finalists]
+    assert [run.name for run in every if run.run.end.tested] == [first[0].winner.name]  # one, once
+    written = {run.name: (wanted.folder / run.name / "metrics.jsonl").read_bytes() for run in every}
+
+    assert [result.iou for result in module.run(wanted)] == [result.iou for result in first]
+    assert capsys.readouterr().out == text
+    assert {name: (wanted.folder / name / "metrics.jsonl").read_bytes() for name in written} == written
+    assert about.load(wanted.folder).id == kept.id

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,30 +13,37 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from segsweep.errors import DataError, SweepError
-from segsweep.runs import journal
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.errors import ConfigError, DataError, SweepError
+from segsweep.runs import journal, locks
 from segsweep.runs.trial import Trial, load, load_all
-from segsweep.sweep.backends.local import CLAIM, LocalWorkers, Slot
-from segsweep.sweep.scheduler import Listed, Search, drive
+from segsweep.sweep.backends.local import CLAIM, LocalBackend, Slot
+from segsweep.sweep.pruner import Verdict
+from segsweep.sweep.scheduler import Listed, Search, drive, taken_up
 from segsweep.sweep.space import Space, choice, interval
 from segsweep.sweep.study import Study
 
-FAKE = Path(__file__).with_name("fake_train.py")
+FAKE = "fake_train"
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("best", 0.0, 1.0)), "resnet18")
 
 
-def began(folder, n_trials=6, slots=2, argv=(), seeds=(), space=SPACE, sampler="tpe", **settings):
+def local(folder, slots=2):
+    return LocalBackend(folder, [Slot(i) for i in range(slots)], preloaded=["segsweep.runs.journal"])
+
+
+def began(folder, slots=2, argv=(), seeds=(), space=SPACE, owner="", **settings):
     """A search over fake trainings, as `segsweep.sweep.run` sets one up."""
-    study = Study(folder, space, n_trials=n_trials, seeds=seeds, sampler=sampler)
-    search = Search(study, lambda typed, encoder: [*argv, *typed], **settings)
+    own = {name: settings.pop(name) for name in ("first_rung", "clock") if name in settings}
+    sweeper = SweeperConfig(**({"n_trials": 6} | settings))
+    study = Study(folder, space, sweeper, seeds=seeds, owner=owner)
+    search = Search(study, lambda typed, encoder: [*argv, *typed], sweeper, **own)
     search.restore({trial.name: trial for trial in load_all(folder)})
-    workers = LocalWorkers(folder, [Slot(i) for i in range(slots)], program=FAKE, preloaded=["segsweep.runs.journal"])
-    return study, search, workers
+    return study, search, local(folder, slots)
 
 
 def ran(folder, **settings):
-    study, search, workers = began(folder, **settings)
-    return study, search, list(drive(search, workers, folder))
+    study, search, backend = began(folder, **settings)
+    return study, search, list(drive(search, backend, folder, FAKE))
 
 
 def states(study):
@@ -46,7 +54,7 @@ def test_a_search_ends_with_its_target_and_every_value_is_the_journals(tmp_path)
     study, search, events = ran(tmp_path, pruner="none")
     assert states(study) == ["COMPLETE"] * 6
     for trial in study.trials():
-        assert trial.value == max(r["val/iou"] for r in journal.epochs(journal.read(tmp_path / str(trial.number))))
+        assert trial.value == journal.read(tmp_path / str(trial.number)).best.iou
         assert trial.intermediate_values.keys() == {1, 2, 3, 4}
     assert [event.kind for event in events].count("started") == 6
     assert all(trial.state == "complete" for trial in search.trials.values())
@@ -55,10 +63,10 @@ def test_a_search_ends_with_its_target_and_every_value_is_the_journals(tmp_path)
 def test_a_free_slot_takes_the_next_trial_at_once(tmp_path):
     """One long trial does not keep the other slot waiting."""
     seeds = [{"encoder": "resnet18", "best": 0.5 + i / 100} for i in range(6)]
-    study, search, workers = began(tmp_path, seeds=seeds, pruner="none")
+    study, search, backend = began(tmp_path, seeds=seeds, pruner="none")
     made = search._argv
     search._argv = lambda typed, encoder: [*made(typed, encoder), *(["seconds=0.5"] if "best=0.5" in typed else [])]
-    order = [event.trial.name for event in drive(search, workers, tmp_path) if event.kind == "complete"]
+    order = [event.trial.name for event in drive(search, backend, tmp_path, FAKE) if event.kind == "complete"]
     assert order[-1] == "0"
     assert states(study) == ["COMPLETE"] * 6
 
@@ -73,8 +81,8 @@ def test_a_hopeless_trial_is_pruned_and_its_process_gone(tmp_path):
     assert "at most, resnet18 0." in pruned.user_attrs["pruned"]
     assert 0 < pruned.user_attrs["estimate"] < 0.5
     assert load(tmp_path, "2").state == "pruned"
-    assert len(search.trials["2"].epochs) < 10
-    assert not journal.holder(tmp_path / "2" / CLAIM)
+    assert len(search.trials["2"].run.epochs) < 10
+    assert not locks.holder(tmp_path / "2" / CLAIM)
     assert events[-1].kind == "pruned"
 
 
@@ -84,10 +92,10 @@ def test_optunas_pruners_are_asked(tmp_path, pruner):
 
     seeds = [{"encoder": "resnet18", "best": 0.9}] * 6 + [{"encoder": "resnet18", "best": 0.1}]
     seeds = [seed | {"best": seed["best"] - i / 1000} for i, seed in enumerate(seeds)]
-    study = Study(tmp_path, SPACE, n_trials=7, seeds=seeds, pruner=optuna_pruner(pruner, 10))
-    search = Search(study, lambda typed, encoder: ["train.epochs=10", "seconds=0.05", *typed], pruner=pruner)
-    workers = LocalWorkers(tmp_path, [Slot(0)], program=FAKE, preloaded=["segsweep.runs.journal"])
-    list(drive(search, workers, tmp_path))
+    sweeper = SweeperConfig(n_trials=7, pruner=pruner)
+    study = Study(tmp_path, SPACE, sweeper, seeds=seeds, pruner=optuna_pruner(pruner, 10))
+    search = Search(study, lambda typed, encoder: ["train.epochs=10", "seconds=0.05", *typed], sweeper)
+    list(drive(search, local(tmp_path, 1), tmp_path, FAKE))
     found = states(study)
     assert len(found) == 7
     assert set(found) <= {"COMPLETE", "PRUNED"}
@@ -98,10 +106,10 @@ def test_optunas_pruners_are_asked(tmp_path, pruner):
 
 def test_failures_do_not_count_and_are_told(tmp_path):
     seeds = [{"encoder": "resnet18", "best": 0.5}, {"encoder": "resnet34", "best": 0.25}]
-    study, search, workers = began(tmp_path, n_trials=3, seeds=seeds, pruner="none")
+    study, search, backend = began(tmp_path, n_trials=3, seeds=seeds, pruner="none")
     made = search._argv
     search._argv = lambda typed, encoder: [*made(typed, encoder), *(["nan=2"] if "best=0.5" in typed else [])]
-    list(drive(search, workers, tmp_path))
+    list(drive(search, backend, tmp_path, FAKE))
     assert states(study).count("FAIL") == 1
     assert states(study).count("COMPLETE") == 3
     assert study.trials(TrialState.FAIL)[0].user_attrs["failed"] == "NaN in the loss."
@@ -124,11 +132,11 @@ def test_a_grid_may_follow_another_sampler(tmp_path):
 
 
 def test_too_many_failures_end_the_sweep_and_leave_nothing_running(tmp_path):
-    study, search, workers = began(tmp_path, argv=["nan=1"], max_failures=3)
+    study, search, backend = began(tmp_path, argv=["nan=1"], max_failures=3)
     with pytest.raises(SweepError, match=r"3 trials failed, as many as .*max_failures allows; the last: NaN"):
-        list(drive(search, workers, tmp_path))
+        list(drive(search, backend, tmp_path, FAKE))
     assert states(study).count("FAIL") == 3
-    assert not any(journal.holder(tmp_path / str(i) / CLAIM) for i in range(4))
+    assert not any(locks.holder(tmp_path / str(i) / CLAIM) for i in range(4))
 
 
 def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):
@@ -144,31 +152,29 @@ def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):
     trial = load(tmp_path, "0")
     assert trial.halvings == 2
     assert trial.argv[-2:] == ["train.batch_size=16", "train.accumulate=4"]
-    assert trial.start["micro_batch"] == 4
+    assert trial.run.start.execution.micro_batch == 4
     assert states(study) == ["COMPLETE"]
 
 
 def test_memory_that_is_too_small_for_one_image_is_a_failure(tmp_path):
-    study, search, workers = began(tmp_path, n_trials=1, slots=1, argv=["fits=0"], max_failures=1)
+    study, search, backend = began(tmp_path, n_trials=1, slots=1, argv=["fits=0"], max_failures=1)
     with pytest.raises(SweepError):
-        list(drive(search, workers, tmp_path))
+        list(drive(search, backend, tmp_path, FAKE))
     failed = study.trials(TrialState.FAIL)[0]
-    assert "out of memory" in failed.user_attrs["failed"]
+    assert failed.user_attrs["failed"] == "the memory is too small for train.batch_size=16."
 
 
 def test_a_trial_that_dies_goes_on_until_it_dies_too_often(tmp_path):
-    _, search, workers = began(tmp_path, n_trials=1, slots=1, argv=["dies=3"], max_failures=1)
+    _, search, backend = began(tmp_path, n_trials=1, slots=1, argv=["dies=3"], max_failures=1)
     with pytest.raises(SweepError, match="died 3 times in epoch 3"):
-        list(drive(search, workers, tmp_path))
-    assert len(journal.epochs(journal.read(tmp_path / "0"))) == 2
+        list(drive(search, backend, tmp_path, FAKE))
+    assert len(journal.read(tmp_path / "0").epochs) == 2
 
 
 def test_bad_data_end_the_sweep_at_once(tmp_path):
-    _, search, workers = began(tmp_path)
-    workers.program = tmp_path / "refuses.py"
-    workers.program.write_text("import sys; print('train.py: masks: no such folder.', file=sys.stderr); sys.exit(3)")
+    _, search, backend = began(tmp_path, argv=["refuses=3"])
     with pytest.raises(DataError, match=r"^masks: no such folder\.$"):
-        list(drive(search, workers, tmp_path))
+        list(drive(search, backend, tmp_path, FAKE))
 
 
 def test_the_timeout_lets_running_trials_finish(tmp_path):
@@ -181,25 +187,110 @@ def test_finalists_are_run_to_their_ends(tmp_path):
     trials = [Trial(f"finalists/{i}-1", "a", [], [f"best={0.1 * i}"]) for i in range(3)]
     trials[1].argv.append("nan=1")
     source = Listed(trials)
-    workers = LocalWorkers(tmp_path, [Slot(0), Slot(1)], program=FAKE, preloaded=["segsweep.runs.journal"])
-    list(drive(source, workers, tmp_path))
+    backend = local(tmp_path)
+    list(drive(source, backend, tmp_path, FAKE))
     assert [trial.state for trial in trials] == ["complete", "failed", "complete"]
     assert [t.state for t in load_all(tmp_path, "finalists")] == ["complete", "failed", "complete"]
+
+
+class Pausing:
+    """Pauses each trial after its second epoch, and goes on with those that were good until then."""
+
+    def __init__(self, trials, least):
+        self.trials, self._least = trials, least
+        self._new, self._good, self._heard = list(trials), [], set()
+
+    def begun(self):
+        return []
+
+    def next(self):
+        if self._new:
+            return self._new.pop(0)
+        return self._good.pop(0) if self._good else None
+
+    def epoch(self, trial):
+        if len(trial.run.epochs) == 2 and trial.name not in self._heard:
+            self._heard.add(trial.name)
+            return Verdict("pause", f"waits with {trial.iou:.2f}", trial.iou)
+        return None
+
+    def over(self, trial, verdict=None):
+        if trial.state == "paused" and trial.iou >= self._least:
+            self._good.append(trial)
+
+    def paused(self):
+        return [trial for trial in self.trials if trial.state == "paused"]
+
+
+def test_a_paused_trial_leaves_its_slot_and_may_go_on(tmp_path):
+    trials = [Trial(str(i), "a", [], [f"best={best}", "seconds=0.3"]) for i, best in enumerate((0.4, 0.8, 0.2))]
+    events = [e for e in drive(Pausing(trials, 0.5), local(tmp_path, 1), tmp_path, FAKE) if e.kind != "epoch"]
+    assert [(event.kind, event.trial.name) for event in events] == [
+        *[("started", "0"), ("paused", "0"), ("started", "1"), ("paused", "1"), ("started", "2"), ("paused", "2")],
+        *[("continued", "1"), ("complete", "1"), ("pruned", "0"), ("pruned", "2")],
+    ]
+    assert [load(tmp_path, str(i)).state for i in range(3)] == ["pruned", "complete", "pruned"]
+    assert trials[0].reason == "waits with 0.30"
+    assert len(journal.read(tmp_path / "1").epochs) == 4
+
+
+def test_a_trial_that_an_earlier_start_paused_is_pruned_at_the_end(tmp_path):
+    _, search, _ = began(tmp_path, n_trials=2, slots=1)
+    first = search.next()
+    first.state, first.reason = "paused", "waits"
+    first.save(tmp_path)
+    study, search, events = ran(tmp_path, n_trials=2, slots=1)
+    assert states(study) == ["PRUNED", "COMPLETE"]
+    assert events[-1].kind == "pruned"
+    assert study.trials()[0].user_attrs["pruned"] == "waits"
+
+
+def test_a_folder_does_not_say_what_is_run(tmp_path):
+    planned = Trial("0", "a", ["best=0.5"], ["x=1", "best=0.5"])
+    kept = Trial("0", "b", ["best=9"], ["+hydra.callbacks.d={_target_: x}", "best=9", "train.batch_size=4"])
+    assert taken_up(planned, kept).argv == planned.argv
+    kept.halvings, kept.state = 1, "failed"
+    kept.argv.append("train.accumulate=2,hydra.x=1")
+    again = taken_up(planned, kept)
+    assert (again.argv, again.state, again.encoder) == (["x=1", "best=0.5", "train.batch_size=4"], "failed", "a")
+
+
+def test_values_that_the_space_does_not_have_are_refused(tmp_path):
+    _, search, _ = began(tmp_path)
+    search.next()
+    text = (tmp_path / "optuna-journal.log").read_text()
+    number = re.compile(r'("param_name": ?"best", ?"param_value_internal": ?)[\d.e-]+')
+    assert number.search(text)
+    (tmp_path / "optuna-journal.log").write_text(number.sub(r"\g<1>7.5", text))
+    with pytest.raises(ConfigError, match=r"best=7\.5: not a value that the sweep varies"):
+        began(tmp_path)
+
+
+def test_a_running_trial_of_another_sweep_is_left_alone(tmp_path):
+    study, search, _ = began(tmp_path, owner="ours")
+    search.next()
+    assert study.trials()[0].user_attrs["owner"]["sweep"] == "ours"
+    assert [t.name for t in began(tmp_path, owner="ours")[1].begun()] == ["0"]
+    assert began(tmp_path, owner="theirs")[1].begun() == []
+    nobodys = tmp_path / "nobodys"
+    nobodys.mkdir()
+    began(nobodys)[1].next()
+    assert len(began(nobodys, owner="ours")[1].begun()) == 1
 
 
 CONTROLLER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_control import began, drive
+from test_scheduler import FAKE, began, drive
 folder = Path(sys.argv[1])
-from segsweep.runs.journal import FolderLock
+from segsweep.runs.locks import FolderLock
 lock = FolderLock(folder, "sweep")
-study, search, workers = began(folder, n_trials=8, slots=3, argv=["seconds=0.05", "train.epochs=6"], pruner="none")
+study, search, backend = began(folder, n_trials=8, slots=3, argv=["seconds=0.05", "train.epochs=6"], pruner="none")
 for trial in search.trials.values():
-    if trial.state != "running" and workers.adopt(trial.name):
-        workers.stop(trial.name)
-for event in drive(search, workers, folder):
+    if trial.state != "running" and (job := backend.adopt(trial.name)):
+        backend.stop(job)
+for event in drive(search, backend, folder, FAKE):
     pass
 """
 
@@ -224,17 +315,17 @@ def test_kills_lose_no_finished_trial_and_run_none_twice(tmp_path):
             assert finished.setdefault(number, value) == value
         assert finished.keys() <= values(tmp_path).keys()
     subprocess.run(command, check=True, timeout=60)
-    study = Study(tmp_path, SPACE, n_trials=8)
+    study = Study(tmp_path, SPACE, SweeperConfig())
     assert states(study) == ["COMPLETE"] * 8
     for trial in study.trials():
-        records = journal.read(tmp_path / str(trial.number))
-        assert [r["epoch"] for r in journal.epochs(records)] == list(range(1, 7))  # none lost, none twice
-        assert records[-1]["status"] == "complete"
+        run = journal.read(tmp_path / str(trial.number))
+        assert [epoch.epoch for epoch in run.epochs] == list(range(1, 7))  # none lost, none twice
+        assert run.end.status == "complete"
 
 
 def kill(claim):
     try:
-        if pid := journal.holder(claim):
+        if pid := locks.holder(claim):
             os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
@@ -247,5 +338,5 @@ def values(folder):
     copy.mkdir(exist_ok=True)
     for path in folder.glob("optuna-journal.log"):
         shutil.copy(path, copy / path.name)
-    study = Study(copy, SPACE, n_trials=8)
+    study = Study(copy, SPACE, SweeperConfig())
     return {trial.number: trial.value for trial in study.trials(TrialState.COMPLETE)}

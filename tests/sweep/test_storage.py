@@ -82,7 +82,7 @@ def test_what_is_refused_leaves_no_study(address, tmp_path, monkeypatch):
 def test_what_was_there_stays(tmp_path, monkeypatch):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     optuna.create_study(storage=storage, study_name="mine")
-    assert multirun._study(plan(tmp_path / "sweep", storage=storage, study_name="begun")).n_trials == 4
+    assert multirun._study(plan(tmp_path / "sweep", storage=storage, study_name="begun"), "me").n_trials == 4
     monkeypatch.setattr(multirun, "_weights", refuse_weights)
     for study in ("begun", "fresh"):
         with pytest.raises(ConfigError, match="unfair"):

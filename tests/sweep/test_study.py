@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.sweep.space import Space, choice, interval, rates_by_kind, steps
 from segsweep.sweep.study import JOURNAL, Study, grid
@@ -14,8 +15,8 @@ from segsweep.sweep.study import JOURNAL, Study, grid
 SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), interval("optim.lr", 1e-5, 1e-2, log=True)), "resnet18")
 
 
-def opened(folder, space=SPACE, **settings):
-    return Study(folder, space, **({"n_trials": 20} | settings))
+def opened(folder, space=SPACE, seeds=(), fixed=(), **settings):
+    return Study(folder, space, SweeperConfig(**({"n_trials": 20} | settings)), seeds=seeds, fixed=fixed)
 
 
 def test_seeds_come_first_and_once(tmp_path):

@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import train
+from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
 from segsweep.sweep import run as multirun
@@ -43,8 +44,8 @@ def test_the_default_sweep_is_encoders_with_weights_by_learning_rate(planned):
     assert found.space.encoders == ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
     assert list(found.space.distributions) == ["encoder", "optim.lr"]
     assert found.fixed == ("train.epochs=5",)
-    assert (found.n_trials, found.slots, found.sampler, found.pruner) == (8, "auto", "tpe", "curves")
-    assert found.tracking["experiment"] == "shapes"
+    assert found.sweeper == SweeperConfig()  # the file people edit says the defaults
+    assert found.base.experiment == "shapes"
 
 
 def test_any_key_of_any_group_in_hydras_grammar(planned):
@@ -62,11 +63,10 @@ def test_any_key_of_any_group_in_hydras_grammar(planned):
         *("encoder", "optim.lr", "augmentation", "data.fold", "decoder.width", "encoder.pretrained")
     }
     assert set(found.fixed) == {"train.epochs=5", "data.folds=5"}
-    assert found.pretrained is None  # varied on purpose
     assert found.defaults["augmentation"] == "standard"
-    values = {"decoder.width": "[64,32,16,16,16]", "encoder.pretrained": "false", "encoder": "resnet18"}
+    values = {"decoder.width": "[64,32,16,16,16]", "encoder.pretrained": "False", "encoder": "resnet18"}
     typed = found.space.typed(values)
-    assert typed == ["encoder=resnet18", "decoder.width=[64,32,16,16,16]", "encoder.pretrained=false"]
+    assert typed == ["encoder=resnet18", "decoder.width=[64,32,16,16,16]", "encoder.pretrained=False"]
 
 
 def test_a_plain_value_fixes_a_key_of_params(planned):
@@ -79,7 +79,7 @@ def test_a_plain_value_fixes_a_key_of_params(planned):
 def test_a_time_budget_replaces_the_files_epochs(planned):
     found = plan(planned, "train.time_budget=30", "hydra.sweeper.budget=seconds")
     assert found.fixed == ("train.time_budget=30",)
-    assert found.train["time_budget"] == 30
+    assert found.base.train.time_budget == 30
 
 
 @pytest.mark.parametrize(
@@ -98,19 +98,19 @@ def test_a_time_budget_replaces_the_files_epochs(planned):
     ],
 )
 def test_the_sweepers_keys(planned, typed, name, value):
-    assert getattr(plan(planned, f"hydra.sweeper.{typed}"), name) == value
+    assert getattr(plan(planned, f"hydra.sweeper.{typed}").sweeper, name) == value
 
 
 def test_a_grid_is_whole_unless_a_number_is_typed(planned):
     grid = ["hydra.sweeper.sampler=grid", "optim.lr=choice(1e-3,1e-4)"]
-    assert plan(planned, *grid).n_trials is None
-    assert plan(planned, *grid, "hydra.sweeper.n_trials=4").n_trials == 4
+    assert plan(planned, *grid).sweeper.n_trials is None
+    assert plan(planned, *grid, "hydra.sweeper.n_trials=4").sweeper.n_trials == 4
 
 
 def test_a_question_needs_no_flag(planned):
     assert train.main(["sweeps=lr_by_encoder", "encoder=choice(resnet18,resnet34)"]) == 0
     found = planned[-1]
-    assert found.n_trials == 24
+    assert found.sweeper.n_trials == 24
     assert found.folder.name == "lr_by_encoder-shapes"
     assert found.space.encoders == ("resnet18", "resnet34")
     assert "sweeps=lr_by_encoder" in found.fixed
@@ -142,6 +142,9 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.pruner=medan"], "hydra.sweeper.pruner=medan: must be one of"),
         (["hydra.sweeper.sampler=tpee"], "hydra.sweeper.sampler=tpee: must be one of"),
         (["hydra/sweeper/sampler=grid"], "hydra/sweeper/sampler=grid: no such group. Type hydra.sweeper.sampler=grid."),
+        (["hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many"),
+        (["hydra.sweeper.seed_trials=2.5"], "hydra.sweeper.seed_trials=2.5"),
+        (["hydra.sweeper.n_trials=null"], "hydra.sweeper.n_trials: how many trials?"),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a whole number from 1"),
         (["hydra.sweeper.finalists=-1"], "hydra.sweeper.finalists=-1: must be a whole number from 0"),
         (["hydra.sweeper.timeout=0"], "hydra.sweeper.timeout=0: must be seconds, above 0"),
@@ -220,14 +223,14 @@ def test_a_sweep_is_killed_gone_on_with_and_ends(sweep, pairs, tmp_path, databas
     trials = {trial.name: trial for trial in load_all(folder)}
     for frozen in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
         assert frozen.value == trials[str(frozen.number)].iou
-        assert [r["epoch"] for r in trials[str(frozen.number)].epochs] == [1, 2, 3]
+        assert [epoch.epoch for epoch in trials[str(frozen.number)].run.epochs] == [1, 2, 3]
     finalists = list(load_all(folder, "finalists"))
     assert sorted(run.encoder for run in finalists) == ["test_efficientnet", "test_resnet"]
-    assert all(run.start["config"]["train"]["seed"] == 1 for run in finalists)
-    tested = [run for run in [*trials.values(), *finalists] if "test/iou" in run.end]
+    assert all(run.run.start.settings.train.seed == 1 for run in finalists)
+    tested = [run for run in [*trials.values(), *finalists] if run.run.end and run.run.end.tested]
     assert len(tested) == 1  # the winner, once
     assert tested[0].iou == max(run.iou for run in finalists)
-    assert f"{tested[0].end['test/iou']:.4f}, scored once" in text
+    assert f"{tested[0].run.end.tested['test/iou']:.4f}, scored once" in text
     assert "<svg" in (folder / "report.html").read_text()
 
     client = tracking.connected(f"sqlite:///{database}")
@@ -255,7 +258,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(sweep, pairs, tmp_path):
         *("hydra.sweeper.slots=1", "tracking=none", f"hydra.sweep.dir={folder}"),
     ]
     process = sweep(*argv)
-    while not journal.epochs(journal.read(folder / "0")):
+    while not journal.read(folder / "0").epochs:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
@@ -264,4 +267,4 @@ def test_an_interrupted_sweep_says_how_to_go_on(sweep, pairs, tmp_path):
     assert "nothing is lost. Go on: python train.py -m hydra/sweeper=optuna" in text
     (trial,) = load_all(folder)
     assert trial.state == "running"
-    assert trial.end["status"] == "stopped"
+    assert trial.run.end.status == "stopped"

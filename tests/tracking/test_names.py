@@ -1,12 +1,14 @@
 """What a run is called."""
 
 import pytest
+import records
 
+from segsweep.config.schema import EncoderConfig, OptimConfig, RunConfig
 from segsweep.tracking import names as summary
 
 
-def start(encoder="convnext_atto", lr=3e-4):
-    return {"config": {"encoder": {"name": encoder}, "optim": {"lr": lr}}}
+def start(lr=3e-4):
+    return records.start(RunConfig(encoder=EncoderConfig("convnext_atto"), optim=OptimConfig(lr=lr)))
 
 
 @pytest.mark.parametrize(("lr", "said"), [(3e-4, "3e-4"), (1.3e-3, "1.3e-3"), (0.1, "1e-1"), (2.0, "2e0")])

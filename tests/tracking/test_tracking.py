@@ -9,7 +9,8 @@ import threading
 import time
 
 import pytest
-from conftest import TINY, unpacked
+import records
+from conftest import TINY, unpacked, write_pairs
 from mlflow import MlflowClient
 
 import train
@@ -17,24 +18,34 @@ from segsweep.commands import app as cli
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
 from segsweep.runs.trial import Trial
-from segsweep.sweep import report
-from segsweep.tracking import run as tracking
+from segsweep.tracking import client as mlflow_client
+from segsweep.tracking import sweep as sweeps
 from segsweep.tracking import views as saved_view
 from segsweep.tracking.background import Background
+from segsweep.tracking.client import CURSOR, show_command, tracking_uri
+from segsweep.tracking.run import Child, run_id, sync
+
+
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    """A finished run, to be read only."""
+    place = tmp_path_factory.mktemp("three-epochs")
+    root = write_pairs(place)(12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
+        typed = [*TINY, "data=folder", f"data.root={root}", "data.size=[32,32]", "train.epochs=3"]
+        assert train.main([*typed, "train.batch_size=4", "tracking=none", f"hydra.run.dir={place / 'run'}"]) == 0
+    return place / "run"
 
 
 @pytest.fixture
-def folder(pairs, outputs, tmp_path):
+def folder(three_epochs, tmp_path):
     """A finished run that MLflow has not seen."""
-    target = tmp_path / "run"
-    data = ("data=folder", f"data.root={pairs(12)}", "data.size=[32,32]")
-    typed = [*TINY, *data, "train.epochs=3", "train.batch_size=4", "tracking=none", f"hydra.run.dir={target}"]
-    assert train.main(typed) == 0
-    return target
+    return shutil.copytree(three_epochs, tmp_path / "run")
 
 
 def runs():
-    client = MlflowClient(tracking_uri=tracking.tracking_uri())
+    client = MlflowClient(tracking_uri=tracking_uri())
     experiments = [e.experiment_id for e in client.search_experiments() if e.name.startswith("data")]
     return client, client.search_runs(experiments)
 
@@ -44,21 +55,21 @@ def steps(client, run, name="val/iou"):
 
 
 def test_sync_sends_everything_once(folder, database):
-    first = tracking.sync(folder)
-    assert tracking.sync(folder) == first
+    first = sync(folder)
+    assert sync(folder) == first
     client, (run,) = runs()
-    assert run.info.run_id == first == tracking.run_id(folder)
+    assert run.info.run_id == first == run_id(folder)
     assert run.info.status == "FINISHED"
     assert steps(client, run) == [1, 2, 3]
-    end = journal.read(folder)[-1]
-    assert run.data.metrics["best/val_iou"] == end["val/iou"]
+    end = journal.read(folder).end
+    assert run.data.metrics["best/val_iou"] == end.metrics["val/iou"]
 
 
 def test_records_are_sent_as_they_come(folder, database):
     lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
     for n, status in ((2, "RUNNING"), (3, "RUNNING"), (len(lines), "FINISHED")):
         (folder / journal.NAME).write_bytes(b"".join(lines[:n]))
-        tracking.sync(folder)
+        sync(folder)
         client, (run,) = runs()
         assert run.info.status == status
         assert steps(client, run) == list(range(1, min(n, 4)))
@@ -68,30 +79,30 @@ def test_records_are_sent_as_they_come(folder, database):
 def test_a_sync_killed_while_sending_is_made_good(folder, database, lost):
     lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
     (folder / journal.NAME).write_bytes(b"".join(lines[:3]))
-    tracking.sync(folder)
-    cursors = json.loads((folder / tracking.CURSOR).read_text())
+    sync(folder)
+    cursors = json.loads((folder / CURSOR).read_text())
     (cursor,) = cursors.values()
     if lost == "after":  # all was sent, the note that it was is missing
         cursor |= {"sent": 2, "sending": True}
     else:  # nothing of the last batch was sent
         (folder / journal.NAME).write_bytes(b"".join(lines[:4]))
         cursor |= {"sending": True}
-    (folder / tracking.CURSOR).write_text(json.dumps(cursors))
-    tracking.sync(folder)
+    (folder / CURSOR).write_text(json.dumps(cursors))
+    sync(folder)
     client, (run,) = runs()
     assert steps(client, run) == ([1, 2] if lost == "after" else [1, 2, 3])
 
 
 def test_a_lost_cursor_finds_its_run_again(folder, database):
-    first = tracking.sync(folder)
-    (folder / tracking.CURSOR).unlink()
-    assert tracking.sync(folder) == first
+    first = sync(folder)
+    (folder / CURSOR).unlink()
+    assert sync(folder) == first
     client, (run,) = runs()
     assert steps(client, run) == [1, 2, 3]
 
 
 def test_resuming_reopens_the_run(folder, database):
-    first = tracking.sync(folder)
+    first = sync(folder)
     assert train.main([f"resume={folder}", "train.epochs=4", "tracking=mlflow"]) == 0
     client, (run,) = runs()
     assert run.info.run_id == first
@@ -101,18 +112,18 @@ def test_resuming_reopens_the_run(folder, database):
 
 
 def test_pictures_have_steps(folder, database):
-    tracking.sync(folder)
+    sync(folder)
     client, (run,) = runs()
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
     before = len(images)
     assert before
-    tracking.sync(folder)
+    sync(folder)
     assert len(client.list_artifacts(run.info.run_id, "images")) == before
 
 
 def test_the_best_pictures_lie_at_a_step_that_all_runs_have(folder, database):
-    run_id = tracking.sync(folder)
-    images = [f.path for f in runs()[0].list_artifacts(run_id, "images") if f.path.endswith(".png")]
+    sent = sync(folder)
+    images = [f.path for f in runs()[0].list_artifacts(sent, "images") if f.path.endswith(".png")]
     names = {path.name for path in (folder / "predictions").iterdir()}
     at_best = [path for path in images if f"+step+{saved_view.BEST}+" in path]
     assert len(at_best) == len(names)
@@ -125,18 +136,18 @@ def views(client, experiment="data"):
 
 
 def test_an_experiment_has_one_view_of_its_single_runs(folder, database):
-    tracking.sync(folder)
+    sync(folder)
     client, (run,) = runs()
     (key,) = views(client)
     state = unpacked(views(client)[key])
     pictures = [card["imageKeys"] for card in state["compareRunCharts"] if card["type"] == "IMAGE"]
     assert pictures == [[f"predictions/{path.name}"] for path in sorted((folder / "predictions").iterdir())]
     assert client.search_runs([run.info.experiment_id], state["searchFilter"])[0].info.run_id == run.info.run_id
-    assert tracking.show_command(folder).startswith("segsweep ui   then http://127.0.0.1:5000/#/experiments/1/runs?")
-    assert tracking.show_command(folder).endswith(f"viewStateShareKey={key}")
-    assert "segsweep ui --uri sqlite:////else/where.db " in tracking.show_command(folder, "sqlite:////else/where.db")
-    (folder / tracking.CURSOR).unlink()
-    tracking.sync(folder)
+    assert show_command(folder).startswith("segsweep ui   then http://127.0.0.1:5000/#/experiments/1/runs?")
+    assert show_command(folder).endswith(f"viewStateShareKey={key}")
+    assert "segsweep ui --uri sqlite:////else/where.db " in show_command(folder, "sqlite:////else/where.db")
+    (folder / CURSOR).unlink()
+    sync(folder)
     assert list(views(client)) == [key]
 
 
@@ -145,11 +156,11 @@ def test_without_a_view_everything_goes_on(folder, database, monkeypatch):
         raise ValueError("another format")
 
     monkeypatch.setattr(saved_view, "text", refuses)
-    tracking.sync(folder)
+    sync(folder)
     client, (run,) = runs()
     assert run.info.status == "FINISHED"
     assert not views(client)
-    assert tracking.show_command(folder).endswith("/runs?workflowType=machine_learning")
+    assert show_command(folder).endswith("/runs?workflowType=machine_learning")
 
 
 def test_a_dead_server_neither_stops_nor_delays_training(pairs, outputs, capsys, monkeypatch, tmp_path):
@@ -174,13 +185,13 @@ def test_what_a_server_missed_is_sent_later(pairs, outputs, database, monkeypatc
 
 def test_sync_of_no_run_is_refused(tmp_path, capsys):
     with pytest.raises(ConfigError, match="not a run folder"):
-        tracking.sync(tmp_path)
+        sync(tmp_path)
     assert cli.main(["sync", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
 
 
 def test_passwords_are_not_written_down(folder):
-    cursor = tracking.without_password("https://me:secret@server.example/path")
+    cursor = mlflow_client.without_password("https://me:secret@server.example/path")
     assert cursor == "https://server.example/path"
 
 
@@ -196,7 +207,7 @@ def test_several_processes_share_a_fresh_database(folder, outputs):
         records[0]["run"] = f"run{i}"
         journal_file.write_text("".join(json.dumps(record) + "\n" for record in records))
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=tracking.sync, args=(target,)) for target in folders]
+    processes = [context.Process(target=sync, args=(target,)) for target in folders]
     for process in processes:
         process.start()
     for process in processes:
@@ -210,31 +221,31 @@ def test_several_processes_share_a_fresh_database(folder, outputs):
 def test_a_database_that_is_gone_is_filled_anew(folder, database, mlflow_database):
     import shutil
 
-    first = tracking.sync(folder)
+    first = sync(folder)
     shutil.copy(mlflow_database, database)
-    assert tracking.sync(folder) != first
+    assert sync(folder) != first
     client, (run,) = runs()
     assert steps(client, run) == [1, 2, 3]
     assert run.info.status == "FINISHED"
 
 
 def test_a_deleted_experiment_is_restored_and_a_deleted_run_is_said(folder, database):
-    tracking.sync(folder)
+    sync(folder)
     client, (run,) = runs()
     client.delete_experiment(run.info.experiment_id)
-    (folder / tracking.CURSOR).unlink()
-    tracking.sync(folder)
+    (folder / CURSOR).unlink()
+    sync(folder)
     client, (run,) = runs()
     assert client.get_experiment(run.info.experiment_id).lifecycle_stage == "active"
     client.delete_run(run.info.run_id)
     with pytest.raises(ConfigError, match="deleted in MLflow"):
-        tracking.sync(folder)
+        sync(folder)
 
 
 def test_a_run_that_was_killed_is_marked_by_sync(folder, database):
     lines = (folder / journal.NAME).read_bytes().splitlines(keepends=True)
     (folder / journal.NAME).write_bytes(b"".join(lines[:3]))
-    tracking.sync(folder)
+    sync(folder)
     assert runs()[1][0].info.status == "RUNNING"
     assert cli.main(["sync", str(folder)]) == 0
     assert runs()[1][0].info.status == "KILLED"
@@ -261,39 +272,39 @@ def test_names_that_mlflow_refuses_do_not_stop_it(pairs, outputs, database, tmp_
 
 def test_cleaned_names_stay_apart():
     names = ["a", "a+b", "a&b", "a b", "x//y", "x/y", "../x", "é"]
-    assert len({tracking._name(name) for name in names}) == len(names)
-    assert tracking._name("val/iou/road-1.2_x") == "val/iou/road-1.2_x"
+    assert len({mlflow_client.mlflow_name(name) for name in names}) == len(names)
+    assert mlflow_client.mlflow_name("val/iou/road-1.2_x") == "val/iou/road-1.2_x"
 
 
 def child(parent, **more):
-    return tracking.Child(parent, "data", 7, {"optim.lr": "0.001", "encoder": "test_resnet"}, **more)
+    return Child(parent, "data", 7, {"optim.lr": "0.001", "encoder": "test_resnet"}, **more)
 
 
 def test_a_sweep_is_one_run_with_its_trials_below_it(folder, database, tmp_path):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    parent = tracking.open_sweep(sweep, None, "data", {"optim.lr": "auto"}, "note", ["optim.lr"])
-    assert tracking.open_sweep(sweep, None, "data", {"optim.lr": "auto"}, "note") == parent  # taken up again
-    run_id = tracking.sync(folder, child=child(parent, tags={"trial": "3", "reason": ""}))
+    parent = sweeps.open_sweep(sweep, None, "data", {"optim.lr": "auto"}, "note", ["optim.lr"])
+    assert sweeps.open_sweep(sweep, None, "data", {"optim.lr": "auto"}, "note") == parent  # taken up again
+    sent = sync(folder, child=child(parent, tags={"trial": "3", "reason": ""}))
     client, found = runs()
-    assert {run.info.run_id for run in found} == {parent, run_id}
-    run = client.get_run(run_id)
+    assert {run.info.run_id for run in found} == {parent, sent}
+    run = client.get_run(sent)
     assert run.info.run_name == "007-test_resnet-lr3e-3"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["trial"] == "3"
     assert run.info.status == "FINISHED"
     assert {"optim.lr", "encoder", "encoder.name", "weights_source"} <= set(run.data.params)
     (sweep / "report.html").write_text("page")
-    tracking.close_sweep(sweep, None, "complete", {"best/val_iou": 0.5}, "result", [sweep / "report.html"])
+    sweeps.close_sweep(sweep, None, "complete", {"best/val_iou": 0.5}, "result", [sweep / "report.html"])
     closed = client.get_run(parent)
     assert (closed.info.status, closed.data.metrics) == ("FINISHED", {"best/val_iou": 0.5})
     assert closed.data.tags["mlflow.note.content"] == "result"
     assert [file.path for file in client.list_artifacts(parent)] == ["report.html"]
     (key,) = views(client)  # one for the sweep; its trials belong to no other
     state = unpacked(views(client)[key])
-    assert [r.info.run_id for r in client.search_runs([run.info.experiment_id], state["searchFilter"])] == [run_id]
+    assert [r.info.run_id for r in client.search_runs([run.info.experiment_id], state["searchFilter"])] == [sent]
     assert "params.`optim.lr`" in state["selectedColumns"]
-    assert tracking.show_command(sweep).endswith(f"viewStateShareKey={key}")
+    assert show_command(sweep).endswith(f"viewStateShareKey={key}")
 
 
 @pytest.mark.parametrize("named", ["", "0", "finalists/0-1"])
@@ -304,17 +315,16 @@ def test_a_sweep_that_a_server_missed_is_sent_whole(folder, database, tmp_path, 
         Trial(name, "test_resnet", ["optim.lr=1e-3"], ["optim.lr=1e-3"], state="complete")
         for name in ("0", "finalists/0-1")
     ]
-    (run,) = {record["run"] for record in journal.read(folder)[:1]}
+    run = journal.read(folder).start.run
     for trial in trials:
         shutil.copytree(folder, sweep / trial.name)
         book = sweep / trial.name / journal.NAME
         book.write_text(book.read_text().replace(run, f"{run[:-5]}-{trial.name.replace('/', '-')}"))
         trial.save(sweep)
-    about = {"command": "-m", "space": {"optim.lr": "choice"}, "fixed": [], "budget": "epochs", "finalists": ["0"]}
-    report.keep(sweep, **about, experiment="data", tracked=False, state="complete", reason="")
+    records.write_about(sweep, space={"optim.lr": "choice"}, finalists=["0"], tracked=False)
     assert cli.main(["sync", str(sweep.parent)]) == 0
     assert capsys.readouterr().out.count("left out") == 1  # of the sweep, not of each trial
-    tracking.sync(sweep / "0")  # as `segsweep register` did
+    sync(sweep / "0")  # as `segsweep register` did
     for _ in range(2):
         assert cli.main(["sync", str(sweep), str(sweep / named)]) == 0
     client, found = runs()
@@ -325,7 +335,7 @@ def test_a_sweep_that_a_server_missed_is_sent_whole(folder, database, tmp_path, 
     assert all(r.data.tags["segsweep.kind"] == "trial" for r in children)
     assert parent.info.run_id in capsys.readouterr().out
     assert len(client.get_metric_history(parent.info.run_id, "best/val_iou")) == 1  # nothing is sent twice
-    times = [record["time"] for record in journal.read(folder)]
+    times = [record.time for record in journal.read(folder).records]
     assert (parent.info.start_time, parent.info.end_time) == (int(times[0] * 1000), int(times[-1] * 1000))
 
 
@@ -333,15 +343,17 @@ def test_sync_leaves_out_sweeps_that_run_or_are_older(folder, database, tmp_path
     sweep = tmp_path / "sweeps" / "one"
     shutil.copytree(folder, sweep / "0")
     Trial("0", "test_resnet", [], []).save(sweep)
-    about = {"command": "-m hydra/sweeper=optuna", "space": {}, "fixed": [], "budget": "epochs", "finalists": []}
-    report.keep(sweep, **about)
+    old = asdict(records.write_about(sweep))
+    for name in ("id", "experiment", "tracked", "state", "reason"):
+        del old[name]
+    (sweep / "sweep.json").write_text(json.dumps(old))
     assert cli.main(["sync", str(sweep.parent)]) == 0
     assert "left out, a sweep of an older segsweep" in capsys.readouterr().out
     assert cli.main(["sync", str(sweep)]) == 1
     assert f"python train.py -m hydra/sweeper=optuna hydra.sweep.dir={sweep}" in capsys.readouterr().err
 
-    report.keep(sweep, **about, experiment="data", tracked=True, state="running", reason="")
-    hold = f"import pathlib; from segsweep.runs.journal import *; l = FolderLock(pathlib.Path({str(sweep)!r}), 'sweep')"
+    records.write_about(sweep, state="running")
+    hold = f"import pathlib; from segsweep.runs.locks import *; l = FolderLock(pathlib.Path({str(sweep)!r}), 'sweep')"
     typed = [sys.executable, "-c", f"{hold}; print(1, flush=True); input()"]
     with subprocess.Popen(typed, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as controller:
         controller.stdout.readline()
@@ -355,29 +367,29 @@ def test_sync_leaves_out_sweeps_that_run_or_are_older(folder, database, tmp_path
 
 def test_a_sweep_is_sent_anew_to_a_database_that_was_lost(folder, database, tmp_path, mlflow_database):
     (tmp_path / "sweep").mkdir()
-    first = tracking.open_sweep(tmp_path / "sweep", None, "data", {}, "")
-    shutil.copy(mlflow_database, tracking.tracking_uri().removeprefix("sqlite:///"))
-    second = tracking.open_sweep(tmp_path / "sweep", None, "data", {}, "", since=5.0)
+    first = sweeps.open_sweep(tmp_path / "sweep", None, "data", {}, "")
+    shutil.copy(mlflow_database, tracking_uri().removeprefix("sqlite:///"))
+    second = sweeps.open_sweep(tmp_path / "sweep", None, "data", {}, "", since=5.0)
     assert first != second
     client, (run,) = runs()
     assert (run.info.run_id, run.info.start_time) == (second, 5000)
     client.delete_run(second)
     with pytest.raises(ConfigError, match="deleted in MLflow"):
-        tracking.open_sweep(tmp_path / "sweep", None, "data", {}, "")
+        sweeps.open_sweep(tmp_path / "sweep", None, "data", {}, "")
 
 
 def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):
     (tmp_path / "sweep").mkdir()
-    parent = tracking.open_sweep(tmp_path / "sweep", None, "folder", {}, "")
+    parent = sweeps.open_sweep(tmp_path / "sweep", None, "folder", {}, "")
     lines = (folder / journal.NAME).read_text().splitlines(keepends=True)
     (folder / journal.NAME).write_text("".join(lines[:3]))
-    run_id = tracking.sync(folder, child=child(parent))
+    sent = sync(folder, child=child(parent))
     client, _ = runs()
-    assert client.get_run(run_id).info.status == "RUNNING"
+    assert client.get_run(sent).info.status == "RUNNING"
     end = json.dumps({"kind": "end", "time": time.time(), "status": "stopped", "reason": "terminated"})
     (folder / journal.NAME).write_text("".join(lines[:3]) + end + "\n")
-    tracking.sync(folder, alive=False, child=child(parent, tags={"reason": "too low"}, pruned_at=2))
-    run = client.get_run(run_id)
+    sync(folder, alive=False, child=child(parent, tags={"reason": "too low"}, pruned_at=2))
+    run = client.get_run(sent)
     assert run.info.status == "KILLED"
     assert (run.data.tags["pruned_at"], run.data.tags["reason"]) == ("2", "too low")
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from segsweep.engine import device
+from segsweep.config.schema import TrainConfig
+from segsweep.engine import device as devices
 from segsweep.errors import OutOfMemoryError
 from segsweep.paths import cache
 from segsweep.training import autotune as tuning
-from segsweep.training.autotune import tune
+from segsweep.training.autotune import Workload, tune
+from segsweep.world import World
 
 CPU = torch.device("cpu")
 
@@ -19,8 +21,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def half(monkeypatch):
     """A CPU with bf16, and with a peak that need not be measured."""
-    monkeypatch.setattr(device, "precision", lambda name, where: torch.float32 if name == "fp32" else torch.bfloat16)
-    monkeypatch.setattr(device, "convolution_peak", lambda where, kind: 1e12)
+    monkeypatch.setattr(devices, "precision", lambda name, where: torch.float32 if name == "fp32" else torch.bfloat16)
+    monkeypatch.setattr(devices, "convolution_peak", lambda where, kind: 1e12)
 
 
 @pytest.fixture
@@ -43,18 +45,10 @@ def speeds(monkeypatch):
     return set_speeds
 
 
-def tuned(**given):
-    defaults = {
-        "size": (64, 64),
-        "channels": 3,
-        "where": CPU,
-        "precision": "auto",
-        "compile": "auto",
-        "batch_size": 8,
-        "images": 1000,
-        "expected_images": 10_000,
-    }
-    return tune(nn.Conv2d(3, 1, 1), ["a model"], **(defaults | given))
+def tuned(batch_size=8, precision="auto", compile="auto", deterministic=False, **given):
+    work = Workload(**{"size": (64, 64), "channels": 3, "images": 1000, "expected_images": 10_000} | given)
+    train = TrainConfig(precision=precision, compile=compile, deterministic=deterministic)
+    return tune(nn.Conv2d(3, 1, 1), ["a model"], work, train, CPU, batch_size)
 
 
 def test_the_fastest_is_taken(speeds):
@@ -107,7 +101,7 @@ def test_the_answer_is_kept_for_all_of_the_kind(speeds):
 
 
 @pytest.mark.parametrize(
-    "given", ({"deterministic": True}, {"expected_images": 999}, {"expected_images": math.inf, "time_budget": 59.0})
+    "given", ({"deterministic": True}, {"expected_images": 999}, {"expected_images": math.inf, "seconds": 59.0})
 )
 def test_where_it_does_not_pay_nothing_is_tried(speeds, given):
     tried = speeds()
@@ -185,7 +179,7 @@ def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
         tuned()
     speeds(batches={})
     with pytest.raises(OutOfMemoryError, match=r"4 images of 64x64\. Try a smaller data\.size"):
-        tuning._fastest_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), 100, (64, 64), 3, CPU, {})
+        tuning._fastest_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), Workload((64, 64), 3, 100, 1000), CPU, {})
     assert not list((cache() / "tuned").glob("*/answer.json"))
 
 
@@ -198,20 +192,26 @@ def test_a_cpu_does_not_compile_by_itself(speeds):
 def test_the_probe_is_a_real_one_and_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = tune(
-        model,
-        ["real"],
-        size=(32, 32),
-        channels=3,
-        where=CPU,
-        precision="fp32",
-        compile="false",
-        batch_size=None,
-        images=200,
-        expected_images=10_000,
-    )
+    work = Workload((32, 32), 3, images=200, expected_images=10_000)
+    found = tune(model, ["real"], work, TrainConfig(precision="fp32", compile="false"), CPU, None)
     assert found.batch_size in (4, 8)
     assert all(rate > 0 for rate in found.rates.values())
     assert set(found.rates) >= {"fp32 channels_last", "fp32 contiguous", "batch 4"}
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+class Second(World):
+    """The other one of two processes; the first one has answered."""
+
+    rank, size = 1, 2
+
+    def agreed(self, value):
+        return {**value, "precision": "fp32", "batch_size": 4}
+
+
+def test_all_processes_take_the_answer_of_the_first(speeds):
+    speeds(bf16=9.0, fp32=1.0)
+    work = Workload((64, 64), 3, 1000, 10_000)
+    found = tune(nn.Conv2d(3, 1, 1), ["a model"], work, TrainConfig(), CPU, 8, Second())
+    assert (found.execution.precision, found.batch_size) == (torch.float32, 4)

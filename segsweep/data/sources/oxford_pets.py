@@ -1,13 +1,14 @@
 """`oxford_pets`: cats and dogs."""
 
-from segsweep.data.source import Found, Options, Sample, existing
+from segsweep.config.schema import DataConfig
+from segsweep.data.source import Found, Sample, existing
 from segsweep.data.torchvision_data import lines, torchvision_root
 
 CLASSES = {"background": 2, "pet": 1}
 
 
-def find(options: Options) -> Found:
-    """Oxford-IIIT Pet (Parkhi et al. 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/), with its own test split.
+def find(data: DataConfig) -> Found:
+    """Find Oxford-IIIT Pet (Parkhi et al. 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/), with its own test split.
 
     Trimaps: 1 the pet, 2 background, 3 the border, which does not count.
 
@@ -15,7 +16,7 @@ def find(options: Options) -> Found:
         ConfigError: data.root is not given, or the data are not there and data.download is false.
         DataError: a listed image without its files.
     """
-    root = torchvision_root("OxfordIIITPet", options, split="trainval", target_types="segmentation") / "oxford-iiit-pet"
+    root = torchvision_root("OxfordIIITPet", data, split="trainval", target_types="segmentation") / "oxford-iiit-pet"
     rows = [
         (line.split(" ")[0], split)
         for name, split in (("trainval", "train"), ("test", "test"))

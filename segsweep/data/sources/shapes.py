@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segsweep.data.source import Found, Options
+from segsweep.config.schema import DataConfig
+from segsweep.data.source import Found
 from segsweep.data.sources import folder
 from segsweep.paths import cache, made
 
@@ -22,11 +23,11 @@ Rng = np.random.Generator
 Array = np.ndarray
 
 
-def find(options: Options) -> Found:
-    """The embedded data set, drawn into the cache at first use."""
-    target = cache() / f"shapes-v{VERSION}-{options.count}-{options.seed}"
-    made(target, "images", lambda making: write(making, options.count, options.seed))
-    return folder.find(Options(root=str(target)))
+def find(data: DataConfig) -> Found:
+    """Find the embedded data set, drawn into the cache at first use."""
+    target = cache() / f"shapes-v{VERSION}-{data.count}-{data.seed}"
+    made(target, "images", lambda making: write(making, data.count, data.seed))
+    return folder.find(DataConfig(root=str(target)))
 
 
 def write(target: Path, count: int, seed: int) -> None:
@@ -44,7 +45,7 @@ def write(target: Path, count: int, seed: int) -> None:
 
 
 def draw(rng: Rng) -> tuple[Array, Array]:
-    """One image, uint8 `h w 3`, and its mask, bool `h w`."""
+    """Draw one image, uint8 `h w 3`, and its mask, bool `h w`."""
     canvas = _tint(_clouds(rng, rng.uniform(2, 12)), rng)
     mask = np.zeros((SIDE, SIDE), bool)
     kinds = ["stripes"] * rng.integers(1, 4) + list(rng.choice(["blotches", "spots", "plain"], rng.integers(2, 5)))
@@ -75,7 +76,7 @@ def _outline(rng: Rng) -> Array:
     squeeze, turn = rng.uniform(1, 1.6), rng.uniform(0, np.pi)
     u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
     v = (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
-    return np.hypot(u * squeeze, v) < radius
+    return np.asarray(np.hypot(u * squeeze, v) < radius)
 
 
 def _fill(kind: str, rng: Rng) -> Array:
@@ -84,7 +85,7 @@ def _fill(kind: str, rng: Rng) -> Array:
     if kind == "stripes":
         bend = 1.5 * (_clouds(rng, 16) - 0.5)
         phase = 2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period + rng.uniform(0, 2 * np.pi) + 2 * bend
-        return 0.5 + 0.5 * np.sin(phase)
+        return np.asarray(0.5 + 0.5 * np.sin(phase))
     if kind == "blotches":
         return _clouds(rng, period / 3)
     if kind == "spots":
@@ -95,13 +96,13 @@ def _fill(kind: str, rng: Rng) -> Array:
 def _tint(level: Array, rng: Rng) -> Array:
     """A grey level in 0..1 as a mixture of two colours."""
     dark, bright = rng.uniform(0.05, 0.95, (2, 3))
-    return dark + level[..., None] * (bright - dark)
+    return np.asarray(dark + level[..., None] * (bright - dark))
 
 
 def _clouds(rng: Rng, scale: float) -> Array:
     """Smooth noise with features of about `scale` pixels, spread over 0..1."""
     level = _blur(rng.normal(size=(SIDE, SIDE, 1)), scale)[..., 0]
-    return ((level - level.mean()) / (level.std() + 1e-9) * 0.25 + 0.5).clip(0, 1)
+    return np.asarray(((level - level.mean()) / (level.std() + 1e-9) * 0.25 + 0.5).clip(0, 1))
 
 
 def _blur(pixels: Array, sigma: float) -> Array:

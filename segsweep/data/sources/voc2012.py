@@ -1,6 +1,7 @@
 """`voc2012`: photographs with 20 kinds of objects."""
 
-from segsweep.data.source import Found, Options, Sample, existing
+from segsweep.config.schema import DataConfig
+from segsweep.data.source import Found, Sample, existing
 from segsweep.data.torchvision_data import lines, torchvision_root
 
 CLASSES = {
@@ -15,14 +16,14 @@ CLASSES = {
 }
 
 
-def find(options: Options) -> Found:
-    """PASCAL VOC 2012 segmentation (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/), its train and val.
+def find(data: DataConfig) -> Found:
+    """Find PASCAL VOC 2012 segmentation (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/), its train and val.
 
     Raises:
         ConfigError: data.root is not given, or the data are not there and data.download is false.
         DataError: a listed image without its files.
     """
-    root = torchvision_root("VOCSegmentation", options, year="2012", image_set="trainval") / "VOCdevkit" / "VOC2012"
+    root = torchvision_root("VOCSegmentation", data, year="2012", image_set="trainval") / "VOCdevkit" / "VOC2012"
     rows = [
         (key, split)
         for split in ("train", "val")

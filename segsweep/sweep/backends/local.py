@@ -1,8 +1,7 @@
-"""Where trials run: slots, and a process for each training. Standard library only.
+"""Trainings on this machine: slots, and a process for each training. Standard library only.
 
-A training is started by its command line and read through its journal: nothing else passes between the two. Children
-come from a fork server that has torch and timm loaded, so one starts in a fraction of a second, and takes its memory
-with it when it ends. They outlive a controller that is killed; the next one adopts them.
+Children come from a fork server that has torch and timm loaded, so one starts in a fraction of a second, and takes its
+memory with it when it ends. They outlive a controller that is killed; the next one adopts them.
 """
 
 import fcntl
@@ -10,15 +9,16 @@ import json
 import multiprocessing
 import os
 import re
-import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.forkserver import ensure_running
@@ -26,12 +26,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from segsweep.config.checks import read
 from segsweep.errors import ConfigError
-from segsweep.paths import CHECKOUT
-from segsweep.runs import journal
+from segsweep.paths import save_json
+from segsweep.runs import journal, locks
+from segsweep.runs.records import End
+from segsweep.runs.trial import NAME
+from segsweep.sweep.backends.base import OUTPUT, Id, Job, Report, failure
 
-CLAIM = "process"  # of a trial's folder: which attempt it is, and, locked, which process lives on it
-OUTPUT = "out.log"
+CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
+EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
 PRELOADED = ["segsweep.training.run", "segsweep.commands.train"]
 CORES_PER_SLOT = 4
 LOOK = 0.2  # seconds between looks at the journals
@@ -43,12 +47,12 @@ RANKS = re.compile("((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(A
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one trial runs.
+    """A place where one job runs.
 
     Attributes:
         number: from 0.
         devices: of `CUDA_VISIBLE_DEVICES`; empty for a CPU.
-        threads: that the trial may compute on.
+        threads: that the job may compute on.
     """
 
     number: int
@@ -57,7 +61,7 @@ class Slot:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the trial's process gets; a number of threads that the user set stays."""
+        """Return what the job's process gets; a number of threads that the user set stays."""
         given = os.environ.get("OMP_NUM_THREADS")
         found = {"OMP_NUM_THREADS": given or str(self.threads)}
         return found | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
@@ -67,7 +71,7 @@ class Slot:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; without loading torch."""
+    """Find the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -79,12 +83,12 @@ def gpus() -> list[str]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
-    """The slots that `hydra.sweeper.slots` asks for.
+    """Return the slots that `hydra.sweeper.slots` asks for.
 
     Args:
         given: "auto": one for each GPU, on a CPU one for every four cores; a number; or for each slot its GPU, or its
@@ -118,115 +122,102 @@ def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
 
 
 @dataclass(frozen=True)
-class Report:
-    """News of a trial.
+class _Attempt:
+    """Which attempt at a job a folder belongs to, and, when it has ended by itself, its exit code."""
 
-    Attributes:
-        name: its folder below the sweep's.
-        records: of its journal that are new since the last report; all of them in the first.
-        ended: its process is gone.
-        exit_code: of the process; None while it lives, and of one that another controller started.
-    """
+    attempt: str
+    slot: int
+    code: int | None = None
 
-    name: str
-    records: list[dict[str, Any]]
-    ended: bool = False
-    exit_code: int | None = None
+    @classmethod
+    def read(cls, path: Path) -> "_Attempt | None":
+        """Read it; None where there is none, or where a killed controller left it torn."""
+        with suppress(ValueError, FileNotFoundError, ConfigError):
+            return read(cls, json.loads(path.read_text(encoding="utf-8")), path.name)
+        return None
 
 
 @dataclass
 class _Living:
     slot: Slot
     process: BaseProcess | None  # None: adopted
-    pid: int | None
-    seen: int = 0
+    pid: int
+    seen: int = 0  # bytes of its journal
+    end: End | None = None  # the last record, if it is one
     stopping: float | None = None  # when it was asked to stop
     killed: bool = False
 
 
-class LocalWorkers:
-    """Runs trainings on this machine, one on each slot.
+class LocalBackend:
+    """Runs jobs on this machine, one on each slot; `segsweep.sweep.backends.base.Backend` says what each call does.
 
     Args:
-        folder: of the sweep; a training's folder is its name below it.
-        slots: where trainings may run.
-        program: what is run, in place of `train.py`.
+        folder: of the sweep; a job's folder is its name below it.
+        slots: where jobs may run.
         preloaded: modules that the fork server loads once for all.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        slots: Sequence[Slot],
-        program: Path = CHECKOUT / "train.py",
-        preloaded: Sequence[str] = PRELOADED,
-    ):
-        self.folder, self.slots, self.program = folder, tuple(slots), program
-        self._living: dict[str, _Living] = {}
+    keeps = True
+
+    def __init__(self, folder: Path, slots: Sequence[Slot], preloaded: Sequence[str] = PRELOADED):
+        self.folder, self.slots, self.capacity = folder, tuple(slots), len(slots)
+        self._living: dict[Id, _Living] = {}  # an id is the job's name here
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preloaded))
 
-    def free(self) -> list[Slot]:
-        """Slots without a training, first to last."""
-        taken = {living.slot.number for living in self._living.values()}
-        return [slot for slot in self.slots if slot.number not in taken]
+    def free(self) -> int:
+        return len(self._free())
 
-    def start(self, name: str, argv: Sequence[str], slot: Slot) -> None:
-        """Start `train.py argv` in the folder `name`, on that slot."""
-        folder = self.folder / name
+    def submit(self, job: Job) -> Id:
+        folder = self.folder / job.name
         folder.mkdir(parents=True, exist_ok=True)
-        if self.adopt(name):
-            return
-        attempt = {"attempt": uuid.uuid4().hex, "slot": slot.number}
-        (folder / CLAIM).write_text(json.dumps(attempt), encoding="utf-8")
-        if self.adopt(name):  # a killed controller's child came to life in between
-            return
-        process = self._started(train, self.program, list(argv), folder, attempt, slot.environment)
-        self._living[name] = _Living(slot, process, process.pid)
+        if living := self.adopt(job.name):
+            return living
+        slot = self._free()[0]
+        claim = _Attempt(uuid.uuid4().hex, slot.number)
+        (folder / CLAIM).write_text(json.dumps(asdict(claim)), encoding="utf-8")
+        if living := self.adopt(job.name):  # a killed controller's child came to life in between
+            return living
+        if not job.resume:
+            _clear(folder)
+        process = self._started(train, job, folder, claim, slot.environment)
+        assert process.pid is not None
+        self._living[Id(job.name)] = _Living(slot, process, process.pid)
+        return Id(job.name)
 
-    def adopt(self, name: str) -> bool:
-        """Take over the training that lives in the folder `name`; False if none does."""
-        pid = journal.holder(self.folder / name / CLAIM)
+    def adopt(self, name: str) -> Id | None:
+        pid = locks.holder(self.folder / name / CLAIM)
         if pid is None:
-            return False
-        written = (self.folder / name / CLAIM).read_text(encoding="utf-8")
-        number = json.loads(written)["slot"] if written else None  # a controller killed while writing leaves nothing
-        free = self.free()
-        slot = next((s for s in free if s.number == number), free[0] if free else Slot(-1 - len(self._living)))
-        self._living[name] = _Living(slot, None, pid)
-        return True
+            return None
+        claim, free = _Attempt.read(self.folder / name / CLAIM), self._free()
+        known = [slot for slot in free if claim and slot.number == claim.slot]
+        slot = [*known, *free, Slot(-1 - len(self._living))][0]
+        self._living[Id(name)] = _Living(slot, None, pid)
+        return Id(name)
 
-    def stop(self, name: str) -> None:
-        """Ask the training to stop; `wait` reports when it has, and sees to it that it does."""
-        living = self._living[name]
+    def where(self, job: Id) -> str:
+        return str(self._living[job].slot)
+
+    def stop(self, job: Id) -> None:
+        living = self._living[job]
         if living.stopping is None:
             living.stopping = time.monotonic()
-            self._signal(living, signal.SIGTERM)
+            _signal(living.pid, signal.SIGTERM)
 
-    def wait(self, seconds: float) -> list[Report]:
-        """News of the trainings, as soon as there are some; empty after so many seconds without."""
+    def poll(self, seconds: float) -> list[Report]:
         until = time.monotonic() + seconds
         while True:
-            reports = [report for name in list(self._living) if (report := self._look(name))]
+            reports = [report for job in list(self._living) if (report := self._look(job))]
             left = until - time.monotonic()
             if reports or left <= 0 or not self._living:
                 return reports
             ends = [living.process.sentinel for living in self._living.values() if living.process]
             wait(ends, min(LOOK, left)) if ends else time.sleep(min(LOOK, left))
 
-    def close(self) -> None:
-        """Stop all trainings and wait until they have."""
-        for name in self._living:
-            self.stop(name)
-        while self._living:
-            self.wait(LOOK)
+    def fetch(self, job: Id, files: Sequence[str]) -> None:
+        """Do nothing: a job's folder lies below the sweep's."""
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call `module:name` in a process of its own, one that has torch loaded, and return what it returns.
-
-        Raises:
-            ConfigError: raised there.
-        """
         here, there = self._context.Pipe(duplex=False)
         process = self._started(answer, there, function, arguments)
         there.close()
@@ -243,8 +234,19 @@ class LocalWorkers:
             raise RuntimeError(f"{function}: {result}")
         return result
 
+    def close(self) -> None:
+        for job in self._living:
+            self.stop(job)
+        while self._living:
+            self.poll(LOOK)
+
+    def _free(self) -> list[Slot]:
+        """Return the slots without a job, first to last."""
+        taken = {living.slot.number for living in self._living.values()}
+        return [slot for slot in self.slots if slot.number not in taken]
+
     def _started(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
-        """A child of the fork server that calls the function."""
+        """Have the fork server make a child that calls the function."""
         before = os.environ.get("PYTHONSAFEPATH")
         os.environ["PYTHONSAFEPATH"] = "1"  # else the server finds what it preloads in the working folder first
         try:
@@ -257,58 +259,92 @@ class LocalWorkers:
         process.start()
         return process
 
-    def _look(self, name: str) -> Report | None:
-        living = self._living[name]
-        ended = not (living.process.is_alive() if living.process else self._holds(name, living))
-        code = living.process.exitcode if living.process and ended else None  # before the journal: it may still grow
-        records, living.seen = journal.read_from(self.folder / name, living.seen)
+    def _look(self, job: Id) -> Report | None:
+        living, folder = self._living[job], self.folder / job
+        # Before the journal, which grows until the end.
+        ended = not (living.process.is_alive() if living.process else locks.holder(folder / CLAIM) == living.pid)
+        records, living.seen = journal.read_from(folder, living.seen)
+        if records:
+            living.end = records[-1] if isinstance(records[-1], End) else None
         if living.stopping is not None and not living.killed and time.monotonic() - living.stopping > PATIENCE:
             living.killed = True
-            self._signal(living, signal.SIGKILL)
-        if ended:
-            if living.process:
-                living.process.join()
-                living.process.close()
-            del self._living[name]
-        return Report(name, records, ended, code) if records or ended else None
-
-    def _holds(self, name: str, living: _Living) -> bool:
-        return journal.holder(self.folder / name / CLAIM) == living.pid
-
-    def _signal(self, living: _Living, number: signal.Signals) -> None:
-        assert living.pid is not None
-        try:
-            os.killpg(living.pid, number)
-        except ProcessLookupError:  # it has no group of its own yet, or is gone
-            with suppress(ProcessLookupError):
-                os.kill(living.pid, number)
+            _signal(living.pid, signal.SIGKILL)
+        if not ended:
+            return Report(job, records) if records else None
+        code = living.process.exitcode if living.process else _exit_code(folder)
+        if living.process:
+            living.process.join()
+            living.process.close()
+        del self._living[job]
+        error = failure(living.end, code)
+        return Report(job, records, True, error, _last_words(folder) if error else "")
 
 
-def train(
-    program: Path, argv: list[str], folder: Path, attempt: dict[str, Any], environment: Mapping[str, str]
-) -> None:
-    """In the child: claim the folder and run the program as from a command line."""
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:  # it has no group of its own yet, or is gone
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _exit_code(folder: Path) -> int | None:
+    """Return what the last attempt in the folder ended with; None if it was killed."""
+    claim, written = _Attempt.read(folder / CLAIM), _Attempt.read(folder / EXIT)
+    return written.code if claim and written and claim.attempt == written.attempt else None
+
+
+def _last_words(folder: Path) -> str:
+    """Return the last line that a job printed."""
+    try:
+        lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        lines = []
+    return lines[-1].removeprefix("train.py: ") if lines else "it died without a word"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier job left, but for what it printed and the sweep noted."""
+    (folder / journal.NAME).unlink(missing_ok=True)  # first: what is left without it is no run
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (OUTPUT, NAME, CLAIM):
+            path.unlink()
+
+
+def train(job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str]) -> None:
+    """Run a job, in the child: claim the folder, call the module's `main`, and leave its exit code there."""
     os.setsid()
     output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    claim = (folder / CLAIM).open("r+", encoding="utf-8")
+    locked = (folder / CLAIM).open("r+", encoding="utf-8")
     # Locked first and read then: a controller that takes the folder over writes first and asks who holds it then.
     try:
-        fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os._exit(LATE)
-    if json.load(claim)["attempt"] != attempt["attempt"]:
+    if json.load(locked)["attempt"] != claim.attempt:
         os._exit(LATE)
     for name in filter(RANKS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ.update(environment)
-    sys.argv = [program.name, *argv]
-    runpy.run_path(str(program), run_name="__main__")
+    try:
+        code = import_module(job.module).main(job.command(folder))
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    save_json(folder / EXIT, asdict(replace(claim, code=code)))
+    sys.exit(code)
 
 
 def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
-    """In the child: call the function and send what it returns."""
+    """Call the function, in the child, and send what it returns."""
     module, _, name = function.partition(":")
     try:
         connection.send(("result", getattr(import_module(module), name)(*arguments)))

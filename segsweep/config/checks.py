@@ -1,0 +1,115 @@
+"""What a value must be: the checks of keys, and JSON read as typed values. Standard library only."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from segsweep.errors import ConfigError
+
+T = TypeVar("T")
+UNIONS = (UnionType, Union)  # X | None of a Literal is the older kind
+
+
+def check(holds: bool, name: str, value: Any, must: str) -> None:
+    """Refuse a key's value.
+
+    Raises:
+        ConfigError: `holds` is false.
+    """
+    if not holds:
+        raise ConfigError(f"{name}={value}: must be {must}.")
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    return is_whole(value) and value >= 1
+
+
+def is_color(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(is_whole(v) and 0 <= v <= 255 for v in value)
+
+
+def is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values of the leaves; an empty dict is one."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def read(kind: type[T], value: Any, name: str) -> T:
+    """Read a value of JSON as a dataclass, with all that is in it.
+
+    Unknown fields are left out: a later version may have more.
+
+    Args:
+        kind: a dataclass.
+        name: of the value, for the error.
+
+    Raises:
+        ConfigError: a field is missing, or is of another type.
+    """
+    found = _typed(kind, value, name)
+    assert isinstance(found, kind)
+    return found
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any or (kind is NoneType and value is None):
+        return value
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        given = {
+            f.name: _typed(hints[f.name], value[f.name], f"{name}.{f.name}") for f in fields(kind) if f.name in value
+        }
+        optional = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+        if missing := [f.name for f in fields(kind) if f.name not in given and f.name not in optional]:
+            raise ConfigError(f"{name}: lacks {', '.join(missing)}.")
+        return kind(**given)  # type: ignore[operator]
+    if origin in UNIONS:
+        for option in inner:
+            try:
+                return _typed(option, value, name)
+            except ConfigError:
+                continue
+    elif origin is Literal and value in inner:
+        return value
+    elif origin in (list, Sequence) and isinstance(value, (list, tuple)):
+        return [_typed(inner[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) == len(value):
+            return tuple(_typed(k, item, f"{name}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    elif origin in (dict, Mapping) and isinstance(value, dict):
+        return {key: _typed(inner[1], item, f"{name}.{key}") for key, item in value.items()}
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ConfigError(f"{name}: must be {_spoken(kind)}, not {str(value)[:80]!r}.")
+
+
+def _spoken(kind: Any) -> str:
+    """A type as a person says it."""
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    if get_origin(kind) in UNIONS:
+        return " or ".join(map(_spoken, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    outer = get_origin(kind) or kind
+    return names.get(outer, "a list" if outer in (list, tuple, Sequence) else "an object")

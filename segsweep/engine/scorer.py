@@ -1,0 +1,118 @@
+"""How a model is scored: one way for validation, test, evaluation, prediction and demo."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segsweep import metrics
+from segsweep.data.batches import Batch, EvalBatches
+from segsweep.data.geometry import Size, strips
+from segsweep.engine.counting import confusion_matrices
+from segsweep.engine.execution import PLAIN, Execution
+from segsweep.engine.losses import Loss
+from segsweep.nn.tiles import tiled
+from segsweep.nn.unet import predict
+
+# The dimensions of `b c h w` that are mirrored in each view, by `train.tta`.
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "hflip": ((), (3,)),
+    "flips": ((), (3,), (2,), (2, 3)),
+}
+
+# Wraps an iterator, as a progress bar does; also given its length and a title.
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the scoring of some images gave.
+
+    Attributes:
+        metrics: scores by name without the split's prefix.
+        predictions: the predicted masks that were asked for, uint8 `h w` by sample.
+        matrices: the confusion matrix of each image by sample, int64 `k k`, targets in rows.
+    """
+
+    metrics: dict[str, float]
+    predictions: dict[int, Tensor]
+    matrices: dict[int, NDArray[np.int64]]
+
+
+class Scorer:
+    """Runs models on whole images.
+
+    Args:
+        execution: precision and layout.
+        tta: none, hflip or flips: logits are averaged over mirrored views.
+        tile: height and width beyond which a canvas is run in overlapping tiles; None: always whole.
+        watch: wraps the iterator over the batches.
+    """
+
+    def __init__(
+        self,
+        execution: Execution = PLAIN,
+        tta: str = "none",
+        tile: Size | None = None,
+        watch: Watch = lambda items, *_: items,
+    ):
+        self.execution = execution
+        self.views = FLIPS[tta]
+        self.tile = tile
+        self.watch = watch
+
+    def logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Run the model on all views of an image `b c h w` and return their mean logits, `b k h w`."""
+        views = [self.execution.forward(model, image.flip(view)).flip(view) for view in self.views]
+        return views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
+
+    def iter_logits(self, model: nn.Module, batches: EvalBatches) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield each batch with its logits `b k h w` on the canvas. Gradients are the caller's to switch off."""
+        model.eval()
+        for batch in self.watch(batches, len(batches), "scoring"):
+            limit = self.tile or (batch.image.shape[2], batch.image.shape[3])
+            yield batch, self._tiled(model, batch.image, limit)
+
+    @torch.inference_mode()
+    def evaluate(
+        self, model: nn.Module, batches: EvalBatches, loss: Loss, names: Sequence[str], show: Sequence[int] = ()
+    ) -> Evaluation:
+        """Score each image on its mask's own pixel grid, whatever canvas the model saw.
+
+        Args:
+            names: of the classes.
+            show: samples whose predictions are kept.
+        """
+        matrices: dict[int, NDArray[np.int64]] = {}
+        predictions: dict[int, Tensor] = {}
+        total: Tensor | float = 0.0
+        for batch, logits in self.iter_logits(model, batches):
+            total += loss(logits, batch.mask).double() * len(batch.indices)
+            predicted = [
+                torch.cat([predict(part[None])[0] for _, part in own_grid(batch, logits, i)])
+                for i in range(len(batch.indices))
+            ]
+            matrices |= zip(batch.indices, confusion_matrices(predicted, batch.targets, len(names)), strict=True)
+            for index, prediction in zip(batch.indices, predicted, strict=True):
+                if index in show:
+                    predictions[index] = prediction.to(torch.uint8).cpu()
+        scores = metrics.scores(list(matrices.values()), names)
+        return Evaluation({"loss": float(total) / max(len(matrices), 1), **scores}, predictions, matrices)
+
+    def _tiled(self, model: nn.Module, image: Tensor, limit: Size) -> Tensor:
+        def forward(part: Tensor) -> Tensor:
+            return self.execution.forward(model, part)
+
+        views = [tiled(forward, image.flip(view), limit).flip(view) for view in self.views]
+        return views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
+
+
+def own_grid(batch: Batch, logits: Tensor, i: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits of one image of a batch on its mask's own pixel grid, from the top down: rows, `k rows w`."""
+    height, width = batch.targets[i].shape
+    return strips(logits[i].float(), batch.placements[i], (height, width))

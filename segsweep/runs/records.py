@@ -1,0 +1,287 @@
+"""What a run's journal holds, as types; one reader, which checks them, and one upgrade for what older versions wrote.
+
+On disk a record is one flat JSON object: metrics stand beside `kind`, `epoch` and `time`, so that any tool reads them.
+Numbers that are not finite are `null` there and None here. Standard library only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from segsweep import catalog
+from segsweep.config.checks import flat, read
+from segsweep.config.schema import RunConfig, keys
+from segsweep.config.settings import Settings
+from segsweep.errors import ConfigError
+
+VERSION = 2
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Status = Literal["complete", "stopped", "failed"]
+Failure = Literal["config", "data", "out_of_memory", "non_finite", "crash"]
+Metrics = Mapping[str, int | float | None]
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as the first version wrote them
+
+
+@dataclass(frozen=True)
+class ExecutionRecord:
+    """How a machine ran a training.
+
+    Attributes:
+        device: its name, as "cuda:0 (NVIDIA H200)".
+        threads: that a CPU computes on.
+        precision: fp32, bf16 or fp16.
+        channels_last: the memory layout of images and weights.
+        compiled: by torch.compile.
+        micro_batch: images of one forward pass.
+        rates: images/s of the ways that were tried, by name; empty where nothing was.
+        peak: FLOP/s of the fastest convolution there; 0 where it was not measured.
+    """
+
+    device: str
+    threads: int
+    precision: Precision
+    channels_last: bool
+    compiled: bool
+    micro_batch: int
+    rates: dict[str, float] = field(default_factory=dict)
+    peak: float = 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """A training begins, or goes on.
+
+    Attributes:
+        run: names it, over all resumptions.
+        time: seconds of the epoch.
+        asked: the configuration, as it was asked for.
+        settings: what was decided.
+        execution: how it is run here.
+        weights_source: where the encoder's pretrained weights came from: file, package, cache, hub or random.
+        parameters: of the model.
+        input_size: height and width that the encoder sees.
+        classes: names, by index.
+        data_digest: of the images and masks.
+        images: number of them, by split.
+        command: the words after `train.py`, quoted for a shell.
+        commit, dirty: of the checkout; None where there is none.
+        segsweep, torch, python: versions.
+        host, user: who ran it, where.
+        resumed_after: epochs that were done before.
+    """
+
+    run: str
+    time: float
+    asked: RunConfig
+    settings: Settings
+    execution: ExecutionRecord
+    weights_source: str
+    parameters: int
+    input_size: tuple[int, int]
+    classes: list[str]
+    data_digest: str
+    images: dict[str, int]
+    command: str = ""
+    commit: str | None = None
+    dirty: bool = False
+    segsweep: str = ""
+    torch: str = ""
+    python: str = ""
+    host: str = ""
+    user: str = ""
+    resumed_after: int = 0
+
+    def keys(self) -> dict[str, Any]:
+        """Return every key with its value: what is portable as it was decided, the rest as it was asked for."""
+        return dict(flat(asdict(self.asked))) | {
+            name: value for name, value in flat(self.settings.recorded()) if not name.startswith("normalization")
+        }
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """An epoch after its validation; `epoch` counts from 1."""
+
+    epoch: int
+    time: float
+    metrics: Metrics
+
+    @property
+    def iou(self) -> float | None:
+        """The validation IoU."""
+        return self.metrics.get("val/iou")
+
+
+@dataclass(frozen=True)
+class End:
+    """A training is over, for now.
+
+    Attributes:
+        status: complete, stopped (by a person or the system) or failed.
+        reason: for a person.
+        error: the kind of a failure; None for others.
+        metrics: of the best epoch, of the test split, and speed.
+    """
+
+    time: float
+    status: Status
+    reason: str
+    error: Failure | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+    @property
+    def tested(self) -> dict[str, float]:
+        """The scores of the test split; empty if it was not scored."""
+        return {name: v for name, v in self.metrics.items() if name.startswith("test/") and v is not None}
+
+
+Record = Start | EpochRecord | End
+
+
+@dataclass
+class Run:
+    """All that a journal says, oldest first."""
+
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def starts(self) -> list[Start]:
+        return [record for record in self.records if isinstance(record, Start)]
+
+    @property
+    def start(self) -> Start | None:
+        """The latest start."""
+        return next((record for record in reversed(self.records) if isinstance(record, Start)), None)
+
+    @property
+    def asked(self) -> RunConfig:
+        """The configuration of the latest start; ask of a run that has begun."""
+        assert self.start is not None
+        return self.start.asked
+
+    @property
+    def epochs(self) -> list[EpochRecord]:
+        return [record for record in self.records if isinstance(record, EpochRecord)]
+
+    @property
+    def end(self) -> End | None:
+        """The end, if nothing came after it."""
+        last = self.records[-1] if self.records else None
+        return last if isinstance(last, End) else None
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The first epoch with the best validation IoU; None where none has one."""
+        scored = [epoch for epoch in self.epochs if epoch.iou is not None]
+        return max(scored, key=lambda epoch: epoch.iou or 0.0, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Of training and validation so far."""
+        return (self.epochs[-1].metrics.get("perf/seconds") or 0.0) if self.epochs else 0.0
+
+    def steady_median(self, name: str) -> float | None:
+        """Return the median of a metric over the epochs after the first, which warms up; None where it is not known."""
+        values = [value for epoch in self.epochs if (value := epoch.metrics.get(name)) is not None]
+        return median(values[1:] or values) if values else None
+
+
+def encode(record: Record) -> dict[str, Any]:
+    """Return a record as the JSON object that `decode` reads."""
+    if isinstance(record, Start):
+        plain = {item.name: getattr(record, item.name) for item in fields(record)}
+        plain |= {
+            "asked": asdict(record.asked),
+            "settings": record.settings.recorded(),
+            "execution": asdict(record.execution),
+        }
+        return {"kind": "start", "version": VERSION, **plain}
+    if isinstance(record, EpochRecord):
+        return {"kind": "epoch", "epoch": record.epoch, "time": record.time, **record.metrics}
+    named = {"time": record.time, "status": record.status, "reason": record.reason, "error": record.error}
+    return {"kind": "end", **named, **record.metrics}
+
+
+def decode(plain: Any, where: Path) -> Record:
+    """Read a record.
+
+    Args:
+        plain: what `json.loads` made of its line.
+        where: the journal, for the error.
+
+    Raises:
+        ConfigError: it is not a record, or of a later version.
+    """
+    kind = plain.get("kind") if isinstance(plain, dict) else None
+    try:
+        if kind == "start":
+            return read(Start, upgrade(plain), kind)
+        if kind == "epoch":
+            return read(EpochRecord, _metrics_apart(plain, ("epoch", "time")), kind)
+        if kind == "end":
+            return read(End, _metrics_apart(plain, ("time", "status", "reason", "error")), kind)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: damaged, or not a journal: {error}") from error
+    raise ConfigError(f"{where}: damaged, or not a journal: a line is no start, epoch or end.")
+
+
+def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Bring a `start` that an older version wrote to the present form.
+
+    Raises:
+        ConfigError: it is of a later version, or not what that version wrote.
+    """
+    version = start.get("version", 1)
+    if not isinstance(version, int) or version > VERSION:
+        raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
+    return start if version == VERSION else _from_first(start)
+
+
+def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:
+    """The first version had one configuration, with `auto` replaced in places, and flat fields beside it."""
+    if not isinstance(config := start.get("config"), dict):
+        raise ConfigError("start: lacks config.")
+    known = {key.name for key in keys()}
+    asked: dict[str, Any] = {
+        section: {name: value for name, value in values.items() if f"{section}.{name}" in known}
+        for section, values in config.items()
+        if isinstance(values, dict)
+    }
+    # Where a run says nothing of it, the key did not exist, and images were repeated in debug=overfit alone.
+    data, train, optim = (asked.setdefault(name, {}) for name in ("data", "train", "optim"))
+    data.setdefault("repeats", 10 if data.get("overfit") else 1)
+    settings = {name: dict(value) for name, value in asked.items() if isinstance(value, dict) and name != "tracking"}
+    batch = start.get("micro_batch", 1)
+    if train.get("batch_size") == "auto":
+        settings["train"]["batch_size"] = batch * train.get("accumulate", 1)
+    if train.get("time_budget") is None and train.get("epochs") is None:
+        settings["train"]["epochs"] = start.get("epochs")
+    rates = catalog.rates(str(asked.get("encoder", {}).get("name")))
+    random = start.get("weights_source") == "random"
+    for name, value in (("lr", rates.lr), ("encoder_lr_scale", 1.0 if random else rates.encoder_lr_scale)):
+        if optim.get(name, "auto") == "auto":
+            settings["optim"][name] = value
+    if "decoder_width" in start:
+        settings.setdefault("decoder", {})["width"] = start["decoder_width"]
+    precision = start.get("precision_used", "float32")
+    named = {"threads": 1, "channels_last": True, "compiled": False, "micro_batch": 1, "device": "cpu", **start}
+    kept = {name: named[name] for name in ("device", "threads", "channels_last", "compiled", "micro_batch")}
+    execution = {
+        **kept,
+        "precision": PRECISIONS.get(precision, precision),
+        "rates": start.get("probed", {}),
+        "peak": start.get("convolution_peak", 0.0),
+    }
+    images = {part: start.get(f"data/{part}", 0) for part in ("train", "val", "test")}
+    size = list(start.get("input_size") or data.get("size", [256, 256]))
+    new = {"asked": asked, "settings": settings, "execution": execution, "images": images, "input_size": size}
+    return {**start, **new}
+
+
+def _metrics_apart(plain: Mapping[str, Any], named: Sequence[str]) -> dict[str, Any]:
+    metrics = {name: value for name, value in plain.items() if name not in ("kind", *named)}
+    return {name: plain[name] for name in named if name in plain} | {"metrics": metrics}

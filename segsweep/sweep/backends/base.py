@@ -1,0 +1,159 @@
+"""What runs a sweep's trainings: one protocol, so that a sweep does not know where its trials run.
+
+A backend for another place (a cluster, machines over SSH) is a module beside this one with a class that keeps these
+promises; `segsweep.sweep.backends.local` is the first. A training is known by its command and by its journal: nothing
+else passes between it and the sweep. Standard library only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NewType, Protocol
+
+from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
+from segsweep.paths import quoted
+from segsweep.runs.records import End, Failure, Record
+
+Id = NewType("Id", str)
+"""Names a job for the backend that gave it, for as long as the backend lives; it means nothing to anybody else."""
+
+OUTPUT = "out.log"  # of a job's folder: all that it printed
+KINDS: dict[int, Failure] = {
+    ConfigError.exit_code: "config",
+    DataError.exit_code: "data",
+    OutOfMemoryError.exit_code: "out_of_memory",
+    NonFiniteError.exit_code: "non_finite",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to run.
+
+    Attributes:
+        name: of its folder below the sweep's; one job of a name lives at a time.
+        module: whose `main(argv)` is called; it returns an exit code of `segsweep.errors`.
+        argv: its command, without the folder, which the backend adds where it runs. The only paths in it are those of
+            the data, as the user typed them.
+        resume: it goes on with what lies in the folder, and `argv` holds only what is new.
+    """
+
+    name: str
+    module: str
+    argv: tuple[str, ...] = ()
+    resume: bool = False
+
+    def command(self, folder: object) -> list[str]:
+        """Return the whole command, given the job's folder on the host that runs it."""
+        if self.resume:
+            return [f"resume={quoted(folder)}", *self.argv]
+        return [*self.argv, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """News of a job.
+
+    Attributes:
+        job: which.
+        records: of its journal that are new since the last report; in the first report of a submitted or adopted job
+            all of them, those of earlier jobs in the folder included.
+        ended: it runs no more; no report of it follows.
+        error: the kind of its failure, if it ended with one. None of a job that is complete, and of one that was
+            stopped or killed, or whose host is gone: it may go on.
+        words: the last line that a failed job printed.
+    """
+
+    job: Id
+    records: Sequence[Record] = field(default_factory=list)
+    ended: bool = False
+    error: Failure | None = None
+    words: str = ""
+
+
+class Backend(Protocol):
+    """Runs jobs, each in a folder of its own below the sweep's.
+
+    All calls come from one thread, and none but `poll`, `call` and `close` waits for a job. A job that fails is news
+    and no error of the backend: only `Report.error` tells. What the user can mend (no such GPU, no way to the host) is
+    a `ConfigError`; after any other exception the sweep calls `close` and ends. A backend retries nothing and judges
+    nothing: what a failure means is the scheduler's to say.
+
+    Jobs outlive a controller that is killed; the next controller adopts them by name.
+
+    Attributes:
+        keeps: whether a job's folder outlives its host. Where it does not, a job can only go on from what was fetched.
+        capacity: how many jobs run side by side.
+    """
+
+    keeps: bool
+    capacity: int
+
+    def free(self) -> int:
+        """Return how many jobs would begin at once if they were submitted now; never more than `capacity`."""
+
+    def submit(self, job: Job) -> Id:
+        """Begin a job, and return before it has done anything; call it only while `free()` is above 0.
+
+        A job of this name that lives already is adopted instead: never do two of them share a folder. A job that does
+        not resume finds no journal in its folder: what an earlier one left there is removed, but for its output and
+        the sweep's own notes.
+        """
+
+    def adopt(self, name: str) -> Id | None:
+        """Take over the job of this name that an earlier controller began; None if none lives. It takes a slot."""
+
+    def where(self, job: Id) -> str:
+        """Return where a living job runs, for a person, as "GPU 1"."""
+
+    def stop(self, job: Id) -> None:
+        """Ask a job to end, and return at once; again is no more than once.
+
+        It has a while to write its last checkpoint and is killed then. `poll` reports when it has ended.
+        """
+
+    def poll(self, seconds: float) -> list[Report]:
+        """Return news as soon as there are some; an empty list after so many seconds without.
+
+        Each record is reported once, in order, and lies in the journal below the sweep's folder when it is. Nothing is
+        reported of a job after its end, and nothing of jobs that were neither submitted nor adopted here.
+
+        Raises:
+            ConfigError: a journal is damaged.
+        """
+
+    def fetch(self, job: Id, files: Sequence[str]) -> None:
+        """Have files of a job that has ended below the sweep's folder, whole; those that it did not write are left out.
+
+        Args:
+            files: paths in its folder, as "val_matrices.npz".
+        """
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call `module:function` where jobs run, with torch at hand and nothing kept, and wait for what it returns.
+
+        Args:
+            arguments: what JSON can say; so is the result.
+
+        Raises:
+            ConfigError: the function raised it.
+            RuntimeError: it failed otherwise.
+        """
+
+    def close(self) -> None:
+        """Stop every job, wait until all have ended, and let go of what is held; `submit` takes it up again."""
+
+
+def failure(end: End | None, code: int | None) -> Failure | None:
+    """Return the kind of failure that a job ended with; None if it is complete, or was stopped or killed.
+
+    Args:
+        end: that its journal closes with.
+        code: its exit code; None where it is not known, since the job was killed.
+    """
+    if end and end.status == "complete":
+        return None
+    if end and end.status == "failed":
+        return end.error or KINDS.get(code or 0, "crash")
+    if code is None or code < 0 or code > 128:  # a signal
+        return None
+    return KINDS.get(code, "crash")

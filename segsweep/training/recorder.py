@@ -1,0 +1,395 @@
+"""What a training leaves: journal, checkpoints, pictures, its run in MLflow, the result."""
+
+import logging
+import platform
+import shlex
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import segsweep
+from segsweep import console, metrics
+from segsweep.config.schema import TrainConfig
+from segsweep.data.dataset import evenly_spaced
+from segsweep.engine import device as devices
+from segsweep.engine.scorer import Evaluation
+from segsweep.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    OutOfMemoryError,
+    Terminated,
+    first_line,
+)
+from segsweep.figures import pictures
+from segsweep.nn import checkpoint
+from segsweep.nn.checkpoint import BEST, LAST
+from segsweep.paths import atomically, nan_to_none, save_json
+from segsweep.runs import provenance
+from segsweep.runs.journal import Journal
+from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Failure, Run, Start, Status, decode, encode
+from segsweep.tracking import client
+from segsweep.tracking import run as tracking
+from segsweep.tracking.background import Background
+from segsweep.training.build import Training
+from segsweep.training.loop import Epoch
+
+log = logging.getLogger(__name__)
+
+SHOWN = 4  # validation images whose predictions are kept as pictures
+WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
+SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
+MATRICES, SUMMARY = "val_matrices.npz", "summary.json"
+
+KINDS: dict[type[BaseException], Failure] = {
+    OutOfMemoryError: "out_of_memory",
+    NonFiniteError: "non_finite",
+    DataError: "data",
+    ConfigError: "config",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        exit_code: of the command.
+        error: to be raised when all is written; None where there is nothing to say.
+    """
+
+    status: Status
+    reason: str
+    exit_code: int = 0
+    error: BaseException | None = None
+
+    @classmethod
+    def of(cls, error: BaseException, train: TrainConfig, size: Sequence[int]) -> "Outcome":
+        """Tell what an exception means for a training with these settings."""
+        if isinstance(error, KeyboardInterrupt):
+            return cls("stopped", "interrupted (Ctrl-C)", 130)
+        if isinstance(error, Terminated):
+            return cls("stopped", "terminated (SIGTERM)", 143)
+        told = as_user_error(error, train, size)
+        if told is None:
+            return cls("failed", f"{type(error).__name__}: {error}", error=error)
+        return cls("failed", str(told), told.exit_code, told)
+
+    @property
+    def failure(self) -> Failure | None:
+        """The kind of a failure."""
+        if self.status != "failed":
+            return None
+        return next((kind for error, kind in KINDS.items() if isinstance(self.error, error)), "crash")
+
+
+class Recorder:
+    """Writes what a training does into its folder, and has MLflow told of it.
+
+    The order of writing is what a kill at any moment leaves readable: `last.pt` carries the epoch's record and comes
+    first, its record in the journal comes last, and every file between them says which epoch it is of. `restore` makes
+    what is missing.
+
+    Args:
+        folder: of the run; this process holds its lock.
+        past: what the journal says already.
+    """
+
+    def __init__(self, training: Training, folder: Path, past: Run):
+        self.training, self.folder, self.run = training, folder, past
+        tracked = training.asked.tracking
+        self._journal = Journal(folder)
+        self._background = Background(tracked.timeout) if tracked.name == "mlflow" else None
+        self.shown = evenly_spaced(training.data.parts["val"], SHOWN)
+        self._unwritten: EpochRecord | None = None  # that last.pt has and the journal has not
+
+    def restore(self) -> None:
+        """Go on from `last.pt`, and make what a kill between two files has left out."""
+        training = self.training
+        state = checkpoint.load_state(self.folder / LAST, training.state.device)
+        training.state.load_state_dict(state)
+        progress = training.state.progress
+        if progress.epoch > len(self.run.epochs):  # killed between the checkpoint and its record
+            record = decode(nan_to_none(state["record"] | {"kind": "epoch"}), self.folder / LAST)
+            assert isinstance(record, EpochRecord)
+            self._unwritten = record
+        best = self.folder / BEST
+        if progress.best_epoch == progress.epoch != (checkpoint.describe(best).epoch if best.exists() else 0):
+            self._save_best()
+        if progress.best_epoch and _epoch_of(self.folder / MATRICES) != progress.best_epoch:
+            validation = self._evaluate(training.data.parts["val"], self.shown)
+            self._save_validation(progress.best_epoch, validation)
+
+    def start(self, argv: Sequence[str], hydra_files: Mapping[str, str]) -> None:
+        """Write the `start` record, and what a person may want to read beside it."""
+        training = self.training
+        for name, text in hydra_files.items():
+            path = self.folder / ".hydra" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        training.data.write_split(self.folder)
+        commit, dirty, diff = provenance.code()
+        if diff:
+            (self.folder / "code.diff").write_text(diff, encoding="utf-8")
+        model, tuned, first = training.model, training.tuned, self.run.starts[:1]
+        size = model.encoder.input_size or training.canvas.size
+        self._write(
+            Start(
+                run=first[0].run if first else uuid.uuid4().hex,
+                time=time.time(),
+                asked=training.asked,
+                settings=training.settings,
+                execution=ExecutionRecord(
+                    device=devices.describe(training.state.device),
+                    threads=torch.get_num_threads(),
+                    precision=devices.named(tuned.execution.precision),
+                    channels_last=tuned.execution.channels_last,
+                    compiled=tuned.execution.compile,
+                    micro_batch=tuned.batch_size,
+                    rates=tuned.rates,
+                    peak=tuned.peak,
+                ),
+                weights_source=training.weights_source,
+                parameters=sum(p.numel() for p in model.parameters()),
+                input_size=(size[0], size[1]),
+                classes=list(training.data.labels.names),
+                data_digest=training.data.store.digest,
+                images={part: len(training.data.parts.get(part, [])) for part in ("train", "val", "test")},
+                command=shlex.join(argv),
+                commit=commit,
+                dirty=dirty,
+                segsweep=segsweep.__version__,
+                torch=torch.__version__,
+                python=platform.python_version(),
+                host=platform.node(),
+                user=provenance.user(),
+                resumed_after=training.state.progress.epoch,
+            )
+        )
+        if self._unwritten:
+            self._write(self._unwritten)
+        self._ask()
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Write an epoch: checkpoints, then what belongs to the best one, then its record."""
+        speed = self._work(epoch.metrics["perf/images_per_s"])
+        record = EpochRecord(epoch.number, time.time(), {**epoch.metrics, **speed})
+        state = {**self.training.state.state_dict(), "record": encode(record)}
+        checkpoint.save_state(self.folder / LAST, state)
+        if epoch.is_best:
+            self._save_best()
+            self._save_validation(epoch.number, epoch.validation)
+        self._write(record)
+        console.epoch_line(epoch.number, self.training.settings.train.epochs, epoch.metrics, epoch.is_best)
+        self._ask()
+
+    def finish(self) -> dict[str, float]:
+        """Score the test split, if that is wanted, and draw the figures; return the scores by name."""
+        tested = {}
+        if "test" in self.training.data.parts and self.training.settings.train.test:
+            found = self._evaluate(self.training.data.parts["test"])
+            tested = {f"test/{name}": value for name, value in found.metrics.items()}
+        if (self.folder / MATRICES).exists():
+            try:
+                self._illustrate()
+            except Exception as error:  # a training is not lost over a picture
+                log.warning("figures/ was not drawn: %s", first_line(error))
+        return tested
+
+    def end(self, outcome: Outcome, tested: Mapping[str, float | None]) -> None:
+        """Write the `end` record and the result, print it to stdout, and wait for MLflow within bounds."""
+        scores = {**self._best_metrics(), **tested}
+        self._write(End(time.time(), outcome.status, outcome.reason, outcome.failure, scores))
+        self.summarize()
+
+    def summarize(self) -> None:
+        """Write `summary.json` from the journal, print it, and close MLflow."""
+        summary, end = self._save_summary(), self.run.end
+        print(console.result(self.folder, summary, end.reason if end else ""), flush=True)
+        if self._background:
+            self._ask()
+            problem = self._background.close()
+            self._save_summary()  # again, for the run's id
+            shown_by = client.show_command(self.folder, self.training.asked.tracking.uri)
+            print(console.tracked(self.folder, shown_by, problem), flush=True)
+
+    def close(self) -> None:
+        """Let go of the journal and of MLflow, whatever happened."""
+        self._journal.close()
+        if self._background:
+            self._background.close()
+
+    def _write(self, record: Start | EpochRecord | End) -> None:
+        self.run.records.append(self._journal.write(record))
+
+    def _ask(self) -> None:
+        """Have MLflow told, some time soon."""
+        if self._background:
+            self._background.ask(self.folder, partial(tracking.sync, self.folder, self.training.asked.tracking.uri))
+
+    def _work(self, images_per_s: float) -> dict[str, float]:
+        """TFLOP/s that the training reaches, and its share of what the machine's fastest convolution does."""
+        done = 3 * 2 * self.training.model.macs(self.training.canvas.size) * images_per_s
+        peak = self.training.tuned.peak  # one that is beaten was measured beside other work: it says nothing
+        share = {"perf/peak_share": done / peak} if peak > done else {}
+        return {"perf/tflops": done / 1e12, **share}
+
+    def _save_best(self) -> None:
+        training, progress = self.training, self.training.state.progress
+        data = training.settings.data
+        checkpoint.save_model(
+            self.folder / BEST,
+            training.kept,
+            classes=training.data.labels.names,
+            size=data.size,
+            resize=data.resize,
+            epoch=progress.best_epoch,
+            val_iou=progress.best_iou,
+            range=training.data.store.range,
+            dtype=str(training.data.store.dtype),
+            normalize=data.normalize,
+        )
+
+    def _save_validation(self, epoch: int, validation: Evaluation) -> None:
+        """Keep each validation image's confusion matrix, so that runs can be compared image by image, and pictures.
+
+        `keys`, as in split.csv, `matrices`, int64 `n k k`, targets in rows, and the `epoch` that they are of. They come
+        last: where they are, the pictures are.
+        """
+        samples = self.training.data.samples
+        for index, prediction in validation.predictions.items():
+            key = samples[index].key.replace("/", "_")
+            path = self.folder / "predictions" / key / f"{epoch:04d}.png"
+            self._compare({index: prediction}, path, columns=2)  # MLflow shows pictures in squares
+        keys = np.array([samples[index].key for index in validation.matrices])
+        matrices = np.stack(list(validation.matrices.values()))
+
+        def write(target: Path) -> None:
+            with target.open("wb") as file:
+                np.savez_compressed(file, keys=keys, matrices=matrices, epoch=epoch)
+
+        atomically(self.folder / MATRICES, write)
+
+    def _compare(self, predictions: Mapping[int, torch.Tensor], path: Path, columns: int = 4) -> None:
+        """Draw truth and predictions of some samples as one picture."""
+        data = self.training.data
+        rows = [
+            pictures.Compared(
+                data.samples[index].key,
+                data.store.image(index).cpu().numpy(),
+                data.labels.table[data.store.mask(index).cpu().numpy()],
+                prediction.numpy(),
+            )
+            for index, prediction in predictions.items()
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = pictures.comparison(rows, data.labels.names, *data.store.range, columns)
+        atomically(path, lambda target: picture.save(target, "PNG"))  # half a picture would stop what is sent to MLflow
+
+    def _illustrate(self) -> None:
+        """Draw what the kept model gets wrong, and how the training went."""
+        from segsweep.figures import curves  # matplotlib: a second
+
+        data = self.training.data
+        with np.load(self.folder / MATRICES, allow_pickle=False) as kept:
+            keys, matrices = kept["keys"], kept["matrices"]
+        of_key = {data.samples[index].key: index for index in data.parts["val"]}
+        scores = np.nan_to_num(metrics.image_iou(matrices), nan=np.inf)  # nothing there, nothing said: all is well
+        worst = [of_key[str(keys[i])] for i in scores.argsort(kind="stable")[:WORST] if scores[i] < np.inf]
+        if worst:
+            found = self._evaluate(worst, worst).predictions
+            self._compare({index: found[index] for index in worst}, self.folder / "figures" / "worst.png")
+        best = self.run.best
+        curves.training(
+            self.folder / "figures" / "training.png",
+            [_plain(epoch) for epoch in self.run.epochs],
+            _plain(best) if best else None,
+            matrices.sum(0),
+            data.labels.names,
+        )
+
+    def _evaluate(self, indices: Sequence[int], show: Sequence[int] = ()) -> Evaluation:
+        """Score the kept model, as it was at its best, on some samples."""
+        training = self.training
+        model = checkpoint.load_model(self.folder / BEST, training.state.device)
+        training.tuned.execution.prepare(model)
+        batches, names = training.eval_batches(indices), training.data.labels.names
+        return training.scorer().evaluate(model, batches, training.loss, names, show)
+
+    def _best_metrics(self) -> dict[str, float | None]:
+        """The best epoch's validation, and the run's speed and memory; of the recorded epochs, whatever came after."""
+        best, epochs = self.run.best, self.run.epochs
+        if best is None:
+            return {}
+        return {
+            **{name: value for name, value in best.metrics.items() if name.startswith("val/")},
+            "best/epoch": best.epoch,
+            "best/val_iou": best.iou,
+            "epochs": len(epochs),
+            **{name: self.run.steady_median(name) for name in SPEED if name in epochs[0].metrics},
+            "perf/peak_memory_gb": max(epoch.metrics.get("perf/peak_memory_gb") or 0.0 for epoch in epochs),
+        }
+
+    def _save_summary(self) -> dict[str, Any]:
+        """Write the result as one flat file, and return it."""
+        start, end, tracked = self.run.start, self.run.end, self.training.asked.tracking
+        assert start is not None
+        assert end is not None
+        fixed = self.training.model.encoder.input_size
+        summary = {
+            **end.metrics,
+            "status": end.status,
+            "seconds": self.run.seconds,
+            "run_id": tracking.run_id(self.folder, tracked.uri) if self._background else None,
+            "weights_source": start.weights_source,
+            "encoder": start.settings.encoder.name,
+            "input_size": fixed,
+            "parameters": start.parameters,
+            "precision": start.execution.precision,
+            "channels_last": start.execution.channels_last,
+            "micro_batch": start.execution.micro_batch,
+            "data": start.settings.data.name,
+            "classes": start.classes,
+            "images": {part: number for part, number in start.images.items() if number},
+            "repeats": start.settings.data.repeats,
+        }
+        save_json(self.folder / SUMMARY, summary)
+        return summary
+
+
+def as_user_error(error: BaseException, train: TrainConfig, size: Sequence[int]) -> ConfigError | None:
+    """Return the error as one that the user can mend, or None."""
+    if isinstance(error, ConfigError):
+        return error
+    if not devices.out_of_memory(error):
+        return None
+    finer = train.accumulate * 2
+    advice = (
+        f"Try train.accumulate={finer}: smaller micro-batches."
+        if train.batch_size != "auto" and train.batch_size % finer == 0
+        else "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
+    )
+    return OutOfMemoryError(
+        f"out of memory with train.batch_size={train.batch_size} train.accumulate={train.accumulate} "
+        f"data.size={list(size)}. {advice}"
+    )
+
+
+def _epoch_of(path: Path) -> int:
+    """The epoch that the confusion matrices are of; 0 where there are none, or older ones that do not say it."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return int(kept["epoch"])
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def _plain(epoch: EpochRecord) -> dict[str, Any]:
+    return {"epoch": epoch.epoch, **epoch.metrics}

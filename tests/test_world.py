@@ -1,0 +1,143 @@
+"""Two members in two threads: what must be one decision is one."""
+
+import math
+import threading
+from dataclasses import replace
+from queue import Queue
+
+import pytest
+import torch
+from torch import nn
+
+from segsweep.config.schema import OptimConfig, TrainConfig
+from segsweep.engine import losses
+from segsweep.engine.execution import PLAIN
+from segsweep.engine.scorer import Evaluation
+from segsweep.engine.step import TrainStep
+from segsweep.errors import NonFiniteError
+from segsweep.training import loop, optim
+from segsweep.training.loop import fit
+from segsweep.training.state import TrainState
+from segsweep.world import SINGLE, World
+
+
+class Member(World):
+    """One of two threads; a call ends when both have made it."""
+
+    size = 2
+
+    def __init__(self, rank, barrier, table):
+        self.rank, self._barrier, self._table = rank, barrier, table
+
+    def _all(self, value):
+        self._table[self.rank] = value
+        self._barrier.wait(20)
+        found = list(self._table)
+        self._barrier.wait(20)
+        return found
+
+    def agreed(self, value):
+        return self._all(value)[0]
+
+    def any(self, flag):
+        return any(self._all(flag))
+
+    def summed(self, tensor):
+        return sum(self._all(tensor))
+
+
+def together(work):
+    """What `work(member)` gives, or raises, in each of two threads."""
+    barrier, table, found = threading.Barrier(2), [None, None], Queue()
+
+    def run(rank):
+        try:
+            found.put((rank, work(Member(rank, barrier, table))))
+        except Exception as error:
+            found.put((rank, error))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [result for _, result in sorted((found.get_nowait() for _ in threads), key=lambda pair: pair[0])]
+
+
+class Steps:
+    """A training split of one pixel an image; a member's own."""
+
+    def __init__(self, value=1.0):
+        self.value = value
+
+    def __len__(self):
+        return 3
+
+    def epoch(self, number):
+        for _ in range(3):
+            image = torch.full((1, 1, 1, 1), self.value)
+            yield iter([Batch(image)])
+
+
+class Batch:
+    def __init__(self, image):
+        self.image, self.mask, self.indices = image, torch.ones(1, 1, 1, dtype=torch.int64), (0,)
+
+
+def training(member, train, value=1.0, score=lambda: 0.5):
+    model = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(model.weight, 1.0)
+    nn.init.constant_(model.bias, 0.0)
+    state = TrainState(model, optim.build("sgd", model, lr=0.1), torch.amp.GradScaler("cpu", enabled=False))
+    step = TrainStep(PLAIN, losses.build({"ce": 1.0}))
+
+    def validate(_):
+        return Evaluation({"iou": score(), "loss": 0.0}, {}, {})
+
+    return list(fit(state, step, Steps(value), validate, train, OptimConfig(warmup=0.0), world=member))
+
+
+def test_one_process_agrees_with_itself():
+    tensor = torch.ones(2)
+    assert SINGLE.agreed({"a": 1}) == {"a": 1}
+    assert SINGLE.any(True)
+    assert not SINGLE.any(False)
+    assert SINGLE.summed(tensor) is tensor
+
+
+def test_two_members_agree():
+    assert together(lambda member: member.agreed(member.rank + 7)) == [7, 7]
+    assert together(lambda member: member.any(member.rank == 1)) == [True, True]
+    assert together(lambda member: float(member.summed(torch.tensor(member.rank + 1.0)))) == [3.0, 3.0]
+
+
+def test_the_budget_goes_by_one_clock(monkeypatch):
+    """The second member's clock runs ten times as fast: by its own it would stop epochs before the first."""
+    now = threading.local()
+
+    def tick():
+        now.time = getattr(now, "time", 0.0) + (0.1 if threading.current_thread().name.endswith("a") else 1.0)
+        return now.time
+
+    def work(member):
+        threading.current_thread().name = f"member-{'ab'[member.rank]}"
+        return training(member, TrainConfig(time_budget=8.0, batch_size=1))
+
+    monkeypatch.setattr(loop.time, "perf_counter", tick)
+    first, second = together(work)
+    assert len(first) == len(second) > 1
+    assert [epoch.metrics["lr"] for epoch in first] == [epoch.metrics["lr"] for epoch in second]
+    assert first[-1].metrics["perf/seconds"] == second[-1].metrics["perf/seconds"]
+
+
+def test_the_loss_is_the_mean_of_all(monkeypatch):
+    train = TrainConfig(epochs=1, batch_size=1)
+    alone = [training(SINGLE, train, value)[0].metrics["train/loss"] for value in (1.0, 3.0)]
+    found = together(lambda member: training(member, train, (1.0, 3.0)[member.rank])[0].metrics["train/loss"])
+    assert found == [pytest.approx(sum(alone) / 2)] * 2
+
+
+def test_a_nan_in_one_ends_all():
+    train = replace(TrainConfig(epochs=2, batch_size=1))
+    found = together(lambda member: training(member, train, (1.0, math.nan)[member.rank]))
+    assert [type(error) for error in found] == [NonFiniteError, NonFiniteError]
