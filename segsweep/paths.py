@@ -74,7 +74,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def made(target: Path, marker: str, write: Callable[[Path], None]) -> Path:
+def build_once(target: Path, marker: str, write: Callable[[Path], None]) -> Path:
     """Have `write` make the folder `target` unless it holds `marker`. Safe for many processes at once.
 
     It is written beside its place and moved there when whole: a killed writer leaves nothing that looks finished.

@@ -89,9 +89,9 @@ KINDS = {
 
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_kinds_are_what_is_measured(name, kind):
-    from segsweep.nn.encoder import probe
+    from segsweep.nn.encoder import encoder_traits
 
-    assert probe(name).kind == kind
+    assert encoder_traits(name).kind == kind
     if timm.__version__ == LISTED:
         assert catalog.rates(name) == catalog.RATES[kind]
 

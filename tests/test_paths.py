@@ -58,10 +58,10 @@ def test_a_folder_whose_writer_raises_is_made_by_the_next(tmp_path):
         (folder / "manifest.json").touch()
 
     with pytest.raises(OSError, match="disk full"):
-        paths.made(target, "manifest.json", half)
+        paths.build_once(target, "manifest.json", half)
     assert not target.exists()
-    assert paths.made(target, "manifest.json", whole) == target
-    assert paths.made(target, "manifest.json", half) == target  # it is there: nobody writes
+    assert paths.build_once(target, "manifest.json", whole) == target
+    assert paths.build_once(target, "manifest.json", half) == target  # it is there: nobody writes
     assert [p.name for p in target.iterdir()] == ["manifest.json"]
 
 

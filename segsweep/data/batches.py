@@ -52,7 +52,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class HostBatch:
     """What the host makes of a micro-batch; targets: whole masks, for evaluation."""
 
     indices: tuple[int, ...]
@@ -93,20 +93,20 @@ class Pixels:
         workers = self.workers or min(THREADS, os.cpu_count() or 1)
         return prefetch(jobs, workers, workers)
 
-    def cut(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> _Prepared:
+    def cut(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> HostBatch:
         """Do the host's half: cut one window for each sample."""
         read = [self.store.pair(i) for i in indices]
         windows = stack([cut(*pair, p) for pair, p in zip(read, placements, strict=True)], self.store.channels)
         if self.device.type == "cuda" and not self.store.on_device:
             windows = windows.pinned()
-        return _Prepared(tuple(indices), tuple(placements), windows, tuple(mask for _, mask in read) if whole else ())
+        return HostBatch(tuple(indices), tuple(placements), windows, tuple(mask for _, mask in read) if whole else ())
 
-    def warped(self, prepared: _Prepared) -> Batch:
+    def warped(self, host_batch: HostBatch) -> Batch:
         """Do the device's half: warp and label. All canvases have one size."""
-        image, values, inside = warp(prepared.windows, prepared.placements[0].canvas, self.device)
+        image, values, inside = warp(host_batch.windows, host_batch.placements[0].canvas, self.device)
         mask = torch.where(inside, self._classes(values), VOID)
-        targets = tuple(self._classes(target.to(self.device, non_blocking=True)) for target in prepared.targets)
-        return Batch(image, mask, prepared.indices, prepared.placements, targets)
+        targets = tuple(self._classes(target.to(self.device, non_blocking=True)) for target in host_batch.targets)
+        return Batch(image, mask, host_batch.indices, host_batch.placements, targets)
 
     def _classes(self, values: Tensor) -> Tensor:
         return self._table.index_select(0, values.flatten().int()).view(values.shape)
@@ -165,13 +165,13 @@ class TrainBatches:
         passes = math.ceil(len(self) * n / len(self.indices))
         order = np.concatenate([self._shuffled(rng) for _ in range(passes)])
         jobs = (
-            partial(self._prepared, number, step, part, order[step * n : (step + 1) * n])
+            partial(self._host_batch, number, step, part, order[step * n : (step + 1) * n])
             for step in range(len(self))
             for part in range(self.sampling.accumulate)
         )
-        with closing(self.pixels.prefetched(jobs)) as prepared:
+        with closing(self.pixels.prefetched(jobs)) as host_batches:
             for _ in range(len(self)):
-                yield (self._augmented(*next(prepared)) for _ in range(self.sampling.accumulate))
+                yield (self._augmented(*next(host_batches)) for _ in range(self.sampling.accumulate))
 
     def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
         """As many samples as there are, in random order; by rarity with systematic resampling."""
@@ -183,7 +183,7 @@ class TrainBatches:
         chosen = np.searchsorted(np.cumsum(shares), (np.arange(n) + rng.random()) / n).clip(max=n - 1)
         return rng.permutation(indices[chosen])
 
-    def _prepared(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[_Prepared, augment.Draws, int]:
+    def _host_batch(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[HostBatch, augment.Draws, int]:
         """Cut one micro-batch's windows; also its draws and the seed of its noise."""
         seed, accumulate, size = self.sampling.seed, self.sampling.accumulate, self.canvas.size
         group = self.world.rank * accumulate + part
@@ -218,8 +218,8 @@ class TrainBatches:
         first = np.clip(np.ceil((x, y) - window * space), 0, room)
         return np.asarray((first + 0.5) / (room + 1))
 
-    def _augmented(self, prepared: _Prepared, draws: augment.Draws, noise_seed: int) -> Batch:
-        batch = self.pixels.warped(prepared)
+    def _augmented(self, host_batch: HostBatch, draws: augment.Draws, noise_seed: int) -> Batch:
+        batch = self.pixels.warped(host_batch)
         low, high = self.pixels.store.range
         image = augment.recolor(batch.image, draws, low, high)
         image = augment.blurred(image, draws.blur, self.augmentation.blur)
@@ -247,12 +247,12 @@ class EvalBatches:
         return len(self._plan())
 
     def __iter__(self) -> Iterator[Batch]:
-        jobs = (partial(self._prepared, canvas, chosen) for canvas, chosen in self._plan())
-        with closing(self.pixels.prefetched(jobs)) as prepared:
-            for part in prepared:
+        jobs = (partial(self._host_batch, canvas, chosen) for canvas, chosen in self._plan())
+        with closing(self.pixels.prefetched(jobs)) as host_batches:
+            for part in host_batches:
                 yield self.pixels.warped(part)
 
-    def _prepared(self, canvas: Canvas, chosen: Sequence[int]) -> _Prepared:
+    def _host_batch(self, canvas: Canvas, chosen: Sequence[int]) -> HostBatch:
         return self.pixels.cut(chosen, [canvas.place(self.pixels.size(i)) for i in chosen], whole=True)
 
     def _plan(self) -> list[tuple[Canvas, list[int]]]:

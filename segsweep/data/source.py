@@ -43,7 +43,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Found:
+class Pairs:
     """What a source holds: the pairs, and what is wrong with the rest, a line each."""
 
     samples: list[Sample]
@@ -56,7 +56,7 @@ class Source(Protocol):
     CLASSES: Mapping[str, int]  # mask values by class name, where the source knows them; a module may lack it
 
     @staticmethod
-    def find(data: DataConfig) -> Found:
+    def find(data: DataConfig) -> Pairs:
         """Find the pairs.
 
         Raises:
@@ -100,7 +100,7 @@ def files_by_key(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Found:
+def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Pairs:
     """Pair the images and masks below two folders by stem; masks have `suffix` beyond it.
 
     Raises:
@@ -117,10 +117,10 @@ def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Found:
     for files in (of_image, of_mask):
         problems += [f"{paths[0]}: same stem as {paths[1].name}" for paths in files.values() if len(paths) > 1]
     samples = [Sample(key, of_image[key][0], of_mask[key][0], split) for key in of_image if key in of_mask]
-    return Found(samples, problems)
+    return Pairs(samples, problems)
 
 
-def listed(table: Path, root: str | None) -> Found:
+def listed(table: Path, root: str | None) -> Pairs:
     """Read pairs from a CSV with the columns image and mask, and optionally split, group and fold.
 
     Raises:
@@ -167,13 +167,13 @@ def listed(table: Path, root: str | None) -> Found:
         f"{table}: {name} is given in {n} rows only" for name, n in given.items() if n not in (0, len(samples))
     ]
     problems += [f"{table}: {key} is listed {n} times" for key, n in Counter(s.key for s in samples).items() if n > 1]
-    return Found(samples, problems)
+    return Pairs(samples, problems)
 
 
-def existing(samples: list[Sample]) -> Found:
+def existing(samples: list[Sample]) -> Pairs:
     """Keep the samples whose files are there; the others are problems."""
     problems = [f"{path}: no such file" for s in samples for path in (s.image, s.mask) if not path.is_file()]
-    return Found([s for s in samples if s.image.is_file() and s.mask.is_file()], problems)
+    return Pairs([s for s in samples if s.image.is_file() and s.mask.is_file()], problems)
 
 
 class Unusable(DataError):

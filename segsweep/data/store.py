@@ -28,7 +28,7 @@ from segsweep.data.images import Value
 from segsweep.data.prefetch import prefetch
 from segsweep.data.source import Sample, Unusable, refuse
 from segsweep.errors import DataError
-from segsweep.paths import cache, made
+from segsweep.paths import build_once, cache
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -214,10 +214,10 @@ def open_store(
             raise Unusable(result)
         return result
 
-    folder = made(target, "manifest.json", write)
+    folder = build_once(target, "manifest.json", write)
     if keep and not _whole(folder):
         shutil.rmtree(folder)
-        folder = made(target, "manifest.json", write)
+        folder = build_once(target, "manifest.json", write)
     return Store(folder, None if keep else again)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
-from segsweep.paths import cache, made
+from segsweep.paths import build_once, cache
 from segsweep.runs.records import Precision
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _survives(kind: torch.dtype) -> bool:
             )
 
     try:
-        folder = made(cache() / f"{name}-{machine()}", "answer.json", write)
+        folder = build_once(cache() / f"{name}-{machine()}", "answer.json", write)
     except RuntimeError as error:
         log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
         return False
@@ -177,37 +177,37 @@ def _quota() -> int:
         return 1 << 16
 
 
-def synchronize(where: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was given; a CPU always has."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def convolution_peak(where: torch.device, kind: torch.dtype) -> float:
+def convolution_peak(device: torch.device, kind: torch.dtype) -> float:
     """FLOP/s of the fastest convolution, forward and backward, in this precision; measured once per machine.
 
     A convolution of 3x3 on a map that fits the caches does little but multiply: no network can be faster.
     """
-    name = f"{describe(where)}-{kind}-{torch.get_num_threads() if where.type == 'cpu' else ''}-{machine()}"
+    name = f"{describe(device)}-{kind}-{torch.get_num_threads() if device.type == 'cpu' else ''}-{machine()}"
 
     def write(folder: Path) -> None:
-        (folder / "answer.json").write_text(json.dumps({"flops": measured_peak(where, kind), "measured": name}))
+        (folder / "answer.json").write_text(json.dumps({"flops": measured_peak(device, kind), "measured": name}))
 
-    folder = made(cache() / f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}", "answer.json", write)
+    folder = build_once(cache() / f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}", "answer.json", write)
     return float(json.loads((folder / "answer.json").read_text())["flops"])
 
 
-def measured_peak(where: torch.device, kind: torch.dtype) -> float:
+def measured_peak(device: torch.device, kind: torch.dtype) -> float:
     """The same, measured now."""
-    return max(_convolution(where, kind, channels, side) for channels, side in PEAK_SHAPES[where.type == "cuda"])
+    return max(_convolution(device, kind, channels, side) for channels, side in PEAK_SHAPES[device.type == "cuda"])
 
 
-def _convolution(where: torch.device, kind: torch.dtype, channels: int, side: int) -> float:
-    batch = PEAK_BATCH[where.type == "cuda"]
+def _convolution(device: torch.device, kind: torch.dtype, channels: int, side: int) -> float:
+    batch = PEAK_BATCH[device.type == "cuda"]
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    layer = layer.to(where, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = layer.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = (
-        torch.randn(batch, channels, side, side, device=where).to(kind).contiguous(memory_format=torch.channels_last)
+        torch.randn(batch, channels, side, side, device=device).to(kind).contiguous(memory_format=torch.channels_last)
     )
     image.requires_grad_()
     shortest = math.inf
@@ -215,7 +215,7 @@ def _convolution(where: torch.device, kind: torch.dtype, channels: int, side: in
         started = time.perf_counter()
         result = layer(image)
         result.backward(result)
-        synchronize(where)
+        synchronize(device)
         shortest = min(shortest, time.perf_counter() - started)
     return 3 * 2 * 9 * batch * (channels * side) ** 2 / shortest
 

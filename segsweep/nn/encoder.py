@@ -36,7 +36,7 @@ logging.getLogger("timm").setLevel(logging.ERROR)  # what it warns of here, we c
 
 
 @dataclass(frozen=True)
-class Probe:
+class EncoderTraits:
     """What was measured of an architecture.
 
     Attributes:
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.freeze_norm = False
-        measured = probe(name)
+        measured = encoder_traits(name)
         self.name = name
         self.maps = measured.maps
         self.macs = measured.macs
@@ -183,7 +183,7 @@ def _plain(name: str) -> str:
 
 
 @cache
-def probe(name: str) -> Probe:
+def encoder_traits(name: str) -> EncoderTraits:
     """Measure how timm's model `name` is to be run; a fraction of a second on the `meta` device.
 
     Raises:
@@ -220,11 +220,11 @@ def decoder_width(name: str, width: str | Sequence[int] = "auto") -> list[int]:
     Raises:
         ConfigError: no such model, or another number of widths than there are stages.
     """
-    measured = probe(name)
+    measured = encoder_traits(name)
     return [stage.width for stage in plan(measured.maps, width, measured.macs).stages]
 
 
-def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], device: str) -> Probe:
+def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], device: str) -> EncoderTraits:
     with torch.device(device):
         model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
     model.requires_grad_(False)  # torch's counter stumbles over parameters that are passed on as they are
@@ -236,7 +236,7 @@ def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], devi
     by_stride = {stride: i for i, stride in enumerate(found)}  # of equal strides the last, deepest
     strides = sorted(by_stride)
     step = math.ceil(strides[-1])
-    measured = Probe(
+    measured = EncoderTraits(
         switches=tuple(switches.items()),
         native=native,
         fixed=False,
@@ -307,7 +307,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _runs(model: nn.Module, size: tuple[int, int], measured: Probe) -> bool:
+def _runs(model: nn.Module, size: tuple[int, int], measured: EncoderTraits) -> bool:
     """Whether the model takes this size and its maps have the strides it showed at its native one."""
     row = 1 if measured.channels_last else 2
     try:

@@ -6,7 +6,7 @@ Every architecture is built and run on the `meta` device to find its kind: some 
 import timm
 from timm.models import list_models, list_pretrained
 
-from segsweep.nn.encoder import probe
+from segsweep.nn.encoder import encoder_traits
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
             tags[architecture].append(tag)
     print(f"# timm {timm.__version__}")
     for name in sorted(tags):
-        print(" ".join([name, probe(name).kind, *sorted(tags[name])]), flush=True)
+        print(" ".join([name, encoder_traits(name).kind, *sorted(tags[name])]), flush=True)
 
 
 if __name__ == "__main__":

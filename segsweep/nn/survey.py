@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segsweep.nn.encoder import probe
+from segsweep.nn.encoder import encoder_traits
 from segsweep.nn.unet import UNet
 
 REFERENCE = (256, 256)
@@ -44,7 +44,7 @@ def survey(name: str, sizes: Sequence[tuple[int, int]] = ()) -> Survey:
         ConfigError: no such model.
         RuntimeError: the logits have another size than the image.
     """
-    measured = probe(name)
+    measured = encoder_traits(name)
     with torch.device(measured.device):
         model = UNet(name).eval().requires_grad_(False)
         counter = FlopCounterMode(display=False)

@@ -17,7 +17,7 @@ from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution, unchanged
 from segsweep.errors import OutOfMemoryError
-from segsweep.paths import cache, made
+from segsweep.paths import build_once, cache
 from segsweep.runs.records import Precision
 from segsweep.world import SINGLE, World
 
@@ -144,7 +144,7 @@ def _kept_answer(
         }
         (folder / "answer.json").write_text(json.dumps(kept))
 
-    folder = made(cache() / "tuned" / name, "answer.json", write)
+    folder = build_once(cache() / "tuned" / name, "answer.json", write)
     answer: Answer = json.loads((folder / "answer.json").read_text())
     return answer
 

@@ -24,7 +24,7 @@ from segsweep.engine.scorer import Scorer
 from segsweep.engine.step import TrainStep
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet, weights
-from segsweep.nn.encoder import decoder_width, probe
+from segsweep.nn.encoder import decoder_width, encoder_traits
 from segsweep.nn.tiles import limit
 from segsweep.runs.records import Start
 from segsweep.training import normalization, optim
@@ -124,7 +124,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
     torch.backends.cudnn.benchmark = not train.deterministic
     torch.use_deterministic_algorithms(train.deterministic)
-    probe(encoder.name)
+    encoder_traits(encoder.name)
     devices.precision(train.precision, device)  # refused here if it is not there
     found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
     data = load(asked.data, train.workers)
@@ -167,19 +167,19 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     if momentum == "scaled":
         share = min(1.0, tuned.batch_size / USUAL_BATCH)
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
-    steps = settings.optim
-    layers = model.encoder.layers() if steps.layer_decay != 1 else {}
+    optim_config = settings.optim
+    layers = model.encoder.layers() if optim_config.layer_decay != 1 else {}
     state = TrainState(
         model,
         optim.build(
-            steps.name,
+            optim_config.name,
             model,
-            lr=steps.lr,
-            encoder_lr_scale=steps.encoder_lr_scale,
-            layer_decay=steps.layer_decay,
+            lr=optim_config.lr,
+            encoder_lr_scale=optim_config.encoder_lr_scale,
+            layer_decay=optim_config.layer_decay,
             layers={f"encoder.{name}": layer for name, layer in layers.items()},
-            weight_decay=steps.weight_decay,
-            momentum=steps.momentum,
+            weight_decay=optim_config.weight_decay,
+            momentum=optim_config.momentum,
         ),
         torch.amp.GradScaler(device.type, enabled=tuned.execution.precision == torch.float16),
         optim.Average(model, settings.train.ema) if settings.train.ema else None,
@@ -200,7 +200,7 @@ def load(data: DataConfig, workers: int | None = None) -> Dataset:
 def _facts(wanted: Settings, data: Dataset, pretrained: bool) -> Facts:
     training = [data.store.rows[index] for index in data.parts["train"]]
     return Facts(
-        kind=probe(wanted.encoder.name).kind,
+        kind=encoder_traits(wanted.encoder.name).kind,
         pretrained=pretrained,
         width=decoder_width(wanted.encoder.name, wanted.decoder.width),
         sizes=[(row.height, row.width) for row in training],

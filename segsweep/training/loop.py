@@ -46,7 +46,7 @@ def fit(
     batches: TrainBatches,
     validate: Callable[[nn.Module], Evaluation],
     train: TrainConfig,
-    steps: OptimConfig,
+    optim_config: OptimConfig,
     *,
     watch: Watch = lambda items, *_: items,
     world: World = SINGLE,
@@ -67,7 +67,7 @@ def fit(
         NonFiniteError: the loss became NaN or infinite.
     """
     progress, device = state.progress, state.device
-    schedule = optim.schedule(steps.schedule, steps.warmup)
+    schedule = optim.schedule(optim_config.schedule, optim_config.warmup)
     total_steps = train.epochs * len(batches) if train.epochs else None
     for model in {state.model, state.scored}:
         step.execution.prepare(model)
@@ -78,8 +78,8 @@ def fit(
         # The last validation has to fit into the budget, too.
         reserve = _validation_time(progress)
         budget = max(train.time_budget - reserve, 1e-3) if train.time_budget else None
-        if steps.freeze_epochs:
-            optim.freeze(state.optimizer, number <= steps.freeze_epochs)
+        if optim_config.freeze_epochs:
+            optim.freeze(state.optimizer, number <= optim_config.freeze_epochs)
         _train_mode(state.model)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -9,7 +9,7 @@ import torch
 
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet
-from segsweep.nn.encoder import Encoder, decoder_width, probe
+from segsweep.nn.encoder import Encoder, decoder_width, encoder_traits
 
 FAMILIES = (
     "test_resnet",
@@ -49,7 +49,7 @@ def test_maps_have_the_announced_channels_and_strides(name, steps):
 
 @pytest.mark.parametrize("name", (*FAMILIES, SWIN))
 def test_maps_come_finest_first_with_distinct_strides(name):
-    strides = [m.stride for m in probe(name).maps]
+    strides = [m.stride for m in encoder_traits(name).maps]
     assert strides == sorted(set(strides))
 
 
@@ -71,7 +71,7 @@ def test_channels_last_maps_are_timms_transposed():
 @pytest.mark.parametrize("name", ("test_vit", "test_vit3"))
 def test_a_vits_map_at_its_native_size_is_timms_deepest(name):
     encoder = Encoder(name).eval()
-    image = torch.randn(1, 3, *probe(name).native)
+    image = torch.randn(1, 3, *encoder_traits(name).native)
     (ours,) = encoder(image)
     torch.testing.assert_close(ours, timms_own(encoder)(image)[-1])
 
@@ -99,11 +99,11 @@ def test_a_fixed_encoder_needs_no_multiple_and_others_their_deepest_stride(name)
 
 
 def test_patch_14_strides_are_kept_as_they_are():
-    assert [m.stride for m in probe(VIT14).maps] == [14]
+    assert [m.stride for m in encoder_traits(VIT14).maps] == [14]
 
 
 def test_a_pretrained_tag_does_not_change_the_architecture():
-    assert probe("test_resnet.r160_in1k") == probe("test_resnet")
+    assert encoder_traits("test_resnet.r160_in1k") == encoder_traits("test_resnet")
 
 
 @pytest.mark.parametrize("in_channels", (1, 3, 5))

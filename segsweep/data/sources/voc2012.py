@@ -1,7 +1,7 @@
 """`voc2012`: photographs with 20 kinds of objects."""
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import Found, Sample, existing
+from segsweep.data.source import Pairs, Sample, existing
 from segsweep.data.torchvision_data import lines, torchvision_root
 
 CLASSES = {
@@ -16,7 +16,7 @@ CLASSES = {
 }
 
 
-def find(data: DataConfig) -> Found:
+def find(data: DataConfig) -> Pairs:
     """Find PASCAL VOC 2012 segmentation (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/), its train and val.
 
     Raises:
