@@ -97,18 +97,19 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
 
 
 def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "", tta: str = "none") -> Any:
-    """`segsweep.training.loop.evaluate` on a part of the data: the test split if there is one."""
+    """Score the model on a part of the data: the test split if there is one."""
     import torch
 
     from segsweep.data.batches import EvalBatches, Pixels
     from segsweep.data.geometry import Canvas
-    from segsweep.training.loop import FLIPS, evaluate
+    from segsweep.engine.scorer import Scorer
 
     part = part or ("test" if "test" in data.parts else "val")
     where = next(model.parameters()).device
     pixels = Pixels(data.store, data.labels, where)
     batches = EvalBatches(pixels, data.parts[part], Canvas(tuple(size), resize), batch_size=8)
-    return evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names, flips=FLIPS[tta], tile=LARGEST)
+    scorer = Scorer(tta=tta, tile=LARGEST)
+    return scorer.evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names)
 
 
 def twice(model: Any, data: Any, size: Any, resize: str) -> tuple[Any, dict[str, Any]]:

@@ -24,14 +24,16 @@ def main() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from segsweep.compose import configuration
+    from segsweep.config.schema import OptimConfig
     from segsweep.data.batches import Pixels, Sampling, TrainBatches
     from segsweep.data.geometry import Canvas
     from segsweep.engine import device, losses
     from segsweep.engine.execution import Execution
+    from segsweep.engine.step import TrainStep
     from segsweep.nn import UNet
-    from segsweep.training import loop as engine
     from segsweep.training import optim
     from segsweep.training.build import load
+    from segsweep.training.state import TrainState
 
     where = device.find("auto")
     device.set_threads()
@@ -41,9 +43,10 @@ def main() -> None:
     model = UNet(given.encoder).to(where).train()
     execution = Execution(device.precision(given.precision, where), channels_last=not given.contiguous)
     execution.prepare(model)
-    optimizer = optim.build("adamw", model, lr=1e-3, weight_decay=1e-2)
+    optimizer = optim.build(OptimConfig(lr=1e-3, encoder_lr_scale=1.0), model)
     loss = losses.build({"ce": 0.5, "dice": 0.5})
     scaler = torch.amp.GradScaler(where.type, enabled=execution.precision == torch.float16)
+    state, step = TrainState(model, optimizer, scaler), TrainStep(execution, loss, config.train.clip)
     train = TrainBatches(
         Pixels(data.store, data.labels, where),
         data.parts["train"],
@@ -52,15 +55,13 @@ def main() -> None:
         config.augmentation,
     )
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")
-    waiting = engine.Waiting(where)
     with closing(train.epoch(1)) as steps:
         for number, micro_batches in enumerate(steps):
-            arguments = (model, model, micro_batches, 1, loss, optimizer, execution, scaler, 1.0, waiting)
             if number < 2:
-                engine._step(*arguments)
+                step(state, micro_batches, 1)
                 continue
             with profile(activities=activities, record_shapes=given.shapes) as found:
-                engine._step(*arguments)
+                step(state, micro_batches, 1)
                 device.synchronize(where)
             break
     on_gpu = where.type == "cuda"

@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,45 +133,47 @@ def ours(
     import torch
 
     from segsweep.compose import configuration
-    from segsweep.config.schema import DecoderConfig
+    from segsweep.config.schema import DecoderConfig, OptimConfig
     from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
     from segsweep.data.geometry import Canvas
     from segsweep.engine import device, losses
+    from segsweep.engine.scorer import Scorer
+    from segsweep.engine.step import TrainStep
     from segsweep.nn import UNet
-    from segsweep.training import loop as engine
     from segsweep.training import optim
-    from segsweep.training.autotune import tune
+    from segsweep.training.autotune import Workload, tune
     from segsweep.training.build import load
+    from segsweep.training.loop import fit
+    from segsweep.training.state import TrainState
 
-    config = configuration(["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]"])
+    typed = ["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]", f"train.batch_size={batch}"]
+    config = configuration([*typed, "optim.schedule=constant", "optim.warmup=0", f"train.compile={compiled}"])
     data = load(config.data)
     data.store.to(where)
     model = UNet(encoder, decoder=DecoderConfig(width)).to(where)
     tuned = tune(
         model,
         ["benchmark", encoder, model.arguments["decoder"]["width"]],
-        size=(size, size),
-        channels=3,
-        where=where,
-        precision="auto",
-        compile=str(compiled).lower(),
-        batch_size=batch,
-        images=count,
-        expected_images=1e6,
+        Workload((size, size), 3, count, expected_images=1e6),
+        config.train,
+        where,
+        batch,
     )
-    optimizer = optim.build("adamw", model, lr=LR, weight_decay=1e-2)
+    optimizer = optim.build(OptimConfig(lr=LR, encoder_lr_scale=1.0), model)
     loss = losses.build({"ce": 0.5, "dice": 0.5})
     pixels, canvas = Pixels(data.store, data.labels, where), Canvas((size, size), "pad")
     train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(batch), config.augmentation)
     val = EvalBatches(pixels, data.parts["val"], canvas, batch)
-    scaler = torch.amp.GradScaler(where.type, enabled=False)
+    state = TrainState(model, optimizer, torch.amp.GradScaler(where.type, enabled=False))
+    train_step, scorer = TrainStep(tuned.execution, loss, config.train.clip), Scorer(tuned.execution)
     with closing(train.epoch(1)) as steps:
         ready = list(next(steps))
-    progress = engine.Progress()
-    names = data.labels.names
 
     def one() -> None:
-        engine._step(model, model, ready, 1, loss, optimizer, tuned.execution, scaler, 1.0, engine.Waiting(where))
+        train_step(state, ready, 1)
+
+    def validate(model: Any) -> Any:
+        return scorer.evaluate(model, val, loss, data.labels.names)
 
     def step() -> float:
         tuned.execution.prepare(model).train()
@@ -178,11 +181,8 @@ def ours(
 
     def epoch(train_files: list, val_files: list) -> float:
         started = time.perf_counter()
-        more = {"execution": tuned.execution, "scaler": scaler, "progress": progress, "clip": 1.0}
-        schedule = optim.schedule("constant")
-        for last in engine.fit(
-            model, train, val, loss, optimizer, schedule, names=names, epochs=progress.epoch + 1, **more
-        ):
+        once = replace(config.train, epochs=state.progress.epoch + 1)
+        for last in fit(state, train_step, train, validate, once, config.optim):
             shares.append(last.metrics["perf/data_share"])
         device.synchronize(where)
         return len(train) * batch / (time.perf_counter() - started)

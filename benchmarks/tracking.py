@@ -269,9 +269,9 @@ def main() -> None:
         place = Path(made)
         os.environ["SEGSWEEP_OUTPUTS"] = str(place)
         template = finished_run(place)
-        from segsweep.tracking.client import make_database
+        from segsweep.tracking.client import connected
 
-        make_database(f"sqlite:///{place / 'mlflow.db'}")
+        connected(f"sqlite:///{place / 'mlflow.db'}")
         measure: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
             "pages": lambda: [pages(place, chosen.repeats)],
             "trainings": lambda: [trainings(place)],

@@ -19,7 +19,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from segsweep.compose import absolute, to_config
 from segsweep.config.sweeper import SweeperConfig
+from segsweep.errors import ConfigError
+from segsweep.paths import CHECKOUT
 
 if TYPE_CHECKING:
     from segsweep.config.schema import RunConfig
@@ -33,8 +36,6 @@ class Questions(SearchPathPlugin):
     """`sweeps=NAME` finds `sweeps/NAME.yaml` in the checkout."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from segsweep.paths import CHECKOUT
-
         search_path.append(provider="sweeps", path=f"file://{CHECKOUT}")
 
 
@@ -56,35 +57,31 @@ ConfigStore.instance().store("optuna_schema", SCHEMA, group="hydra/sweeper")
 class OptunaSweeper(Sweeper):
     """Takes the keys of `Schema`."""
 
-    def __init__(
-        self, params: Mapping[str, Any], direction: str = "maximize", n_jobs: int | None = None, **settings: Any
-    ):
+    hydra_context: HydraContext
+    config: DictConfig
+
+    def __init__(self, params: Mapping[str, Any], direction: str, n_jobs: int | None, **settings: Any):
         self.direction, self.params, self.settings = direction, params, settings
         if n_jobs is not None:
             self.settings["slots"] = n_jobs
-
-    hydra_context: HydraContext
-    config: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run it."""
-        from segsweep.compose import absolute
-        from segsweep.errors import ConfigError
         from segsweep.sweep.plan import Plan
         from segsweep.sweep.run import run
         from segsweep.sweep.space import Space
 
-        if self.settings["sampler"] == "grid" and not self._typed("hydra.sweeper.n_trials"):
+        counted = any(o.startswith("hydra.sweeper.n_trials=") for o in self.config.hydra.overrides.hydra)
+        if self.settings["sampler"] == "grid" and not counted:
             self.settings["n_trials"] = None  # the file's number is for samplers that could go on for ever
         plain: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
         sweeper = SweeperConfig(**plain)
         if self.direction != "maximize":
             raise ConfigError(f"hydra.sweeper.direction={self.direction}: val/iou is better when larger. Drop it.")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        typed = {_key(o): o for o in parser.parse_overrides(list(arguments))}
+        typed = {str(o.input_line).partition("=")[0]: o for o in parser.parse_overrides(list(arguments))}
         asked = {
             key: typed.get(key) or parser.parse_overrides([f"{key}={_typed(value)}"])[0]
             for key, value in self.params.items()
@@ -95,8 +92,10 @@ class OptunaSweeper(Sweeper):
         for key, override in (asked | typed).items():
             if override.input_line == f"{LR}={BY_KIND}" and key not in typed:
                 parameters.append(_rates_by_kind(typed))
+            elif override.is_sweep_override():
+                parameters.append(_parameter(key, override))
             else:
-                _sort(override, parameters, fixed)
+                fixed.append(str(override.input_line))
         if not parameters:
             raise ConfigError(
                 "nothing is varied. Type for example encoder='choice(resnet18,resnet34)' or "
@@ -106,26 +105,15 @@ class OptunaSweeper(Sweeper):
         fixed = absolute(base, fixed)
         space = Space(tuple(parameters), base.encoder.name)
         self._check(space, fixed)
-        run(
-            Plan(
-                folder=Path(self.config.hydra.sweep.dir).resolve(),
-                command=shlex.join(sys.argv[1:]),
-                space=space,
-                defaults=_defaults(base, space.distributions),
-                fixed=tuple(fixed),
-                base=_checked(base),
-                sweeper=sweeper,
-            )
-        )
-
-    def _typed(self, key: str) -> bool:
-        return any(override.startswith(f"{key}=") for override in self.config.hydra.overrides.hydra)
+        folder, command = Path(self.config.hydra.sweep.dir).resolve(), shlex.join(sys.argv[1:])
+        defaults = _defaults(base, space.distributions)
+        run(Plan(folder, command, space, defaults, tuple(fixed), _checked(base), sweeper))
 
     def _check(self, space: "Space", fixed: Sequence[str]) -> None:
         """Compose what trials will be asked to: the first ones, each option once, and both ends of each interval."""
         from segsweep.sweep.space import ENCODER
 
-        (first,) = space.seeds({})[:1]
+        first = space.seeds({})[0]
         self._composed([*fixed, *space.typed(first)])
         for parameter in space.parameters:
             if parameter.key not in ENCODER and not parameter.by_kind:
@@ -133,48 +121,34 @@ class OptunaSweeper(Sweeper):
                     self._composed([*fixed, *space.typed({**first, parameter.key: value})])
 
     def _composed(self, overrides: Sequence[str]) -> Any:
-        composed = self.hydra_context.config_loader.load_configuration(
-            "config", [*overrides, "hydra.mode=RUN"], RunMode.RUN
-        )
+        words = [*overrides, "hydra.mode=RUN"]
+        composed = self.hydra_context.config_loader.load_configuration("config", words, RunMode.RUN)
         _checked(composed)
         return composed
 
 
 def _checked(composed: DictConfig) -> "RunConfig":
-    from segsweep.compose import to_config
-
     ours = composed.copy()
     with open_dict(ours):
         del ours["hydra"]
     return to_config(ours)
 
 
-def _sort(override: Override, parameters: "list[Parameter]", fixed: list[str]) -> None:
-    """Add an override to what is varied, or to what all trials have."""
-    from segsweep.errors import ConfigError
+def _parameter(key: str, override: Override) -> "Parameter":
     from segsweep.sweep import space
 
-    key, value, line = _key(override), override.value(), str(override.input_line)
-    if not override.is_sweep_override():
-        fixed.append(line)
-    elif isinstance(value, IntervalSweep):
+    value = override.value()
+    if isinstance(value, IntervalSweep):
         if value.start is None or value.end is None:
-            raise ConfigError(f"{line}: an interval needs both ends.")
-        parameters.append(space.interval(key, value.start, value.end, log="log" in value.tags))
-    elif isinstance(value, RangeSweep):
-        parameters.append(space.steps(key, list(value.range())))
-    else:
-        shuffled = isinstance(value, ChoiceSweep) and value.shuffle
-        options = list(override.sweep_iterator(transformer=Transformer.encode))
-        parameters.append(space.choice(key, sorted(map(str, options)) if shuffled else [str(o) for o in options]))
-
-
-def _key(override: Override) -> str:
-    return str(override.input_line).partition("=")[0]
+            raise ConfigError(f"{override.input_line}: an interval needs both ends.")
+        return space.interval(key, value.start, value.end, log="log" in value.tags)
+    if isinstance(value, RangeSweep):
+        return space.steps(key, list(value.range()))
+    options = list(map(str, override.sweep_iterator(transformer=Transformer.encode)))
+    return space.choice(key, sorted(options) if isinstance(value, ChoiceSweep) and value.shuffle else options)
 
 
 def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
-    from segsweep.errors import ConfigError
     from segsweep.sweep.space import rates_by_kind
 
     if any(key in ("optim", "optim.name") and "sgd" in str(o.input_line) for key, o in typed.items()):

@@ -10,6 +10,8 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from segsweep import catalog
+
 GROUP = "encoder"
 
 
@@ -34,14 +36,10 @@ class TimmEncoders(ConfigSource):
         return config_path in ("", GROUP)
 
     def is_config(self, config_path: str) -> bool:
-        from segsweep import catalog
-
         group, _, name = config_path.removesuffix(".yaml").partition("/")
         return group == GROUP and bool(name) and catalog.knows(name)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        from segsweep import catalog
-
         if config_path == "" and results_filter in (None, ObjectType.GROUP):
             return [GROUP]
         if config_path == GROUP and results_filter in (None, ObjectType.CONFIG):

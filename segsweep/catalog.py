@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from segsweep.errors import ConfigError, closest
+from segsweep.errors import ConfigError, closest, suggestion
 from segsweep.paths import CHECKOUT
 
 CENSUS = CHECKOUT / "docs" / "encoders.csv"
@@ -20,18 +20,12 @@ _FILE = Path(__file__).with_name("timm_names.txt")
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of an encoder's kind with Adam or AdamW.
+    """Learning rates of an encoder's kind with Adam or AdamW."""
 
-    Attributes:
-        lr: peak of the decoder, which learns from nothing.
-        low, high: where a sweep looks for it.
-        encoder_lr_scale: the pretrained encoder's as a multiple of it; random weights learn as fast as the decoder.
-    """
-
-    lr: float
-    low: float
-    high: float
-    encoder_lr_scale: float
+    lr: float  # peak of the decoder, which learns from nothing
+    low: float  # where a sweep looks for it, from here
+    high: float  # to here
+    encoder_lr_scale: float  # the pretrained encoder's as a multiple of lr; random weights learn as fast as the decoder
 
 
 # Convolutional, with BatchNorm: measured, docs/log.md. The others' pretrained weights were not to be had where it was
@@ -69,15 +63,10 @@ def rates(name: str) -> Rates:
 
 
 def matching(pattern: str) -> list[str]:
-    """The architectures that a shell-style pattern names.
-
-    Raises:
-        ConfigError: it names none.
-    """
+    """List the architectures that a shell-style pattern names; ConfigError if there are none."""
     found = [name for name in architectures() if fnmatchcase(name, pattern.lower())]
     if not found:
-        near = closest(pattern.strip("*?"), architectures(), n=3)
-        hint = f" Closest: {', '.join(near)}." if near else ""
+        hint = suggestion(pattern.strip("*?"), architectures(), n=3)
         raise ConfigError(f"{pattern}: no timm model is called so.{hint} Try 'resnet*'.")
     return found
 
@@ -100,13 +89,7 @@ def knows(name: str) -> bool:
 
 
 def check(name: str) -> None:
-    """Refuse a name that timm does not know.
-
-    An installed timm of another version than the listed one decides for itself, later.
-
-    Raises:
-        ConfigError: with the closest names.
-    """
+    """Refuse a name that timm does not know, with the closest."""
     if knows(name):
         return
     known = _read()[1]

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, replace
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,14 +19,14 @@ from segsweep import catalog
 from segsweep.config.checks import read
 from segsweep.config.schema import DataConfig, RunConfig, keys, refuse_unknown, unknown
 from segsweep.config.sweeper import PREFIX, SweeperConfig
-from segsweep.errors import ConfigError, closest
+from segsweep.errors import ConfigError, suggestion
 from segsweep.paths import CHECKOUT, outputs, quoted
 
 T = TypeVar("T")
 CONF = str(CHECKOUT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 FAILURES = (HydraException, OmegaConfBaseException)
-PATHS = ("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
+PATHS = tuple(key.name for key in keys() if key.role.is_path)
 
 
 def register_schema() -> None:
@@ -40,48 +40,22 @@ def register_schema() -> None:
 
 
 def to_config(composed: DictConfig) -> RunConfig:
-    """Turn the composed configuration into checked dataclasses.
-
-    Raises:
-        ConfigError: an unknown key, or a value that is not allowed.
-    """
-    config: RunConfig = _built(RunConfig, _plain(composed))
+    """Turn the composed configuration into checked dataclasses."""
+    config = read(RunConfig, _plain(composed), "the configuration")
     catalog.check(config.encoder.name)
     return config
 
 
-def _built(section: Any, plain: Mapping[str, Any]) -> Any:
-    """A section of these values, whose types OmegaConf has checked."""
-    default = section()
-    return section(
-        **{
-            name: _built(type(getattr(default, name)), value) if is_dataclass(getattr(default, name)) else value
-            for name, value in plain.items()
-        }
-    )
-
-
 def configuration(overrides: Sequence[str]) -> RunConfig:
-    """Return what `python train.py OVERRIDES` would train with.
-
-    Raises:
-        ConfigError: anything wrong with them, in one line.
-    """
+    """Return what `python train.py OVERRIDES` would train with; what is wrong with them is one line."""
     return _composed(overrides, to_config)
 
 
 def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
-    """Return a run's configuration with the data that somebody typed.
+    """Return a run's configuration, as its record has it, with the data that somebody typed.
 
-    The words are composed by themselves, and nothing of the run with them.
-
-    Args:
-        asked: as the run's record has it.
-        words: `data=NAME` takes the place of all the run's data; else each `data.KEY=VALUE` of its own key. And
-            `train.workers`.
-
-    Raises:
-        ConfigError: a key of something else, or anything wrong with the words, in one line.
+    Only the words are composed, and nothing of the run: `data=NAME` takes the place of all the run's data; else each
+    `data.KEY=VALUE` of its own key. `train.workers` may be there, too.
     """
     typed = [key_of(word) for word in words]
     for word, name in zip(words, typed, strict=True):
@@ -100,10 +74,10 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
 def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     """Change a run's configuration by words that are typed when it goes on; they are composed by themselves.
 
-    Raises:
-        ConfigError: anything wrong with the words, or one that would make another training of it.
+    ConfigError if anything is wrong with the words, or one would make another training of it.
     """
-    before, now = _flat(asked), _values(words)
+    now = _values(words)
+    before = {name: reduce(getattr, name.split("."), asked) for name in now}
     changes = {name: now[name] for name in _typed(words, now) if now[name] != before[name]}
     resumable = [key.name for key in keys() if key.role.resumable]
     if other := [f"{name}: {before[name]} -> {now[name]}" for name in changes if name not in resumable]:
@@ -130,7 +104,7 @@ def _typed(words: Sequence[str], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _values(words: Sequence[str]) -> dict[str, Any]:
+def _values(words: Sequence[str]) -> dict[str, object]:
     """Every key's value as the words alone compose it, with absolute paths.
 
     Whether values fit each other is not asked: they are to be laid over a run's.
@@ -155,11 +129,6 @@ def _plain(composed: DictConfig) -> Any:
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     refuse_unknown(plain)
     return plain
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """Every key's value by its dotted name."""
-    return {key.name: reduce(getattr, key.name.split("."), config) for key in keys()}
 
 
 def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -187,27 +156,21 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
                 catalog.check(name)
             except ConfigError as refusal:
                 return str(refusal)
-        near = closest(name, error.options)
-        hint = f" Try {group}={near[0]}." if near else ""
+        hint = suggestion(name, error.options, f"Try {group}=")
         return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
     if isinstance(error, OverrideParseException):
         name, equals, value = error.override.partition("=")
         hint = f""" Quote a value with special characters twice: "{name}='{value}'".""" if equals else ""
         return f"{error.override}: cannot be read as KEY=VALUE.{hint}"
     if find_spec(STOCK) and any("sweeper" in text for text in (*argv, str(error))):
-        return (
-            "hydra-optuna-sweeper is installed beside segsweep's own sweeper, under the same name. "
-            "Type: pip uninstall hydra-optuna-sweeper"
-        )
+        what = "hydra-optuna-sweeper is installed beside segsweep's own sweeper, under the same name"
+        return f"{what}. Type: pip uninstall hydra-optuna-sweeper"
     if unknown_setting := _unknown_setting(argv, f"{error} {error.__cause__}"):
         return unknown_setting
-    known = [known.name for known in keys()]
-    groups = {name.partition(".")[0] for name in known}
-    for override in argv:
-        name = key_of(override)
-        if "=" not in override or name in known or name.startswith("hydra"):
-            continue
-        if name not in groups and re.fullmatch(r"[\w.]+", name):
+    known = {key.name for key in keys()}
+    known |= {name.partition(".")[0] for name in known}
+    for name in (key_of(override) for override in argv if "=" in override):
+        if name not in known and not name.startswith("hydra") and re.fullmatch(r"[\w.]+", name):
             return unknown(name)
     lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
@@ -224,7 +187,6 @@ def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
     settings = [*(item.name for item in fields(SweeperConfig)), "params", "direction", "n_jobs"]
     for name in map(key_of, argv):
         if name.startswith(PREFIX) and name.split(".")[2] not in settings and name in text:
-            near = closest(name, [f"{PREFIX}{setting}" for setting in settings])
-            hint = f" Closest: {near[0]}." if near else ""
+            hint = suggestion(name, [f"{PREFIX}{setting}" for setting in settings])
             return f"{name}: no such key.{hint} All are in conf/hydra/sweeper/optuna.yaml."
     return None

@@ -4,50 +4,10 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-
-class Comparison(Protocol):
-    """How an exported model did beside PyTorch: `segsweep.inference.export.Comparison`."""
-
-    @property
-    def images(self) -> int: ...
-    @property
-    def difference(self) -> float: ...
-    @property
-    def equal(self) -> float: ...
-    @property
-    def rates(self) -> tuple[float, float]: ...
-
-
-class Exported(Protocol):
-    """An exported model: `segsweep.inference.export.Exported`."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def sizes(self) -> object: ...
-    @property
-    def images(self) -> str: ...
-    @property
-    def comparison(self) -> Comparison: ...
-
-
-class Registered(Protocol):
-    """A version of a registered model: `segsweep.tracking.registry.Registered`."""
-
-    @property
-    def version(self) -> str: ...
-    @property
-    def before(self) -> str: ...
-    @property
-    def run(self) -> str: ...
-    @property
-    def uri(self) -> str: ...
-
 
 SCORES = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
 
@@ -91,12 +51,11 @@ def data_summary(summary: Mapping[str, Any], repeats: int = 1) -> str:
     channels = ", ".join(f"{kinds.get(c, f'{c} channels')} ({n})" for c, n in summary["channels"].items())
     low, high = summary["range"]
     rows.append(("pixels", f"  {summary['dtype']}, {low:g} to {high:g}; {channels}"))
-    rows.append(("copies", f"  {summary['copies'] or 'none'}"))
-    rows.append(("digest", f"  {summary['digest']}"))
+    rows += [("copies", f"  {summary['copies'] or 'none'}"), ("digest", f"  {summary['digest']}")]
     if repeats > 1:
         shown = repeats * parts["train"]["images"]
         rows.append(("an epoch", f"  shows each training image {repeats} times, {shown} in all (data.repeats=1: once)"))
-    return "\n".join(map(_row, rows))
+    return table(rows)
 
 
 def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -118,20 +77,14 @@ def note(text: str) -> None:
 
 
 def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
-    """Return the result of a run as a short table.
-
-    Args:
-        summary: what is in summary.json.
-        reason: why it ended.
-    """
+    """Return the result of a run, what is in summary.json and the reason of its end, as a short table."""
     parts = [part for part in ("val", "test") if summary.get(f"{part}/iou") is not None]
     rows: list[tuple[str, str]] = []
     if parts:
         rows.append(("", "".join(f"{part:>10}" for part in parts)))
-        for title, name in (("IoU", "iou"), ("Dice", "dice"), ("pixel accuracy", "accuracy")):
-            rows.append((title, "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
-        rows.append(("", ""))
-        rows.append(("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}"))
+        for name in ("iou", "dice", "accuracy"):
+            rows.append((SCORES[name], "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
+        rows += [("", ""), ("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}")]
     often = f" (each {summary['repeats']} times an epoch)" if summary["repeats"] > 1 else ""
     images = ", ".join(f"{n} {part}{often if part == 'train' else ''}" for part, n in summary["images"].items())
     rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
@@ -144,11 +97,10 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
         digits = ".0f" if share >= 0.1 else ".2g"  # a small encoder reaches 0.8 % of a large GPU's
         peak = f", {100 * share:{digits}} % of the machine's convolution peak" if share else ""
         rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{peak}"))
-    rows.append(("run", f"  {summary['status']}: {reason}"))
-    rows.append(("folder", f"  {folder}"))
+    rows += [("run", f"  {summary['status']}: {reason}"), ("folder", f"  {folder}")]
     if summary["status"] == "stopped":
         rows.append(("go on", f"  python train.py {shlex.quote(f'resume={folder}')}"))
-    return "\n".join(["", *map(_row, rows)])
+    return f"\n{table(rows)}"
 
 
 def evaluation(
@@ -156,8 +108,7 @@ def evaluation(
 ) -> str:
     """Return scores of a split as a short table, with their 95 % intervals.
 
-    Args:
-        looks: times that the run's test split has been scored; 0 where that does not matter.
+    `looks` says how often the run's test split has been scored; 0 where that does not matter.
     """
     rows = [("", f"{split:>10}    95 % over images")]
     for name, title in SCORES.items():
@@ -168,69 +119,23 @@ def evaluation(
     if len(classes) > 2:
         rows += [("", ""), *((name, f"{metrics[f'iou/{name}']:10.4f}") for name in classes)]
     if "threshold/at" in metrics:
-        rows.append(("", ""))
         where = "chosen on these images, so optimistic" if split == "val" else "chosen on val"
-        rows.append(
-            ("threshold", f"{metrics['threshold/at']:10.4f}    {where}; IoU with it {metrics['threshold/iou']:.4f}")
-        )
-    rows.append(("", ""))
-    rows.append(("folder", f"  {folder}"))
+        chosen = f"{metrics['threshold/at']:10.4f}    {where}; IoU with it {metrics['threshold/iou']:.4f}"
+        rows += [("", ""), ("threshold", chosen)]
+    rows += [("", ""), ("folder", f"  {folder}")]
     if looks:
         rows.append(("looks", f"  {looks} at the test split so far: who chooses by them has none left; choose by val"))
-    return "\n".join(map(_row, rows))
-
-
-def exported(kind: str, done: Exported, on_images: bool) -> str:
-    """Say what was exported, and how it did beside PyTorch.
-
-    Args:
-        on_images: whether it was compared on the run's own images.
-    """
-    runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[kind]
-    ours, theirs = done.comparison.rates
-    rows = [("file", f"  {done.path}"), *_compared(done, on_images)]
-    rows.append(("speed", f"  {runtime} {theirs:.1f} images/s, PyTorch {ours:.1f}: {theirs / ours:.2f}x"))
-    return "\n".join(map(_row, rows))
-
-
-def registered(name: str, version: Registered, done: Exported, on_images: bool) -> str:
-    """Say what was registered, and how to load it.
-
-    Args:
-        on_images: whether it was compared on the run's own images.
-    """
-    instead = f" instead of version {version.before}" if version.before else ""
-    rows = [("registered", f"  {name}, version {version.version}, champion{instead}; run {version.run}")]
-    rows += _compared(done, on_images)
-    rows.append(("load", "  import mlflow"))
-    rows.append(("", f'  mlflow.set_tracking_uri("{version.uri}")'))
-    rows.append(("", f'  mlflow.pytorch.load_model("models:/{name}@champion")'))
-    return "\n".join(map(_row, rows))
-
-
-def _compared(done: Exported, on_images: bool) -> list[tuple[str, str]]:
-    found = done.comparison
-    what = f"{found.images} {'validation images' if on_images else 'images of random pixels'}"
-    return [
-        ("sizes", f"  {done.sizes}; any batch"),
-        ("images", f"  {done.images}"),
-        ("compared", f"  with PyTorch in fp32 on {what}"),
-        ("difference", f"  {found.difference:.1e} at most, of a logit"),
-        ("equal pixels", f"  {100 * found.equal:.4f} %"),
-    ]
+    return table(rows)
 
 
 def tracked(folder: Path, shown_by: str, problem: str | None) -> str:
-    """Say where MLflow has the run, or how to send it later.
-
-    Args:
-        shown_by: the command that shows it.
-        problem: why something is missing there, if it is.
-    """
-    if problem:
-        return _row(("MLflow", f"  not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(folder))}"))
-    return _row(("compare", f"  {shown_by}"))
+    """Say where MLflow has the run, by the command that shows it, or how to send it later if there was a problem."""
+    if not problem:
+        return table([("compare", f"  {shown_by}")])
+    later = f"segsweep sync {shlex.quote(str(folder))}"
+    return table([("MLflow", f"  not everything was sent: {problem} Later: {later}")])
 
 
-def _row(row: tuple[str, str]) -> str:
-    return f"{row[0]:16}{row[1]}".rstrip()
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a line for each row: what it is about, and the rest."""
+    return "\n".join(f"{title:16}{text}".rstrip() for title, text in rows)

@@ -1,11 +1,4 @@
-"""What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback.
-
-ConfigError                2    command line, config, a folder in use or holding a journal
-├── DataError              3    anything that is wrong with the data
-├── OutOfMemoryError       4    the device's memory is too small for the batch
-├── NonFiniteError         5    NaN or infinity in the loss
-└── SweepError             6    too many trials of a sweep failed
-"""
+"""What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback."""
 
 import signal
 import threading
@@ -20,23 +13,23 @@ from typing import Any
 class ConfigError(Exception):
     """What must hold, what came, what to type."""
 
-    exit_code = 2
+    exit_code = 2  # command line, configuration, a folder in use or holding a journal
 
 
 class DataError(ConfigError):
-    exit_code = 3
+    exit_code = 3  # anything that is wrong with the data
 
 
 class OutOfMemoryError(ConfigError):
-    exit_code = 4
+    exit_code = 4  # the device's memory is too small for the batch
 
 
 class NonFiniteError(ConfigError):
-    exit_code = 5
+    exit_code = 5  # NaN or infinity in the loss
 
 
 class SweepError(ConfigError):
-    exit_code = 6
+    exit_code = 6  # too many trials of a sweep failed
 
 
 class Terminated(BaseException):
@@ -45,11 +38,8 @@ class Terminated(BaseException):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and a closed terminal raise `Terminated`, in the main thread, the only one where signals arrive.
-
-    What is ignored, as under nohup, stays so.
-    """
-    if threading.current_thread() is not threading.main_thread():
+    """Raise `Terminated` on SIGTERM and a closed terminal; what is ignored, as under nohup, stays so."""
+    if threading.current_thread() is not threading.main_thread():  # where no signals arrive
         yield
         return
 
@@ -71,24 +61,21 @@ def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
     return [by_lower[match] for match in get_close_matches(word.lower(), by_lower, n=n, cutoff=0.6)]
 
 
-def one_of(name: str, value: Any, allowed: Sequence[str], shown: str = "") -> None:
-    """Refuse a key's value that is not among the allowed ones, with the closest.
+def suggestion(word: str, known: Iterable[str], before: str = "Closest: ", *, n: int = 1) -> str:
+    """Put the closest known words into a sentence that ends an error; empty when none is near."""
+    near = closest(word, known, n=n)
+    return f" {before}{', '.join(near)}." if near else ""
 
-    Raises:
-        ConfigError: that.
-    """
+
+def one_of(name: str, value: Any, allowed: Sequence[str], shown: str = "") -> None:
+    """Refuse a key's value that is not among the allowed ones, with the closest."""
     if value not in allowed:
-        near = closest(str(value), allowed)
-        hint = f" Try {name}={near[0]}." if near else ""
+        hint = suggestion(str(value), allowed, f"Try {name}=")
         raise ConfigError(f"{name}={value}: must be one of {shown or ', '.join(allowed)}.{hint}")
 
 
 def unwritable(place: Path, error: OSError, other: str) -> ConfigError:
-    """What to say of an output that cannot be written.
-
-    Args:
-        other: what to give instead, FILE or DIR.
-    """
+    """Say that an output cannot be written, and what to give instead: another FILE or DIR."""
     return ConfigError(f"-o {place}: cannot be written: {first_line(error)} Give another -o {other}.")
 
 
@@ -106,6 +93,6 @@ def first_line(error: BaseException) -> str:
 
 
 def short(error: BaseException) -> str:
-    """The same, of at most 200 letters."""
+    """What another library's error says, in at most 200 letters."""
     line = first_line(error)
     return line if len(line) < 200 else f"{line[:200]}..."

@@ -18,15 +18,11 @@ Floats = NDArray[np.float64]
 
 
 def scores(images: Sequence[Matrices], names: Sequence[str]) -> dict[str, float]:
-    """Every score of a split by name, without the split's prefix; NaN for all without images.
+    """Return every score of a split by name, without the split's prefix; NaN for all without images.
 
     `iou` is `pooled_iou`, `dice` its like; `iou_fg` is `foreground_iou` and `iou_image` the mean of `image_iou`.
     `iou_micro` pools the pixels of all classes, `accuracy` is the share of the pixels that are right, and `iou/<name>`
-    is of one class, NaN where it is in no target.
-
-    Args:
-        images: the confusion matrix of each image, `k k`.
-        names: of the classes.
+    is of one class, NaN where it is in no target. `images` holds the confusion matrix `k k` of each image.
     """
     matrices = np.stack(images) if len(images) else np.zeros((0, len(names), len(names)), np.int64)
     total = matrices.sum(0)
@@ -108,12 +104,8 @@ def overall(by_class: Floats) -> Floats:
 def resample(rng: np.random.Generator, images: int, *runs: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """Draw `RESAMPLES` times as many images as there are, with replacement; likewise the runs that saw them.
 
-    Args:
-        images: how many there are.
-        runs: for each model that is compared, how many runs it has; the images are the same for all of them.
-
-    Returns:
-        How often each image was drawn, `r images`, and for each model the indices of the drawn runs, `r runs`.
+    `runs` says for each model that is compared how many runs it has; the images are the same for all of them. Return
+    how often each image was drawn, `r images`, and for each model the indices of the drawn runs, `r runs`.
     """
     if not runs:
         return rng.multinomial(images, np.full(images, 1 / images), RESAMPLES), []

@@ -1,7 +1,4 @@
-"""Where things lie, and how they are written whole.
-
-Everything a run writes lies under `outputs()`, so that one variable moves it all.
-"""
+"""Where things lie, and how they are written whole. All that a run writes is under `outputs()`."""
 
 import fcntl
 import json

@@ -9,10 +9,7 @@ from segsweep.errors import ConfigError
 
 
 def available(host: str, port: int, command: str) -> int:
-    """The port, or any free one for 0.
-
-    Args:
-        command: what to type with another port.
+    """Return the port, or any free one for 0; `command` is what to type with another port.
 
     Raises:
         ConfigError: it cannot be listened at.
@@ -21,9 +18,8 @@ def available(host: str, port: int, command: str) -> int:
         return _bound(host, port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise ConfigError(
-                f"--host {host} --port {port}: cannot be listened at: {os.strerror(error.errno or 0)}."
-            ) from error
+            why = os.strerror(error.errno or 0)
+            raise ConfigError(f"--host {host} --port {port}: cannot be listened at: {why}.") from error
     for other in [*range(port + 1, min(port + 20, 65536)), 0]:
         with suppress(OSError):
             free = _bound(host, other)

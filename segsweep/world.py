@@ -14,14 +14,10 @@ class World:
     Whoever lets several processes train together overrides the methods. Every process calls the same ones in the same
     order; what differs between processes (a clock, a free folder, a measured speed) must not decide anything before it
     has gone through one of them, or the others wait for ever.
-
-    Attributes:
-        rank: of this process, from 0, which alone writes files and speaks.
-        size: number of processes.
     """
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this process, from 0, which alone writes files and speaks
+    size: int = 1  # number of processes
 
     def agreed(self, value: JSON) -> JSON:
         """Return the value of rank 0, in every process. It is one that JSON has."""

@@ -4,11 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from segsweep.config.checks import flat
 from segsweep.config.schema import RunConfig
 from segsweep.config.settings import Normalization, Settings
 from segsweep.runs.journal import Journal
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Record, Start
 from segsweep.sweep.about import About
+
+
+def undecided(settings: Settings) -> list[str]:
+    """Return the keys that still say `auto`."""
+    return [name for name, value in flat(settings.recorded()) if value == "auto"]
 
 
 def start(asked: RunConfig | None = None, **changes: Any) -> Start:

@@ -88,7 +88,8 @@ def training(member, train, value=1.0, score=lambda: 0.5):
     model = nn.Conv2d(1, 1, 1)
     nn.init.constant_(model.weight, 1.0)
     nn.init.constant_(model.bias, 0.0)
-    state = TrainState(model, optim.build("sgd", model, lr=0.1), torch.amp.GradScaler("cpu", enabled=False))
+    optimizer = optim.build(OptimConfig(name="sgd", lr=0.1, encoder_lr_scale=1.0, weight_decay=0.0), model)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     step = TrainStep(PLAIN, losses.build({"ce": 1.0}))
 
     def validate(_):

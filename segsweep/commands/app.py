@@ -14,10 +14,7 @@ class Command(Protocol):
     """What a module of this package holds to be a command; its name is the command's.
 
     Its top level imports nothing heavy (torch, timm, MLflow, Optuna, pandas, Hydra, Rich): every module is imported,
-    whichever command is called.
-
-    Attributes:
-        HELP: one line for `segsweep --help`, beginning with a small letter, without a full stop.
+    whichever command is called. HELP is a line for `segsweep --help`, with a small letter and without a full stop.
     """
 
     __name__: str
@@ -31,21 +28,22 @@ class Command(Protocol):
 
 
 # As --help lists them: before a training, then with many runs, then with one model.
-ORDER: tuple[Command, ...] = (
-    *(data, encoders),
-    *(ui, compare, report, sync),
-    *(predict, evaluate, demo, export, register),
-)
+ORDER: tuple[Command, ...] = (data, encoders, ui, compare, report, sync, predict, evaluate, demo, export, register)
 COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code.
-
-    0; 1 if something could not be sent; an error's own (`segsweep.errors`), also where one image of several is broken;
-    130 after Ctrl-C, 143 after SIGTERM.
-    """
-    parser, given = _parser(), sys.argv[1:] if argv is None else argv
+    """Run the command line and return the exit code: the command's, an error's own (`segsweep.errors`), 130 or 143."""
+    about = "What one does with runs. Training is: python train.py"
+    parser = argparse.ArgumentParser(prog="segsweep", description=about)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        text = command.HELP
+        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.arguments(made)
+        made.set_defaults(command=command)
+    given = sys.argv[1:] if argv is None else argv
     if not given:
         parser.print_help(sys.stderr)
         return 2
@@ -56,26 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"segsweep: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("segsweep: interrupted", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("segsweep: terminated", file=sys.stderr)
-        return 143
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="segsweep", description="What one does with runs. Training is: python train.py"
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        text = command.HELP
-        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.arguments(made)
-        made.set_defaults(command=command)
-    return parser
+    except (KeyboardInterrupt, Terminated) as stopped:
+        what, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
+        print(f"segsweep: {what}", file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from segsweep.errors import ConfigError
 
 if TYPE_CHECKING:
     from segsweep.data.dataset import Dataset
+    from segsweep.inference.export import Exported
     from segsweep.inference.find import Found
     from segsweep.inference.predict import Predictor
 
@@ -17,7 +18,7 @@ VIEWS, PRECISIONS = ("none", "hflip", "flips"), ("auto", "fp32", "bf16", "fp16")
 
 
 def add_device(parser: ArgumentParser) -> None:
-    """Add --device."""
+    """Add --device, which says where a model runs."""
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
@@ -25,54 +26,33 @@ def add_inference(parser: ArgumentParser) -> None:
     """Add --device, --precision, --tile and --tta: how `load_predictor` runs a model."""
     add_device(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument(
-        "--tile", type=tile_side, metavar="N", help="pixels a side beyond which images are run in tiles"
-    )
+    parser.add_argument("--tile", type=tile_side, metavar="N", help="pixels a side beyond which it is run in tiles")
     parser.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
 
 
 def tile_side(text: str) -> int:
-    """Read a tile's side in pixels, for argparse.
-
-    Raises:
-        ArgumentTypeError: not a whole number from 32.
-    """
+    """Read a tile's side in pixels, for argparse."""
     if not text.isdecimal() or int(text) < 32:
         raise ArgumentTypeError(f"{text}: must be a whole number of pixels from 32, as 512")
     return int(text)
 
 
 def port(text: str) -> int:
-    """Read the number of a port, for argparse; 0 is any that is free.
-
-    Raises:
-        ArgumentTypeError: not a whole number up to 65535.
-    """
+    """Read the number of a port, for argparse; 0 is any that is free."""
     if not text.isdecimal() or int(text) > 65535:
         raise ArgumentTypeError(f"{text}: must be a whole number up to 65535")
     return int(text)
 
 
 def device(text: str) -> str:
-    """Read the name of a device, for argparse.
-
-    Raises:
-        ArgumentTypeError: not auto, cpu, cuda, cuda:N or mps.
-    """
+    """Read the name of a device, for argparse."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise ArgumentTypeError(f"{text}: must be auto, cpu, cuda, cuda:N or mps")
     return text
 
 
 def find_model(run: str, uri: str | None = None) -> "Found":
-    """Find the model that RUN means, and note on stderr which one it is.
-
-    Args:
-        uri: MLflow's tracking URI, for a run id, best and best:EXPERIMENT.
-
-    Raises:
-        ConfigError: there is no such run, or it has no model.
-    """
+    """Find the model that RUN means, as `segsweep.inference.find` does, and note on stderr which one it is."""
     from segsweep import console
     from segsweep.inference.find import find
 
@@ -82,11 +62,7 @@ def find_model(run: str, uri: str | None = None) -> "Found":
 
 
 def load_predictor(options: Namespace, found: "Found") -> "Predictor":
-    """Load a model to run it as the arguments of `add_inference` say.
-
-    Raises:
-        ConfigError: the file is no model, or the device cannot run it so.
-    """
+    """Load a model to run it as the arguments of `add_inference` say."""
     from segsweep.inference.predict import Predictor
 
     return Predictor(
@@ -95,7 +71,7 @@ def load_predictor(options: Namespace, found: "Found") -> "Predictor":
 
 
 def training_data(folder: Path | None) -> "Dataset | None":
-    """Load the data that the run in a folder was trained on; None, and a note, where they cannot be had."""
+    """Load the data of the training in a folder; None, and a note, where they cannot be had."""
     from segsweep import console
     from segsweep.runs import journal
     from segsweep.training.build import load
@@ -108,3 +84,16 @@ def training_data(folder: Path | None) -> "Dataset | None":
     except ConfigError as error:
         console.note(f"no images       {error}")
         return None
+
+
+def compared(done: "Exported", on_images: bool) -> list[tuple[str, str]]:
+    """Return the rows that say how an exported model did beside PyTorch, on the run's own images or on random ones."""
+    found = done.comparison
+    what = f"{found.images} {'validation images' if on_images else 'images of random pixels'}"
+    return [
+        ("sizes", f"  {done.sizes}; any batch"),
+        ("images", f"  {done.images}"),
+        ("compared", f"  with PyTorch in fp32 on {what}"),
+        ("difference", f"  {found.difference:.1e} at most, of a logit"),
+        ("equal pixels", f"  {100 * found.equal:.4f} %"),
+    ]

@@ -12,14 +12,11 @@ FORMATS = ("text", "csv", "markdown", "latex")
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help=f"{RUN}; or folders with runs below them; two runs: what got better"
-    )
+    several = f"{RUN}; or folders with runs below them; two runs: what got better"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=several)
     parser.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
-    parser.add_argument(
-        "--group-by", metavar="KEYS", help="mean ± sd over the runs that share these, as encoder.name,optim.lr"
-    )
+    shared = "mean ± sd over the runs that share these, as encoder.name,optim.lr"
+    parser.add_argument("--group-by", metavar="KEYS", help=shared)
     parser.add_argument("--format", choices=FORMATS, default="text")
 
 
@@ -33,7 +30,7 @@ def run(options: Namespace) -> int:
     detailed = options.format in ("text", "markdown") and not keys and not options.sweep
     if len(folders) == 2 and detailed and all(map(journal.exists, folders)):
         print(pair(folders[0], folders[1], options.format))
-        return 0
-    folders += [options.sweep] if options.sweep else []
-    print(shown(table(runs(folders or [outputs()]), keys), options.format))
+    else:
+        folders += [options.sweep] if options.sweep else []
+        print(shown(table(runs(folders or [outputs()]), keys), options.format))
     return 0

@@ -10,13 +10,10 @@ SHEET = 24  # pairs on the sheet of pictures
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=folder data.root=DIR (default: shapes)"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="PNG", help="the sheet (default: outputs/data/NAME-DIGEST.png)"
-    )
+    words = "as for train.py: data=folder data.root=DIR (default: shapes)"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
+    sheet = "the sheet (default: outputs/data/NAME-DIGEST.png)"
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=sheet)
 
 
 def run(options: Namespace) -> int:

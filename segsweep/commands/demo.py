@@ -8,7 +8,6 @@ HELP = "a page in the browser: drop an image, see the mask (extra: demo)"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_inference(parser)
     parser.add_argument("run", nargs="?", default="best", metavar="RUN", help=f"{RUN} (default: best)")
     parser.add_argument("--port", type=port, default=7860, metavar="N", help="default: 7860; 0 takes any that is free")

@@ -9,7 +9,6 @@ COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channe
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'convnext*' (default: all)")
     parser.add_argument("--csv", action="store_true", help="as CSV")
 

@@ -10,7 +10,6 @@ HELP = "score a trained model: every metric, by image and by class"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_device(parser)
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
@@ -32,17 +31,9 @@ def run(options: Namespace) -> int:
     found = find_model(options.run, options.uri)
     config = with_data(journal.started(found.run).asked, options.overrides)
     data = load(config.data, config.train.workers)
-    result = evaluate(
-        found,
-        data,
-        options.split,
-        options.name,
-        title=config.data.title,
-        device=options.device,
-        tta=options.tta,
-        watch=console.bar,
-    )
-    print(console.evaluation(options.split, result.metrics, result.intervals, result.folder, result.looks))
+    split, name, title = options.split, options.name, config.data.title
+    result = evaluate(found, data, split, name, title=title, device=options.device, tta=options.tta, watch=console.bar)
+    print(console.evaluation(split, result.metrics, result.intervals, result.folder, result.looks))
     try:
         log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does

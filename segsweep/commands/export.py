@@ -3,14 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep.commands.common import RUN, find_model, training_data
+from segsweep.commands.common import RUN, compared, find_model, training_data
 
 HELP = "a trained model as one file that needs no segsweep (extra: export)"
 FORMATS = ("onnx", "pt2")
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("--format", choices=FORMATS, required=True, help="ONNX, or PyTorch's exported program")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.FORMAT beside the model")
@@ -26,5 +25,8 @@ def run(options: Namespace) -> int:
     path = options.output or found.model.with_name(f"model.{options.format}")
     data = training_data(found.folder)
     done = export(found.model, path, options.format, data, console.bar)
-    print(console.exported(options.format, done, data is not None))
+    ours, theirs = done.comparison.rates
+    runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[options.format]
+    speed = f"  {runtime} {theirs:.1f} images/s, PyTorch {ours:.1f}: {theirs / ours:.2f}x"
+    print(console.table([("file", f"  {done.path}"), *compared(done, data is not None), ("speed", speed)]))
     return 0

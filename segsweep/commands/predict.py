@@ -12,13 +12,11 @@ HELP = "masks for images, by a trained model"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     add_inference(parser)
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="where the masks go; not searched for images"
-    )
+    where = "where the masks go; not searched for images"
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help=where)
     parser.add_argument("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
     parser.add_argument("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
 
@@ -31,23 +29,17 @@ def run(options: Namespace) -> int:
     found = find_model(options.run)
     images = find_images(options.images, options.output)
     predictor = load_predictor(options, found)
-    started, done, problems = time.perf_counter(), 0, 0
+    started, problems = time.perf_counter(), 0
+    overlay, probabilities = options.overlay, options.probabilities
     for outcome in predict(
-        predictor,
-        images,
-        options.output,
-        overlay=options.overlay,
-        probabilities=options.probabilities,
-        watch=console.bar,
+        predictor, images, options.output, overlay=overlay, probabilities=probabilities, watch=console.bar
     ):
         if outcome.problem:
             problems += 1
             print(f"segsweep: {outcome.problem}", file=sys.stderr)
-        else:
-            done += 1
-    rate = done / (time.perf_counter() - started)
-    print(f"masks           {done} in {options.output}, {rate:.1f} images/s")
-    for name in [OVERLAYS] * options.overlay + [PROBABILITIES] * options.probabilities:
+    done = len(images) - problems
+    print(f"masks           {done} in {options.output}, {done / (time.perf_counter() - started):.1f} images/s")
+    for name in [OVERLAYS] * overlay + [PROBABILITIES] * probabilities:
         print(f"{name:16}{options.output / name}")
     print(f"classes         {', '.join(f'{i} {name}' for i, name in enumerate(predictor.classes))}")
     if problems:

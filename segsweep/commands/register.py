@@ -2,13 +2,12 @@
 
 from argparse import ArgumentParser, Namespace
 
-from segsweep.commands.common import RUN, find_model, training_data
+from segsweep.commands.common import RUN, compared, find_model, training_data
 
 HELP = "a trained model into MLflow's registry, as its champion"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("name", metavar="NAME", help="of the registered model")
     parser.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
@@ -22,5 +21,10 @@ def run(options: Namespace) -> int:
     found = find_model(options.run, options.uri)
     data = training_data(found.folder)
     version, done = register(found, options.name, options.uri, data, console.bar)
-    print(console.registered(options.name, version, done, data is not None))
+    instead = f" instead of version {version.before}" if version.before else ""
+    rows = [("registered", f"  {options.name}, version {version.version}, champion{instead}; run {version.run}")]
+    rows += [*compared(done, data is not None), ("load", "  import mlflow")]
+    rows.append(("", f'  mlflow.set_tracking_uri("{version.uri}")'))
+    rows.append(("", f'  mlflow.pytorch.load_model("models:/{options.name}@champion")'))
+    print(console.table(rows))
     return 0

@@ -7,7 +7,6 @@ HELP = "write a sweep's report.html anew"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
 
 

@@ -11,13 +11,10 @@ HELP = "send to MLflow what it does not have yet"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder with runs below it"
-    )
-    parser.add_argument(
-        "--uri", help="MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
-    )
+    place = "a run folder, or a folder with runs below it"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=place)
+    uri = "MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
+    parser.add_argument("--uri", help=uri)
 
 
 def run(options: Namespace) -> int:
@@ -25,8 +22,7 @@ def run(options: Namespace) -> int:
     from segsweep.sweep import about
     from segsweep.tracking.run import sync
 
-    done: set[Path] = set()
-    failed = 0
+    done, failed = set[Path](), 0
     for given in map(Path.absolute, options.folders):
         runs = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not runs:
@@ -40,15 +36,10 @@ def run(options: Namespace) -> int:
                     print(f"{folder}: left out, {why}; name it alone to send it")
                     continue
                 done.add(folder)
-                if not sweep:
+                if sweep:
+                    _send_sweep(folder, options.uri)
+                else:
                     print(f"{folder}: run {sync(folder.resolve(), options.uri, locks.alive(folder))}")
-                    continue
-                from segsweep.sweep import mirror  # brings Optuna
-
-                try:
-                    print(f"{folder}: sweep {mirror.sync(folder.resolve(), options.uri)}")
-                except mirror.Running as error:
-                    print(error)
             except Exception as error:  # one run's trouble does not keep the others back
                 failed += 1
                 print(f"segsweep: {folder}: not sent: {error}", file=sys.stderr)
@@ -59,11 +50,16 @@ def _untracked(folder: Path, sweep: bool) -> str:
     """Say why MLflow was not to hear of a run or sweep; empty if it was."""
     from segsweep.sweep import about
 
-    if not sweep:
-        tracked = journal.started(folder).asked.tracking.name != "none"
-    else:
-        kept = about.load(folder)
-        if kept.state == "unknown":
-            return "a sweep of an older segsweep"
-        tracked = kept.tracked
+    if sweep and about.load(folder).state == "unknown":
+        return "a sweep of an older segsweep"
+    tracked = about.load(folder).tracked if sweep else journal.started(folder).asked.tracking.name != "none"
     return "" if tracked else "as it ran with tracking=none"
+
+
+def _send_sweep(folder: Path, uri: str | None) -> None:
+    from segsweep.sweep import mirror  # brings Optuna
+
+    try:
+        print(f"{folder}: sweep {mirror.sync(folder.resolve(), uri)}")
+    except mirror.Running as error:
+        print(error)

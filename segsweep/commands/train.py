@@ -1,7 +1,6 @@
 """Training, the one entry point: `python train.py encoder=resnet34 optim.lr=1e-4`.
 
-Hydra composes `conf/` and the command line into a configuration, this module checks it and hands it to
-`segsweep.training.run.run`. Nothing heavy is imported before that: `--help`, `--cfg job` and completion answer at once.
+Nothing heavy is imported before a configuration has been checked: `--help`, `--cfg job` and completion answer at once.
 """
 
 import os
@@ -32,10 +31,9 @@ class Stopped(BaseException):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: this process's) and return the exit code.
+    """Run the command line `argv` (default: this process's) and return the exit code, as `segsweep.errors` has them.
 
-    2 command line, configuration or run folder; 3 data; 4 out of memory; 5 NaN or infinity; 130 interrupted;
-    143 terminated. `SystemExit` of Hydra's own flags (`--help`) passes through.
+    130 is for Ctrl-C, 143 for SIGTERM. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # each of its processes would train the same run
@@ -120,12 +118,11 @@ def _resume(argv: list[str]) -> int:
     if {"-m", "--multirun"} & given:
         raise ConfigError("resume goes on with one run: drop -m.")
     try:
-        start = journal.started(folder).start
-        assert start is not None
-        asked = changed(start.asked, [word for word in words if "=" in word and not word.startswith("-")])
+        before = journal.started(folder).asked
+        asked = changed(before, [word for word in words if "=" in word and not word.startswith("-")])
         if asked.tracking.name != "none":
             typed = asked.tracking.uri if "tracking.uri" in given else None
-            client.allowed(start.asked.tracking.uri, typed, "tracking.uri=")
+            client.allowed(before.tracking.uri, typed, "tracking.uri=")
     except ConfigError as error:
         raise ConfigError(f"resume={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     if flags := [word for word in words if word.startswith("-") or word == "job"]:
@@ -139,7 +136,7 @@ def _resume(argv: list[str]) -> int:
 
 
 def _named_folder(argv: list[str]) -> Path | None:
-    """The folder that the command line names for the run, if it is there already."""
+    """Return the folder that the command line names for the run, if it is there already."""
     named = [arg.partition("=")[2].strip("'\"") for arg in argv if key_of(arg) == "hydra.run.dir"]
     folder = Path(named[-1].replace("\\'", "'")).resolve() if named else None
     return folder if folder and folder.exists() else None
@@ -159,46 +156,40 @@ def _refuse(message: str, code: int) -> int:
     return code
 
 
+HELP = """\
+Train a U-Net on any timm encoder and log its IoU to MLflow.
+
+  python train.py                                        the embedded example
+  python train.py encoder=resnet34 optim.lr=1e-4
+  python train.py data=folder data.images=DIR data.masks=DIR
+  python train.py resume=outputs/DATE/TIME               go on where a run stopped
+  python train.py -m hydra/sweeper=optuna                search encoders and learning rates
+  python train.py sweeps=lr_by_encoder                   a search kept in sweeps/
+
+Groups (GROUP=OPTION):
+  encoder                      any timm model; <TAB> completes it
+{groups}
+
+Keys (KEY=VALUE), with the schema's default; groups may set others, --cfg job shows the result:
+{keys}
+  hydra.run.dir                the run folder [outputs/DATE/TIME]
+  hydra.sweep.dir              a sweep's folder [outputs/DATE/TIME-multirun]
+  hydra.sweeper.KEY            how to search: conf/hydra/sweeper/optuna.yaml
+
+Completion of groups, keys and encoder names: eval "$(python train.py -sc install=bash)"
+More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)"""
+
+
 def _help() -> str:
-    groups = [
-        ("encoder", "any timm model; <TAB> completes it"),
-        *(
-            (group, _options(group))
-            for group in ("recipe", "optim", "augmentation", "data", "loss", "tracking", "debug")
-        ),
-    ]
+    groups = []
+    for group in ("recipe", "optim", "augmentation", "data", "loss", "tracking", "debug"):
+        options = sorted(path.stem for path in (CHECKOUT / "conf" / group).glob("*.yaml"))
+        groups.append(f"  {group:28} {', '.join(options)}")
     rows = [f"  {key.name:28} {key.help} [{_shown(key.default)}]" for key in keys()]
-    return "\n".join(
-        [
-            "Train a U-Net on any timm encoder and log its IoU to MLflow.",
-            "",
-            "  python train.py                                        the embedded example",
-            "  python train.py encoder=resnet34 optim.lr=1e-4",
-            "  python train.py data=folder data.images=DIR data.masks=DIR",
-            "  python train.py resume=outputs/DATE/TIME               go on where a run stopped",
-            "  python train.py -m hydra/sweeper=optuna                search encoders and learning rates",
-            "  python train.py sweeps=lr_by_encoder                   a search kept in sweeps/",
-            "",
-            "Groups (GROUP=OPTION):",
-            *(f"  {name:28} {text}" for name, text in groups),
-            "",
-            "Keys (KEY=VALUE), with the schema's default; groups may set others, --cfg job shows the result:",
-            *rows,
-            f"  {'hydra.run.dir':28} the run folder [outputs/DATE/TIME]",
-            f"  {'hydra.sweep.dir':28} a sweep's folder [outputs/DATE/TIME-multirun]",
-            f"  {'hydra.sweeper.KEY':28} how to search: conf/hydra/sweeper/optuna.yaml",
-            "",
-            'Completion of groups, keys and encoder names: eval "$(python train.py -sc install=bash)"',
-            "More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)",
-        ]
-    ).replace("$", "$$")
-
-
-def _options(group: str) -> str:
-    return ", ".join(sorted(path.stem for path in (CHECKOUT / "conf" / group).glob("*.yaml")))
+    return HELP.format(groups="\n".join(groups), keys="\n".join(rows)).replace("$", "$$")
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
-        return str(value).lower().replace("none", "null")
+        return "null" if value is None else str(value).lower()
     return str(value).replace(" ", "")

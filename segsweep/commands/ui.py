@@ -8,7 +8,6 @@ HELP = "look at runs and compare them: MLflow's page, opened on the newest resul
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("--port", type=port, default=5000, metavar="N", help="default: 5000; 0 takes any that is free")
     parser.add_argument("--host", default="127.0.0.1", help="who may connect (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--uri", help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db)")

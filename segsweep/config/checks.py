@@ -13,11 +13,7 @@ UNIONS = (UnionType, Union)  # X | None of a Literal is the older kind
 
 
 def check(holds: bool, name: str, value: Any, must: str) -> None:
-    """Refuse a key's value.
-
-    Raises:
-        ConfigError: `holds` is false.
-    """
+    """Refuse a key's value with `ConfigError` unless it holds."""
     if not holds:
         raise ConfigError(f"{name}={value}: must be {must}.")
 
@@ -52,16 +48,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def read(kind: type[T], value: Any, name: str) -> T:
-    """Read a value of JSON as a dataclass, with all that is in it.
+    """Read a value of JSON, named so in errors, as a dataclass with all that is in it.
 
-    Unknown fields are left out: a later version may have more.
-
-    Args:
-        kind: a dataclass.
-        name: of the value, for the error.
-
-    Raises:
-        ConfigError: a field is missing, or is of another type.
+    Unknown fields are left out: a later version may have more. ConfigError if one is missing, or is of another type.
     """
     found = _typed(kind, value, name)
     assert isinstance(found, kind)
@@ -74,13 +63,11 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         return value
     if is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        given = {
-            f.name: _typed(hints[f.name], value[f.name], f"{name}.{f.name}") for f in fields(kind) if f.name in value
-        }
-        optional = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
-        if missing := [f.name for f in fields(kind) if f.name not in given and f.name not in optional]:
+        needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        if missing := [f.name for f in fields(kind) if f.name in needed - value.keys()]:
             raise ConfigError(f"{name}: lacks {', '.join(missing)}.")
-        return kind(**given)  # type: ignore[operator]
+        given = [f.name for f in fields(kind) if f.name in value]
+        return kind(**{g: _typed(hints[g], value[g], f"{name}.{g}") for g in given})  # type: ignore[operator]
     if origin in UNIONS:
         for option in inner:
             try:

@@ -19,26 +19,20 @@ from segsweep.paths import PACKAGE
 
 
 class Role(NamedTuple):
-    """What a key is about.
+    """What a key is about."""
 
-    Attributes:
-        portable: what the experiment is, and not where things lie or how a machine runs them: part of `Settings`.
-        resumable: it may change when a run goes on.
-    """
-
-    portable: bool
-    resumable: bool
+    portable: bool  # what the experiment is, and not where things lie or how a machine runs them: part of `Settings`
+    resumable: bool  # it may change when a run goes on
+    is_path: bool = False  # of a file or folder: made absolute, so that it means the same from anywhere
 
 
 EXPERIMENT, EXTENT = Role(portable=True, resumable=False), Role(portable=True, resumable=True)
 PLACE, MACHINE = Role(portable=False, resumable=True), Role(portable=False, resumable=False)
+PATH = PLACE._replace(is_path=True)
 
 
 def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
-    """Make a dataclass field with its line of help; a list or dict default is copied for each instance.
-
-    Typed `Any`, as `dataclasses.field` is.
-    """
+    """Make a dataclass field with its line of help; a list or dict default is copied for each instance."""
     metadata = {"help": help, "role": role}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -46,10 +40,9 @@ def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
 
 
 # Each source is a module of that name; looked up by file name, since importing one brings numpy.
-SOURCES = tuple(
-    sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("*.py") if not path.stem.startswith("_"))
-)
+SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
+SCHEDULES = ("cosine", "onecycle", "constant")  # segsweep/training/optim.py
 EPOCHS = 10  # without train.epochs and train.time_budget
 
 
@@ -57,7 +50,7 @@ EPOCHS = 10  # without train.epochs and train.time_budget
 class EncoderConfig:
     name: str = key("tf_efficientnet_lite0", "any timm model, with or without its pretrained tag")
     pretrained: Any = key("auto", "auto: pretrained weights if they can be had; true: or else an error; false: random")
-    weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)", PLACE)
+    weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)", PATH)
     drop_path: float = key(0.0, "probability of skipping a residual block in training (stochastic depth)")
     freeze_norm: bool = key(False, "BatchNorm of the encoder keeps its pretrained statistics")
 
@@ -71,9 +64,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    width: Any = key(
-        "auto", "channels of the stages, deepest first, as [256,128,64,32,16]; auto: scaled to the encoder"
-    )
+    width: Any = key("auto", "channels of the stages from the deepest, as [256,128,64,32,16]; auto: by the encoder's")
     norm: str = key("batch", "batch, group or layer")
     dropout: float = key(0.0, "probability of dropping a channel before the head")
 
@@ -88,22 +79,18 @@ class DecoderConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     name: str = key("adamw", "adam, adamw or sgd")
-    lr: Any = key(
-        "auto", "peak learning rate of the decoder; auto: by the encoder's kind, as 3e-3 for convolutional ones"
-    )
-    encoder_lr_scale: Any = key(
-        "auto", "the encoder's learning rate as a multiple of lr; 0 freezes it; auto: by kind, 1 for random weights"
-    )
+    lr: Any = key("auto", "peak learning rate of the decoder; auto: by the encoder's kind, 3e-3 for convolutional ones")
+    encoder_lr_scale: Any = key("auto", "the encoder's rate / lr; 0 freezes it; auto: by kind, 1 for random weights")
     layer_decay: float = key(1.0, "the encoder's learning rate falls by this factor with each layer towards the image")
     freeze_epochs: int = key(0, "the encoder is frozen for this many epochs, then trained with the rest")
     weight_decay: float = key(0.01, "on weights of two and more dimensions only")
     momentum: float = key(0.9, "SGD's momentum, Adam's first beta")
-    schedule: str = key("cosine", "cosine, onecycle or constant")
+    schedule: str = key("cosine", ", ".join(SCHEDULES))
     warmup: float = key(0.05, "share of the training over which the learning rate rises (cosine, constant)")
 
     def __post_init__(self) -> None:
         one_of("optim.name", self.name, ("adam", "adamw", "sgd"))
-        one_of("optim.schedule", self.schedule, ("cosine", "onecycle", "constant"))
+        one_of("optim.schedule", self.schedule, SCHEDULES)
         check(self.lr == "auto" or is_positive(self.lr), "optim.lr", self.lr, "auto or above 0, as 1e-3")
         if self.name == "sgd" and self.lr == "auto":
             raise ConfigError(
@@ -150,9 +137,9 @@ class AugmentationConfig:
 @dataclass(frozen=True)
 class DataConfig:
     name: str = key("folder", f"where the pairs come from: {', '.join(SOURCES)}")
-    root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set", PLACE)
-    images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split", PLACE)
-    masks: str | None = key(None, "folder of masks, paired with the images by stem", PLACE)
+    root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set", PATH)
+    images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split", PATH)
+    masks: str | None = key(None, "folder of masks, paired with the images by stem", PATH)
     size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
     resize: str = key(
         "auto",
@@ -161,13 +148,9 @@ class DataConfig:
     )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(
-        None,
-        "a CSV with the columns image and mask, optionally split, group, fold; paths below its folder or root",
-        PLACE,
+        None, "a CSV with the columns image, mask and maybe split, group, fold; paths below its folder or root", PATH
     )
-    split: list[float] = key(
-        [0.8, 0.2], "shares of train and val, or train, val and test, where the data have no split"
-    )
+    split: list[float] = key([0.8, 0.2], "shares of train and val, or train, val and test, if the data have no split")
     group: str | None = key(None, "regular expression that finds an image's group in its stem; groups stay together")
     folds: int | None = key(None, "cross-validation: cut train and val into this many folds")
     fold: int = key(0, "cross-validation: the fold to validate on, from 0")
@@ -176,9 +159,7 @@ class DataConfig:
         "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}; "
         "default: binary",
     )
-    ignore_index: Any = key(
-        None, "mask value or [r,g,b] of void pixels, which never count; default: 255 beside 0 and 1"
-    )
+    ignore_index: Any = key(None, "mask value or [r,g,b] of void pixels, never counted; default: 255 beside 0 and 1")
     binarize: bool = key(False, "all mask values but 0 are one class, as for numbered objects")
     normalize: str = key(
         "auto",
@@ -186,26 +167,18 @@ class DataConfig:
         "clipped; window; auto",
     )
     window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
-    foreground: float = key(
-        0.0, "resize=crop: share of training crops laid over a pixel of a random class of the image"
-    )
+    foreground: float = key(0.0, "resize=crop: share of crops laid over a pixel of a random class of the image")
     tile: list[int] | None = key(
         None,
         "resize=crop: images larger than [height,width] are scored in overlapping tiles; default: 1024 or more a side, "
         "data.size for encoders of a fixed size",
     )
-    balance: float = key(
-        0.0, "how far images with much of rare classes are shown more often: 0 not, 1 by their pixels' rarity"
-    )
+    balance: float = key(0.0, "how far images of rare classes are shown more often: 0 not, 1 by their pixels' rarity")
     repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
     download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", MACHINE)
-    cache: str = key(
-        "auto",
-        "auto: decode once, keep the pixels on the device if they fit, else on disk; none: decode again and again",
-        PLACE,
-    )
+    cache: str = key("auto", "auto: decode once, keep on the device or else on disk; none: decode each time", PLACE)
     overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
 
     @property
@@ -214,18 +187,13 @@ class DataConfig:
         return Path(self.root).expanduser().resolve().name if self.root else self.name
 
     def __post_init__(self) -> None:
-        check(
-            len(self.size) == 2 and all(is_count(s) and s >= 32 for s in self.size),
-            "data.size",
-            self.size,
-            "[height,width], 32 pixels or more each, as [256,256]",
-        )
+        valid = len(self.size) == 2 and all(is_count(side) and side >= 32 for side in self.size)
+        check(valid, "data.size", self.size, "[height,width], 32 pixels or more each, as [256,256]")
         one_of("data.name", self.name, SOURCES)
         given = [name for name in ("root", "images", "masks", "table") if getattr(self, name)]
         if self.name == "shapes" and given:
-            raise ConfigError(
-                f"data.{given[0]} is given, but data=shapes generates its images. Add data=folder to train on your own."
-            )
+            what = f"data.{given[0]} is given, but data=shapes generates its images"
+            raise ConfigError(f"{what}. Add data=folder to train on your own.")
         one_of("data.cache", self.cache, ("auto", "none"))
         one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
         self._check_normalization()
@@ -294,18 +262,13 @@ class LossConfig:
     focal: float = key(0.0, "weight of the focal loss: cross-entropy that looks away from easy pixels")
     gamma: float = key(2.0, "how far the focal loss looks away")
     label_smoothing: float = key(0.0, "of ce: share of each pixel's target that is spread over all classes")
-    class_weights: Any = key(
-        None, "of ce and focal: one for each class, as [1,5,2], or auto: median frequency; default: equal"
-    )
-    pos_weight: Any = key(
-        None, "two classes: weight of foreground pixels in ce and focal, or auto: background/foreground"
-    )
+    class_weights: Any = key(None, "of ce and focal: one a class, as [1,5,2]; auto: median frequency; default: equal")
+    pos_weight: Any = key(None, "two classes: foreground's weight in ce and focal, or auto: background/foreground")
 
     def __post_init__(self) -> None:
-        for name in LOSSES:
+        for name in (*LOSSES, "gamma"):
             value = getattr(self, name)
             check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
-        check(0 <= self.gamma < math.inf, "loss.gamma", self.gamma, "0 or more")
         check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
         if self.class_weights not in (None, "auto"):
             valid = isinstance(self.class_weights, list) and all(is_positive(w) for w in self.class_weights)
@@ -318,22 +281,16 @@ class LossConfig:
         for name, users in (("class_weights", "ce focal"), ("pos_weight", "ce focal"), ("label_smoothing", "ce")):
             value, wanted = getattr(self, name), users.split()
             if value and chosen and not set(chosen) & set(wanted):
-                has, is_now = " and ".join(wanted), " and ".join(chosen)
-                raise ConfigError(
-                    f"loss.{name}={value}: is of {has}, and the loss is {is_now}. Add loss.ce=1, or drop it."
-                )
+                what = f"is of {' and '.join(wanted)}, and the loss is {' and '.join(chosen)}"
+                raise ConfigError(f"loss.{name}={value}: {what}. Add loss.ce=1, or drop it.")
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
     name: str = key("mlflow", "mlflow or none", PLACE)
     uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db", PLACE)
-    experiment: str | None = key(
-        None, "MLflow's experiment; default: the data set and its classes, if they are chosen", PLACE
-    )
-    timeout: float = key(
-        60.0, "longest wait for MLflow at the end of a run, in seconds; what is missed is sent later", PLACE
-    )
+    experiment: str | None = key(None, "MLflow's experiment; default: the data set and its chosen classes", PLACE)
+    timeout: float = key(60.0, "seconds to wait for MLflow at a run's end; what is missed is sent later", PLACE)
 
     def __post_init__(self) -> None:
         one_of("tracking.name", self.name, ("mlflow", "none"))
@@ -347,28 +304,17 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int | None = key(
-        None, "to train; default: 10, or as many as time_budget allows; their size: data.repeats", EXTENT
-    )
-    time_budget: float | None = key(
-        None, "seconds for training and validation; with epochs too, the first reached ends", EXTENT
-    )
-    batch_size: Any = key(
-        16, "images for one optimizer step, over all devices and micro-batches; auto: as many as run fast"
-    )
+    epochs: int | None = key(None, "to train; default: 10, or what time_budget allows; size: data.repeats", EXTENT)
+    time_budget: float | None = key(None, "seconds of training and validation; with epochs, the first ends it", EXTENT)
+    batch_size: Any = key(16, "images of a step, over all devices and micro-batches; auto: as many as run fast")
     accumulate: int = key(1, "micro-batches a batch is cut into, to save memory", EXTENT)
     precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware", MACHINE)
     seed: int = key(0, "of the decoder's initial weights, the order and the augmentation")
     device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one", PLACE)
     workers: int | None = key(None, "threads that decode files; default: as many as cores", PLACE)
     clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
-    ema: float = key(
-        0.0, "decay of a running average of the weights, as 0.99 a step; the average is scored and kept; 0: none"
-    )
-    bn_momentum: Any = key(
-        "auto",
-        "of BatchNorm's statistics: a number, or scaled (auto): the layers' own, less for micro-batches below 16",
-    )
+    ema: float = key(0.0, "decay a step of an average of the weights, as 0.99, which is scored and kept; 0: none")
+    bn_momentum: Any = key("auto", "of BatchNorm: a number, or scaled (auto): its own, less for micro-batches below 16")
     tta: str = key("none", "scoring averages over flips: none, hflip (2 views) or flips (4 views)")
     test: bool = key(True, "score the test split at the end, once; resume=DIR train.test=true does it later", EXTENT)
     patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never", EXTENT)
@@ -379,13 +325,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "compile", str(self.compile).lower())
         one_of("train.compile", self.compile, ("auto", "true", "false"))
-        for name in ("epochs", "batch_size", "accumulate", "workers", "patience"):
+        for name in ("epochs", "accumulate", "workers", "patience"):
             value = getattr(self, name)
-            if name == "batch_size":
-                check(is_count(value) or value == "auto", f"train.{name}", value, "auto, or 1 or more")
-                continue
-            optional = name in ("epochs", "workers", "patience")
-            check(is_count(value) or (optional and value is None), f"train.{name}", value, "1 or more")
+            check(is_count(value) or (value is None and name != "accumulate"), f"train.{name}", value, "1 or more")
+        valid = is_count(self.batch_size) or self.batch_size == "auto"
+        check(valid, "train.batch_size", self.batch_size, "auto, or 1 or more")
         check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
         if self.batch_size == "auto":
             check(self.accumulate == 1, "train.accumulate", self.accumulate, "1 with train.batch_size=auto")
@@ -454,19 +398,11 @@ def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[Key]:
 
 
 def refuse_unknown(composed: Mapping[str, Any]) -> None:
-    """Refuse keys that no schema has: Hydra lets `+train.epoch=3` pass.
-
-    Args:
-        composed: the whole composed configuration as plain containers.
-
-    Raises:
-        ConfigError: with the closest known key.
-    """
-    known = [known.name for known in keys()]
+    """Refuse keys of a composed configuration that no schema has: Hydra lets `+train.epoch=3` pass."""
+    known = [key.name for key in keys()]
     for name, _ in flat(composed):
-        if name in known or name.startswith("data.classes."):
-            continue
-        raise ConfigError(unknown(name))
+        if name not in known and not name.startswith("data.classes."):
+            raise ConfigError(unknown(name))
 
 
 def unknown(name: str) -> str:

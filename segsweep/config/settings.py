@@ -3,33 +3,19 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from segsweep.config.checks import flat
-from segsweep.config.schema import (
-    EXTENT,
-    AugmentationConfig,
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    LossConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from segsweep.config import schema
+from segsweep.config.schema import EXTENT, RunConfig
 
 SECTIONS = ("encoder", "decoder", "optim", "augmentation", "data", "loss", "train")
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What is subtracted from each channel of the pixels, and what they are divided by, on the scale of the files.
-
-    Attributes:
-        clip: lowest and highest value of each channel; pixels beyond are set to them.
-    """
+    """What is subtracted from each channel of the pixels, and what they are divided by, on the scale of the files."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    clip: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    clip: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # lowest and highest value of each channel
 
 
 @dataclass(frozen=True)
@@ -37,19 +23,16 @@ class Settings:
     """An experiment: what two machines must share to do the same.
 
     Keys that are not portable (paths, device, tracking) have their defaults here: they are asked of `RunConfig`.
-
-    Attributes:
-        normalization: of the pixels; None in the records of runs from before it was kept, whose checkpoint has it.
     """
 
-    encoder: EncoderConfig
-    decoder: DecoderConfig
-    optim: OptimConfig
-    augmentation: AugmentationConfig
-    data: DataConfig
-    loss: LossConfig
-    train: TrainConfig
-    normalization: Normalization | None = None
+    encoder: schema.EncoderConfig
+    decoder: schema.DecoderConfig
+    optim: schema.OptimConfig
+    augmentation: schema.AugmentationConfig
+    data: schema.DataConfig
+    loss: schema.LossConfig
+    train: schema.TrainConfig
+    normalization: Normalization | None = None  # None in old runs' records; their checkpoint has it
 
     @classmethod
     def of(cls, config: RunConfig) -> "Settings":
@@ -65,18 +48,14 @@ class Settings:
             changed[name] = replace(section, **{key: getattr(asked, key) for key in extent})
         return replace(self, **changed)
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, object]:
         """Return the portable keys by section, and the normalization, as JSON has them; `checks.read` reads them."""
-        kept: dict[str, Any] = {}
+        kept: dict[str, object] = {}
         for name in SECTIONS:
             section = getattr(self, name)
             portable = [item.name for item in fields(section) if item.metadata["role"].portable]
             kept[name] = {key: value for key, value in asdict(section).items() if key in portable}
         return {**kept, "normalization": asdict(self.normalization) if self.normalization else None}
-
-    def undecided(self) -> list[str]:
-        """Return the keys that still say `auto`."""
-        return [name for name, value in flat(self.recorded()) if value == "auto"]
 
 
 def _portable(section: Any) -> Any:

@@ -38,10 +38,9 @@ class SweeperConfig:
     def __post_init__(self) -> None:
         for name, allowed in (("pruner", PRUNERS), ("budget", BUDGETS), ("sampler", SAMPLERS)):
             one_of(PREFIX + name, getattr(self, name), allowed)
-        least = {"n_trials": 1, "finalists": 0, "repeats": 0, "max_failures": 1}
-        for name, low in least.items():
-            value, optional = getattr(self, name), name in ("n_trials", "max_failures")
-            valid = (optional and value is None) or (is_whole(value) and value >= low)
+        for name, low in {"n_trials": 1, "finalists": 0, "repeats": 0, "max_failures": 1}.items():
+            value = getattr(self, name)
+            valid = name in ("n_trials", "max_failures") if value is None else is_whole(value) and value >= low
             check(valid, PREFIX + name, value, f"a whole number from {low}")
         if self.n_trials is None and self.sampler != "grid":
             raise ConfigError("hydra.sweeper.n_trials: how many trials? Type hydra.sweeper.n_trials=20.")

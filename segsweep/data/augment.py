@@ -1,7 +1,7 @@
 """Augmentation: parameters drawn for a whole batch on the CPU, applied to it at once on the device.
 
-Each image has its own draw. Geometry is one 2x2 matrix and one shift, so image and mask are warped once, together;
-colour is one 3x3 matrix and a contrast. The numbers drawn for an image do not depend on what is switched on.
+Geometry is one 2x2 matrix and one shift, so image and mask are warped once, together; colour is one 3x3 matrix and a
+contrast. The numbers drawn for an image do not depend on what is switched on.
 """
 
 import math
@@ -20,27 +20,17 @@ LUMA = (0.299, 0.587, 0.114)  # of R, G and B in grey (ITU-R BT.601)
 
 @dataclass(frozen=True)
 class Draws:
-    """The augmentation of n images.
+    """The augmentation of n images, each with its own draw."""
 
-    Attributes:
-        linear: `n 2 2`, from canvas points to points of the canvas without augmentation, about its centre.
-        shift: `n 2`, x and y, as a share of the canvas.
-        window: `n 2`, x and y in [0, 1): where a crop lies.
-        brightness, contrast, saturation: `n`, factors.
-        hue: `n`, radians.
-        blur: `n`, standard deviation in pixels.
-        noise: `n`, standard deviation as a share of the value range.
-    """
-
-    linear: np.ndarray
-    shift: np.ndarray
-    window: np.ndarray
-    brightness: np.ndarray
+    linear: np.ndarray  # `n 2 2`, from canvas points to points of the canvas without augmentation, about its centre
+    shift: np.ndarray  # `n 2`, x and y, as a share of the canvas
+    window: np.ndarray  # `n 2`, x and y in [0, 1): where a crop lies
+    brightness: np.ndarray  # `n`, a factor, as the next two
     contrast: np.ndarray
     saturation: np.ndarray
-    hue: np.ndarray
-    blur: np.ndarray
-    noise: np.ndarray
+    hue: np.ndarray  # `n`, radians
+    blur: np.ndarray  # `n`, standard deviation in pixels
+    noise: np.ndarray  # `n`, standard deviation as a share of the value range
 
     def __getitem__(self, rows: Any) -> "Draws":
         return Draws(**{name: values[rows] for name, values in vars(self).items()})
@@ -74,11 +64,9 @@ def draw(rng: np.random.Generator, n: int, augmentation: AugmentationConfig) -> 
 
 
 def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
-    """Change brightness, saturation, hue and contrast.
+    """Change brightness, saturation, hue and contrast of `b c h w` float; the result stays within `low` and `high`.
 
-    Args:
-        image: `b c h w` float. Saturation and hue need three channels.
-        low, high: the value range; the result stays inside.
+    Saturation and hue need three channels.
     """
     image = image - low if low else image
     if image.shape[1] == 3 and (draws.saturation != 1).any() | (draws.hue != 0).any():

@@ -33,32 +33,23 @@ ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no tw
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch.
+    """One micro-batch."""
 
-    Attributes:
-        image: `b c h w` float32, on the scale of the stored data type.
-        mask: `b h w` int64, class indices; VOID where there is no image or no label.
-        indices: of the samples in the store.
-        placements: where each canvas lies on its image.
-        targets: for evaluation: each sample's class indices on its own pixel grid, `h w` int64, VOID where they do not
-            count.
-    """
-
-    image: Tensor
-    mask: Tensor
-    indices: tuple[int, ...]
-    placements: tuple[Placement, ...]
-    targets: tuple[Tensor, ...] = ()
+    image: Tensor  # `b c h w` float32, on the scale of the stored data type
+    mask: Tensor  # `b h w` int64, class indices; VOID where there is no image or no label
+    indices: tuple[int, ...]  # of the samples in the store
+    placements: tuple[Placement, ...]  # where each canvas lies on its image
+    targets: tuple[Tensor, ...] = ()  # for evaluation: class indices on each sample's own grid, `h w` int64, or VOID
 
 
 @dataclass(frozen=True)
 class HostBatch:
-    """What the host makes of a micro-batch; targets: whole masks, for evaluation."""
+    """What the host makes of a micro-batch."""
 
     indices: tuple[int, ...]
     placements: tuple[Placement, ...]
     windows: Windows
-    targets: tuple[Tensor, ...] = ()
+    targets: tuple[Tensor, ...] = ()  # whole masks, for evaluation
 
 
 @dataclass(frozen=True)
@@ -67,16 +58,12 @@ class Pixels:
 
     A micro-batch has two halves: the host cuts windows out of the store, in threads and some batches ahead, and the
     device does the rest.
-
-    Attributes:
-        device: where batches are wanted.
-        workers: threads that prepare batches ahead; default: up to `THREADS`.
     """
 
     store: Store
     labels: Labels
-    device: torch.device
-    workers: int | None = None
+    device: torch.device  # where batches are wanted
+    workers: int | None = None  # threads that prepare batches ahead; default: up to `THREADS`
 
     @cached_property
     def _table(self) -> Tensor:
@@ -114,24 +101,14 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which samples a training step sees, and how often.
+    """Which samples a training step sees, and how often."""
 
-    Attributes:
-        batch_size: the global batch, over all processes and micro-batches.
-        seed: of the order and of the augmentation.
-        accumulate: micro-batches that each process cuts its share of a batch into.
-        repeats: passes over the samples in an epoch.
-        rarity: of each sample: a pass shows them as often, up to a common factor; default: each once.
-        foreground: share of crops that are laid over a pixel of a random class of their image; of two classes, of the
-            foreground.
-    """
-
-    batch_size: int
-    seed: int = 0
-    accumulate: int = 1
-    repeats: int = 1
-    rarity: Sequence[float] | None = None
-    foreground: float = 0.0
+    batch_size: int  # global, over all processes and micro-batches
+    seed: int = 0  # of the order and of the augmentation
+    accumulate: int = 1  # micro-batches that each process cuts its share of a batch into
+    repeats: int = 1  # passes over the samples in an epoch
+    rarity: Sequence[float] | None = None  # a pass shows each sample as often, up to a factor; default: each once
+    foreground: float = 0.0  # share of crops laid over a pixel of a random class of their image; of two, the foreground
 
 
 @dataclass(frozen=True)
@@ -139,16 +116,12 @@ class TrainBatches:
     """Augmented batches of the training split.
 
     An epoch is one or more passes over the samples, each in an order of its own; the last batch is filled up from the
-    next pass, so that all batches are full.
-
-    Attributes:
-        indices: of the training samples.
-        world: the processes that share every batch. They take its micro-batches one after the other: the first process
-            the first `sampling.accumulate` of them.
+    next pass, so that all batches are full. The processes of `world` share every batch: they take its micro-batches one
+    after the other, the first process the first `sampling.accumulate` of them.
     """
 
     pixels: Pixels
-    indices: Sequence[int]
+    indices: Sequence[int]  # of the training samples
     canvas: Canvas
     sampling: Sampling
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -184,7 +157,7 @@ class TrainBatches:
         return rng.permutation(indices[chosen])
 
     def _host_batch(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[HostBatch, augment.Draws, int]:
-        """Cut one micro-batch's windows; also its draws and the seed of its noise."""
+        """One micro-batch's windows, its draws and the seed of its noise."""
         seed, accumulate, size = self.sampling.seed, self.sampling.accumulate, self.canvas.size
         group = self.world.rank * accumulate + part
         rows = np.array_split(np.arange(len(chosen)), self.world.size * accumulate)[group]
@@ -229,19 +202,15 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """Every sample once, whole and without augmentation.
+    """Every sample once, whole and without augmentation, grouped by size.
 
     With resize=crop an image is its own canvas; images of one size share a batch.
-
-    Attributes:
-        indices: of the samples, in the order they are given back but for the grouping by size.
-        batch_size: largest number of canvases; fewer where they are larger than `canvas.size`.
     """
 
     pixels: Pixels
     indices: Sequence[int]
     canvas: Canvas
-    batch_size: int
+    batch_size: int  # largest number of canvases; fewer where they are larger than `canvas.size`
 
     def __len__(self) -> int:
         return len(self._plan())
@@ -256,7 +225,7 @@ class EvalBatches:
         return self.pixels.cut(chosen, [canvas.place(self.pixels.size(i)) for i in chosen], whole=True)
 
     def _plan(self) -> list[tuple[Canvas, list[int]]]:
-        """Decide the batches: the canvas and the samples of each."""
+        """The canvas and the samples of each batch."""
         by_canvas: dict[Canvas, list[int]] = {}
         for index in self.indices:
             by_canvas.setdefault(self.canvas.whole(self.pixels.size(index)), []).append(index)

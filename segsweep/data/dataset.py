@@ -2,9 +2,9 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,15 @@ SPLIT = "split.csv"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pairs and what they mean.
+    """Pairs and what they mean."""
 
-    Attributes:
-        samples: in the store's order.
-        groups: of each sample; images of one are not apart, unless a given split has them so.
-        folds: of each sample, None without cross-validation.
-        parts: indices of the samples in train, val and, where there is one, test.
-        store: the pixels.
-        labels: the classes.
-        asked_for_groups: groups are more than single images.
-    """
-
-    samples: list[Sample]
-    groups: list[str]
-    folds: list[int | None] | None
-    parts: dict[str, list[int]]
+    samples: list[Sample]  # in the store's order
+    groups: list[str]  # of each sample; images of one are not apart, unless a given split has them so
+    folds: list[int | None] | None  # of each sample, None without cross-validation
+    parts: dict[str, list[int]]  # indices of the samples in train, val and, where there is one, test
     store: Store
     labels: Labels
-    asked_for_groups: bool = False
+    asked_for_groups: bool = False  # groups are more than single images
 
     def counts(self, part: str) -> list[int]:
         """Count the pixels of each class in a part; last those that do not count."""
@@ -56,10 +46,10 @@ class Dataset:
         table, totals = self.labels.table, self.counts("train")[:-1]
         found = []
         for i in self.parts["train"]:
-            pixels = {int(table[v]): 0 for v in self.store.rows[i].values}
-            for value, n in self.store.counts([i]).items():
+            pixels: Counter[int] = Counter()
+            for value, n in self.store.rows[i].values.items():
                 pixels[int(table[value])] += n
-            pixels.pop(VOID, None)
+            del pixels[VOID]
             counted = max(sum(pixels.values()), 1)
             found.append((sum(n / counted / totals[c] for c, n in pixels.items() if n) * sum(totals)) ** balance)
         return found
@@ -142,9 +132,7 @@ def read_split(folder: Path) -> list[dict[str, str]]:
 
 
 def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watch = lambda items, *_: items) -> Dataset:
-    """Find, decode, split and label a data set.
-
-    Images that are the same, pixel by pixel, are of one group in our own splits.
+    """Find, decode, split and label a data set. Equal images, pixel by pixel, are of one group in our own splits.
 
     Args:
         workers: decoding threads; default: as many as cores.
@@ -159,12 +147,9 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     if not found.samples:
         refuse(found.problems)
     known, ignore_index = getattr(origin, "CLASSES", None), data.ignore_index
-    ignore = None if ignore_index is None else images.code(ignore_index)
+    ignore, keep = None if ignore_index is None else images.code(ignore_index), data.cache != "none"
     try:
-        keep = data.cache != "none"
-        store = open_store(
-            found.samples, binarize=data.binarize, ignore=ignore, keep=keep, workers=workers, progress=progress
-        )
+        store = open_store(found.samples, data.binarize, ignore, keep, workers, progress)
     except Unusable as error:
         refuse([*found.problems, *error.problems])
         raise
@@ -177,11 +162,13 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         kept_together = split.joined(groups, [row.content for row in store.rows])
         fold_of = split.fold_of(samples, kept_together, data.folds, data.seed) if data.folds else None
         parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold)
-        meaning = labels(store.counts(), data.classes, ignore_index, known, store.values, _holder(samples, store))
+        holder = partial(_holder, samples, store)
+        meaning = labels(store.counts(), data.classes, ignore_index, known, store.values, holder)
         asked = bool(data.group) or any(sample.group for sample in samples)
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked)
         if data.overfit:
-            chosen = _chosen(dataset, data.overfit)
+            train, empty = dataset.parts["train"], set(dataset.empty("train"))
+            chosen = evenly_spaced([i for i in train if i not in empty] or train, data.overfit)
             dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False)
         for part in dataset.parts:
             _refuse_empty(part, dataset.counts(part), meaning.names)
@@ -194,27 +181,16 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     return dataset
 
 
-def _chosen(dataset: Dataset, number: int) -> list[int]:
-    """Choose evenly spaced training samples, not empty ones if it can be had."""
-    train, empty = dataset.parts["train"], set(dataset.empty("train"))
-    full = [i for i in train if i not in empty] or train
-    return evenly_spaced(full, number)
-
-
 def evenly_spaced(indices: Sequence[int], number: int) -> list[int]:
     """Choose that many of them, evenly spaced; all where there are no more."""
     return [indices[i * len(indices) // number] for i in range(number)] if len(indices) > number else list(indices)
 
 
-def _holder(samples: Sequence[Sample], store: Store) -> Callable[[int], str]:
+def _holder(samples: Sequence[Sample], store: Store, stored: int) -> str:
     """Says which masks hold a stored value."""
-
-    def holder(stored: int) -> str:
-        holding = [sample.mask for sample, row in zip(samples, store.rows, strict=True) if stored in row.values]
-        more = f" and {len(holding) - 1} more" if len(holding) > 1 else ""
-        return f" ({holding[0]}{more})" if holding else ""
-
-    return holder
+    holding = [sample.mask for sample, row in zip(samples, store.rows, strict=True) if stored in row.values]
+    more = f" and {len(holding) - 1} more" if len(holding) > 1 else ""
+    return f" ({holding[0]}{more})" if holding else ""
 
 
 def _refuse_empty(part: str, counts: Sequence[int], names: Sequence[str]) -> None:

@@ -20,14 +20,14 @@ STRIP = 4_000_000  # numbers brought to an image's own grid at once
 
 @dataclass(frozen=True)
 class Placement:
-    """linear: `2 2`; center: `2`, the image point under the canvas's centre; canvas: its height and width."""
+    """Where a canvas lies on an image."""
 
-    linear: np.ndarray
-    center: np.ndarray
+    linear: np.ndarray  # `2 2`
+    center: np.ndarray  # `2`, the image point under the canvas's centre
     canvas: Size
 
     def part(self, rows: slice, columns: slice) -> "Placement":
-        """Place a part of the canvas: where it lies on the image."""
+        """Place a part of the canvas on the image."""
         if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == self.canvas:
             return self
         middle = np.array([columns.start + columns.stop, rows.start + rows.stop]) / 2
@@ -42,15 +42,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Canvas:
-    """How images are laid on a canvas.
-
-    Attributes:
-        size: height and width.
-        resize: "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": pixel on pixel.
-    """
+    """How images are laid on a canvas."""
 
     size: Size
-    resize: str
+    resize: str  # "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": pixel on pixel
 
     def whole(self, image: Size) -> "Canvas":
         """Return the canvas that a whole image is seen on: with crops one of the image's own height and width."""
@@ -59,12 +54,7 @@ class Canvas:
         return Canvas((max(SMALLEST, image[0]), max(SMALLEST, image[1])), "crop")
 
     def place(self, image: Size, window: np.ndarray | None = None) -> Placement:
-        """Lay the canvas over an image.
-
-        Args:
-            image: its height and width.
-            window: where a crop lies, x and y in [0, 1]; None for the middle.
-        """
+        """Lay the canvas over an image; `window` is where a crop lies, x and y in [0, 1], by default the middle."""
         size, space = np.array(image[::-1], float), np.array(self.size[::-1], float)
         center = size / 2
         if self.resize == "pad":
@@ -80,15 +70,7 @@ class Canvas:
 
 
 def sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample maps bilinearly; beyond the edge it is replicated.
-
-    Args:
-        maps: `b c h w` float.
-        x, y: `b H W`, pixel coordinates on the maps.
-
-    Returns:
-        `b c H W`.
-    """
+    """Sample maps `b c h w` float bilinearly at pixel coordinates x and y, `b H W`: `b c H W`, the edge replicated."""
     height, width = maps.shape[-2:]
     points = torch.empty(*x.shape, 2, dtype=x.dtype, device=x.device)
     torch.sub(x, width / 2, out=points[..., 0])
@@ -99,16 +81,7 @@ def sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slice(None)) -> Tensor:
-    """Bring maps from a canvas to the image's own pixel grid. The canvas must be laid without rotation.
-
-    Args:
-        maps: `c H W`, on the canvas.
-        image: the image's height and width.
-        rows: only these rows of the image.
-
-    Returns:
-        `c h w`, or fewer rows.
-    """
+    """Bring maps `c H W` from a canvas laid without rotation to the image's pixel grid: `c h w`, or `rows` of it."""
     if placement.untouched(image):
         return maps[:, rows]
     scale = np.diag(placement.linear)
@@ -120,14 +93,7 @@ def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slic
 
 
 def strips(maps: Tensor, placement: Placement, image: Size) -> Iterator[tuple[slice, Tensor]]:
-    """Bring maps to the image's own pixel grid from the top down, some rows at a time, so that memory is bounded.
-
-    Args:
-        maps, placement, image: as for `to_image`.
-
-    Yields:
-        rows, and the maps there, `c rows w`.
-    """
+    """Bring maps to the image as `to_image` does, from the top down, in bounded memory: yield rows and `c rows w`."""
     step = max(1, STRIP // (image[1] * maps.shape[0]))
     for start in range(0, image[0], step):
         rows = slice(start, min(start + step, image[0]))

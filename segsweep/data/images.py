@@ -12,6 +12,7 @@ Value = int | tuple[int, int, int]  # what a mask says of a pixel: a number, or 
 
 GREY = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 TIFF = (".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF, ".bmp", ".webp", ".gif")  # of files that are taken for images
 LARGEST = 400_000_000  # pixels, all pages together; a file may state any size and unpack to it
 ORIENTATION = 274  # the tag, of EXIF and TIFF
 COLOR = 1 << 24  # in the codes of a mask: red, green and blue follow, a byte each
@@ -23,10 +24,7 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image as `h w c` uint8, or uint16 and float32 where the file is.
 
     c is 1 or 3, palettes expanded and alpha dropped; the pages of a TIFF are channels, as are more than three samples
-    of a pixel.
-
-    Raises:
-        DataError: not an image, truncated, or with pixels that are not finite.
+    of a pixel. DataError if it is no image, truncated, or has pixels that are not finite.
     """
     pixels = _read(path, is_mask=False)
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
@@ -42,9 +40,7 @@ def read_mask(path: Path) -> np.ndarray:
     """Read a mask as `h w` of codes, uint8 or int32: numbers as stored, palettes as indices, colours above `COLOR`.
 
     Those who write GIFs number a palette anew in each file, so there the colours count, and grey ones are numbers.
-
-    Raises:
-        DataError: not an image, several channels that are no colour, or values that are no whole numbers.
+    DataError if it is no image, or has channels that are no colour or values that are no whole numbers.
     """
     values = _read(path, is_mask=True)
     if values.dtype != np.uint8 and not ((values == np.floor(values)) & (abs(values.astype(float)) < COLOR)).all():
@@ -95,12 +91,10 @@ def _read(path: Path, is_mask: bool) -> np.ndarray:
 
 def _pixels(path: Path, opened: Image.Image, page: int, is_mask: bool) -> np.ndarray:
     if page:
-        first = opened.size
+        first, pages = opened.size, getattr(opened, "n_frames", 1)
         opened.seek(page)
         if opened.size != first:
-            raise DataError(
-                f"{path}: its {getattr(opened, 'n_frames', 1)} pages are of several sizes. Save the one that counts."
-            )
+            raise DataError(f"{path}: its {pages} pages are of several sizes. Save the one that counts.")
     image = ImageOps.exif_transpose(opened)
     indices = is_mask and opened.format != "GIF"
     if image.mode in ("1", "LA"):

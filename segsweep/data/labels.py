@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from segsweep.data.images import Value
-from segsweep.errors import ConfigError, DataError, closest
+from segsweep.errors import ConfigError, DataError, suggestion
 
 VOID = 255  # class index of pixels that do not count, everywhere behind this module
 BLACK = (0, 0, 0)
@@ -15,19 +15,14 @@ BLACK = (0, 0, 0)
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a task.
+    """The classes of a task; two are a binary one."""
 
-    Attributes:
-        names: of the classes, in the order of their indices; two names are a binary task.
-        table: class index of each mask value as the store has it, uint8 `256`; VOID where the value does not count.
-    """
-
-    names: tuple[str, ...]
-    table: np.ndarray
+    names: tuple[str, ...]  # in the order of their indices
+    table: np.ndarray  # class index of each mask value as the store has it, uint8 `256`; VOID: it does not count
 
     @property
     def logits(self) -> int:
-        """Return how many logits the model gives: one for a binary task."""
+        """How many logits the model gives: one for a binary task."""
         return 1 if len(self.names) == 2 else len(self.names)
 
 
@@ -46,8 +41,8 @@ def labels(
     Args:
         counts: pixels for each mask value as it is stored, over the whole data set.
         classes: names of the classes with the values 0, 1, ...; or of some of the `known` ones; or names with their
-            value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a
-            first class "background".
+            value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a first
+            class "background".
         ignore_index: value or colour of void pixels; default: 255, except in masks of 0 and 255 alone.
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.
@@ -62,11 +57,11 @@ def labels(
     void: Value = _values(255 if ignore_index is None else ignore_index, True)[0]
     if isinstance(void, tuple) and not coloured:
         raise DataError(f"data.ignore_index={_shown(void)}: a colour, but the masks hold {_shares(found)}.")
-    names: tuple[str, ...]
 
     def holder(value: Value) -> str:
-        return where(_stored(value, values))
+        return where(values.index(value) if values else cast(int, value))
 
+    names: tuple[str, ...]
     if classes is None and not known:
         names, meaning = _binary(found, ignore_index is not None, void, holder)
     else:
@@ -77,9 +72,8 @@ def labels(
             named["background"] = [*named["background"], *rest]
         names = tuple(named)
         meaning = {value: index for index, group in enumerate(named.values()) for value in group if value != void}
-    of_stored = values if values else range(256)
     table = np.full(256, VOID, np.uint8)
-    for stored, value in enumerate(of_stored):
+    for stored, value in enumerate(values or range(256)):
         table[stored] = meaning.get(value, VOID)
     return Labels(names, table)
 
@@ -110,8 +104,8 @@ def _named(
     assert classes is not None
     if coloured:
         raise DataError(
-            f"data.classes={_list(classes)}: the masks are coloured, {_shares(found)}. Name the classes with their "
-            f"colours: {_by_value(found, classes)}."
+            f"data.classes=[{','.join(classes)}]: the masks are coloured, {_shares(found)}. Name the classes with "
+            f"their colours: {_by_value(found, classes)}."
         )
     if len(classes) == 1:
         raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: 'data.classes={{{classes[0]}:1}}'.")
@@ -120,8 +114,9 @@ def _named(
     void = 255 if ignore_index is None else ignore_index
     beyond = [value for value in found if value not in range(len(classes)) and value != void]
     if beyond:
+        some = ", ".join(map(_shown, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
         raise DataError(
-            f"data: mask values {_shares(found)}; {_some(beyond)} is none of the {len(classes)} data.classes "
+            f"data: mask values {_shares(found)}; {some} is none of the {len(classes)} data.classes "
             f"(0 to {len(classes) - 1}) and not data.ignore_index={void}{where(beyond[0])}. Name more classes, or set "
             f"data.ignore_index={beyond[-1]}."
         )
@@ -141,9 +136,9 @@ def _binary(
     if not foreground:
         raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")
     meaning: dict[Value, int] = {0: 0, BLACK: 0, foreground.pop(): 1}
-    return ("background", "foreground"), {
-        value: index for value, index in meaning.items() if value != void or not void_given
-    }
+    if void_given:
+        meaning.pop(void, None)
+    return ("background", "foreground"), meaning
 
 
 def _too_many(found: Mapping[Value, int]) -> str:
@@ -179,21 +174,15 @@ def _values(given: Any, coloured: bool) -> list[Value]:
     return [tuple(v) if isinstance(v, Sequence) else v for v in given]
 
 
-def _stored(value: Value, values: Sequence[Value] | None) -> int:
-    return values.index(value) if values else value  # type: ignore[return-value]
-
-
 def _known(name: str, known: Mapping[str, int]) -> int:
     if name not in known:
-        near = closest(name, known)
-        hint = f" Closest: {near[0]}." if near else ""
+        hint = suggestion(name, known)
         raise ConfigError(f"data.classes: {name} is no class of this data set.{hint} There are: {', '.join(known)}.")
     return known[name]
 
 
 def _shares(found: Mapping[Value, int]) -> str:
-    total = sum(found.values())
-    rows = [f"{_shown(value)} ({100 * n / total:.2g} %)" for value, n in found.items()]
+    rows = [f"{_shown(value)} ({100 * n / sum(found.values()):.2g} %)" for value, n in found.items()]
     return ", ".join(rows[:12]) + (f", ... {len(rows)} in all" if len(rows) > 12 else "")
 
 
@@ -207,11 +196,3 @@ def _by_value(found: Mapping[Value, int], names: Sequence[str] = ()) -> str:
 
 def _shown(value: Value) -> str:
     return str(value) if isinstance(value, int) else f"[{','.join(map(str, value))}]"
-
-
-def _list(names: Sequence[str]) -> str:
-    return f"[{','.join(names)}]"
-
-
-def _some(values: Sequence[Value]) -> str:
-    return ", ".join(map(_shown, values[:5])) + (", ..." if len(values) > 5 else "")

@@ -9,14 +9,9 @@ T = TypeVar("T")
 
 
 def prefetch(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Generator[T, None, None]:
-    """Run jobs in threads and yield their results in the jobs' order, some computed ahead.
+    """Run jobs in threads and yield their results in the jobs' order; up to `depth` computed ones wait in memory.
 
-    Closing the generator ends the threads; jobs that have not begun are dropped. What a job raises is raised here, at
-    its place in the order.
-
-    Args:
-        workers: threads.
-        depth: results that may wait, so many are in memory at most.
+    Closing the generator ends the threads and drops jobs that have not begun. What a job raises is raised at its place.
     """
     pool = ThreadPoolExecutor(workers, "prefetch")
     waiting: deque[Future[T]] = deque()

@@ -1,8 +1,4 @@
-"""What every source of pairs shares: samples, how files are paired, what is refused.
-
-A source is one module in `segsweep/data/sources/`: `data=NAME` calls its `find`. Its optional `CLASSES` says which mask
-value has which class name.
-"""
+"""What every source of pairs shares: samples, how files are paired, what is refused."""
 
 import csv
 import os
@@ -12,34 +8,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from segsweep.config.schema import DataConfig
+from segsweep.data.images import SUFFIXES
 from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.paths import quoted
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One pair of files.
+    """One pair of files; split, group and fold are None where none was given."""
 
-    Attributes:
-        key: names it: the path below its folder, without suffix.
-        split: the part it was given to, None where none was given.
-        group: images that must not be apart, None where none was given.
-        fold: of cross-validation, from 0, None where none was given.
-    """
-
-    key: str
+    key: str  # names it: the path below its folder, without suffix
     image: Path
     mask: Path
-    split: str | None = None
-    group: str | None = None
-    fold: int | None = None
+    split: str | None = None  # the part it was given to
+    group: str | None = None  # images that must not be apart
+    fold: int | None = None  # of cross-validation, from 0
 
 
 @dataclass(frozen=True)
@@ -51,18 +40,13 @@ class Pairs:
 
 
 class Source(Protocol):
-    """A module in `segsweep/data/sources/`."""
+    """A module in `segsweep/data/sources/`: `data=NAME` calls its `find`."""
 
     CLASSES: Mapping[str, int]  # mask values by class name, where the source knows them; a module may lack it
 
     @staticmethod
     def find(data: DataConfig) -> Pairs:
-        """Find the pairs.
-
-        Raises:
-            ConfigError: a folder is not given or not there.
-            DataError: no images.
-        """
+        """Find the pairs; ConfigError if a folder is not given or not there, DataError without images."""
 
 
 def source(name: str) -> Source:
@@ -71,11 +55,7 @@ def source(name: str) -> Source:
 
 
 def existing_folder(name: str, given: str | None, root: str | None) -> Path:
-    """Resolve `data.NAME`, or NAME below `data.root`, to a folder that is there.
-
-    Raises:
-        ConfigError: neither is given, or there is no such folder.
-    """
+    """Resolve `data.NAME`, or NAME below `data.root`, to a folder; ConfigError if it is not given or not there."""
     if not given and not root:
         instead = "" if name == "root" else f" (or data.root=DIR with {name}/ in it)"
         raise ConfigError(f"data.{name} is not given. Type data.{name}=DIR{instead}.")
@@ -101,11 +81,7 @@ def files_by_key(root: Path) -> dict[str, list[Path]]:
 
 
 def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Pairs:
-    """Pair the images and masks below two folders by stem; masks have `suffix` beyond it.
-
-    Raises:
-        DataError: no images.
-    """
+    """Pair the images and masks below two folders by stem; masks have `suffix` beyond it. DataError without images."""
     of_image = files_by_key(images)
     if images == masks:
         of_image = {key: paths for key, paths in of_image.items() if not key.endswith(suffix)}
@@ -121,11 +97,7 @@ def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Pairs:
 
 
 def listed(table: Path, root: str | None) -> Pairs:
-    """Read pairs from a CSV with the columns image and mask, and optionally split, group and fold.
-
-    Raises:
-        ConfigError, DataError: no such file, or not such a table.
-    """
+    """Read pairs from a CSV with the columns image and mask, and optionally split, group and fold."""
     if not table.is_file():
         raise ConfigError(f"data.table={table}: no such file. Give a CSV with the columns image and mask.")
     base = (Path(root).expanduser() if root else table.parent).resolve()
@@ -146,11 +118,11 @@ def listed(table: Path, root: str | None) -> Pairs:
         common = os.path.commonpath([path.parent for path in named])
         raise DataError(f"{table}: none of its files is below {base}. Add data.root={quoted(common)}.")
     for number, row in enumerate(rows, start=2):
-        paths = [(base / (row[name] or "")).resolve() for name in ("image", "mask")]
+        image, mask = ((base / (row[name] or "")).resolve() for name in ("image", "mask"))
         split, fold = row.get("split") or None, row.get("fold") or None
         wrong = [
             f"{row[name]}: not a file below {base}{'' if path.is_relative_to(base) else elsewhere}"
-            for name, path in zip(("image", "mask"), paths, strict=True)
+            for name, path in (("image", image), ("mask", mask))
             if not path.is_relative_to(base) or not path.is_file()
         ]
         if split not in (None, *SPLITS):
@@ -159,13 +131,11 @@ def listed(table: Path, root: str | None) -> Pairs:
             wrong.append(f"fold {fold!r} is no number from 0")
         problems += [f"{table}, line {number}: {problem}" for problem in wrong]
         if not wrong:
-            key = paths[0].relative_to(base).with_suffix("").as_posix()
-            group, number_of_fold = row.get("group") or None, int(fold) if fold else None
-            samples.append(Sample(key, paths[0], paths[1], split, group, number_of_fold))
+            key = image.relative_to(base).with_suffix("").as_posix()
+            samples.append(Sample(key, image, mask, split, row.get("group") or None, int(fold) if fold else None))
     given = {name: sum(getattr(s, name) is not None for s in samples) for name in ("split", "fold")}
-    problems += [
-        f"{table}: {name} is given in {n} rows only" for name, n in given.items() if n not in (0, len(samples))
-    ]
+    partly = {name: n for name, n in given.items() if n not in (0, len(samples))}
+    problems += [f"{table}: {name} is given in {n} rows only" for name, n in partly.items()]
     problems += [f"{table}: {key} is listed {n} times" for key, n in Counter(s.key for s in samples).items() if n > 1]
     return Pairs(samples, problems)
 
@@ -176,12 +146,31 @@ def existing(samples: list[Sample]) -> Pairs:
     return Pairs([s for s in samples if s.image.is_file() and s.mask.is_file()], problems)
 
 
-class Unusable(DataError):
-    """Lists everything that is wrong with the files of a data set.
+def torchvision_root(name: str, data: DataConfig, **arguments: Any) -> Path:
+    """Have torchvision's class find the data, or with data.download fetch and unpack them first; return their root."""
+    from torchvision import datasets
 
-    Attributes:
-        problems: a line each.
-    """
+    if not data.root:
+        raise ConfigError("data.root is not given. Type data.root=DIR, and data.download=true to fetch the data there.")
+    root = Path(data.root).expanduser().resolve()
+    try:
+        getattr(datasets, name)(str(root), download=data.download, **arguments)
+    except (RuntimeError, OSError) as error:
+        fetch = "" if data.download else " Fetch them with data.download=true."
+        raise ConfigError(f"data.root={root}: {first_line(error)}{fetch}") from error
+    return root
+
+
+def lines(path: Path) -> list[str]:
+    """Read the lines of torchvision's list of images, without empty ones."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Fetch the data again with data.download=true.") from error
+
+
+class Unusable(DataError):
+    """Lists everything that is wrong with the files of a data set: `problems`, a line each."""
 
     def __init__(self, problems: Sequence[str], shown: int = 20):
         self.problems = problems
@@ -192,10 +181,6 @@ class Unusable(DataError):
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise one error that lists all problems, if there are any.
-
-    Raises:
-        Unusable: there are.
-    """
+    """Raise `Unusable` with all problems, if there are any."""
     if problems:
         raise Unusable(problems)

@@ -19,22 +19,17 @@ def assign(
     folds: Sequence[int | None] | None = None,
     fold: int = 0,
 ) -> dict[str, list[int]]:
-    """Assign the samples to parts: indices of each, in the samples' order.
+    """Assign the samples to parts: indices of each, in the samples' order; "test" only where there is one.
 
     A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the group decides, so
     that an image stays where it is when others come and go. Every part gets at least one group, in tiny sets against
-    its hash. With `folds` one of them is val, and all others but a given test split are train.
+    its hash. With `folds` the fold `fold` is val, and all others but a given test split are train.
 
     Args:
         samples: all with a given split, or all without.
         groups: of each sample, from `group`.
         shares: of train and val, or of train, val and test; sums to 1.
-        seed: of the hash.
         folds: of each sample, from `fold_of`.
-        fold: the one to validate on, from 0.
-
-    Returns:
-        part to indices; "test" only where there is one.
 
     Raises:
         DataError: fewer groups than parts, or an empty fold.
@@ -59,14 +54,9 @@ def assign(
 
 
 def fold_of(samples: Sequence[Sample], groups: Sequence[str], folds: int, seed: int = 0) -> list[int | None]:
-    """Assign each sample to a fold of cross-validation: the one it came with, else by its group.
+    """Give each sample a fold of cross-validation: the one it came with, else by its group; None in a given test split.
 
-    Samples of a given test split have None.
-
-    In the order of the groups' hash, always to the fold that has fewest images.
-
-    Raises:
-        DataError: fewer groups than folds.
+    Groups go in the order of their hash, always to the fold that has fewest images. DataError if they are too few.
     """
     counted = [i for i, sample in enumerate(samples) if sample.split != "test"]
     sizes = Counter(groups[i] for i in counted)
@@ -86,12 +76,8 @@ def fold_of(samples: Sequence[Sample], groups: Sequence[str], folds: int, seed: 
 def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
     """Name each sample's group: the one it came with, else what the pattern finds in its key, else the key itself.
 
-    Args:
-        pattern: regular expression; its first parenthesis or, without one, the match is the group.
-
-    Raises:
-        ConfigError: the pattern is no regular expression.
-        DataError: it finds nothing in some key.
+    The first parenthesis of the regular expression or, without one, the match is the group. ConfigError if it is none,
+    DataError if it finds nothing in some key.
     """
     try:
         finder = re.compile(pattern) if pattern else None
@@ -105,18 +91,13 @@ def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
         own = (found[1] if found.re.groups else found[0]) if found else sample.key
         groups.append(sample.group or own or sample.key)
     if without:
-        raise DataError(
-            f"data.group={pattern}: finds no group in {len(without)} of {len(samples)} stems, such as {without[0]!r}."
-        )
+        number = f"{len(without)} of {len(samples)} stems"
+        raise DataError(f"data.group={pattern}: finds no group in {number}, such as {without[0]!r}.")
     return groups
 
 
 def joined(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
-    """Make one group of those that share an image: a copy in another part would flatter its scores.
-
-    Args:
-        groups, contents: of each sample its group and the hash of its pixels.
-    """
+    """Make one group of those that share an image, by the hash of its pixels: copies apart would flatter the scores."""
     leader: dict[str, str] = {}
 
     def lead(name: str) -> str:

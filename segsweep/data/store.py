@@ -9,6 +9,7 @@ samples are decoded whenever they are asked for.
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -39,14 +40,7 @@ SAMPLED = 4_000_000  # pixels that percentiles are taken from
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's place in the store and what was counted in it.
-
-    Attributes:
-        total, squares: sum of the pixels and of their squares, for each channel.
-        values: pixels for each mask value, as stored.
-        content: hash of the image's pixels, the same for duplicates.
-        labelled: hash of the mask's values.
-    """
+    """One sample's place in the store and what was counted in it."""
 
     key: str
     height: int
@@ -54,37 +48,28 @@ class Row:
     channels: int
     image_offset: int
     mask_offset: int
-    total: list[float]
-    squares: list[float]
-    values: dict[int, int]
-    content: str
-    labelled: str
+    total: list[float]  # sum of the pixels, for each channel
+    squares: list[float]  # sum of their squares
+    values: dict[int, int]  # pixels for each mask value, as stored
+    content: str  # hash of the image's pixels, the same for duplicates
+    labelled: str  # hash of the mask's values
 
 
 class Store:
-    """An open store.
-
-    Attributes:
-        rows: the samples that can be used, in the order they were given.
-        kept: where each row's sample was among those given.
-        problems: what is wrong with the others, a line each.
-        digest: of the decoded content, the keys and the given split.
-        range: lowest and highest pixel value the data type or, beyond 8 bits, the data set has.
-        channels: of all images, 1 if they are grey; 3 if some are, whose pixels then count for all three.
-        values: what each stored mask value stands for, where that is not itself (colours, numbers beyond 255).
-    """
+    """An open store."""
 
     def __init__(self, folder: Path, decode: Callable[[int], "_Decoded"] | None = None):
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        self.rows = [
-            Row(**{**row, "values": {int(k): n for k, n in row["values"].items()}}) for row in manifest["rows"]
-        ]
-        self.kept: list[int] = manifest["kept"]
-        self.problems: list[str] = manifest["problems"]
-        self.digest: str = manifest["digest"]
+        # The samples that can be used, in the order they were given.
+        self.rows = [Row(**row | {"values": {int(k): n for k, n in row["values"].items()}}) for row in manifest["rows"]]
+        self.kept: list[int] = manifest["kept"]  # where each row's sample was among those given
+        self.problems: list[str] = manifest["problems"]  # what is wrong with the others, a line each
+        self.digest: str = manifest["digest"]  # of the decoded content, the keys and the given split
+        # Lowest and highest pixel value the data type or, beyond 8 bits, the data set has.
         self.range: tuple[float, float] = (manifest["range"][0], manifest["range"][1])
-        self.channels = max(row.channels for row in self.rows)
+        self.channels = max(row.channels for row in self.rows)  # the pixels of grey images count for all of them
         self._codes: list[int] | None = manifest["codes"]
+        # What each stored mask value stands for, where that is not itself (colours, numbers beyond 255).
         self.values: list[Value] | None = self._codes and [images.value(code) for code in self._codes]
         self.dtype = np.dtype(manifest["dtype"])
         self._decode = decode
@@ -103,37 +88,29 @@ class Store:
         if self._decode is None:
             return self.image(index), self.mask(index)
         decoded, row = self._decode(self.kept[index]), self.rows[index]
-        if (decoded.content, decoded.labelled) != (row.content, row.labelled):
+        if (decoded.row.content, decoded.row.labelled) != (row.content, row.labelled):
             raise DataError(f"{row.key}: has changed since the data were scanned. Start again.")
-        return torch.from_numpy(np.ascontiguousarray(decoded.image)), torch.from_numpy(self._renumbered(decoded))
+        numbers = np.array([_number(self._codes, code) for code in decoded.row.values], np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(decoded.image)), torch.from_numpy(numbers[decoded.mask])
 
     def image(self, index: int) -> Tensor:
         """Return `h w c`, a view in the store's data type; c is the row's own."""
         if self._decode is not None:
             return self.pair(index)[0]
         row = self.rows[index]
-        size = row.height * row.width * row.channels
-        return self._images[row.image_offset : row.image_offset + size].view(row.height, row.width, row.channels)
+        return _view(self._images, row.image_offset, row.height, row.width, row.channels)
 
     def mask(self, index: int) -> Tensor:
         """Return `h w` uint8, a view: the file's values."""
-        if self._decode is not None:
-            return self.pair(index)[1]
-        row = self.rows[index]
-        return self._masks[row.mask_offset : row.mask_offset + row.height * row.width].view(row.height, row.width)
+        return self._mask(index, self._masks) if self._decode is None else self.pair(index)[1]
 
     def host_mask(self, index: int) -> np.ndarray:
         """Return the mask, `h w` uint8, in main memory, wherever the pixels are."""
-        if self._decode is not None:
-            return self.mask(index).numpy()
-        row = self.rows[index]
-        flat = self._host_masks[row.mask_offset : row.mask_offset + row.height * row.width]
-        return flat.view(row.height, row.width).numpy()
+        return (self._mask(index, self._host_masks) if self._decode is None else self.pair(index)[1]).numpy()
 
-    def _renumbered(self, decoded: "_Decoded") -> np.ndarray:
-        """A mask with the numbers that the store gives its values."""
-        numbers = np.array([_number(self._codes, code) for code in decoded.codes], np.uint8)
-        return np.asarray(numbers[decoded.mask])
+    def _mask(self, index: int, masks: Tensor) -> Tensor:
+        row = self.rows[index]
+        return _view(masks, row.mask_offset, row.height, row.width)
 
     def to(self, device: torch.device) -> "Store":
         """Move all pixels to the device if half of its free memory holds them; return self."""
@@ -170,9 +147,12 @@ class Store:
         return tuple(np.percentile(wide.astype(np.float32), percents, axis=0).tolist())
 
 
+def _view(pixels: Tensor, offset: int, *shape: int) -> Tensor:
+    return pixels[offset : offset + math.prod(shape)].view(shape)
+
+
 def open_store(
     samples: Sequence[Sample],
-    *,
     binarize: bool = False,
     ignore: int | None = None,
     keep: bool = True,
@@ -235,18 +215,13 @@ def _whole(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A sample's files as arrays: image `h w c`; mask `h w` with indices into `codes`, which occur `counts` times."""
+    """A sample's files as arrays; its row still lacks its offsets, and counts codes instead of stored values."""
 
-    image: np.ndarray
-    mask: np.ndarray
-    codes: list[int]
-    counts: list[int]
-    total: np.ndarray
-    squares: np.ndarray
+    row: Row
+    image: np.ndarray  # `h w c`
+    mask: np.ndarray  # `h w`, indices into the row's codes
     low: float
     high: float
-    content: str
-    labelled: str
 
 
 def _name(samples: Sequence[Sample], *options: Any) -> str:
@@ -292,7 +267,10 @@ def _decode(sample: Sample, binarize: bool, ignore: int | None) -> _Decoded | li
         hashlib.sha256(f"{about}".encode() + np.ascontiguousarray(pixels).data).hexdigest()[:16]
         for about, pixels in ((f"{image.shape}{image.dtype}", image), (codes.tolist(), mask))
     )
-    return _Decoded(image, mask, codes.tolist(), counts.tolist(), total, squares, low, high, content, labelled)
+    values = dict(zip(codes.tolist(), counts.tolist(), strict=True))
+    (height, width, channels), sums = image.shape, (total.tolist(), squares.tolist())
+    row = Row(sample.key, height, width, channels, 0, 0, *sums, values, content, labelled)
+    return _Decoded(row, image, mask, low, high)
 
 
 def _binary(mask: np.ndarray, ignore: int | None) -> np.ndarray:
@@ -301,9 +279,8 @@ def _binary(mask: np.ndarray, ignore: int | None) -> np.ndarray:
     if ignore is None:
         return binary.astype(np.uint8)
     void = mask == ignore
-    red, green, blue = (ignore >> 16) & 255, (ignore >> 8) & 255, ignore & 255
-    if ignore >= images.COLOR and red == green == blue:  # a mask that is all grey is read as numbers
-        void |= mask == red
+    if ignore == _color(ignore & 255):  # a mask that is all grey is read as numbers
+        void |= mask == ignore & 255
     return np.where(void, 255, binary).astype(np.uint8)
 
 
@@ -330,7 +307,8 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
     index: dict[int, int] = {}  # of each code in the file of masks, in the order of appearance
     low, high = np.inf, -np.inf
     image_offset = mask_offset = 0
-    with (folder / "images.bin").open("wb") as image_file, (folder / "masks.bin").open("wb") as mask_file:
+    paths = [folder / name if keep else Path(os.devnull) for name in ("images.bin", "masks.bin")]
+    with paths[0].open("wb") as image_file, paths[1].open("wb") as mask_file:
         for number, (sample, result) in enumerate(zip(samples, decoded, strict=True)):
             if isinstance(result, list):
                 problems += result
@@ -338,30 +316,17 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
                     refuse(problems)
                 continue
             image = result.image
-            kinds.setdefault(_kind(image), sample)
-            places = [index.setdefault(code, len(index)) for code in result.codes]
+            channels = {1: "grey", 3: "colour"}.get(image.shape[2], f"{image.shape[2]} channels")
+            kinds.setdefault(f"{image.dtype} {channels}", sample)
+            codes = list(result.row.values)
+            places = [index.setdefault(code, len(index)) for code in codes]
             if len(index) > 256:
-                refuse([*problems, f"{_too_many_values(sample.mask, result.codes[0], len(index))} (with those before)"])
+                refuse([*problems, f"{_too_many_values(sample.mask, codes[0], len(index))} (with those before)"])
             kept.append(number)
-            rows.append(
-                Row(
-                    key=sample.key,
-                    height=image.shape[0],
-                    width=image.shape[1],
-                    channels=image.shape[2],
-                    image_offset=image_offset,
-                    mask_offset=mask_offset,
-                    total=result.total.tolist(),
-                    squares=result.squares.tolist(),
-                    values=dict(zip(result.codes, result.counts, strict=True)),
-                    content=result.content,
-                    labelled=result.labelled,
-                )
-            )
+            rows.append(replace(result.row, image_offset=image_offset, mask_offset=mask_offset))
             low, high = min(low, result.low), max(high, result.high)
-            if keep:
-                image_file.write(np.ascontiguousarray(image).data)
-                mask_file.write(np.array(places, np.uint8)[result.mask].data)
+            image_file.write(np.ascontiguousarray(image).data)
+            mask_file.write(np.array(places, np.uint8)[result.mask].data)
             image_offset += image.size
             mask_offset += result.mask.size
     if len({kind.replace("grey", "colour") for kind in kinds}) > 1:
@@ -369,20 +334,16 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
         refuse([*problems, f"images of several kinds: {found}. Convert them to one"])
     if not rows:
         refuse(problems)
-    codes, stored = _stored(index)
+    listed = _listed(index)
+    stored = {code: _number(listed, code) for code in index}
     if keep:
-        _renumber(folder / "masks.bin", np.array([stored[code] for code in index], np.uint8))
-    else:
-        for name in ("images.bin", "masks.bin"):
-            (folder / name).unlink()
+        _renumber(paths[1], np.array([stored[code] for code in index], np.uint8))
     rows = [replace(row, values={stored[code]: n for code, n in row.values.items()}) for row in rows]
-    dtype = next(iter(kinds)).split()[0]
     manifest = {
-        "version": VERSION,
         "digest": _digest([samples[i] for i in kept], rows),
-        "dtype": dtype,
+        "dtype": next(iter(kinds)).split()[0],
         "range": [float(low), float(high)],
-        "codes": codes,
+        "codes": listed,
         "kept": kept,
         "problems": problems,
         "rows": [asdict(row) for row in rows],
@@ -390,25 +351,17 @@ def _write(folder: Path, samples: Sequence[Sample], decoded: Iterable[_Decoded |
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def _kind(image: np.ndarray) -> str:
-    channels = {1: "grey", 3: "colour"}.get(image.shape[2], f"{image.shape[2]} channels")
-    return f"{image.dtype} {channels}"
-
-
-def _stored(index: Iterable[int]) -> tuple[list[int] | None, dict[int, int]]:
-    """How the codes are numbered in the store: small numbers as themselves, others in their order, then listed."""
+def _listed(index: Iterable[int]) -> list[int] | None:
+    """The codes that the store's numbers stand for, in their order; None where all are small and stay themselves."""
     found = sorted(index)
     if all(0 <= code <= 255 for code in found):
-        return None, {code: code for code in found}
-    codes = sorted({_color(code) for code in found} if found[-1] >= images.COLOR else found)
-    return codes, {code: _number(codes, code) for code in found}
+        return None
+    return sorted({_color(code) for code in found} if found[-1] >= images.COLOR else found)
 
 
 def _number(codes: list[int] | None, code: int) -> int:
     """A code's number in a store that lists these codes."""
-    if codes is None:
-        return code
-    return codes.index(_color(code) if codes[-1] >= images.COLOR else code)
+    return code if codes is None else codes.index(_color(code) if codes[-1] >= images.COLOR else code)
 
 
 def _color(code: int) -> int:

@@ -16,25 +16,16 @@ from segsweep.data.geometry import Placement, Size, sample
 
 @dataclass(frozen=True)
 class Window:
-    """The part of one image that a canvas needs, shrunk by a whole factor where the canvas is coarser.
+    """The part of one image that a canvas needs, shrunk by a whole factor where the canvas is coarser."""
 
-    image: `h w c` in the store's data type; mask: `h w`; affine: `2 3`, from the canvas to window pixels; bounds:
-    `2 2`, first and last corner of the image in window pixels, x first.
-    """
-
-    image: Tensor
-    mask: Tensor
-    affine: np.ndarray
-    bounds: np.ndarray
+    image: Tensor  # `h w c` in the store's data type
+    mask: Tensor  # `h w`
+    affine: np.ndarray  # `2 3`, from the canvas to window pixels
+    bounds: np.ndarray  # `2 2`, first and last corner of the image in window pixels, x first
 
 
 def cut(image: Tensor, mask: Tensor, placement: Placement) -> Window:
-    """Cut out the window that a canvas laid so needs.
-
-    Args:
-        image: `h w c`, of any number type.
-        mask: `h w` uint8.
-    """
+    """Cut out the window of `h w c`, of any number type, and its mask, `h w` uint8, that a canvas laid so needs."""
     size = np.array(mask.shape[::-1])
     # Averaging blocks of whole pixels first keeps the bilinear warp from skipping any: an antialias that costs little.
     factor = np.maximum(1, np.floor(np.linalg.norm(placement.linear, axis=1))).astype(int)
@@ -54,17 +45,13 @@ def cut(image: Tensor, mask: Tensor, placement: Placement) -> Window:
 
 @dataclass(frozen=True)
 class Windows:
-    """Several windows in arrays of one size, from the upper left.
+    """Several windows in arrays of one size, from the upper left."""
 
-    images: `b h w c`, of one data type; masks: `b h w` uint8; affine: `b 2 3`; bounds: `b 2 2`; extent: `b 2`, each
-    window's width and height.
-    """
-
-    images: Tensor
-    masks: Tensor
-    affine: Tensor
-    bounds: Tensor
-    extent: Tensor
+    images: Tensor  # `b h w c`, of one data type
+    masks: Tensor  # `b h w` uint8
+    affine: Tensor  # `b 2 3`
+    bounds: Tensor  # `b 2 2`
+    extent: Tensor  # `b 2`, each window's width and height
 
     def pinned(self) -> "Windows":
         """Copy images and masks to memory that a GPU can copy from by itself."""
@@ -81,29 +68,17 @@ def stack(windows: Sequence[Window], channels: int) -> Windows:
         h, w = window.mask.shape
         images[i, :h, :w] = window.image
         masks[i, :h, :w] = window.mask
-    return Windows(
-        images,
-        masks,
-        affine=torch.from_numpy(np.stack([w.affine for w in windows])).float(),
-        bounds=torch.from_numpy(np.stack([w.bounds for w in windows])).float(),
-        extent=torch.tensor([w.mask.shape[::-1] for w in windows]),
-    )
+    affine = torch.from_numpy(np.stack([w.affine for w in windows])).float()
+    bounds = torch.from_numpy(np.stack([w.bounds for w in windows])).float()
+    return Windows(images, masks, affine, bounds, extent=torch.tensor([w.mask.shape[::-1] for w in windows]))
 
 
 def warp(windows: Windows, canvas: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Warp windows onto a canvas: images, mask values, and where there is an image at all.
 
-    Args:
-        canvas: height and width, the same for all windows.
-        device: where to.
-
-    Returns:
-        `b c h w` float32, bilinear, the edge replicated beyond the image; `b h w` uint8, nearest; `b h w` bool.
+    They are `b c h w` float32, bilinear, the edge replicated beyond the image; `b h w` uint8, nearest; `b h w` bool.
     """
-    images, masks, affine, bounds, extent = (
-        t.to(device, non_blocking=True)
-        for t in (windows.images, windows.masks, windows.affine, windows.bounds, windows.extent)
-    )
+    images, masks, affine, bounds, extent = (t.to(device, non_blocking=True) for t in vars(windows).values())
     x, y = _mapped(canvas, affine)
     (left, right), (top, bottom) = bounds.permute(2, 1, 0)[..., None, None]
     inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
@@ -118,9 +93,8 @@ def warp(windows: Windows, canvas: Size, device: torch.device) -> tuple[Tensor, 
 
 def _shrunk(image: Tensor, x: int, y: int) -> Tensor:
     """Means of blocks of y by x pixels; smaller blocks at the far edges."""
-    pooled = F.avg_pool2d(image.permute(2, 0, 1)[None].float(), (y, x), ceil_mode=True, count_include_pad=False)[
-        0
-    ].permute(1, 2, 0)
+    planes = F.avg_pool2d(image.permute(2, 0, 1)[None].float(), (y, x), ceil_mode=True, count_include_pad=False)
+    pooled = planes[0].permute(1, 2, 0)
     return pooled if image.dtype.is_floating_point else pooled.round().to(image.dtype)
 
 

@@ -30,9 +30,8 @@ def confusion_matrices(predictions: Sequence[Tensor], targets: Sequence[Tensor],
             raise ValueError(f"shapes differ: prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
         if prediction.is_floating_point() or target.is_floating_point():
             raise ValueError(f"class indices must be integers, got {prediction.dtype} and {target.dtype}")
-        pair = torch.where(
-            _possible(prediction, target, classes), target.long() * classes + prediction.long(), bins - 1
-        )
+        pair = target.long() * classes + prediction.long()
+        pair = torch.where(_possible(prediction, target, classes), pair, bins - 1)
         found.append((torch.where(target != VOID, pair, bins - 2) + i * bins).flatten())
     counts = torch.bincount(torch.cat(found), minlength=len(found) * bins).cpu().view(-1, bins).numpy()
     if counts[:, -1].any():

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,16 +19,16 @@ import torch
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
 from segsweep.paths import build_once, cache
 from segsweep.runs.records import Precision
+from segsweep.world import JSON
 
 log = logging.getLogger(__name__)
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FATAL = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
 
-# Channels and side of the maps that the convolution peak is looked for with: on a CPU, and on a GPU.
+# Channels and side of the maps that the convolution peak is looked for with, and images: on a CPU, and on a GPU.
 PEAK_SHAPES = (((96, 56), (128, 56), (256, 32), (512, 32)), ((128, 64), (256, 64), (512, 32), (1024, 32)))
-PEAK_BATCH = (4, 32)
-PEAK_REPEATS = 8
+PEAK_BATCH, PEAK_REPEATS = (4, 32), 8
 
 # Convolutions and products, forward and backward, of the shapes for which oneDNN has kernels of their own.
 _EXERCISE = """
@@ -51,29 +51,33 @@ for width in (64, 96, 384):
 """
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the device's memory, or the process's, was too small."""
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+def remembered(place: str, measure: Callable[[], JSON]) -> JSON:
+    """Return what `measure` gave for this place of the cache, which is asked only once; safe for many processes.
+
+    What it raises is raised, and nothing kept.
+    """
+
+    def write(folder: Path) -> None:
+        (folder / "answer.json").write_text(json.dumps(measure()))
+
+    answer: JSON = json.loads((build_once(cache() / place, "answer.json", write) / "answer.json").read_text())
+    return answer
 
 
 @contextmanager
-def fitting(advice: str) -> Iterator[None]:
-    """What does not fit the memory is told as the user can mend it.
-
-    Raises:
-        OutOfMemoryError: with the advice.
-    """
+def fitting(advice: str, tried: str = "") -> Iterator[None]:
+    """Raise what does not fit the device's or the process's memory as an `OutOfMemoryError`, while in this context."""
     try:
         yield
     except Exception as error:
-        if not out_of_memory(error):
+        on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        if not (on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             raise
-        raise OutOfMemoryError(f"out of memory. {advice}") from error
+        raise OutOfMemoryError(f"out of memory{tried}. {advice}") from error
 
 
 def find(name: str) -> torch.device:
-    """The device of `train.device`; auto is the first GPU if there is one.
+    """Return the device of `train.device`; auto is the first GPU if there is one.
 
     Raises:
         ConfigError: it is not there.
@@ -90,7 +94,7 @@ def find(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """Its name, for the record."""
+    """Return its name, for the record."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
@@ -100,7 +104,7 @@ def named(precision: torch.dtype) -> Precision:
 
 
 def precision(name: Precision | str, device: torch.device) -> torch.dtype:
-    """The data type of `train.precision` on this device; auto is a half precision that it has in hardware, else fp32.
+    """Return the data type of `train.precision` on this device; auto: a half precision it has in hardware, else fp32.
 
     Raises:
         ConfigError: the processor dies of it.
@@ -113,10 +117,8 @@ def precision(name: Precision | str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if claimed and _survives(torch.bfloat16) else torch.float32
     chosen = {str(known): kind for known, kind in PRECISIONS.items()}[name]
     if device.type == "cpu" and chosen != torch.float32 and not _survives(chosen):
-        raise ConfigError(
-            f"train.precision={name}: this processor dies of it (illegal instruction), whatever it claims. "
-            "Try train.precision=fp32."
-        )
+        told = "this processor dies of it (illegal instruction), whatever it claims. Try train.precision=fp32."
+        raise ConfigError(f"train.precision={name}: {told}")
     return chosen
 
 
@@ -127,28 +129,27 @@ def _survives(kind: torch.dtype) -> bool:
     """
     name = str(kind).removeprefix("torch.")
 
-    def write(folder: Path) -> None:
+    def exercise() -> dict[str, bool]:
         ran = subprocess.run([sys.executable, "-c", _EXERCISE, name], capture_output=True, text=True, check=False)
         if ran.returncode not in (0, *(-fatal for fatal in FATAL)):
             raise RuntimeError(ran.stderr)  # some other trouble, no answer to keep
-        (folder / "answer.json").write_text(json.dumps({"survives": ran.returncode == 0}))
         if ran.returncode:
             log.warning(
                 "This processor announces %s but dies of it (illegal instruction); training in fp32. Where only AMX is "
                 "at fault, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it train in bf16.",
                 name,
             )
+        return {"survives": ran.returncode == 0}
 
     try:
-        folder = build_once(cache() / f"{name}-{machine()}", "answer.json", write)
+        return remembered(f"{name}-{machine()}", exercise)["survives"]
     except RuntimeError as error:
         log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
         return False
-    return bool(json.loads((folder / "answer.json").read_text())["survives"])
 
 
 def machine() -> str:
-    """A short hash of this machine, its processor and torch's version: what was measured holds for these."""
+    """Return a short hash of this machine, its processor and torch's version: what was measured holds for these."""
     what = [platform.node(), torch.__version__, _processor(), os.environ.get("ONEDNN_MAX_CPU_ISA", "")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
@@ -184,21 +185,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def convolution_peak(device: torch.device, kind: torch.dtype) -> float:
-    """FLOP/s of the fastest convolution, forward and backward, in this precision; measured once per machine.
+    """Return the FLOP/s of the fastest convolution in this precision; measured once per machine.
 
     A convolution of 3x3 on a map that fits the caches does little but multiply: no network can be faster.
     """
     name = f"{describe(device)}-{kind}-{torch.get_num_threads() if device.type == 'cpu' else ''}-{machine()}"
-
-    def write(folder: Path) -> None:
-        (folder / "answer.json").write_text(json.dumps({"flops": measured_peak(device, kind), "measured": name}))
-
-    folder = build_once(cache() / f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}", "answer.json", write)
-    return float(json.loads((folder / "answer.json").read_text())["flops"])
+    place = f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return remembered(place, lambda: {"flops": measured_peak(device, kind)})["flops"]
 
 
 def measured_peak(device: torch.device, kind: torch.dtype) -> float:
-    """The same, measured now."""
+    """Measure the FLOP/s of the fastest convolution, forward and backward."""
     return max(_convolution(device, kind, channels, side) for channels, side in PEAK_SHAPES[device.type == "cuda"])
 
 
@@ -206,10 +203,8 @@ def _convolution(device: torch.device, kind: torch.dtype, channels: int, side: i
     batch = PEAK_BATCH[device.type == "cuda"]
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     layer = layer.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = (
-        torch.randn(batch, channels, side, side, device=device).to(kind).contiguous(memory_format=torch.channels_last)
-    )
-    image.requires_grad_()
+    image = torch.randn(batch, channels, side, side, device=device).to(kind)
+    image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
     shortest = math.inf
     for _ in range(PEAK_REPEATS):
         started = time.perf_counter()

@@ -1,5 +1,6 @@
 """How a model is run: precision, layout, compilation, recomputation. It changes speed and memory, not the model."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class Execution:
     Attributes:
         precision: autocast's data type; float32 switches it off.
         channels_last: the memory layout of images and of convolutions' weights.
-        compile: whether the training's forward and backward passes go through torch.compile.
+        compile: the training's forward and backward passes go through torch.compile.
     """
 
     precision: torch.dtype = torch.float32
@@ -38,13 +39,13 @@ class Execution:
         return model
 
     def forward(self, model: nn.Module, image: Tensor) -> Tensor:
-        """The model's output for an image `b c h w`."""
+        """Return the model's output for an image `b c h w`."""
         with torch.autocast(image.device.type, self.precision, enabled=self.precision != torch.float32):
             logits: Tensor = model(image.contiguous(memory_format=self.layout))
             return logits
 
     def compiled(self, model: nn.Module) -> nn.Module:
-        """What to call in training's place of the model: images always have one size there."""
+        """Return what to call in training's place of the model: images always have one size there."""
         return torch.compile(model, dynamic=False) if self.compile else model  # type: ignore[return-value]
 
 
@@ -63,24 +64,19 @@ class _Fp32:
 def _keep_fp32(module: nn.Conv2d) -> None:
     """On CPUs bf16 gradients of strided depthwise convolutions take up to five times as long as those in fp32."""
     kind: Any = type(module)
-    if not issubclass(kind, _Fp32):
-        module.__class__ = type(
-            f"Fp32{kind.__name__}", (_Fp32, kind), {}
-        )  # keeps names, weights and copies as they are
+    if not issubclass(kind, _Fp32):  # another class keeps names, weights and copies as they are
+        module.__class__ = type(f"Fp32{kind.__name__}", (_Fp32, kind), {})
 
 
 def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
     """Keep fewer activations for the backward pass and compute the others again (https://arxiv.org/abs/1604.06174).
 
-    Every part of the model that has timm's switch `set_grad_checkpointing` gets it set. A BatchNorm that sees a batch
-    twice would move its statistics twice, so its momentum is set to what gives the same in two moves.
+    Every part of the model that has timm's switch `set_grad_checkpointing` gets it set; return whether any has. A
+    BatchNorm that sees a batch twice would move its statistics twice, so its momentum is set to what gives the same in
+    two moves. Gradients and statistics stay as they are.
 
     Args:
-        model: trains on its own device; its gradients and statistics stay as they are.
         image: `b c h w`, small: what one forward and backward pass are tried with.
-
-    Returns:
-        whether any part has the switch.
     """
     switched = False
     for module in model.modules():
@@ -94,10 +90,10 @@ def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
             for part in module.children():  # timm before 1.0.31 has a stem's activation overwrite its own saved input
                 if getattr(part, "inplace", False):
                     part.inplace = False  # type: ignore[assignment]
-    seen: dict[nn.Module, int] = {}
+    seen: Counter[nn.Module] = Counter()
 
     def count(module: nn.Module, *_: Any) -> None:
-        seen[module] = seen.get(module, 0) + 1
+        seen[module] += 1
 
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     hooks = [norm.register_forward_pre_hook(count) for norm in norms]
@@ -108,7 +104,7 @@ def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
         for hook in hooks:
             hook.remove()
     for norm in norms:
-        if seen.get(norm, 0) == 2:
+        if seen[norm] == 2:
             set_momentum(norm, lambda own: 1 - (1 - own) ** 0.5)
     return switched
 
@@ -122,7 +118,7 @@ def set_momentum(model: nn.Module, of: Callable[[float], float]) -> None:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """A context in which a model may be trained on anything: its buffers, mode and the random state come back."""
+    """Let a model be trained on anything in this context: its buffers, mode and the random state come back."""
     training, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng():
         try:

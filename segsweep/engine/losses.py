@@ -1,6 +1,7 @@
-"""Losses on logits, computed in float32 whatever the autocast, void pixels left out.
+"""Losses on logits `b k h w` and targets `b h w` int64, computed in float32 whatever the autocast, void left out.
 
 One logit is a binary task: its cross-entropy is BCE, its region losses (Dice, Jaccard, Lovász) are the foreground's.
+Region losses are over the batch, and the mean over the classes in its targets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,52 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segsweep.data.labels import VOID
 from segsweep.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Term = Callable[..., Tensor]  # a loss that may take more
 LARGEST_WEIGHT = 100.0  # of a class, where weights are found by themselves: a few pixels do not rule a batch
 
 
 def cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    ignore_index: int = 255,
-    weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
+    logits: Tensor, target: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy over the pixels that count; BCE with logits for one logit. 0 if none counts.
+    """Return the mean cross-entropy over the pixels that count; BCE with logits for one logit. 0 if none counts.
 
     Args:
-        logits: `b k h w`.
-        target: `b h w` int64; 0 or 1 for one logit.
         weights: of the classes, `k` or, for one logit, 2; the mean is weighted with them, too.
         label_smoothing: share of each target that is spread evenly over all classes, two for one logit
             (https://arxiv.org/abs/1512.00567).
+        gamma: as for `focal`; 0 leaves the cross-entropy as it is.
     """
-    losses, share = _by_pixel(logits, target, ignore_index, weights, label_smoothing)
-    return _weighted_mean(losses, share)
-
-
-def focal(
-    logits: Tensor, target: Tensor, ignore_index: int = 255, weights: Tensor | None = None, gamma: float = 2.0
-) -> Tensor:
-    """Cross-entropy times (1 - p)^gamma, p the probability of the right class (https://arxiv.org/abs/1708.02002).
-
-    Args:
-        logits, target, weights: as for `cross_entropy`; the mean is not weighted with (1 - p)^gamma.
-        gamma: 0 is the cross-entropy.
-    """
-    losses, share = _by_pixel(logits, target, ignore_index, weights)
-    if gamma:
-        losses = (1 - torch.exp(-losses)).clamp(min=0) ** gamma * losses
-    return _weighted_mean(losses, share)
-
-
-def _by_pixel(
-    logits: Tensor, target: Tensor, ignore_index: int, weights: Tensor | None, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of each pixel and how much it counts, `b h w` both."""
-    counted = target != ignore_index
+    counted = target != VOID
     truth = target.where(counted, 0)
     if logits.shape[1] == 1:
         hard = (truth == 1).to(logits.dtype)
@@ -62,50 +37,41 @@ def _by_pixel(
         losses = F.binary_cross_entropy_with_logits(logits[:, 0], soft, reduction="none")
     else:
         losses = F.cross_entropy(logits, truth, reduction="none", label_smoothing=label_smoothing)
-    return losses, counted.to(logits.dtype) if weights is None else weights.to(logits)[truth] * counted
-
-
-def _weighted_mean(losses: Tensor, share: Tensor) -> Tensor:
+    if gamma:
+        losses = (1 - torch.exp(-losses)).clamp(min=0) ** gamma * losses
+    share = counted.to(logits.dtype) if weights is None else weights.to(logits)[truth] * counted
     return (losses * share).sum() / share.sum().clamp(min=1e-6)
 
 
-def dice(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
-    """One minus the soft Dice coefficient over the batch, the mean over the classes in its targets.
+def focal(logits: Tensor, target: Tensor, weights: Tensor | None = None, gamma: float = 2.0) -> Tensor:
+    """Return cross-entropy times (1 - p)^gamma, p the right class's probability (https://arxiv.org/abs/1708.02002).
 
-    With squared probabilities in the denominator, as V-Net has it (https://arxiv.org/abs/1606.04797).
-
-    Args:
-        logits: `b k h w`; for one logit the foreground alone counts.
-        target: `b h w` int64.
+    The mean is weighted with the classes' `weights`, not with (1 - p)^gamma.
     """
-    probability, truth = _regions(logits, target, ignore_index)
+    return cross_entropy(logits, target, weights, gamma=gamma)
+
+
+def dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Return one minus the soft Dice coefficient, with squares in the denominator (https://arxiv.org/abs/1606.04797)."""
+    probability, truth = _regions(logits, target)
     common, sizes = (probability * truth).sum(1), (probability**2).sum(1) + truth.sum(1)
     return _mean_of_present(1 - 2 * common / sizes.clamp(min=1e-6), truth)
 
 
-def jaccard(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
-    """One minus the soft intersection over union over the batch, the mean over the classes in its targets.
+def jaccard(logits: Tensor, target: Tensor) -> Tensor:
+    """Return one minus the soft intersection over union.
 
     Rahman and Wang, "Optimizing intersection-over-union in deep neural networks for image segmentation", 2016.
-
-    Args:
-        logits, target: as for `dice`.
     """
-    probability, truth = _regions(logits, target, ignore_index)
+    probability, truth = _regions(logits, target)
     common = (probability * truth).sum(1)
     union = probability.sum(1) + truth.sum(1) - common
     return _mean_of_present(1 - common / union.clamp(min=1e-6), truth)
 
 
-def lovasz(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
-    """The Lovász extension of the Jaccard loss, over the batch, the mean over the classes in its targets.
-
-    Lovász-softmax (https://arxiv.org/abs/1705.08790); for one logit on the sigmoid, of the foreground alone.
-
-    Args:
-        logits, target: as for `dice`.
-    """
-    probability, truth = _regions(logits, target, ignore_index)
+def lovasz(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the Lovász extension of the Jaccard loss (https://arxiv.org/abs/1705.08790), on sigmoid or softmax."""
+    probability, truth = _regions(logits, target)
     errors, order = (probability - truth).abs().sort(dim=1, descending=True)  # void pixels have none: they come last
     sorted_truth = truth.gather(1, order)
     total = sorted_truth.sum(1, keepdim=True)
@@ -116,9 +82,9 @@ def lovasz(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
     return _mean_of_present((errors * gradient).sum(1), truth)
 
 
-def _regions(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _regions(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and truths, a row for each class (one logit: the foreground): `k n`; 0 where void."""
-    counted = (target != ignore_index)[:, None]
+    counted = (target != VOID)[:, None]
     if logits.shape[1] == 1:
         probability, truth = logits.sigmoid(), (target == 1)[:, None]
     else:
@@ -132,28 +98,17 @@ def _mean_of_present(losses: Tensor, truth: Tensor) -> Tensor:
     return (losses * present).sum() / present.sum().clamp(min=1)
 
 
-TERMS: dict[str, Callable[..., Tensor]] = {
-    "ce": cross_entropy,
-    "dice": dice,
-    "jaccard": jaccard,
-    "lovasz": lovasz,
-    "focal": focal,
-}
+TERMS: dict[str, Term] = {"ce": cross_entropy, "dice": dice, "jaccard": jaccard, "lovasz": lovasz, "focal": focal}
 
 
 def build(
-    terms: Mapping[str, float],
-    weights: Sequence[float] | None = None,
-    gamma: float = 2.0,
-    label_smoothing: float = 0.0,
+    terms: Mapping[str, float], weights: Sequence[float] | None = None, gamma: float = 2.0, label_smoothing: float = 0.0
 ) -> Loss:
-    """A weighted sum of terms, as a function of logits `b k h w` and target `b h w`.
+    """Make a weighted sum of terms.
 
     Args:
         terms: weight by the name in `TERMS`; 0 leaves one out.
-        weights: of the classes, for ce and focal.
-        gamma: of focal.
-        label_smoothing: of ce.
+        weights: of the classes, for ce and focal; `gamma` is focal's, `label_smoothing` is ce's.
 
     Raises:
         ConfigError: all terms are 0.
@@ -179,11 +134,10 @@ def build(
 def class_weights(
     names: Sequence[str], pixels: Sequence[int], given: str | Sequence[float] | None, pos_weight: str | float | None
 ) -> list[float] | None:
-    """Weights of the classes, None where all count the same.
+    """Return weights of the classes, None where all count the same.
 
     Args:
-        names: of the classes.
-        pixels: of each class in the training split.
+        names, pixels: of each class; pixels in the training split.
         given: the weights, or "auto": median frequency balancing, the median share of a class over the class's own
             (https://arxiv.org/abs/1411.4734), up to `LARGEST_WEIGHT`; classes without a pixel get 1.
         pos_weight: two classes: of the foreground, the background having 1; "auto": background over foreground.
@@ -193,10 +147,8 @@ def class_weights(
     """
     if pos_weight is not None:
         if len(names) != 2:
-            raise ConfigError(
-                f"loss.pos_weight={pos_weight}: for two classes; these data have {len(names)}. "
-                "Try loss.class_weights=auto."
-            )
+            told = f"for two classes; these data have {len(names)}. Try loss.class_weights=auto."
+            raise ConfigError(f"loss.pos_weight={pos_weight}: {told}")
         weight = pixels[0] / max(pixels[1], 1) if pos_weight == "auto" else float(pos_weight)
         return [1.0, min(weight, LARGEST_WEIGHT) if pos_weight == "auto" else weight]
     if given is None:
@@ -206,7 +158,6 @@ def class_weights(
         median = (present[(len(present) - 1) // 2] + present[len(present) // 2]) / 2
         return [min(median / n, LARGEST_WEIGHT) if n else 1.0 for n in pixels]
     if len(given) != len(names):
-        raise ConfigError(
-            f"loss.class_weights={list(given)}: must be one for each of the {len(names)} classes, {', '.join(names)}."
-        )
+        told = f"must be one for each of the {len(names)} classes, {', '.join(names)}."
+        raise ConfigError(f"loss.class_weights={list(given)}: {told}")
     return [float(weight) for weight in given]

@@ -19,11 +19,7 @@ from segsweep.nn.tiles import tiled
 from segsweep.nn.unet import predict
 
 # The dimensions of `b c h w` that are mirrored in each view, by `train.tta`.
-FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "hflip": ((), (3,)),
-    "flips": ((), (3,), (2,), (2, 3)),
-}
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((), (3,)), "flips": ((), (3,), (2,), (2, 3))}
 
 # Wraps an iterator, as a progress bar does; also given its length and a title.
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -44,39 +40,36 @@ class Evaluation:
     matrices: dict[int, NDArray[np.int64]]
 
 
+@dataclass(frozen=True)
 class Scorer:
     """Runs models on whole images.
 
-    Args:
-        execution: precision and layout.
+    Attributes:
         tta: none, hflip or flips: logits are averaged over mirrored views.
         tile: height and width beyond which a canvas is run in overlapping tiles; None: always whole.
         watch: wraps the iterator over the batches.
     """
 
-    def __init__(
-        self,
-        execution: Execution = PLAIN,
-        tta: str = "none",
-        tile: Size | None = None,
-        watch: Watch = lambda items, *_: items,
-    ):
-        self.execution = execution
-        self.views = FLIPS[tta]
-        self.tile = tile
-        self.watch = watch
+    execution: Execution = PLAIN
+    tta: str = "none"
+    tile: Size | None = None
+    watch: Watch = lambda items, *_: items
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Run the model on all views of an image `b c h w` and return their mean logits, `b k h w`."""
-        views = [self.execution.forward(model, image.flip(view)).flip(view) for view in self.views]
+
+        def forward(part: Tensor) -> Tensor:
+            return self.execution.forward(model, part)
+
+        limit = self.tile or (image.shape[2], image.shape[3])
+        views = [tiled(forward, image.flip(view), limit).flip(view) for view in FLIPS[self.tta]]
         return views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
 
     def iter_logits(self, model: nn.Module, batches: EvalBatches) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each batch with its logits `b k h w` on the canvas. Gradients are the caller's to switch off."""
         model.eval()
         for batch in self.watch(batches, len(batches), "scoring"):
-            limit = self.tile or (batch.image.shape[2], batch.image.shape[3])
-            yield batch, self._tiled(model, batch.image, limit)
+            yield batch, self.logits(model, batch.image)
 
     @torch.inference_mode()
     def evaluate(
@@ -84,9 +77,7 @@ class Scorer:
     ) -> Evaluation:
         """Score each image on its mask's own pixel grid, whatever canvas the model saw.
 
-        Args:
-            names: of the classes.
-            show: samples whose predictions are kept.
+        `names` are the classes'; the predictions of the samples `show` are kept.
         """
         matrices: dict[int, NDArray[np.int64]] = {}
         predictions: dict[int, Tensor] = {}
@@ -103,13 +94,6 @@ class Scorer:
                     predictions[index] = prediction.to(torch.uint8).cpu()
         scores = metrics.scores(list(matrices.values()), names)
         return Evaluation({"loss": float(total) / max(len(matrices), 1), **scores}, predictions, matrices)
-
-    def _tiled(self, model: nn.Module, image: Tensor, limit: Size) -> Tensor:
-        def forward(part: Tensor) -> Tensor:
-            return self.execution.forward(model, part)
-
-        views = [tiled(forward, image.flip(view), limit).flip(view) for view in self.views]
-        return views[0] if len(views) == 1 else torch.stack(views).float().mean(0)
 
 
 def own_grid(batch: Batch, logits: Tensor, i: int) -> Iterator[tuple[slice, Tensor]]:

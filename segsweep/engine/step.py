@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -20,26 +21,24 @@ class Trained(Protocol):
     scaler: torch.amp.GradScaler
 
 
+@dataclass
 class TrainStep:
     """Forward and backward passes over a batch's micro-batches, and one move of the optimizer.
 
-    Args:
-        execution: precision, layout, compilation.
+    Attributes:
         loss: of logits `b k h w` and targets `b h w`.
         grad_clip: largest norm of the gradient; 0 does not clip.
     """
 
-    def __init__(self, execution: Execution, loss: Loss, grad_clip: float = 0.0):
-        self.execution = execution
-        self.loss = loss
-        self.grad_clip = grad_clip
-        self._compiled: tuple[nn.Module, nn.Module] | None = None
+    execution: Execution
+    loss: Loss
+    grad_clip: float = 0.0
+    _compiled: tuple[nn.Module, nn.Module] | None = field(default=None, init=False)
 
     def __call__(self, state: Trained, micro_batches: Iterable[Batch], number: int) -> tuple[Tensor, int]:
-        """Take a step; return the mean loss, a scalar on the device, and the number of images.
+        """Take a step over this number of micro-batches; return the loss, a scalar on the device, and how many images.
 
-        Args:
-            number: of micro-batches; the loss is their mean.
+        The loss is the micro-batches' mean.
         """
         state.optimizer.zero_grad(set_to_none=True)
         total, images = torch.zeros((), device=next(state.model.parameters()).device), 0

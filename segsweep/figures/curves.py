@@ -19,18 +19,14 @@ UPRIGHT = 5  # classes from which on their names below it are turned
 STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False}
 
 
-def training(
-    path: Path,
-    epochs: Sequence[Mapping[str, Any]],
-    best: Mapping[str, Any] | None,
-    matrix: np.ndarray,
-    names: Sequence[str],
-) -> None:
+Epoch = Mapping[str, Any]  # its number and its metrics, by name
+
+
+def training(path: Path, epochs: Sequence[Epoch], best: Epoch | None, matrix: np.ndarray, names: Sequence[str]) -> None:
     """Write loss, IoU and learning rate by epoch, IoU of each class and the confusion matrix as a PNG.
 
     Args:
-        epochs: records of the journal.
-        best: of them; None where none was scored.
+        best: of the epochs; None where none was scored.
         matrix: of the best epoch's validation, int64 `k k`, targets in rows.
         names: of the classes.
     """
@@ -56,7 +52,7 @@ def training(
         FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
 
 
-def _curve(axes: Axes, epochs: Iterable[Mapping[str, Any]], lines: Mapping[str, tuple[str, str]], title: str) -> None:
+def _curve(axes: Axes, epochs: Iterable[Epoch], lines: Mapping[str, tuple[str, str]], title: str) -> None:
     for name, (label, color) in lines.items():
         points = [(epoch["epoch"], epoch[name]) for epoch in epochs if epoch.get(name) is not None]
         axes.plot(*zip(*points, strict=True), color=color, label=label, marker="." if len(points) < 30 else None)
@@ -86,8 +82,6 @@ def _confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
     axes.set_xticklabels(names, **turned)
     axes.set(ylabel="truth", xlabel="prediction")
     if len(names) <= WRITTEN:
-        for row in places:
-            for column in places:
-                share = shares[row, column]
-                color = "white" if share > 0.5 else "black"
-                axes.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color=color, fontsize=8)
+        for (row, column), share in np.ndenumerate(shares):
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color=color, fontsize=8)

@@ -11,25 +11,14 @@ from segsweep import metrics
 
 # Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/); grey is background.
 PALETTE = (
-    (90, 90, 90),
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
+    *((90, 90, 90), (230, 159, 0), (86, 180, 233), (0, 158, 115)),
+    *((240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)),
 )
-
-
-def _colors() -> np.ndarray:
-    """Of each class index but void: after the palette's come its lighter and darker shades."""
-    hues = np.array(PALETTE[1:], np.float32)
-    shades = np.concatenate([hues, hues * 0.5 + 127, hues * 0.55])
-    return np.concatenate([[PALETTE[0]], *[shades] * 13])[:255]
-
-
-COLORS = np.concatenate([_colors(), [(0, 0, 0)]]).astype(np.float32)  # void is black
+# Of each class index: after the palette's come its lighter and darker shades, again and again; void is black.
+_HUES = np.array(PALETTE[1:], np.float32)
+_SHADES = np.concatenate([_HUES, _HUES * 0.5 + 127, _HUES * 0.55])
+COLORS = np.concatenate([[PALETTE[0]], *[_SHADES] * 13])[:256].astype(np.float32)
+COLORS[255] = 0
 MISSED, TOO_MUCH = ("missed", (0, 114, 178)), ("too much", (213, 94, 0))
 WRONG = ("wrong", (255, 255, 255))  # beside many classes, whose colours are taken
 SMALLEST, LARGEST, WIDEST = 192, 512, 1600  # pixels of a panel's longer side, and of all panels of a row
@@ -38,13 +27,7 @@ MARGIN, HEADER, FONT = 6, 22, 14
 
 @dataclass(frozen=True)
 class Compared:
-    """An image, its truth and what a model says of it.
-
-    Attributes:
-        title: over the image.
-        image: `h w c`.
-        truth, prediction: `h w` class indices; 255 in the truth is void and left dark.
-    """
+    """An image `h w c` with its title, truth and prediction: `h w` class indices; 255 in the truth is void."""
 
     title: str
     image: np.ndarray
@@ -55,7 +38,7 @@ class Compared:
 def comparison(
     rows: Sequence[Compared], names: Sequence[str], low: float, high: float, columns: int = 4
 ) -> Image.Image:
-    """A legend, and input, truth, prediction with its IoU and errors of each image, one image below the other.
+    """Draw a legend, and input, truth, prediction with its IoU and errors of each image, one image below the other.
 
     Args:
         names: of the classes.
@@ -64,12 +47,11 @@ def comparison(
     """
     strips = [_panels(row, names, low, high, columns) for row in rows]
     seen = np.unique(np.concatenate([mask.ravel() for row in rows for mask in (row.truth, row.prediction)]))
-    classes = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen if index]
-    errors = [MISSED, TOO_MUCH]
-    if len(names) > 2:
-        errors = [WRONG]
-        classes += [(f"{names[0]}: not painted", None)] if 0 in seen else []
-    legend = _legend([*classes, *errors], max(strip.width for strip in strips))
+    entries = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen if index]
+    if len(names) > 2 and 0 in seen:
+        entries.append((f"{names[0]}: not painted", None))
+    entries += [MISSED, TOO_MUCH] if len(names) == 2 else [WRONG]
+    legend = _legend(entries, max(strip.width for strip in strips))
     sheet = Image.new("RGB", (legend.width, sum(strip.height for strip in strips) + legend.height), "white")
     top = 0
     for part in (legend, *strips):
@@ -80,15 +62,15 @@ def comparison(
 
 def _panels(row: Compared, names: Sequence[str], low: float, high: float, columns: int) -> Image.Image:
     rgb = shown(row.image, low, high)
-    void = row.truth == 255
-    said = f"prediction · {_score(row.truth, row.prediction, len(names))}"
+    score = _score(row.truth, row.prediction, len(names))
     panels = [
         (row.title, rgb),
         ("truth", overlay(rgb, row.truth)),
-        (said, overlay(rgb, np.where(void, 255, row.prediction))),
+        (f"prediction · {score}", overlay(rgb, np.where(row.truth == 255, 255, row.prediction))),
         ("errors", _errors(rgb, row.truth, row.prediction, len(names))),
     ]
-    factor = _factor(max(rgb.shape[:2]), min(LARGEST, WIDEST // columns))
+    side, largest = max(rgb.shape[:2]), min(LARGEST, WIDEST // columns)
+    factor = -(-SMALLEST // side) if side < SMALLEST else min(1.0, largest / side)
     height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     lines = -(-len(panels) // columns)
     sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, lines * (height + HEADER) + MARGIN), "white")
@@ -103,9 +85,8 @@ def _panels(row: Compared, names: Sequence[str], low: float, high: float, column
 
 
 def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
-    """Where they differ: over the faded image; of more than two classes white over the darkened one."""
-    grey = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2)
-    counted, wrong = truth != 255, truth != prediction
+    """Paint where they differ: over the faded image; of more than two classes white over the darkened one."""
+    grey, wrong = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2), truth != prediction
     if classes == 2:
         painted = grey * 0.5 + 96
         painted[wrong & (truth != 0)] = MISSED[1]
@@ -113,14 +94,14 @@ def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes:
     else:
         painted = grey * 0.4
         painted[wrong] = WRONG[1]
-    painted[~counted] = COLORS[255]
+    painted[truth == 255] = COLORS[255]
     return painted.round().astype(np.uint8)
 
 
 def contact_sheet(
     pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
 ) -> Image.Image:
-    """Images beside their masks, with a legend: do they belong together?
+    """Draw images beside their masks, with a legend: do they belong together?
 
     Args:
         pairs: title, image `h w c` and class indices `h w` of each.
@@ -149,7 +130,7 @@ def contact_sheet(
 
 
 def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
-    """Names beside their colours, those that have one, in as many lines as it takes."""
+    """Draw names beside their colours, those that have one, in as many lines as it takes."""
     font = ImageFont.load_default(size=FONT)
     places, x, y = [], MARGIN, MARGIN
     for name, color in entries:
@@ -175,29 +156,29 @@ def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFo
 
 
 def shown(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """`h w c` from low to high as uint8 `h w 3`; of other than one or three channels the first are shown."""
+    """Bring `h w c` from low to high to uint8 `h w 3`; of other than one or three channels the first are shown."""
     image = image[..., : 3 if image.shape[2] >= 3 else 1]
     scaled = (np.clip((image.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
     return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
 
 
 def indexed(classes: np.ndarray) -> Image.Image:
-    """Class indices, uint8 `h w`, as an image with a palette: viewers show colours, programs read indices."""
+    """Return class indices, uint8 `h w`, as an image with a palette: viewers show colours, programs read indices."""
     image = Image.fromarray(classes)
     image.putpalette(COLORS.astype(np.uint8).tobytes())
     return image
 
 
 def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.ndarray:
-    """Classes painted over an image, uint8 `h w 3`; background stays, borders are drawn full, void is dark."""
+    """Paint classes over an image, uint8 `h w 3`; background stays, borders are drawn full, void is dark."""
     paint = COLORS[classes]
     share = np.where(classes == 0, 0.0, np.where(classes == 255, 0.7, opacity))[..., None]
     mixed = rgb * (1 - share) + paint * share
     border = np.zeros(classes.shape, bool)
-    for axis in (0, 1):
-        changed = np.diff(classes.astype(np.int16), axis=axis) != 0
-        border[(slice(None), slice(1, None)) if axis else slice(1, None)] |= changed
-        border[(slice(None), slice(None, -1)) if axis else slice(None, -1)] |= changed
+    for below, above in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        changed = classes[below] != classes[above]
+        border[below] |= changed
+        border[above] |= changed
     edge = border & (classes != 0) & (classes != 255)
     mixed[edge] = paint[edge]
     return np.asarray(mixed.round(), np.uint8)
@@ -210,9 +191,3 @@ def _score(truth: np.ndarray, prediction: np.ndarray, classes: int) -> str:
     if np.isnan(iou):
         return "no foreground" if classes == 2 else "background only"
     return f"IoU {iou:.2f}" if classes == 2 else f"mean IoU {iou:.2f}"
-
-
-def _factor(side: int, largest: int) -> float:
-    if side < SMALLEST:
-        return -(-SMALLEST // side)
-    return min(1.0, largest / side)

@@ -38,50 +38,34 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image and what the model said of it; what is shown of it is decided later.
+    """An image and what the model said of it; what is shown of it is decided later."""
 
-    Attributes:
-        name: of the file, without its suffix.
-        rgb: to look at, uint8 `h w 3`.
-        logits: of the foreground, float32 `h w`; None of several classes.
-        classes: the most likely of several, uint8 `h w`; None of two.
-        folder: for its mask.
-    """
-
-    name: str
-    rgb: np.ndarray
-    logits: np.ndarray | None
-    classes: np.ndarray | None
-    folder: Path
+    name: str  # of the file, without its suffix
+    rgb: np.ndarray  # to look at, uint8 `h w 3`
+    logits: np.ndarray | None  # of the foreground, float32 `h w`; None of several classes
+    classes: np.ndarray | None  # the most likely of several, uint8 `h w`; None of two
+    folder: Path  # for its mask
 
     def decided(self, threshold: float) -> np.ndarray:
-        """Class indices, uint8 `h w`; of two classes the foreground where it is likelier than the threshold."""
-        if self.logits is None:
-            assert self.classes is not None
+        """Return class indices, uint8 `h w`; of two classes the foreground where it is likelier than the threshold."""
+        if self.classes is not None:
             return self.classes
         return np.asarray(self.logits > np.log(threshold / (1 - threshold)), np.uint8)
 
 
 def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
-    """Run the model on an image's file, as `segsweep predict` does.
-
-    Raises:
-        DataError: not an image, or not one for this model.
-    """
+    """Run the model on an image's file, as `segsweep predict` does; one that it cannot take is a `DataError`."""
     try:
         pixels = predictor.accept(read_image(path), path)
     except DataError as error:
         raise DataError(str(error).replace(str(path), path.name)) from error  # where it was kept is nobody's concern
-    size = pixels.shape[:2]
-    logits = np.empty(size, np.float32) if len(predictor.classes) == 2 else None
-    classes = np.empty(size, np.uint8) if logits is None else None
+    binary = len(predictor.classes) == 2
+    said = np.empty(pixels.shape[:2], np.float32 if binary else np.uint8)
     (parts,) = predictor.logits([pixels])
     for rows, found in parts:
-        if logits is not None:
-            logits[rows] = found[0].cpu().numpy()
-        elif classes is not None:
-            classes[rows] = classes_of(found[None])[0].to(torch.uint8).cpu().numpy()
+        said[rows] = (found[0] if binary else classes_of(found[None])[0].to(torch.uint8)).cpu().numpy()
     rgb = pictures.shown(pixels, *predictor.range)
+    logits, classes = (said, None) if binary else (None, said)
     return Segmented(path.stem, rgb, logits, classes, Path(tempfile.mkdtemp(dir=folder)))
 
 
@@ -100,7 +84,7 @@ def shares(classes: np.ndarray, names: list[str]) -> dict[str, float]:
 
 
 def examples(found: Found) -> list[Path]:
-    """Validation images of the run that are still there."""
+    """Return some validation images of the run that are still there."""
     if found.folder is None or not (found.folder / SPLIT).is_file():
         return []
     images = [Path(row["image"]) for row in read_split(found.folder) if row["split"] == "val"]
@@ -108,21 +92,13 @@ def examples(found: Found) -> list[Path]:
 
 
 def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
-    """Build the page, not yet served.
-
-    Args:
-        folder: for what visitors download; it is theirs who serve it to remove.
-
-    Raises:
-        ConfigError: Gradio is not installed.
-    """
+    """Build the page, not yet served; who serves it removes the folder for what visitors download."""
     try:
         import gradio as gr
     except ImportError as error:
         raise ConfigError("segsweep demo needs Gradio. Type: pip install -e '.[demo]'") from error
 
-    binary = len(predictor.classes) == 2
-    shown = examples(found)
+    binary, shown = len(predictor.classes) == 2, examples(found)
 
     def forget(seen: Segmented | None) -> None:
         if seen:
@@ -140,8 +116,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
     def show(seen: Segmented | None, threshold: float, opacity: float) -> tuple[Any, str, Any]:
         if seen is None:
             return None, "", gr.DownloadButton(interactive=False)
-        classes = seen.decided(threshold)
-        mask = seen.folder / f"{seen.name}.png"
+        classes, mask = seen.decided(threshold), seen.folder / f"{seen.name}.png"
         pictures.indexed(classes).save(mask)
         legend = _legend(shares(classes, predictor.classes))
         return painted(seen, classes, opacity), legend, gr.DownloadButton(value=str(mask), interactive=True)
@@ -184,36 +159,21 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
 
 
 def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
-    """Show the page on this machine until Ctrl-C or SIGTERM; print its address to stdout.
-
-    Args:
-        port: 0: any that is free.
-
-    Raises:
-        ConfigError: Gradio is not installed, or the port is in use.
-    """
+    """Show the page on this machine, at port 0 on any that is free, until Ctrl-C or SIGTERM; print its address."""
     port = available(HOST, port, "segsweep demo")
     with tempfile.TemporaryDirectory(prefix="segsweep-demo-") as folder:
         blocks = page(predictor, found, Path(folder))
         import gradio as gr
 
+        # Gradio's own theme asks for fonts from elsewhere.
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
         try:
             with terminable():
                 _, address, _ = blocks.launch(
-                    server_name=HOST,
-                    server_port=port,
-                    share=False,
-                    quiet=True,
-                    prevent_thread_lock=True,
-                    ssr_mode=False,
-                    mcp_server=False,
-                    enable_monitoring=False,
-                    run_history=False,
-                    footer_links=[],
-                    allowed_paths=[folder],
-                    # Gradio's own theme asks for fonts from elsewhere.
-                    theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-                )
+                    server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+                    ssr_mode=False, mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
+                    allowed_paths=[folder], theme=theme,
+                )  # fmt: skip
                 print(f"demo            {address}", flush=True)
                 console.note("Ctrl-C stops it")
                 threading.Event().wait()
@@ -224,10 +184,9 @@ def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
 
 
 def _about(info: ModelInfo, found: Found) -> str:
-    height, width = info.size
     place = "/".join((found.folder or found.model).parts[-2:])
     scored = "" if info.val_iou is None else f", validation IoU {info.val_iou:.3f}"
-    return f"{place}: a U-Net on {info.encoder}, trained at {width}×{height}{scored}"
+    return f"{place}: a U-Net on {info.encoder}, trained at {info.size[1]}×{info.size[0]}{scored}"
 
 
 def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:
@@ -238,13 +197,13 @@ def _thumbnail(path: Path, limits: tuple[float, float]) -> Image.Image:
 
 def _legend(found: dict[str, float]) -> str:
     """Return each class with its colour and share, as HTML."""
-    rows = []
-    for i, (name, share) in enumerate(found.items()):
-        color = "#{:02x}{:02x}{:02x}".format(*pictures.COLORS[i].astype(int))
-        rows.append(
+    html = ""
+    for (name, share), rgb in zip(found.items(), pictures.COLORS.astype(int), strict=False):
+        color = "#{:02x}{:02x}{:02x}".format(*rgb)
+        html += (
             f'<div style="display:flex;align-items:center;gap:.5em;margin:.2em 0">'
             f'<span style="width:1em;height:1em;border-radius:2px;background:{color}"></span>'
             f'<span style="flex:1">{escape(name)}</span><span>{100 * share:.1f} %</span></div>'
             f'<div style="height:4px;border-radius:2px;background:{color};width:{100 * share:.1f}%"></div>'
         )
-    return "".join(rows)
+    return html

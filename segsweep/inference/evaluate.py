@@ -33,7 +33,7 @@ from segsweep.nn.tiles import limit
 from segsweep.nn.unet import predict
 from segsweep.paths import save_json
 from segsweep.runs import journal
-from segsweep.runs.records import End, Run, Start
+from segsweep.runs.records import End, Start
 
 log = logging.getLogger(__name__)
 
@@ -44,55 +44,32 @@ STEPS = 256  # thresholds are multiples of 1 / STEPS
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
-
-    Attributes:
-        folder: where it lies.
-        metrics: by name: those of training, `boundary_iou`, and for two classes `threshold/...`.
-        intervals: 95 %, lowest and highest, by the metric's name; NaN where too few images tell.
-        looks: how often the run's test split has been scored, this time included; 0 for another split or other data.
-    """
+    """What was found, and the folder where it lies."""
 
     folder: Path
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    looks: int
+    metrics: dict[str, float]  # those of training, `boundary_iou`, and for two classes `threshold/...`
+    intervals: dict[str, tuple[float, float]]  # 95 %, by the metric's name; NaN where too few images tell
+    looks: int  # how often the run's test split has been scored, now included; 0 for another split or other data
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """What `metrics.json` in an evaluation's folder holds. Older files lack what has a default.
-
-    Attributes:
-        split: that was scored.
-        epoch: after which the model was kept.
-        data_digest: of the data.
-        images: number of them in the split.
-        metrics, intervals: as in `Result`, with None for NaN.
-        own: whether the images are those of this split of the run's.
-        tta: views, as `train.tta`.
-        times: how often evaluations of this name scored the run's test split.
-        threshold_chosen_on: for two classes the split whose best threshold was taken.
-    """
+    """What `metrics.json` in an evaluation's folder holds. Older files lack what has a default."""
 
     split: str
-    epoch: int | None
+    epoch: int | None  # after which the model was kept
     data_digest: str
-    images: int
-    metrics: Mapping[str, float | None]
+    images: int  # number of them in the split
+    metrics: Mapping[str, float | None]  # as in `Result`, with None for NaN
     intervals: Mapping[str, tuple[float | None, float | None]]
-    own: bool = False
-    tta: str = "none"
-    times: int = 0
-    threshold_chosen_on: str | None = None
+    own: bool = False  # whether the images are those of this split of the run's
+    tta: str = "none"  # views, as `train.tta`
+    times: int = 0  # how often evaluations of this name scored the run's test split
+    threshold_chosen_on: str | None = None  # for two classes the split whose best threshold was taken
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord | None:
-    """Read what an evaluation found; None where there is none.
-
-    Raises:
-        ConfigError: its file is damaged.
-    """
+    """Read what an evaluation found, None where there is none; a damaged file is a `ConfigError`."""
     path = folder / RESULT
     try:
         return read(EvaluationRecord, json.loads(path.read_text(encoding="utf-8")), "evaluation")
@@ -104,19 +81,12 @@ def read_evaluation(folder: Path) -> EvaluationRecord | None:
 
 @dataclass
 class Counts:
-    """What one pass over a split leaves, for each image in the order of `keys`.
-
-    Attributes:
-        keys: of the samples.
-        matrices: confusion matrices, int64 `k k`, targets in rows.
-        boundaries: for each class pixels in both boundaries and in either, int64 `k 2`.
-        histogram: for two classes, of all images: pixels of background and foreground by the number of thresholds
-            that they are above, int64 `2 STEPS`.
-    """
+    """What one pass over a split leaves, for each image; `boundaries` and `histogram` say what theirs are."""
 
     keys: list[str] = field(default_factory=list)
-    matrices: list[NDArray[np.int64]] = field(default_factory=list)
+    matrices: list[NDArray[np.int64]] = field(default_factory=list)  # confusion matrices `k k`, targets in rows
     boundaries: list[NDArray[np.int64]] = field(default_factory=list)
+    # For two classes, of all images.
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, STEPS), np.int64))
 
 
@@ -136,13 +106,10 @@ def evaluate(
     Args:
         found: the model; its run's journal says how it was trained.
         data: the run's own, or other data with the same classes.
-        split: of the data.
-        name: of the evaluation, and of its folder in the run's `evaluations/`; default: the split, and for other images
-            than the run's `title` and their digest, and other views than its own.
-        title: of the data.
+        name: of the evaluation's folder in the run's `evaluations/`; default: the split, with `title` and digest of
+            other data than the run's, and with other views than its own.
         device: as `train.device`.
         tta: views, as `train.tta`; None: as the run.
-        watch: wraps the iterator over the batches; also given their number and a title.
 
     Raises:
         ConfigError: no such split, data that the model was not made for, or images that it has learnt.
@@ -152,28 +119,29 @@ def evaluate(
     run, info = journal.started(found.run), describe(found.model)
     start = run.starts[-1]
     if split not in data.parts:
-        raise ConfigError(
-            f"--split {split}: the data have {', '.join(data.parts)}. Try --split {next(iter(data.parts))}."
-        )
-    known = _splits(found.run) if data.store.digest == start.data_digest else {}
+        parts = list(data.parts)
+        raise ConfigError(f"--split {split}: the data have {', '.join(parts)}. Try --split {parts[0]}.")
+    known: dict[str, set[str]] = {"train": set()}  # keys of the run's images by split
+    for row in read_split(found.run) if data.store.digest == start.data_digest else ():
+        known.setdefault(row["split"], set()).add(row["key"])
     keys = {data.samples[index].key for index in data.parts[split]}
     own = keys == known.get(split)
-    if split != "train" and (learnt := len(keys & known.get("train", set()))):
+    if split != "train" and (learnt := len(keys & known["train"])):
         raise ConfigError(
             f"--split {split}: {learnt} of these {len(keys)} images were in the run's training split, so a score would "
             "be that of a good memory. Leave out data.split, data.fold, data.seed and data.group, or say --split train."
         )
     model = load_model(found.model, devices.find(device))
+    where = next(model.parameters()).device
     _refuse_other_data(data, info)
-    execution = _execution(start, next(model.parameters()).device)
+    execution = _execution(start, where)
     execution.prepare(model)
-    as_trained = start.settings.train.tta
-    views = tta or as_trained
+    views = tta or start.settings.train.tta
     tile = limit(info.size, model.encoder.input_size, start.settings.data.tile)
-    scorer, where = Scorer(execution, views, tile, watch), next(model.parameters()).device
+    scorer, canvas = Scorer(execution, views, tile, watch), Canvas(info.size, info.resize)
+    pixels = Pixels(data.store, data.labels, where)
 
     def count(split: str, edges: bool = True) -> Counts:
-        pixels, canvas = Pixels(data.store, data.labels, where), Canvas(info.size, info.resize)
         batches = EvalBatches(pixels, data.parts[split], canvas, start.execution.micro_batch)
         return _counted(scorer.iter_logits(model, batches), data, edges)
 
@@ -181,9 +149,9 @@ def evaluate(
         counts = count(split)
     scored = _scores(counts, data.labels.names)
     usual = split if own else f"{split}-{title}-{data.store.digest[:6]}"
-    usual += "" if views == as_trained else f"-tta-{views}"
-    folder = found.run / FOLDER / (name or usual)
-    times = _times(folder) + (own and split == "test")
+    usual += "" if views == start.settings.train.tta else f"-tta-{views}"
+    folder, on_test = found.run / FOLDER / (name or usual), own and split == "test"
+    times = _times(folder) + on_test
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, float]] = []
     chosen_on: str | None = None
@@ -198,50 +166,44 @@ def evaluate(
     evaluation = EvaluationRecord(split, info.epoch, digest, images, scored, intervals, own, views, times, chosen_on)
     _write(folder, counts, data.labels.names, rows)
     save_json(folder / RESULT, asdict(evaluation))
-    looks = _looks(found.run, run) if own and split == "test" else 0
+    looks = 0
+    if on_test:  # by the training, and by evaluations of whatever name
+        looks = sum(isinstance(record, End) and bool(record.tested) for record in run.records)
+        looks += sum(_times(path.parent) for path in (found.run / FOLDER).glob(f"*/{RESULT}"))
     return Result(folder, scored, intervals, looks)
 
 
 def boundary(mask: Tensor, void: Tensor) -> Tensor:
-    """The pixels of a mask that are near its edge: within 2 % of the image's diagonal, the image's own edge included.
+    """Return the pixels of a mask within 2 % of the image's diagonal from its edge; `h w` bool each.
 
     As Cheng et al. 2021 have it (https://arxiv.org/abs/2103.16562): the mask without what is left of it after eroding
-    it by a square. Void pixels are no edge, and in no boundary.
-
-    Args:
-        mask, void: `h w` bool.
+    it by a square. The image's own edge is one, too; void pixels are no edge, and in no boundary.
     """
     distance = max(1, round(RATIO * math.hypot(*mask.shape)))
     # Beyond the image lies background: one frame of it is enough.
     outside = F.pad(~(mask | void), (1, 1, 1, 1), value=True)
     inside = tuple(_reached(mask.any(1 - dim), distance) for dim in (0, 1))
-    near = outside[inside]
-    for dim in (0, 1):
-        near = _grown(near, distance, dim)
     found = torch.zeros_like(outside)
-    found[inside] = near
+    found[inside] = _grown(_grown(outside[inside], distance, 0), distance, 1)
     return mask & found[1:-1, 1:-1] & ~void
 
 
 def _reached(there: Tensor, distance: int) -> slice:
     """Of one side of an image, with a frame, what is within a distance of where something is."""
     places = there.nonzero()
-    if not len(places):
-        return slice(0, 0)
-    return slice(max(0, int(places[0]) + 1 - distance), int(places[-1]) + 2 + distance)
+    return slice(max(0, int(places[0]) + 1 - distance), int(places[-1]) + 2 + distance) if len(places) else slice(0, 0)
 
 
 def _grown(mask: Tensor, distance: int, dim: int) -> Tensor:
     """A mask `h w` and all within a distance of it along one dimension, in time that the distance does not change."""
-    length = mask.shape[dim]
     sums = F.pad(mask.cumsum(dim, dtype=torch.int32), (0, 0, 1, 0) if dim == 0 else (1, 0))
-    places = torch.arange(length, device=mask.device)
-    ends = sums.index_select(dim, (places + distance + 1).clamp(max=length))
+    places = torch.arange(mask.shape[dim], device=mask.device)
+    ends = sums.index_select(dim, (places + distance + 1).clamp(max=len(places)))
     return ends > sums.index_select(dim, (places - distance).clamp(min=0))
 
 
 def boundaries(prediction: Tensor, target: Tensor, classes: int) -> NDArray[np.int64]:
-    """For each class the pixels in both boundaries and in either, int64 `k 2`; both are `h w` class indices."""
+    """Count for each class the pixels in both boundaries and in either, int64 `k 2`, of class indices `h w`."""
     void = target == VOID
     found = np.zeros((classes, 2), np.int64)
     for index in range(classes):
@@ -253,13 +215,9 @@ def boundaries(prediction: Tensor, target: Tensor, classes: int) -> NDArray[np.i
 
 
 def histogram(logits: Tensor, target: Tensor) -> NDArray[np.int64]:
-    """Pixels of background and foreground by the number of thresholds 1/256, 2/256, ... that they are above, `2 256`.
+    """Count pixels of background and foreground by how many of the thresholds i / 256 they are above, int64 `2 256`.
 
-    Compared as logits, so that threshold 0.5 is to the last pixel what training decides by.
-
-    Args:
-        logits: `h w`.
-        target: `h w` class indices.
+    Logits and class indices are `h w`. They are compared as logits: 0.5 is to the last pixel what training decides by.
     """
     levels = torch.arange(1, STEPS, dtype=torch.float64) / STEPS
     above = torch.bucketize(logits, levels.logit().to(logits))
@@ -269,28 +227,24 @@ def histogram(logits: Tensor, target: Tensor) -> NDArray[np.int64]:
 
 
 def curve(counted: NDArray[np.int64]) -> list[dict[str, float]]:
-    """IoU, Dice, precision and recall of the foreground at each threshold, from a histogram `2 256`; NaN for 0 / 0."""
+    """Score the foreground at each threshold, from a histogram `2 256`; NaN for 0 / 0."""
     above = counted[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
     below = counted.sum(1, keepdims=True) - above
     matrices = np.stack([below.T, above.T], -1)  # of each threshold
-    columns = {
-        "at": np.arange(1, STEPS) / STEPS,
-        "iou": metrics.iou(matrices)[:, 1],
-        "dice": metrics.dice(matrices)[:, 1],
-        "precision": metrics.precision(matrices)[:, 1],
-        "recall": metrics.recall(matrices)[:, 1],
-    }
+    columns = {"at": np.arange(1, STEPS) / STEPS}
+    for score in (metrics.iou, metrics.dice, metrics.precision, metrics.recall):
+        columns[score.__name__] = score(matrices)[:, 1]
     return [dict(zip(columns, row, strict=True)) for row in np.stack(list(columns.values()), 1).tolist()]
 
 
 def best_threshold(rows: Sequence[Mapping[str, float]]) -> int | None:
-    """The row with the best IoU, of equal ones that closest to 0.5; None where no row has one."""
+    """Return the row with the best IoU, of equal ones that closest to 0.5; None where no row has one."""
     scored = [i for i, row in enumerate(rows) if not math.isnan(row["iou"])]
     return max(scored, key=lambda i: (rows[i]["iou"], -abs(rows[i]["at"] - 0.5)), default=None)
 
 
 def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % intervals of IoU, Dice, accuracy and boundary IoU: images drawn with replacement, their pixels pooled.
+    """Return 95 % intervals of the four scores: images drawn with replacement, their pixels pooled.
 
     A mean over classes is one over the same classes each time: draws that miss one which the split has are left out.
     """
@@ -309,53 +263,35 @@ def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
 
 
 def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:
-    """Of each class, from pixels in both boundaries and in either, `... k 2` to `... k`; NaN for 0 / 0."""
+    """Divide pixels in both boundaries by those in either, `... k 2` to `... k`; NaN for 0 / 0."""
     return metrics.ratio(edges[..., 0], edges[..., 1])
-
-
-def _splits(run: Path) -> dict[str, set[str]]:
-    """Return the keys of a run's images by split."""
-    found: dict[str, set[str]] = {}
-    for row in read_split(run):
-        found.setdefault(row["split"], set()).add(row["key"])
-    return found
 
 
 def _execution(start: Start, device: torch.device) -> Execution:
     """Return how the training ran its model; in fp32 where this machine cannot."""
+    named = start.execution.precision
     try:
-        precision = devices.precision(start.execution.precision, device)
+        precision = devices.precision(named, device)
     except ConfigError as error:
-        log.warning(
-            "trained in %s: %s Scored in fp32, which may change a score a little.", start.execution.precision, error
-        )
+        log.warning("trained in %s: %s Scored in fp32, which may change a score a little.", named, error)
         precision = torch.float32
     return Execution(precision, start.execution.channels_last)
 
 
 def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
+    ours, trained_on = ", ".join(data.labels.names), f"the model was trained on {', '.join(info.classes)}"
     if list(data.labels.names) != info.classes:
-        raise ConfigError(
-            f"the data have the classes {', '.join(data.labels.names)}; the model was trained on "
-            f"{', '.join(info.classes)}. Name them alike with data.classes."
-        )
-    kind, wanted = str(data.store.dtype), info.model["in_channels"]
-    if (data.store.channels not in (1, wanted)) or (wanted not in (3, data.store.channels)):
-        raise ConfigError(
-            f"the data have {data.store.channels} channels; the model was trained on {wanted}. Convert them."
-        )
-    if kind != info.dtype:
-        raise ConfigError(f"the data are {kind}; the model was trained on {info.dtype}. Convert them.")
+        raise ConfigError(f"the data have the classes {ours}; {trained_on}. Name them alike with data.classes.")
+    channels, wanted = data.store.channels, info.model["in_channels"]
+    if (channels not in (1, wanted)) or (wanted not in (3, channels)):
+        raise ConfigError(f"the data have {channels} channels; the model was trained on {wanted}. Convert them.")
+    if str(data.store.dtype) != info.dtype:
+        raise ConfigError(f"the data are {data.store.dtype}; the model was trained on {info.dtype}. Convert them.")
 
 
 @torch.inference_mode()
 def _counted(scored: Iterable[tuple[Batch, Tensor]], data: Dataset, edges: bool) -> Counts:
-    """Count what a pass over a split gives.
-
-    Args:
-        scored: batches and their logits.
-        edges: whether boundaries are counted, too.
-    """
+    """Count what a pass over a split gives, batches and their logits; with `edges` boundaries, too."""
     counts, classes = Counts(), len(data.labels.names)
     for batch, logits in scored:
         for i, index in enumerate(batch.indices):
@@ -382,38 +318,26 @@ def _scores(counts: Counts, names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _looks(folder: Path, run: Run) -> int:
-    """Count how often the run's test split was scored: by the training, and by evaluations of whatever name."""
-    by_training = sum(isinstance(record, End) and bool(record.tested) for record in run.records)
-    return by_training + sum(_times(path.parent) for path in (folder / FOLDER).glob(f"*/{RESULT}"))
-
-
 def _times(folder: Path) -> int:
     """Count how often an evaluation of this name has looked at the run's test split."""
     before = read_evaluation(folder)
     return before.times if before else 0
 
 
-def _write(
-    folder: Path,
-    counts: Counts,
-    names: Sequence[str],
-    thresholds: Sequence[Mapping[str, float]],
-) -> None:
+def _write(folder: Path, counts: Counts, names: Sequence[str], thresholds: Sequence[Mapping[str, float]]) -> None:
     """Write images.csv, confusion.csv and, for two classes, thresholds.csv."""
-    images = []
-    for key, matrix, edges in zip(counts.keys, counts.matrices, counts.boundaries, strict=True):
-        images.append(
-            {
-                "key": key,
-                "iou": float(metrics.image_iou(matrix)),
-                "dice": float(metrics.overall(metrics.dice(matrix))),
-                "accuracy": float(metrics.accuracy(matrix)),
-                "boundary_iou": float(metrics.overall(_boundary_iou(edges))),
-                "pixels": int(matrix.sum()),
-                **{f"iou/{name}": float(score) for name, score in zip(names, metrics.iou(matrix), strict=True)},
-            }
-        )
+    images = [
+        {
+            "key": key,
+            "iou": float(metrics.image_iou(matrix)),
+            "dice": float(metrics.overall(metrics.dice(matrix))),
+            "accuracy": float(metrics.accuracy(matrix)),
+            "boundary_iou": float(metrics.overall(_boundary_iou(edges))),
+            "pixels": int(matrix.sum()),
+            **{f"iou/{name}": float(score) for name, score in zip(names, metrics.iou(matrix), strict=True)},
+        }
+        for key, matrix, edges in zip(counts.keys, counts.matrices, counts.boundaries, strict=True)
+    ]
     total = np.sum(counts.matrices, 0).tolist()
     confusion = [{"target": name, **dict(zip(names, row, strict=True))} for name, row in zip(names, total, strict=True)]
     _table(folder / "images.csv", images)
@@ -422,8 +346,7 @@ def _write(
         _table(folder / "thresholds.csv", thresholds)
 
 
-def _table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    rows = list(rows)
+def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

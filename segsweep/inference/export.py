@@ -8,9 +8,10 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from segsweep.paths import atomically
 log = logging.getLogger(__name__)
 
 FORMATS = ("onnx", "pt2")
+OTHER = dict(zip(FORMATS, reversed(FORMATS), strict=True))
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}  # packages
 METADATA = "segsweep.json"  # in a pt2 file; in an ONNX file each key is a property of its own
 TOLERANCE, EQUAL = 1e-3, 0.9999  # of logits; of pixels
@@ -55,9 +57,7 @@ class Sizes:
     fixed: Size | None = None
 
     def takes(self, size: Size) -> bool:
-        if self.fixed:
-            return size == self.fixed
-        return all(side >= self.least and side % self.step == 0 for side in size)
+        return size == self.fixed if self.fixed else all(side >= self.least and side % self.step == 0 for side in size)
 
     def near(self, size: Size) -> Size:
         """Return the least size taken that is no smaller, but for a fixed one."""
@@ -65,27 +65,18 @@ class Sizes:
         return self.fixed or (height, width)
 
     def __str__(self) -> str:
-        if self.fixed:
-            return f"{self.fixed[0]}x{self.fixed[1]} only"
         what = "any" if self.step == 1 else f"multiples of {self.step}"
-        return f"{what} from {self.least}x{self.least}"
+        return f"{self.fixed[0]}x{self.fixed[1]} only" if self.fixed else f"{what} from {self.least}x{self.least}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an exported model did beside PyTorch in fp32, on the same images and threads.
-
-    Attributes:
-        images: how many were compared.
-        difference: the largest of any logit.
-        equal: share of pixels with the same class.
-        rates: images/s of PyTorch and of the exported model, medians on the largest batch; NaN where none was timed.
-    """
+    """How an exported model did beside PyTorch in fp32, on as many images and the same threads."""
 
     images: int
-    difference: float
-    equal: float
-    rates: tuple[float, float]
+    difference: float  # the largest of any logit
+    equal: float  # share of pixels with the same class
+    rates: tuple[float, float]  # images/s of PyTorch and of the exported model, medians; NaN where none was timed
 
 
 @dataclass(frozen=True)
@@ -112,11 +103,9 @@ def export(
     The batch is free; of height and width as much as encoder and format allow.
 
     Args:
-        model: a run's best.safetensors.
-        path: where to.
+        model, path: a run's best.safetensors, and the file that is written.
         kind: onnx or pt2.
         data: whose validation images are compared; None: random pixels.
-        watch: wraps the iterator over the batches; also given their number and a title.
         rounds: of the timing; 0: no timing.
 
     Raises:
@@ -129,27 +118,23 @@ def export(
     if kind == "onnx" and weight >= ONNX_LIMIT:
         raise ConfigError(f"--format onnx: holds 2 GB, and {info.encoder} has {weight / 1e9:.1f}. Try pt2.")
     _refuse_unwritable(path, kind)
-    found: list[Exported] = []
+    comparisons: list[Comparison] = []
 
-    def write(target: Path, sizes: Sizes) -> None:
+    def write(sizes: Sizes, target: Path) -> None:
         run = _written(unet, sizes, target, kind, metadata(info, unet, sizes))
         for shape in _trials(sizes, unet.encoder.maps[-1].stride):
-            pixels = _noise(shape, unet, info.range)
-            _refuse_difference(compare(unet, run, [pixels]), kind)
-        batches = (
-            list(_validation(data, info, unet, sizes))
-            if data
-            else [_noise((3, *sizes.near(info.size)), unet, info.range)]
-        )
-        comparison = compare(unet, run, watch(batches, len(batches), "comparing"), rounds)
-        _refuse_difference(comparison, kind)
-        found.append(Exported(path, sizes, preparation(info), comparison))
+            _refuse_difference(compare(unet, run, [_noise(shape, unet, info.range)]), kind)
+        batches = [_noise((3, *sizes.near(info.size)), unet, info.range)]
+        if data:
+            batches = list(_validation(data, info, unet, sizes))
+        comparisons.append(compare(unet, run, watch(batches, len(batches), "comparing"), rounds))
+        _refuse_difference(comparisons[-1], kind)
 
     refusal: Exception | None = None
     for sizes in levels(unet, info.size):
         try:
-            atomically(path, lambda target, sizes=sizes: write(target, sizes))  # type: ignore[misc]
-            return found[-1]
+            atomically(path, partial(write, sizes))
+            return Exported(path, sizes, preparation(info), comparisons[-1])
         except Exception as error:  # tracing and conversion raise nearly anything
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 raise unwritable(path, error, "FILE") from error
@@ -157,27 +142,19 @@ def export(
             refusal = error
     if isinstance(refusal, ConfigError):
         raise refusal
-    other = next(name for name in FORMATS if name != kind)
     why = first_line(refusal) if refusal else ""
-    raise ConfigError(f"{info.encoder}: cannot be exported as {kind}: {why} Try --format {other}.") from refusal
+    raise ConfigError(f"{info.encoder}: cannot be exported as {kind}: {why} Try --format {OTHER[kind]}.") from refusal
 
 
 def needs(kind: str) -> None:
-    """Refuse a format whose packages are not installed.
-
-    Raises:
-        ConfigError: that.
-    """
-    missing = [name for name in NEEDED[kind] if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"--format {kind}: needs {', '.join(missing)}, not installed. Type: pip install -e '.[export]'"
-        )
+    """Refuse a format whose packages are not installed by a `ConfigError`."""
+    if missing := ", ".join(name for name in NEEDED[kind] if find_spec(name) is None):
+        raise ConfigError(f"--format {kind}: needs {missing}, not installed. Type: pip install -e '.[export]'")
 
 
-def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> dict[str, Any]:
+def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]:
     """Return what a user of the exported file has to know, as JSON values."""
-    low, high = info.range
+    (low, high), mean, std = info.range, model.mean.flatten().tolist(), model.std.flatten().tolist()
     rule = "foreground where the logit is above 0" if model.num_classes == 1 else "the class of the largest logit"
     return {
         "producer": f"segsweep {__version__}",
@@ -190,12 +167,7 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> dict[str, Any]:
         "step": sizes.step,
         "dtype": info.dtype,
         "range": [low, high],
-        "normalization": {
-            "inside": True,
-            "mean": model.mean.flatten().tolist(),
-            "std": model.std.flatten().tolist(),
-            "clip": model.arguments["normalization"]["clip"],
-        },
+        "normalization": {"inside": True, "mean": mean, "std": std, "clip": model.arguments["normalization"]["clip"]},
         "size": list(info.size),
         "resize": info.resize,
         "weights_source": info.weights_source,
@@ -205,25 +177,19 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> dict[str, Any]:
 
 def preparation(info: ModelInfo) -> str:
     """Say what `segsweep predict` does to an image before the model; with an exported one its user has to."""
-    height, width = info.size
     if info.resize == "crop":
         return "as they are"
     how = "with their aspect kept, the edge repeated beyond" if info.resize == "pad" else "stretched"
-    return (
-        f"brought to {height}x{width} first, {how} (resize={info.resize}), as in training and by segsweep predict; "
-        "the logits back to the image's size"
-    )
+    how = f"brought to {info.size[0]}x{info.size[1]} first, {how} (resize={info.resize})"
+    return f"{how}, as in training and by segsweep predict; the logits back to the image's size"
 
 
 def levels(model: UNet, size: Size) -> Iterator[Sizes]:
-    """From the freest sizes to the one the model was trained at.
-
-    An encoder of fixed size sees a resized image, and nothing is padded: there multiples are the freest.
-    """
+    """Yield the freest sizes first, and last the one that the model was trained at."""
     step = math.ceil(model.encoder.maps[-1].stride)
     # More than one value on the deepest map: to torch, a side of one is a number and no symbol.
     deepest = max(SMALLEST, step, *(math.ceil(level.stride) for level in model.plan.pyramid))
-    if not model.encoder.input_size:
+    if not model.encoder.input_size:  # else it sees a resized image, and nothing is padded
         yield Sizes(1, deepest + 1)
     yield Sizes(step, step * (deepest // step + 1))
     yield Sizes(fixed=size)
@@ -265,16 +231,14 @@ def traced(model: UNet, sizes: Sizes) -> ExportedProgram:
         least = sizes.least // step
         shapes |= {2: step * Dim("_height", min=least), 3: step * Dim("_width", min=least)}
     pixels = torch.zeros(2, model.in_channels, *example)
-    with torch.no_grad(), _quiet(), _within(PATIENCE):
-        if model.encoder.input_size:
-            return torch.export.export(whole, (pixels,), dynamic_shapes=(shapes,))
-        with whole_strides():
-            return torch.export.export(
-                whole, (pixels,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=True
-            )
+    free = not model.encoder.input_size
+    with torch.no_grad(), _quiet(), _within(PATIENCE), whole_strides() if free else nullcontext():
+        return torch.export.export(
+            whole, (pixels,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=free
+        )
 
 
-def _written(model: UNet, sizes: Sizes, path: Path, kind: str, about: dict[str, Any]) -> Run:
+def _written(model: UNet, sizes: Sizes, path: Path, kind: str, about: Mapping[str, object]) -> Run:
     """Write the file and take it up again from there."""
     program = traced(model, sizes)
     if kind == "pt2":
@@ -298,11 +262,8 @@ def _name_sides(graph: Any) -> None:
     import onnx_ir
 
     (pixels,) = graph.inputs
-    names = {
-        str(side): onnx_ir.SymbolicDim(name)
-        for side, name in zip(pixels.shape, ("batch", "", "height", "width"), strict=True)
-        if isinstance(side, onnx_ir.SymbolicDim)
-    }
+    named = zip(pixels.shape, ("batch", "", "height", "width"), strict=True)
+    names = {str(side): onnx_ir.SymbolicDim(name) for side, name in named if isinstance(side, onnx_ir.SymbolicDim)}
     for value in (*graph.inputs, *graph.outputs):
         value.shape = onnx_ir.Shape([names.get(str(side), side) for side in value.shape])
 
@@ -326,9 +287,8 @@ def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -
     """Run both on the same pixels, `b c h w` each; time each in two blocks of `rounds` on the largest batch."""
     model.eval()
     PLAIN.prepare(model)
-    images, equal, pixels, largest = 0, 0, 0, 0.0
+    images, equal, pixels, largest, most = 0, 0, 0, 0.0, torch.empty(0)
     sides: tuple[Run, Run] = (lambda batch: PLAIN.forward(model, batch), run)
-    most = torch.empty(0)
     for batch in batches:
         ours, theirs = (side(batch) for side in sides)
         difference = float((ours - theirs).abs().max())
@@ -352,7 +312,7 @@ def _refuse_difference(comparison: Comparison, kind: str) -> None:
         raise ConfigError(
             f"--format {kind}: the exported model's logits differ from PyTorch's by up to {comparison.difference:.2g} "
             f"(at most {TOLERANCE:g}), {100 * comparison.equal:.2f} % of the pixels are equal (at least "
-            f"{100 * EQUAL:g} %). Nothing was kept. Try --format {next(name for name in FORMATS if name != kind)}."
+            f"{100 * EQUAL:g} %). Nothing was kept. Try --format {OTHER[kind]}."
         )
 
 
@@ -367,22 +327,20 @@ def _trials(sizes: Sizes, stride: float) -> Sequence[tuple[int, int, int]]:
 
 def _noise(shape: tuple[int, int, int], model: UNet, limits: tuple[float, float]) -> Tensor:
     """Return random pixels `b c h w` within the range that the model was trained on."""
-    low, high = limits
-    batch, height, width = shape
+    (low, high), (batch, height, width) = limits, shape
     drawn = torch.rand(batch, model.in_channels, height, width, generator=torch.Generator().manual_seed(0))
     return low + (high - low) * drawn
 
 
 def _validation(data: Dataset, info: ModelInfo, model: UNet, sizes: Sizes) -> Iterator[Tensor]:
-    """Yield validation images as the training scored them, or fitted into a size that is taken and is no tile's."""
+    """Return validation images as the training scored them, or fitted into a size that is taken and no tile's."""
     chosen = evenly_spaced(data.parts["val"], IMAGES)
-    canvas = Canvas(info.size, info.resize)
+    canvas, pixels = Canvas(info.size, info.resize), Pixels(data.store, data.labels, torch.device("cpu"))
     most = limit(info.size, model.encoder.input_size)
-    seen = [canvas.whole((data.store.rows[i].height, data.store.rows[i].width)).size for i in chosen]
+    seen = [canvas.whole(pixels.size(i)).size for i in chosen]
     if not all(sizes.takes(c) and c[0] <= most[0] and c[1] <= most[1] for c in seen):
         canvas = Canvas(sizes.near(info.size), "pad")
-    for batch in EvalBatches(Pixels(data.store, data.labels, torch.device("cpu")), chosen, canvas, BATCH):
-        yield batch.image
+    return (batch.image for batch in EvalBatches(pixels, chosen, canvas, BATCH))
 
 
 def _refuse_unwritable(path: Path, kind: str) -> None:

@@ -17,25 +17,15 @@ FORMS = "a run folder, its best.safetensors, a sweep's folder, an MLflow run id,
 
 @dataclass(frozen=True)
 class Found:
-    """A trained model.
-
-    Attributes:
-        model: its file.
-        folder: of the run that trained it; None for a file that lies elsewhere.
-        why: how it was chosen, for a person; empty where it was named.
-    """
+    """A trained model's file."""
 
     model: Path
-    folder: Path | None
-    why: str = ""
+    folder: Path | None  # of the run that trained it; None for a file that lies elsewhere
+    why: str = ""  # how it was chosen, for a person; empty where it was named
 
     @property
     def run(self) -> Path:
-        """The run's folder.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """The run's folder; a `ConfigError` where there is none."""
         if self.folder is None:
             raise ConfigError(f"{self.model}: lies in no run folder, and this needs the run's journal. Name the run.")
         return self.folder
@@ -49,9 +39,6 @@ def find(run: str, uri: str | None = None) -> Found:
             MLflow run id; `best`: of all runs in the outputs folder; `best:X`: of the sweep or folder, or of the MLflow
             experiment X.
         uri: MLflow's tracking URI, where it is asked.
-
-    Raises:
-        ConfigError: there is no such model.
     """
     if run == "best":
         return _best(_runs(outputs()), f"{outputs()}")
@@ -81,12 +68,9 @@ def _in_folder(folder: Path) -> Found:
         results, over = report.results(folder), about.load(folder).state == "complete"
         if results:
             winner = results[0].winner
-            what = "the sweep's winner" if over else "the first so far of a sweep that is not finished"
-            return Found(
-                folder / winner.name / BEST,
-                folder / winner.name,
-                f"{what}: {' '.join(winner.typed)} (val IoU {winner.iou:.4f})",
-            )
+            run, what = folder / winner.name, f"{' '.join(winner.typed)} (val IoU {winner.iou:.4f})"
+            first = "the sweep's winner" if over else "the first so far of a sweep that is not finished"
+            return Found(run / BEST, run, f"{first}: {what}")
         where += "" if over else ", a sweep that is not finished"
     return _best(_runs(folder), where)
 

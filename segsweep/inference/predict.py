@@ -2,14 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from os.path import abspath, commonpath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from segsweep.data.geometry import Canvas, Size, strips
-from segsweep.data.images import read_image
+from segsweep.data.images import SUFFIXES, read_image
 from segsweep.data.prefetch import prefetch
-from segsweep.data.source import SUFFIXES, image_files
+from segsweep.data.source import image_files
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
-from segsweep.engine.scorer import Scorer
+from segsweep.engine.scorer import Scorer, Watch
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.figures import pictures
 from segsweep.nn.checkpoint import describe, load_model
@@ -46,16 +46,9 @@ class Predictor:
     """A trained model, and the way that images take to it and back.
 
     Args:
-        model: its file.
-        device: as `train.device`.
-        precision: as `train.precision`.
-        tta: as `train.tta`: the average over mirrored views.
+        model: its file, whose `ModelInfo` is kept as `info`.
+        device, precision, tta: as the keys of `train`.
         tile: pixels a side beyond which an image is run in overlapping tiles; default: as in training.
-
-    Attributes:
-        info: what the file says of the model.
-        classes: their names, in the order of their indices.
-        range: lowest and highest value of the pixels it was trained on.
 
     Raises:
         ConfigError: not a model of segsweep's, or a device that is not there.
@@ -75,20 +68,17 @@ class Predictor:
         self._tile = limit(self.info.size, self._model.encoder.input_size, (tile, tile) if tile else None)
 
     def accept(self, image: np.ndarray, name: object) -> np.ndarray:
-        """Return the image with the channels that the model takes: grey for all three, three that are equal for one.
-
-        Args:
-            image: `h w c`, as `segsweep.data.images.read_image` gives it.
-            name: of the image, for the error.
+        """Return the image `h w c` with the channels that the model takes: grey for three, three equal ones for one.
 
         Raises:
-            DataError: other channels, or pixels of another kind than in training.
+            DataError: other channels, or pixels of another kind than in training; it begins with the image's `name`.
         """
         wanted, found = self._model.in_channels, image.shape[2]
         if wanted == 1 and found == 3 and (image == image[..., :1]).all():
             image = image[..., :1]
         elif found != wanted and (found, wanted) != (1, 3):
-            raise DataError(f"{name}: {_channels(found)}; the model was trained on {_channels(wanted)}. Convert it.")
+            kinds = [{1: "grey", 3: "colour"}.get(number, f"{number} channels") for number in (found, wanted)]
+            raise DataError(f"{name}: {kinds[0]}; the model was trained on {kinds[1]}. Convert it.")
         if image.dtype != self.info.dtype:
             low, high = self.range
             raise DataError(
@@ -98,7 +88,7 @@ class Predictor:
         return image
 
     def canvas(self, image: np.ndarray) -> Size:
-        """Height and width that the model sees the image at; images of one can be run together."""
+        """Return height and width that the model sees the image at; images of one can be run together."""
         return self._canvas.whole((image.shape[0], image.shape[1])).size
 
     def together(self, size: Size) -> int:
@@ -109,31 +99,26 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[np.ndarray]) -> list[Strips]:
-        """Logits of images of one canvas, each on its own pixel grid, from the top down.
-
-        Args:
-            images: `h w c` each, as `accept` gives them; one, or as many as `together` says.
+        """Run images `h w c` of one canvas, as `accept` gives them: one, or as many as `together` says.
 
         Returns:
-            for each image an iterator over rows and their logits, `k rows w`. Of a single large image they are computed
-            as they are asked for, in memory for a row of tiles.
+            for each image an iterator over rows and their logits, `k rows w`, on its own pixel grid, from the top down.
+            Of a single large image they are computed as they are asked for, in memory for a row of tiles.
         """
         whole_canvas = Canvas(self.canvas(images[0]), self.info.resize)
-        placements = [whole_canvas.place((image.shape[0], image.shape[1])) for image in images]
+        own = [(image.shape[0], image.shape[1]) for image in images]
+        placements = [whole_canvas.place(size) for size in own]
         pixels = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
         # No labels are asked for: one zero, as large as need be.
-        masks = [torch.zeros(1, 1, dtype=torch.uint8).expand(image.shape[:2]) for image in images]
+        masks = [torch.zeros(1, 1, dtype=torch.uint8).expand(size) for size in own]
 
         def run(rows: slice, columns: slice) -> Tensor:
             parts = [placement.part(rows, columns) for placement in placements]
-            windows = stack(
-                [cut(*sample) for sample in zip(pixels, masks, parts, strict=True)], self._model.in_channels
-            )
-            image, _, _ = warp(windows, parts[0].canvas, self.device)
+            windows = [cut(*sample) for sample in zip(pixels, masks, parts, strict=True)]
+            image, _, _ = warp(stack(windows, self._model.in_channels), parts[0].canvas, self.device)
             return self._scorer.logits(self._model, image).float()
 
         whole = bands(run, whole_canvas.size, self._tile)
-        own = [(image.shape[0], image.shape[1]) for image in images]
         if len(images) == 1 and placements[0].untouched(own[0]):
             return [_fitting((rows, logits[0]) for rows, logits in whole)]
         with devices.fitting(ADVICE):
@@ -147,7 +132,7 @@ class Predictor:
 
 
 def probability(logits: Tensor) -> Tensor:
-    """Logits `k ...` to probabilities of the same shape: of the foreground for one logit, else of each class."""
+    """Turn logits `k ...` into probabilities of the same shape: of the foreground for one logit, else of each class."""
     return logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
 
 
@@ -160,12 +145,27 @@ class Outcome:
     problem: str = ""
 
 
+class Places(NamedTuple):
+    """Where a mask is written, and its overlay and probabilities if they are wanted."""
+
+    mask: Path
+    overlay: Path | None
+    probabilities: Path | None
+
+    @classmethod
+    def of(cls, folder: Path, target: Path, overlay: bool, probabilities: bool) -> "Places":
+        """Place what is wanted below a folder; `target` is the mask's path there."""
+        painted = (folder / OVERLAYS / target).with_suffix(".jpg") if overlay else None
+        maps = (folder / PROBABILITIES / target).with_suffix(".tif") if probabilities else None
+        return cls(folder / target, painted, maps)
+
+
 def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[Path, Path]]:
-    """Images and their places below the folder that all have in common.
+    """Find images, and their places below the folder that all have in common.
 
     Args:
         given: files, folders (all images below them), patterns such as 'scans/**/*.png'.
-        output: where masks go; a folder of its own below one that is given, it is not searched.
+        output: where masks go; below a folder that is given, it is not searched.
 
     Raises:
         ConfigError: nothing there, or two images whose masks would have one name.
@@ -190,9 +190,8 @@ def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[
     for path in files:
         target = path.relative_to(base).with_suffix(".png")
         if target in taken:
-            raise ConfigError(
-                f"{path} and {taken[target]}: both masks would be {target}. Leave one out, or give each its own -o DIR."
-            )
+            what = f"{path} and {taken[target]}: both masks would be {target}"
+            raise ConfigError(f"{what}. Leave one out, or give each its own -o DIR.")
         taken[target] = path
     return [(path, target) for target, path in taken.items()]
 
@@ -204,32 +203,25 @@ def predict(
     *,
     overlay: bool = False,
     probabilities: bool = False,
-    watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, *_: items,
+    watch: Watch = lambda items, *_: items,
 ) -> Generator[Outcome, None, None]:
     """Write a mask for each image: class indices as a PNG with a palette, at the image's own size.
 
     Args:
-        images: as `find_images` gives them.
-        folder: where to; the masks keep their places.
+        images: as `find_images` gives them; the masks keep their places.
         overlay: also the classes painted over the image, as JPEG in `overlays/`.
         probabilities: also what `Predictor.probabilities` gives, as float32 TIFF in `probabilities/`.
-        watch: wraps the iterator over images; also given their number and a title.
 
     Yields:
         what became of each image; one that cannot be used does not keep back the others.
 
     Raises:
-        ConfigError: something would be written over an image, or cannot be written.
-        OutOfMemoryError: the device is too small for a tile.
+        ConfigError: something would be written over an image, or cannot be written, or a tile takes too much memory.
     """
     sources = {path.resolve() for path, _ in images}
-    for path, target in images:
-        written = [
-            folder / target,
-            *([_overlay(folder, target)] * overlay),
-            *([_beside(folder, target)] * probabilities),
-        ]
-        if over := [place for place in written if place.resolve() in sources]:
+    places = [Places.of(folder, target, overlay, probabilities) for _, target in images]
+    for (path, _), place in zip(images, places, strict=True):
+        if over := [file for file in place if file and file.resolve() in sources]:
             raise ConfigError(f"{path}: {over[0]} would be written over an image. Give another -o DIR.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,74 +234,58 @@ def predict(
         except DataError as error:
             return error
 
-    group: list[tuple[Path, Path, np.ndarray]] = []
+    group: list[tuple[Path, Places, np.ndarray]] = []
 
     def flush() -> Iterator[Outcome]:
         found = predictor.logits([pixels for _, _, pixels in group]) if group else []
-        for (path, target, pixels), parts in zip(group, found, strict=True):
+        for (path, place, pixels), parts in zip(group, found, strict=True):
             try:
-                _write(predictor, pixels, parts, folder, target, overlay, probabilities)
+                _write(pixels, parts, place, predictor.range)
             except OSError as error:
                 raise unwritable(folder, error, "DIR") from error
-            yield Outcome(path, folder / target)
+            yield Outcome(path, place.mask)
         group.clear()
 
     jobs = (partial(read, path) for path, _ in images)
     with closing(prefetch(jobs, DECODING, DECODING)) as decoded:
-        for (path, target), pixels in zip(images, watch(decoded, len(images), "predicting"), strict=True):
+        found = watch(decoded, len(images), "predicting")
+        for (path, _), place, pixels in zip(images, places, found, strict=True):
             if isinstance(pixels, DataError):
-                yield Outcome(path, folder / target, str(pixels))
+                yield Outcome(path, place.mask, str(pixels))
                 continue
             size = predictor.canvas(pixels)
             if group and predictor.canvas(group[0][2]) != size:
                 yield from flush()
-            group.append((path, target, pixels))
+            group.append((path, place, pixels))
             if len(group) >= predictor.together(size):
                 yield from flush()
         yield from flush()
 
 
-def _write(
-    predictor: Predictor,
-    pixels: np.ndarray,
-    parts: Strips,
-    folder: Path,
-    target: Path,
-    overlay: bool,
-    probabilities: bool,
-) -> None:
+def _write(pixels: np.ndarray, parts: Strips, place: Places, limits: tuple[float, float]) -> None:
     height, width = pixels.shape[:2]
     mask = np.empty((height, width), np.uint8)
-    painted = np.empty((height, width, 3), np.uint8) if overlay else None
-    beside = _beside(folder, target)
-    writing = beside.with_name(f"{beside.name}.writing")
+    painted = np.empty((height, width, 3 if place.overlay else 0), np.uint8)
     maps: np.ndarray | None = None
     for rows, logits in parts:
         mask[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
-        if painted is not None:
-            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *predictor.range), mask[rows])
-        if probabilities:
+        if place.overlay:
+            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *limits), mask[rows])
+        if place.probabilities:
             if maps is None:
-                beside.parent.mkdir(parents=True, exist_ok=True)
+                place.probabilities.parent.mkdir(parents=True, exist_ok=True)
+                writing = place.probabilities.with_name(f"{place.probabilities.name}.writing")
                 shape = (len(logits), height, width)
                 maps = tifffile.memmap(
                     writing, shape=shape, dtype=np.float32, photometric="minisblack", metadata={"axes": "CYX"}
                 )
             maps[:, rows] = probability(logits).cpu().numpy()
-    if maps is not None:
+    if maps is not None and place.probabilities:
         maps.flush()  # type: ignore[attr-defined]
-        writing.replace(beside)
-    if painted is not None:
-        _save(Image.fromarray(painted), _overlay(folder, target), "JPEG", quality=90)
-    _save(pictures.indexed(mask), folder / target, "PNG")  # last: a mask that is there is done
-
-
-def _overlay(folder: Path, target: Path) -> Path:
-    return (folder / OVERLAYS / target).with_suffix(".jpg")
-
-
-def _beside(folder: Path, target: Path) -> Path:
-    return (folder / PROBABILITIES / target).with_suffix(".tif")
+        writing.replace(place.probabilities)
+    if place.overlay:
+        _save(Image.fromarray(painted), place.overlay, "JPEG", quality=90)
+    _save(pictures.indexed(mask), place.mask, "PNG")  # last: a mask that is there is done
 
 
 def _absolute(path: Path) -> Path:
@@ -340,7 +316,3 @@ def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
 def _fitting(parts: Iterable[tuple[slice, Tensor]]) -> Strips:
     with torch.inference_mode(), devices.fitting(ADVICE):
         yield from parts
-
-
-def _channels(number: int) -> str:
-    return {1: "grey", 3: "colour"}.get(number, f"{number} channels")

@@ -17,22 +17,27 @@ from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.tracking import registry
 
+LICENCES = {"package": "Apache-2.0", "file": "that of the file they came from"}
+USE = """\
+## Intended use
+
+Images like those it was trained on: the same camera, scale and kind of object, with a person who looks at what it says.
+
+## Limits
+
+It gives an answer for every image, also for one unlike all it has seen; logits are no calibrated probabilities. \
+The scores hold for the data above. Objects much smaller or larger than there may be missed. \
+Not tested for medical or safety-critical decisions."""
+
 
 def register(
-    found: Found,
-    name: str,
-    uri: str | None = None,
-    data: Dataset | None = None,
-    watch: Watch = lambda items, *_: items,
+    found: Found, name: str, uri: str | None = None, data: Dataset | None = None, watch: Watch = lambda items, *_: items
 ) -> tuple[registry.Registered, Exported]:
-    """Export a run's model with torch.export, verify it, and make it the champion of a registered model.
+    """Export a run's model as `export` does, and make it the champion of a registered model of this name.
 
     Args:
         found: the model; its run is sent to MLflow first, where it is not there yet.
-        name: of the registered model.
-        uri: MLflow's tracking URI, typed by this user; default: the run's own, as `segsweep sync` has it.
-        data: whose validation images are compared; None: random pixels.
-        watch: wraps the iterator over the batches; also given their number and a title.
+        uri: MLflow's tracking URI, typed by this user; default: the run's own.
 
     Returns:
         the version in the registry, and the program, whose file is there no longer.
@@ -56,73 +61,56 @@ def register(
 
 
 def model_card(name: str, folder: Path, info: ModelInfo, run: Run, sizes: Sizes) -> str:
-    """Say what the model is, in Markdown, after Mitchell et al. 2019 (https://arxiv.org/abs/1810.03993).
-
-    Args:
-        name: of the registered model.
-        folder: of the run.
-        info: what the model's file says of it.
-        run: its journal.
-        sizes: that the program takes.
-    """
-    start, classes, (low, high), (height, width) = run.starts[-1], info.classes, info.range, info.size
+    """Say what the model of a run's folder is, in Markdown, after Mitchell et al. 2019 (arXiv:1810.03993)."""
+    start, (low, high), (height, width) = run.starts[-1], info.range, info.size
     channels, logits = info.model["in_channels"], info.model["num_classes"]
-    rule = f"above 0 is {classes[-1]}" if logits == 1 else "the largest logit is the class"
+    rule = f"above 0 is {info.classes[-1]}" if logits == 1 else "the largest logit is the class"
     images = ", ".join(f"{start.images[part]} {part}" for part in ("train", "val", "test") if start.images.get(part))
-    lines = [
-        f"# U-Net on {info.encoder}: {', '.join(classes)}",
-        "",
-        "Semantic segmentation: a class for each pixel.",
-        "",
-        "```python",
-        "import mlflow",
-        "",
-        f'model = mlflow.pytorch.load_model("models:/{name}@{registry.CHAMPION}")',
-        "logits = model(pixels)",
-        "```",
-        "",
-        f"- **Input** `pixels`: float32 `b {channels} h w`, values from {low:g} to {high:g}; normalisation is inside.",
-        f"- **Output** `logits`: `b {logits} h w`; {rule}.",
-        f"- **Sizes**: {sizes}. Trained on {height}x{width} (resize={info.resize}).",
-        f"- **Images** are to be {preparation(info)}." if info.resize != "crop" else "- **Images** go in as they are.",
-        "",
-        "## Data",
-        "",
-        f"{start.asked.data.name}, digest `{start.data_digest}`: {images} images.",
-        "",
-        "## Scores",
-        "",
-        *_scores(folder, run, info.epoch),
-        "",
-        "## Intended use",
-        "",
-        "Images like those it was trained on: the same camera, scale and kind of object, with a person who looks at "
-        "what it says.",
-        "",
-        "## Limits",
-        "",
-        "It gives an answer for every image, also for one unlike all it has seen; logits are no calibrated "
-        "probabilities. The scores hold for the data above. Objects much smaller or larger than there may be missed. "
-        "Not tested for medical or safety-critical decisions.",
-        "",
-        "## Weights",
-        "",
-        f"The encoder started from: {start.weights_source}. {_licence(info.encoder, start.weights_source)} "
-        "The data may have terms of their own.",
-        "",
-        "## Made by",
-        "",
-        f"segsweep {start.segsweep}, commit {start.commit or 'unknown'}{' with changes' * start.dirty}, "
-        f"torch {start.torch}, seed {start.settings.train.seed}:",
-        "",
-        "```",
-        f"python train.py {start.command}".rstrip(),
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    prepared = f"are to be {preparation(info)}" if info.resize != "crop" else "go in as they are"
+    return f"""\
+# U-Net on {info.encoder}: {", ".join(info.classes)}
+
+Semantic segmentation: a class for each pixel.
+
+```python
+import mlflow
+
+model = mlflow.pytorch.load_model("models:/{name}@{registry.CHAMPION}")
+logits = model(pixels)
+```
+
+- **Input** `pixels`: float32 `b {channels} h w`, values from {low:g} to {high:g}; normalisation is inside.
+- **Output** `logits`: `b {logits} h w`; {rule}.
+- **Sizes**: {sizes}. Trained on {height}x{width} (resize={info.resize}).
+- **Images** {prepared}.
+
+## Data
+
+{start.asked.data.name}, digest `{start.data_digest}`: {images} images.
+
+## Scores
+
+{_scores(folder, run, info.epoch)}
+
+{USE}
+
+## Weights
+
+The encoder started from: {start.weights_source}. {_licence(info.encoder, start.weights_source)} \
+The data may have terms of their own.
+
+## Made by
+
+segsweep {start.segsweep}, commit {start.commit or "unknown"}{" with changes" * start.dirty}, \
+torch {start.torch}, seed {start.settings.train.seed}:
+
+```
+{f"python train.py {start.command}".rstrip()}
+```
+"""
 
 
-def _scores(folder: Path, run: Run, epoch: int | None) -> list[str]:
+def _scores(folder: Path, run: Run, epoch: int | None) -> str:
     """Return a table for each split: with 95 % intervals where the run has been evaluated, else the training's own."""
     lines = ["| split | metric | value | 95 % over images |", "|---|---|---|---|"]
     ended = run.end.metrics if run.end else {}
@@ -136,15 +124,13 @@ def _scores(folder: Path, run: Run, epoch: int | None) -> list[str]:
             if value is not None:
                 between = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else "not computed"
                 lines.append(f"| {split} | {title} | {value:.4f} | {between} |")
-    return lines
+    return "\n".join(lines)
 
 
 def _licence(encoder: str, source: str) -> str:
     if source == "random":
         return "Nobody else's weights are in it."
-    if source == "package":
-        return "Licence of the pretrained weights: Apache-2.0."
-    if source == "file":
-        return "Licence of the pretrained weights: that of the file they came from."
+    if source in LICENCES:
+        return f"Licence of the pretrained weights: {LICENCES[source]}."
     licence = pretrained(encoder).license
     return f"Licence of the pretrained weights, as timm has it: {licence or 'unknown: look at their source'}."

@@ -1,6 +1,6 @@
 """What a run leaves to load: `best.safetensors`, the model, and `last.pt`, the training to go on with.
 
-Both are written beside their place and moved there, so a killed run leaves whole files. No file ever runs a pickle.
+Both are written whole, by `atomically`. No file ever runs a pickle.
 """
 
 import json
@@ -21,6 +21,7 @@ from segsweep.paths import atomically
 
 VERSION = 1
 BEST, LAST = "best.safetensors", "last.pt"
+_HINT = f"A run's model is its {BEST}."
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,11 @@ class ModelInfo:
     """What a model's file says beside the weights. Older files lack what has a default.
 
     Attributes:
-        model: `UNet.arguments`, of which `UNet.rebuilt` builds it.
-        classes: names, in the order of their indices.
-        size, resize: the canvas that it was trained on, height and width, and how images were brought to it.
-        weights_source: where the encoder's weights came from before training.
-        range: lowest and highest value of the pixels that it was trained on.
-        dtype: of these pixels.
-        normalize: as `data.normalize`.
-        epoch, val_iou: after which it was kept, and its score then; None where it comes from no run.
+        model: `UNet.arguments`.
+        classes: names, by index.
+        size, resize: the canvas in training, height and width, and how images were brought to it.
+        range: lowest and highest value of the pixels in training; `dtype` is theirs.
+        epoch, val_iou: after which epoch it was kept, and its score then; None where it comes from no run.
     """
 
     model: dict[str, Any]
@@ -54,26 +52,17 @@ class ModelInfo:
 
     @property
     def encoder(self) -> str:
-        """The encoder's name."""
         return str(self.model["name"])
 
 
 def save_model(
     path: Path, model: UNet, *, classes: Sequence[str], size: Sequence[int], resize: str, **more: Any
 ) -> None:
-    """Write the weights and all that is needed to use them.
-
-    Args:
-        more: further fields of `ModelInfo`, which explains all of them.
-    """
+    """Write the weights and all that is needed to use them; `more` are further fields of `ModelInfo`."""
     info = ModelInfo(model.arguments, list(classes), (size[0], size[1]), resize, model.weights_source, **more)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    atomically(
-        path,
-        lambda target: save_file(
-            tensors, target, metadata={"segsweep": json.dumps({"version": VERSION, **asdict(info)})}
-        ),
-    )
+    metadata = {"segsweep": json.dumps({"version": VERSION, **asdict(info)})}
+    atomically(path, lambda target: save_file(tensors, target, metadata=metadata))
 
 
 def describe(path: str | Path) -> ModelInfo:
@@ -83,23 +72,19 @@ def describe(path: str | Path) -> ModelInfo:
         ConfigError: not a segsweep model, of a later format, or damaged.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such file. A run's model is its best.safetensors.")
+        raise ConfigError(f"{path}: no such file. {_HINT}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ConfigError(
-            f"{path}: not a safetensors file ({error}). A run's model is its best.safetensors."
-        ) from error
+        raise ConfigError(f"{path}: not a safetensors file ({error}). {_HINT}") from error
     if "segsweep" not in metadata:
-        raise ConfigError(
-            f"{path}: a safetensors file, but not a segsweep model. A run's model is its best.safetensors."
-        )
+        raise ConfigError(f"{path}: a safetensors file, but not a segsweep model. {_HINT}")
     try:
         plain = json.loads(metadata["segsweep"])
         version = plain.get("version") if isinstance(plain, dict) else None
-        if isinstance(version, int) and version > VERSION:
-            raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
+        if isinstance(version, int):
+            _refuse_later(version)
         info = read(ModelInfo, plain, "segsweep")
         info = replace(info, model=upgraded(info.model))
         read(Architecture, info.model, "segsweep.model")  # refused here, where the file is known
@@ -117,7 +102,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
     model = UNet.rebuilt(describe(path).model)
     try:
         load_weights(path, model)
-    except RuntimeError as error:
+    except RuntimeError as error:  # other names or shapes
         raise ConfigError(f"{path}: damaged: the weights are not those of its architecture.") from error
     return model.to(device).eval()
 
@@ -146,9 +131,11 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # on noise, torch's safe unpickler raises nearly anything
         raise ConfigError(f"{path}: not a checkpoint that can be read: {unloaded(error)}") from error
     if not isinstance(state, dict) or "version" not in state:
-        raise ConfigError(f"{path}: not a segsweep checkpoint. A run's is its last.pt.")
-    if state["version"] > VERSION:
-        raise ConfigError(
-            f"{path}: of format {state['version']}, this segsweep reads up to {VERSION}. Update segsweep."
-        )
+        raise ConfigError(f"{path}: not a segsweep checkpoint. A run's is its {LAST}.")
+    _refuse_later(state["version"], f"{path}: ")
     return state
+
+
+def _refuse_later(version: int, where: str = "") -> None:
+    if version > VERSION:
+        raise ConfigError(f"{where}of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")

@@ -27,11 +27,7 @@ def conv(kind: str, inputs: int, outputs: int, stride: int = 1, kernel: int = 3)
 
 
 class Stem(nn.Module):
-    """Full- and half-resolution maps straight from the image, for encoders that start coarser.
-
-    Args:
-        channels: of the maps at strides 1 and 2; 0 leaves one out.
-    """
+    """Maps at strides 1 and 2 straight from the image, of so many channels (0 leaves one out)."""
 
     def __init__(self, in_channels: int, channels: tuple[int, int], kind: str):
         super().__init__()
@@ -40,7 +36,7 @@ class Stem(nn.Module):
         self.second = conv(kind, full or in_channels, half, stride=2) if half else None
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Args: image: `b c h w`. Returns: the maps there are, `b c1 h w` and `b c2 h/2 w/2`."""
+        """From `b c h w` to the maps there are, `b c1 h w` and `b c2 h/2 w/2`."""
         maps = []
         if self.first is not None:
             image = self.first(image)
@@ -55,20 +51,20 @@ class Pyramid(nn.Module):
 
     def __init__(self, single: Map, levels: Sequence[Map], kind: str):
         super().__init__()
-        self.levels = nn.ModuleList(self._level(single, level, kind) for level in levels)
-
-    @staticmethod
-    def _level(single: Map, level: Map, kind: str) -> nn.Module:
-        if level.stride > single.stride:
-            return nn.MaxPool2d(2, ceil_mode=True)
-        layers: list[nn.Module] = []
-        for inputs, outputs, _ in upsamplings(single, level):
-            layers += [nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), norm(kind, outputs), nn.GELU()]
-        return nn.Sequential(*layers)
+        self.levels = nn.ModuleList(_level(single, level, kind) for level in levels)
 
     def forward(self, single: Tensor) -> list[Tensor]:
-        """Args: single: `b c h w`. Returns: the levels, finest first."""
+        """From `b c h w` to the levels, finest first."""
         return [level(single) for level in self.levels]
+
+
+def _level(single: Map, level: Map, kind: str) -> nn.Module:
+    if level.stride > single.stride:
+        return nn.MaxPool2d(2, ceil_mode=True)
+    layers: list[nn.Module] = []
+    for inputs, outputs, _ in upsamplings(single, level):
+        layers += [nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), norm(kind, outputs), nn.GELU()]
+    return nn.Sequential(*layers)
 
 
 class Block(nn.Module):
@@ -80,13 +76,12 @@ class Block(nn.Module):
 
     def __init__(self, stage: Stage, kind: str):
         super().__init__()
-        self.convs = nn.Sequential(
-            conv(kind, stage.inputs + stage.skip, stage.width), conv(kind, stage.width, stage.width)
-        )
+        width = stage.width
+        self.convs = nn.Sequential(conv(kind, stage.inputs + stage.skip, width), conv(kind, width, width))
         self.has_skip = stage.skip > 0
 
     def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """Args: x: `b c h w`; skip: `b s *size` or None. Returns: `b width *size`."""
+        """From `b c h w` and the skip `b s *size`, if any, to `b width *size`."""
         convolution, norm, activation = self.convs[0].children()
         weight: Any = convolution.weight
         joined = _upsampled(x, weight[:, : x.shape[1]], size)
@@ -119,12 +114,9 @@ def _doubling(weight: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """From an encoder's maps and the image to a full-resolution map.
+    """From an encoder's maps, finest first, and the image to a full-resolution map.
 
     Args:
-        plan: what to build.
-        maps: the encoder's maps, finest first.
-        in_channels: channels of the image.
         kind: batch, group or layer normalisation.
     """
 
@@ -143,7 +135,7 @@ class Decoder(nn.Module):
         self.checkpointing = enable
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Args: image: `b c h w`, normalised; maps: the encoder's. Returns: `b out_channels h w`."""
+        """From the normalised image `b c h w` and the encoder's maps to `b out_channels h w`."""
         height, width = image.shape[-2:]
         if self.pyramid is not None:
             maps = self.pyramid(maps[0])
@@ -152,8 +144,7 @@ class Decoder(nn.Module):
         for block, stride in zip(self.blocks, self.strides, strict=True):
             skip = skips.pop() if block.has_skip else None
             size = skip.shape[-2:] if skip is not None else (round(height / stride), round(width / stride))
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, skip, tuple(size), use_reentrant=False)
-            else:
-                x = block(x, skip, tuple(size))
+            arguments = x, skip, tuple(size)
+            again = self.checkpointing and self.training
+            x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
         return x

@@ -6,8 +6,8 @@ asked for maps at several sizes. timm's own `feature_info.reduction()` is wrong 
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from segsweep.errors import ConfigError, closest
 from segsweep.nn import weights
 from segsweep.nn.plan import Map, plan
+from segsweep.nn.tiles import Size
 
 # timm's switches for images of any size, tried in this order. A model that takes none runs at its native size.
-SWITCHES: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True})
+SWITCHES: tuple[Mapping[str, Any], ...] = ({}, {"dynamic_img_size": True})
 
 # Operators whose factors are both activations, and the share of them from which an encoder is called a transformer.
 ATTENDING = ("bmm", "scaled_dot_product")
@@ -41,18 +42,16 @@ class EncoderTraits:
 
     Attributes:
         switches: timm's keyword arguments that let it take any size.
-        native: height and width it was built for.
-        fixed: whether it takes its native size only.
-        kept: indices of the maps that are used, finest first.
-        channels_last: whether its maps come as `b h w c`.
-        maps: channels and stride of the maps that are used.
+        native: height and width it was built for; `fixed`: it takes no other.
+        kept: indices of the maps that are used, finest first; `maps` describes them.
+        channels_last: its maps come as `b h w c`.
         macs: multiply-adds for one pixel of the image.
         kind: what decides its learning rate, a key of `segsweep.catalog.RATES`.
         device: where it could be measured: meta, or cpu for models that look at values.
     """
 
     switches: tuple[tuple[str, Any], ...]
-    native: tuple[int, int]
+    native: Size
     fixed: bool
     kept: tuple[int, ...]
     channels_last: bool
@@ -68,16 +67,16 @@ class Encoder(nn.Module):
     Args:
         name: timm's name, with or without a pretrained tag.
         in_channels: channels of the image; a pretrained stem is adapted.
-        pretrained: "auto", True, False or weights found before, as `segsweep.nn.weights.find` has it.
-        weights_file: a checkpoint to take the weights from.
+        pretrained, weights_file: as `segsweep.nn.weights.find` has them.
         drop_path: probability of skipping a residual block in training, the deepest's; it falls towards the image
             (https://arxiv.org/abs/1603.09382).
 
     Attributes:
         freeze_norm: BatchNorm keeps its statistics in training; may be set at any time.
         maps: channels and stride of the maps that `forward` gives, finest first.
+        macs: multiply-adds for one pixel of the image.
         weights_source: where the weights came from: file, package, cache, hub or random.
-        input_size: the fixed (height, width) it runs at, or None if it runs at the image's.
+        input_size: the fixed height and width it runs at; None: the image's.
 
     Raises:
         ConfigError: no such model, no weights, or weights that do not fill the encoder.
@@ -92,14 +91,11 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.freeze_norm = False
+        self.name, self.freeze_norm = name, False
         measured = encoder_traits(name)
-        self.name = name
-        self.maps = measured.maps
-        self.macs = measured.macs
+        self.maps, self.macs = measured.maps, measured.macs
         self.input_size = measured.native if measured.fixed else None
-        self._kept = measured.kept
-        self._channels_last = measured.channels_last
+        self._kept, self._channels_last = measured.kept, measured.channels_last
         on_meta = torch.get_default_device().type == "meta"
         found = weights.RANDOM if on_meta else weights.find(name, pretrained, weights_file)
         more = {**dict(measured.switches), **({"drop_path_rate": drop_path} if drop_path else {})}
@@ -138,7 +134,7 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Args: image: `b c h w`, normalised. Returns: maps `b c_i h/s_i w/s_i`, in the order of `self.maps`."""
+        """From the normalised image `b c h w` to maps `b c_i h/s_i w/s_i`, in the order of `self.maps`."""
         height, width = image.shape[-2:]
         # In an export sizes may be symbols, which cannot be compared.
         resized = self.input_size and (isinstance(height, torch.SymInt) or (height, width) != self.input_size)
@@ -211,11 +207,7 @@ def encoder_traits(name: str) -> EncoderTraits:
 
 
 def decoder_width(name: str, width: str | Sequence[int] = "auto") -> list[int]:
-    """Decide how many channels the decoder's stages have, deepest first, before a model is built.
-
-    Args:
-        name: timm's name of the encoder.
-        width: as `decoder.width`; auto: scaled to the encoder.
+    """Return the channels of the decoder's stages for this encoder, deepest first; `width` is as `decoder.width`.
 
     Raises:
         ConfigError: no such model, or another number of widths than there are stages.
@@ -224,7 +216,7 @@ def decoder_width(name: str, width: str | Sequence[int] = "auto") -> list[int]:
     return [stage.width for stage in plan(measured.maps, width, measured.macs).stages]
 
 
-def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], device: str) -> EncoderTraits:
+def _measured(name: str, native: Size, switches: Mapping[str, Any], device: str) -> EncoderTraits:
     with torch.device(device):
         model: Any = timm.create_model(name, pretrained=False, features_only=True, **switches).eval()
     model.requires_grad_(False)  # torch's counter stumbles over parameters that are passed on as they are
@@ -251,16 +243,12 @@ def _measured(name: str, native: tuple[int, int], switches: dict[str, Any], devi
     return measured if takes_any else replace(measured, fixed=True)
 
 
-def _at_native(
-    model: nn.Module, native: tuple[int, int]
-) -> tuple[tuple[int, int], list[tuple[int, ...]], dict[Any, int]]:
+def _at_native(model: nn.Module, native: Size) -> tuple[Size, list[tuple[int, ...]], dict[Any, int]]:
     """The largest size up to the native one that it takes, and its shapes there: SigLIP's 384 is no multiple of 14."""
     for less in range(31):
         size = (native[0] - less, native[1] - less)
-        try:
+        with suppress(AssertionError):
             return size, *_shapes(model, size)
-        except AssertionError:
-            continue
     return native, *_shapes(model, native)
 
 
@@ -281,11 +269,11 @@ def _strides(model: nn.Module, side: int, lengths: list[int], row: int) -> list[
     return [o if math.log2(o).is_integer() else s for s, o in zip(strides, others, strict=True)]
 
 
-def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[list[tuple[int, ...]], dict[Any, int]]:
-    """The maps' shapes for an image of this size, and the floating-point operations by torch's operator."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        shapes = [tuple(m.shape) for m in model(torch.zeros(1, 3, *size, device=_device(model)))]
+def _shapes(model: nn.Module, size: Size, images: int = 1) -> tuple[list[tuple[int, ...]], dict[Any, int]]:
+    """The maps' shapes for images of this size, and the floating-point operations by torch's operator."""
+    device = next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shapes = [tuple(m.shape) for m in model(torch.zeros(images, 3, *size, device=device))]
     return shapes, counter.get_flop_counts().get("Global", {})
 
 
@@ -303,19 +291,14 @@ def _kind(model: nn.Module, scales: int, operations: dict[Any, int]) -> str:
     return "convolutional" if steady and not attends else "hierarchical"
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _runs(model: nn.Module, size: tuple[int, int], measured: EncoderTraits) -> bool:
+def _runs(model: nn.Module, size: Size, measured: EncoderTraits) -> bool:
     """Whether the model takes this size and its maps have the strides it showed at its native one."""
     row = 1 if measured.channels_last else 2
     try:
-        with torch.no_grad():
-            maps = model(torch.zeros(2, 3, *size, device=_device(model)))
+        shapes, _ = _shapes(model, size, images=2)
     except (AssertionError, RuntimeError, ValueError):
         return False
     return all(
-        tuple(maps[i].shape[row : row + 2]) == (math.ceil(size[0] / m.stride), math.ceil(size[1] / m.stride))
+        shapes[i][row : row + 2] == (math.ceil(size[0] / m.stride), math.ceil(size[1] / m.stride))
         for i, m in zip(measured.kept, measured.maps, strict=True)
     )

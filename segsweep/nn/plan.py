@@ -42,7 +42,6 @@ class DecoderPlan:
 
     Attributes:
         pyramid: the levels made out of a single map, finest first; empty where the encoder has several scales.
-        deepest: the map that the decoder starts from.
         neck: channels that a 1x1 convolution brings the deepest map to, where it is much wider than the first stage, as
             MobileNetV3's 960 channels are (0: it is taken as it is).
         stem: channels of the stem's maps at strides 1 and 2 (0: not needed).
@@ -57,10 +56,9 @@ class DecoderPlan:
 
 
 def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs: float = math.inf) -> DecoderPlan:
-    """Plan the decoder of an encoder with these maps.
+    """Plan the decoder of an encoder with these maps, finest first, one for each stride.
 
     Args:
-        maps: the encoder's maps, finest first, one for each stride.
         width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down until the decoder costs no
             more than the encoder, half of the whole; to an eighth at most.
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
@@ -71,7 +69,9 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
     pyramid = _pyramid(maps[0]) if len(maps) == 1 else ()
     levels = list(pyramid or maps)
     own = {level.stride for level in levels}
-    strides = _ladder(sorted(own | {fine for fine in (1.0, 2.0) if not any(_near(fine, stride) for stride in own)}))
+    # Of two strides that are nearer than half a doubling the one serves for the other.
+    finer = {fine for fine in (1.0, 2.0) if all(abs(math.log2(fine / stride)) >= 0.5 for stride in own)}
+    strides = _ladder(sorted(own | finer))
     if width != "auto":
         if len(width) != len(strides):
             raise ConfigError(
@@ -80,8 +80,7 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
             )
         return _build(levels, pyramid, strides, [int(w) for w in width])
     for eighths in range(8, 0, -1):
-        widths = [_scaled(stride, eighths / 8) for stride in strides]
-        candidate = _build(levels, pyramid, strides, widths)
+        candidate = _build(levels, pyramid, strides, [_scaled(stride, eighths / 8) for stride in strides])
         if macs(candidate) <= encoder_macs:
             break
     return candidate
@@ -120,11 +119,7 @@ def _pyramid(single: Map) -> tuple[Map, ...]:
 
 
 def _ladder(strides: list[float]) -> list[float]:
-    """Choose the stages' strides, deepest first: all below the deepest, and steps of about 2 where there is a gap.
-
-    Args:
-        strides: of the maps there will be, ascending.
-    """
+    """From the maps' strides, ascending, to the stages', deepest first, with steps of about 2 where there is a gap."""
     ladder: list[float] = []
     for fine, coarse in reversed(list(itertools.pairwise(strides))):
         # A gap is a ratio: 16 to 1 are four doublings. Rounding their number and making them equal lets any ratio end
@@ -133,11 +128,6 @@ def _ladder(strides: list[float]) -> list[float]:
         ladder += [coarse * (fine / coarse) ** (i / steps) for i in range(1, steps)]
         ladder.append(fine)  # as it is and not computed: skips are looked up by it
     return ladder
-
-
-def _near(stride: float, other: float) -> bool:
-    """Whether two strides are nearer than a doubling: the one serves for the other."""
-    return abs(math.log2(stride / other)) < 0.5
 
 
 def _scaled(stride: float, factor: float) -> int:
@@ -153,8 +143,7 @@ def _build(levels: list[Map], pyramid: tuple[Map, ...], strides: list[float], wi
             stem[int(stride) - 1] = skips[stride] = width
     deepest = max(levels, key=lambda level: level.stride)
     neck = 4 * widths[0] if deepest.channels > 8 * widths[0] else 0
-    stages = []
-    inputs = neck or deepest.channels
+    stages, inputs = [], neck or deepest.channels
     for stride, width in zip(strides, widths, strict=True):
         stages.append(Stage(stride, inputs, skips.get(stride, 0), width))
         inputs = width

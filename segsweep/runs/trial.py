@@ -19,29 +19,17 @@ State = Literal["running", "paused", "complete", "pruned", "failed"]
 
 @dataclass
 class Trial:
-    """One training of a sweep; a finalist's repeat is one, too.
+    """One training of a sweep; a finalist's repeat is one, too."""
 
-    Attributes:
-        name: its folder below the sweep's: a number, or `finalists/TRIAL-SEED`.
-        encoder: its backbone.
-        typed: the overrides in which it differs from the others.
-        argv: the whole command, without what only concerns the sweep.
-        values: of the varied parameters, as the study has them.
-        state: running until it is known to be over.
-        reason: why it was pruned or failed.
-        halvings: how often its micro-batch was halved, since the memory was too small.
-        run: what its journal says.
-    """
-
-    name: str
+    name: str  # its folder below the sweep's: a number, or `finalists/TRIAL-SEED`
     encoder: str
-    typed: list[str]
-    argv: list[str]
-    values: dict[str, Any] = field(default_factory=dict)
-    state: State = "running"
-    reason: str = ""
-    halvings: int = 0
-    run: Run = field(default_factory=Run, repr=False)
+    typed: list[str]  # the overrides in which it differs from the others
+    argv: list[str]  # the whole command, without what only concerns the sweep
+    values: dict[str, Any] = field(default_factory=dict)  # of the varied parameters, as the study has them
+    state: State = "running"  # running until it is known to be over
+    reason: str = ""  # why it was pruned or failed
+    halvings: int = 0  # how often its micro-batch was halved, since the memory was too small
+    run: Run = field(default_factory=Run, repr=False)  # what its journal says
     slot: str = ""
 
     @property
@@ -84,7 +72,7 @@ class Trial:
 
 
 def load(sweep: Path, name: str) -> Trial:
-    """A trial as it was saved, with its journal.
+    """Return a trial as it was saved, with its journal.
 
     Raises:
         FileNotFoundError: there is none of that name.

@@ -21,11 +21,7 @@ UNTOLD = ("tracking.", "train.test", "train.device", "train.workers", "data.cach
 
 
 def runs(folders: Iterable[Path]) -> pd.DataFrame:
-    """Make a row for each run in or below the folders: all its keys, its scores and its cost.
-
-    Raises:
-        ConfigError: there is no run.
-    """
+    """Make a row for each run in or below the folders: all its keys, its scores and its cost; ConfigError for none."""
     rows = []
     for given in folders:
         found = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
@@ -41,14 +37,7 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
 def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     """Show what differs between the runs and their scores, best first; with `group_by` mean ± sd over complete runs.
 
-    Runs on different data stay apart: their scores do not compare.
-
-    Args:
-        rows: of `runs`.
-        group_by: keys of the configuration, as encoder.name.
-
-    Raises:
-        ConfigError: a key that no run has.
+    Runs on different data stay apart: their scores do not compare. A key that no run has is a ConfigError.
     """
     scores = [name for name in SCORES if name in rows and rows[name].notna().any()]
     cost = [name for name in COST if name in rows]
@@ -60,11 +49,8 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
             near = closest(key, [str(column) for column in rows if _is_setting(str(column))])
             raise ConfigError(f"--group-by {key}: no run has this key.{f' Try {near[0]}.' if near else ''}")
     complete = rows[rows["status"] == "complete"]  # pruned ones would lower a mean
-    grouped = (
-        (complete if len(complete) else rows)
-        .assign(**{key: rows[key].astype(str) for key in group_by})
-        .groupby(list(dict.fromkeys([*group_by, *data])), sort=False)
-    )
+    told = (complete if len(complete) else rows).assign(**{key: rows[key].astype(str) for key in group_by})
+    grouped = told.groupby(list(dict.fromkeys([*group_by, *data])), sort=False)
     found = grouped.size().rename("n").to_frame()
     for name in scores:
         found[name], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std(ddof=1)
@@ -77,63 +63,51 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def pair(first: Path, second: Path, kind: str = "text") -> str:
-    """Tell how the second run differs from the first: settings, scores, and the images that got better and worse.
-
-    Args:
-        kind: text or markdown.
-    """
+    """Tell how the second run differs from the first: settings, scores, and the images that got better and worse."""
     rows = runs([first, second])
     sides = {"first": rows.iloc[0], "second": rows.iloc[1]}
     changed = _differing(rows)
-    settings = pd.DataFrame(
-        {"setting": changed, **{side: [_typed(row[c]) for c in changed] for side, row in sides.items()}}
-    )
+    values = {side: [_typed(row[c]) for c in changed] for side, row in sides.items()}
+    settings = pd.DataFrame({"setting": changed, **values})
     names = [name for name in (*SCORES, *COST) if name in rows and rows[name].notna().all()]
     columns = {side: pd.Series([row[n] for n in names], dtype=object) for side, row in sides.items()}
     scores = pd.DataFrame({"score": names, **columns, "change": columns["second"] - columns["first"]})
     parts = [f"first           {first}", f"second          {second}"]
     if _several(rows):
         parts.append("data            not the same: the scores do not compare")
-    parts.append("")
-    parts += [shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
-    return "\n".join([*parts, *_images(first, second, kind)])
+    parts += ["", shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
+    return "\n".join([*parts, _images(first, second, kind)])
 
 
-def _images(first: Path, second: Path, kind: str) -> list[str]:
-    """Tell what changed on the validation images, in lines."""
+def _images(first: Path, second: Path, kind: str) -> str:
+    """Tell what changed on the validation images."""
     before, after = (finalists.read([folder / finalists.MATRICES]) for folder in (first, second))
     interval = finalists.behind(after, before)
     if interval is None:
-        return ["images: the runs were not validated on the same ones, so they cannot be compared image by image"]
+        return "images: the runs were not validated on the same ones, so they cannot be compared image by image"
     (keys,) = before
-    each = [metrics.image_iou(scored[keys][0]) for scored in (before, after)]
-    found = pd.DataFrame({"image": keys, "first": each[0], "second": each[1]})
+    each = {"first": metrics.image_iou(before[keys][0]), "second": metrics.image_iou(after[keys][0])}
+    found = pd.DataFrame({"image": keys, **each})
     found["change"] = found["second"] - found["first"]
     found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
     better, worse = int((found["change"] > 0).sum()), int((found["change"] < 0).sum())
     empty = f" ({len(keys) - len(found)} more have nothing to find)" if len(found) < len(keys) else ""
     low, high = interval
     sure = "" if low > 0 or high < 0 else ": may be chance"
-    lines = [
-        f"images: {better} better, {worse} worse of {len(found)}{empty}; "
-        f"IoU {low:+.4f} to {high:+.4f} (95 % over images{sure}; one run each: of seeds it says nothing)"
-    ]
-    shown_rows = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
-    return [*lines, "", shown(shown_rows, kind)]
+    most = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
+    return (
+        f"images: {better} better, {worse} worse of {len(found)}{empty}; IoU {low:+.4f} to {high:+.4f} "
+        f"(95 % over images{sure}; one run each: of seeds it says nothing)\n\n{shown(most, kind)}"
+    )
 
 
 def shown(rows: pd.DataFrame, kind: str) -> str:
     """Write the table as text, csv, markdown or latex; mean and standard deviation in one cell but for csv."""
     if kind == "csv":
         return str(rows.to_csv(index=False, lineterminator="\n")).rstrip()
-    cells = pd.DataFrame(
-        {
-            name: [_cell(row.get(name), row.get(f"{name} sd"), kind) for row in rows.to_dict("records")]
-            for name in rows
-            if not str(name).endswith(" sd")
-        }
-    )
-    cells.columns = [_escaped(str(name), kind) for name in cells]
+    records, names = rows.to_dict("records"), [str(name) for name in rows if not str(name).endswith(" sd")]
+    told = {name: [_cell(row[name], row.get(f"{name} sd"), kind) for row in records] for name in names}
+    cells = pd.DataFrame({_escaped(name, kind): column for name, column in told.items()})
     if kind == "latex":
         return str(cells.to_latex(index=False, escape=False)).rstrip()
     if kind == "markdown":
@@ -142,7 +116,7 @@ def shown(rows: pd.DataFrame, kind: str) -> str:
     return str(cells.to_string(index=False))
 
 
-def _row(folder: Path) -> dict[str, Any]:
+def _row(folder: Path) -> dict[str, object]:
     run = journal.started(folder)
     start, best = run.starts[-1], run.best
     return {
@@ -172,7 +146,6 @@ def _several(rows: pd.DataFrame) -> bool:
 
 
 def _typed(value: Any) -> str:
-    """Write a value as on the command line."""
     return "null" if value is None else str(value)
 
 

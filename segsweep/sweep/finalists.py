@@ -4,14 +4,12 @@ A search's best score is the largest of many noisy ones, so it is too good to be
 had no part in the choice, and compared image by image.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segsweep import metrics
 from segsweep.metrics import Matrices
@@ -36,11 +34,7 @@ def best_of_each(trials: Iterable[Trial], finalists: int) -> list[Trial]:
 
 
 def repeats(trial: Trial, seeds: Sequence[int], folds: Sequence[Value] = ()) -> list[Trial]:
-    """Make a trial's repeats: its setting with other seeds.
-
-    Args:
-        folds: those that are varied; the first repeat has the first and so on, so that all finalists see the same.
-    """
+    """Make a trial's repeats: its setting with other seeds and the varied folds in turn, alike for all finalists."""
     runs = []
     for i, seed in enumerate(seeds):
         anew = [f"train.seed={seed}", *([f"data.fold={folds[i % len(folds)]}"] if folds else [])]
@@ -55,20 +49,15 @@ def repeats(trial: Trial, seeds: Sequence[int], folds: Sequence[Value] = ()) -> 
 class FinalistResult:
     """What a finalist's repeats gave.
 
-    Attributes:
-        trial: the search's trial whose setting it is.
-        runs: its complete repeats; the trial itself where there are none.
-        iou: mean of the runs' best validation IoU.
-        gap_to_best: 95 % interval of how far it is behind the first, by a paired bootstrap; None for the first, and
-            where the two were not scored on the same images.
-        failed: repeats that gave nothing.
+    `gap_to_best` is the 95 % interval of how far it is behind the first, by a paired bootstrap; None for the first, and
+    where the two were not scored on the same images.
     """
 
-    trial: Trial
-    runs: tuple[Trial, ...]
-    iou: float
+    trial: Trial  # of the search, whose setting it is
+    runs: tuple[Trial, ...]  # its complete repeats; the trial itself where there are none
+    iou: float  # mean of the runs' best validation IoU
     gap_to_best: tuple[float, float] | None = None
-    failed: int = 0
+    failed: int = 0  # repeats that gave nothing
 
     @property
     def setting(self) -> list[str]:
@@ -79,7 +68,6 @@ class FinalistResult:
 
     @property
     def winner(self) -> Trial:
-        """Return the best of its runs."""
         return max(self.runs, key=_score)
 
     @property
@@ -90,47 +78,34 @@ class FinalistResult:
     @property
     def sd(self) -> float | None:
         """Return the standard deviation of the IoU over the runs; None for one."""
-        scores = [_score(run) for run in self.runs]
-        return float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+        return float(np.std([_score(run) for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
 
 
 def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> list[FinalistResult]:
-    """Rank the finalists by mean validation IoU of their repeats, best first.
+    """Rank the finalists of the sweep in `folder` by mean validation IoU of their repeats, best first.
 
     A search's score does not stand beside those of fresh seeds: who has no complete repeat while others do is left out.
-
-    Args:
-        folder: the sweep's.
-        finalists: trials of the search.
-        runs: their repeats, in whatever state.
     """
-    of: dict[str, list[Trial]] = {}
-    failed: Counter[str] = Counter()
+    of: dict[tuple[str, str], list[Trial]] = {}  # by trial and state
     for run in runs:
-        name = run.name.removeprefix(f"{FOLDER}/").rpartition("-")[0]
-        if run.state == "complete":
-            of.setdefault(name, []).append(run)
-        failed[name] += run.state == "failed"
+        of.setdefault((run.name.removeprefix(f"{FOLDER}/").rpartition("-")[0], run.state), []).append(run)
+    fresh = any(state == "complete" for _, state in of)
     results = []
     for trial in finalists:
-        if own := of.get(trial.name, [] if of else [trial]):
-            results.append(FinalistResult(trial, tuple(own), mean(map(_score, own)), failed=failed[trial.name]))
+        if own := of.get((trial.name, "complete"), [] if fresh else [trial]):
+            failed = len(of.get((trial.name, "failed"), []))
+            results.append(FinalistResult(trial, tuple(own), mean(map(_score, own)), failed=failed))
     results.sort(key=lambda result: result.iou, reverse=True)
-    if not results:
-        return []
     scored = [read(folder / run.name / MATRICES for run in result.runs) for result in results]
-    apart = [None, *(behind(scored[0], other) for other in scored[1:])]
-    return [replace(result, gap_to_best=interval) for result, interval in zip(results, apart, strict=True)]
+    gaps = [None, *(behind(scored[0], other) for other in scored[1:])]
+    return [replace(result, gap_to_best=gap) for result, gap in zip(results, gaps, strict=False)]
 
 
 def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] | None:
-    """95 % bootstrap interval of how much better the first is, in IoU.
+    """Return the 95 % bootstrap interval of how much better the first is, in IoU; None where the images differ.
 
     Images are drawn with replacement, the same for both; runs are drawn with replacement for each of them. Where runs
     were scored on several sets of images (folds), this is done in each, and the sets count alike.
-
-    Returns:
-        None where the images differ.
     """
     if not first or first.keys() != other.keys():
         return None
@@ -142,21 +117,16 @@ def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] |
     for images, runs in first.items():
         sides = (runs, other[images])
         weights, drawn = metrics.resample(rng, len(images), *map(len, sides))
-        ours, theirs = (
-            np.take_along_axis(_scores(side, weights), indices, 1).mean(1)
-            for side, indices in zip(sides, drawn, strict=True)
-        )
-        gains += (ours - theirs) / len(first)
+        means = []
+        for side, indices in zip(sides, drawn, strict=True):
+            scores = np.stack([metrics.pooled_iou(metrics.pool(matrices, weights)) for matrices in side], 1)
+            means.append(np.take_along_axis(scores, indices, 1).mean(1))  # scores: draws runs
+        gains += (means[0] - means[1]) / len(first)
     return metrics.interval(gains)
 
 
-def _scores(runs: Sequence[Matrices], weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The IoU of each run on each draw of the images, `draws runs`."""
-    return np.stack([metrics.pooled_iou(metrics.pool(matrices, weights)) for matrices in runs], 1)
-
-
 def read(files: Iterable[Path]) -> Scored:
-    """Files `MATRICES` of runs; nothing where one of them is missing."""
+    """Read the files `MATRICES` of runs; nothing where one of them is missing."""
     found: dict[tuple[str, ...], list[Matrices]] = {}
     for path in files:
         try:

@@ -27,13 +27,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 OTHERS = "#bbbbbb"
 ENOUGH = 8  # complete trials to speak of importance
 CONDITIONS = ("input", "micro_batch", "weights", "precision", "halvings")  # a column only where they differ
-LABEL: Any = {  # on a vertical axis, readable over the lines
-    "xytext": (4, 0),
-    "textcoords": "offset points",
-    "fontsize": 8,
-    "va": "center",
-    "bbox": {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-}
+BOX = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+# On a vertical axis, readable over the lines.
+LABEL: Any = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 8, "va": "center", "bbox": BOX}
+SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "segsweep", "font.size": 10, "font.family": "sans-serif"}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 STYLE = """
@@ -54,15 +51,10 @@ p.note { color: #666 }
 
 
 def write(folder: Path) -> Path:
-    """Write the page of the sweep in this folder, from what its trials left there, and return its path.
-
-    Raises:
-        ConfigError: no sweep lies there.
-    """
+    """Write the page of the sweep in this folder, and return its path; ConfigError if no sweep lies there."""
     path, kept = folder / report.PAGE, about.load(folder)
     distributions = {key: distribution(text) for key, text in kept.space.items()}
-    trials = list(load_all(folder))
-    results = report.results(folder)
+    trials, results = list(load_all(folder)), report.results(folder)
     scored = [trial for trial in trials if trial.iou is not None]
     colors = _colors(scored)
     sections = [_head(folder, trials, results, kept)]
@@ -74,22 +66,19 @@ def write(folder: Path) -> Path:
             _section("Validation IoU by epoch", _figure(_curves, scored, colors), CURVES),
             _section("Learning rate", _figure(_rates, scored, colors, results), RATES),
             _section("IoU against cost", _figure(_costs, scored, colors, results, columns=2), COSTS),
-            _section("What mattered", _figure(_bars, important, height=0.5 + 0.4 * len(important)), IMPORTANCE)
-            if important
-            else "",
-            _section("All settings at once", _figure(_parallel, scored, colors, distributions), PARALLEL),
         ]
+        if important:
+            bars = _figure(_bars, important, height=0.5 + 0.4 * len(important))
+            sections += [_section("What mattered", bars, IMPORTANCE)]
+        parallel = _figure(_parallel, scored, colors, distributions)
+        sections += [_section("All settings at once", parallel, PARALLEL)]
     rows = report.table(trials)
     same = {name: rows[name].dropna().iloc[0] for name in CONDITIONS if name in rows and rows[name].nunique() == 1}
     told = ", ".join(f"{name} {report.number(v) if isinstance(v, float) else v}" for name, v in same.items())
     note = f"The same in all: {told}." if same else ""
     sections.append(_section("Trials", _table(rows.drop(columns=list(same))), note))
-    title = f"segsweep: {folder.name}"
-    text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style>{''.join(sections)}</html>\n"
-    )
-    path.write_text(text, encoding="utf-8")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>segsweep: {html.escape(folder.name)}</title>'
+    path.write_text(f"{head}<style>{STYLE}</style>{''.join(sections)}</html>\n", encoding="utf-8")
     return path
 
 
@@ -107,20 +96,16 @@ PARALLEL = "A line for each trial that was not pruned, from its settings to its 
 
 def _head(folder: Path, trials: Sequence[Trial], results: Sequence[FinalistResult], kept: About) -> str:
     states = [trial.state for trial in trials]
-    counted = ", ".join(
-        f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "running", "paused") if s in states
-    )
+    order = [state for state in ("complete", "pruned", "failed", "running", "paused") if state in states]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in order)
     encoders = pd.Series([trial.encoder for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())
-    lines = [
-        f"<h1>{html.escape(folder.name)}</h1>",
-        f"<p>{len(trials)} trials ({counted}); equal for all: {html.escape(kept.budget)}. By encoder: "
-        f"{html.escape(of_each)}.</p>",
-        f"<pre>python train.py {html.escape(kept.command)}</pre>",
-    ]
-    if results:
-        lines.append(f"<pre>{html.escape(chr(10).join(report.verdict(trials, results, folder)))}</pre>")
-    return "".join(lines)
+    found = f"<pre>{html.escape(chr(10).join(report.verdict(trials, results, folder)))}</pre>" if results else ""
+    return (
+        f"<h1>{html.escape(folder.name)}</h1><p>{len(trials)} trials ({counted}); equal for all: "
+        f"{html.escape(kept.budget)}. By encoder: {html.escape(of_each)}.</p>"
+        f"<pre>python train.py {html.escape(kept.command)}</pre>{found}"
+    )
 
 
 def _finalists(results: Sequence[FinalistResult]) -> str:
@@ -141,7 +126,7 @@ def _table(rows: pd.DataFrame) -> str:
     numbers = {name for name in rows if pd.api.types.is_numeric_dtype(rows[name])}
 
     def cell(name: Any, value: Any, tag: str = "td") -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or value != value:  # nan
             value = ""
         elif isinstance(value, float):
             value = report.number(value)
@@ -158,9 +143,7 @@ def _table(rows: pd.DataFrame) -> str:
 
 def _figure(draw: Callable[..., None], *arguments: Any, columns: int = 1, height: float = 4.0) -> str:
     """Draw an SVG; its text stays text, and equal content gives equal bytes."""
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "segsweep", "font.size": 10, "font.family": "sans-serif"}
-    ):
+    with mpl.rc_context(SVG):
         figure = Figure(figsize=(10, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
         for ax in axes:
@@ -168,16 +151,13 @@ def _figure(draw: Callable[..., None], *arguments: Any, columns: int = 1, height
         draw(*axes, *arguments)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+    return "<svg" + file.getvalue().partition("<svg")[2]
 
 
 def _colors(trials: Iterable[Trial]) -> dict[str, str]:
     """Choose a colour for each encoder, the best one's first."""
-    best: dict[str, float] = {}
-    for trial in trials:
-        best[trial.encoder] = max(best.get(trial.encoder, -1.0), trial.iou or 0.0)
-    names = sorted(best, key=lambda name: -best[name])
+    best = sorted(trials, key=lambda trial: trial.iou or 0.0, reverse=True)
+    names = dict.fromkeys(trial.encoder for trial in best)
     return {name: COLORS[i] if i < len(COLORS) else OTHERS for i, name in enumerate(names)}
 
 
@@ -191,8 +171,7 @@ def _legend(ax: Axes, colors: Mapping[str, str]) -> None:
 
 def _curves(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> None:
     for trial in trials:
-        points = [(e.epoch, e.iou) for e in trial.run.epochs if e.iou is not None]
-        x, y = zip(*points, strict=True)
+        x, y = zip(*((e.epoch, e.iou) for e in trial.run.epochs if e.iou is not None), strict=True)
         ax.plot(x, y, color=colors[trial.encoder], lw=1.2, alpha=0.8, marker="." if len(x) < 30 else "")
         if trial.state == "pruned":
             ax.plot(x[-1:], y[-1:], "x", color=colors[trial.encoder], ms=7)
@@ -206,10 +185,8 @@ def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results
         color = colors[trial.encoder]
         face = "none" if trial.state == "pruned" else color
         ax.plot([_rate(trial)], [trial.iou or 0.0], "o", color=color, markerfacecolor=face, ms=7)
-    for result in results:
-        if result.runs != (result.trial,):
-            color = colors[result.trial.encoder]
-            ax.plot([_rate(result.trial)], [result.iou], "*", color=color, markeredgecolor="black", ms=14)
+    for trial, iou in _fresh(results).values():
+        ax.plot([_rate(trial)], [iou], "*", color=colors[trial.encoder], markeredgecolor="black", ms=14)
     ax.set(xscale="log", xlabel="optim.lr", ylabel="best val IoU")
     _legend(ax, colors)
 
@@ -217,22 +194,18 @@ def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results
 def _costs(
     left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results: Sequence[FinalistResult]
 ) -> None:
-    fresh = {p.trial.encoder: (p.trial, p.iou) for p in results if p.runs != (p.trial,)}
+    fresh = _fresh(results)
     best = {t.encoder: (t, t.iou or 0.0) for t in sorted(trials, key=lambda trial: trial.iou or 0.0)}
 
-    def millions(trial: Trial) -> float:
-        return trial.run.start.parameters / 1e6 if trial.run.start else 0.0
-
-    def slowness(trial: Trial) -> float:
-        return -(trial.speed or 0.0)
-
+    shown = best | fresh
+    millions = {name: t.run.start.parameters / 1e6 if t.run.start else 0.0 for name, (t, _) in shown.items()}
+    slowness = {name: -(t.speed or 0.0) for name, (t, _) in shown.items()}
     for ax, label, cost in ((left, "parameters / million", millions), (right, "training, images/s", slowness)):
-        points = {name: (cost(t), iou) for name, (t, iou) in (best | fresh).items()}
-        front, top = [], -1.0
+        points = {name: (cost[name], iou) for name, (_, iou) in shown.items()}
+        front: list[tuple[float, float]] = []
         for point in sorted(points[name] for name in fresh or best):
-            if point[1] > top:
+            if not front or point[1] > front[-1][1]:
                 front.append(point)
-                top = point[1]
         ax.plot([abs(x) for x, _ in front], [y for _, y in front], color="#bbb", zorder=0, drawstyle="steps-post")
         for name, (x, y) in sorted(points.items()):
             face = colors[name] if name in fresh or not fresh else "none"
@@ -240,6 +213,11 @@ def _costs(
             ax.annotate(name, (abs(x), y), xytext=(6, 5), textcoords="offset points", fontsize=8)
         ax.set(xlabel=label, ylabel="val IoU")
         ax.margins(x=0.25, y=0.12)
+
+
+def _fresh(results: Sequence[FinalistResult]) -> dict[str, tuple[Trial, float]]:
+    """Return each finalist with the mean of its fresh runs, by encoder; without those that have none."""
+    return {result.trial.encoder: (result.trial, result.iou) for result in results if result.runs != (result.trial,)}
 
 
 def _bars(ax: Axes, shares: Mapping[str, float]) -> None:
@@ -257,33 +235,28 @@ def _parallel(
     axes = [*distributions, "val IoU"]
     heights: dict[str, list[float]] = {}
     for key in axes:
-        values = [t.iou if key == "val IoU" else _value(t, key) for t in shown]
-        choices = None
+        values: list[Any] = [
+            t.iou if key == "val IoU" else dict(override.split("=", 1) for override in t.typed).get(key) for t in shown
+        ]
         distribution = distributions.get(key)
         if isinstance(distribution, CategoricalDistribution):
-            choices = [str(choice) for choice in distribution.choices]
+            choices = list(map(str, distribution.choices))
             positions = [float(choices.index(str(v))) if str(v) in choices else 0.0 for v in values]
             low, high = 0.0, max(1.0, len(choices) - 1.0)
+            labels = [(choice, i / high) for i, choice in enumerate(choices)]
         else:
             log = key == "optim.lr" or getattr(distribution, "log", False)
             numbers = [float(v or 0.0) for v in values]
             positions = [math.log(n) for n in numbers] if log and min(numbers) > 0 else numbers
             low, high = min(positions), max(positions)
+            labels = [(f"{min(numbers):.3g}", 0.0), (f"{max(numbers):.3g}", 1.0)]
         heights[key] = [(p - low) / (high - low) if high > low else 0.5 for p in positions]
-        x = axes.index(key)
-        ax.axvline(x, color="#ccc", lw=1, zorder=0)
-        if choices:
-            for i, choice in enumerate(choices):
-                ax.annotate(choice, (x, i / high), **LABEL)
-        else:
-            ends = (min(numbers), max(numbers))
-            for y, number in zip((0, 1), ends, strict=True):
-                ax.annotate(f"{number:.3g}", (x, y), **LABEL)
+        ax.axvline(axes.index(key), color="#ccc", lw=1, zorder=0)
+        for label, y in labels:
+            ax.annotate(label, (axes.index(key), y), **LABEL)
     for i, trial in enumerate(shown):
-        strength = 0.15 + 0.85 * (i + 1) / len(shown)
-        ax.plot(
-            range(len(axes)), [heights[key][i] for key in axes], color=colors[trial.encoder], alpha=strength, lw=1.4
-        )
+        strength, way = 0.15 + 0.85 * (i + 1) / len(shown), [heights[key][i] for key in axes]
+        ax.plot(range(len(axes)), way, color=colors[trial.encoder], alpha=strength, lw=1.4)
     ax.set_xticks(range(len(axes)), axes)
     ax.set_yticks([])
     ax.spines[["left", "bottom"]].set_visible(False)
@@ -308,7 +281,3 @@ def _importance(trials: Sequence[Trial], distributions: Mapping[str, BaseDistrib
 def _rate(trial: Trial) -> float:
     assert trial.run.start is not None
     return float(trial.run.start.settings.optim.lr)
-
-
-def _value(trial: Trial, key: str) -> Any:
-    return dict(override.split("=", 1) for override in trial.typed).get(key)

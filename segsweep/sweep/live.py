@@ -1,7 +1,5 @@
 """What a person sees of a running sweep: a live board on a terminal, plain lines elsewhere; all on stderr."""
 
-from types import TracebackType
-
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -15,13 +13,9 @@ SHOWN = {"started": "begins", "adopted": "goes on", "continued": "goes on", "hal
 
 
 class Board:
-    """Use as a context manager; `show` each event.
+    """Use as a context manager; `show` each event of a search that wants so many trials finished.
 
-    Args:
-        trials: of the sweep by name, living: they are looked at whenever the board is drawn.
-        wanted: how many are to be finished.
-        slots: how many run at once.
-        console: default: stderr.
+    The trials, by name, are living: they are looked at whenever the board is drawn.
     """
 
     def __init__(self, trials: dict[str, Trial], wanted: int, slots: int, console: Console | None = None):
@@ -35,7 +29,7 @@ class Board:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 
@@ -71,7 +65,6 @@ class Board:
 
 
 def line(event: Event) -> str:
-    """Say what happened, in one line."""
     trial = event.trial
     typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
@@ -84,7 +77,6 @@ def line(event: Event) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say a duration as a person does."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "less than a minute"

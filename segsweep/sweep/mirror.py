@@ -1,6 +1,6 @@
 """A sweep in MLflow: kept level while it runs, and sent later by `segsweep sync`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,7 @@ from segsweep.tracking.sweep import close_sweep, open_sweep
 
 
 class Mirror:
-    """A sweep in MLflow, from what lies in its folder: one parent, and a child for each trial that has an epoch.
-
-    Raises:
-        ConfigError: no sweep lies there.
-    """
+    """A sweep in MLflow, from what lies in its folder: one parent, and a child for each trial that has an epoch."""
 
     def __init__(self, folder: Path, uri: str | None):
         self._folder, self._uri, self._about = folder, uri, about.load(folder)
@@ -31,11 +27,7 @@ class Mirror:
         self._parent = ""
 
     def open(self, since: float | None = None) -> str:
-        """Make the parent, or take it up again, and return its id.
-
-        Args:
-            since: of a sweep that no longer runs: when it began, in seconds of the epoch.
-        """
+        """Make the parent, or take it up again, and return its id; `since` as in `open_sweep`."""
         kept = self._about
         params = {**kept.space, "fixed": " ".join(kept.fixed), "budget": kept.budget}
         self._parent = open_sweep(self._folder, self._uri, kept.experiment, params, self._note, list(kept.space), since)
@@ -84,6 +76,12 @@ class Tracking:
         if self._background and trial.run.epochs:
             self._background.ask(trial.name, partial(self._mirror.send, trial, trial.state == "running"))
 
+    def catch_up(self, trials: Iterable[Trial]) -> None:
+        """Send what an earlier start of the sweep missed."""
+        for trial in trials:
+            if trial.state != "running":
+                self.send(trial)
+
     def end(self, status: str, text: str, results: Sequence[FinalistResult] = ()) -> str | None:
         """Write the result, wait for what is on its way, and return what went wrong, if anything did."""
         if not self._background:
@@ -99,8 +97,7 @@ class Running(ConfigError):
 def sync(folder: Path, uri: str | None = None) -> str:
     """Send to MLflow what it does not have yet of a sweep that no longer runs; return the id of the sweep's run.
 
-    Args:
-        uri: typed now; default: the one that the sweep was tracked at, if it is this user's own.
+    It goes to `uri`, typed now, or to where the sweep was tracked, if that is this user's own.
 
     Raises:
         Running: it runs.

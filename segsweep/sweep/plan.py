@@ -14,24 +14,14 @@ from segsweep.sweep.study import grid
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep, as it was asked for.
+    """A sweep, as it was asked for."""
 
-    Attributes:
-        folder: `hydra.sweep.dir`.
-        command: as it was typed, without the program.
-        space: what is varied.
-        defaults: what trials have of the varied keys where nothing is said, by key; of a group its option.
-        fixed: the overrides that all trials have.
-        base: the configuration that all trials have where nothing is varied.
-        sweeper: how to search.
-    """
-
-    folder: Path
-    command: str
+    folder: Path  # `hydra.sweep.dir`
+    command: str  # as it was typed, without the program
     space: Space
-    defaults: Mapping[str, Value]
-    fixed: tuple[str, ...]
-    base: RunConfig
+    defaults: Mapping[str, Value]  # what trials have of the varied keys where nothing is said; of a group its option
+    fixed: tuple[str, ...]  # the overrides that all trials have
+    base: RunConfig  # what all trials have where nothing is varied
     sweeper: SweeperConfig
 
     def __post_init__(self) -> None:
@@ -47,15 +37,14 @@ class Plan:
 
     @property
     def seeds(self) -> list[dict[str, Value]]:
-        """Return the values of the first trials."""
         return self.space.seeds(self.defaults) if self.sweeper.seed_trials else []
 
     @property
     def fresh_seeds(self) -> list[int]:
         """Return values of `train.seed` that the search does not have, one for each of a finalist's repeats."""
         varied = [int(end) for p in self.space.parameters if p.key == "train.seed" for end in p.ends]
-        first = max([self.base.train.seed, *varied])
-        return [first + 1 + i for i in range(self.sweeper.repeats)]
+        first = max([self.base.train.seed, *varied]) + 1
+        return list(range(first, first + self.sweeper.repeats))
 
     @property
     def folds(self) -> list[Value]:
@@ -63,16 +52,23 @@ class Plan:
         varied = tuple(parameter for parameter in self.space.parameters if parameter.key == "data.fold")
         return [cell["data.fold"] for cell in grid(Space(varied, ""))] if varied else []
 
-    def argv(self, sources: Mapping[str, str], typed: Sequence[str], encoder: str) -> list[str]:
-        """Return a trial's command, without its folder. Weights are pinned: no trial falls back to random ones.
+    @property
+    def decides_data(self) -> bool:
+        """Tell whether all trials share what `data.resize` and `data.repeats` become: no data are varied but folds."""
+        varied = {key.partition(".")[0] for key in self.space.distributions if key != "data.fold"}
+        data = self.base.data
+        return "auto" in (data.resize, data.repeats) and not varied & {"data", "debug", "recipe"}
 
-        Args:
-            sources: where each encoder's weights come from, by name.
-            typed: the overrides of what is varied.
+    def argv(
+        self, sources: Mapping[str, str], decided: Mapping[str, Value], typed: Sequence[str], encoder: str
+    ) -> list[str]:
+        """Return a trial's command, without its folder, from the overrides of what is varied.
+
+        Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
         """
         source = sources.get(encoder)
         pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
-        return [*self.fixed, *typed, *pinned]
+        return [*self.fixed, *(f"{key}={value}" for key, value in decided.items()), *typed, *pinned]
 
 
 def again(folder: Path, command: str) -> str:

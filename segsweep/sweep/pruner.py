@@ -23,36 +23,28 @@ TOP = 3  # backbones that matter at the end
 
 
 class Verdict(NamedTuple):
-    """A trial is stopped.
-
-    Attributes:
-        kind: prune: for good; pause: it may go on later.
-        reason: for a person.
-        estimate: the score that it would probably have reached.
-    """
+    """A trial is stopped: for good, or paused, and may go on later."""
 
     kind: Literal["prune", "pause"]
-    reason: str
-    estimate: float
+    reason: str  # for a person
+    estimate: float  # the score that it would probably have reached
 
 
 def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
-    """Judge a running trial; None lets it go on.
+    """Judge a running trial by the complete ones among the others; None lets it go on.
 
     Args:
-        curve: of the trial.
-        others: the sweep's other trials; the complete ones are looked at.
         first_rung: share of the training before which nothing is stopped.
         top: how many backbones matter at the end.
     """
-    if len(curve.points) < LEAST or curve.points[-1].done < first_rung - 1e-9 or curve.points[-1].done >= 1:
+    if len(curve.points) < LEAST or not first_rung - 1e-9 <= curve.points[-1].done < 1:
         return None
     done, score = curve.points[-1]
+    complete = [other for other in others if other.complete and other.points]
     best: dict[str, float] = {}
-    for other in others:
-        if other.complete and other.points:
-            best[other.encoder] = max(best.get(other.encoder, -1.0), other.best)
-    complete = [other for other in others if other.complete and other.points and other.lr >= curve.lr * (1 - 1e-9)]
+    for other in complete:
+        best[other.encoder] = max(best.get(other.encoder, -1.0), other.best)
+    complete = [other for other in complete if other.lr >= curve.lr * (1 - 1e-9)]
     own = [other for other in complete if other.encoder == curve.encoder]
     if not own:
         return None  # the first of its backbone, or the first at so high a rate

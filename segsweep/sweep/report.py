@@ -17,11 +17,7 @@ SHOWN = 12  # rows of the table at the end
 
 
 def results(folder: Path) -> list[FinalistResult]:
-    """Rank the finalists of the sweep in this folder, best first, from what its trials left there.
-
-    Raises:
-        ConfigError: no sweep lies there, or what it left is damaged.
-    """
+    """Rank the finalists of the sweep in this folder, best first; ConfigError if none lies there, or it is damaged."""
     chosen = about.load(folder).finalists
     return ranked(folder, [t for t in load_all(folder) if t.name in chosen], load_all(folder, FOLDER))
 
@@ -56,24 +52,18 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
 def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> str:
     """Return what is printed at the end."""
     rows = table(trials)
-    lines = [""]
     if not len(rows):
         return f"\nno trial\nfolder          {folder}"
-    lines += ["search", _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN))]
+    lines = ["", "search", _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN))]
     if len(rows) > SHOWN:
         lines.append(f"... {len(rows)} trials in all")
     if failed := [trial.name for trial in trials if trial.state == "failed"]:
         lines.append(f"failed: {', '.join(failed)}; what each said is in its {OUTPUT}")
     if any(result.runs != (result.trial,) for result in results):
-        lines += [
-            "",
-            "finalists: the best setting of each of the best backbones, with fresh seeds",
-            _text(ranking(results)),
-            *caption(results),
-        ]
-        ranked = [result.trial.name for result in results]
-        lost = [t.encoder for t in trials if t.name in about.load(folder).finalists and t.name not in ranked]
-        if lost:
+        lines += ["", "finalists: the best setting of each of the best backbones, with fresh seeds"]
+        lines += [_text(ranking(results)), *caption(results)]
+        absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
+        if lost := [trial.encoder for trial in trials if trial.name in absent]:
             lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
     if results:
         lines += ["", *verdict(trials, results, folder)]
@@ -119,8 +109,7 @@ def number(value: float) -> str:
 
 def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> list[str]:
     """Name the winner, its score and its command."""
-    first = results[0]
-    winner = first.winner
+    first, winner = results[0], results[0].winner
     tested = _tested(winner)
     lines = [f"{'best':16}{' '.join(first.setting)}"]
     if tested is not None:
@@ -129,16 +118,12 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
         lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
-    return [
-        *lines,
-        f"{'command':16}{command(winner)}",
-        f"{'model':16}{folder / winner.name / 'best.safetensors'}",
-    ]
+    return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{folder / winner.name / 'best.safetensors'}"]
 
 
 def command(trial: Trial) -> str:
     """Return what to type to have a trial's training again."""
-    alone = [] if not any(o.startswith("sweeps=") for o in trial.argv) else ["hydra.mode=RUN"]
+    alone = ["hydra.mode=RUN"] if any(o.startswith("sweeps=") for o in trial.argv) else []
     last = {override.partition("=")[0]: override for override in trial.argv}
     return shlex.join(["python", "train.py", *last.values(), *alone])
 
@@ -150,11 +135,8 @@ def _tested(run: Trial) -> float | None:
 def _interval(result: FinalistResult, first: FinalistResult) -> str:
     if result is first:
         return ""
-    return (
-        "other images"
-        if result.gap_to_best is None
-        else f"{result.gap_to_best[0]:+.4f} to {result.gap_to_best[1]:+.4f}"
-    )
+    gap = result.gap_to_best
+    return "other images" if gap is None else f"{gap[0]:+.4f} to {gap[1]:+.4f}"
 
 
 def _text(rows: pd.DataFrame) -> str:

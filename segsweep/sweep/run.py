@@ -1,13 +1,10 @@
-"""The composition root of a sweep: a plan becomes a study, a backend and a search, then finalists and one winner.
-
-What is wrong is refused before the first trial.
-"""
+"""The composition root of a sweep: a plan, refused if wrong, becomes study, backend, search, finalists, a winner."""
 
 import shlex
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,28 +12,25 @@ from segsweep import console
 from segsweep.config.schema import EPOCHS
 from segsweep.errors import ConfigError, Terminated
 from segsweep.runs import locks
-from segsweep.runs.records import Record, Run
-from segsweep.runs.trial import Trial, load, load_all
+from segsweep.runs.records import Run
+from segsweep.runs.trial import Trial, load_all
 from segsweep.sweep import about, finalists, report, storage
 from segsweep.sweep.about import About
-from segsweep.sweep.backends.base import Backend, Job
+from segsweep.sweep.backends.base import Backend, Job, Report
 from segsweep.sweep.backends.local import LocalBackend, slots
 from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.html_report import write
 from segsweep.sweep.live import Board
 from segsweep.sweep.mirror import Tracking
 from segsweep.sweep.plan import Plan, again
-from segsweep.sweep.scheduler import RESULTS, TRAINING, WAIT, Event, Listed, Search, drive, taken_up
+from segsweep.sweep.scheduler import RESULTS, TRAINING, WAIT, Search, TrialSource, drive, taken_up
+from segsweep.sweep.space import Value
 from segsweep.sweep.study import JOURNAL, Study, optuna_pruner
 from segsweep.tracking import client
 
 
 def run(plan: Plan) -> list[FinalistResult]:
-    """Run the sweep, or go on with the one that the folder holds; print the result to stdout.
-
-    Raises:
-        ConfigError: what the user can mend; `exit_code` tells the kinds apart.
-    """
+    """Run the sweep, or go on with the one that the folder holds; print the result to stdout."""
     there = plan.folder.exists()
     plan.folder.mkdir(parents=True, exist_ok=True)
     folder_lock, held, study = locks.FolderLock(plan.folder, "sweep"), [], None
@@ -47,6 +41,7 @@ def run(plan: Plan) -> list[FinalistResult]:
         kept = _begin(plan)
         study = _study(plan, kept.id)
         sources = _weights(plan, study, backend)
+        decided = _decided(plan, study, backend)
     except BaseException:
         if study:
             study.discard()
@@ -61,7 +56,7 @@ def run(plan: Plan) -> list[FinalistResult]:
                     empty.rmdir()
         raise
     try:
-        return _run(plan, study, backend, sources, kept)
+        return _run(plan, study, backend, partial(plan.argv, sources, decided), kept)
     except (KeyboardInterrupt, Terminated):
         console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
         raise
@@ -73,11 +68,7 @@ def run(plan: Plan) -> list[FinalistResult]:
 
 
 def _begin(plan: Plan) -> About:
-    """Return what is to be written down of the sweep: anew, but for what an earlier start has chosen.
-
-    Raises:
-        ConfigError: what an earlier start wrote is damaged.
-    """
+    """Return what is to be written down of the sweep: anew, but for what an earlier start has chosen."""
     before = about.load(plan.folder) if (plan.folder / about.NAME).exists() else None
     return About(
         id=(before and before.id) or uuid.uuid4().hex,
@@ -93,30 +84,17 @@ def _begin(plan: Plan) -> About:
 
 
 def _study(plan: Plan, owner: str) -> Study:
-    return Study(
-        plan.folder,
-        plan.space,
-        plan.sweeper,
-        seeds=plan.seeds,
-        pruner=optuna_pruner(plan.sweeper.pruner, plan.base.train.epochs or EPOCHS),
-        fixed=plan.fixed,
-        owner=owner,
-    )
+    pruner = optuna_pruner(plan.sweeper.pruner, plan.base.train.epochs or EPOCHS)
+    return Study(plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=plan.fixed, owner=owner)
 
 
 def _weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
-    """Find where each encoder's weights come from, once for all trials; empty where that is varied.
-
-    Raises:
-        ConfigError: some encoders would start from pretrained weights and some from random ones.
-    """
-    known: dict[str, str] | None = study.remembered("weights")
-    if known is None:
-        encoder, varied = plan.base.encoder, plan.space.distributions
-        arguments = encoder.pretrained, None if "encoder.weights_file" in varied else encoder.weights_file
-        known = {}
-        if "encoder.pretrained" not in varied:
-            known = backend.call("segsweep.nn.weights:sources", list(plan.space.encoders), *arguments)
+    """Find where each encoder's weights come from, once for all trials; empty where that is varied."""
+    encoder, varied = plan.base.encoder, plan.space.distributions
+    known: dict[str, str] = study.remembered("weights") or {}
+    if not known and "encoder.pretrained" not in varied:
+        file = None if "encoder.weights_file" in varied else encoder.weights_file
+        known = backend.call("segsweep.nn.weights:sources", list(plan.space.encoders), encoder.pretrained, file)
     random = [name for name, source in known.items() if source == "random"]
     if random and len(random) < len(known) and not plan.sweeper.mixed_weights:
         rows = "; ".join(f"{name}: {source}" for name, source in known.items())
@@ -128,8 +106,22 @@ def _weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
     return known
 
 
-def _run(plan: Plan, study: Study, backend: Backend, sources: Mapping[str, str], kept: About) -> list[FinalistResult]:
-    search = Search(study, partial(plan.argv, sources), plan.sweeper)
+def _decided(plan: Plan, study: Study, backend: Backend) -> dict[str, Value]:
+    """Decide once, for all trials and starts of the sweep, what follows from the data alone; the values by key."""
+    if not plan.decides_data:
+        return {}
+    known: dict[str, Value] | None = study.remembered("decided")
+    if known is None:
+        function = "segsweep.training.build:decided_data"
+        known = dict(backend.call(function, asdict(plan.base.data), plan.base.train.workers))
+        study.remember("decided", known)
+    return known
+
+
+def _run(
+    plan: Plan, study: Study, backend: Backend, argv: Callable[[list[str], str], list[str]], kept: About
+) -> list[FinalistResult]:
+    search = Search(study, argv, plan.sweeper)
     search.restore({trial.name: trial for trial in load_all(plan.folder)})
     for trial in search.trials.values():
         # Its end was known when the last controller was killed; its job may not have heard.
@@ -142,9 +134,7 @@ def _run(plan: Plan, study: Study, backend: Backend, sources: Mapping[str, str],
         f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {backend.capacity} at once; {plan.folder}"
     )
     track = Tracking(plan)
-    for trial in search.trials.values():
-        if trial.state != "running":
-            track.send(trial)  # what an earlier start missed
+    track.catch_up(search.trials.values())
     try:
         results = _searched(plan, search, backend, track, kept)
     except BaseException as error:
@@ -171,21 +161,17 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
             "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
             f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
         )
-    wanted = search.study.n_trials
-    _watch(search.trials, wanted, drive(search, backend, plan.folder), backend.capacity, track)
-
+    _watch(search, search.study.n_trials, backend, plan.folder, track)
     chosen = finalists.best_of_each(search.trials.values(), plan.sweeper.finalists)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
     replace(kept, finalists=[trial.name for trial in best]).save(plan.folder)
-    repeats = [run for trial in chosen for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
-    repeats = [_known(plan.folder, run) for run in repeats]
-    for run in repeats:
-        if run.state != "running":
-            track.send(run)
+    before = {run.name: run for run in load_all(plan.folder, finalists.FOLDER)}
+    planned = [run for trial in chosen for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
+    repeats = [taken_up(run, before.get(run.name, run)) for run in planned]
+    track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
-        source = Listed(repeats)
-        _watch(source.trials, len(repeats), drive(source, backend, plan.folder), backend.capacity, track)
+        _watch(TrialSource(repeats), len(repeats), backend, plan.folder, track)
     results = finalists.ranked(plan.folder, best, repeats)
     if results:
         _test(plan.folder, results[0].winner, backend)
@@ -193,19 +179,11 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
     return results
 
 
-def _watch(trials: dict[str, Trial], wanted: int, events: Iterator[Event], slots: int, track: Tracking) -> None:
-    with Board(trials, wanted, slots) as board:
-        for event in events:
+def _watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking) -> None:
+    with Board(source.trials, wanted, backend.capacity) as board:
+        for event in drive(source, backend, folder):
             board.show(event)
             track.send(event.trial)
-
-
-def _known(folder: Path, run: Trial) -> Trial:
-    """Return the repeat as an earlier start left it."""
-    try:
-        return taken_up(run, load(folder, run.name))
-    except FileNotFoundError:
-        return run
 
 
 def _test(folder: Path, winner: Trial, backend: Backend) -> None:
@@ -214,14 +192,10 @@ def _test(folder: Path, winner: Trial, backend: Backend) -> None:
     if (end and end.tested) or not start or not start.images.get("test"):
         return
     job = backend.submit(Job(winner.name, TRAINING, ("train.test=true",), resume=True))
-    records: list[Record] = []
-    ended = False
-    while not ended:
-        for news in backend.poll(WAIT):
-            if news.job == job:
-                records += news.records
-                ended = news.ended
+    news: list[Report] = []
+    while not (news and news[-1].ended):
+        news += [report for report in backend.poll(WAIT) if report.job == job]
     backend.fetch(job, RESULTS)
-    winner.run = Run(records)
+    winner.run = Run([record for report in news for record in report.records])
     if not (winner.run.end and winner.run.end.tested):
         console.note(f"the winner could not be scored on the test split: see {shlex.quote(str(folder / winner.name))}")

@@ -2,20 +2,21 @@
 tracked is the caller's.
 """
 
+import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import DataError, SweepError
 from segsweep.runs.curve import Curve
 from segsweep.runs.records import EpochRecord, Run
-from segsweep.runs.trial import Trial
+from segsweep.runs.trial import State, Trial
 from segsweep.sweep.backends.base import OUTPUT, Backend, Id, Job, Report
 from segsweep.sweep.finalists import MATRICES
 from segsweep.sweep.pruner import FIRST_RUNG, Verdict, judge
@@ -30,42 +31,42 @@ DEATHS = 3  # times that a trial may die in the same epoch
 HALVINGS = 4  # times that its micro-batch may be halved
 
 
+Kind = Literal["started", "adopted", "continued", "halved", "epoch", "paused", "complete", "pruned", "failed"]
+
+
 @dataclass(frozen=True)
 class Event:
     """What happened to a trial; halved: it begins again with less memory."""
 
-    kind: Literal["started", "adopted", "continued", "halved", "epoch", "paused", "complete", "pruned", "failed"]
+    kind: Kind
     trial: Trial
 
 
-class TrialSource(Protocol):
-    """Where a loop's trials come from, and who hears what became of them."""
+class TrialSource:
+    """Where a loop's trials come from, and who hears what became of them; by itself, each of `trials` to its end."""
 
-    def begun(self) -> list[Trial]:
-        """Return the trials that ran when the last controller ended."""
+    def __init__(self, trials: Iterable[Trial] = ()):
+        self.trials = {trial.name: trial for trial in trials}
+
+    def in_state(self, state: State) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.state == state]
 
     def next(self) -> Trial | None:
         """Return a trial to start now, or a paused one to go on with; None where there is none for now."""
+        return None
 
     def epoch(self, trial: Trial) -> Verdict | None:
-        """Hear of an epoch, the last of `trial.run`; a verdict stops the trial.
-
-        A trial that goes on, or is adopted, begins with its epochs until then: they are heard again.
-        """
+        """Hear of an epoch, the last of `trial.run`, once more if it goes on or is adopted; a verdict stops it."""
+        return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
         """Hear that a trial is complete, pruned or failed, or that a paused one has left its slot."""
-
-    def paused(self) -> list[Trial]:
-        """Return the trials that are paused; asked when nothing runs and `next` gave nothing, and they are pruned."""
 
 
 def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRAINING) -> Iterator[Event]:
     """Run a source's trials until there is none left; on the way out none is left running.
 
-    Args:
-        folder: the sweep's.
-        module: what a trial runs.
+    The running ones go on first. Those that are paused when nothing runs and `next` gives nothing are pruned.
 
     Raises:
         DataError: a trial's data are at fault, as they would be in all.
@@ -73,7 +74,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
     """
     living: dict[Id, Trial] = {}
     deaths: dict[str, tuple[int, int]] = {}
-    waiting = source.begun()
+    waiting = source.in_state("running")
     try:
         for trial in waiting[:]:
             if job := backend.adopt(trial.name):
@@ -86,7 +87,8 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 begins.state = "running"
                 begins.save(folder)
                 resume = bool(begins.run.records)
-                job = backend.submit(Job(begins.name, module, () if resume else _argv(begins), resume))
+                argv = () if resume else (*begins.argv, "train.test=false", "tracking=none")
+                job = backend.submit(Job(begins.name, module, argv, resume))
                 begins.run, begins.slot = Run(), backend.where(job)
                 living[job] = begins
                 yield Event("continued" if resume else "started", begins)
@@ -120,7 +122,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                     source.over(trial)
                 if kind != "continued":
                     yield Event(kind, trial)
-        for trial in source.paused():
+        for trial in source.in_state("paused"):
             trial.state = "pruned"
             trial.save(folder)
             source.over(trial, Verdict("prune", trial.reason, trial.iou or 0.0))
@@ -129,13 +131,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
         backend.close()
 
 
-def _argv(trial: Trial) -> tuple[str, ...]:
-    return (*trial.argv, "train.test=false", "tracking=none")
-
-
-def _ended(
-    trial: Trial, report: Report, deaths: dict[str, tuple[int, int]]
-) -> Literal["complete", "pruned", "paused", "failed", "continued", "halved"]:
+def _ended(trial: Trial, report: Report, deaths: dict[str, tuple[int, int]]) -> Kind:
     """Decide what the end of its job means for a trial."""
     end = trial.run.end
     if trial.state == "pruned":
@@ -158,9 +154,8 @@ def _ended(
         deaths[trial.name] = times, epochs
         if times < DEATHS:
             return "continued"
-    died = f"died {DEATHS} times in epoch {epochs + 1}"
     said = end.reason if end and end.status == "failed" and end.reason else report.words
-    trial.state, trial.reason = "failed", said if report.error else died
+    trial.state, trial.reason = "failed", said if report.error else f"died {DEATHS} times in epoch {epochs + 1}"
     return "failed"
 
 
@@ -169,10 +164,9 @@ def _smaller(trial: Trial) -> list[str] | None:
     start = trial.run.start
     if not start or trial.halvings >= HALVINGS or start.execution.micro_batch < 2:
         return None
-    accumulate = start.settings.train.accumulate
+    micro_batch, accumulate = start.execution.micro_batch, start.settings.train.accumulate
     kept = [override for override in trial.argv if not override.startswith(SIZES)]
-    batch = start.execution.micro_batch * accumulate
-    return [*kept, f"{SIZES[0]}{batch}", f"{SIZES[1]}{2 * accumulate}"]
+    return [*kept, f"{SIZES[0]}{micro_batch * accumulate}", f"{SIZES[1]}{2 * accumulate}"]
 
 
 def taken_up(trial: Trial, before: Trial) -> Trial:
@@ -188,13 +182,11 @@ def taken_up(trial: Trial, before: Trial) -> Trial:
     return replace(trial, argv=argv, **left)
 
 
-class Search:
-    """A `TrialSource`: trials as the sampler draws them, until enough are finished.
+class Search(TrialSource):
+    """Trials as the sampler draws them, until enough are finished.
 
     Args:
-        study: their memory.
         argv: a trial's whole command, from the overrides of what is varied and its encoder.
-        sweeper: its `pruner`, `max_failures`, `timeout` and `finalists`, the backbones that matter at the end.
         first_rung: of the pruner "curves".
     """
 
@@ -207,62 +199,39 @@ class Search:
         first_rung: float = FIRST_RUNG,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.study, self._argv, self._sweeper = study, argv, sweeper
-        self._max_failures = sweeper.max_failures or max(3, study.n_trials)
-        self._clock, self._until = clock, None if sweeper.timeout is None else clock() + sweeper.timeout
-        self._first_rung = first_rung
-        self.trials: dict[str, Trial] = {}
+        super().__init__()
+        self.study, self._argv, self._sweeper, self._first_rung = study, argv, sweeper, first_rung
+        self._clock, self._until = clock, math.inf if sweeper.timeout is None else clock() + sweeper.timeout
         self._curves: list[Curve] = []  # of complete trials
         self._reported: dict[int, int] = {}  # the last epoch that the study has heard of, by trial
-        self._finished = self._failed = self._open = 0
 
     def restore(self, known: Mapping[str, Trial]) -> None:
-        """Take up the trials that the study knows, with what their folders hold.
-
-        Args:
-            known: the folders' trials, by name.
-
-        Raises:
-            ConfigError: the study holds values that the space does not have.
-        """
+        """Take up the trials that the study knows, with what is known of their folders; its word on states counts."""
         for frozen in self.study.trials():
-            if frozen.state == TrialState.WAITING or (
-                frozen.state == TrialState.RUNNING and not self.study.owns(frozen)
-            ):
+            running = frozen.state == TrialState.RUNNING
+            if frozen.state == TrialState.WAITING or (running and not self.study.owns(frozen)):
                 continue
             trial = self._made(frozen.number, frozen.params)
             if before := known.get(trial.name):
                 trial = taken_up(trial, before)
-            self._settle(trial, frozen)
             self.trials[trial.name] = trial
-        states = [trial.state for trial in self.trials.values()]
-        self._finished = states.count("complete") + states.count("pruned")
-        self._failed, self._open = states.count("failed"), states.count("running") + states.count("paused")
-
-    def _settle(self, trial: Trial, frozen: FrozenTrial) -> None:
-        """Set a trial's state to what the study says, which decides."""
-        if frozen.state == TrialState.COMPLETE:
-            trial.state = "complete"
-            self._curves.append(trial.curve)
-        elif frozen.state == TrialState.PRUNED:
-            trial.state, trial.reason = "pruned", frozen.user_attrs.get("pruned", "")
-        elif frozen.state == TrialState.FAIL:
-            trial.state, trial.reason = "failed", frozen.user_attrs.get("failed", "")
-        else:
-            if trial.state != "paused":
-                trial.state, trial.reason = "running", ""
-            self._reported[frozen.number] = frozen.last_step or 0
-
-    def begun(self) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.state == "running"]
+            if frozen.state == TrialState.COMPLETE:
+                trial.state = "complete"
+                self._curves.append(trial.curve)
+            elif not running:
+                trial.state = "pruned" if frozen.state == TrialState.PRUNED else "failed"
+                trial.reason = frozen.user_attrs.get(trial.state, "")
+            else:
+                if trial.state != "paused":
+                    trial.state, trial.reason = "running", ""
+                self._reported[frozen.number] = frozen.last_step or 0
 
     def next(self) -> Trial | None:
-        late = self._until is not None and self._clock() >= self._until
-        if late or self._finished + self._open >= self.study.n_trials or self.study.exhausted():
+        promised = len(self.trials) - len(self.in_state("failed"))
+        if self._clock() >= self._until or promised >= self.study.n_trials or self.study.exhausted():
             return None
         number, values = self.study.ask()
         trial = self.trials[str(number)] = self._made(number, values)
-        self._open += 1
         return trial
 
     def epoch(self, trial: Trial) -> Verdict | None:
@@ -279,53 +248,21 @@ class Search:
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
         number = int(trial.name)
-        if trial.state == "paused":
-            return
-        self._open -= 1
         if trial.state == "failed":
-            self._failed += 1
             self.study.fail(number, trial.reason)
-            if self._failed >= self._max_failures:
+            failed = len(self.in_state("failed"))
+            if failed >= (self._sweeper.max_failures or max(3, self.study.n_trials)):
                 raise SweepError(
-                    f"{self._failed} trials failed, as many as hydra.sweeper.max_failures allows; the last: "
+                    f"{failed} trials failed, as many as hydra.sweeper.max_failures allows; the last: "
                     f"{trial.reason} What each said is in its {OUTPUT}."
                 )
-            return
-        self._finished += 1
-        if verdict:
+        elif verdict:
             self.study.prune(number, verdict.reason, verdict.estimate if self._sweeper.pruner == "curves" else None)
-        else:
+        elif trial.state == "complete":
             assert trial.iou is not None
             self._curves.append(trial.curve)
             self.study.complete(number, trial.iou)
 
-    def paused(self) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.state == "paused"]
-
     def _made(self, number: int, values: Mapping[str, Value]) -> Trial:
         encoder, typed = self.study.space.encoder_of(values), self.study.space.typed(values)
         return Trial(str(number), encoder, typed, self._argv(typed, encoder), dict(values))
-
-
-class Listed:
-    """A `TrialSource` of given trials, each to be run to its end; a failed one is left out."""
-
-    def __init__(self, trials: Sequence[Trial]):
-        self.trials = {trial.name: trial for trial in trials}
-        self._begun = [trial for trial in trials if trial.state == "running" and trial.run.records]
-        self._waiting = [trial for trial in trials if trial.state == "running" and not trial.run.records]
-
-    def begun(self) -> list[Trial]:
-        return self._begun
-
-    def next(self) -> Trial | None:
-        return self._waiting.pop(0) if self._waiting else None
-
-    def epoch(self, trial: Trial) -> Verdict | None:
-        return None
-
-    def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        pass
-
-    def paused(self) -> list[Trial]:
-        return []

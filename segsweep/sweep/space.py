@@ -20,30 +20,23 @@ ENCODER = ("encoder", "encoder.name")
 LR = "optim.lr"
 BY_KIND = "by kind"
 
-Value = str | float
-"""Of a varied key: a text in Hydra's grammar for a choice, else a number, whole or not."""
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+Value = str | float  # of a varied key: a text in Hydra's grammar for a choice, else a number, whole or not
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One key that is varied.
+    """One key that is varied."""
 
-    Attributes:
-        key: a group or a dotted key, as on the command line.
-        distribution: of its values; texts in Hydra's grammar for choices.
-        by_kind: the value is a position, 0 to 1, in the logarithmic range of learning rates of the encoder's kind.
-    """
-
-    key: str
-    distribution: BaseDistribution
-    by_kind: bool = False
+    key: str  # a group or a dotted key, as on the command line
+    distribution: Distribution
+    by_kind: bool = False  # a value is a position, 0 to 1, in the logarithmic range of rates of the encoder's kind
 
     @property
     def ends(self) -> tuple[Value, ...]:
         """Return every option of a choice; the smallest and the largest number."""
         if isinstance(self.distribution, CategoricalDistribution):
             return tuple(map(str, self.distribution.choices))
-        assert isinstance(self.distribution, (FloatDistribution, IntDistribution))
         return self.distribution.low, self.distribution.high
 
     def nearest(self, default: Value, encoder: str) -> Value | None:
@@ -56,7 +49,6 @@ class Parameter:
             return min(1.0, max(0.0, math.log(default / rates.low) / math.log(rates.high / rates.low)))
         if isinstance(self.distribution, CategoricalDistribution):
             return next((option for option in self.distribution.choices if str(option) == str(default)), None)
-        assert isinstance(self.distribution, (FloatDistribution, IntDistribution))
         if isinstance(default, bool) or not isinstance(default, (int, float)):
             return None
         low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
@@ -64,13 +56,10 @@ class Parameter:
         return low + round((clipped - low) / step) * step if step else clipped
 
     def typed(self, value: Value, encoder: str) -> str:
-        """Return the override that gives it this value in a trial of this encoder.
-
-        Raises:
-            ConfigError: the distribution does not have the value: it comes from a damaged or another study.
-        """
+        """Return the override that gives it this value; ConfigError where it has no such value (a damaged study)."""
+        kind: BaseDistribution = self.distribution
         try:
-            valid = self.distribution._contains(self.distribution.to_internal_repr(value))
+            valid = kind._contains(kind.to_internal_repr(value))
         except (TypeError, ValueError):
             valid = False
         if not valid:
@@ -82,41 +71,36 @@ class Parameter:
         return f"{self.key}={value:.5g}" if isinstance(value, float) else f"{self.key}={value}"
 
 
-def distribution(described: str) -> BaseDistribution:
-    """Return a parameter's distribution from its text in `Space.described`.
-
-    Raises:
-        ConfigError: it is no such text.
-    """
+def distribution(described: str) -> Distribution:
+    """Return a parameter's distribution from its text in `Space.described`; ConfigError if it is none."""
     if described == BY_KIND:
         return rates_by_kind().distribution
     try:
-        return json_to_distribution(described)
+        found = json_to_distribution(described)
+        assert isinstance(found, Distribution)
+        return found
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{described[:80]!r}: not what a sweep varies: the study or sweep.json is damaged."
         ) from error
 
 
-def spoken(described: str) -> str:
-    """Return a text of `Space.described` as a person would type it."""
+def spoken(described: str | None) -> str:
+    """Return a text of `Space.described` as a person would type it; None is a key that is not varied."""
+    if described is None:
+        return "not varied"
     if described == BY_KIND:
         return "auto"
     found = distribution(described)
     if isinstance(found, CategoricalDistribution):
         return f"choice({','.join(map(str, found.choices))})"
-    assert isinstance(found, (FloatDistribution, IntDistribution))
     if found.step and not found.log and (found.step != 1 or isinstance(found, FloatDistribution)):
         return f"range({found.low:g},{found.high + found.step:g},{found.step:g})"
     return f"{'tag(log,' if found.log else ''}interval({found.low:g},{found.high:g}){')' if found.log else ''}"
 
 
 def choice(key: str, options: Sequence[str]) -> Parameter:
-    """Make a key that has one of several values, each as it would be typed.
-
-    Raises:
-        ConfigError: an unknown encoder among them.
-    """
+    """Make a key that has one of several values, each as it would be typed; ConfigError for an unknown encoder."""
     if key in ENCODER:
         for option in options:
             catalog.check(option)
@@ -124,11 +108,7 @@ def choice(key: str, options: Sequence[str]) -> Parameter:
 
 
 def interval(key: str, low: float, high: float, log: bool = False) -> Parameter:
-    """Make a key that has a number from `low` to `high`, both included; a whole one where both are.
-
-    Raises:
-        ConfigError: the interval is empty, or reaches 0 on a logarithmic scale.
-    """
+    """Make a key that has a number from `low` to `high`, both included; a whole one where both are."""
     shown = f"{key}={'tag(log,' if log else ''}interval({low},{high}){')' if log else ''}"
     if low >= high:
         raise ConfigError(f"{shown}: the first number must be below the second.")
@@ -140,11 +120,7 @@ def interval(key: str, low: float, high: float, log: bool = False) -> Parameter:
 
 
 def steps(key: str, values: Sequence[float]) -> Parameter:
-    """Make a key that has one of several numbers at equal distances, in rising order.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Make a key that has one of several numbers at equal distances, in rising order."""
     if not values:
         raise ConfigError(f"{key}: the range is empty. range(START,STOP,STEP) leaves STOP out, as range(0,5).")
     first, last = values[0], values[-1]
@@ -164,55 +140,38 @@ def rates_by_kind() -> Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """All that a sweep varies.
-
-    Args:
-        parameters: by key, one for each.
-        encoder: of trials, where no parameter says it.
-    """
+    """All that a sweep varies."""
 
     parameters: tuple[Parameter, ...]
-    encoder: str
+    encoder: str  # of trials, where no parameter says it
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Return Optuna's distributions, by key."""
         return {parameter.key: parameter.distribution for parameter in self.parameters}
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Return the encoders that are compared."""
         for key in ENCODER:
             if isinstance(found := self.distributions.get(key), CategoricalDistribution):
-                return tuple(str(option) for option in found.choices)
+                return tuple(map(str, found.choices))
         return (self.encoder,)
 
     def encoder_of(self, values: Mapping[str, Value]) -> str:
-        """Return the encoder of a trial with these values."""
         return str(next((values[key] for key in ENCODER if key in values), self.encoder))
 
     def typed(self, values: Mapping[str, Value]) -> list[str]:
-        """Return a trial's overrides, in the order of the parameters. Keys without a value keep their defaults.
-
-        Raises:
-            ConfigError: the space does not have a value.
-        """
+        """Return a trial's overrides, in the order of the parameters. Keys without a value keep their defaults."""
         encoder = self.encoder_of(values)
         return [p.typed(values[p.key], encoder) for p in self.parameters if p.key in values]
 
     def seeds(self, defaults: Mapping[str, Value]) -> list[dict[str, Value]]:
-        """Return the values to try first: each encoder, with everything else at its default where the space has it.
-
-        Args:
-            defaults: what trials have of the varied keys where nothing is said; learning rates may be "auto".
-        """
-        key = next((key for key in ENCODER if key in self.distributions), None)
+        """Return the values to try first: each encoder, and of `defaults` what the space has; a rate may be "auto"."""
+        key = [key for key in ENCODER if key in self.distributions][:1]
         found = []
         for encoder in self.encoders:
             values = {p.key: p.nearest(defaults[p.key], encoder) for p in self.parameters if p.key in defaults}
-            found.append(
-                {name: value for name, value in values.items() if value is not None} | ({key: encoder} if key else {})
-            )
+            values |= dict.fromkeys(key, encoder)
+            found.append({name: value for name, value in values.items() if value is not None})
         return found
 
     def described(self) -> dict[str, str]:

@@ -21,19 +21,12 @@ KEY = "hydra.sweeper.storage"
 
 
 class Server(NamedTuple):
-    """A kind of database server.
-
-    Attributes:
-        driver: that is advised.
-        package: pip's name of it.
-        stay: SQL that keeps an idle connection open for days.
-        lock: SQL that takes the lock `:key` without waiting; it is freed when the connection ends, however it ends.
-    """
+    """A kind of database server: the driver that is advised and pip's name of it, and what it is asked in SQL."""
 
     driver: str
     package: str
-    stay: str
-    lock: str
+    stay: str  # keeps an idle connection open for days
+    lock: str  # takes the lock `:key` without waiting; it is freed when the connection ends, however it ends
 
 
 POSTGRESQL = Server(
@@ -44,29 +37,16 @@ POSTGRESQL = Server(
     "SELECT pg_try_advisory_lock(CAST(:key AS bigint))",
 )
 MYSQL = Server(
-    "pymysql",
-    "pymysql",
-    "SET SESSION wait_timeout = 31536000",
-    "SELECT GET_LOCK(CONCAT('segsweep-', :key), 0)",
+    "pymysql", "pymysql", "SET SESSION wait_timeout = 31536000", "SELECT GET_LOCK(CONCAT('segsweep-', :key), 0)"
 )
 SERVERS = {"postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
 
 
 class FileLock(Lock):
-    """Locks a study by a file beside it.
-
-    Args:
-        path: of the lock; its folder is made.
-        refusal: what to say when another process holds it.
-        study: the file that only the holder of this lock writes, if there is one.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
+    """Locks a study by a file beside it, whose folder is made; `study` is the file that only its holder writes."""
 
     def __init__(self, path: Path, refusal: str, study: Path | None = None):
-        wanted = [study, path, *path.parents] if study else [path, *path.parents]
-        self._made = [file for file in wanted if not file.exists()]
+        self._made = [file for file in (study, path, *path.parents) if file and not file.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path, refusal)
 
@@ -82,13 +62,6 @@ class ServerLock:
     """Locks one study of a database server, by a connection that stays open until `release`.
 
     A pooler that lends connections for single transactions (PgBouncer) does not keep such a lock: connect past it.
-
-    Args:
-        url: of the database.
-        study: the study's name.
-
-    Raises:
-        ConfigError: another session holds it, the driver is missing, or the server does not answer.
     """
 
     def __init__(self, url: URL, study: str):
@@ -114,17 +87,9 @@ class ServerLock:
 
 
 def hold(storage: str | None, study: str) -> list[FileLock | ServerLock]:
-    """Lock a study, before it is opened and for as long as its sweep runs.
-
-    Args:
-        storage: a database's URL, or a file's path; None: a journal in the sweep's folder, which has a lock of its own.
-        study: the study's name.
-
-    Raises:
-        ConfigError: another controller has it; or the URL is none, its driver missing, its server out of reach.
-    """
+    """Lock the study of that name, before it is opened and while its sweep runs; ConfigError if that is impossible."""
     if not storage:
-        return []
+        return []  # a journal in the sweep's folder, which has a lock of its own
     if "://" not in storage:
         path = Path(storage).resolve()
         refusal = f"{KEY}={path}: in use by a running sweep. Wait for it, or give another file."
@@ -137,11 +102,7 @@ def hold(storage: str | None, study: str) -> list[FileLock | ServerLock]:
 
 
 def database(storage: str) -> BaseStorage:
-    """Open a database's URL.
-
-    Raises:
-        ConfigError: what the driver, the server or Optuna has against it.
-    """
+    """Open a database's URL; ConfigError says what the driver, the server or Optuna has against it."""
     with _told(_parsed(storage)):
         return get_storage(storage)
 

@@ -31,30 +31,20 @@ from segsweep.sweep.storage import database
 
 JOURNAL = "optuna-journal.log"
 STARTUP = 10  # trials that TPE draws at random before it models
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-UNSCORED = (TrialState.PRUNED, TrialState.FAIL)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """The trials of a sweep.
+    """The trials of a sweep. Begun with another space or other fixed values, it is refused with a ConfigError.
 
     Args:
         folder: of the sweep, which only one controller uses at a time.
-        space: what is varied.
-        sweeper: its `sampler`, `n_trials`, `seed`, `storage` and `study_name`.
         seeds: the values of the first trials.
         pruner: Optuna's, for `should_prune`.
         fixed: what all trials have, to be compared with on the next start.
         owner: of the trials that are asked for here; "" for nobody.
         storage: in place of what the sweeper names.
-
-    Attributes:
-        n_trials: how many are wanted.
-
-    Raises:
-        ConfigError: the study was begun with another space or other fixed values, or the sampler does not fit.
     """
 
     def __init__(
@@ -85,10 +75,10 @@ class Study:
         self._new = not self.remembered("began") and not self.trials()
         self._compare(space.described(), list(fixed), name)
         enqueued = "gridded" if self._grid else "seeded"
-        if not self._study.user_attrs.get(enqueued):
+        if not self.remembered(enqueued):
             for values in seeds:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
-            self._study.set_user_attr(enqueued, True)
+            self.remember(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
         self._study.sampler = _sampler(sweeper.sampler, sweeper.seed + len(self.trials()), self.n_trials)
         self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
@@ -96,10 +86,6 @@ class Study:
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in one of these states, by number; without any, all."""
         return self._study.get_trials(deepcopy=False, states=states or None)
-
-    def finished(self) -> int:
-        """Count the trials that were completed or pruned."""
-        return len(self.trials(*FINISHED))
 
     def exhausted(self) -> bool:
         """Tell whether a grid has no cell left. One that failed is not asked again."""
@@ -128,31 +114,23 @@ class Study:
             self._open[number].report(value, step)
 
     def should_prune(self, number: int) -> bool:
-        """Ask Optuna's pruner."""
         return self._open[number].should_prune()
 
     def complete(self, number: int, value: float) -> None:
         """End a trial well."""
-        self._study.tell(number, value)
-        del self._open[number]
+        self._study.tell(self._open.pop(number), value)
 
     def prune(self, number: int, reason: str, estimate: float | None = None) -> None:
-        """End a trial that is not going to be the best.
-
-        Args:
-            estimate: of the score that it would have had, for the sampler.
-        """
+        """End a trial that is not going to be the best; the sampler takes `estimate` for its score."""
         self.note(number, "pruned", reason)
         if estimate is not None:
             self.note(number, "estimate", estimate)
-        self._study.tell(number, state=TrialState.PRUNED)
-        del self._open[number]
+        self._study.tell(self._open.pop(number), state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial that gave nothing."""
         self.note(number, "failed", reason)
-        self._study.tell(number, state=TrialState.FAIL)
-        del self._open[number]
+        self._study.tell(self._open.pop(number), state=TrialState.FAIL)
 
     def remember(self, name: str, value: Any) -> None:
         """Write something down about the sweep."""
@@ -170,23 +148,16 @@ class Study:
 
     def _compare(self, space: Mapping[str, str], fixed: Sequence[str], name: str) -> None:
         """Refuse another sweep than the one that the study was begun with."""
-        before = self._study.user_attrs.get("began")
+        before = self.remembered("began")
         if before is None:
-            self._study.set_user_attr("began", {"space": space, "fixed": fixed})
+            self.remember("began", {"space": space, "fixed": fixed})
             return
-
-        def told(described: str | None) -> str:
-            return spoken(described) if described else "not varied"
-
-        varied = before["space"]
-        changes = [
-            f"{key}: {told(varied.get(key))} -> {told(space.get(key))}"
-            for key in sorted(varied.keys() | space.keys())
-            if varied.get(key) != space.get(key)
-        ]
-        changes += [f"{override}: gone" for override in before["fixed"] if override not in fixed]
-        changes += [f"{override}: new" for override in fixed if override not in before["fixed"]]
-        if changes or before["fixed"] != fixed:
+        old, kept = before["space"], before["fixed"]
+        differ = [key for key in sorted(old.keys() | space.keys()) if old.get(key) != space.get(key)]
+        changes = [f"{key}: {spoken(old.get(key))} -> {spoken(space.get(key))}" for key in differ]
+        changes += [f"{override}: gone" for override in kept if override not in fixed]
+        changes += [f"{override}: new" for override in fixed if override not in kept]
+        if changes or kept != fixed:
             raise ConfigError(
                 f"study {name}: began as another sweep: {'; '.join(changes) or 'in another order'}. Type the command "
                 "as before, or start a new one with hydra.sweep.dir=DIR."
@@ -194,15 +165,11 @@ class Study:
 
 
 def grid(space: Space) -> list[dict[str, Value]]:
-    """Return all combinations of a space's values.
-
-    Raises:
-        ConfigError: a key has infinitely many.
-    """
+    """Return all combinations of a space's values; ConfigError if a key has infinitely many."""
     axes: list[list[Value]] = []
     for key, d in space.distributions.items():
         if isinstance(d, CategoricalDistribution):
-            axes.append([str(option) for option in d.choices])
+            axes.append(list(map(str, d.choices)))
         elif isinstance(d, IntDistribution) and not d.log:
             axes.append(list(range(d.low, d.high + 1, d.step)))
         elif isinstance(d, FloatDistribution) and d.step:
@@ -249,8 +216,7 @@ def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
         return RandomSampler(seed)
     if name == "gp":
         return GPSampler(seed=seed)
-    # A third of a short sweep at most goes by before it models.
-    startup = max(1, min(STARTUP, n_trials // 3))
+    startup = max(1, min(STARTUP, n_trials // 3))  # at most a third of a short sweep
     return _TPE(n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed)
 
 
@@ -270,14 +236,10 @@ class _TPE(TPESampler):
 
 
 class _Learnt:
-    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated.
-
-    Args:
-        known: such trials by number, kept between samplings: what is finished does not change.
-    """
+    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated."""
 
     def __init__(self, study: OptunaStudy, known: dict[int, FrozenTrial]):
-        self._study, self._known = study, known
+        self._study, self._known = study, known  # such trials: what is finished does not change between samplings
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
@@ -285,20 +247,16 @@ class _Learnt:
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
         wanted = None if states is None else {*states, TrialState.FAIL}
         found = self._study._get_trials(deepcopy, wanted, use_cache)
-        return [self._learnt(trial) if trial.state in UNSCORED else trial for trial in found]
-
-    def _learnt(self, trial: FrozenTrial) -> FrozenTrial:
-        if trial.number not in self._known:
-            self._known[trial.number] = _learnt(trial)
-        return self._known[trial.number]
+        for trial in found:
+            if trial.state in (TrialState.PRUNED, TrialState.FAIL) and trial.number not in self._known:
+                self._known[trial.number] = _learnt(trial)
+        return [self._known.get(trial.number, trial) for trial in found]
 
 
 def _learnt(trial: FrozenTrial) -> FrozenTrial:
-    estimate = trial.user_attrs.get("estimate")
+    learnt, estimate = copy.copy(trial), trial.user_attrs.get("estimate")
     if trial.state == TrialState.FAIL:
-        trial = copy.copy(trial)
-        trial.state, trial.intermediate_values = TrialState.PRUNED, {}
-    elif trial.state == TrialState.PRUNED and estimate is not None:
-        trial = copy.copy(trial)
-        trial.state, trial.values = TrialState.COMPLETE, [estimate]
-    return trial
+        learnt.state, learnt.intermediate_values = TrialState.PRUNED, {}
+    elif estimate is not None:
+        learnt.state, learnt.values = TrialState.COMPLETE, [estimate]
+    return learnt

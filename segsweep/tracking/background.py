@@ -11,13 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Background:
-    """Sends to MLflow in one thread, so that training never waits for a server.
-
-    What is asked for again before it was sent is sent once.
-
-    Args:
-        timeout: seconds that `close` waits at most.
-    """
+    """Sends to MLflow in one thread, so that training never waits; `timeout`, in seconds, bounds `close`."""
 
     def __init__(self, timeout: float = 60.0):
         self._timeout = timeout
@@ -29,13 +23,13 @@ class Background:
         self._thread.start()
 
     def ask(self, what: Any, job: Callable[[], Any]) -> None:
-        """Have the job done; returns at once. A job that waits under the same name is replaced."""
+        """Have the job done, and return at once; one that waits under the same name is replaced."""
         with self._wanted:
             self._jobs[what] = job
             self._wanted.notify()
 
     def close(self) -> str | None:
-        """Send the rest, wait for it within bounds, but once, and return what went wrong, if anything did."""
+        """Send the rest, wait for it but once, and return what went wrong, if anything did."""
         with self._wanted:
             waited, self._closing = self._closing, True
             self._wanted.notify()

@@ -1,8 +1,4 @@
-"""MLflow itself: which server, whether it may be asked, its experiments, and what it has of a folder.
-
-A cursor in the folder (`tracking.json`) says for each tracking URI what has been sent. Only `registry`, `run` and
-`sweep` know mlflow, too.
-"""
+"""MLflow itself: which server, whether it may be asked, its experiments, and what it has of a folder."""
 
 import json
 import logging
@@ -10,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -30,64 +26,43 @@ PARAM_LENGTH, NOTE_LENGTH = 6000, 8000  # letters that MLflow takes
 
 @dataclass
 class Cursor:
-    """What has been sent of a run or sweep folder to one tracking URI.
+    """What has been sent of a run or sweep folder to one tracking URI; `tracking.json` has one for each URI."""
 
-    Attributes:
-        experiment_id, run_id: in MLflow; empty until they are made.
-        view: key of the saved view that shows it; empty without one.
-        sent: records that have arrived.
-        sending: more records are on their way; a killed sync leaves it so.
-        ended: records that there were when the run's end was sent; None while it goes on.
-        pictures: that have arrived, by their paths in the folder.
-        parent: run id of the sweep that a trial lies below.
-        swept: keys that a sweep varies.
-        closed: hash of the result that a sweep was closed with; empty while it goes on.
-    """
-
-    experiment_id: str = ""
+    experiment_id: str = ""  # empty until it is made, as the others
     run_id: str = ""
-    view: str = ""
-    sent: int = 0
-    sending: bool = False
-    ended: int | None = None
-    pictures: list[str] = field(default_factory=list)
-    parent: str | None = None
-    swept: list[str] = field(default_factory=list)
-    closed: str = ""
+    view: str = ""  # key of the saved view that shows it
+    sent: int = 0  # records that have arrived
+    sending: bool = False  # more of them are on their way; a killed sync leaves it so
+    ended: int | None = None  # records that there were when the run's end was sent; None while it goes on
+    pictures: list[str] = field(default_factory=list)  # that have arrived, by their paths in the folder
+    parent: str | None = None  # run id of the sweep that a trial lies below
+    swept: list[str] = field(default_factory=list)  # keys that a sweep varies
+    closed: str = ""  # hash of the result that a sweep was closed with; empty while it goes on
 
 
 def read_cursor(folder: Path, uri: str) -> Cursor:
-    """Read what has been sent of a folder to a URI; an empty cursor where nothing was.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
-    cursors, name = _read_cursors(folder), without_password(uri)
-    try:
-        return read(Cursor, cursors.get(name, {}), name)
-    except ConfigError as error:
-        raise _damaged(folder, error) from error
+    """Read what has been sent of a folder to a URI, an empty cursor where nothing was; a damaged one is refused."""
+    return _read(folder, without_password(uri))[0]
 
 
 def write_cursor(folder: Path, uri: str, cursor: Cursor) -> None:
     """Write down what has been sent of a folder to a URI, beside what was sent to others."""
-    save_json(folder / CURSOR, {**_read_cursors(folder), without_password(uri): asdict(cursor)})
+    name = without_password(uri)
+    save_json(folder / CURSOR, {**_read(folder, name)[1], name: asdict(cursor)})
 
 
-def _read_cursors(folder: Path) -> Mapping[str, Any]:
+def _read(folder: Path, name: str) -> tuple[Cursor, Mapping[str, object]]:
+    """Return the cursor of this name, and what the file holds of all."""
+    path = folder / CURSOR
     try:
-        found = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ConfigError("no object.")
+        return read(Cursor, found.get(name, {}), name), found
     except FileNotFoundError:
-        return {}
-    except ValueError as error:  # no JSON, or no text
-        raise _damaged(folder, error) from error
-    if not isinstance(found, dict):
-        raise _damaged(folder, "no object.")
-    return found
-
-
-def _damaged(folder: Path, why: object) -> ConfigError:
-    return ConfigError(f"{folder / CURSOR}: damaged: {why} Remove it: what MLflow has of a run is found again.")
+        return Cursor(), {}
+    except (ConfigError, ValueError) as error:  # no JSON, or no text
+        raise ConfigError(f"{path}: damaged: {error} Remove it: what MLflow has of a run is found again.") from error
 
 
 def tracking_uri(uri: str | None = None) -> str:
@@ -102,38 +77,25 @@ def without_password(uri: str) -> str:
 
 
 def remember(uri: str) -> None:
-    """Note that this user typed a tracking URI: folders that name it may be sent there from now on.
-
-    Where the note cannot be written, it has to be typed again.
-    """
+    """Note that this user typed a tracking URI: folders that name it may be sent there from now on."""
     path = outputs() / TRUSTED
-    try:
-        with locked(path.with_name(f"{TRUSTED}.lock")):
-            known = _remembered()
-            if (uri := without_password(uri)) not in known:
-                atomically(path, lambda target: _write_private(target, "".join(f"{u}\n" for u in [*known, uri])))
-    except OSError:
-        pass
+    with suppress(OSError), locked(path.with_name(f"{TRUSTED}.lock")):  # where it fails, it has to be typed again
+        known = _remembered()
+        if (uri := without_password(uri)) not in known:
+            atomically(path, lambda target: _write_private(target, "".join(f"{u}\n" for u in [*known, uri])))
 
 
 def trusted(uri: str) -> bool:
-    """Tell whether a URI is this user's own: the default, that of the environment, or one that they typed before."""
+    """Tell whether a URI is this user's own: the default, the environment's, or one that they typed before."""
     own = tracking_uri()
     return uri in (own, without_password(own), *_remembered())  # as texts: two libraries may read an odd URI as two
 
 
 def allowed(recorded: str | None, typed: str | None = None, option: str = "--uri ") -> str:
-    """Return the URI to send a folder to; one that only the folder names may be anybody's and is never contacted.
+    """Return the URI to send a folder to: the one typed now, else the one recorded, if it is this user's own.
 
-    MLflow's client sends this user's password or token to whatever server it talks to.
-
-    Args:
-        recorded: `tracking.uri` in the folder's records.
-        typed: by this user, now.
-        option: what a person types before the URI, for the error.
-
-    Raises:
-        ConfigError: the recorded one is not this user's own, and none was typed.
+    Another is anybody's and never contacted: MLflow's client sends this user's password or token to whatever server it
+    talks to. It is refused; `option` is what a person types before the URI.
     """
     if not typed and recorded and not trusted(recorded):
         raise ConfigError(
@@ -172,8 +134,7 @@ def show_command(folder: Path, uri: str | None = None) -> str:
 
 def connected(uri: str) -> Any:
     """Return MLflow's client for this URI, which does not wait for ever; a database's file is made if need be."""
-    # Bounded waiting, no telemetry, no addresses on stdout: read when mlflow is imported or called. What the user
-    # set stays.
+    # Read when mlflow is imported or called; what the user set stays.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -190,37 +151,25 @@ def connected(uri: str) -> Any:
     return client
 
 
-def make_database(uri: str) -> None:
-    """Have MLflow make its database where there is none yet, while no other process does."""
-    connected(uri)
-
-
 def alone() -> AbstractContextManager[None]:
     """Let one process at a time through: several at a fresh SQLite file break it."""
     return locked(outputs() / "mlflow.db.lock")
 
 
 def open_experiment(client: Any, uri: str, name: str) -> str:
-    """Return an experiment's id.
-
-    One that is not there is made, with a folder for files that no working folder moves; a deleted one is restored.
-    """
+    """Return an experiment's id; one that is not there is made, a deleted one is restored."""
     with alone():
         experiment = client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
-        # A record may name anything: no name leads out of the folder.
+        # Absolute, whatever the working folder is. A record may name anything: no name leads out of the folder.
         local = None if uri.startswith("http") else (outputs() / "mlartifacts" / mlflow_name(name)).as_uri()
         made = None if experiment else client.create_experiment(name, artifact_location=local)
         return str(made or experiment.experiment_id)
 
 
 def is_there(client: Any, run_id: str, folder: Path) -> bool:
-    """Tell whether MLflow has the run; it has not in another database than the one the run was sent to.
-
-    Raises:
-        ConfigError: it was deleted there.
-    """
+    """Tell whether MLflow has the run, which another database than before has not; refuse one deleted there."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -231,18 +180,18 @@ def is_there(client: Any, run_id: str, folder: Path) -> bool:
         raise
     if run.info.lifecycle_stage == "deleted":
         raise ConfigError(
-            f"{folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to send it anew."
+            f"{folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to resend it."
         )
     return True
 
 
 def mlflow_name(text: str) -> str:
-    """Return a name that MLflow takes: letters, digits and `_-. /`.
+    """Return a name of letters, digits and `_-. /`, as MLflow takes it; a hash keeps names apart that were changed.
 
-    Others are replaced, and a hash keeps the names apart. No part of it is empty, `.` or `..`.
+    No part of it is empty, `.` or `..`.
     """
-    parts = [part for part in re.sub(r"[^A-Za-z0-9_\-. /]", "_", text).split("/") if part not in ("", ".", "..")]
-    cleaned = "/".join(parts)
+    parts = re.sub(r"[^A-Za-z0-9_\-. /]", "_", text).split("/")
+    cleaned = "/".join(part for part in parts if part not in ("", ".", ".."))
     return cleaned if cleaned == text else f"{cleaned}-{sha256(text.encode()).hexdigest()[:4]}"
 
 

@@ -10,14 +10,9 @@ NAMED = ("encoder", "encoder.name", "optim.lr")  # are in every name
 
 
 def name(start: Start, number: int, varied: Mapping[str, str]) -> str:
-    """Return a run's name, as `007-convnext_atto-lr3e-4`, with what else was varied.
-
-    Args:
-        start: the run's first record.
-        varied: values by key, as they would be typed.
-    """
-    settings = start.settings
-    parts = [f"{number:03d}", settings.encoder.name, f"lr{_rate(settings.optim.lr)}"]
+    """Return a run's name, as `007-convnext_atto-lr3e-4`, with what else was varied: typed values by key."""
+    mantissa, _, exponent = f"{start.settings.optim.lr:.1e}".partition("e")
+    parts = [f"{number:03d}", start.settings.encoder.name, f"lr{mantissa.removesuffix('.0')}e{int(exponent)}"]
     parts += [f"{key.rpartition('.')[2]}{value}" for key, value in varied.items() if key not in NAMED]
     return "-".join(parts)[:LONGEST]
 
@@ -39,8 +34,3 @@ def note(run: Run) -> str:
             lines += ["| metric | value |", "|---|---|", *(f"| {name} | {v:.4g} |" for name, v in results), ""]
         lines.append(f"{end.status}: {end.reason}")
     return "\n".join(lines)
-
-
-def _rate(lr: float) -> str:
-    mantissa, _, exponent = f"{lr:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -36,12 +36,12 @@ def register(
     card: str,
     tags: Mapping[str, str],
 ) -> Registered:
-    """Put a run's exported program into the model registry, as the newest version and champion.
+    """Send a run to MLflow, and put its exported program into the registry, as the newest version and champion.
 
-    The run is sent first. `mlflow.pytorch.load_model("models:/NAME@champion")` loads it, without code or pickle.
+    `mlflow.pytorch.load_model("models:/NAME@champion")` loads it, without code or pickle.
 
     Args:
-        uri: MLflow's tracking URI, typed by this user; default: the run's own, as `segsweep sync` has it.
+        uri: MLflow's tracking URI, typed by this user; default: the run's own.
         name: of the registered model.
         program: a torch.export program from `pixels`, float32 `b c h w`, to `logits`, `b k h w`.
         channels: c and k.
@@ -55,16 +55,13 @@ def register(
     from mlflow.exceptions import MlflowException
 
     uri = uri_of(folder, uri)
-    run = sync(folder, uri, locks.alive(folder))
-    client = connected(uri)
-    before = ""
+    run, client, before = sync(folder, uri, locks.alive(folder)), connected(uri), ""
     try:
         client.create_registered_model(name, tags={"segsweep": "true"})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        aliases = client.get_registered_model(name).aliases
-        before = str(aliases.get(CHAMPION, ""))
+        before = str(client.get_registered_model(name).aliases.get(CHAMPION, ""))
     with tempfile.TemporaryDirectory() as made:
         place = f"registered/{name}-{time.time_ns()}"
         _write_model(Path(made), program, channels, torch_version, card)
@@ -76,12 +73,7 @@ def register(
 
 
 def check(folder: Path, uri: str | None, name: str) -> None:
-    """Ask before a model is exported for minutes.
-
-    Raises:
-        ConfigError: no run in the folder, or one whose own tracking URI is not this user's; a name that MLflow does
-            not take, or a server that does not answer.
-    """
+    """Refuse, before a model is exported for minutes, what `register` could not do: a name, a URI, a silent server."""
     from mlflow.exceptions import MlflowException
 
     uri = uri_of(folder, uri)
@@ -91,8 +83,7 @@ def check(folder: Path, uri: str | None, name: str) -> None:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise ConfigError(f"{name}: not a name for a registered model: {first_line(error)}") from error
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            where = without_password(uri)
-            raise ConfigError(f"MLflow at {where} does not answer: {first_line(error)}") from error
+            raise ConfigError(f"MLflow at {without_password(uri)} does not answer: {first_line(error)}") from error
 
 
 def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_version: str, card: str) -> None:
@@ -111,8 +102,7 @@ def _write_model(folder: Path, program: Path, channels: tuple[int, int], torch_v
     (folder / "data").mkdir()
     shutil.copy(program, folder / "data" / "model.pt2")  # the name that MLflow looks for
     (folder / "README.md").write_text(card, encoding="utf-8")
-    requirement = f"torch=={torch_version.partition('+')[0]}\n"
-    (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
+    (folder / "requirements.txt").write_text(f"torch=={torch_version.partition('+')[0]}\n", encoding="utf-8")
     model = Model(signature=ModelSignature(tensor("pixels", channels[0]), tensor("logits", channels[1])))
     model.add_flavor("pytorch", model_data="data", pytorch_version=torch_version, code=None)
     loaded = {"loader_module": "mlflow.pytorch", "data": "data", "model_config": {"device": None}}

@@ -20,7 +20,7 @@ from segsweep.errors import ConfigError, Terminated, first_line, terminable
 from segsweep.paths import outputs
 from segsweep.ports import available
 from segsweep.tracking import views
-from segsweep.tracking.client import make_database, tracking_uri, without_password
+from segsweep.tracking.client import connected, tracking_uri, without_password
 
 PORT, HOST = 5000, "127.0.0.1"
 START = 120.0  # seconds that a server may take to answer; usually five
@@ -30,13 +30,7 @@ LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY
 
 
 def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
-    """Show MLflow's page until Ctrl-C or SIGTERM; print its address to stdout.
-
-    A tracking URI that is a server already needs none: its page's address is printed, and that is all.
-
-    Raises:
-        ConfigError: the port is taken, or the server does not start.
-    """
+    """Show MLflow's page until Ctrl-C or SIGTERM; print its address, which is all where the URI is a server already."""
     uri = tracking_uri(uri)
     if uri.startswith("http"):
         print(front_page(without_password(uri)), flush=True)
@@ -55,30 +49,20 @@ def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
 
 @contextmanager
 def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """MLflow's server on a database, running and answering; its address and its process. Nothing is left behind.
+    """Run MLflow's server on a database, at port 0 on any that is free; yield its address and process when it answers.
 
-    Args:
-        port: 0 takes any that is free.
-
-    Raises:
-        ConfigError: the port is taken, or the server does not start.
+    A port that is taken and a server that does not start are a `ConfigError`.
     """
     port = available(host, port, "segsweep ui")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        make_database(uri)
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        connected(uri)  # makes it, while no other process does
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
     command += ["--artifacts-destination", str(outputs() / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
-    command += ["--host", host, "--port", str(port)]
-    address = f"http://{_bracketed(HOST if host == '0.0.0.0' else host)}:{port}"
+    env = {**os.environ, **LEAN, "MLFLOW_BACKEND_STORE_URI": uri}
+    address = f"http://{HOST if host == '0.0.0.0' else f'[{host}]' if ':' in host else host}:{port}"
     with tempfile.TemporaryFile() as said:
         # A session of its own: Ctrl-C is for us alone, and a signal to the group reaches all of the server.
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **LEAN, "MLFLOW_BACKEND_STORE_URI": uri},
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
         try:
             _wait(address, process, said)
             yield address, process
@@ -92,8 +76,7 @@ def front_page(address: str) -> str:
         experiments = _ask(f"{address}/api/2.0/mlflow/experiments/search", {"max_results": 1000})["experiments"]
         found = []
         for experiment in experiments:
-            tags = {tag["key"]: tag["value"] for tag in experiment.get("tags", [])}
-            key, written = views.newest(tags)
+            key, written = views.newest({tag["key"]: tag["value"] for tag in experiment.get("tags", [])})
             found.append((written, experiment["last_update_time"], experiment["experiment_id"], key))
         _, _, experiment_id, key = max(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -103,7 +86,6 @@ def front_page(address: str) -> str:
 
 
 def _wait(address: str, process: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
-    """Until the server answers."""
     until = time.monotonic() + START
     while True:
         with suppress(OSError, ValueError):
@@ -131,10 +113,9 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _loopback(host: str) -> bool:
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost"
 
 
 def _without_a_lock(uri: str, host: str, port: int) -> str:
@@ -145,10 +126,6 @@ def _without_a_lock(uri: str, host: str, port: int) -> str:
         f"  mlflow server --app-name basic-auth --backend-store-uri {shlex.quote(without_password(uri))} "
         f"--host {host} --port {port}"
     )
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _ask(address: str, question: Any = None) -> Any:

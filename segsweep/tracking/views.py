@@ -1,8 +1,8 @@
-"""How MLflow's page should open: a saved view, as text for a tag of its experiment.
+"""How MLflow's page should open: a saved view, as text for a tag of its experiment. Standard library only.
 
 MLflow has no interface for this. The format is what the page of MLflow 3.17 itself writes when one shares a view: JSON
 around a compressed state, whose fields are those of `ExperimentPageUIState` and `RunsChartsCardConfig` in its sources.
-A later MLflow may read it otherwise, so whoever writes one goes on where that fails. Standard library only.
+A later MLflow may read it otherwise.
 """
 
 import base64
@@ -28,14 +28,11 @@ CLOSED = ("best", "data", "perf", "predictions", "test", "train", "val", "val/io
 
 
 def save(
-    client: Any, experiment_id: str, key: str, *, name: str, search: str, swept: Sequence[str], pictures: Sequence[str]
+    client: Any, experiment_id: str, key: str, name: str, search: str, swept: Sequence[str], pictures: Sequence[str]
 ) -> str:
-    """Save a view in its experiment; return its key, or nothing where MLflow refuses: pages open without one, too.
+    """Save a view, as `text` has it, under a key in its experiment, where it replaces one of the same key.
 
-    Args:
-        client: MLflow's.
-        key: of the view; one of the same key is replaced.
-        name, search, swept, pictures: as for `text`.
+    Return the key; nothing where MLflow refuses: pages open without a view, too.
     """
     try:
         client.set_experiment_tag(experiment_id, TAG + key, text(name, search, swept, pictures, time.time()))
@@ -46,15 +43,19 @@ def save(
 
 
 def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], time: float) -> str:
-    """Return the tag's value.
+    """Return the tag's value for a view of this name, written at this time, in seconds: the newest is what opens.
 
     Args:
-        name: what the list of views calls it.
         search: the filter of the runs, in MLflow's grammar.
         swept: parameters that are varied: columns of the table, axes of the parallel coordinates.
         pictures: keys of logged images.
-        time: of writing, seconds; the newest is what `segsweep ui` opens.
     """
+    columns = [_column("params", name) for name in (*swept, "weights_source", SIZE)]
+    opened = [
+        {"uuid": key, "name": name, "display": True, "isReordered": True, "columns": columns, "cardHeight": high}
+        for key, (name, columns, high) in SECTIONS.items()
+    ]
+    closed = [{"uuid": name, "name": name, "display": False, "isReordered": False} for name in CLOSED]
     state = {
         "searchFilter": search,
         "orderByKey": _column("metrics", SCORE),
@@ -63,33 +64,13 @@ def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], 
         "startTime": "ALL",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [
-            _column("metrics", SCORE),
-            *(_column("params", name) for name in swept),
-            _column("params", "weights_source"),
-            _column("params", SIZE),
-            _column("metrics", SPEED),
-            "attributes.`Duration`",
-        ],
+        "selectedColumns": [_column("metrics", SCORE), *columns, _column("metrics", SPEED), "attributes.`Duration`"],
         "runsHiddenMode": "SHOW_ALL",  # otherwise charts show the first ten
         "compareRunCharts": [
             {**card, "uuid": f"segsweep-{place}", "isGenerated": False, "deleted": False}
             for place, card in enumerate(_cards(swept, pictures))
         ],
-        "compareRunSections": [
-            *(
-                {
-                    "uuid": key,
-                    "name": name,
-                    "display": True,
-                    "isReordered": True,
-                    "columns": columns,
-                    "cardHeight": high,
-                }
-                for key, (name, columns, high) in SECTIONS.items()
-            ),
-            *({"uuid": name, "name": name, "display": False, "isReordered": False} for name in CLOSED),
-        ],
+        "compareRunSections": [*opened, *closed],
         "isAccordionReordered": True,  # else MLflow sorts the sections by name
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "hideEmptyCharts": True,
@@ -103,11 +84,8 @@ def text(name: str, search: str, swept: Sequence[str], pictures: Sequence[str], 
 
 def newest(tags: dict[str, str]) -> tuple[str, int]:
     """Return the key and the time of the last written among an experiment's tags; an empty key where there is none."""
-    found = [("", 0)]
-    for name, value in tags.items():
-        if name.startswith(TAG):
-            found.append((name.removeprefix(TAG), json.loads(value)["updatedAt"]))
-    return max(found, key=lambda view: view[1])
+    views = [(n.removeprefix(TAG), json.loads(v)["updatedAt"]) for n, v in tags.items() if n.startswith(TAG)]
+    return max(views, key=lambda view: view[1], default=("", 0))
 
 
 def page(experiment_id: str, key: str = "") -> str:
@@ -118,16 +96,14 @@ def page(experiment_id: str, key: str = "") -> str:
 
 def _cards(swept: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
     axes = [*swept] if len(swept) > 1 else [*swept, SIZE]
-    size, speed = {"key": SIZE, "type": "PARAM"}, {"key": SPEED, "type": "METRIC"}
-    score = {"key": SCORE, "type": "METRIC"}
+    size, speed, score = ({"key": key, "type": "PARAM" if key == SIZE else "METRIC"} for key in (SIZE, SPEED, SCORE))
     charts: list[dict[str, Any]] = [
         {"type": "PARALLEL", "selectedParams": axes, "selectedMetrics": [SCORE], "showAllRuns": False},
         {"type": "LINE", "metricKey": CURVE, "selectedMetricKeys": [CURVE], "xAxisKey": "step", "lineSmoothness": 0},
         {"type": "SCATTER", "xaxis": size, "yaxis": score, "runsCountToCompare": 100},
         {"type": "SCATTER", "xaxis": speed, "yaxis": score, "runsCountToCompare": 100},
     ]
-    for chart in charts:
-        yield {**chart, "metricSectionId": "charts"}
+    yield from ({**chart, "metricSectionId": "charts"} for chart in charts)
     for key in pictures[:PICTURES]:
         # Otherwise MLflow writes all of a run's parameters above its picture.
         shown = {"imageKeys": [key], "step": BEST, "showRunParams": False}

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -17,11 +15,8 @@ from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution, unchanged
 from segsweep.errors import OutOfMemoryError
-from segsweep.paths import build_once, cache
 from segsweep.runs.records import Precision
 from segsweep.world import SINGLE, World
-
-log = logging.getLogger(__name__)
 
 PROBE_VERSION = 2  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
@@ -40,8 +35,7 @@ class Workload:
     """What a training will do.
 
     Attributes:
-        size: height and width of its canvas, in pixels.
-        channels: of its images.
+        size: height and width of its canvas, in pixels; its images have so many `channels`.
         images: that an epoch shows.
         expected_images: over all epochs; infinite where time alone ends it.
         seconds: that it may take; infinite without a time budget.
@@ -68,7 +62,6 @@ class Tuned:
     """What was chosen, and why.
 
     Attributes:
-        execution: how the model is run.
         batch_size: images of a micro-batch.
         rates: images/s of what was tried, by name; empty where nothing was.
         peak: FLOP/s of this machine's fastest convolution in that precision; 0 where nothing was tried.
@@ -95,7 +88,6 @@ def tune(
     cache, so all trainings of the kind, the trials of a sweep among them, run in the same way.
 
     Args:
-        model: on its device.
         key: what tells the kind of model apart from others, beside what is given here.
         train: its precision and compile are what is asked for; with deterministic nothing is chosen by time.
         batch_size: images of a micro-batch; None: the smallest that is as fast as any.
@@ -108,55 +100,26 @@ def tune(
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
     if train.deterministic or (batch_size and short):
         return Tuned(usual, batch_size or _largest(workload.images), {})
-    answer = world.agreed(_kept_answer(model, key, workload, train.precision, device, batch_size, usual))
+    machine = [devices.describe(device), devices.machine(), torch.get_num_threads() if device.type == "cpu" else 0]
+    about = [list(workload.size), workload.channels, train.precision, batch_size or -workload.images]
+    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
+
+    def measure() -> Answer:
+        with unchanged(model):
+            return _probe(model, usual, train.precision, batch_size, workload, device)
+
+    answer = world.agreed(devices.remembered(f"tuned/{name}", measure))
     precision, rates = devices.PRECISIONS[answer["precision"]], answer["rates"]
     execution = replace(usual, precision=precision, channels_last=answer["channels_last"])
     if train.compile == "auto" and device.type == "cuda":
         seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
         execution = replace(execution, compile=seconds >= COMPILE_PAYS)
-    peak = devices.convolution_peak(device, execution.precision)
-    return Tuned(execution, answer["batch_size"], rates, peak)
-
-
-def _kept_answer(
-    model: nn.Module,
-    key: Sequence[Any],
-    workload: Workload,
-    precision: str,
-    device: torch.device,
-    batch_size: int | None,
-    usual: Execution,
-) -> Answer:
-    """The probe's answer, from the cache where there is one."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    machine = [devices.describe(device), devices.machine(), threads]
-    about = [list(workload.size), workload.channels, precision, batch_size or -workload.images]
-    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
-
-    def write(folder: Path) -> None:
-        with unchanged(model):
-            found = _probe(model, usual, precision, batch_size, workload, device)
-        kept: Answer = {
-            "precision": devices.named(found.execution.precision),
-            "channels_last": found.execution.channels_last,
-            "batch_size": found.batch_size,
-            "rates": found.rates,
-        }
-        (folder / "answer.json").write_text(json.dumps(kept))
-
-    folder = build_once(cache() / "tuned" / name, "answer.json", write)
-    answer: Answer = json.loads((folder / "answer.json").read_text())
-    return answer
+    return Tuned(execution, answer["batch_size"], rates, devices.convolution_peak(device, execution.precision))
 
 
 def _probe(
-    model: nn.Module,
-    usual: Execution,
-    precision: str,
-    batch_size: int | None,
-    workload: Workload,
-    device: torch.device,
-) -> Tuned:
+    model: nn.Module, usual: Execution, precision: str, batch_size: int | None, workload: Workload, device: torch.device
+) -> Answer:
     """Try precisions, then layouts, then batch sizes, each with the best of what came before."""
     usual = replace(usual, compile=False)
     few = min(batch_size or PROBED, PROBED) if device.type == "cpu" else batch_size or PROBED
@@ -176,7 +139,12 @@ def _probe(
     if batch_size is None:
         batch_size = _fastest_batch(model, best, workload, device, rates)
     best.prepare(model)
-    return Tuned(best, batch_size, {name: round(rate, 2) for name, rate in rates.items()})
+    return {
+        "precision": devices.named(best.precision),
+        "channels_last": best.channels_last,
+        "batch_size": batch_size,
+        "rates": {name: round(rate, 2) for name, rate in rates.items()},
+    }
 
 
 def _fastest_batch(

@@ -5,13 +5,15 @@ Nothing is written to the run folder here.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import torch
+from torch import nn
 
 from segsweep import console
+from segsweep.config.checks import read
 from segsweep.config.schema import DataConfig, LossConfig, RunConfig
 from segsweep.config.settings import Settings
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
@@ -20,7 +22,7 @@ from segsweep.data.geometry import Canvas, Size
 from segsweep.engine import device as devices
 from segsweep.engine import losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
-from segsweep.engine.scorer import Scorer
+from segsweep.engine.scorer import Evaluation, Scorer
 from segsweep.engine.step import TrainStep
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet, weights
@@ -29,7 +31,7 @@ from segsweep.nn.tiles import limit
 from segsweep.runs.records import Start
 from segsweep.training import normalization, optim
 from segsweep.training.autotune import Tuned, Workload, tune
-from segsweep.training.resolve import Facts, resolve
+from segsweep.training.resolve import Facts, decided_layout, resolve
 from segsweep.training.state import TrainState
 from segsweep.world import SINGLE, World
 
@@ -40,14 +42,7 @@ USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are ave
 
 @dataclass(frozen=True)
 class Training:
-    """Everything a training needs.
-
-    Attributes:
-        asked: the configuration, as it was asked for.
-        settings: what was decided.
-        tuned: how it is run here.
-        weights_source: where the encoder's pretrained weights came from, or "random".
-    """
+    """Everything a training needs: what was asked for, what was decided, and how it is run here."""
 
     asked: RunConfig
     settings: Settings
@@ -55,32 +50,18 @@ class Training:
     state: TrainState
     loss: losses.Loss
     tuned: Tuned
-    weights_source: str
 
     @property
     def model(self) -> UNet:
-        """The model that is trained."""
         assert isinstance(self.state.model, UNet)
         return self.state.model
 
     @property
-    def kept(self) -> UNet:
-        """The model that is scored and kept: the average, where there is one."""
-        assert isinstance(self.state.scored, UNet)
-        return self.state.scored
-
-    @property
     def canvas(self) -> Canvas:
-        data = self.settings.data
-        return Canvas((data.size[0], data.size[1]), data.resize)
+        return _canvas(self.settings.data)
 
     def step(self) -> TrainStep:
         return TrainStep(self.tuned.execution, self.loss, self.settings.train.clip)
-
-    def scorer(self) -> Scorer:
-        """Make what scores every split, with a progress bar."""
-        tile = limit(self.canvas.size, self.model.encoder.input_size, self.settings.data.tile)
-        return Scorer(self.tuned.execution, self.settings.train.tta, tile, console.bar)
 
     def train_batches(self, world: World = SINGLE) -> TrainBatches:
         data, train = self.settings.data, self.settings.train
@@ -95,15 +76,14 @@ class Training:
         indices = self.data.parts["train"]
         return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, world)
 
-    def eval_batches(self, indices: Sequence[int]) -> EvalBatches:
-        """Make batches of whole images.
+    def evaluate(self, model: nn.Module, indices: Sequence[int], show: Sequence[int] = ()) -> Evaluation:
+        """Score a model on some samples, with a progress bar; the predictions of those in `show` are kept."""
+        tile = limit(self.canvas.size, self.model.encoder.input_size, self.settings.data.tile)
+        scorer = Scorer(self.tuned.execution, self.settings.train.tta, tile, console.bar)
+        batches = EvalBatches(self._pixels, indices, self.canvas, self.tuned.batch_size)
+        return scorer.evaluate(model, batches, self.loss, self.data.labels.names, show)
 
-        Args:
-            indices: of the samples.
-        """
-        return EvalBatches(self._pixels, indices, self.canvas, self.tuned.batch_size)
-
-    @property
+    @cached_property
     def _pixels(self) -> Pixels:
         return Pixels(self.data.store, self.data.labels, self.state.device, self.asked.train.workers)
 
@@ -113,7 +93,6 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
 
     Args:
         before: the record of the run that goes on: what was decided then stays, and no weights are looked for.
-        world: the processes that train together.
 
     Raises:
         ConfigError, DataError: what the user can mend.
@@ -131,8 +110,9 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
     settings = resolve(wanted, _facts(wanted, data, source != "random"))
-    shown = len(data.parts["train"]) * settings.data.repeats
-    _refuse_large_batch(settings, shown, len(data.parts["train"]))
+    images = len(data.parts["train"])
+    shown = images * settings.data.repeats
+    _refuse_large_batch(settings.train.batch_size, shown, images)
     console.note(console.data_summary(data.summary(), settings.data.repeats) + "\n")
     for warning in data.warnings():
         log.warning("data: %s", warning)
@@ -167,43 +147,45 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     if momentum == "scaled":
         share = min(1.0, tuned.batch_size / USUAL_BATCH)
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
-    optim_config = settings.optim
-    layers = model.encoder.layers() if optim_config.layer_decay != 1 else {}
-    state = TrainState(
-        model,
-        optim.build(
-            optim_config.name,
-            model,
-            lr=optim_config.lr,
-            encoder_lr_scale=optim_config.encoder_lr_scale,
-            layer_decay=optim_config.layer_decay,
-            layers={f"encoder.{name}": layer for name, layer in layers.items()},
-            weight_decay=optim_config.weight_decay,
-            momentum=optim_config.momentum,
-        ),
-        torch.amp.GradScaler(device.type, enabled=tuned.execution.precision == torch.float16),
-        optim.Average(model, settings.train.ema) if settings.train.ema else None,
-    )
+    layers = model.encoder.layers() if settings.optim.layer_decay != 1 else {}
+    optimizer = optim.build(settings.optim, model, {f"encoder.{name}": layer for name, layer in layers.items()})
+    scaler = torch.amp.GradScaler(device.type, enabled=tuned.execution.precision == torch.float16)
+    average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
-    return Training(asked, settings, data, state, _loss(settings.loss, data), tuned, model.weights_source)
+    state = TrainState(model, optimizer, scaler, average)
+    return Training(asked, settings, data, state, _loss(settings.loss, data), tuned)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
-    """Open the data set that `data.*` names, with a progress bar while it is decoded.
-
-    Raises:
-        ConfigError, DataError: what `open_dataset` raises.
-    """
+    """Open the data set that `data.*` names, as `open_dataset` does, with a progress bar while it is decoded."""
     return open_dataset(data, workers=workers, progress=console.bar)
 
 
+def decided_data(data: Mapping[str, object], workers: int | None) -> dict[str, str | int]:
+    """Decide the `data.*` keys that say auto and follow from the images alone, for all trials of a sweep.
+
+    Args:
+        data: a `DataConfig` as JSON has it.
+
+    Raises:
+        ConfigError, DataError: what `load` raises.
+    """
+    config = read(DataConfig, data, "data")
+    opened = load(config, workers)
+    layout = decided_layout(config, _sizes(opened), len(opened.parts["val"]))
+    return {f"data.{key}": getattr(layout, key) for key in ("resize", "repeats") if getattr(config, key) == "auto"}
+
+
+def _sizes(data: Dataset) -> list[Size]:
+    return [(row.height, row.width) for row in (data.store.rows[index] for index in data.parts["train"])]
+
+
 def _facts(wanted: Settings, data: Dataset, pretrained: bool) -> Facts:
-    training = [data.store.rows[index] for index in data.parts["train"]]
     return Facts(
         kind=encoder_traits(wanted.encoder.name).kind,
         pretrained=pretrained,
         width=decoder_width(wanted.encoder.name, wanted.decoder.width),
-        sizes=[(row.height, row.width) for row in training],
+        sizes=_sizes(data),
         validation=len(data.parts["val"]),
         photographs=data.store.channels == 3 and data.store.range == (0.0, 255.0),
         classes=data.labels.names,
@@ -211,12 +193,12 @@ def _facts(wanted: Settings, data: Dataset, pretrained: bool) -> Facts:
     )
 
 
-def _refuse_large_batch(settings: Settings, shown: int, images: int) -> None:
-    batch = settings.train.batch_size
-    if batch != "auto" and batch > shown:
+def _refuse_large_batch(batch: int | str, shown: int, images: int) -> None:
+    if isinstance(batch, int) and batch > shown:
+        smaller = 1 << (shown.bit_length() - 1)  # a power of two
         raise ConfigError(
             f"train.batch_size={batch}: larger than an epoch of {shown} images. "
-            f"Try train.batch_size={_power_of_two(shown)}, or data.repeats={math.ceil(batch / images)}."
+            f"Try train.batch_size={smaller}, or data.repeats={math.ceil(batch / images)}."
         )
 
 
@@ -229,27 +211,19 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
         ran = before.execution
         execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
         return Tuned(execution, micro_batch or ran.micro_batch, ran.rates, ran.peak)
-    architecture: list[Any] = [asked.encoder.name.partition(".")[0], settings.decoder.width]
-    workload = Workload(
-        _size(settings.data),
-        model.in_channels,
-        shown,
-        expected_images=train.epochs * shown if train.epochs else math.inf,
-        seconds=train.time_budget or math.inf,
-    )
-    key = [*architecture, settings.decoder.norm, train.checkpointing]
+    expected_images = train.epochs * shown if train.epochs else math.inf
+    size, seconds = _canvas(settings.data).size, train.time_budget or math.inf
+    workload = Workload(size, model.in_channels, shown, expected_images, seconds)
+    architecture = asked.encoder.name.partition(".")[0]
+    key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing]
     return tune(model, key, workload, asked.train, device, micro_batch, world)
 
 
-def _size(data: DataConfig) -> Size:
-    return data.size[0], data.size[1]
+def _canvas(data: DataConfig) -> Canvas:
+    return Canvas((data.size[0], data.size[1]), data.resize)
 
 
 def _loss(loss: LossConfig, data: Dataset) -> losses.Loss:
     weights = losses.class_weights(data.labels.names, data.counts("train")[:-1], loss.class_weights, loss.pos_weight)
     terms = {name: getattr(loss, name) for name in losses.TERMS}
     return losses.build(terms, weights, loss.gamma, loss.label_smoothing)
-
-
-def _power_of_two(largest: int) -> int:
-    return 1 << (largest.bit_length() - 1)

@@ -25,14 +25,7 @@ CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the dev
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch after its validation.
-
-    Attributes:
-        number: from 1.
-        metrics: by name.
-        is_best: so far.
-        validation: with the predictions that were asked for.
-    """
+    """One epoch, from 1, after its validation: `is_best` so far, its metrics by name."""
 
     number: int
     metrics: dict[str, float]
@@ -59,7 +52,6 @@ def fit(
 
     Args:
         state: where to go on; kept up to date, to be saved.
-        validate: scores the model that it is given.
         watch: wraps the iterator over steps.
         world: the processes that train together.
 
@@ -72,12 +64,10 @@ def fit(
     for model in {state.model, state.scored}:
         step.execution.prepare(model)
     while not stop_reason(progress, train):
-        started = time.perf_counter()
-        number = progress.epoch + 1
+        started, number = time.perf_counter(), progress.epoch + 1
         torch.manual_seed(train.seed * 1_000_003 + number)
         # The last validation has to fit into the budget, too.
-        reserve = _validation_time(progress)
-        budget = max(train.time_budget - reserve, 1e-3) if train.time_budget else None
+        budget = max(train.time_budget - _validation_time(progress), 1e-3) if train.time_budget else None
         if optim_config.freeze_epochs:
             optim.freeze(state.optimizer, number <= optim_config.freeze_epochs)
         _train_mode(state.model)
@@ -118,21 +108,17 @@ def fit(
         is_best = iou > progress.best_iou
         if is_best:
             progress.best_iou, progress.best_epoch = iou, number
-        yield Epoch(
-            number=number,
-            metrics={
-                "train/loss": mean_loss,
-                **{f"val/{name}": value for name, value in validation.metrics.items()},
-                "best/val_iou": progress.best_iou if progress.best_epoch else math.nan,
-                "lr": lr,
-                "perf/images_per_s": images * world.size / (trained - started),
-                "perf/data_share": stall.seconds() / (trained - started),
-                "perf/peak_memory_gb": _peak_memory(device) / 1e9,
-                "perf/seconds": progress.seconds,
-            },
-            is_best=is_best,
-            validation=validation,
-        )
+        metrics = {
+            "train/loss": mean_loss,
+            **{f"val/{name}": value for name, value in validation.metrics.items()},
+            "best/val_iou": progress.best_iou if progress.best_epoch else math.nan,
+            "lr": lr,
+            "perf/images_per_s": images * world.size / (trained - started),
+            "perf/data_share": stall.seconds() / (trained - started),
+            "perf/peak_memory_gb": _peak_memory(device) / 1e9,
+            "perf/seconds": progress.seconds,
+        }
+        yield Epoch(number, metrics, is_best, validation)
 
 
 def stop_reason(progress: Progress, train: TrainConfig) -> str:
@@ -163,15 +149,13 @@ def _train_mode(model: nn.Module) -> None:
 
 def _refuse_non_finite(first_bad: Tensor, epoch: int, lr: float, precision: torch.dtype, world: World) -> None:
     step = int(first_bad)
-    if not world.any(step >= 0):
-        return
-    where = f"step {step + 1}" if step >= 0 else "in another process"
-    likely = f"a learning rate that is too high. Try optim.lr={lr / 10:.1g}"
-    if precision == torch.float16:
-        likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
-    raise NonFiniteError(
-        f"the loss became NaN or infinite in epoch {epoch}, {where}, at learning rate {lr:.3g}. Most likely {likely}."
-    )
+    if world.any(step >= 0):
+        where = f"step {step + 1}" if step >= 0 else "in another process"
+        likely = f"a learning rate that is too high. Try optim.lr={lr / 10:.1g}"
+        if precision == torch.float16:
+            likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
+        found = f"in epoch {epoch}, {where}, at learning rate {lr:.3g}"
+        raise NonFiniteError(f"the loss became NaN or infinite {found}. Most likely {likely}.")
 
 
 def _peak_memory(device: torch.device) -> float:

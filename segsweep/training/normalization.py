@@ -19,7 +19,6 @@ def choose(
             "dataset": mean and std of the training split; "percentile" and "window": as encoder, but from and to the
             0.5th and 99.5th percentile of the training split's channels, or the window; pixels beyond are clipped.
         train: indices of the training split.
-        encoder: its name.
         window: lowest and highest value, on the scale of the files.
     """
     if how == "dataset":

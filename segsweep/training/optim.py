@@ -9,63 +9,44 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from segsweep.config.schema import OptimConfig
+
 Schedule = Callable[[float], float]
 
-_FUSED = {"cpu", "cuda"}
 
+def build(config: OptimConfig, model: nn.Module, layers: Mapping[str, int] | None = None) -> Optimizer:
+    """Make an optimizer over the model's parameters; `config` says no `auto`.
 
-def build(
-    name: str,
-    model: nn.Module,
-    *,
-    lr: float,
-    encoder_lr_scale: float = 1.0,
-    layer_decay: float = 1.0,
-    layers: Mapping[str, int] | None = None,
-    weight_decay: float = 0.0,
-    momentum: float = 0.9,
-) -> Optimizer:
-    """An optimizer over the model's parameters.
-
-    `model.encoder` has its own learning rate, `lr * encoder_lr_scale`; at 0 it is frozen. Biases and norms (parameters
-    of one dimension) do not decay.
+    `model.encoder` has its own learning rate; at `encoder_lr_scale=0` it is frozen. Biases and norms (parameters of one
+    dimension) do not decay. Adam has L2 regularisation, AdamW decoupled decay (https://arxiv.org/abs/1711.05101), SGD
+    is Nesterov's; `layer_decay` is BEiT's (https://arxiv.org/abs/2106.08254).
 
     Args:
-        layer_decay: factor on the learning rate for each layer of the encoder below its last
-            (https://arxiv.org/abs/2106.08254).
         layers: of the encoder's parameters by name, from 0, nearest to the image; needed where layer_decay is not 1.
-        name: adam (with L2 regularisation), adamw (decoupled, https://arxiv.org/abs/1711.05101) or sgd (Nesterov).
-        momentum: SGD's momentum, Adam's first beta.
     """
     layers = layers or {}
     last = max(layers.values(), default=0)
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
         of_encoder = key.startswith("encoder.")
-        if of_encoder and encoder_lr_scale == 0:
+        if of_encoder and config.encoder_lr_scale == 0:
             parameter.requires_grad_(False)
             continue
         scale = 1.0
         if of_encoder:
-            depth = last - layers[key] if layer_decay != 1 else 0
-            scale = encoder_lr_scale * layer_decay**depth
+            depth = last - layers[key] if config.layer_decay != 1 else 0
+            scale = config.encoder_lr_scale * config.layer_decay**depth
         groups.setdefault((of_encoder, scale, parameter.ndim > 1), []).append(parameter)
-    rows: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr": lr * scale,
-            "weight_decay": weight_decay if decays else 0.0,
-            "of_encoder": of_encoder,
-        }
-        for (of_encoder, scale, decays), parameters in groups.items()
-    ]
-    for row in rows:
-        row["peak_lr"] = row["lr"]
-    fused = next(model.parameters()).device.type in _FUSED
-    if name == "sgd":
-        return SGD(rows, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
-    kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[name]
-    return kind(rows, lr=lr, betas=(momentum, 0.999), fused=fused)
+    rows: list[dict[str, Any]] = []
+    for (of_encoder, scale, decays), parameters in groups.items():
+        lr, decay = config.lr * scale, config.weight_decay if decays else 0.0
+        rows.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay, "of_encoder": of_encoder})
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    momentum = config.momentum
+    if config.name == "sgd":
+        return SGD(rows, lr=config.lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[config.name]
+    return kind(rows, lr=config.lr, betas=(momentum, 0.999), fused=fused)
 
 
 def freeze(optimizer: Optimizer, frozen: bool) -> None:
@@ -80,17 +61,12 @@ class Average:
     """A running average of a model's weights and statistics, which often scores better than the last step's.
 
     Polyak and Juditsky 1992. The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short training's
-    average is not made of its first weights.
-
-    Attributes:
-        model: the average, in evaluation mode.
-        steps: updates so far.
+    average is not made of its first weights. `model` is in evaluation mode.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.decay = decay
-        self.steps = 0
+        self.decay, self.steps = decay, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -119,14 +95,11 @@ def set_lr(optimizer: Optimizer, factor: float) -> float:
 
 
 def schedule(name: str, warmup: float = 0.0) -> Schedule:
-    """A learning rate, as a multiple of the peak, by the share of the training that is done.
+    """Return the learning rate, as a multiple of the peak, by the share of the training that is done.
 
-    cosine: linear warm-up, then half a cosine to 0 (https://arxiv.org/abs/1608.03983). onecycle: a cosine from 1/25 up
-    over the first 30 percent, then down to 1/10000 (https://arxiv.org/abs/1708.07120; momentum stays). constant: linear
-    warm-up, then 1.
-
-    Args:
-        warmup: share of the training over which cosine and constant rise from 1/100.
+    cosine: linear warm-up from 1/100, then half a cosine to 0 (https://arxiv.org/abs/1608.03983). onecycle: a cosine
+    from 1/25 up over the first 30 percent, then down to 1/10000 (https://arxiv.org/abs/1708.07120; momentum stays).
+    constant: linear warm-up, then 1. `warmup` is the share of the training that the warm-up takes.
     """
 
     def rise(done: float) -> float:

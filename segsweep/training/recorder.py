@@ -9,27 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import segsweep
 from segsweep import console, metrics
-from segsweep.config.schema import TrainConfig
 from segsweep.data.dataset import evenly_spaced
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
-from segsweep.errors import (
-    ConfigError,
-    DataError,
-    NonFiniteError,
-    OutOfMemoryError,
-    Terminated,
-    first_line,
-)
+from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError, Terminated, first_line
 from segsweep.figures import pictures
-from segsweep.nn import checkpoint
+from segsweep.nn import UNet, checkpoint
 from segsweep.nn.checkpoint import BEST, LAST
 from segsweep.paths import atomically, nan_to_none, save_json
 from segsweep.runs import provenance
@@ -58,12 +49,7 @@ KINDS: dict[type[BaseException], Failure] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended.
-
-    Attributes:
-        exit_code: of the command.
-        error: to be raised when all is written; None where there is nothing to say.
-    """
+    """How a training ended; `error` is to be raised when all is written, `exit_code` is the command's without one."""
 
     status: Status
     reason: str
@@ -71,21 +57,19 @@ class Outcome:
     error: BaseException | None = None
 
     @classmethod
-    def of(cls, error: BaseException, train: TrainConfig, size: Sequence[int]) -> "Outcome":
-        """Tell what an exception means for a training with these settings."""
+    def of(cls, error: BaseException) -> "Outcome":
+        """Tell what an exception means for a training."""
         if isinstance(error, KeyboardInterrupt):
             return cls("stopped", "interrupted (Ctrl-C)", 130)
         if isinstance(error, Terminated):
             return cls("stopped", "terminated (SIGTERM)", 143)
-        told = as_user_error(error, train, size)
-        if told is None:
-            return cls("failed", f"{type(error).__name__}: {error}", error=error)
-        return cls("failed", str(told), told.exit_code, told)
+        reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        return cls("failed", reason, error=error)
 
     @property
     def failure(self) -> Failure | None:
         """The kind of a failure."""
-        if self.status != "failed":
+        if self.error is None:
             return None
         return next((kind for error, kind in KINDS.items() if isinstance(self.error, error)), "crash")
 
@@ -95,11 +79,7 @@ class Recorder:
 
     The order of writing is what a kill at any moment leaves readable: `last.pt` carries the epoch's record and comes
     first, its record in the journal comes last, and every file between them says which epoch it is of. `restore` makes
-    what is missing.
-
-    Args:
-        folder: of the run; this process holds its lock.
-        past: what the journal says already.
+    what is missing. The process holds the folder's lock; `past` is what the journal says already.
     """
 
     def __init__(self, training: Training, folder: Path, past: Run):
@@ -124,8 +104,7 @@ class Recorder:
         if progress.best_epoch == progress.epoch != (checkpoint.describe(best).epoch if best.exists() else 0):
             self._save_best()
         if progress.best_epoch and _epoch_of(self.folder / MATRICES) != progress.best_epoch:
-            validation = self._evaluate(training.data.parts["val"], self.shown)
-            self._save_validation(progress.best_epoch, validation)
+            self._save_validation(progress.best_epoch, self._evaluate(training.data.parts["val"], self.shown))
 
     def start(self, argv: Sequence[str], hydra_files: Mapping[str, str]) -> None:
         """Write the `start` record, and what a person may want to read beside it."""
@@ -140,39 +119,39 @@ class Recorder:
             (self.folder / "code.diff").write_text(diff, encoding="utf-8")
         model, tuned, first = training.model, training.tuned, self.run.starts[:1]
         size = model.encoder.input_size or training.canvas.size
-        self._write(
-            Start(
-                run=first[0].run if first else uuid.uuid4().hex,
-                time=time.time(),
-                asked=training.asked,
-                settings=training.settings,
-                execution=ExecutionRecord(
-                    device=devices.describe(training.state.device),
-                    threads=torch.get_num_threads(),
-                    precision=devices.named(tuned.execution.precision),
-                    channels_last=tuned.execution.channels_last,
-                    compiled=tuned.execution.compile,
-                    micro_batch=tuned.batch_size,
-                    rates=tuned.rates,
-                    peak=tuned.peak,
-                ),
-                weights_source=training.weights_source,
-                parameters=sum(p.numel() for p in model.parameters()),
-                input_size=(size[0], size[1]),
-                classes=list(training.data.labels.names),
-                data_digest=training.data.store.digest,
-                images={part: len(training.data.parts.get(part, [])) for part in ("train", "val", "test")},
-                command=shlex.join(argv),
-                commit=commit,
-                dirty=dirty,
-                segsweep=segsweep.__version__,
-                torch=torch.__version__,
-                python=platform.python_version(),
-                host=platform.node(),
-                user=provenance.user(),
-                resumed_after=training.state.progress.epoch,
-            )
+        execution = ExecutionRecord(
+            device=devices.describe(training.state.device),
+            threads=torch.get_num_threads(),
+            precision=devices.named(tuned.execution.precision),
+            channels_last=tuned.execution.channels_last,
+            compiled=tuned.execution.compile,
+            micro_batch=tuned.batch_size,
+            rates=tuned.rates,
+            peak=tuned.peak,
         )
+        start = Start(
+            run=first[0].run if first else uuid.uuid4().hex,
+            time=time.time(),
+            asked=training.asked,
+            settings=training.settings,
+            execution=execution,
+            weights_source=model.weights_source,
+            parameters=sum(p.numel() for p in model.parameters()),
+            input_size=(size[0], size[1]),
+            classes=list(training.data.labels.names),
+            data_digest=training.data.store.digest,
+            images={part: len(training.data.parts.get(part, [])) for part in ("train", "val", "test")},
+            command=shlex.join(argv),
+            commit=commit,
+            dirty=dirty,
+            segsweep=segsweep.__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+            host=platform.node(),
+            user=provenance.user(),
+            resumed_after=training.state.progress.epoch,
+        )
+        self._write(start)
         if self._unwritten:
             self._write(self._unwritten)
         self._ask()
@@ -242,11 +221,12 @@ class Recorder:
         return {"perf/tflops": done / 1e12, **share}
 
     def _save_best(self) -> None:
-        training, progress = self.training, self.training.state.progress
-        data = training.settings.data
+        training, data = self.training, self.training.settings.data
+        kept, progress = training.state.scored, training.state.progress
+        assert isinstance(kept, UNet)
         checkpoint.save_model(
             self.folder / BEST,
-            training.kept,
+            kept,
             classes=training.data.labels.names,
             size=data.size,
             resize=data.resize,
@@ -306,22 +286,16 @@ class Recorder:
         if worst:
             found = self._evaluate(worst, worst).predictions
             self._compare({index: found[index] for index in worst}, self.folder / "figures" / "worst.png")
-        best = self.run.best
-        curves.training(
-            self.folder / "figures" / "training.png",
-            [_plain(epoch) for epoch in self.run.epochs],
-            _plain(best) if best else None,
-            matrices.sum(0),
-            data.labels.names,
-        )
+        epochs = [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.run.epochs]
+        best = epochs[self.run.epochs.index(self.run.best)] if self.run.best else None
+        path = self.folder / "figures" / "training.png"
+        curves.training(path, epochs, best, matrices.sum(0), data.labels.names)
 
     def _evaluate(self, indices: Sequence[int], show: Sequence[int] = ()) -> Evaluation:
         """Score the kept model, as it was at its best, on some samples."""
-        training = self.training
-        model = checkpoint.load_model(self.folder / BEST, training.state.device)
-        training.tuned.execution.prepare(model)
-        batches, names = training.eval_batches(indices), training.data.labels.names
-        return training.scorer().evaluate(model, batches, training.loss, names, show)
+        model = checkpoint.load_model(self.folder / BEST, self.training.state.device)
+        self.training.tuned.execution.prepare(model)
+        return self.training.evaluate(model, indices, show)
 
     def _best_metrics(self) -> dict[str, float | None]:
         """The best epoch's validation, and the run's speed and memory; of the recorded epochs, whatever came after."""
@@ -337,12 +311,11 @@ class Recorder:
             "perf/peak_memory_gb": max(epoch.metrics.get("perf/peak_memory_gb") or 0.0 for epoch in epochs),
         }
 
-    def _save_summary(self) -> dict[str, Any]:
+    def _save_summary(self) -> dict[str, object]:
         """Write the result as one flat file, and return it."""
         start, end, tracked = self.run.start, self.run.end, self.training.asked.tracking
         assert start is not None
         assert end is not None
-        fixed = self.training.model.encoder.input_size
         summary = {
             **end.metrics,
             "status": end.status,
@@ -350,11 +323,9 @@ class Recorder:
             "run_id": tracking.run_id(self.folder, tracked.uri) if self._background else None,
             "weights_source": start.weights_source,
             "encoder": start.settings.encoder.name,
-            "input_size": fixed,
+            "input_size": self.training.model.encoder.input_size,
             "parameters": start.parameters,
-            "precision": start.execution.precision,
-            "channels_last": start.execution.channels_last,
-            "micro_batch": start.execution.micro_batch,
+            **{name: getattr(start.execution, name) for name in ("precision", "channels_last", "micro_batch")},
             "data": start.settings.data.name,
             "classes": start.classes,
             "images": {part: number for part, number in start.images.items() if number},
@@ -364,24 +335,6 @@ class Recorder:
         return summary
 
 
-def as_user_error(error: BaseException, train: TrainConfig, size: Sequence[int]) -> ConfigError | None:
-    """Return the error as one that the user can mend, or None."""
-    if isinstance(error, ConfigError):
-        return error
-    if not devices.out_of_memory(error):
-        return None
-    finer = train.accumulate * 2
-    advice = (
-        f"Try train.accumulate={finer}: smaller micro-batches."
-        if train.batch_size != "auto" and train.batch_size % finer == 0
-        else "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
-    )
-    return OutOfMemoryError(
-        f"out of memory with train.batch_size={train.batch_size} train.accumulate={train.accumulate} "
-        f"data.size={list(size)}. {advice}"
-    )
-
-
 def _epoch_of(path: Path) -> int:
     """The epoch that the confusion matrices are of; 0 where there are none, or older ones that do not say it."""
     try:
@@ -389,7 +342,3 @@ def _epoch_of(path: Path) -> int:
             return int(kept["epoch"])
     except (OSError, KeyError, ValueError):
         return 0
-
-
-def _plain(epoch: EpochRecord) -> dict[str, Any]:
-    return {"epoch": epoch.epoch, **epoch.metrics}

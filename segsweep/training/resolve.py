@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any, TypeVar
 
 from segsweep import catalog
-from segsweep.config.schema import EPOCHS, DataConfig, LossConfig, OptimConfig, TrainConfig
+from segsweep.config.schema import DataConfig, DecoderConfig, LossConfig, OptimConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.engine import losses
+
+Section = TypeVar("Section", DataConfig, DecoderConfig, LossConfig, OptimConfig, TrainConfig)
 
 SHORTEST = 180  # images that an epoch shows at least, with data.repeats=auto: as many as data=shapes has
 CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
@@ -20,7 +23,6 @@ class Facts:
 
     Attributes:
         kind: of the encoder, a key of `segsweep.catalog.RATES`.
-        pretrained: the encoder starts from pretrained weights.
         width: channels of the decoder's stages, deepest first, that suit the encoder.
         sizes: height and width of each training image, in pixels.
         validation: number of validation images.
@@ -47,37 +49,35 @@ def resolve(wanted: Settings, facts: Facts) -> Settings:
     Raises:
         ConfigError: weights of classes that do not fit the data.
     """
+    data, rates = wanted.data, catalog.RATES[facts.kind]
+    scale = rates.encoder_lr_scale if facts.pretrained else 1.0  # random weights learn as fast as the decoder
+    usual = "encoder" if facts.photographs and facts.pretrained else "dataset"
+    weights = losses.class_weights(facts.classes, facts.pixels, wanted.loss.class_weights, wanted.loss.pos_weight)
     return replace(
         wanted,
         encoder=replace(wanted.encoder, pretrained=facts.pretrained),
-        decoder=replace(wanted.decoder, width=list(facts.width)) if wanted.decoder.width == "auto" else wanted.decoder,
-        optim=_optim(wanted.optim, facts),
-        data=_data(wanted.data, facts),
-        loss=_loss(wanted.loss, facts),
-        train=_train(wanted.train),
+        decoder=_decided(wanted.decoder, width=list(facts.width)),
+        optim=_decided(wanted.optim, lr=rates.lr, encoder_lr_scale=scale),
+        data=_decided(
+            decided_layout(data, facts.sizes, facts.validation), normalize="window" if data.window else usual
+        ),
+        loss=_decided(wanted.loss, class_weights=weights, pos_weight=weights and weights[1]),
+        train=replace(_decided(wanted.train, bn_momentum="scaled"), epochs=wanted.train.epoch_limit),
     )
 
 
-def _optim(optim: OptimConfig, facts: Facts) -> OptimConfig:
-    rates = catalog.RATES[facts.kind]
-    scale = rates.encoder_lr_scale if facts.pretrained else 1.0  # random weights learn as fast as the decoder
-    return replace(
-        optim,
-        lr=rates.lr if optim.lr == "auto" else optim.lr,
-        encoder_lr_scale=scale if optim.encoder_lr_scale == "auto" else optim.encoder_lr_scale,
-    )
-
-
-def _data(data: DataConfig, facts: Facts) -> DataConfig:
-    usual = "encoder" if facts.photographs and facts.pretrained else "dataset"
-    resize = "crop" if data.foreground or data.tile else _resize(facts.sizes, data.size)
-    repeats = _repeats(len(facts.sizes), facts.validation, data.folds)
-    return replace(
+def decided_layout(data: DataConfig, sizes: Sequence[tuple[int, int]], validation: int) -> DataConfig:
+    """Decide what follows from the images alone; `sizes` and `validation` are those of `Facts`."""
+    return _decided(
         data,
-        resize=resize if data.resize == "auto" else data.resize,
-        normalize=("window" if data.window else usual) if data.normalize == "auto" else data.normalize,
-        repeats=repeats if data.repeats == "auto" else data.repeats,
+        resize="crop" if data.foreground or data.tile else _resize(sizes, data.size),
+        repeats=_repeats(len(sizes), validation, data.folds),
     )
+
+
+def _decided(section: Section, **values: Any) -> Section:
+    """The section with these values where it says `auto`."""
+    return replace(section, **{name: value for name, value in values.items() if getattr(section, name) == "auto"})
 
 
 def _resize(sizes: Sequence[tuple[int, int]], canvas: Sequence[int]) -> str:
@@ -90,20 +90,3 @@ def _repeats(training: int, validation: int, folds: int | None) -> int:
     """How often an epoch shows each image, so that it has enough of them; the same in all folds."""
     images = (training + validation) * (folds - 1) // folds if folds else training
     return math.ceil(SHORTEST / images)
-
-
-def _loss(loss: LossConfig, facts: Facts) -> LossConfig:
-    weights = losses.class_weights(facts.classes, facts.pixels, loss.class_weights, loss.pos_weight)
-    return replace(
-        loss,
-        class_weights=weights if loss.class_weights == "auto" else loss.class_weights,
-        pos_weight=weights[1] if weights and loss.pos_weight == "auto" else loss.pos_weight,
-    )
-
-
-def _train(train: TrainConfig) -> TrainConfig:
-    return replace(
-        train,
-        epochs=train.epochs or (None if train.time_budget else EPOCHS),
-        bn_momentum="scaled" if train.bn_momentum == "auto" else train.bn_momentum,
-    )

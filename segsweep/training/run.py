@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from segsweep import console
-from segsweep.config.schema import RunConfig
-from segsweep.engine.scorer import Evaluation
+from segsweep.config.schema import RunConfig, TrainConfig
+from segsweep.engine.device import fitting
 from segsweep.errors import ConfigError, DataError
 from segsweep.nn.checkpoint import LAST
 from segsweep.runs import journal
@@ -17,29 +16,26 @@ from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
 from segsweep.training.build import Training, build
 from segsweep.training.loop import fit, stop_reason
-from segsweep.training.recorder import SUMMARY, Outcome, Recorder, as_user_error
+from segsweep.training.recorder import SUMMARY, Outcome, Recorder
 
 
 def run(
     asked: RunConfig, folder: Path, *, argv: Sequence[str], hydra_files: Mapping[str, str], resuming: bool = False
 ) -> int:
-    """Train as configured, in `folder`; print the result to stdout.
+    """Train as configured, in `folder`; print the result; return the exit code: 0, 130 (Ctrl-C) or 143 (SIGTERM).
 
     What is wrong with the configuration or the data is refused before the `start` record, and leaves no folder behind.
 
     Args:
-        folder: the run folder; made if need be.
+        folder: made if need be.
         argv: the command line, for the record.
         hydra_files: text of the files to keep in `.hydra/`, for people.
         resuming: go on with the run that the folder holds.
 
-    Returns:
-        the exit code: 0, 130 interrupted, 143 terminated.
-
     Raises:
         ConfigError: what the user can mend; `exit_code` tells the kinds apart.
     """
-    with _claimed(folder, resuming) as past, _user_errors(asked):
+    with _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past)
         training = build(asked, before)
@@ -55,22 +51,19 @@ def run(
 
 
 def _train(training: Training, recorder: Recorder, argv: Sequence[str], hydra_files: Mapping[str, str]) -> int:
-    state, settings, names = training.state, training.settings, training.data.labels.names
-    scorer, validation = training.scorer(), training.eval_batches(training.data.parts["val"])
-
-    def validate(model: nn.Module) -> Evaluation:
-        return scorer.evaluate(model, validation, training.loss, names, recorder.shown)
-
+    state, settings = training.state, training.settings
+    validate = partial(training.evaluate, indices=training.data.parts["val"], show=recorder.shown)
     recorder.start(argv, hydra_files)
     tested: dict[str, float] = {}
     try:
         batches, step = training.train_batches(), training.step()
-        for epoch in fit(state, step, batches, validate, settings.train, settings.optim, watch=console.bar):
-            recorder.epoch(epoch)
-        tested = recorder.finish()
+        with _fitting(settings.train, settings.data.size):
+            for epoch in fit(state, step, batches, validate, settings.train, settings.optim, watch=console.bar):
+                recorder.epoch(epoch)
+            tested = recorder.finish()
         outcome = Outcome("complete", stop_reason(state.progress, settings.train))
     except BaseException as error:
-        outcome = Outcome.of(error, settings.train, settings.data.size)
+        outcome = Outcome.of(error)
     recorder.end(outcome, tested)
     if outcome.error:
         raise outcome.error
@@ -79,11 +72,7 @@ def _train(training: Training, recorder: Recorder, argv: Sequence[str], hydra_fi
 
 @contextmanager
 def _claimed(folder: Path, resuming: bool) -> Iterator[Run]:
-    """Hold the folder's lock; what its journal says. A lock that was refused before the first record is removed.
-
-    Raises:
-        ConfigError: another process trains there, or the folder holds a run that is not to go on.
-    """
+    """Hold the folder's lock; yield what its journal says. Where nothing was recorded, the lock's file is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     try:
@@ -97,26 +86,18 @@ def _claimed(folder: Path, resuming: bool) -> Iterator[Run]:
         lock.release()
 
 
-@contextmanager
-def _user_errors(asked: RunConfig) -> Iterator[None]:
-    """Raise what the user can mend as a `ConfigError`."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        told = as_user_error(error, asked.train, asked.data.size)
-        if told is None:
-            raise
-        raise told from error
+def _fitting(train: TrainConfig, size: Sequence[int]) -> AbstractContextManager[None]:
+    """Tell what to change where a training does not fit the memory."""
+    finer = train.accumulate * 2
+    divides = train.batch_size != "auto" and train.batch_size % finer == 0
+    other = "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
+    advice = f"Try train.accumulate={finer}: smaller micro-batches." if divides else other
+    tried = f"train.batch_size={train.batch_size} train.accumulate={train.accumulate} data.size={list(size)}"
+    return fitting(advice, f" with {tried}")
 
 
 def _refuse_complete(folder: Path, past: Run, asked: RunConfig) -> bool:
-    """Refuse a run with nothing left to do; whether only its result is, since it was killed while writing that.
-
-    Raises:
-        ConfigError: it is complete.
-    """
+    """Refuse a run with nothing left to do; whether only its result is, since it was killed while writing that."""
     if past.end is None or past.start is None or past.end.status != "complete":
         return False
     done, epochs, before = len(past.epochs), asked.train.epoch_limit, past.start.asked.train
@@ -141,29 +122,20 @@ def _has_result(folder: Path, end: End) -> bool:
 
 
 def _resumed_from(folder: Path, past: Run) -> Start | None:
-    """The record of the run to go on with; None where there is no checkpoint yet.
-
-    Raises:
-        ConfigError: the checkpoint is gone.
-    """
+    """The record of the run to go on with; None where there is no checkpoint yet."""
     if past.epochs and not (folder / LAST).exists():
         raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
     return past.start if (folder / LAST).exists() else None
 
 
 def _refuse_another(training: Training, folder: Path, past: Run) -> None:
-    """Refuse what would be another training than the one that the folder's first record began.
-
-    Raises:
-        ConfigError, DataError: other weights, other data.
-    """
+    """Refuse what would be another training than the one that the folder's first record began."""
     if not past.starts:
         return
     first = past.starts[0]
     if training.data.store.digest != first.data_digest:
         raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
-    if training.weights_source != first.weights_source:
-        raise ConfigError(
-            f"resume={folder}: began with weights from {first.weights_source}, now there are those from "
-            f"{training.weights_source}. Start a new run."
-        )
+    before, now = first.weights_source, training.model.weights_source
+    if before != now:
+        came = f"began with weights from {before}, now there are those from {now}"
+        raise ConfigError(f"resume={folder}: {came}. Start a new run.")

@@ -1,6 +1,6 @@
 """All that changes while a model is trained, and is kept to go on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ class Progress:
         epoch: epochs done.
         seconds: of training and validation so far, over all resumptions.
         best_iou, best_epoch: of the best validation so far; -1 and 0 before the first.
-        validation_seconds: of each validation so far.
     """
 
     epoch: int = 0
@@ -30,12 +29,7 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """A model in training.
-
-    Attributes:
-        model: trained in place.
-        average: of the model's weights; where there is one, it is what is scored and kept.
-    """
+    """A model in training; with an average of its weights, that is what is scored and kept."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -54,20 +48,16 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it, as tensors, numbers and containers of them."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": asdict(self.progress),
-        }
-        return state | ({"average": self.average.state_dict()} if self.average else {})
+        return {**{name: part.state_dict() for name, part in self._parts()}, "progress": asdict(self.progress)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+        for name, part in self._parts():
+            if state[name]:  # a scaler that is switched off gives nothing
+                part.load_state_dict(state[name])
         self.progress = Progress(**state["progress"])
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        yield from {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}.items()
+        if self.average:
+            yield "average", self.average

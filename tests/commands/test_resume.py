@@ -180,7 +180,7 @@ def contacted(monkeypatch):
         found.append(uri)
         raise OSError("no server here")
 
-    monkeypatch.setattr("segsweep.tracking.run.connected", connected)
+    monkeypatch.setattr("segsweep.tracking.client.connected", connected)
     return found
 
 

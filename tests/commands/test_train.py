@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import TINY
 from PIL import Image
+from records import undecided
 
 import train
 from segsweep.data.geometry import Canvas
@@ -844,7 +845,7 @@ def test_what_auto_chose_is_recorded_and_kept(image, encoder, chosen, pairs, out
     for start in starts:
         optim, data = start.settings.optim, start.settings.data
         assert (optim.lr, optim.encoder_lr_scale, data.resize) == chosen
-        assert start.settings.undecided() == []
+        assert undecided(start.settings) == []
         assert (start.asked.optim.lr, start.asked.data.resize) == ("auto", "auto")
     assert describe(folder / "best.safetensors").resize == chosen[2]
 

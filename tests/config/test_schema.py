@@ -363,3 +363,20 @@ def test_the_experiment_is_the_data_set_and_what_is_asked_of_it(data, tracking, 
         data=config.DataConfig(**{"name": "shapes"} | data), tracking=config.TrackingConfig(**tracking)
     )
     assert found.experiment == experiment
+
+
+def test_what_has_a_name_here_is_there():
+    """The schema imports neither: their names stand in both places."""
+    from segsweep.engine import losses
+    from segsweep.training import optim
+
+    assert set(config.LOSSES) == set(losses.TERMS)
+    assert all(0 <= optim.schedule(name)(0.5) <= 1 for name in config.SCHEDULES)
+    with pytest.raises(KeyError):
+        optim.schedule("linear")
+
+
+def test_paths_are_what_the_user_has_where_they_like():
+    assert {key.name for key in list(config.keys()) if key.role.is_path} == {
+        *("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
+    }

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from records import decided, end, epoch, start
+from records import decided, end, epoch, start, undecided
 
 from segsweep.config.schema import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig, keys
 from segsweep.config.settings import Normalization
@@ -114,7 +114,7 @@ def test_every_key_has_the_value_that_was_decided_or_asked_for():
 
 
 def test_the_best_epoch_is_the_first_of_equals_and_has_a_score():
-    run = Run([start(), epoch(1, None), epoch(2, 0.5), epoch(3, 0.5), epoch(4, 0.25)])
+    run = Run([start(), epoch(1, None), epoch(2, 0.5), epoch(3, None), epoch(4, 0.5), epoch(5, 0.25)])
     assert run.best == run.epochs[1]
     assert Run([start(), epoch(1, None)]).best is None
     assert Run([epoch(1, 0.0)]).best is not None
@@ -141,7 +141,7 @@ def test_a_journal_of_the_first_version_says_what_was_decided(folder):
     )
     settings = new.settings
     # The record never said these two; the checkpoint has the statistics, and BatchNorm has no other way.
-    assert set(settings.undecided()) <= {"data.normalize", "train.bn_momentum", "encoder.pretrained"}
+    assert set(undecided(settings)) <= {"data.normalize", "train.bn_momentum", "encoder.pretrained"}
     assert settings.train.batch_size == old["micro_batch"] * old["config"]["train"]["accumulate"]
     assert settings.train.epochs == old["epochs"]
     assert settings.decoder.width == old["decoder_width"]

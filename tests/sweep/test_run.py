@@ -1,10 +1,11 @@
 """The composition root: weights found once, pinned, and compared for fairness."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from segsweep.config.schema import RunConfig, TrackingConfig, TrainConfig
+from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.runs.trial import load_all
@@ -31,7 +32,8 @@ class Calls:
 
 
 def plan(tmp_path, space=SPACE, **settings):
-    base = RunConfig(train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
+    data = DataConfig(resize="pad", repeats=1)  # nothing to be decided
+    base = RunConfig(data=data, train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
     sweeper = SweeperConfig(**({"n_trials": 4} | settings))
     return Plan(tmp_path, "", space, {}, ("data=shapes",), base, sweeper)
 
@@ -53,7 +55,7 @@ def test_weights_are_asked_for_once(tmp_path):
     ("source", "pinned"), [("hub", ["encoder.pretrained=true"]), ("random", ["encoder.pretrained=false"]), ("file", [])]
 )
 def test_weights_are_pinned(tmp_path, source, pinned):
-    argv = plan(tmp_path).argv({"resnet18": source}, ["encoder=resnet18"], "resnet18")
+    argv = plan(tmp_path).argv({"resnet18": source}, {}, ["encoder=resnet18"], "resnet18")
     assert argv == ["data=shapes", "encoder=resnet18", *pinned]
 
 
@@ -68,6 +70,25 @@ def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
     all_random = Calls({"resnet18": "random", "resnet34": "random"})
     study = opened(wanted, "other")
     assert module._weights(plan(tmp_path), study, all_random) == all_random.sources
+
+
+def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
+    wanted = plan(tmp_path)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
+    backend = Calls({"data.resize": "crop", "data.repeats": 6})
+    assert module._decided(wanted, opened(wanted), backend) == backend.sources
+    ((function, data, workers),) = backend.asked
+    assert (function, data["root"], workers) == ("segsweep.training.build:decided_data", "images", None)
+    assert module._decided(wanted, opened(wanted), Calls({})) == backend.sources  # the study knows
+    assert "data.repeats=6" in wanted.argv({}, backend.sources, ["encoder=resnet18"], "resnet18")
+
+
+@pytest.mark.parametrize("key", ["data.size", "data", "recipe"])
+def test_where_the_data_are_varied_each_trial_decides(tmp_path, key):
+    space = Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")
+    wanted = plan(tmp_path, space=space)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
+    assert module._decided(wanted, opened(wanted), Calls({"data.resize": "crop"})) == {}
 
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):

@@ -19,7 +19,7 @@ from segsweep.runs import journal, locks
 from segsweep.runs.trial import Trial, load, load_all
 from segsweep.sweep.backends.local import CLAIM, LocalBackend, Slot
 from segsweep.sweep.pruner import Verdict
-from segsweep.sweep.scheduler import Listed, Search, drive, taken_up
+from segsweep.sweep.scheduler import Search, TrialSource, drive, taken_up
 from segsweep.sweep.space import Space, choice, interval
 from segsweep.sweep.study import Study
 
@@ -186,26 +186,21 @@ def test_the_timeout_lets_running_trials_finish(tmp_path):
 def test_finalists_are_run_to_their_ends(tmp_path):
     trials = [Trial(f"finalists/{i}-1", "a", [], [f"best={0.1 * i}"]) for i in range(3)]
     trials[1].argv.append("nan=1")
-    source = Listed(trials)
+    source = TrialSource(trials)
     backend = local(tmp_path)
     list(drive(source, backend, tmp_path, FAKE))
     assert [trial.state for trial in trials] == ["complete", "failed", "complete"]
     assert [t.state for t in load_all(tmp_path, "finalists")] == ["complete", "failed", "complete"]
 
 
-class Pausing:
+class Pausing(TrialSource):
     """Pauses each trial after its second epoch, and goes on with those that were good until then."""
 
     def __init__(self, trials, least):
-        self.trials, self._least = trials, least
-        self._new, self._good, self._heard = list(trials), [], set()
-
-    def begun(self):
-        return []
+        super().__init__(trials)
+        self._least, self._good, self._heard = least, [], set()
 
     def next(self):
-        if self._new:
-            return self._new.pop(0)
         return self._good.pop(0) if self._good else None
 
     def epoch(self, trial):
@@ -217,9 +212,6 @@ class Pausing:
     def over(self, trial, verdict=None):
         if trial.state == "paused" and trial.iou >= self._least:
             self._good.append(trial)
-
-    def paused(self):
-        return [trial for trial in self.trials if trial.state == "paused"]
 
 
 def test_a_paused_trial_leaves_its_slot_and_may_go_on(tmp_path):
@@ -270,12 +262,12 @@ def test_a_running_trial_of_another_sweep_is_left_alone(tmp_path):
     study, search, _ = began(tmp_path, owner="ours")
     search.next()
     assert study.trials()[0].user_attrs["owner"]["sweep"] == "ours"
-    assert [t.name for t in began(tmp_path, owner="ours")[1].begun()] == ["0"]
-    assert began(tmp_path, owner="theirs")[1].begun() == []
+    assert [t.name for t in began(tmp_path, owner="ours")[1].in_state("running")] == ["0"]
+    assert began(tmp_path, owner="theirs")[1].in_state("running") == []
     nobodys = tmp_path / "nobodys"
     nobodys.mkdir()
     began(nobodys)[1].next()
-    assert len(began(nobodys, owner="ours")[1].begun()) == 1
+    assert len(began(nobodys, owner="ours")[1].in_state("running")) == 1
 
 
 CONTROLLER = """

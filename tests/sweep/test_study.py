@@ -42,7 +42,7 @@ def test_all_is_there_again(tmp_path):
     study.remember("weights", {"resnet18": "hub"})
     again = opened(tmp_path)
     assert [t.state.name for t in again.trials()] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
-    assert again.finished() == 2
+    assert len(again.trials(TrialState.COMPLETE, TrialState.PRUNED)) == 2
     assert again.trials()[1].user_attrs == {"pruned": "hopeless", "estimate": 0.2}
     assert again.trials()[2].user_attrs == {"failed": "NaN"}
     assert again.remembered("weights") == {"resnet18": "hub"}

@@ -19,7 +19,7 @@ from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
 from segsweep.sweep import run as multirun
-from segsweep.tracking import run as tracking
+from segsweep.tracking.client import connected
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ["-m", "hydra/sweeper=optuna"]
@@ -233,7 +233,7 @@ def test_a_sweep_is_killed_gone_on_with_and_ends(sweep, pairs, tmp_path, databas
     assert f"{tested[0].run.end.tested['test/iou']:.4f}, scored once" in text
     assert "<svg" in (folder / "report.html").read_text()
 
-    client = tracking.connected(f"sqlite:///{database}")
+    client = connected(f"sqlite:///{database}")
     runs = client.search_runs([client.get_experiment_by_name("data").experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1

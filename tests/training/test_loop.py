@@ -60,7 +60,7 @@ def data(pairs):
 
 
 def state_of(model, lr=0.05, optimizer=None, average=None, progress=None):
-    optimizer = optimizer or optim.build("adam", model, lr=lr)
+    optimizer = optimizer or optim.build(OptimConfig(name="adam", lr=lr, encoder_lr_scale=1.0, weight_decay=0.0), model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return TrainState(model, optimizer, scaler, average, progress or Progress())
 
@@ -120,7 +120,7 @@ def test_going_on_is_the_same_as_never_stopping(data):
     whole, cut = Brightness(), Brightness()
     list(training(data, whole, epochs=4, lr=0.01))
     progress = Progress()
-    optimizer = optim.build("adam", cut, lr=0.01)
+    optimizer = optim.build(OptimConfig(name="adam", lr=0.01, encoder_lr_scale=1.0, weight_decay=0.0), cut)
     for stop in (2, 4):
         list(training(data, cut, epochs=stop, optimizer=optimizer, progress=progress))
     assert torch.equal(whole.threshold, cut.threshold)

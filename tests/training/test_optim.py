@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from segsweep.config.schema import OptimConfig
 from segsweep.engine.step import clip_gradients
 from segsweep.training import optim
 
@@ -20,6 +21,11 @@ def model() -> nn.Module:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     return nn.ModuleDict({"encoder": encoder, "decoder": nn.Linear(4, 4)})
+
+
+def build(name, model, layers=None, **keys):
+    """An optimizer that trains all at one rate and decays nothing, but for what is given."""
+    return optim.build(OptimConfig(name=name, **{"encoder_lr_scale": 1.0, "weight_decay": 0.0, **keys}), model, layers)
 
 
 def groups_by_parameter(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
@@ -83,20 +89,20 @@ def test_onecycle_is_torchs():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_parameter_is_in_exactly_one_group(model, name):
-    optimizer = optim.build(name, model, lr=0.1)
+    optimizer = build(name, model, lr=0.1)
     assert type(optimizer) is KINDS[name]
     assert groups_by_parameter(model, optimizer).keys() == dict(model.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("scale", (0.1, 1.0, 2.0))
 def test_the_encoder_has_its_own_learning_rate(model, scale):
-    groups = groups_by_parameter(model, optim.build("adamw", model, lr=0.1, encoder_lr_scale=scale))
+    groups = groups_by_parameter(model, build("adamw", model, lr=0.1, encoder_lr_scale=scale))
     for name, group in groups.items():
         assert group["lr"] == pytest.approx(0.1 * scale if name.startswith("encoder.") else 0.1)
 
 
 def test_scale_zero_freezes_the_encoder(model):
-    groups = groups_by_parameter(model, optim.build("adamw", model, lr=0.1, encoder_lr_scale=0))
+    groups = groups_by_parameter(model, build("adamw", model, lr=0.1, encoder_lr_scale=0))
     assert set(groups) == {"decoder.weight", "decoder.bias"}
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
@@ -104,7 +110,7 @@ def test_scale_zero_freezes_the_encoder(model):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_only_parameters_of_several_dimensions_decay(model, name):
-    groups = groups_by_parameter(model, optim.build(name, model, lr=0.1, weight_decay=0.3))
+    groups = groups_by_parameter(model, build(name, model, lr=0.1, weight_decay=0.3))
     parameters = dict(model.named_parameters())
     assert {key for key, group in groups.items() if group["weight_decay"] == 0.3} == {
         key for key, p in parameters.items() if p.ndim > 1
@@ -114,16 +120,16 @@ def test_only_parameters_of_several_dimensions_decay(model, name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_momentum_is_sgds_and_adams_first_beta(model, name):
-    for group in optim.build(name, model, lr=0.1, momentum=0.8).param_groups:
+    for group in build(name, model, lr=0.1, momentum=0.8).param_groups:
         assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.8
 
 
 def test_sgd_without_momentum_is_plain(model):
-    assert not any(group["nesterov"] for group in optim.build("sgd", model, lr=0.1, momentum=0.0).param_groups)
+    assert not any(group["nesterov"] for group in build("sgd", model, lr=0.1, momentum=0.0).param_groups)
 
 
 def test_set_lr_scales_every_groups_peak_and_returns_the_decoders(model):
-    optimizer = optim.build("adamw", model, lr=0.1, encoder_lr_scale=0.1)
+    optimizer = build("adamw", model, lr=0.1, encoder_lr_scale=0.1)
     for factor in (0.5, 0.25, 1.0):
         assert optim.set_lr(optimizer, factor) == pytest.approx(0.1 * factor)
         for name, group in groups_by_parameter(model, optimizer).items():
@@ -135,7 +141,7 @@ def test_a_step_is_torchs_own(model, name):
     start = {key: p.detach().clone() for key, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    optim.build(name, model, lr=0.1, momentum=0.9).step()
+    build(name, model, lr=0.1, momentum=0.9).step()
     for key, p in model.named_parameters():
         other = nn.Parameter(start[key])
         other.grad = torch.ones_like(other)
@@ -156,7 +162,7 @@ def test_gradient_norm_measures_without_a_limit_and_clips_with_one(model):
 
 def test_layer_decay_falls_towards_the_image(model):
     layers = {name: i for i, (name, _) in enumerate(model.named_parameters()) if name.startswith("encoder.")}
-    optimizer = optim.build("adamw", model, lr=1.0, encoder_lr_scale=0.5, layer_decay=0.8, layers=layers)
+    optimizer = build("adamw", model, lr=1.0, encoder_lr_scale=0.5, layer_decay=0.8, layers=layers)
     rates = {name: group["peak_lr"] for name, group in groups_by_parameter(model, optimizer).items()}
     assert [rates[name] for name in layers] == pytest.approx([0.5 * 0.8**3, 0.5 * 0.8**2, 0.5 * 0.8, 0.5])
     assert rates["decoder.weight"] == 1.0
@@ -164,7 +170,7 @@ def test_layer_decay_falls_towards_the_image(model):
 
 
 def test_freezing_leaves_the_encoder_as_it_is(model):
-    optimizer = optim.build("adamw", model, lr=0.1, weight_decay=0.1)
+    optimizer = build("adamw", model, lr=0.1, weight_decay=0.1)
     optim.freeze(optimizer, True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model["decoder"](model["encoder"](torch.rand(2, 3, 5, 5)).mean((2, 3))).sum().backward()

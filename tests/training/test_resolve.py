@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from records import undecided
 
 from segsweep import catalog
 from segsweep.config.schema import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
@@ -27,8 +28,8 @@ def decided(facts=FACTS, **sections):
 
 
 def test_nothing_says_auto_afterwards():
-    assert Settings.of(RunConfig()).undecided()
-    assert decided(loss=LossConfig(ce=1, class_weights="auto")).undecided() == []
+    assert undecided(Settings.of(RunConfig()))
+    assert undecided(decided(loss=LossConfig(ce=1, class_weights="auto"))) == []
 
 
 def test_what_was_decided_stays_whatever_is_known_later():

@@ -8,12 +8,7 @@ from segsweep.errors import ConfigError, DataError
 
 
 def find(data: DataConfig) -> Pairs:
-    """Find pairs by stem, or in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split.
-
-    Raises:
-        ConfigError: a folder is not given or not there.
-        DataError: no images.
-    """
+    """Find pairs by stem, or in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split."""
     if data.table:
         return listed(Path(data.table).expanduser(), data.root)
     images = existing_folder("images", data.images, data.root)
@@ -27,14 +22,12 @@ def find(data: DataConfig) -> Pairs:
     if not parts:
         return pair(images, masks, None, data.mask_suffix)
     if "train" not in parts:
-        raise DataError(
-            f"{images}: holds {', '.join(parts.values())}/ but no train/. Add it, or rename what is no split."
-        )
+        named = ", ".join(parts.values())
+        raise DataError(f"{images}: holds {named}/ but no train/. Add it, or rename what is no split.")
     inside = tuple(f"{name}/" for name in parts.values())
     beside = [paths[0] for key, paths in files_by_key(images).items() if not key.startswith(inside)]
     found = [pair(images / name, masks / name, part, data.mask_suffix) for part, name in parts.items()]
-    return Pairs(
-        [sample for pairs in found for sample in pairs.samples],
-        [f"{path}: lies beside {', '.join(parts.values())}/, into which {images.name}/ is split" for path in beside]
-        + [problem for pairs in found for problem in pairs.problems],
-    )
+    named = ", ".join(parts.values())
+    problems = [f"{path}: lies beside {named}/, into which {images.name}/ is split" for path in beside]
+    problems += [problem for pairs in found for problem in pairs.problems]
+    return Pairs([sample for pairs in found for sample in pairs.samples], problems)

@@ -1,8 +1,7 @@
 """`oxford_pets`: cats and dogs."""
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import Pairs, Sample, existing
-from segsweep.data.torchvision_data import lines, torchvision_root
+from segsweep.data.source import Pairs, Sample, existing, lines, torchvision_root
 
 CLASSES = {"background": 2, "pet": 1}
 
@@ -11,10 +10,6 @@ def find(data: DataConfig) -> Pairs:
     """Find Oxford-IIIT Pet (Parkhi et al. 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/), with its own test split.
 
     Trimaps: 1 the pet, 2 background, 3 the border, which does not count.
-
-    Raises:
-        ConfigError: data.root is not given, or the data are not there and data.download is false.
-        DataError: a listed image without its files.
     """
     root = torchvision_root("OxfordIIITPet", data, split="trainval", target_types="segmentation") / "oxford-iiit-pet"
     rows = [

@@ -22,6 +22,8 @@ VERSION = 1  # raise when the pictures change
 Rng = np.random.Generator
 Array = np.ndarray
 
+CENTERS: tuple[Array, Array] = np.meshgrid(np.arange(SIDE) + 0.5, np.arange(SIDE) + 0.5)  # x and y of the pixels
+
 
 def find(data: DataConfig) -> Pairs:
     """Find the embedded data set, drawn into the cache at first use."""
@@ -59,15 +61,9 @@ def draw(rng: Rng) -> tuple[Array, Array]:
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8), mask
 
 
-def _grid() -> tuple[Array, Array]:
-    axis = np.arange(SIDE) + 0.5
-    x, y = np.meshgrid(axis, axis)
-    return x, y
-
-
 def _outline(rng: Rng) -> Array:
     """A star-shaped blob with a wavy edge."""
-    x, y = _grid()
+    x, y = CENTERS
     cx, cy = rng.uniform(8, SIDE - 8, 2)
     angle = np.arctan2(y - cy, x - cx)
     radius = np.full_like(x, rng.uniform(10, 26))
@@ -80,7 +76,7 @@ def _outline(rng: Rng) -> Array:
 
 
 def _fill(kind: str, rng: Rng) -> Array:
-    x, y = _grid()
+    x, y = CENTERS
     period, turn = rng.uniform(4, 9), rng.uniform(0, np.pi)
     if kind == "stripes":
         bend = 1.5 * (_clouds(rng, 16) - 0.5)

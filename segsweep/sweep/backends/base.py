@@ -6,7 +6,7 @@ else passes between it and the sweep. Standard library only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
 from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
@@ -29,18 +29,14 @@ KINDS: dict[int, Failure] = {
 class Job:
     """A training to run.
 
-    Attributes:
-        name: of its folder below the sweep's; one job of a name lives at a time.
-        module: whose `main(argv)` is called; it returns an exit code of `segsweep.errors`.
-        argv: its command, without the folder, which the backend adds where it runs. The only paths in it are those of
-            the data, as the user typed them.
-        resume: it goes on with what lies in the folder, and `argv` holds only what is new.
+    `argv` is its command without the folder, which the backend adds where it runs. The only paths in it are those of
+    the data, as the user typed them.
     """
 
-    name: str
-    module: str
+    name: str  # of its folder below the sweep's; one job of a name lives at a time
+    module: str  # whose `main(argv)` is called; it returns an exit code of `segsweep.errors`
     argv: tuple[str, ...] = ()
-    resume: bool = False
+    resume: bool = False  # it goes on with what lies in the folder, and `argv` holds only what is new
 
     def command(self, folder: object) -> list[str]:
         """Return the whole command, given the job's folder on the host that runs it."""
@@ -54,20 +50,17 @@ class Report:
     """News of a job.
 
     Attributes:
-        job: which.
         records: of its journal that are new since the last report; in the first report of a submitted or adopted job
             all of them, those of earlier jobs in the folder included.
-        ended: it runs no more; no report of it follows.
         error: the kind of its failure, if it ended with one. None of a job that is complete, and of one that was
             stopped or killed, or whose host is gone: it may go on.
-        words: the last line that a failed job printed.
     """
 
     job: Id
-    records: Sequence[Record] = field(default_factory=list)
-    ended: bool = False
+    records: Sequence[Record] = ()
+    ended: bool = False  # it runs no more; no report of it follows
     error: Failure | None = None
-    words: str = ""
+    words: str = ""  # the last line that a failed job printed
 
 
 class Backend(Protocol):
@@ -122,21 +115,12 @@ class Backend(Protocol):
         """
 
     def fetch(self, job: Id, files: Sequence[str]) -> None:
-        """Have files of a job that has ended below the sweep's folder, whole; those that it did not write are left out.
-
-        Args:
-            files: paths in its folder, as "val_matrices.npz".
-        """
+        """Have files of an ended job (as "val_matrices.npz") below the sweep's folder, whole, if it wrote them."""
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call `module:function` where jobs run, with torch at hand and nothing kept, and wait for what it returns.
 
-        Args:
-            arguments: what JSON can say; so is the result.
-
-        Raises:
-            ConfigError: the function raised it.
-            RuntimeError: it failed otherwise.
+        Arguments and result are what JSON can say. A ConfigError comes through; any other failure is a RuntimeError.
         """
 
     def close(self) -> None:
@@ -150,10 +134,7 @@ def failure(end: End | None, code: int | None) -> Failure | None:
         end: that its journal closes with.
         code: its exit code; None where it is not known, since the job was killed.
     """
-    if end and end.status == "complete":
-        return None
     if end and end.status == "failed":
         return end.error or KINDS.get(code or 0, "crash")
-    if code is None or code < 0 or code > 128:  # a signal
-        return None
-    return KINDS.get(code, "crash")
+    signalled = code is None or code < 0 or code > 128
+    return None if signalled or (end and end.status == "complete") else KINDS.get(code or 0, "crash")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep.config.checks import read
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DataError
 from segsweep.paths import save_json
 from segsweep.runs import journal, locks
 from segsweep.runs.records import End
@@ -47,23 +47,16 @@ RANKS = re.compile("((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(A
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one job runs.
+    """A place where one job runs."""
 
-    Attributes:
-        number: from 0.
-        devices: of `CUDA_VISIBLE_DEVICES`; empty for a CPU.
-        threads: that the job may compute on.
-    """
-
-    number: int
-    devices: tuple[str, ...] = ()
-    threads: int = 1
+    number: int  # from 0
+    devices: tuple[str, ...] = ()  # of `CUDA_VISIBLE_DEVICES`; empty for a CPU
+    threads: int = 1  # that the job may compute on
 
     @property
     def environment(self) -> dict[str, str]:
         """Return what the job's process gets; a number of threads that the user set stays."""
-        given = os.environ.get("OMP_NUM_THREADS")
-        found = {"OMP_NUM_THREADS": given or str(self.threads)}
+        found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads)}
         return found | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
 
     def __str__(self) -> str:
@@ -74,29 +67,25 @@ def gpus() -> list[str]:
     """Find the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+        return [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1")]
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(i) for i, line in enumerate(row for row in listed.splitlines() if row.startswith("GPU "))]
+    return [str(i) for i in range(sum(row.startswith("GPU ") for row in listed.splitlines()))]
 
 
 def cores() -> int:
-    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
-    """Return the slots that `hydra.sweeper.slots` asks for.
+    """Return the slots that `hydra.sweeper.slots` asks for; ConfigError for none, or a GPU that is not there.
 
     Args:
         given: "auto": one for each GPU, on a CPU one for every four cores; a number; or for each slot its GPU, or its
             list of GPUs, counted among the visible ones.
         on_cpu: GPUs are left alone.
-
-    Raises:
-        ConfigError: no slot, or a GPU that is not there.
     """
     there = [] if on_cpu else gpus()
     if given == "auto":
@@ -123,11 +112,11 @@ def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Which attempt at a job a folder belongs to, and, when it has ended by itself, its exit code."""
+    """Which attempt at a job a folder belongs to."""
 
     attempt: str
     slot: int
-    code: int | None = None
+    code: int | None = None  # the exit code, if it has ended by itself
 
     @classmethod
     def read(cls, path: Path) -> "_Attempt | None":
@@ -149,12 +138,9 @@ class _Living:
 
 
 class LocalBackend:
-    """Runs jobs on this machine, one on each slot; `segsweep.sweep.backends.base.Backend` says what each call does.
+    """A `Backend` on this machine: one job on each slot; a job's folder is its name below `folder`, the sweep's.
 
-    Args:
-        folder: of the sweep; a job's folder is its name below it.
-        slots: where jobs may run.
-        preloaded: modules that the fork server loads once for all.
+    The fork server loads the `preloaded` modules once for all.
     """
 
     keeps = True
@@ -222,16 +208,14 @@ class LocalBackend:
         process = self._started(answer, there, function, arguments)
         there.close()
         try:
-            kind, result = here.recv()
+            result = here.recv()
         except EOFError:
-            kind, result = "error", "it died."
+            result = RuntimeError(f"{function}: it died.")
         finally:
             here.close()
             process.join()
-        if kind == "refused":
-            raise ConfigError(result)
-        if kind == "error":
-            raise RuntimeError(f"{function}: {result}")
+        if isinstance(result, Exception):
+            raise result
         return result
 
     def close(self) -> None:
@@ -241,7 +225,6 @@ class LocalBackend:
             self.poll(LOOK)
 
     def _free(self) -> list[Slot]:
-        """Return the slots without a job, first to last."""
         taken = {living.slot.number for living in self._living.values()}
         return [slot for slot in self.slots if slot.number not in taken]
 
@@ -296,10 +279,9 @@ def _exit_code(folder: Path) -> int | None:
 
 def _last_words(folder: Path) -> str:
     """Return the last line that a job printed."""
-    try:
+    lines: list[str] = []
+    with suppress(FileNotFoundError):
         lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except FileNotFoundError:
-        lines = []
     return lines[-1].removeprefix("train.py: ") if lines else "it died without a word"
 
 
@@ -344,12 +326,12 @@ def train(job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str
 
 
 def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
-    """Call the function, in the child, and send what it returns."""
+    """Call the function, in the child, and send what it returns or raises."""
     module, _, name = function.partition(":")
     try:
-        connection.send(("result", getattr(import_module(module), name)(*arguments)))
+        connection.send(getattr(import_module(module), name)(*arguments))
     except ConfigError as error:
-        connection.send(("refused", str(error)))
+        kind = DataError if isinstance(error, DataError) else ConfigError  # one that its message alone makes again
+        connection.send(kind(str(error)))
     except Exception as error:
-        connection.send(("error", f"{type(error).__name__}: {error}"))
-    connection.close()
+        connection.send(RuntimeError(f"{function}: {type(error).__name__}: {error}"))
