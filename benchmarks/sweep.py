@@ -34,7 +34,7 @@ from fake_train import config, end, epoch, start
 
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs.records import Record
-from segsweep.sweep.backends.base import Id, Job, Report
+from segsweep.sweep.backends.base import Id, Job, JobUpdate
 from segsweep.sweep.backends.local import LocalBackend, Slot
 from segsweep.sweep.scheduler import Search, drive
 from segsweep.sweep.space import Parameter, Space, interval
@@ -88,13 +88,13 @@ class FakeBackend:
     def stop(self, job: Id) -> None:
         self._living[job].stopped, self._living[job].due = True, self.clock
 
-    def poll(self, seconds: float) -> list[Report]:
+    def poll(self, seconds: float) -> list[JobUpdate]:
         job = min(self._living, key=lambda job: self._living[job].due)
         living = self._living[job]
         self.clock = living.due
         if living.stopped:
             del self._living[job]
-            return [Report(job, ended=True)]
+            return [JobUpdate(job, ended=True)]
         spent = self.world.seconds(living.encoder)
         self.busy, self.epochs = self.busy + spent, self.epochs + 1
         records: list[Record] = []
@@ -108,9 +108,9 @@ class FakeBackend:
             records.append(end())
             self.events.append((self.clock, living.encoder, living.lr))
             del self._living[job]
-        return [Report(job, records, ended=over)]
+        return [JobUpdate(job, records, ended=over)]
 
-    def fetch(self, job: Id, files: Sequence[str]) -> None:
+    def fetch(self, job: Id) -> None:
         pass
 
     def call(self, function: str, *arguments: Any) -> Any:

@@ -143,7 +143,9 @@ def _parameter(key: str, override: Override) -> "Parameter":
             raise ConfigError(f"{override.input_line}: an interval needs both ends.")
         return space.interval(key, value.start, value.end, log="log" in value.tags)
     if isinstance(value, RangeSweep):
-        return space.steps(key, list(value.range()))
+        if value.start is None or value.stop is None:
+            raise ConfigError(f"{override.input_line}: a range needs both ends.")
+        return space.steps(key, value.start, value.stop, value.step)
     options = list(map(str, override.sweep_iterator(transformer=Transformer.encode)))
     return space.choice(key, sorted(options) if isinstance(value, ChoiceSweep) and value.shuffle else options)
 

@@ -76,10 +76,15 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
 
     ConfigError if anything is wrong with the words, or one would make another training of it.
     """
+    for word in words:
+        if word.startswith("~") or key_of(word).startswith("hydra"):
+            raise ConfigError(f"a run that goes on takes its own keys alone, as KEY=VALUE: drop {word}.")
     now = _values(words)
     before = {name: reduce(getattr, name.split("."), asked) for name in now}
-    changes = {name: now[name] for name in _typed(words, now) if now[name] != before[name]}
     resumable = [key.name for key in keys() if key.role.resumable]
+    changes = {name: now[name] for name in _typed(words, now) if now[name] != before[name]}
+    # The first version recorded what auto became: to ask for auto again changes nothing.
+    changes = {name: value for name, value in changes.items() if value != "auto" or name in resumable}
     if other := [f"{name}: {before[name]} -> {now[name]}" for name in changes if name not in resumable]:
         raise ConfigError(
             f"another configuration than the run's: {'; '.join(other)}. Only {', '.join(resumable)} may change; start "

@@ -34,30 +34,6 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
     )
 
 
-def data_summary(summary: Mapping[str, Any], repeats: int = 1) -> str:
-    """Say what a data set holds, as `Dataset.summary` counts it, and how often an epoch shows it."""
-    parts = summary["parts"]
-
-    def line(title: str, values: Iterable[str]) -> tuple[str, str]:
-        return title, "".join(f"{value:>10}" for value in values)
-
-    rows = [line("", parts), *(line(n, (str(p[n]) for p in parts.values())) for n in ("images", "groups"))]
-    names = list(next(iter(parts.values()))["shares"])
-    rows += [line(name, (f"{100 * p['shares'][name]:.2f} %" for p in parts.values())) for name in names]
-    rows += [line("empty masks", (str(p["empty masks"]) for p in parts.values())), ("", "")]
-    sizes = [f"{width}x{height} ({n})" for (height, width), n in summary["sizes"].items()]
-    rows.append(("width x height", f"  {', '.join(sizes[:6])}{f', ... {len(sizes)} sizes' if len(sizes) > 6 else ''}"))
-    kinds = {1: "grey", 3: "colour"}
-    channels = ", ".join(f"{kinds.get(c, f'{c} channels')} ({n})" for c, n in summary["channels"].items())
-    low, high = summary["range"]
-    rows.append(("pixels", f"  {summary['dtype']}, {low:g} to {high:g}; {channels}"))
-    rows += [("copies", f"  {summary['copies'] or 'none'}"), ("digest", f"  {summary['digest']}")]
-    if repeats > 1:
-        shown = repeats * parts["train"]["images"]
-        rows.append(("an epoch", f"  shows each training image {repeats} times, {shown} in all (data.repeats=1: once)"))
-    return table(rows)
-
-
 def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a line for each encoder; rows as `segsweep.nn.survey` measures them, with their pretrained tags."""
     width = max(len(row["encoder"]) for row in rows) + 2

@@ -5,12 +5,14 @@ What is 0 / 0 is NaN, and left out of means.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+MATRICES = "val_matrices.npz"  # in a run's folder
 
 Matrices = NDArray[Any]
 """Confusion matrices: int64, or float64 with whole numbers where images were pooled."""
@@ -45,6 +47,33 @@ def pooled_iou(matrices: Matrices) -> Floats:
     Of two classes it is the foreground's; of more the mean over the classes in the targets, the first class included.
     """
     return overall(where_present(matrices, iou(matrices)))
+
+
+class Validation(NamedTuple):
+    """What a run's `MATRICES` holds: the confusion matrices of its best epoch.
+
+    Attributes:
+        keys: names of the validation images.
+        matrices: int64 `n k k`, targets in rows, one for each of them.
+        epoch: that they are of; 0 in older files, which do not say it.
+    """
+
+    keys: tuple[str, ...]
+    matrices: Matrices
+    epoch: int
+
+
+def read_validation(folder: Path) -> Validation | None:
+    """Read a run's `MATRICES`; None where there are none, or they cannot be read."""
+    try:
+        # Opened here, since numpy leaves a damaged file open.
+        with (folder / MATRICES).open("rb") as source, np.load(source, allow_pickle=False) as file:
+            keys, matrices = tuple(map(str, file["keys"])), file["matrices"]
+            epoch = int(file["epoch"]) if "epoch" in file else 0
+    except Exception:  # on noise, numpy and zipfile raise nearly anything
+        return None
+    fits = matrices.ndim == 3 and matrices.shape[1] == matrices.shape[2] and matrices.dtype.kind in "iu"
+    return Validation(keys, matrices, epoch) if fits and len(keys) == len(matrices) else None
 
 
 def image_iou(matrices: Matrices) -> Floats:

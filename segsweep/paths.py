@@ -62,6 +62,22 @@ def save_json(path: Path, value: Any) -> None:
     atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON that `save_json` may have written.
+
+    Raises:
+        ValueError: it is none, is nested too deep, or holds NaN or Infinity.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deep.") from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON.")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process (or thread) at a time, by a lock file that stays; the others wait."""

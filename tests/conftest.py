@@ -18,6 +18,7 @@ from PIL import Image
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more by sharing work than they win
 
 # timm's smallest models: a pretrained encoder is not the point of most tests.
 TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32", "data.repeats=1")

@@ -84,7 +84,7 @@ QUESTIONS = {
     "segsweep.commands.app": [["--help"], *([name, "--help"] for name in app.COMMANDS)],
 }
 # Each limit is of the day it was set, and may only fall.
-LARGEST_MODULE, LARGEST_PACKAGE, UNTYPED = 350, 16200, 17
+LARGEST_MODULE, LARGEST_PACKAGE, UNTYPED = 350, 14200, 5
 
 
 def modules():

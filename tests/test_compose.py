@@ -53,6 +53,13 @@ def test_other_words_are_one_line(word, said):
     assert "\n" not in str(refusal.value)
 
 
+def test_auto_typed_again_changes_nothing_that_was_decided():
+    """The first version recorded what auto became."""
+    asked = RunConfig(optim=OptimConfig(lr=3e-3, encoder_lr_scale=1.0), train=TrainConfig(device="cpu"))
+    assert changed(asked, ["optim.lr=auto", "optim.encoder_lr_scale=auto"]) == asked
+    assert changed(asked, ["train.device=auto"]).train.device == "auto"
+
+
 def test_nothing_of_a_record_is_resolved(monkeypatch):
     """What looks like Hydra's grammar or OmegaConf's in a record is text."""
     root = "${oc.env:HOME}/x','${outputs:}"

@@ -5,16 +5,6 @@ import pytest
 from segsweep import console
 
 
-def test_an_epoch_of_several_passes_is_told():
-    part = {"images": 20, "groups": 20, "empty masks": 0, "shares": {"background": 0.9, "cell": 0.1, "void": 0.0}}
-    summary = {
-        "parts": {"train": part}, "sizes": {(64, 64): 20}, "channels": {1: 20}, "dtype": "uint8", "range": (0, 255),
-        "copies": 0, "digest": "0123",
-    }  # fmt: skip
-    assert "shows each training image 9 times, 180 in all" in console.data_summary(summary, 9)
-    assert "an epoch" not in console.data_summary(summary)
-
-
 @pytest.mark.parametrize(
     ("share", "shown"), ((0.753, "75 %"), (1.0, "100 %"), (0.0082, "0.82 %"), (0.00004, "0.004 %"))
 )

@@ -14,8 +14,8 @@ from segsweep.engine import losses
 from segsweep.engine.execution import PLAIN
 from segsweep.engine.scorer import Evaluation
 from segsweep.engine.step import TrainStep
-from segsweep.errors import NonFiniteError
-from segsweep.training import loop, optim
+from segsweep.errors import NonFiniteError, OutOfMemoryError
+from segsweep.training import autotune, loop, optim
 from segsweep.training.loop import fit
 from segsweep.training.state import TrainState
 from segsweep.world import SINGLE, World
@@ -142,3 +142,26 @@ def test_a_nan_in_one_ends_all():
     train = replace(TrainConfig(epochs=2, batch_size=1))
     found = together(lambda member: training(member, train, (1.0, math.nan)[member.rank]))
     assert [type(error) for error in found] == [NonFiniteError, NonFiniteError]
+
+
+def test_the_best_epoch_is_one(monkeypatch):
+    """One pixel of difference between two devices: by its own scores the second member would have no patience left."""
+    train = TrainConfig(epochs=4, patience=1, batch_size=1)
+
+    def work(member):
+        scores = iter((0.5, 0.6, 0.7, 0.8) if member.rank == 0 else (0.5,) * 4)
+        return [epoch.is_best for epoch in training(member, train, score=lambda: next(scores))]
+
+    assert together(work) == [[True] * 4] * 2
+
+
+def test_what_one_could_not_measure_is_refused_by_all(monkeypatch):
+    def too_large(*_):
+        raise OutOfMemoryError("out of memory with 4 images")
+
+    monkeypatch.setattr(autotune, "_probe", too_large)
+    workload = autotune.Workload((64, 64), 3, 1000, 10_000)
+    found = together(
+        lambda member: autotune.tune(nn.Conv2d(3, 1, 1), ["x"], workload, TrainConfig(), torch.device("cpu"), 8, member)
+    )
+    assert [str(error) for error in found] == ["out of memory with 4 images"] * 2

@@ -18,7 +18,6 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the data set's summary and warnings, and save the sheet."""
-    from segsweep import console
     from segsweep.compose import configuration
     from segsweep.data.dataset import evenly_spaced
     from segsweep.figures import pictures
@@ -26,7 +25,7 @@ def run(options: Namespace) -> int:
 
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
-    print(console.data_summary(dataset.summary()))
+    print(dataset.summary().table())
     for warning in dataset.warnings():
         print(f"warning         {warning}")
     pairs = []

@@ -112,24 +112,25 @@ def _resume(argv: list[str]) -> int:
     folder = Path([word for word in argv if word.startswith("resume=")][-1].removeprefix("resume=").strip("'\""))
     folder = folder.expanduser().resolve()
     words = [word for word in argv if not word.startswith("resume=")]
-    given = {key_of(word) for word in words}
-    if "hydra.run.dir" in given:
-        raise ConfigError("resume goes on in the folder it names: drop hydra.run.dir.")
-    if {"-m", "--multirun"} & given:
+    if {"-m", "--multirun"} & set(words):
         raise ConfigError("resume goes on with one run: drop -m.")
+    asking = [i for i, word in enumerate(words) if word in ("--cfg", "-c") and words[i + 1 : i + 2] == ["job"]]
+    for i in reversed(asking):
+        del words[i : i + 2]
+    if flags := [word for word in words if word.startswith("-")]:
+        raise ConfigError(f"resume={folder}: {' '.join(flags)}: with resume only --cfg job is understood. Drop it.")
     try:
-        before = journal.started(folder).asked
-        asked = changed(before, [word for word in words if "=" in word and not word.startswith("-")])
+        asked = changed(journal.started(folder).asked, words)
+        typed = asked.tracking.uri if "tracking.uri" in map(key_of, words) else None
         if asked.tracking.name != "none":
-            typed = asked.tracking.uri if "tracking.uri" in given else None
-            client.allowed(before.tracking.uri, typed, "tracking.uri=")
+            client.allowed(asked.tracking.uri, typed, "tracking.uri=")
     except ConfigError as error:
         raise ConfigError(f"resume={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
-    if flags := [word for word in words if word.startswith("-") or word == "job"]:
-        if flags not in (["--cfg", "job"], ["-c", "job"]):
-            raise ConfigError(f"resume={folder}: {' '.join(flags)}: with resume only --cfg job is understood. Drop it.")
+    if asking:
         print(OmegaConf.to_yaml(OmegaConf.create(asdict(asked))), end="")
         return 0
+    if typed:
+        client.remember(typed)
     from segsweep.training.run import run  # torch and timm: seconds
 
     return run(asked, folder, argv=argv, hydra_files={}, resuming=True)

@@ -177,7 +177,7 @@ class DataConfig:
     repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
-    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", MACHINE)
+    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", PLACE)
     cache: str = key("auto", "auto: decode once, keep on the device or else on disk; none: decode each time", PLACE)
     overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
 
@@ -244,7 +244,7 @@ class DataConfig:
         if isinstance(self.classes, dict):
             given = [value if isinstance(value, list) else [value] for value in self.classes.values()]
             valid = bool(given) and all(group and all(is_whole(v) or is_color(v) for v in group) for group in given)
-            check(valid, "data.classes", self.classes, form)
+            check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
         else:
             valid = isinstance(self.classes, list) and bool(self.classes)
             check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)

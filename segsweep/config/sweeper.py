@@ -42,6 +42,7 @@ class SweeperConfig:
             value = getattr(self, name)
             valid = name in ("n_trials", "max_failures") if value is None else is_whole(value) and value >= low
             check(valid, PREFIX + name, value, f"a whole number from {low}")
+        check(is_whole(self.seed) and 0 <= self.seed < 2**32, f"{PREFIX}seed", self.seed, "in 0..2**32-1")
         if self.n_trials is None and self.sampler != "grid":
             raise ConfigError("hydra.sweeper.n_trials: how many trials? Type hydra.sweeper.n_trials=20.")
         if self.timeout is not None:

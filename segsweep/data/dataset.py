@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from segsweep.config.schema import DataConfig
 from segsweep.data import images, split
 from segsweep.data.labels import VOID, Labels, labels
 from segsweep.data.source import Sample, Unusable, refuse, source
 from segsweep.data.store import Store, Watch, open_store
+from segsweep.data.summary import DataSummary, PartSummary
 from segsweep.errors import DataError
 
 SPLIT = "split.csv"
@@ -66,32 +66,23 @@ class Dataset:
         pairs = [(first.setdefault(row.content, i), i) for i, row in enumerate(self.store.rows)]
         return [(one, other) for one, other in pairs if one != other]
 
-    def summary(self) -> dict[str, Any]:
-        """Sum up what the data set holds, in plain numbers.
-
-        `parts` has for each part its images, groups, empty masks and the share of each class; the last share, "void",
-        is of all pixels, the others of those that count.
-        """
-        rows = self.store.rows
-        parts = {}
+    def summary(self) -> DataSummary:
+        rows, parts = self.store.rows, {}
         for part, indices in self.parts.items():
             *counts, void = self.counts(part)
             shares = {name: n / max(sum(counts), 1) for name, n in zip(self.labels.names, counts, strict=True)}
-            parts[part] = {
-                "images": len(indices),
-                "groups": len({self.groups[i] for i in indices}),
-                "empty masks": len(self.empty(part)),
-                "shares": {**shares, "void": void / (sum(counts) + void)},
-            }
-        return {
-            "digest": self.store.digest,
-            "sizes": dict(Counter((row.height, row.width) for row in rows).most_common()),
-            "channels": dict(Counter(row.channels for row in rows).most_common()),
-            "dtype": str(self.store.dtype),
-            "range": self.store.range,
-            "copies": len(self.copies),
-            "parts": parts,
-        }
+            groups = len({self.groups[i] for i in indices})
+            shares["void"] = void / (sum(counts) + void)
+            parts[part] = PartSummary(len(indices), groups, len(self.empty(part)), shares)
+        return DataSummary(
+            digest=self.store.digest,
+            sizes=dict(Counter((row.height, row.width) for row in rows).most_common()),
+            channels=dict(Counter(row.channels for row in rows).most_common()),
+            dtype=str(self.store.dtype),
+            range=self.store.range,
+            copies=len(self.copies),
+            parts=parts,
+        )
 
     def write_split(self, folder: Path) -> None:
         """Write down in `SPLIT` which image is in which part; `read_split` reads it."""

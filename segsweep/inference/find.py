@@ -1,5 +1,6 @@
 """Which trained model is meant: a run's, a file, one that MLflow knows, or the best of a sweep or an experiment."""
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from segsweep.paths import outputs
 from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.tracking.run import folder_of, folders_of
+
+log = logging.getLogger(__name__)
 
 FORMS = "a run folder, its best.safetensors, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
 
@@ -80,11 +83,18 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _best(folders: Iterable[Path], where: str) -> Found:
-    """Find the run with the best validation IoU; one that learnt its validation images by heart does not count."""
+    """Find the run with the best validation IoU; one that learnt its validation images by heart does not count.
+
+    A damaged run is left out, with a warning.
+    """
     scores: dict[Path, float] = {}
     data = set()
     for folder in folders:
-        run = journal.read(folder) if (folder / BEST).is_file() else Run()
+        try:
+            run = journal.read(folder) if (folder / BEST).is_file() else Run()
+        except ConfigError as error:
+            log.warning("left out: %s", error)
+            continue
         if run.start and run.best and run.best.iou is not None and not run.start.settings.data.overfit:
             scores[folder] = run.best.iou
             data.add(run.start.data_digest)

@@ -13,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from segsweep import catalog
 from segsweep.config.checks import read
 from segsweep.errors import ConfigError, first_line, one_of, unloaded
 from segsweep.nn import UNet
 from segsweep.nn.unet import Architecture, upgraded
-from segsweep.paths import atomically
+from segsweep.paths import atomically, load_json
 
 VERSION = 1
 BEST, LAST = "best.safetensors", "last.pt"
@@ -81,13 +82,14 @@ def describe(path: str | Path) -> ModelInfo:
     if "segsweep" not in metadata:
         raise ConfigError(f"{path}: a safetensors file, but not a segsweep model. {_HINT}")
     try:
-        plain = json.loads(metadata["segsweep"])
+        plain = load_json(metadata["segsweep"])
         version = plain.get("version") if isinstance(plain, dict) else None
         if isinstance(version, int):
             _refuse_later(version)
         info = read(ModelInfo, plain, "segsweep")
         info = replace(info, model=upgraded(info.model))
         read(Architecture, info.model, "segsweep.model")  # refused here, where the file is known
+        catalog.check(info.encoder)
         return info
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: no model that can be read: {first_line(error)}") from error

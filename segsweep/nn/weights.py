@@ -54,8 +54,15 @@ RANDOM = Weights("random")
 
 
 def about(name: str) -> PretrainedCfg:
-    """Return what timm knows of the model's pretrained weights; of a model without any, the defaults."""
-    return get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
+    """Return what timm knows of the model's pretrained weights; of a model without any, the defaults.
+
+    Raises:
+        ConfigError: it has no such tag.
+    """
+    try:
+        return get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
+    except RuntimeError as error:
+        raise ConfigError(f"encoder={name}: {first_line(error)}") from error
 
 
 def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Path | None = None) -> Weights:

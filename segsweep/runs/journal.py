@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from segsweep.errors import ConfigError
-from segsweep.paths import nan_to_none
+from segsweep.paths import load_json, nan_to_none
 from segsweep.runs.records import Record, Run, decode, encode
 
 NAME = "metrics.jsonl"
@@ -20,12 +20,13 @@ class Journal:
         self._file = self._path.open("ab")
 
     def write(self, record: Record) -> Record:
-        """Append one record, durably, and return it as a reader will see it."""
+        """Append one record, durably, and return it as a reader will see it; what no reader takes is not written."""
         line = json.dumps(nan_to_none(encode(record)), allow_nan=False)
+        seen = decode(json.loads(line), self._path)
         self._file.write(line.encode() + b"\n")  # readers take lines up to the last newline
         self._file.flush()
         os.fsync(self._file.fileno())
-        return decode(json.loads(line), self._path)
+        return seen
 
     def close(self) -> None:
         self._file.close()
@@ -71,7 +72,7 @@ def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
     whole, records = _whole_lines(path, seen), []
     for line in whole.splitlines():
         try:
-            plain = json.loads(line)
+            plain = load_json(line)
         except ValueError as error:
             raise ConfigError(f"{path}: damaged: a line is no JSON: {error}") from error
         records.append(decode(plain, path))

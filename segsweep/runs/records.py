@@ -121,9 +121,12 @@ class Run:
 
     @property
     def asked(self) -> RunConfig:
-        """The configuration of the latest start; ask of a run that has begun."""
+        """The configuration of the latest start, to go by again; ask of a run that has begun.
+
+        Its `data.download` is false: a record may be anybody's, and nothing is written where it says.
+        """
         assert self.start is not None
-        return self.start.asked
+        return replace(self.start.asked, data=replace(self.start.asked.data, download=False))
 
     @property
     def epochs(self) -> list[EpochRecord]:
@@ -173,9 +176,11 @@ def decode(plain: Any, where: Path) -> Record:
         if kind == "epoch":
             return read(EpochRecord, _metrics_apart(plain, EpochRecord), kind)
         if kind == "end":
+            if "error" not in plain and plain.get("status") == "failed" and "out of memory" in str(plain.get("reason")):
+                plain = {**plain, "error": "out_of_memory"}  # the first version did not write the kind
             return read(End, _metrics_apart(plain, End), kind)
         raise ConfigError("a line is no start, epoch or end.")
-    except ConfigError as error:
+    except (ConfigError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: damaged, or not a journal: {error}") from error
 
 
@@ -191,28 +196,30 @@ def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:
     """The first version had one configuration, with `auto` replaced in places, and flat fields beside it."""
     if not isinstance(config := start.get("config"), dict):
         raise ConfigError("start: lacks config.")
-    known = {key.name for key in keys()}
-    asked: dict[str, Any] = {
-        section: {name: value for name, value in values.items() if f"{section}.{name}" in known}
-        for section, values in config.items()
-        if isinstance(values, dict)
-    }
+    known = [key.name.partition(".") for key in keys()]
+    asked: dict[str, Any] = {section: {} for section, _, name in known if name}
+    for section, kept in asked.items():
+        if not isinstance(values := config.get(section, {}), dict):
+            raise ConfigError(f"start.config.{section}: must be an object, not {str(values)[:80]!r}.")
+        kept.update({name: values[name] for of, _, name in known if of == section and name in values})
     # Where a run says nothing of it, the key did not exist, and images were repeated in debug=overfit alone.
-    data, train, optim = (asked.setdefault(name, {}) for name in ("data", "train", "optim"))
+    data, train, optim = asked["data"], asked["train"], asked["optim"]
     data.setdefault("repeats", 10 if data.get("overfit") else 1)
-    settings = {name: dict(value) for name, value in asked.items() if isinstance(value, dict) and name != "tracking"}
+    settings = {name: dict(value) for name, value in asked.items() if name != "tracking"}
     batch = start.get("micro_batch", 1)
     if train.get("batch_size") == "auto":
         settings["train"]["batch_size"] = batch * train.get("accumulate", 1)
     if train.get("time_budget") is None and train.get("epochs") is None:
         settings["train"]["epochs"] = start.get("epochs")
-    rates = catalog.rates(str(asked.get("encoder", {}).get("name")))
+    if train.get("bn_momentum", "auto") == "auto":
+        settings["train"]["bn_momentum"] = "scaled"
+    rates = catalog.rates(str(asked["encoder"].get("name")))
     random = start.get("weights_source") == "random"
     for name, value in (("lr", rates.lr), ("encoder_lr_scale", 1.0 if random else rates.encoder_lr_scale)):
         if optim.get(name, "auto") == "auto":
             settings["optim"][name] = value
     if "decoder_width" in start:
-        settings.setdefault("decoder", {})["width"] = start["decoder_width"]
+        settings["decoder"]["width"] = start["decoder_width"]
     precision = start.get("precision_used", "float32")
     usual = {"threads": 1, "channels_last": True, "compiled": False, "micro_batch": 1, "device": "cpu"}
     execution = {

@@ -1,6 +1,5 @@
 """A trial as the sweep sees it: a command, and what its journal says."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from segsweep.config.checks import read
 from segsweep.errors import ConfigError
-from segsweep.paths import save_json
+from segsweep.paths import load_json, save_json
 from segsweep.runs import journal
 from segsweep.runs.curve import Curve, Point
 from segsweep.runs.records import Run
@@ -80,11 +79,10 @@ def load(sweep: Path, name: str) -> Trial:
     """
     path = sweep / name / NAME
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        trial = read(Trial, load_json(path.read_text(encoding="utf-8")), "trial")
+    except (ConfigError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
-    trial = read(Trial, kept, str(path))
-    trial.run = journal.read(sweep / name)
+    trial.name, trial.run = name, journal.read(sweep / name)  # whatever the file says: it may name another folder
     return trial
 
 

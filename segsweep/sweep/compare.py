@@ -1,5 +1,6 @@
 """Runs side by side: a table of what differs between them and how well they did, from their journals."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from segsweep.runs import journal, locks
 from segsweep.sweep import finalists
 from segsweep.sweep.report import number
 
+log = logging.getLogger(__name__)
+
 SCORES = ("val/iou", "test/iou", "val/dice", "val/accuracy")
 CHANGED = 5  # images that lost most, and that won most
 COST = ("epochs", "seconds", "perf/images_per_s", "parameters")
@@ -21,13 +24,24 @@ UNTOLD = ("tracking.", "train.test", "train.device", "train.workers", "data.cach
 
 
 def runs(folders: Iterable[Path]) -> pd.DataFrame:
-    """Make a row for each run in or below the folders: all its keys, its scores and its cost; ConfigError for none."""
+    """Make a row for each run in or below the folders: all its keys, its scores and its cost; ConfigError for none.
+
+    A damaged run that is not named itself is left out, with a warning.
+    """
     rows = []
     for given in folders:
         found = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not found:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
-        rows += [_row(folder) for folder in found]
+        for folder in found:
+            try:
+                rows.append(_row(folder))
+            except ConfigError as error:
+                if folder == given:
+                    raise
+                log.warning("left out: %s", error)
+    if not rows:
+        raise ConfigError("no run that can be read.")
     names = dict.fromkeys(name for row in rows for name in row)
     # Settings stay what they are: a column of numbers would make 2 and null 2.0 and nan.
     kinds = {name: object if _is_setting(name) else None for name in names}
@@ -81,10 +95,11 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
 
 def _images(first: Path, second: Path, kind: str) -> str:
     """Tell what changed on the validation images."""
-    before, after = (finalists.read([folder / finalists.MATRICES]) for folder in (first, second))
+    before, after = (finalists.read([(folder, journal.read(folder))]) for folder in (first, second))
     interval = finalists.behind(after, before)
     if interval is None:
-        return "images: the runs were not validated on the same ones, so they cannot be compared image by image"
+        why = f"not validated on the same ones, or one lacks the {metrics.MATRICES} of its best epoch"
+        return f"images: the runs were {why}, so they cannot be compared image by image"
     (keys,) = before
     each = {"first": metrics.image_iou(before[keys][0]), "second": metrics.image_iou(after[keys][0])}
     found = pd.DataFrame({"image": keys, **each})
@@ -136,8 +151,8 @@ def _row(folder: Path) -> dict[str, object]:
 
 
 def _differing(rows: pd.DataFrame) -> list[str]:
-    """Return the settings that are not the same in all rows."""
-    return [c for c in rows if _is_setting(c) and rows[c].map(_typed).nunique() > 1]
+    """Return the settings that are not the same in all rows; `auto`, in old ones' records, may be any value."""
+    return [c for c in rows if _is_setting(c) and len({*rows[c].map(_typed)} - {"auto"}) > 1]
 
 
 def _several(rows: pd.DataFrame) -> bool:

@@ -13,11 +13,11 @@ import numpy as np
 
 from segsweep import metrics
 from segsweep.metrics import Matrices
+from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial
 from segsweep.sweep.space import Value
 
 FOLDER = "finalists"
-MATRICES = "val_matrices.npz"
 ANEW = ("train.seed", "data.fold")  # what each repeat has of its own
 
 Scored = Mapping[tuple[str, ...], Sequence[Matrices]]
@@ -96,7 +96,7 @@ def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> l
             failed = len(of.get((trial.name, "failed"), []))
             results.append(FinalistResult(trial, tuple(own), mean(map(_score, own)), failed=failed))
     results.sort(key=lambda result: result.iou, reverse=True)
-    scored = [read(folder / run.name / MATRICES for run in result.runs) for result in results]
+    scored = [read((folder / trial.name, trial.run) for trial in result.runs) for result in results]
     gaps = [None, *(behind(scored[0], other) for other in scored[1:])]
     return [replace(result, gap_to_best=gap) for result, gap in zip(results, gaps, strict=False)]
 
@@ -125,15 +125,17 @@ def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] |
     return metrics.interval(gains)
 
 
-def read(files: Iterable[Path]) -> Scored:
-    """Read the files `MATRICES` of runs; nothing where one of them is missing."""
+def read(runs: Iterable[tuple[Path, Run]]) -> Scored:
+    """Read the confusion matrices of runs, each a folder and its journal.
+
+    Nothing where those of a run cannot be read, or are of another epoch than its journal's best.
+    """
     found: dict[tuple[str, ...], list[Matrices]] = {}
-    for path in files:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found.setdefault(tuple(map(str, file["keys"])), []).append(file["matrices"])
-        except OSError:
+    for folder, run in runs:
+        kept = metrics.read_validation(folder)
+        if kept is None or run.best is None or kept.epoch not in (0, run.best.epoch):
             return {}
+        found.setdefault(kept.keys, []).append(kept.matrices)
     return found
 
 

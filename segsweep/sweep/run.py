@@ -3,7 +3,6 @@
 import shlex
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,14 @@ from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweep import about, finalists, report, storage
 from segsweep.sweep.about import About
-from segsweep.sweep.backends.base import Backend, Job, Report
+from segsweep.sweep.backends.base import Backend, Job, JobUpdate
 from segsweep.sweep.backends.local import LocalBackend, slots
 from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.html_report import write
 from segsweep.sweep.live import Board
 from segsweep.sweep.mirror import Tracking
 from segsweep.sweep.plan import Plan, again
-from segsweep.sweep.scheduler import RESULTS, TRAINING, WAIT, Search, TrialSource, drive, taken_up
+from segsweep.sweep.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up
 from segsweep.sweep.space import Value
 from segsweep.sweep.study import JOURNAL, Study, optuna_pruner
 from segsweep.tracking import client
@@ -31,9 +30,10 @@ from segsweep.tracking import client
 
 def run(plan: Plan) -> list[FinalistResult]:
     """Run the sweep, or go on with the one that the folder holds; print the result to stdout."""
-    there = plan.folder.exists()
+    made = storage.missing(plan.folder / locks.LOCK)
     plan.folder.mkdir(parents=True, exist_ok=True)
     folder_lock, held, study = locks.FolderLock(plan.folder, "sweep"), [], None
+    made = [*storage.missing(plan.folder / JOURNAL), *made]
     try:
         held = storage.hold(plan.sweeper.storage, plan.sweeper.study_name or "sweep")
         # Slots first: they need nothing written.
@@ -47,13 +47,8 @@ def run(plan: Plan) -> list[FinalistResult]:
             study.discard()
         for lock in held:
             lock.discard()
+        storage.remove(made)
         folder_lock.release()
-        if not there:  # what is refused leaves nothing
-            for name in (locks.LOCK, JOURNAL):
-                (plan.folder / name).unlink(missing_ok=True)
-            for empty in (plan.folder, plan.folder.parent):
-                with suppress(OSError):
-                    empty.rmdir()
         raise
     try:
         return _run(plan, study, backend, partial(plan.argv, sources, decided), kept)
@@ -192,10 +187,10 @@ def _test(folder: Path, winner: Trial, backend: Backend) -> None:
     if (end and end.tested) or not start or not start.images.get("test"):
         return
     job = backend.submit(Job(winner.name, TRAINING, ("train.test=true",), resume=True))
-    news: list[Report] = []
+    news: list[JobUpdate] = []
     while not (news and news[-1].ended):
-        news += [report for report in backend.poll(WAIT) if report.job == job]
-    backend.fetch(job, RESULTS)
-    winner.run = Run([record for report in news for record in report.records])
+        news += [update for update in backend.poll(WAIT) if update.job == job]
+    backend.fetch(job)
+    winner.run = Run([record for update in news for record in update.records])
     if not (winner.run.end and winner.run.end.tested):
         console.note(f"the winner could not be scored on the test split: see {shlex.quote(str(folder / winner.name))}")

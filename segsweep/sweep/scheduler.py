@@ -13,18 +13,16 @@ from typing import Literal
 from optuna.trial import TrialState
 
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import DataError, SweepError
+from segsweep.errors import ConfigError, DataError, SweepError
 from segsweep.runs.curve import Curve
 from segsweep.runs.records import EpochRecord, Run
 from segsweep.runs.trial import State, Trial
-from segsweep.sweep.backends.base import OUTPUT, Backend, Id, Job, Report
-from segsweep.sweep.finalists import MATRICES
+from segsweep.sweep.backends.base import OUTPUT, Backend, Id, Job, JobUpdate
 from segsweep.sweep.pruner import FIRST_RUNG, Verdict, judge
 from segsweep.sweep.space import Value
 from segsweep.sweep.study import Study
 
 TRAINING = "segsweep.commands.train"
-RESULTS = (MATRICES, "best.safetensors", "last.pt", "summary.json")  # of a training, for finalists and for going on
 SIZES = ("train.batch_size=", "train.accumulate=")
 WAIT = 1.0  # seconds between two looks at the clock
 DEATHS = 3  # times that a trial may die in the same epoch
@@ -79,7 +77,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
         for trial in waiting[:]:
             if job := backend.adopt(trial.name):
                 waiting.remove(trial)
-                trial.run, trial.slot = Run(), backend.where(job)  # the first report brings the records
+                trial.run, trial.slot = Run(), backend.where(job)  # the first update brings the records
                 living[job] = trial
                 yield Event("adopted", trial)
         while True:
@@ -88,33 +86,34 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 begins.save(folder)
                 resume = bool(begins.run.records)
                 argv = () if resume else (*begins.argv, "train.test=false", "tracking=none")
-                job = backend.submit(Job(begins.name, module, argv, resume))
+                anew = not resume and begins.halvings > 0
+                job = backend.submit(Job(begins.name, module, argv, resume, anew))
                 begins.run, begins.slot = Run(), backend.where(job)
                 living[job] = begins
                 yield Event("continued" if resume else "started", begins)
             if not living and backend.free():  # else strays of a killed controller hold the slots
                 break
-            for report in backend.poll(WAIT):
-                if report.job not in living:
+            for update in backend.poll(WAIT):
+                if update.job not in living:
                     continue  # a stray of a killed controller, on its way out
-                trial = living[report.job]
-                for record in report.records:
+                trial = living[update.job]
+                for record in update.records:
                     trial.run.records.append(record)
                     if not isinstance(record, EpochRecord) or trial.state != "running":
                         continue
                     verdict = source.epoch(trial)
                     yield Event("epoch", trial)
-                    if verdict and not report.ended:
+                    if verdict and not update.ended:
                         trial.state, trial.reason = "pruned" if verdict.kind == "prune" else "paused", verdict.reason
                         trial.save(folder)
                         if verdict.kind == "prune":
                             source.over(trial, verdict)
-                        backend.stop(report.job)
-                if not report.ended:
+                        backend.stop(update.job)
+                if not update.ended:
                     continue
-                del living[report.job]
-                backend.fetch(report.job, RESULTS)
-                kind = _ended(trial, report, deaths)
+                del living[update.job]
+                backend.fetch(update.job)
+                kind = _ended(trial, update, deaths)
                 if kind in ("continued", "halved"):
                     waiting.append(trial)
                 elif kind != "pruned":  # which was told when it was decided
@@ -131,7 +130,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
         backend.close()
 
 
-def _ended(trial: Trial, report: Report, deaths: dict[str, tuple[int, int]]) -> Kind:
+def _ended(trial: Trial, update: JobUpdate, deaths: dict[str, tuple[int, int]]) -> Kind:
     """Decide what the end of its job means for a trial."""
     end = trial.run.end
     if trial.state == "pruned":
@@ -139,23 +138,23 @@ def _ended(trial: Trial, report: Report, deaths: dict[str, tuple[int, int]]) -> 
     if end and end.status == "complete":
         trial.state, trial.reason = ("complete", "") if trial.iou is not None else ("failed", "no epoch had a score")
         return trial.state
-    if report.error is None and trial.state == "paused":
+    if update.error is None and trial.state == "paused":
         return "paused"
-    if report.error == "data" and not trial.run.records:
-        raise DataError(report.words)
-    if report.error == "out_of_memory" and (smaller := _smaller(trial)):
+    if update.error == "data" and not trial.run.records:
+        raise DataError(update.words)
+    if update.error == "out_of_memory" and (smaller := _smaller(trial)):
         trial.argv, trial.run, trial.state = smaller, Run(), "running"
         trial.halvings += 1
         return "halved"
     epochs = len(trial.run.epochs)
-    if report.error is None:
+    if update.error is None:
         times, epoch = deaths.get(trial.name, (0, -1))
         times = times + 1 if epoch == epochs else 1
         deaths[trial.name] = times, epochs
         if times < DEATHS:
             return "continued"
-    said = end.reason if end and end.status == "failed" and end.reason else report.words
-    trial.state, trial.reason = "failed", said if report.error else f"died {DEATHS} times in epoch {epochs + 1}"
+    said = end.reason if end and end.status == "failed" and end.reason else update.words
+    trial.state, trial.reason = "failed", said if update.error else f"died {DEATHS} times in epoch {epochs + 1}"
     return "failed"
 
 
@@ -211,7 +210,14 @@ class Search(TrialSource):
             running = frozen.state == TrialState.RUNNING
             if frozen.state == TrialState.WAITING or (running and not self.study.owns(frozen)):
                 continue
-            trial = self._made(frozen.number, frozen.params)
+            try:
+                trial = self._made(frozen.number, frozen.params)
+            except ConfigError as error:
+                if frozen.state == TrialState.FAIL:
+                    continue  # it was refused before
+                if running:
+                    self.study.fail(frozen.number, str(error))
+                raise
             if before := known.get(trial.name):
                 trial = taken_up(trial, before)
             self.trials[trial.name] = trial
@@ -231,7 +237,11 @@ class Search(TrialSource):
         if self._clock() >= self._until or promised >= self.study.n_trials or self.study.exhausted():
             return None
         number, values = self.study.ask()
-        trial = self.trials[str(number)] = self._made(number, values)
+        try:
+            trial = self.trials[str(number)] = self._made(number, values)
+        except ConfigError as error:
+            self.study.fail(number, str(error))
+            raise
         return trial
 
     def epoch(self, trial: Trial) -> Verdict | None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from optuna.distributions import (
     BaseDistribution,
@@ -53,11 +54,16 @@ class Parameter:
             return None
         low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
         clipped = min(high, max(low, default))
-        return low + round((clipped - low) / step) * step if step else clipped
+        return nth(self.distribution, round((clipped - low) / step)) if step else clipped
 
     def typed(self, value: Value, encoder: str) -> str:
         """Return the override that gives it this value; ConfigError where it has no such value (a damaged study)."""
         kind: BaseDistribution = self.distribution
+        digits = 5
+        if isinstance(kind, FloatDistribution) and kind.step and isinstance(value, float) and math.isfinite(value):
+            meant, digits = nth(kind, round((value - kind.low) / kind.step)), 15
+            # A sum of steps lies beside what one reads, even beyond an end, by its rounding error.
+            value = meant if abs(value - meant) <= 1e-9 * kind.step else value
         try:
             valid = kind._contains(kind.to_internal_repr(value))
         except (TypeError, ValueError):
@@ -68,7 +74,7 @@ class Parameter:
             assert isinstance(value, (int, float))
             rates = catalog.rates(encoder)
             value = rates.low * (rates.high / rates.low) ** value
-        return f"{self.key}={value:.5g}" if isinstance(value, float) else f"{self.key}={value}"
+        return f"{self.key}={value:.{digits}g}" if isinstance(value, float) else f"{self.key}={value}"
 
 
 def distribution(described: str) -> Distribution:
@@ -119,15 +125,29 @@ def interval(key: str, low: float, high: float, log: bool = False) -> Parameter:
     return Parameter(key, FloatDistribution(float(low), float(high), log=log))
 
 
-def steps(key: str, values: Sequence[float]) -> Parameter:
-    """Make a key that has one of several numbers at equal distances, in rising order."""
-    if not values:
-        raise ConfigError(f"{key}: the range is empty. range(START,STOP,STEP) leaves STOP out, as range(0,5).")
-    first, last = values[0], values[-1]
-    step = values[1] - first if len(values) > 1 else 1
-    if all(isinstance(value, int) for value in values):
-        return Parameter(key, IntDistribution(int(first), int(last), step=int(step)))
-    return Parameter(key, FloatDistribution(float(first), float(last), step=float(step)))
+def steps(key: str, start: float, stop: float, step: float = 1) -> Parameter:
+    """Make a key that has one of several numbers at equal distances, from `start` and without `stop`.
+
+    They are counted in decimals, as typed: in binary 0.3 + 3 * 0.1 is not 0.6.
+    """
+    shown = f"{key}=range({start},{stop},{step})"
+    if not all(map(math.isfinite, (start, stop, step))) or step == 0 or (stop - start) / step <= 0:
+        raise ConfigError(f"{shown}: the range is empty. range(START,STOP,STEP) leaves STOP out, as range(0,5).")
+    first, end, distance = (Decimal(str(number)) for number in (start, stop, step))
+    low, high = sorted((first, first + (math.ceil((end - first) / distance) - 1) * distance))
+    if all(isinstance(number, int) for number in (start, stop, step)):
+        return Parameter(key, IntDistribution(int(low), int(high), step=int(abs(distance))))
+    if Decimal(str(float(high))) != high or Decimal(str(float(low))) != low:
+        raise ConfigError(f"{shown}: its numbers have more digits than a float keeps. Type fewer.")
+    return Parameter(key, FloatDistribution(float(low), float(high), step=float(abs(distance))))
+
+
+def nth(distribution: IntDistribution | FloatDistribution, i: int) -> float:
+    """Return the value after `i` steps, as one reads it: the sum is of decimals."""
+    if isinstance(distribution, IntDistribution):
+        return distribution.low + i * distribution.step
+    step = Decimal(str(distribution.step or 0.0))
+    return min(distribution.high, float(Decimal(str(distribution.low)) + i * step))
 
 
 def rates_by_kind() -> Parameter:

@@ -4,7 +4,7 @@ A second controller would take the first one's running trials for its own orphan
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -42,19 +42,29 @@ MYSQL = Server(
 SERVERS = {"postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
 
 
+def missing(path: Path) -> list[Path]:
+    """Return what does not exist yet of a file and the folders above it, the innermost first."""
+    return [one for one in (path, *path.parents) if not one.exists()]
+
+
+def remove(made: Iterable[Path]) -> None:
+    """Remove what a refused sweep has made of `missing` files and folders; a folder that holds something stays."""
+    for path in made:
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
 class FileLock(Lock):
     """Locks a study by a file beside it, whose folder is made; `study` is the file that only its holder writes."""
 
     def __init__(self, path: Path, refusal: str, study: Path | None = None):
-        self._made = [file for file in (study, path, *path.parents) if file and not file.exists()]
+        self._made = [*(missing(study) if study else ()), *missing(path)]
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path, refusal)
 
     def discard(self) -> None:
         """Release, and remove what has been made since: the sweep was refused."""
-        for path in self._made:
-            with suppress(OSError):  # it is not there, or a folder that holds something by now
-                path.rmdir() if path.is_dir() else path.unlink()
+        remove(self._made)
         self.release()
 
 

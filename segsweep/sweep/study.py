@@ -25,8 +25,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
-from segsweep.runs.journal import cut_torn_line
-from segsweep.sweep.space import Space, Value, spoken
+from segsweep.runs import journal
+from segsweep.sweep.finalists import FOLDER
+from segsweep.sweep.space import Space, Value, nth, spoken
 from segsweep.sweep.storage import database
 
 JOURNAL = "optuna-journal.log"
@@ -36,7 +37,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """The trials of a sweep. Begun with another space or other fixed values, it is refused with a ConfigError.
+    """The trials of a sweep.
+
+    ConfigError if it was begun with another space or other fixed values, or if the folder has runs of something else.
 
     Args:
         folder: of the sweep, which only one controller uses at a time.
@@ -64,8 +67,10 @@ class Study:
             seeds = grid(space)
         self.n_trials = min(sweeper.n_trials or len(seeds), len(seeds)) if self._grid else sweeper.n_trials or 1
         name = sweeper.study_name or "sweep"
+        storage = storage or _opened(folder, sweeper.storage)
+        self._refuse_foreign(folder, storage, name)
         self._study = optuna.create_study(
-            storage=storage or _opened(folder, sweeper.storage),
+            storage=storage,
             study_name=name,
             direction="maximize",
             sampler=RandomSampler(sweeper.seed),
@@ -80,7 +85,7 @@ class Study:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
             self.remember(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
-        self._study.sampler = _sampler(sweeper.sampler, sweeper.seed + len(self.trials()), self.n_trials)
+        self._study.sampler = _sampler(sweeper.sampler, (sweeper.seed + len(self.trials())) % 2**32, self.n_trials)
         self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -146,6 +151,20 @@ class Study:
             with suppress(Exception):  # the storage itself may be why
                 optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
 
+    def _refuse_foreign(self, folder: Path, storage: BaseStorage, name: str) -> None:
+        """Refuse a folder with runs if no trial of the study is of this sweep: they would be taken for its trials."""
+        with suppress(KeyError):  # no such study yet
+            began = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+            if any(self.owns(trial) for trial in began if trial.state != TrialState.WAITING):
+                return
+        found = [path.parent for run in ("*", f"{FOLDER}/*") for path in folder.glob(f"{run}/{journal.NAME}")]
+        if runs := sorted(str(path.relative_to(folder)) for path in found):
+            shown = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
+            raise ConfigError(
+                f"{folder}: has runs that study {name} does not know: {shown}. "
+                "Give another folder with hydra.sweep.dir=DIR."
+            )
+
     def _compare(self, space: Mapping[str, str], fixed: Sequence[str], name: str) -> None:
         """Refuse another sweep than the one that the study was begun with."""
         before = self.remembered("began")
@@ -173,7 +192,7 @@ def grid(space: Space) -> list[dict[str, Value]]:
         elif isinstance(d, IntDistribution) and not d.log:
             axes.append(list(range(d.low, d.high + 1, d.step)))
         elif isinstance(d, FloatDistribution) and d.step:
-            axes.append([d.low + i * d.step for i in range(round((d.high - d.low) / d.step) + 1)])
+            axes.append([nth(d, i) for i in range(round((d.high - d.low) / d.step) + 1)])
         else:
             raise ConfigError(
                 f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
@@ -197,7 +216,7 @@ def _opened(folder: Path, storage: str | None) -> BaseStorage:
         return database(storage)
     path = Path(storage) if storage else folder / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(path)
+    journal.cut_torn_line(path)
     return JournalStorage(JournalFileBackend(str(path), _Unlocked(str(path))))
 
 

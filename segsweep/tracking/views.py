@@ -94,7 +94,7 @@ def page(experiment_id: str, key: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
 
 
-def _cards(swept: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _cards(swept: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, object]]:
     axes = [*swept] if len(swept) > 1 else [*swept, SIZE]
     size, speed, score = ({"key": key, "type": "PARAM" if key == SIZE else "METRIC"} for key in (SIZE, SPEED, SCORE))
     charts: list[dict[str, Any]] = [

@@ -108,7 +108,15 @@ def tune(
         with unchanged(model):
             return _probe(model, usual, train.precision, batch_size, workload, device)
 
-    answer = world.agreed(devices.remembered(f"tuned/{name}", measure))
+    answer, failed = None, None
+    if world.rank == 0:
+        try:
+            answer = devices.remembered(f"tuned/{name}", measure)
+        except Exception as error:  # the others wait for an answer
+            failed = error
+    answer, refusal = world.agreed((answer, failed and str(failed)))
+    if answer is None:
+        raise failed or OutOfMemoryError(str(refusal))
     precision, rates = devices.PRECISIONS[answer["precision"]], answer["rates"]
     execution = replace(usual, precision=precision, channels_last=answer["channels_last"])
     if train.compile == "auto" and device.type == "cuda":

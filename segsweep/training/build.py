@@ -113,7 +113,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     images = len(data.parts["train"])
     shown = images * settings.data.repeats
     _refuse_large_batch(settings.train.batch_size, shown, images)
-    console.note(console.data_summary(data.summary(), settings.data.repeats) + "\n")
+    console.note(data.summary().table(settings.data.repeats) + "\n")
     for warning in data.warnings():
         log.warning("data: %s", warning)
     data.store.to(device)

@@ -104,7 +104,7 @@ def fit(
         progress.validation_seconds.append(world.agreed(finished - trained))
         progress.seconds = world.agreed(progress.seconds + finished - started)
         progress.epoch = number
-        iou = validation.metrics["iou"]
+        iou = world.agreed(validation.metrics["iou"])
         is_best = iou > progress.best_iou
         if is_best:
             progress.best_iou, progress.best_epoch = iou, number

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # validation images whose predictions are kept as pictures
 WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
-MATRICES, SUMMARY = "val_matrices.npz", "summary.json"
+SUMMARY = "summary.json"
 
 KINDS: dict[type[BaseException], Failure] = {
     OutOfMemoryError: "out_of_memory",
@@ -103,7 +103,8 @@ class Recorder:
         best = self.folder / BEST
         if progress.best_epoch == progress.epoch != (checkpoint.describe(best).epoch if best.exists() else 0):
             self._save_best()
-        if progress.best_epoch and _epoch_of(self.folder / MATRICES) != progress.best_epoch:
+        kept = metrics.read_validation(self.folder)
+        if progress.best_epoch and (kept is None or kept.epoch != progress.best_epoch):
             self._save_validation(progress.best_epoch, self._evaluate(training.data.parts["val"], self.shown))
 
     def start(self, argv: Sequence[str], hydra_files: Mapping[str, str]) -> None:
@@ -175,18 +176,28 @@ class Recorder:
         if "test" in self.training.data.parts and self.training.settings.train.test:
             found = self._evaluate(self.training.data.parts["test"])
             tested = {f"test/{name}": value for name, value in found.metrics.items()}
-        if (self.folder / MATRICES).exists():
-            try:
-                self._illustrate()
-            except Exception as error:  # a training is not lost over a picture
-                log.warning("figures/ was not drawn: %s", first_line(error))
+        self.draw()
         return tested
 
+    def draw(self) -> None:
+        """Draw the figures, where there is something to see."""
+        if kept := metrics.read_validation(self.folder):
+            try:
+                self._illustrate(kept)
+            except Exception as error:  # a training is not lost over a picture
+                log.warning("figures/ was not drawn: %s", first_line(error))
+
     def end(self, outcome: Outcome, tested: Mapping[str, float | None]) -> None:
-        """Write the `end` record and the result, print it to stdout, and wait for MLflow within bounds."""
-        scores = {**self._best_metrics(), **tested}
+        """Write the `end` record and the result, print it to stdout, and wait for MLflow within bounds.
+
+        A crash has no result: its traceback comes next.
+        """
+        scores = {} if outcome.failure == "crash" else {**self._best_metrics(), **tested}
         self._write(End(time.time(), outcome.status, outcome.reason, outcome.failure, scores))
-        self.summarize()
+        if outcome.failure == "crash":
+            self._ask()
+        else:
+            self.summarize()
 
     def summarize(self) -> None:
         """Write `summary.json` from the journal, print it, and close MLflow."""
@@ -255,7 +266,7 @@ class Recorder:
             with target.open("wb") as file:
                 np.savez_compressed(file, keys=keys, matrices=matrices, epoch=epoch)
 
-        atomically(self.folder / MATRICES, write)
+        atomically(self.folder / metrics.MATRICES, write)
 
     def _compare(self, predictions: Mapping[int, torch.Tensor], path: Path, columns: int = 4) -> None:
         """Draw truth and predictions of some samples as one picture."""
@@ -273,23 +284,21 @@ class Recorder:
         picture = pictures.comparison(rows, data.labels.names, *data.store.range, columns)
         atomically(path, lambda target: picture.save(target, "PNG"))  # half a picture would stop what is sent to MLflow
 
-    def _illustrate(self) -> None:
+    def _illustrate(self, kept: metrics.Validation) -> None:
         """Draw what the kept model gets wrong, and how the training went."""
         from segsweep.figures import curves  # matplotlib: a second
 
         data = self.training.data
-        with np.load(self.folder / MATRICES, allow_pickle=False) as kept:
-            keys, matrices = kept["keys"], kept["matrices"]
         of_key = {data.samples[index].key: index for index in data.parts["val"]}
-        scores = np.nan_to_num(metrics.image_iou(matrices), nan=np.inf)  # nothing there, nothing said: all is well
-        worst = [of_key[str(keys[i])] for i in scores.argsort(kind="stable")[:WORST] if scores[i] < np.inf]
+        scores = np.nan_to_num(metrics.image_iou(kept.matrices), nan=np.inf)  # nothing there, nothing said: all is well
+        worst = [of_key[kept.keys[i]] for i in scores.argsort(kind="stable")[:WORST] if scores[i] < np.inf]
         if worst:
             found = self._evaluate(worst, worst).predictions
             self._compare({index: found[index] for index in worst}, self.folder / "figures" / "worst.png")
         epochs = [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.run.epochs]
         best = epochs[self.run.epochs.index(self.run.best)] if self.run.best else None
         path = self.folder / "figures" / "training.png"
-        curves.training(path, epochs, best, matrices.sum(0), data.labels.names)
+        curves.training(path, epochs, best, kept.matrices.sum(0), data.labels.names)
 
     def _evaluate(self, indices: Sequence[int], show: Sequence[int] = ()) -> Evaluation:
         """Score the kept model, as it was at its best, on some samples."""
@@ -333,12 +342,3 @@ class Recorder:
         }
         save_json(self.folder / SUMMARY, summary)
         return summary
-
-
-def _epoch_of(path: Path) -> int:
-    """The epoch that the confusion matrices are of; 0 where there are none, or older ones that do not say it."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return int(kept["epoch"])
-    except (OSError, KeyError, ValueError):
-        return 0

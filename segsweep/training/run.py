@@ -17,10 +17,17 @@ from segsweep.runs.records import End, Run, Start
 from segsweep.training.build import Training, build
 from segsweep.training.loop import fit, stop_reason
 from segsweep.training.recorder import SUMMARY, Outcome, Recorder
+from segsweep.world import SINGLE, World
 
 
 def run(
-    asked: RunConfig, folder: Path, *, argv: Sequence[str], hydra_files: Mapping[str, str], resuming: bool = False
+    asked: RunConfig,
+    folder: Path,
+    *,
+    argv: Sequence[str],
+    hydra_files: Mapping[str, str],
+    resuming: bool = False,
+    world: World = SINGLE,
 ) -> int:
     """Train as configured, in `folder`; print the result; return the exit code: 0, 130 (Ctrl-C) or 143 (SIGTERM).
 
@@ -31,40 +38,46 @@ def run(
         argv: the command line, for the record.
         hydra_files: text of the files to keep in `.hydra/`, for people.
         resuming: go on with the run that the folder holds.
+        world: the processes that train together, in the folder of rank 0.
 
     Raises:
         ConfigError: what the user can mend; `exit_code` tells the kinds apart.
     """
+    folder = Path(world.agreed(str(folder)))
     with _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past)
-        training = build(asked, before)
+        training = build(asked, before, world)
         _refuse_another(training, folder, past)
         with closing(Recorder(training, folder, past)) as recorder:
             if before:
                 recorder.restore()
             if only_result:
-                recorder.finish()
+                recorder.draw()
                 recorder.summarize()
                 return 0
-            return _train(training, recorder, argv, hydra_files)
+            recorder.start(argv, hydra_files)
+            return _train(training, recorder, world)
 
 
-def _train(training: Training, recorder: Recorder, argv: Sequence[str], hydra_files: Mapping[str, str]) -> int:
+def _train(training: Training, recorder: Recorder, world: World) -> int:
     state, settings = training.state, training.settings
     validate = partial(training.evaluate, indices=training.data.parts["val"], show=recorder.shown)
-    recorder.start(argv, hydra_files)
     tested: dict[str, float] = {}
     try:
-        batches, step = training.train_batches(), training.step()
-        with _fitting(settings.train, settings.data.size):
-            for epoch in fit(state, step, batches, validate, settings.train, settings.optim, watch=console.bar):
+        batches, step = training.train_batches(world), training.step()
+        with _fitting(training.asked.train, settings.data.size):
+            sections = settings.train, settings.optim
+            for epoch in fit(state, step, batches, validate, *sections, watch=console.bar, world=world):
                 recorder.epoch(epoch)
             tested = recorder.finish()
         outcome = Outcome("complete", stop_reason(state.progress, settings.train))
     except BaseException as error:
         outcome = Outcome.of(error)
-    recorder.end(outcome, tested)
+    try:
+        recorder.end(outcome, tested)
+    except BaseException as later:
+        raise later from outcome.error  # a full disk must not hide why the training failed
     if outcome.error:
         raise outcome.error
     return outcome.exit_code

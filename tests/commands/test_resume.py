@@ -9,6 +9,9 @@ import pytest
 from conftest import TINY, write_pairs
 
 import train
+from segsweep import metrics
+from segsweep.commands.app import main as segsweep
+from segsweep.commands.common import training_data
 from segsweep.runs import journal
 from segsweep.tracking import client
 
@@ -106,11 +109,15 @@ def test_a_run_goes_on_without_hydras_files(folder):
         (["data=shapes"], ["data.name: folder -> shapes"]),
         (["train.precision=bf16"], ["train.precision: fp32 -> bf16"]),
         (["data.size=[64,64]"], ["data.size: [32, 32] -> [64, 64]"]),
-        (["+hydra.callbacks.d={_target_: os.getcwd}", "optim.lr=0.5"], ["optim.lr: auto -> 0.5"]),
+        (["+hydra.callbacks.d={_target_: os.getcwd}"], ["drop +hydra.callbacks.d="]),
         (["train.epoch=2"], ["Closest: train.epochs"]),
         (["train.epochs=x"], ["train.epochs"]),
         (["tracking=mlfow"], ["Try tracking=mlflow"]),
         (["hydra.run.dir=there"], ["drop hydra.run.dir"]),
+        (["garbage", "train.epochs=2"], ["garbage: cannot be read as KEY=VALUE"]),
+        (["job", "train.epochs=2"], ["job: cannot be read as KEY=VALUE"]),
+        (["--cfg", "job", "garbage"], ["garbage: cannot be read as KEY=VALUE"]),
+        (["~loss.ce"], ["drop ~loss.ce"]),
         (["-m", "train.epochs=2,3"], ["drop -m"]),
         (["--info", "defaults", "train.epochs=2"], ["only --cfg job"]),
     ],
@@ -158,6 +165,28 @@ def test_what_is_composed_is_shown(folder, capsys):
     said = capsys.readouterr().out
     assert "name: test_resnet" in said
     assert "epochs: 5" in said
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_record_downloads_nothing_until_somebody_types_it(typed, folder, tmp_path, monkeypatch, capsys):
+    there, asked = tmp_path / "elsewhere", []
+
+    def oxford(root, download, **_):
+        asked.append((root, download))
+        raise RuntimeError("Dataset not found.")
+
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", oxford)
+    change_start(
+        folder, lambda start: start["asked"]["data"].update(name="oxford_pets", root=str(there), download=True)
+    )
+    words = ["data.download=true"] if typed else []
+    assert train.main([f"resume={folder}", "train.epochs=2", *words]) == 2
+    assert segsweep(["evaluate", str(folder), *words]) == 2
+    assert ("Fetch them with data.download=true." in capsys.readouterr().err) is not typed
+    assert asked == [(str(there), typed)] * 2
+    assert training_data(folder) is None
+    assert asked[-1] == (str(there), False)
+    assert not there.exists()
 
 
 @pytest.fixture
@@ -216,6 +245,13 @@ def test_a_typed_server_takes_the_records_place(theirs, contacted):
     assert train.main([f"resume={theirs}", "train.epochs=2", f"tracking.uri={own}"]) == 0
     assert set(contacted) == {own}
     assert journal.read(theirs).start.asked.tracking.uri == own
+    assert train.main([f"resume={theirs}", "train.epochs=3"]) == 0  # it is remembered
+    assert set(contacted) == {own}
+
+
+def test_the_records_server_is_dropped_for_the_default(theirs, contacted):
+    assert train.main([f"resume={theirs}", "train.epochs=2", "tracking.uri=null"]) == 0
+    assert set(contacted) == {client.tracking_uri()}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +276,9 @@ def test_a_damaged_journal_is_one_line_that_names_the_file(line, said, folder, c
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("name", ["hf-hub:somebody/model", "hf_hub:somebody/model", "local-dir:somewhere"])
+@pytest.mark.parametrize(
+    "name", ["hf-hub:somebody/model", "hf_hub:somebody/model", "local-dir:somewhere", "test_resnet.x:/y"]
+)
 def test_a_record_names_no_encoder_but_timms(name, folder, monkeypatch, capsys):
     change_start(folder, lambda start: [start[part]["encoder"].update(name=name) for part in ("asked", "settings")])
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("contacted somebody"))
@@ -248,6 +286,20 @@ def test_a_record_names_no_encoder_but_timms(name, folder, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert name in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "torn"])
+def test_damaged_matrices_are_made_anew(damage, folder):
+    path = folder / metrics.MATRICES
+    whole = path.read_bytes()
+    before = metrics.read_validation(folder)
+    path.write_bytes({"empty": b"", "garbage": b"PK\x03\x04 garbage", "torn": whole[: len(whole) // 2]}[damage])
+    assert metrics.read_validation(folder) is None
+    assert segsweep(["compare", str(folder), str(folder)]) == 0
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
+    after = metrics.read_validation(folder)
+    assert after.keys == before.keys
+    assert after.epoch == journal.read(folder).best.epoch
 
 
 @pytest.mark.parametrize("damage", [b"", b"noise", None])

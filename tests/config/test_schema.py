@@ -83,6 +83,7 @@ BAD = [
     ("data.classes", {"cell": [[0, 0, 256]]}),
     ("data.classes", {"cell": [[0, 0]]}),
     ("data.classes", [1, 2]),
+    ("data.classes", {0: 0, 1: 1}),
     ("data.fold", 1),
     ("data.folds", 1),
     ("data.classes", ["a", "a"]),

@@ -104,14 +104,14 @@ def test_the_summary_holds_what_the_files_hold(tmp_path):
     plain(tmp_path, 2, (0, 1), part="val", first=4)
     saved(tmp_path / "images" / "val" / "005.png", noise(1))
     found = opened(tmp_path, ignore_index=255).summary()
-    assert found["sizes"] == {SIZE: 6}
-    assert found["channels"] == {3: 6}
-    assert (found["dtype"], found["range"], found["copies"]) == ("uint8", (0.0, 255.0), 1)
-    train, val = found["parts"]["train"], found["parts"]["val"]
-    assert (train["images"], train["groups"], train["empty masks"]) == (4, 4, 1)
-    assert train["shares"] == pytest.approx({"background": 240 / 360, "foreground": 120 / 360, "void": 120 / 480})
-    assert (val["images"], val["groups"], val["empty masks"]) == (2, 2, 0)
-    assert val["shares"] == {"background": 0.5, "foreground": 0.5, "void": 0.0}
+    assert found.sizes == {SIZE: 6}
+    assert found.channels == {3: 6}
+    assert (found.dtype, found.range, found.copies) == ("uint8", (0.0, 255.0), 1)
+    train, val = found.parts["train"], found.parts["val"]
+    assert (train.images, train.groups, train.empty) == (4, 4, 1)
+    assert train.shares == pytest.approx({"background": 240 / 360, "foreground": 120 / 360, "void": 120 / 480})
+    assert (val.images, val.groups, val.empty) == (2, 2, 0)
+    assert val.shares == {"background": 0.5, "foreground": 0.5, "void": 0.0}
 
 
 # Colours

@@ -51,6 +51,14 @@ def test_best_is_the_best_epoch_of_any_run_that_was_validated(run, outputs):
     assert find(str(outputs)).folder == find(f"best:{outputs}").folder == high
 
 
+def test_a_damaged_run_is_left_out_of_the_best(run, caplog):
+    good, bad = run("good", 0.3), run("bad", 0.9)
+    (bad / "metrics.jsonl").write_text("noise\n")
+    assert find("best").folder == good
+    (warning,) = caplog.messages
+    assert f"{bad / 'metrics.jsonl'}: damaged" in warning
+
+
 def test_the_best_of_several_data_sets_says_so(run):
     run("one", 0.3)
     run("other", 0.4)

@@ -126,6 +126,7 @@ def test_describe_tells_what_was_kept(tmp_path, model):
         ({"model": None}, "segsweep.model: must be an object"),
         ({"model": {"name": "test_resnet"}}, "segsweep.model: lacks num_classes"),
         ({"model": {"name": "test_resnet", "in_channels": "three"}}, ""),
+        ({"model": {"name": "test_resnet.x:/y", "num_classes": 1}}, "test_resnet has no pretrained tag 'x:/y'"),
     ],
 )
 def test_metadata_that_do_not_hold_what_they_should_are_one_line(tmp_path, model, change, said):
@@ -133,6 +134,8 @@ def test_metadata_that_do_not_hold_what_they_should_are_one_line(tmp_path, model
     save(path, model)
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["segsweep"])
+    if "num_classes" in str(change):
+        change["model"] = about["model"] | change["model"]
     text = change if isinstance(change, str) else json.dumps(about | change)
     save_file(model.state_dict(), path, metadata={"segsweep": text})
     with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: no model that can be read: .*{said}") as refusal:

@@ -95,6 +95,14 @@ def test_numbers_that_are_none_are_null_and_read_as_none(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail)["val/iou"] is None
 
 
+def test_what_no_reader_takes_is_not_written(tmp_path):
+    with Journal(tmp_path) as book:
+        book.write(start())
+        with pytest.raises(ConfigError, match=r"classes\[0\]: must be a text"):
+            book.write(start(classes=[0, 1]))
+    assert journal.read(tmp_path).records == [start()]
+
+
 def test_a_journal_of_a_later_format_is_refused(tmp_path):
     (tmp_path / journal.NAME).write_text(json.dumps(encode(start()) | {"version": VERSION + 1}) + "\n")
     with pytest.raises(ConfigError, match="Update segsweep") as refusal:
@@ -107,6 +115,10 @@ def test_a_journal_of_a_later_format_is_refused(tmp_path):
     [
         ("\x00\x00", "a line is no JSON"),
         ('{"kind": "epoch", "epoch": 2', "a line is no JSON"),
+        ('{"kind": "epoch", "epoch": 2, "time": 1.0, "val/iou": Infinity}', "Infinity is no number of JSON"),
+        ('{"kind": "epoch", "epoch": 2, "time": NaN}', "NaN is no number of JSON"),
+        (f'{{"kind": "epoch", "epoch": 2, "time": 1{"0" * 400}}}', "too large"),
+        ("[" * 100_000, "nested too deep"),
         ("[1, 2]", "a line is no start, epoch or end"),
         ('{"kind": "middle"}', "a line is no start, epoch or end"),
         ('{"kind": "epoch", "epoch": "two", "time": 1.0}', "epoch.epoch: must be a whole number, not 'two'"),

@@ -140,8 +140,8 @@ def test_a_journal_of_the_first_version_says_what_was_decided(folder):
         old["device"], old["threads"], "fp32", old["channels_last"], old["compiled"], old["micro_batch"]
     )
     settings = new.settings
-    # The record never said these two; the checkpoint has the statistics, and BatchNorm has no other way.
-    assert set(undecided(settings)) <= {"data.normalize", "train.bn_momentum", "encoder.pretrained"}
+    # The record never said these two; the checkpoint has the statistics and the weights.
+    assert set(undecided(settings)) <= {"data.normalize", "encoder.pretrained"}
     assert settings.train.batch_size == old["micro_batch"] * old["config"]["train"]["accumulate"]
     assert settings.train.epochs == old["epochs"]
     assert settings.decoder.width == old["decoder_width"]
@@ -157,6 +157,13 @@ def test_a_journal_of_the_first_version_says_what_was_decided(folder):
     if lines[-1]["kind"] == "end":
         assert run.end.status == lines[-1]["status"]
         assert run.end.error is None
+
+
+def test_the_first_version_said_that_the_memory_was_too_small_in_words_alone():
+    old = {"kind": "end", "time": 1.0, "status": "failed", "reason": "out of memory with train.batch_size=64. Try 32."}
+    assert decode(old, HERE).error == "out_of_memory"
+    assert decode(old | {"reason": "NaN in the loss."}, HERE).error is None
+    assert decode(old | {"error": "crash"}, HERE).error == "crash"
 
 
 def first(**changes):
@@ -189,6 +196,23 @@ def test_what_was_auto_in_the_first_version_is_what_its_record_says():
     assert (found.settings.train.epochs, found.execution.precision) == (10, "bf16")
     assert (found.asked.train.batch_size, found.asked.decoder.width) == ("auto", "auto")
     assert (found.asked.optim.lr, found.asked.train.epochs) == ("auto", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config": {"data": 3}}, "start.config.data: must be an object, not '3'"),
+        ({"config": {"optim": None}}, "start.config.optim: must be an object"),
+        ({"precision_used": ["float32"]}, ""),
+        ({"input_size": 32}, ""),
+        ({"decoder_width": {}}, "decoder.width"),
+    ],
+)
+def test_a_damaged_record_of_the_first_version_is_one_line(changes, said):
+    with pytest.raises(ConfigError) as refusal:
+        decode(first(**changes), HERE)
+    assert str(refusal.value).startswith(f"{HERE}: damaged")
+    assert said in str(refusal.value)
 
 
 def test_a_run_by_its_time_alone_has_no_number_of_epochs():

@@ -5,10 +5,10 @@ import pytest
 from fake_train import epoch
 
 from segsweep import metrics
-from segsweep.metrics import pooled_iou
+from segsweep.metrics import MATRICES, pooled_iou
 from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial
-from segsweep.sweep.finalists import MATRICES, behind, best_of_each, ranked, repeats
+from segsweep.sweep.finalists import behind, best_of_each, ranked, read, repeats
 
 
 def trial(name, encoder, score, state="complete", typed=()):
@@ -150,6 +150,16 @@ def test_failed_repeats_are_left_out_and_none_at_all_fall_back_on_the_search(tmp
 
 def test_no_finalist_no_place(tmp_path):
     assert ranked(tmp_path, [], []) == []
+
+
+def test_matrices_of_another_epoch_than_the_journals_best_are_not_read(tmp_path):
+    run = trial("0", "a", 0.8)
+    kept(tmp_path, run, found := matrices(np.random.default_rng(0), 0.9, 3))
+    for number, n in ((None, 1), (1, 1), (2, 0)):
+        more = {} if number is None else {"epoch": number}
+        np.savez(tmp_path / "0" / MATRICES, keys=["i0", "i1", "i2"], matrices=found, **more)
+        assert len(read([(tmp_path / "0", run.run)])) == n
+    assert read([(tmp_path / "0", Run())]) == {}
 
 
 def test_other_images_are_not_paired(tmp_path):

@@ -29,19 +29,19 @@ def backend(tmp_path):
     made.close()
 
 
-def begin(backend, name, *overrides, module=FAKE, resume=False):
-    return backend.submit(Job(name, module, overrides, resume))
+def begin(backend, name, *overrides, module=FAKE, **how):
+    return backend.submit(Job(name, module, overrides, **how))
 
 
 def until_over(backend, seconds=30.0):
-    """All records of each job, and the report of its end."""
+    """All records of each job, and the update of its end."""
     records, ends, until = {}, {}, time.monotonic() + seconds
     while backend.free() < backend.capacity and time.monotonic() < until:
-        for report in backend.poll(0.2):
-            assert report.job not in ends
-            records.setdefault(report.job, []).extend(report.records)
-            if report.ended:
-                ends[report.job] = report
+        for update in backend.poll(0.2):
+            assert update.job not in ends
+            records.setdefault(update.job, []).extend(update.records)
+            if update.ended:
+                ends[update.job] = update
     return records, ends
 
 
@@ -73,10 +73,21 @@ def test_a_job_is_begun_anew_or_gone_on_with(backend, tmp_path):
     begin(backend, "0", "train.epochs=3", resume=True)
     records, _ = until_over(backend)
     assert [r.epoch for r in records[job] if isinstance(r, EpochRecord)] == [1, 2, 3]
-    begin(backend, "0", "train.epochs=1")
+    begin(backend, "0", "train.epochs=1", anew=True)
     records, _ = until_over(backend)
     assert [type(r) for r in records[job]] == [Start, EpochRecord, End]
     assert (tmp_path / "0" / "trial.json").exists()
+
+
+def test_a_run_of_something_else_is_left_alone(backend, tmp_path):
+    begin(backend, "0", "train.epochs=1")
+    until_over(backend)
+    (tmp_path / "0" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "0").iterdir()}
+    with pytest.raises(ConfigError, match=r"/0: holds a run already\. Give another folder with hydra\.sweep\.dir=DIR"):
+        begin(backend, "0", "train.epochs=2")
+    assert {path: path.read_bytes() for path in (tmp_path / "0").iterdir()} == before
+    assert backend.free() == 2
 
 
 def test_a_command_gets_its_folder_where_it_runs():
@@ -161,8 +172,8 @@ from segsweep.sweep.backends.local import LocalBackend, Slot
 backend = LocalBackend(Path(sys.argv[1]), [Slot(1)], preloaded=["segsweep.runs.journal"])
 backend.submit(Job("0", "fake_train", tuple(sys.argv[3:])))
 while True:
-    for report in backend.poll(1.0):
-        print(len(report.records), flush=True)
+    for update in backend.poll(1.0):
+        print(len(update.records), flush=True)
 """
 
 

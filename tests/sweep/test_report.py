@@ -347,6 +347,26 @@ def test_compare_names_the_closest_key(sweep):
         compare.table(compare.runs([sweep]), ["encoder.nam"])
 
 
+def test_a_damaged_run_is_left_out_unless_it_is_named(sweep, capsys, caplog):
+    whole = len(compare.runs([sweep]))
+    (sweep / "6" / "metrics.jsonl").write_text("{}\n")
+    assert len(compare.runs([sweep])) == whole - 1
+    (warning,) = caplog.messages
+    assert str(sweep / "6" / "metrics.jsonl") in warning
+    with pytest.raises(ConfigError, match="damaged"):
+        compare.runs([sweep / "6"])
+    assert cli.main(["compare", str(sweep / "6"), str(sweep / "7")]) == 2
+    for path in sweep.rglob("metrics.jsonl"):
+        path.write_text("{}\n")
+    assert cli.main(["compare", str(sweep)]) == 2
+    assert "no run that can be read" in capsys.readouterr().err
+
+
+def test_auto_is_no_difference():
+    rows = pd.DataFrame({"train.bn_momentum": ["auto", "scaled"], "train.precision": ["auto", "fp32"], "a.b": [1, 2]})
+    assert compare._differing(rows) == ["a.b"]
+
+
 def test_compare_without_runs(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err

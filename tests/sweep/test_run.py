@@ -1,8 +1,10 @@
 """The composition root: weights found once, pinned, and compared for fairness."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
+import fake_train
 import pytest
 
 from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
@@ -93,7 +95,7 @@ def test_where_the_data_are_varied_each_trial_decides(tmp_path, key):
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):
     assert plan(tmp_path, repeats=3).fresh_seeds == [6, 7, 8]
-    varied = Space((*SPACE.parameters, steps("train.seed", [0, 4, 8])), "resnet18")
+    varied = Space((*SPACE.parameters, steps("train.seed", 0, 9, 4)), "resnet18")
     assert plan(tmp_path, repeats=2, space=varied).fresh_seeds == [9, 10]
     chosen = Space((*SPACE.parameters, choice("train.seed", ["7", "6"])), "resnet18")
     assert plan(tmp_path, repeats=2, space=chosen).fresh_seeds == [8, 9]
@@ -101,7 +103,7 @@ def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):
 
 def test_finalists_share_the_varied_folds(tmp_path):
     assert plan(tmp_path).folds == []
-    varied = Space((*SPACE.parameters, steps("data.fold", [0, 1, 2])), "resnet18")
+    varied = Space((*SPACE.parameters, steps("data.fold", 0, 3)), "resnet18")
     assert plan(tmp_path, space=varied).folds == [0, 1, 2]
 
 
@@ -120,6 +122,40 @@ def test_sources_say_where_weights_come_from(monkeypatch):
     monkeypatch.setattr(weights, "_reachable", lambda url: True)
     monkeypatch.setattr(weights, "create", lambda name, found: (None, "hub"))
     assert weights.sources(["test_resnet"]) == {"test_resnet": "hub"}
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_study_leaves_a_folder_with_runs_as_it_is(tmp_path, monkeypatch):
+    """Runs of Hydra's own sweeper are numbered, too; and so are those of a study of another name."""
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    basic, ours = tmp_path / "basic", tmp_path / "ours"
+    for number in range(4):
+        (basic / str(number)).mkdir(parents=True)
+        fake_train.main([f"hydra.run.dir={basic / str(number)}", "train.epochs=1"])
+    (basic / "0" / "notes.txt").write_text("mine")
+    space = Space((interval("best", 0.5, 1.0),), "resnet18")
+    module.run(plan(ours, space=space, n_trials=1, finalists=0))
+    for folder, name, shown in ((basic, "sweep", "0, 1, 2, ..."), (ours, "second", "0")):
+        before = snapshot(folder)
+        says = f"{folder}: has runs that study {name} does not know: {shown}. Give another folder with hydra.sweep.dir="
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            module.run(plan(folder, space=space, n_trials=1, study_name=name))
+        assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_refused_sweep_leaves_nothing(tmp_path, there):
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="infinitely many values"):
+        module.run(plan(folder, space=Space((interval("best", 0.5, 1.0),), "resnet18"), sampler="grid"))
+    assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
 
 
 def test_a_sweep_from_plan_to_winner_and_again(tmp_path, monkeypatch, capsys):

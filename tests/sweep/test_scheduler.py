@@ -256,6 +256,12 @@ def test_values_that_the_space_does_not_have_are_refused(tmp_path):
     (tmp_path / "optuna-journal.log").write_text(number.sub(r"\g<1>7.5", text))
     with pytest.raises(ConfigError, match=r"best=7\.5: not a value that the sweep varies"):
         began(tmp_path)
+    study, search, _ = began(tmp_path)  # once said, it is over with that trial
+    assert states(study) == ["FAIL"]
+    study.ask = lambda ask=study.ask: (ask()[0], {"encoder": "resnet18", "best": 7.5})
+    with pytest.raises(ConfigError, match=r"best=7\.5: not a value that the sweep varies"):
+        search.next()
+    assert states(study) == ["FAIL", "FAIL"]
 
 
 def test_a_running_trial_of_another_sweep_is_left_alone(tmp_path):

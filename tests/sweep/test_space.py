@@ -1,7 +1,11 @@
 """What is varied: distributions, the overrides of a trial, and what is refused."""
 
+import math
+import random
 import subprocess
 import sys
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from optuna.distributions import (
@@ -10,10 +14,13 @@ from optuna.distributions import (
     IntDistribution,
     check_distribution_compatibility,
 )
+from optuna.storages import InMemoryStorage
 
 from segsweep import catalog
+from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
-from segsweep.sweep.space import Space, choice, interval, rates_by_kind, steps
+from segsweep.sweep.space import Space, choice, distribution, interval, rates_by_kind, steps
+from segsweep.sweep.study import Study, grid
 
 ENCODERS = choice("encoder", ["resnet18", "vit_tiny_patch16_224"])
 
@@ -35,9 +42,13 @@ def test_an_unknown_encoder_is_refused_with_the_closest():
         (interval("optim.lr", 1e-5, 1e-2, log=True), FloatDistribution(1e-5, 1e-2, log=True)),
         (interval("optim.momentum", 0, 0.9), FloatDistribution(0.0, 0.9)),
         (interval("optim.freeze_epochs", 0, 3), IntDistribution(0, 3)),
-        (steps("data.fold", range(5)), IntDistribution(0, 4)),
-        (steps("train.epochs", range(5, 21, 5)), IntDistribution(5, 20, step=5)),
-        (steps("optim.warmup", [0.1, 0.2, 0.3]), FloatDistribution(0.1, 0.3, step=0.1)),
+        (steps("data.fold", 0, 5), IntDistribution(0, 4)),
+        (steps("train.epochs", 5, 21, 5), IntDistribution(5, 20, step=5)),
+        (steps("optim.warmup", 0.1, 0.4, 0.1), FloatDistribution(0.1, 0.3, step=0.1)),
+        (steps("optim.warmup", 0.3, 0.6, 0.1), FloatDistribution(0.3, 0.5, step=0.1)),
+        (steps("optim.warmup", 0, 2.1, 0.7), FloatDistribution(0.0, 1.4, step=0.7)),
+        (steps("data.fold", 4, 0, -2), IntDistribution(2, 4, step=2)),
+        (steps("optim.warmup", 0.3, 0, -0.1), FloatDistribution(0.1, 0.3, step=0.1)),
     ],
 )
 def test_numbers_have_the_distribution_they_ask_for(made, expected):
@@ -52,7 +63,10 @@ def test_numbers_have_the_distribution_they_ask_for(made, expected):
         (lambda: interval("optim.lr", 1e-2, 1e-5), "the first number must be below the second"),
         (lambda: interval("optim.lr", 1e-2, 1e-2), "the first number must be below the second"),
         (lambda: interval("optim.lr", 0, 1e-2, log=True), "must begin above 0, as interval"),
-        (lambda: steps("data.fold", range(5, 0)), "the range is empty"),
+        (lambda: steps("data.fold", 5, 0), "the range is empty"),
+        (lambda: steps("data.fold", 0, 5, 0), "the range is empty"),
+        (lambda: steps("optim.lr", 0, float("inf")), "the range is empty"),
+        (lambda: steps("optim.lr", 0, 0.5, 0.12345678901234567), "more digits than a float keeps"),
     ],
 )
 def test_empty_spaces_are_refused(make, says):
@@ -88,11 +102,40 @@ def test_seeds_are_each_encoder_at_its_default(lr):
 
 
 def test_seeds_lie_on_the_steps():
-    space = Space((steps("train.epochs", range(5, 21, 5)), steps("optim.warmup", [0.1, 0.2, 0.3])), "resnet18")
+    space = Space((steps("train.epochs", 5, 21, 5), steps("optim.warmup", 0.1, 0.4, 0.1)), "resnet18")
     (seed,) = space.seeds({"train.epochs": 11, "optim.warmup": 0.19})
     assert seed == {"train.epochs": 10, "optim.warmup": pytest.approx(0.2)}
     (seed,) = space.seeds({"train.epochs": None, "optim.warmup": 0.9})
     assert seed == {"optim.warmup": pytest.approx(0.3)}
+
+
+def test_every_value_of_a_range_is_typed_as_one_reads_it():
+    rng = random.Random(0)
+    for _ in range(300):
+        unit = Decimal(1).scaleb(-rng.randint(0, 6))
+        first, step, count = rng.randint(-50, 50) * unit, rng.randint(1, 40) * unit, rng.randint(1, 40)
+        stop = first + step * count - rng.choice([0, unit / 2])
+        parameter = steps("optim.warmup", float(first), float(stop), float(step))
+        space, there = Space((parameter,), "resnet18"), [first + i * step for i in range(count)]
+
+        def typed(values, space=space):
+            return Decimal(space.typed(values)[0].removeprefix("optim.warmup="))
+
+        assert list(map(typed, grid(space))) == there
+        assert distribution(space.described()["optim.warmup"]) == parameter.distribution
+        for default in (*map(float, there), rng.uniform(float(first) - 1, float(stop) + 1)):
+            (seed,) = space.seeds({"optim.warmup": default})
+            assert min(there, key=lambda value, d=default: abs(float(value) - d)) == typed(seed)
+        study = Study(Path("nowhere"), space, SweeperConfig(sampler="random"), storage=InMemoryStorage())
+        assert all(typed(study.ask()[1]) in there for _ in range(3))
+
+
+def test_a_value_beside_an_end_is_that_end_and_one_further_off_is_damage():
+    parameter = steps("optim.warmup", 0.0, 0.8, 0.1)
+    assert parameter.typed(0.7000000000000001, "resnet18") == "optim.warmup=0.7"
+    for value in (0.70001, 0.75, 0.8, -0.1, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="not a value that the sweep varies"):
+            parameter.typed(value, "resnet18")
 
 
 def test_without_a_choice_of_encoders_there_is_one():

@@ -97,8 +97,13 @@ def test_the_target_may_be_raised_and_the_sampler_changed(tmp_path):
     assert opened(tmp_path, n_trials=50, sampler="random", seed=7).n_trials == 50
 
 
+def test_the_largest_seed_lasts_for_a_restart(tmp_path):
+    for _ in range(2):
+        opened(tmp_path, seed=2**32 - 1).ask()
+
+
 def test_a_grid_is_all_combinations(tmp_path):
-    space = Space((choice("encoder", ["resnet18", "resnet34"]), steps("data.fold", range(3))), "resnet18")
+    space = Space((choice("encoder", ["resnet18", "resnet34"]), steps("data.fold", 0, 3)), "resnet18")
     study = opened(tmp_path, space, sampler="grid", n_trials=None)
     assert study.n_trials == 6
     asked = [tuple(study.ask()[1].values()) for _ in range(6)]
@@ -107,7 +112,7 @@ def test_a_grid_is_all_combinations(tmp_path):
 
 
 def test_a_grid_of_numbers_with_steps(tmp_path):
-    assert grid(Space((steps("optim.warmup", [0.1, 0.2, 0.3]),), "resnet18")) == [
+    assert grid(Space((steps("optim.warmup", 0.1, 0.4, 0.1),), "resnet18")) == [
         {"optim.warmup": pytest.approx(value)} for value in (0.1, 0.2, 0.3)
     ]
 

@@ -19,6 +19,8 @@ from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
 from segsweep.sweep import run as multirun
+from segsweep.sweep.space import Space
+from segsweep.sweep.study import grid
 from segsweep.tracking.client import connected
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,13 @@ def test_any_key_of_any_group_in_hydras_grammar(planned):
     values = {"decoder.width": "[64,32,16,16,16]", "encoder.pretrained": "False", "encoder": "resnet18"}
     typed = found.space.typed(values)
     assert typed == ["encoder=resnet18", "decoder.width=[64,32,16,16,16]", "encoder.pretrained=False"]
+
+
+def test_a_range_has_the_values_that_one_reads(planned):
+    (warmup,) = plan(planned, "encoder=resnet18", "optim.lr=1e-3", "optim.warmup=range(0.3,0.6,0.1)").space.parameters
+    assert [warmup.typed(cell["optim.warmup"], "") for cell in grid(Space((warmup,), ""))] == [
+        *("optim.warmup=0.3", "optim.warmup=0.4", "optim.warmup=0.5")
+    ]
 
 
 def test_a_plain_value_fixes_a_key_of_params(planned):
@@ -133,6 +142,7 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["encoder=resnet18", "optim.lr=1e-3"], "nothing is varied. Type"),
         (["optim.lr=interval(1e-2,1e-5)"], "the first number must be below the second"),
         (["optim.lr=tag(log,interval(0,1e-2))"], "a logarithmic interval must begin above 0"),
+        (["optim.warmup=range(0.5,0.1,0.1)"], "optim.warmup=range(0.5,0.1,0.1): the range is empty"),
         (["optim.lrr=choice(1,2)"], "optim.lrr: no such key. Closest: optim.lr"),
         (["augmentation=choice(light,strng)"], "augmentation=strng: no such option. There are: light"),
         (["data.folds=5", "data.fold=range(0,6)"], "data.fold=5: must be in 0..4"),
@@ -147,6 +157,8 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.n_trials=null"], "hydra.sweeper.n_trials: how many trials?"),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a whole number from 1"),
         (["hydra.sweeper.finalists=-1"], "hydra.sweeper.finalists=-1: must be a whole number from 0"),
+        (["hydra.sweeper.seed=-1"], "hydra.sweeper.seed=-1: must be in 0..2**32-1"),
+        (["hydra.sweeper.seed=4294967296"], "hydra.sweeper.seed=4294967296: must be in 0..2**32-1"),
         (["hydra.sweeper.timeout=0"], "hydra.sweeper.timeout=0: must be seconds, above 0"),
         (["hydra.sweeper.budget=seconds"], "as train.time_budget=300"),
         (["hydra.sweeper.budget=steps"], "must be one of epochs, seconds"),

@@ -207,7 +207,8 @@ class Second(World):
     rank, size = 1, 2
 
     def agreed(self, value):
-        return {**value, "precision": "fp32", "batch_size": 4}
+        assert value == (None, None)  # it measures nothing itself
+        return {"precision": "fp32", "channels_last": True, "batch_size": 4, "rates": {"fp32": 1.0}}, None
 
 
 def test_all_processes_take_the_answer_of_the_first(speeds):

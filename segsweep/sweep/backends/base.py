@@ -37,6 +37,7 @@ class Job:
     module: str  # whose `main(argv)` is called; it returns an exit code of `segsweep.errors`
     argv: tuple[str, ...] = ()
     resume: bool = False  # it goes on with what lies in the folder, and `argv` holds only what is new
+    anew: bool = False  # an earlier attempt at this very job lies in the folder, and is removed
 
     def command(self, folder: object) -> list[str]:
         """Return the whole command, given the job's folder on the host that runs it."""
@@ -46,11 +47,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Report:
+class JobUpdate:
     """News of a job.
 
     Attributes:
-        records: of its journal that are new since the last report; in the first report of a submitted or adopted job
+        records: of its journal that are new since the last update; in the first one of a submitted or adopted job
             all of them, those of earlier jobs in the folder included.
         error: the kind of its failure, if it ended with one. None of a job that is complete, and of one that was
             stopped or killed, or whose host is gone: it may go on.
@@ -58,7 +59,7 @@ class Report:
 
     job: Id
     records: Sequence[Record] = ()
-    ended: bool = False  # it runs no more; no report of it follows
+    ended: bool = False  # it runs no more; no update of it follows
     error: Failure | None = None
     words: str = ""  # the last line that a failed job printed
 
@@ -67,8 +68,8 @@ class Backend(Protocol):
     """Runs jobs, each in a folder of its own below the sweep's.
 
     All calls come from one thread, and none but `poll`, `call` and `close` waits for a job. A job that fails is news
-    and no error of the backend: only `Report.error` tells. What the user can mend (no such GPU, no way to the host) is
-    a `ConfigError`; after any other exception the sweep calls `close` and ends. A backend retries nothing and judges
+    and no error of the backend: only `JobUpdate.error` tells. What the user can mend (no such GPU, no way to the host)
+    is a `ConfigError`; after any other exception the sweep calls `close` and ends. A backend retries nothing and judges
     nothing: what a failure means is the scheduler's to say.
 
     Jobs outlive a controller that is killed; the next controller adopts them by name.
@@ -87,9 +88,12 @@ class Backend(Protocol):
     def submit(self, job: Job) -> Id:
         """Begin a job, and return before it has done anything; call it only while `free()` is above 0.
 
-        A job of this name that lives already is adopted instead: never do two of them share a folder. A job that does
-        not resume finds no journal in its folder: what an earlier one left there is removed, but for its output and
-        the sweep's own notes.
+        A job of this name that lives already is adopted instead: never do two of them share a folder. Where `anew` asks
+        for it, what an earlier attempt left in the folder is removed first, but for its output and the sweep's own
+        notes; nothing else is ever removed.
+
+        Raises:
+            ConfigError: there is a journal, and the job neither resumes nor begins anew.
         """
 
     def adopt(self, name: str) -> Id | None:
@@ -104,7 +108,7 @@ class Backend(Protocol):
         It has a while to write its last checkpoint and is killed then. `poll` reports when it has ended.
         """
 
-    def poll(self, seconds: float) -> list[Report]:
+    def poll(self, seconds: float) -> list[JobUpdate]:
         """Return news as soon as there are some; an empty list after so many seconds without.
 
         Each record is reported once, in order, and lies in the journal below the sweep's folder when it is. Nothing is
@@ -114,8 +118,8 @@ class Backend(Protocol):
             ConfigError: a journal is damaged.
         """
 
-    def fetch(self, job: Id, files: Sequence[str]) -> None:
-        """Have files of an ended job (as "val_matrices.npz") below the sweep's folder, whole, if it wrote them."""
+    def fetch(self, job: Id) -> None:
+        """Have all files of an ended job below the sweep's folder, each of them whole."""
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call `module:function` where jobs run, with torch at hand and nothing kept, and wait for what it returns.

@@ -32,7 +32,7 @@ from segsweep.paths import save_json
 from segsweep.runs import journal, locks
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
-from segsweep.sweep.backends.base import OUTPUT, Id, Job, Report, failure
+from segsweep.sweep.backends.base import OUTPUT, Id, Job, JobUpdate, failure
 
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
@@ -159,12 +159,14 @@ class LocalBackend:
         folder.mkdir(parents=True, exist_ok=True)
         if living := self.adopt(job.name):
             return living
+        if journal.exists(folder) and not (job.resume or job.anew):
+            raise ConfigError(f"{folder}: holds a run already. Give another folder with hydra.sweep.dir=DIR.")
         slot = self._free()[0]
         claim = _Attempt(uuid.uuid4().hex, slot.number)
         (folder / CLAIM).write_text(json.dumps(asdict(claim)), encoding="utf-8")
         if living := self.adopt(job.name):  # a killed controller's child came to life in between
             return living
-        if not job.resume:
+        if job.anew:
             _clear(folder)
         process = self._started(train, job, folder, claim, slot.environment)
         assert process.pid is not None
@@ -190,17 +192,17 @@ class LocalBackend:
             living.stopping = time.monotonic()
             _signal(living.pid, signal.SIGTERM)
 
-    def poll(self, seconds: float) -> list[Report]:
+    def poll(self, seconds: float) -> list[JobUpdate]:
         until = time.monotonic() + seconds
         while True:
-            reports = [report for job in list(self._living) if (report := self._look(job))]
+            updates = [update for job in list(self._living) if (update := self._look(job))]
             left = until - time.monotonic()
-            if reports or left <= 0 or not self._living:
-                return reports
+            if updates or left <= 0 or not self._living:
+                return updates
             ends = [living.process.sentinel for living in self._living.values() if living.process]
             wait(ends, min(LOOK, left)) if ends else time.sleep(min(LOOK, left))
 
-    def fetch(self, job: Id, files: Sequence[str]) -> None:
+    def fetch(self, job: Id) -> None:
         """Do nothing: a job's folder lies below the sweep's."""
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -242,7 +244,7 @@ class LocalBackend:
         process.start()
         return process
 
-    def _look(self, job: Id) -> Report | None:
+    def _look(self, job: Id) -> JobUpdate | None:
         living, folder = self._living[job], self.folder / job
         # Before the journal, which grows until the end.
         ended = not (living.process.is_alive() if living.process else locks.holder(folder / CLAIM) == living.pid)
@@ -253,14 +255,14 @@ class LocalBackend:
             living.killed = True
             _signal(living.pid, signal.SIGKILL)
         if not ended:
-            return Report(job, records) if records else None
+            return JobUpdate(job, records) if records else None
         code = living.process.exitcode if living.process else _exit_code(folder)
         if living.process:
             living.process.join()
             living.process.close()
         del self._living[job]
         error = failure(living.end, code)
-        return Report(job, records, True, error, _last_words(folder) if error else "")
+        return JobUpdate(job, records, True, error, _last_words(folder) if error else "")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -286,7 +288,7 @@ def _last_words(folder: Path) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier job left, but for what it printed and the sweep noted."""
+    """Remove what an earlier attempt left, but for what it printed and the sweep noted."""
     (folder / journal.NAME).unlink(missing_ok=True)  # first: what is left without it is no run
     for path in folder.iterdir():
         if path.is_dir():

@@ -1,0 +1,58 @@
+"""What a data set holds, in numbers and as a table."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from segsweep import console
+
+KINDS = {1: "grey", 3: "colour"}
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    images: int
+    groups: int
+    empty: int  # masks without a pixel of any class but the first
+    shares: dict[str, float]  # of each class in the pixels that count; "void": in all
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    digest: str
+    sizes: dict[tuple[int, int], int]  # images by height and width, most frequent first
+    channels: dict[int, int]  # images by their number of channels
+    dtype: str
+    range: tuple[float, float]  # lowest and highest value that a pixel can have
+    copies: int
+    parts: dict[str, PartSummary]
+
+    def table(self, repeats: int = 1) -> str:
+        """Return it for a person, with how often an epoch shows each training image."""
+
+        def line(title: str, values: Iterable[object]) -> tuple[str, str]:
+            return title, "".join(f"{value!s:>10}" for value in values)
+
+        parts = self.parts.values()
+        rows = [
+            line("", self.parts),
+            line("images", (p.images for p in parts)),
+            line("groups", (p.groups for p in parts)),
+        ]
+        for name in next(iter(parts)).shares:
+            rows.append(line(name, (f"{100 * p.shares[name]:.2f} %" for p in parts)))
+        rows += [line("empty masks", (p.empty for p in parts)), ("", "")]
+        sizes = [f"{width}x{height} ({n})" for (height, width), n in self.sizes.items()]
+        more = f", ... {len(sizes)} sizes" if len(sizes) > 6 else ""
+        channels = ", ".join(f"{KINDS.get(c, f'{c} channels')} ({n})" for c, n in self.channels.items())
+        low, high = self.range
+        rows += [
+            ("width x height", f"  {', '.join(sizes[:6])}{more}"),
+            ("pixels", f"  {self.dtype}, {low:g} to {high:g}; {channels}"),
+            ("copies", f"  {self.copies or 'none'}"),
+            ("digest", f"  {self.digest}"),
+        ]
+        if repeats > 1:
+            shown = repeats * self.parts["train"].images
+            text = f"  shows each training image {repeats} times, {shown} in all (data.repeats=1: once)"
+            rows.append(("an epoch", text))
+        return console.table(rows)

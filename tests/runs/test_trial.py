@@ -1,0 +1,29 @@
+"""What a sweep keeps of a trial."""
+
+import json
+
+import pytest
+from records import epoch, start, write
+
+from segsweep.errors import ConfigError
+from segsweep.runs.trial import NAME, Trial, load
+
+
+def test_a_trial_is_of_its_folder_whatever_it_says(tmp_path):
+    write(tmp_path / "sweep" / "0", start(), epoch(1, 0.5))
+    write(tmp_path / "victim", start(), epoch(1, 0.9))
+    Trial("0", "resnet18", [], []).save(tmp_path / "sweep")
+    path = tmp_path / "sweep" / "0" / NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "../victim"}))
+    found = load(tmp_path / "sweep", "0")
+    assert (found.name, found.iou) == ("0", 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": NaN}', "[" * 100_000, '{"state": {}}'], ids=lambda t: t[:9])
+def test_a_damaged_one_is_one_line_that_names_the_file(tmp_path, text):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / NAME).write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        load(tmp_path, "0")
+    assert str(refusal.value).startswith(f"{tmp_path / '0' / NAME}: damaged: ")
+    assert "\n" not in str(refusal.value)
