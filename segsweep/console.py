@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SCORES = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy", "boundary_iou": "boundary IoU"}
+from segsweep.metrics import SHOWN
+
+SCORES = {**SHOWN, "boundary_iou": "boundary IoU"}  # of an evaluation
 
 
 def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+SHOWN = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy"}  # what a person sees first, and its title
 MATRICES = "val_matrices.npz"  # in a run's folder
 
 Matrices = NDArray[Any]
@@ -50,17 +51,11 @@ def pooled_iou(matrices: Matrices) -> Floats:
 
 
 class Validation(NamedTuple):
-    """What a run's `MATRICES` holds: the confusion matrices of its best epoch.
+    """What a run's `MATRICES` holds: the confusion matrices of its best epoch."""
 
-    Attributes:
-        keys: names of the validation images.
-        matrices: int64 `n k k`, targets in rows, one for each of them.
-        epoch: that they are of; 0 in older files, which do not say it.
-    """
-
-    keys: tuple[str, ...]
-    matrices: Matrices
-    epoch: int
+    keys: tuple[str, ...]  # names of the validation images
+    matrices: Matrices  # int64 `n k k`, targets in rows, one for each of them
+    epoch: int  # that they are of; 0 in older files, which do not say it
 
 
 def read_validation(folder: Path) -> Validation | None:

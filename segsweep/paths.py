@@ -65,8 +65,7 @@ def save_json(path: Path, value: Any) -> None:
 def load_json(text: str | bytes) -> Any:
     """Parse JSON that `save_json` may have written.
 
-    Raises:
-        ValueError: it is none, is nested too deep, or holds NaN or Infinity.
+    Raises ValueError: it is none, is nested too deep, or holds NaN or Infinity.
     """
     try:
         return json.loads(text, parse_constant=_no_number)

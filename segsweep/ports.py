@@ -11,8 +11,7 @@ from segsweep.errors import ConfigError
 def available(host: str, port: int, command: str) -> int:
     """Return the port, or any free one for 0; `command` is what to type with another port.
 
-    Raises:
-        ConfigError: it cannot be listened at.
+    Raises ConfigError: it cannot be listened at.
     """
     try:
         return _bound(host, port)

@@ -31,8 +31,7 @@ def assign(
         shares: of train and val, or of train, val and test; sums to 1.
         folds: of each sample, from `fold_of`.
 
-    Raises:
-        DataError: fewer groups than parts, or an empty fold.
+    Raises DataError: fewer groups than parts, or an empty fold.
     """
     if samples and not any(sample.split in (None, "train") for sample in samples):
         raise DataError("data: the given split has no train part that can be used.")

@@ -168,8 +168,7 @@ def open_store(
         workers: decoding threads; default: as many as cores.
         progress: wraps the iterator over decoded samples; also given their number and a title.
 
-    Raises:
-        DataError: at least `STOP` files that cannot be used, or none that can.
+    Raises DataError: at least `STOP` files that cannot be used, or none that can.
     """
     read = partial(_decode, binarize=binarize, ignore=ignore)
     target = cache() / "stores" / (_name(samples, binarize, ignore if binarize else None) + ("" if keep else "-scan"))

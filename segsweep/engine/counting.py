@@ -20,8 +20,7 @@ def confusion_matrices(predictions: Sequence[Tensor], targets: Sequence[Tensor],
     Returns:
         `n k k`, targets in rows, predictions in columns; void pixels are nowhere.
 
-    Raises:
-        ValueError: other shapes or types, or class indices out of range.
+    Raises ValueError: other shapes or types, or class indices out of range.
     """
     bins = classes * classes + 2  # void and impossible pairs go to bins of their own
     found = []

@@ -79,8 +79,7 @@ def fitting(advice: str, tried: str = "") -> Iterator[None]:
 def find(name: str) -> torch.device:
     """Return the device of `train.device`; auto is the first GPU if there is one.
 
-    Raises:
-        ConfigError: it is not there.
+    Raises ConfigError: it is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"  # mps on request only: nobody has measured it yet
@@ -106,8 +105,7 @@ def named(precision: torch.dtype) -> Precision:
 def precision(name: Precision | str, device: torch.device) -> torch.dtype:
     """Return the data type of `train.precision` on this device; auto: a half precision it has in hardware, else fp32.
 
-    Raises:
-        ConfigError: the processor dies of it.
+    Raises ConfigError: the processor dies of it.
     """
     if name == "auto":
         if device.type == "cuda":

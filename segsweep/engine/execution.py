@@ -13,17 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is run.
+    """How a model is run."""
 
-    Attributes:
-        precision: autocast's data type; float32 switches it off.
-        channels_last: the memory layout of images and of convolutions' weights.
-        compile: the training's forward and backward passes go through torch.compile.
-    """
-
-    precision: torch.dtype = torch.float32
-    channels_last: bool = True
-    compile: bool = False
+    precision: torch.dtype = torch.float32  # autocast's data type; float32 switches it off
+    channels_last: bool = True  # the memory layout of images and of convolutions' weights
+    compile: bool = False  # the training's forward and backward passes go through torch.compile
 
     @property
     def layout(self) -> torch.memory_format:

@@ -110,8 +110,7 @@ def build(
         terms: weight by the name in `TERMS`; 0 leaves one out.
         weights: of the classes, for ce and focal; `gamma` is focal's, `label_smoothing` is ce's.
 
-    Raises:
-        ConfigError: all terms are 0.
+    Raises ConfigError: all terms are 0.
     """
     if not any(terms.values()):
         raise ConfigError(f"loss: every weight is 0. Set one of {', '.join(f'loss.{name}' for name in terms)}.")
@@ -142,8 +141,7 @@ def class_weights(
             (https://arxiv.org/abs/1411.4734), up to `LARGEST_WEIGHT`; classes without a pixel get 1.
         pos_weight: two classes: of the foreground, the background having 1; "auto": background over foreground.
 
-    Raises:
-        ConfigError: a weight too few or too many, or a pos_weight for several classes.
+    Raises ConfigError: a weight too few or too many, or a pos_weight for several classes.
     """
     if pos_weight is not None:
         if len(names) != 2:

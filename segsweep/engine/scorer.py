@@ -27,33 +27,21 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the scoring of some images gave.
+    """What the scoring of some images gave."""
 
-    Attributes:
-        metrics: scores by name without the split's prefix.
-        predictions: the predicted masks that were asked for, uint8 `h w` by sample.
-        matrices: the confusion matrix of each image by sample, int64 `k k`, targets in rows.
-    """
-
-    metrics: dict[str, float]
-    predictions: dict[int, Tensor]
-    matrices: dict[int, NDArray[np.int64]]
+    metrics: dict[str, float]  # scores by name without the split's prefix
+    predictions: dict[int, Tensor]  # the predicted masks that were asked for, uint8 `h w` by sample
+    matrices: dict[int, NDArray[np.int64]]  # the confusion matrix of each image by sample, int64 `k k`, targets in rows
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Runs models on whole images.
-
-    Attributes:
-        tta: none, hflip or flips: logits are averaged over mirrored views.
-        tile: height and width beyond which a canvas is run in overlapping tiles; None: always whole.
-        watch: wraps the iterator over the batches.
-    """
+    """Runs models on whole images."""
 
     execution: Execution = PLAIN
-    tta: str = "none"
-    tile: Size | None = None
-    watch: Watch = lambda items, *_: items
+    tta: str = "none"  # none, hflip or flips: logits are averaged over mirrored views
+    tile: Size | None = None  # height and width beyond which a canvas is run in overlapping tiles; None: always whole
+    watch: Watch = lambda items, *_: items  # wraps the iterator over the batches
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Run the model on all views of an image `b c h w` and return their mean logits, `b k h w`."""

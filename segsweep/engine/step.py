@@ -23,16 +23,11 @@ class Trained(Protocol):
 
 @dataclass
 class TrainStep:
-    """Forward and backward passes over a batch's micro-batches, and one move of the optimizer.
-
-    Attributes:
-        loss: of logits `b k h w` and targets `b h w`.
-        grad_clip: largest norm of the gradient; 0 does not clip.
-    """
+    """Forward and backward passes over a batch's micro-batches, and one move of the optimizer."""
 
     execution: Execution
-    loss: Loss
-    grad_clip: float = 0.0
+    loss: Loss  # of logits `b k h w` and targets `b h w`
+    grad_clip: float = 0.0  # largest norm of the gradient; 0 does not clip
     _compiled: tuple[nn.Module, nn.Module] | None = field(default=None, init=False)
 
     def __call__(self, state: Trained, micro_batches: Iterable[Batch], number: int) -> tuple[Tensor, int]:

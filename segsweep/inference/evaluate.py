@@ -111,8 +111,7 @@ def evaluate(
         device: as `train.device`.
         tta: views, as `train.tta`; None: as the run.
 
-    Raises:
-        ConfigError: no such split, data that the model was not made for, or images that it has learnt.
+    Raises ConfigError: no such split, data that the model was not made for, or images that it has learnt.
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
         raise ConfigError(f"--name {name}: letters, digits and . _ + - make the name of a folder.")

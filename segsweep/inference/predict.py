@@ -50,8 +50,7 @@ class Predictor:
         device, precision, tta: as the keys of `train`.
         tile: pixels a side beyond which an image is run in overlapping tiles; default: as in training.
 
-    Raises:
-        ConfigError: not a model of segsweep's, or a device that is not there.
+    Raises ConfigError: not a model of segsweep's, or a device that is not there.
     """
 
     def __init__(
@@ -70,8 +69,7 @@ class Predictor:
     def accept(self, image: np.ndarray, name: object) -> np.ndarray:
         """Return the image `h w c` with the channels that the model takes: grey for three, three equal ones for one.
 
-        Raises:
-            DataError: other channels, or pixels of another kind than in training; it begins with the image's `name`.
+        Raises DataError: other channels, or pixels of another kind than in training; it begins with the image's `name`.
         """
         wanted, found = self._model.in_channels, image.shape[2]
         if wanted == 1 and found == 3 and (image == image[..., :1]).all():
@@ -167,8 +165,7 @@ def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[
         given: files, folders (all images below them), patterns such as 'scans/**/*.png'.
         output: where masks go; below a folder that is given, it is not searched.
 
-    Raises:
-        ConfigError: nothing there, or two images whose masks would have one name.
+    Raises ConfigError: nothing there, or two images whose masks would have one name.
     """
     files: dict[Path, None] = {}
     bases: list[Path] = []
@@ -215,8 +212,7 @@ def predict(
     Yields:
         what became of each image; one that cannot be used does not keep back the others.
 
-    Raises:
-        ConfigError: something would be written over an image, or cannot be written, or a tile takes too much memory.
+    Raises ConfigError: something would be written over an image, or cannot be written, or a tile takes too much memory.
     """
     sources = {path.resolve() for path, _ in images}
     places = [Places.of(folder, target, overlay, probabilities) for _, target in images]

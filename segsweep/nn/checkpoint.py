@@ -27,26 +27,18 @@ _HINT = f"A run's model is its {BEST}."
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model's file says beside the weights. Older files lack what has a default.
+    """What a model's file says beside the weights. Older files lack what has a default."""
 
-    Attributes:
-        model: `UNet.arguments`.
-        classes: names, by index.
-        size, resize: the canvas in training, height and width, and how images were brought to it.
-        range: lowest and highest value of the pixels in training; `dtype` is theirs.
-        epoch, val_iou: after which epoch it was kept, and its score then; None where it comes from no run.
-    """
-
-    model: dict[str, Any]
-    classes: list[str]
-    size: tuple[int, int]
-    resize: str
+    model: dict[str, Any]  # `UNet.arguments`
+    classes: list[str]  # names, by index
+    size: tuple[int, int]  # the canvas in training, height and width
+    resize: str  # how images were brought to it
     weights_source: str = "random"
-    range: tuple[float, float] = (0.0, 255.0)
-    dtype: str = "uint8"
+    range: tuple[float, float] = (0.0, 255.0)  # lowest and highest value of the pixels in training
+    dtype: str = "uint8"  # of these pixels
     normalize: str = "auto"
-    epoch: int | None = None
-    val_iou: float | None = None
+    epoch: int | None = None  # after which epoch it was kept; None where it comes from no run
+    val_iou: float | None = None  # the score then
 
     def __post_init__(self) -> None:
         one_of("resize", self.resize, ("pad", "squash", "crop"))
@@ -69,8 +61,7 @@ def save_model(
 def describe(path: str | Path) -> ModelInfo:
     """Read what `save_model` kept beside the weights.
 
-    Raises:
-        ConfigError: not a segsweep model, of a later format, or damaged.
+    Raises ConfigError: not a segsweep model, of a later format, or damaged.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such file. {_HINT}")
@@ -98,8 +89,7 @@ def describe(path: str | Path) -> ModelInfo:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
     """Return a trained model, ready to run: `load_model(path)(pixels)` gives logits.
 
-    Raises:
-        ConfigError: not a segsweep model, or weights that are not those of the architecture it names.
+    Raises ConfigError: not a segsweep model, or weights that are not those of the architecture it names.
     """
     model = UNet.rebuilt(describe(path).model)
     try:
@@ -121,11 +111,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a training's state.
-
-    Raises:
-        ConfigError: damaged, or of a later format.
-    """
+    """Read a training's state. Raises ConfigError: damaged, or of a later format."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:

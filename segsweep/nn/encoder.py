@@ -38,27 +38,17 @@ logging.getLogger("timm").setLevel(logging.ERROR)  # what it warns of here, we c
 
 @dataclass(frozen=True)
 class EncoderTraits:
-    """What was measured of an architecture.
+    """What was measured of an architecture."""
 
-    Attributes:
-        switches: timm's keyword arguments that let it take any size.
-        native: height and width it was built for; `fixed`: it takes no other.
-        kept: indices of the maps that are used, finest first; `maps` describes them.
-        channels_last: its maps come as `b h w c`.
-        macs: multiply-adds for one pixel of the image.
-        kind: what decides its learning rate, a key of `segsweep.catalog.RATES`.
-        device: where it could be measured: meta, or cpu for models that look at values.
-    """
-
-    switches: tuple[tuple[str, Any], ...]
-    native: Size
+    switches: tuple[tuple[str, Any], ...]  # timm's keyword arguments that let it take any size
+    native: Size  # height and width it was built for; `fixed`: it takes no other
     fixed: bool
-    kept: tuple[int, ...]
-    channels_last: bool
+    kept: tuple[int, ...]  # indices of the maps that are used, finest first; `maps` describes them
+    channels_last: bool  # its maps come as `b h w c`
     maps: tuple[Map, ...]
-    macs: float
-    kind: str = "convolutional"
-    device: str = "meta"
+    macs: float  # multiply-adds for one pixel of the image
+    kind: str = "convolutional"  # what decides its learning rate, a key of `segsweep.catalog.RATES`
+    device: str = "meta"  # where it could be measured: meta, or cpu for models that look at values
 
 
 class Encoder(nn.Module):
@@ -78,8 +68,7 @@ class Encoder(nn.Module):
         weights_source: where the weights came from: file, package, cache, hub or random.
         input_size: the fixed height and width it runs at; None: the image's.
 
-    Raises:
-        ConfigError: no such model, no weights, or weights that do not fill the encoder.
+    Raises ConfigError: no such model, no weights, or weights that do not fill the encoder.
     """
 
     def __init__(
@@ -182,8 +171,7 @@ def _plain(name: str) -> str:
 def encoder_traits(name: str) -> EncoderTraits:
     """Measure how timm's model `name` is to be run; a fraction of a second on the `meta` device.
 
-    Raises:
-        ConfigError: no such model.
+    Raises ConfigError: no such model.
     """
     architecture = name.partition(".")[0]
     if not is_model(architecture):
@@ -209,8 +197,7 @@ def encoder_traits(name: str) -> EncoderTraits:
 def decoder_width(name: str, width: str | Sequence[int] = "auto") -> list[int]:
     """Return the channels of the decoder's stages for this encoder, deepest first; `width` is as `decoder.width`.
 
-    Raises:
-        ConfigError: no such model, or another number of widths than there are stages.
+    Raises ConfigError: no such model, or another number of widths than there are stages.
     """
     measured = encoder_traits(name)
     return [stage.width for stage in plan(measured.maps, width, measured.macs).stages]

@@ -63,8 +63,7 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
             more than the encoder, half of the whole; to an eighth at most.
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
 
-    Raises:
-        ConfigError: `width` has another length than there are stages.
+    Raises ConfigError: `width` has another length than there are stages.
     """
     pyramid = _pyramid(maps[0]) if len(maps) == 1 else ()
     levels = list(pyramid or maps)

@@ -14,25 +14,16 @@ REFERENCE = (256, 256)
 
 @dataclass(frozen=True)
 class Survey:
-    """A row of the table of encoders.
-
-    Attributes:
-        parameters: of the encoder, in millions.
-        gflop: of the whole U-Net, one forward pass at 256x256, two for a multiply-add.
-        decoder_share: of these.
-        strides, channels: of the maps the decoder uses, finest first.
-        input_size: "any", or the one height x width it runs at, on a resized image.
-        switches: timm's arguments that let it take any size.
-    """
+    """A row of the table of encoders."""
 
     encoder: str
-    parameters: float
-    gflop: float
-    decoder_share: float
-    strides: str
-    channels: str
-    input_size: str
-    switches: str
+    parameters: float  # of the encoder, in millions
+    gflop: float  # of the whole U-Net, one forward pass at 256x256; a multiply-add counts as two
+    decoder_share: float  # of the gflop, 0 to 1
+    strides: str  # of the maps the decoder uses, finest first
+    channels: str  # of these maps
+    input_size: str  # "any", or the one height x width it runs at, on a resized image
+    switches: str  # timm's arguments that let it take any size
 
 
 def survey(name: str, sizes: Sequence[tuple[int, int]] = ()) -> Survey:

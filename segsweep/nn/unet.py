@@ -61,8 +61,7 @@ class UNet(nn.Module):
         arguments: the fields of its `Architecture`, of which `rebuilt` builds it again.
         weights_source: where the encoder's weights came from: file, package, cache, hub or random.
 
-    Raises:
-        ConfigError: no such model, no weights, or widths that do not fit the decoder.
+    Raises ConfigError: no such model, no weights, or widths that do not fit the decoder.
     """
 
     mean: Tensor
@@ -105,8 +104,7 @@ class UNet(nn.Module):
     def rebuilt(cls, arguments: Mapping[str, Any]) -> "UNet":
         """Build the architecture that a model's `arguments` describe, of any version, with random weights.
 
-        Raises:
-            ConfigError: they are not such arguments.
+        Raises ConfigError: they are not such arguments.
         """
         return cls(**vars(read(Architecture, upgraded(arguments), "model")))
 

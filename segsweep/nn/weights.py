@@ -56,8 +56,7 @@ RANDOM = Weights("random")
 def about(name: str) -> PretrainedCfg:
     """Return what timm knows of the model's pretrained weights; of a model without any, the defaults.
 
-    Raises:
-        ConfigError: it has no such tag.
+    Raises ConfigError: it has no such tag.
     """
     try:
         return get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
@@ -74,8 +73,7 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
             or what was found before.
         file: a checkpoint of that model; looked at first.
 
-    Raises:
-        ConfigError: not found with `pretrained=True`, or a file that cannot be read.
+    Raises ConfigError: not found with `pretrained=True`, or a file that cannot be read.
     """
     if isinstance(pretrained, Weights):
         return pretrained
@@ -98,8 +96,7 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
 def sources(names: Sequence[str], pretrained: str | bool = "auto", file: str | None = None) -> dict[str, Source]:
     """Tell where each encoder's weights come from; those on the hub are fetched, so that they stay available.
 
-    Raises:
-        ConfigError: what `find` raises.
+    Raises ConfigError: what `find` raises.
     """
     found = {name: find(name, pretrained, file) for name in names}
     return {name: create(name, one)[1] if one.source == "hub" else one.source for name, one in found.items()}
@@ -108,8 +105,7 @@ def sources(names: Sequence[str], pretrained: str | bool = "auto", file: str | N
 def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Source]:
     """Build timm's feature extractor with the weights that were found; return it and where they came from.
 
-    Raises:
-        ConfigError: the weights do not fill the model, or the hub failed.
+    Raises ConfigError: the weights do not fill the model, or the hub failed.
     """
     arguments["features_only"] = True
     if found.source == "random":
@@ -131,8 +127,7 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
 def read(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint's tensors, never running code in it.
 
-    Raises:
-        ConfigError: no such file, or neither safetensors nor a plain PyTorch state dict.
+    Raises ConfigError: no such file, or neither safetensors nor a plain PyTorch state dict.
     """
     where = f"encoder.weights_file={path}"
     if not path.is_file():

@@ -16,7 +16,7 @@ from segsweep.sweep.report import number
 
 log = logging.getLogger(__name__)
 
-SCORES = ("val/iou", "test/iou", "val/dice", "val/accuracy")
+SCORES = ("val/iou", "test/iou", *(f"val/{name}" for name in metrics.SHOWN if name != "iou"))
 CHANGED = 5  # images that lost most, and that won most
 COST = ("epochs", "seconds", "perf/images_per_s", "parameters")
 # Keys that say where and not what.

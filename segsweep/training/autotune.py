@@ -32,20 +32,13 @@ COMPILE_PAYS = 600.0  # seconds of training from which compiling pays on a GPU
 
 @dataclass(frozen=True)
 class Workload:
-    """What a training will do.
+    """What a training will do."""
 
-    Attributes:
-        size: height and width of its canvas, in pixels; its images have so many `channels`.
-        images: that an epoch shows.
-        expected_images: over all epochs; infinite where time alone ends it.
-        seconds: that it may take; infinite without a time budget.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of its canvas, in pixels; its images have so many `channels`
     channels: int
-    images: int
-    expected_images: float
-    seconds: float = math.inf
+    images: int  # that an epoch shows
+    expected_images: float  # over all epochs; infinite where time alone ends it
+    seconds: float = math.inf  # that it may take; infinite without a time budget
 
 
 class Answer(TypedDict):
@@ -59,18 +52,12 @@ class Answer(TypedDict):
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was chosen, and why.
-
-    Attributes:
-        batch_size: images of a micro-batch.
-        rates: images/s of what was tried, by name; empty where nothing was.
-        peak: FLOP/s of this machine's fastest convolution in that precision; 0 where nothing was tried.
-    """
+    """What was chosen, and why."""
 
     execution: Execution
-    batch_size: int
-    rates: dict[str, float]
-    peak: float = 0.0
+    batch_size: int  # images of a micro-batch
+    rates: dict[str, float]  # images/s of what was tried, by name; empty where nothing was
+    peak: float = 0.0  # FLOP/s of this machine's fastest convolution in that precision; 0 where nothing was tried
 
 
 def tune(
@@ -93,8 +80,7 @@ def tune(
         batch_size: images of a micro-batch; None: the smallest that is as fast as any.
         world: the processes that train together; rank 0's answer is taken by all.
 
-    Raises:
-        OutOfMemoryError: not even the smallest batch fits the memory.
+    Raises OutOfMemoryError: not even the smallest batch fits the memory.
     """
     usual = Execution(devices.precision(train.precision, device), channels_last=True, compile=train.compile == "true")
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS

@@ -94,8 +94,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     Args:
         before: the record of the run that goes on: what was decided then stays, and no weights are looked for.
 
-    Raises:
-        ConfigError, DataError: what the user can mend.
+    Raises ConfigError, DataError: what the user can mend.
     """
     encoder, train = asked.encoder, asked.train
     device = devices.find(train.device)
@@ -167,8 +166,7 @@ def decided_data(data: Mapping[str, object], workers: int | None) -> dict[str, s
     Args:
         data: a `DataConfig` as JSON has it.
 
-    Raises:
-        ConfigError, DataError: what `load` raises.
+    Raises ConfigError, DataError: what `load` raises.
     """
     config = read(DataConfig, data, "data")
     opened = load(config, workers)

@@ -55,8 +55,7 @@ def fit(
         watch: wraps the iterator over steps.
         world: the processes that train together.
 
-    Raises:
-        NonFiniteError: the loss became NaN or infinite.
+    Raises NonFiniteError: the loss became NaN or infinite.
     """
     progress, device = state.progress, state.device
     schedule = optim.schedule(optim_config.schedule, optim_config.warmup)

@@ -19,26 +19,16 @@ CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of encoder and data when an experiment is decided.
+    """What is known of encoder and data when an experiment is decided."""
 
-    Attributes:
-        kind: of the encoder, a key of `segsweep.catalog.RATES`.
-        width: channels of the decoder's stages, deepest first, that suit the encoder.
-        sizes: height and width of each training image, in pixels.
-        validation: number of validation images.
-        photographs: pixels are 8-bit colour, as the encoders were trained on.
-        classes: names, by index.
-        pixels: of each class in the training split.
-    """
-
-    kind: str
+    kind: str  # of the encoder, a key of `segsweep.catalog.RATES`
     pretrained: bool
-    width: Sequence[int]
-    sizes: Sequence[tuple[int, int]]
-    validation: int
-    photographs: bool
-    classes: Sequence[str]
-    pixels: Sequence[int]
+    width: Sequence[int]  # channels of the decoder's stages, deepest first, that suit the encoder
+    sizes: Sequence[tuple[int, int]]  # height and width of each training image, in pixels
+    validation: int  # number of validation images
+    photographs: bool  # pixels are 8-bit colour, as the encoders were trained on
+    classes: Sequence[str]  # names, by index
+    pixels: Sequence[int]  # of each class in the training split
 
 
 def resolve(wanted: Settings, facts: Facts) -> Settings:
@@ -46,8 +36,7 @@ def resolve(wanted: Settings, facts: Facts) -> Settings:
 
     What has a value keeps it, so settings that were decided before come back as they are.
 
-    Raises:
-        ConfigError: weights of classes that do not fit the data.
+    Raises ConfigError: weights of classes that do not fit the data.
     """
     data, rates = wanted.data, catalog.RATES[facts.kind]
     scale = rates.encoder_lr_scale if facts.pretrained else 1.0  # random weights learn as fast as the decoder

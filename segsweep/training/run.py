@@ -40,8 +40,7 @@ def run(
         resuming: go on with the run that the folder holds.
         world: the processes that train together, in the folder of rank 0.
 
-    Raises:
-        ConfigError: what the user can mend; `exit_code` tells the kinds apart.
+    Raises ConfigError: what the user can mend; `exit_code` tells the kinds apart.
     """
     folder = Path(world.agreed(str(folder)))
     with _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):

@@ -12,18 +12,12 @@ from segsweep.training.optim import Average
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """How far a training is."""
 
-    Attributes:
-        epoch: epochs done.
-        seconds: of training and validation so far, over all resumptions.
-        best_iou, best_epoch: of the best validation so far; -1 and 0 before the first.
-    """
-
-    epoch: int = 0
-    seconds: float = 0.0
-    best_iou: float = -1.0
-    best_epoch: int = 0
+    epoch: int = 0  # epochs done
+    seconds: float = 0.0  # of training and validation so far, over all resumptions
+    best_iou: float = -1.0  # of the best validation so far; -1 before the first
+    best_epoch: int = 0  # that it was after; 0 before the first
     validation_seconds: list[float] = field(default_factory=list)
 
 

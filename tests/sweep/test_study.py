@@ -88,8 +88,8 @@ def test_another_sweep_in_the_same_folder_is_refused(tmp_path, space, fixed, say
     with pytest.raises(ConfigError, match=says):
         opened(tmp_path, space, fixed=fixed)
     with pytest.raises(ConfigError, match=r"train\.epochs=5: gone"):
-        opened(tmp_path / "..", storage=str(tmp_path / "other.log"), fixed=["train.epochs=5"])
-        opened(tmp_path / "..", storage=str(tmp_path / "other.log"))
+        opened(tmp_path / "elsewhere", storage=str(tmp_path / "other.log"), fixed=["train.epochs=5"])
+        opened(tmp_path / "elsewhere", storage=str(tmp_path / "other.log"))
 
 
 def test_the_target_may_be_raised_and_the_sampler_changed(tmp_path):

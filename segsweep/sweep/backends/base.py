@@ -92,8 +92,7 @@ class Backend(Protocol):
         for it, what an earlier attempt left in the folder is removed first, but for its output and the sweep's own
         notes; nothing else is ever removed.
 
-        Raises:
-            ConfigError: there is a journal, and the job neither resumes nor begins anew.
+        Raises ConfigError: there is a journal, and the job neither resumes nor begins anew.
         """
 
     def adopt(self, name: str) -> Id | None:
@@ -114,8 +113,7 @@ class Backend(Protocol):
         Each record is reported once, in order, and lies in the journal below the sweep's folder when it is. Nothing is
         reported of a job after its end, and nothing of jobs that were neither submitted nor adopted here.
 
-        Raises:
-            ConfigError: a journal is damaged.
+        Raises ConfigError: a journal is damaged.
         """
 
     def fetch(self, job: Id) -> None:
