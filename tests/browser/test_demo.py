@@ -53,7 +53,7 @@ def test_upload_look_and_slide(page, trained, tmp_path):
     waiting.until(lambda _: found("#shares").text)
 
     # The page says of the image what `segsweep predict` does.
-    predictor = Predictor(trained.folder / "best.safetensors", device="cpu", precision="fp32")
+    predictor = Predictor(trained.folder / "best.safetensors", device="cpu")
     (outcome,) = predict(predictor, find_images([str(image)]), tmp_path)
     share = 100 * np.array(Image.open(outcome.mask)).mean()
     assert foreground() == pytest.approx(share, abs=0.06)
