@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
@@ -83,16 +86,21 @@ def pairs(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A small run of two classes that has learnt something, to be read only: its `folder`, and `root` of the data."""
-    import train
-
     place = tmp_path_factory.mktemp("trained")
     root = write_pairs(place)()
+    folder = train_once(place, root, "data.size=[48,64]", "train.epochs=12", "optim.lr=2e-2")
+    return SimpleNamespace(folder=folder, root=root)
+
+
+def train_once(place: Path, root: Path, *words: str) -> Path:
+    """Train in `place / "run"` on the pairs in `root`, for fixtures that outlive a test; return the run's folder."""
+    import train
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
-        typed = ["data=folder", f"data.root={root}", "data.size=[48,64]", "train.epochs=12", "tracking=none"]
-        more = ["train.batch_size=4", "optim.lr=2e-2", f"hydra.run.dir={place / 'run'}"]
-        assert train.main([*TINY, *typed, *more]) == 0
-    return SimpleNamespace(folder=place / "run", root=root)
+        typed = ["data=folder", f"data.root={root}", "train.batch_size=4", "tracking=none", *words]
+        assert train.main([*TINY, *typed, f"hydra.run.dir={place / 'run'}"]) == 0
+    return place / "run"
 
 
 def write_pairs(place: Path) -> Callable[..., Path]:
@@ -120,6 +128,18 @@ def write_pairs(place: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+def segmented(k: int, seed: int = 0, absent: Sequence[int] = ()) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Predictions with all classes, and targets with void pixels and without the absent classes, int64 `3 16 20`."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    classes = [c for c in range(k) if c not in absent]
+    target = rng.choice([*classes, 255], size=(3, 16, 20))
+    prediction = np.where(rng.random(target.shape) < 0.6, target, rng.integers(0, k, target.shape))
+    prediction[prediction == 255] = rng.integers(0, k)
+    return torch.from_numpy(prediction), torch.from_numpy(target)
 
 
 @pytest.fixture(scope="session")

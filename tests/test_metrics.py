@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import segmented
 from sklearn import metrics as sklearn_metrics
 from torchmetrics.functional import classification as torchmetrics
 
@@ -14,16 +15,6 @@ from segsweep.metrics import scores
 
 VOID = 255
 NAMES = {2: ("background", "cell"), 3: ("a", "b", "c"), 5: ("a", "b", "c", "d", "e")}
-
-
-def case(k: int, seed: int, absent: tuple[int, ...] = ()) -> tuple[torch.Tensor, torch.Tensor]:
-    """A prediction with all classes, and a target with void pixels and without the absent classes."""
-    rng = np.random.default_rng(seed)
-    classes = [c for c in range(k) if c not in absent]
-    target = rng.choice([*classes, VOID], size=(3, 16, 20))
-    prediction = np.where(rng.random(target.shape) < 0.6, target, rng.integers(0, k, target.shape))
-    prediction[prediction == VOID] = rng.integers(0, k)
-    return torch.from_numpy(prediction), torch.from_numpy(target)
 
 
 def filled(k: int, prediction: torch.Tensor, target: torch.Tensor) -> np.ndarray:
@@ -55,7 +46,7 @@ cases = pytest.mark.parametrize(
 
 @cases
 def test_iou_is_torchmetrics_and_nan_where_absent(k, absent, seed):
-    prediction, target = case(k, seed, absent)
+    prediction, target = segmented(k, seed, absent)
     theirs = torchmetrics.multiclass_jaccard_index(prediction, target, k, average=None, ignore_index=VOID).double()
     theirs[list(absent)] = math.nan
     found = iou(filled(k, prediction, target))
@@ -65,7 +56,7 @@ def test_iou_is_torchmetrics_and_nan_where_absent(k, absent, seed):
 
 @cases
 def test_dice_is_scikit_learns_f1_and_nan_where_absent(k, absent, seed):
-    prediction, target = case(k, seed, absent)
+    prediction, target = segmented(k, seed, absent)
     theirs = sklearn_metrics.f1_score(*counted(prediction, target), labels=range(k), average=None, zero_division=0)
     theirs[list(absent)] = math.nan
     np.testing.assert_allclose(dice(filled(k, prediction, target)), theirs)
@@ -73,7 +64,7 @@ def test_dice_is_scikit_learns_f1_and_nan_where_absent(k, absent, seed):
 
 @cases
 def test_precision_and_recall_are_scikit_learns(k, absent, seed):
-    prediction, target = case(k, seed, absent)
+    prediction, target = segmented(k, seed, absent)
     matrix, counts = filled(k, prediction, target), counted(prediction, target)
     for ours, theirs in (
         (metrics.precision, sklearn_metrics.precision_score),
@@ -85,21 +76,21 @@ def test_precision_and_recall_are_scikit_learns(k, absent, seed):
 
 @cases
 def test_accuracy_is_scikit_learns(k, absent, seed):
-    prediction, target = case(k, seed, absent)
+    prediction, target = segmented(k, seed, absent)
     theirs = sklearn_metrics.accuracy_score(*counted(prediction, target))
     assert metrics.accuracy(filled(k, prediction, target)) == pytest.approx(theirs)
 
 
 @cases
 def test_iou_micro_is_scikit_learns(k, absent, seed):
-    prediction, target = case(k, seed, absent)
+    prediction, target = segmented(k, seed, absent)
     theirs = sklearn_metrics.jaccard_score(*counted(prediction, target), average="micro")
     assert scored(k, prediction, target)["iou_micro"] == pytest.approx(theirs)
 
 
 @cases
 def test_dice_follows_from_iou(k, absent, seed):
-    matrix = filled(k, *case(k, seed, absent))
+    matrix = filled(k, *segmented(k, seed, absent))
     np.testing.assert_allclose(dice(matrix), 2 * iou(matrix) / (1 + iou(matrix)))
 
 
@@ -120,7 +111,7 @@ def test_a_split_without_images_is_nan():
 
 
 def test_binary_scores_are_the_foregrounds():
-    prediction, target = case(2, 0)
+    prediction, target = segmented(2, 0)
     found = scored(2, prediction, target)
     truth, guess = counted(prediction, target)
     assert found["iou"] == pytest.approx(sklearn_metrics.jaccard_score(truth, guess))
@@ -130,7 +121,7 @@ def test_binary_scores_are_the_foregrounds():
 
 
 def test_several_classes_are_averaged_over_those_present_background_included():
-    prediction, target = case(5, 4, absent=(2, 4))
+    prediction, target = segmented(5, 4, absent=(2, 4))
     found = scored(5, prediction, target)
     each = sklearn_metrics.jaccard_score(*counted(prediction, target), labels=range(5), average=None, zero_division=0)
     f1 = sklearn_metrics.f1_score(*counted(prediction, target), labels=range(5), average=None, zero_division=0)
@@ -142,7 +133,7 @@ def test_several_classes_are_averaged_over_those_present_background_included():
 
 
 def test_iou_image_is_the_mean_of_each_images_own():
-    prediction, target = case(2, 0)
+    prediction, target = segmented(2, 0)
     own = [sklearn_metrics.jaccard_score(*counted(p, t)) for p, t in zip(prediction, target, strict=True)]
     assert scored(2, prediction, target)["iou_image"] == pytest.approx(np.mean(own))
 
@@ -177,7 +168,7 @@ def test_a_perfect_prediction_scores_one_everywhere():
 
 def test_the_number_of_names_must_be_that_of_the_classes():
     with pytest.raises(ValueError, match="zip"):
-        scores([filled(3, *case(3, 0))], NAMES[2])
+        scores([filled(3, *segmented(3, 0))], NAMES[2])
 
 
 def test_the_two_ious_of_an_image_differ_in_what_is_only_predicted_and_in_the_first_class():

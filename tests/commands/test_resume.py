@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, write_pairs
+from conftest import TINY, train_once, write_pairs
 
 import train
 from segsweep import metrics
@@ -24,10 +24,7 @@ def ran(tmp_path_factory):
     """A run of one epoch, to be copied, and its data."""
     place = tmp_path_factory.mktemp("ran")
     root = write_pairs(place)(12)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
-        assert train.main([*TYPED, "tracking=none", f"data.root={root}", f"hydra.run.dir={place / 'run'}"]) == 0
-    return place / "run", root
+    return train_once(place, root, "data.size=[32,32]", "train.epochs=1"), root
 
 
 @pytest.fixture

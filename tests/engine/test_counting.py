@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import segmented
 from torchmetrics.functional import classification as torchmetrics
 
 from segsweep.engine.counting import confusion_matrices
@@ -10,19 +11,9 @@ from segsweep.engine.counting import confusion_matrices
 VOID = 255
 
 
-def case(k, seed=0, absent=()):
-    """Predictions with all classes, and targets with void pixels and without the absent classes, int64 `3 16 20`."""
-    rng = np.random.default_rng(seed)
-    classes = [c for c in range(k) if c not in absent]
-    target = rng.choice([*classes, VOID], size=(3, 16, 20))
-    prediction = np.where(rng.random(target.shape) < 0.6, target, rng.integers(0, k, target.shape))
-    prediction[prediction == VOID] = rng.integers(0, k)
-    return torch.from_numpy(prediction), torch.from_numpy(target)
-
-
 @pytest.mark.parametrize(("k", "absent"), [(2, ()), (2, (1,)), (3, ()), (3, (0,)), (5, (2, 4)), (11, ())])
 def test_each_images_matrix_is_torchmetrics(k, absent):
-    predictions, targets = case(k, absent=absent)
+    predictions, targets = segmented(k, absent=absent)
     found = confusion_matrices(list(predictions), list(targets), k)
     assert found.dtype == np.int64
     for matrix, prediction, target in zip(found, predictions, targets, strict=True):
@@ -41,13 +32,13 @@ def test_images_of_any_sizes_are_counted_together_as_one_by_one():
 
 
 def test_the_whole_is_the_sum_of_its_parts():
-    prediction, target = case(5)
+    prediction, target = segmented(5)
     parts = confusion_matrices(list(prediction), list(target), 5)
     np.testing.assert_array_equal(parts.sum(0), confusion_matrices([prediction], [target], 5)[0])
 
 
 def test_void_pixels_never_count_whatever_was_predicted():
-    prediction, target = case(3)
+    prediction, target = segmented(3)
     other = torch.where(target == VOID, 99, prediction)
     np.testing.assert_array_equal(
         confusion_matrices([prediction], [target], 3), confusion_matrices([other], [target], 3)
@@ -56,7 +47,7 @@ def test_void_pixels_never_count_whatever_was_predicted():
 
 
 def test_bytes_count_as_int64_do():
-    prediction, target = case(5)
+    prediction, target = segmented(5)
     np.testing.assert_array_equal(
         confusion_matrices([prediction.byte()], [target.byte()], 5), confusion_matrices([prediction], [target], 5)
     )

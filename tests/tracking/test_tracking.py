@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import pytest
 import records
-from conftest import TINY, unpacked, write_pairs
+from conftest import TINY, train_once, unpacked, write_pairs
 from mlflow import MlflowClient
 
 import train
@@ -31,12 +31,7 @@ from segsweep.tracking.run import Child, run_id, sync
 def three_epochs(tmp_path_factory):
     """A finished run, to be read only."""
     place = tmp_path_factory.mktemp("three-epochs")
-    root = write_pairs(place)(12)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
-        typed = [*TINY, "data=folder", f"data.root={root}", "data.size=[32,32]", "train.epochs=3"]
-        assert train.main([*typed, "train.batch_size=4", "tracking=none", f"hydra.run.dir={place / 'run'}"]) == 0
-    return place / "run"
+    return train_once(place, write_pairs(place)(12), "data.size=[32,32]", "train.epochs=3")
 
 
 @pytest.fixture
