@@ -7,25 +7,28 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
+
+Failure = Literal["config", "data", "out_of_memory", "non_finite", "crash"]
 
 
 class ConfigError(Exception):
     """What must hold, what came, what to type."""
 
     exit_code = 2  # command line, configuration, a folder in use or holding a journal
+    failure: Failure = "config"  # as records name it
 
 
 class DataError(ConfigError):
-    exit_code = 3  # anything that is wrong with the data
+    exit_code, failure = 3, "data"  # anything that is wrong with the data
 
 
 class OutOfMemoryError(ConfigError):
-    exit_code = 4  # the device's memory is too small for the batch
+    exit_code, failure = 4, "out_of_memory"  # the device's memory is too small for the batch
 
 
 class NonFiniteError(ConfigError):
-    exit_code = 5  # NaN or infinity in the loss
+    exit_code, failure = 5, "non_finite"  # NaN or infinity in the loss
 
 
 class SweepError(ConfigError):

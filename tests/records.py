@@ -65,7 +65,7 @@ def write(folder: Path, *records: Record) -> Path:
 
 def write_about(folder: Path, **changes: Any) -> About:
     """Write a sweep's `sweep.json`, complete and tracked unless it is said otherwise."""
-    kept = About("x", "-m hydra/sweeper=optuna", {}, [], "epochs", [], "data", True, "complete")
+    kept = About("-m hydra/sweeper=optuna", {}, [], "epochs", [], "data", True, "complete", id="x")
     kept = replace(kept, **changes)
     kept.save(folder)
     return kept

@@ -3,7 +3,8 @@
 import sys
 from argparse import ArgumentParser, Namespace
 
-from segsweep.commands.common import RUN, VIEWS, add_device, find_model
+from segsweep.commands.common import RUN, add_device, find_model
+from segsweep.config.schema import VIEWS
 from segsweep.errors import first_line
 
 HELP = "score a trained model: every metric, by image and by class"

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, first_line
+from segsweep.paths import load_json
 
 T = TypeVar("T")
 UNIONS = (UnionType, Union)  # X | None of a Literal is the older kind
@@ -52,9 +54,25 @@ def read(kind: type[T], value: Any, name: str) -> T:
 
     Unknown fields are left out: a later version may have more. ConfigError if one is missing, or is of another type.
     """
-    found = _typed(kind, value, name)
+    try:
+        found = _typed(kind, value, name)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # of a section's own checks, on noise
+        raise ConfigError(f"{name}: {error}") from error
     assert isinstance(found, kind)
     return found
+
+
+def read_file(kind: type[T], path: Path, name: str, advice: str = "") -> T:
+    """Read a file of JSON as `read` reads its value; `advice` ends the error.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigError: it is damaged.
+    """
+    try:
+        return read(kind, load_json(path.read_text(encoding="utf-8")), name)
+    except (ValueError, ConfigError) as error:  # no text, no JSON, or other types
+        raise ConfigError(f"{path}: damaged: {first_line(error)}{advice}") from error
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:

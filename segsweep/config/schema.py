@@ -43,6 +43,8 @@ def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
 SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
 SCHEDULES = ("cosine", "onecycle", "constant")  # segsweep/training/optim.py
+VIEWS = ("none", "hflip", "flips")  # segsweep/engine/scorer.py
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 EPOCHS = 10  # without train.epochs and train.time_budget
 
 
@@ -341,8 +343,8 @@ class TrainConfig:
         check(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         valid = self.bn_momentum in ("auto", "scaled") or (is_positive(self.bn_momentum) and self.bn_momentum <= 1)
         check(valid, "train.bn_momentum", self.bn_momentum, "auto, scaled, or above 0 and at most 1")
-        one_of("train.tta", self.tta, ("none", "hflip", "flips"))
-        one_of("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        one_of("train.tta", self.tta, VIEWS)
+        one_of("train.precision", self.precision, PRECISIONS)
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             valid = self.device.startswith("cuda:") and self.device[5:].isdigit()
             check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")

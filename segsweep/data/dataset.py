@@ -11,7 +11,7 @@ from segsweep.config.schema import DataConfig
 from segsweep.data import images, split
 from segsweep.data.labels import VOID, Labels, labels
 from segsweep.data.source import Sample, Unusable, refuse, source
-from segsweep.data.store import Store, Watch, open_store
+from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
 from segsweep.errors import DataError
 
@@ -122,7 +122,7 @@ def read_split(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watch = lambda items, *_: items) -> Dataset:
+def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watch = unwatched) -> Dataset:
     """Find, decode, split and label a data set. Equal images, pixel by pixel, are of one group in our own splits.
 
     Args:

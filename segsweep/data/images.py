@@ -53,6 +53,11 @@ def read_mask(path: Path) -> np.ndarray:
     return np.ascontiguousarray(values[..., 0], values.dtype if values.dtype == np.uint8 else np.int32)
 
 
+def channels_named(number: int) -> str:
+    """Name a number of channels for a person."""
+    return {1: "grey", 3: "colour"}.get(number, f"{number} channels")
+
+
 def value(code: int) -> Value:
     """Return what a code of `read_mask` stands for."""
     return ((code >> 16) & 255, (code >> 8) & 255, code & 255) if code >= COLOR else code

@@ -31,11 +31,17 @@ from segsweep.data.source import Sample, Unusable, refuse
 from segsweep.errors import DataError
 from segsweep.paths import build_once, cache
 
+# Wraps an iterator, as a progress bar does; also given its length and a title.
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 VERSION = 4
 STOP = 20  # problems after which no more are looked for
 SAMPLED = 4_000_000  # pixels that percentiles are taken from
+
+
+def unwatched(items: Iterable[Any], *_: object) -> Iterable[Any]:
+    """Return the iterator as it is: a `Watch` that shows nothing."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def open_store(
     ignore: int | None = None,
     keep: bool = True,
     workers: int | None = None,
-    progress: Watch = lambda rows, *_: rows,
+    progress: Watch = unwatched,
 ) -> Store:
     """Open the store of these samples; decode them first where there is none. Safe for many processes at once.
 

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from segsweep import console
-
-KINDS = {1: "grey", 3: "colour"}
+from segsweep.data.images import channels_named
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class DataSummary:
         rows += [line("empty masks", (p.empty for p in parts)), ("", "")]
         sizes = [f"{width}x{height} ({n})" for (height, width), n in self.sizes.items()]
         more = f", ... {len(sizes)} sizes" if len(sizes) > 6 else ""
-        channels = ", ".join(f"{KINDS.get(c, f'{c} channels')} ({n})" for c, n in self.channels.items())
+        channels = ", ".join(f"{channels_named(c)} ({n})" for c, n in self.channels.items())
         low, high = self.range
         rows += [
             ("width x height", f"  {', '.join(sizes[:6])}{more}"),

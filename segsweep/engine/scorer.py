@@ -1,8 +1,7 @@
 """How a model is scored: one way for validation, test, evaluation, prediction and demo."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from segsweep import metrics
 from segsweep.data.batches import Batch, EvalBatches
 from segsweep.data.geometry import Size, strips
+from segsweep.data.store import Watch, unwatched
 from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.engine.losses import Loss
@@ -20,9 +20,6 @@ from segsweep.nn.unet import predict
 
 # The dimensions of `b c h w` that are mirrored in each view, by `train.tta`.
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((), (3,)), "flips": ((), (3,), (2,), (2, 3))}
-
-# Wraps an iterator, as a progress bar does; also given its length and a title.
-Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Scorer:
     execution: Execution = PLAIN
     tta: str = "none"  # none, hflip or flips: logits are averaged over mirrored views
     tile: Size | None = None  # height and width beyond which a canvas is run in overlapping tiles; None: always whole
-    watch: Watch = lambda items, *_: items  # wraps the iterator over the batches
+    watch: Watch = unwatched  # wraps the iterator over the batches
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Run the model on all views of an image `b c h w` and return their mean logits, `b k h w`."""

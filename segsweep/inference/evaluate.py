@@ -1,7 +1,6 @@
 """How good a trained model is, on any split of its own or of other data, and how sure that is."""
 
 import csv
-import json
 import logging
 import math
 import re
@@ -17,16 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segsweep import metrics
-from segsweep.config.checks import read
+from segsweep.config.checks import read_file
 from segsweep.data.batches import Batch, EvalBatches, Pixels
 from segsweep.data.dataset import Dataset, read_split
 from segsweep.data.geometry import Canvas
 from segsweep.data.labels import VOID
+from segsweep.data.store import Watch, unwatched
 from segsweep.engine import device as devices
 from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.execution import Execution
-from segsweep.engine.scorer import Scorer, Watch, own_grid
-from segsweep.errors import ConfigError, first_line
+from segsweep.engine.scorer import Scorer, own_grid
+from segsweep.errors import ConfigError
 from segsweep.inference.find import Found
 from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.tiles import limit
@@ -70,13 +70,10 @@ class EvaluationRecord:
 
 def read_evaluation(folder: Path) -> EvaluationRecord | None:
     """Read what an evaluation found, None where there is none; a damaged file is a `ConfigError`."""
-    path = folder / RESULT
     try:
-        return read(EvaluationRecord, json.loads(path.read_text(encoding="utf-8")), "evaluation")
+        return read_file(EvaluationRecord, folder / RESULT, "evaluation", " Evaluate again, after removing it.")
     except FileNotFoundError:
         return None
-    except (ConfigError, ValueError) as error:
-        raise ConfigError(f"{path}: damaged: {first_line(error)} Evaluate again, after removing it.") from error
 
 
 @dataclass
@@ -99,7 +96,7 @@ def evaluate(
     title: str = "other",
     device: str = "auto",
     tta: str | None = None,
-    watch: Watch = lambda items, *_: items,
+    watch: Watch = unwatched,
 ) -> Result:
     """Score a run's best checkpoint as its training did: same batch, precision, layout, tiles and views.
 

@@ -24,8 +24,8 @@ from segsweep import __version__
 from segsweep.data.batches import EvalBatches, Pixels
 from segsweep.data.dataset import Dataset, evenly_spaced
 from segsweep.data.geometry import SMALLEST, Canvas, Size
+from segsweep.data.store import Watch, unwatched
 from segsweep.engine.execution import PLAIN
-from segsweep.engine.scorer import Watch
 from segsweep.errors import ConfigError, first_line, unwritable
 from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.encoder import whole_strides
@@ -94,7 +94,7 @@ def export(
     path: Path,
     kind: str = "onnx",
     data: Dataset | None = None,
-    watch: Watch = lambda items, *_: items,
+    watch: Watch = unwatched,
     rounds: int = ROUNDS,
 ) -> Exported:
     """Write a model in another format, with the normalisation inside, and compare it with PyTorch at once.

@@ -18,13 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from segsweep.data.geometry import Canvas, Size, strips
-from segsweep.data.images import SUFFIXES, read_image
+from segsweep.data.images import SUFFIXES, channels_named, read_image
 from segsweep.data.prefetch import prefetch
 from segsweep.data.source import image_files
+from segsweep.data.store import Watch, unwatched
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
-from segsweep.engine.scorer import Scorer, Watch
+from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.figures import pictures
 from segsweep.nn.checkpoint import describe, load_model
@@ -75,8 +76,8 @@ class Predictor:
         if wanted == 1 and found == 3 and (image == image[..., :1]).all():
             image = image[..., :1]
         elif found != wanted and (found, wanted) != (1, 3):
-            kinds = [{1: "grey", 3: "colour"}.get(number, f"{number} channels") for number in (found, wanted)]
-            raise DataError(f"{name}: {kinds[0]}; the model was trained on {kinds[1]}. Convert it.")
+            trained = channels_named(wanted)
+            raise DataError(f"{name}: {channels_named(found)}; the model was trained on {trained}. Convert it.")
         if image.dtype != self.info.dtype:
             low, high = self.range
             raise DataError(
@@ -200,7 +201,7 @@ def predict(
     *,
     overlay: bool = False,
     probabilities: bool = False,
-    watch: Watch = lambda items, *_: items,
+    watch: Watch = unwatched,
 ) -> Generator[Outcome, None, None]:
     """Write a mask for each image: class indices as a PNG with a palette, at the image's own size.
 

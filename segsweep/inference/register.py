@@ -7,7 +7,7 @@ import torch
 
 from segsweep.console import SCORES
 from segsweep.data.dataset import Dataset
-from segsweep.engine.scorer import Watch
+from segsweep.data.store import Watch, unwatched
 from segsweep.inference.evaluate import FOLDER, read_evaluation
 from segsweep.inference.export import Exported, Sizes, export, preparation
 from segsweep.inference.find import Found
@@ -31,7 +31,7 @@ Not tested for medical or safety-critical decisions."""
 
 
 def register(
-    found: Found, name: str, uri: str | None = None, data: Dataset | None = None, watch: Watch = lambda items, *_: items
+    found: Found, name: str, uri: str | None = None, data: Dataset | None = None, watch: Watch = unwatched
 ) -> tuple[registry.Registered, Exported]:
     """Export a run's model as `export` does, and make it the champion of a registered model of this name.
 

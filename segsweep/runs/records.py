@@ -14,13 +14,12 @@ from segsweep import catalog
 from segsweep.config.checks import flat, read
 from segsweep.config.schema import RunConfig, keys
 from segsweep.config.settings import Settings
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, Failure
 
 VERSION = 2
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Status = Literal["complete", "stopped", "failed"]
-Failure = Literal["config", "data", "out_of_memory", "non_finite", "crash"]
 Metrics = Mapping[str, int | float | None]
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as the first version wrote them
@@ -137,6 +136,11 @@ class Run:
         """The end, if nothing came after it."""
         last = self.records[-1] if self.records else None
         return last if isinstance(last, End) else None
+
+    @property
+    def tested(self) -> dict[str, float]:
+        """The scores of the test split; empty if it was not scored."""
+        return self.end.tested if self.end else {}
 
     @property
     def best(self) -> EpochRecord | None:

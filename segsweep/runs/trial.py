@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from segsweep.config.checks import read
-from segsweep.errors import ConfigError
-from segsweep.paths import load_json, save_json
+from segsweep.config.checks import read_file
+from segsweep.paths import save_json
 from segsweep.runs import journal
 from segsweep.runs.curve import Curve, Point
 from segsweep.runs.records import Run
@@ -30,6 +29,11 @@ class Trial:
     halvings: int = 0  # how often its micro-batch was halved, since the memory was too small
     run: Run = field(default_factory=Run, repr=False)  # what its journal says
     slot: str = ""
+
+    @property
+    def varied(self) -> dict[str, str]:
+        """What it was given of the varied keys, by key."""
+        return dict(override.split("=", 1) for override in self.typed)
 
     @property
     def iou(self) -> float | None:
@@ -77,11 +81,7 @@ def load(sweep: Path, name: str) -> Trial:
         FileNotFoundError: there is none of that name.
         ConfigError: it, or its journal, is damaged.
     """
-    path = sweep / name / NAME
-    try:
-        trial = read(Trial, load_json(path.read_text(encoding="utf-8")), "trial")
-    except (ConfigError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{path}: damaged: {error}") from error
+    trial = read_file(Trial, sweep / name / NAME, "trial")
     trial.name, trial.run = name, journal.read(sweep / name)  # whatever the file says: it may name another folder
     return trial
 

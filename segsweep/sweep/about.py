@@ -1,35 +1,32 @@
 """`sweep.json`: what a sweep asks and how far it is, for reports and for MLflow. Standard library only."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from segsweep.config.checks import read
+from segsweep.config.checks import read_file
 from segsweep.errors import ConfigError
 from segsweep.paths import save_json
 from segsweep.runs.trial import NAME as TRIAL
 
 NAME = "sweep.json"
 State = Literal["running", "complete", "stopped", "failed", "unknown"]
-# What older versions did not write.
-OLDER = {"id": "", "experiment": "", "tracked": False, "state": "unknown"}
 
 
 @dataclass(frozen=True)
 class About:
-    """What is written down of a sweep."""
+    """What is written down of a sweep. Older versions did not write what has a default."""
 
-    id: str  # names it in its study, wherever its folder is moved
     command: str  # as it was typed, without the program
     space: dict[str, str]  # `segsweep.sweep.space.Space.described`
     fixed: list[str]  # the overrides that all trials have
     budget: str
     finalists: list[str]  # names of the trials whose settings are trained again, best first
-    experiment: str  # MLflow's
-    tracked: bool  # whether MLflow hears of it
-    state: State  # running until it is over; still so of one that was killed
+    experiment: str = ""  # MLflow's
+    tracked: bool = False  # whether MLflow hears of it
+    state: State = "unknown"  # running until it is over; still so of one that was killed
     reason: str = ""  # why it was stopped or failed
+    id: str = ""  # names it in its study, wherever its folder is moved
 
     def save(self, folder: Path) -> None:
         save_json(folder / NAME, asdict(self))
@@ -37,14 +34,10 @@ class About:
 
 def load(folder: Path) -> About:
     """Read what is written down of the sweep in a folder; ConfigError if none lies there, or its file is damaged."""
-    path = folder / NAME
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return read(About, OLDER | kept if isinstance(kept, dict) else kept, "sweep")
+        return read_file(About, folder / NAME, "sweep")
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no sweep's folder: no {NAME} in it. Give a hydra.sweep.dir.") from None
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{path}: damaged: {error}") from error
 
 
 def sweep_of(run: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from segsweep import metrics
-from segsweep.errors import ConfigError, closest
+from segsweep.errors import ConfigError, suggestion
 from segsweep.runs import journal, locks
 from segsweep.sweep import finalists
 from segsweep.sweep.report import number
@@ -60,8 +60,8 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
         return _best_first(rows[["run", *data, *_differing(rows), "weights", *scores, *cost, "status"]])
     for key in group_by:
         if key not in rows:
-            near = closest(key, [str(column) for column in rows if _is_setting(str(column))])
-            raise ConfigError(f"--group-by {key}: no run has this key.{f' Try {near[0]}.' if near else ''}")
+            hint = suggestion(key, [str(column) for column in rows if _is_setting(str(column))], "Try ")
+            raise ConfigError(f"--group-by {key}: no run has this key.{hint}")
     complete = rows[rows["status"] == "complete"]  # pruned ones would lower a mean
     told = (complete if len(complete) else rows).assign(**{key: rows[key].astype(str) for key in group_by})
     grouped = told.groupby(list(dict.fromkeys([*group_by, *data])), sort=False)
@@ -140,7 +140,7 @@ def _row(folder: Path) -> dict[str, object]:
         "digest": start.data_digest,
         **start.keys(),
         **{name: best.metrics.get(name) if best else None for name in SCORES if name.startswith("val/")},
-        "test/iou": run.end.tested.get("test/iou") if run.end else None,
+        "test/iou": run.tested.get("test/iou"),
         "epochs": len(run.epochs),
         "seconds": run.seconds if run.epochs else None,
         "perf/images_per_s": run.steady_median("perf/images_per_s"),

@@ -54,7 +54,8 @@ def write(folder: Path) -> Path:
     """Write the page of the sweep in this folder, and return its path; ConfigError if no sweep lies there."""
     path, kept = folder / report.PAGE, about.load(folder)
     distributions = {key: distribution(text) for key, text in kept.space.items()}
-    trials, results = list(load_all(folder)), report.results(folder)
+    trials = list(load_all(folder))
+    results = report.results(folder, trials)
     scored = [trial for trial in trials if trial.iou is not None]
     colors = _colors(scored)
     sections = [_head(folder, trials, results, kept)]
@@ -235,9 +236,7 @@ def _parallel(
     axes = [*distributions, "val IoU"]
     heights: dict[str, list[float]] = {}
     for key in axes:
-        values: list[Any] = [
-            t.iou if key == "val IoU" else dict(override.split("=", 1) for override in t.typed).get(key) for t in shown
-        ]
+        values: list[Any] = [t.iou if key == "val IoU" else t.varied.get(key) for t in shown]
         distribution = distributions.get(key)
         if isinstance(distribution, CategoricalDistribution):
             choices = list(map(str, distribution.choices))

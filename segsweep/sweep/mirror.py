@@ -41,7 +41,7 @@ class Mirror:
             self._parent,
             self._about.experiment,
             number=number(trial.name.removeprefix(f"{finalists.FOLDER}/")),
-            first=dict(override.split("=", 1) for override in trial.typed),
+            first=trial.varied,
             tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
             pruned_at=len(trial.run.epochs) if trial.state == "pruned" else None,
         )
@@ -53,7 +53,7 @@ class Mirror:
         if results:
             winner = results[0].winner
             metrics = {"best/val_iou": winner.iou or 0.0, "finalists/val_iou": results[0].iou}
-            metrics |= winner.run.end.tested if winner.run.end else {}
+            metrics |= winner.run.tested
         note = f"{self._note}\n```\n{text}\n```"
         files = [self._folder / report.PAGE, self._folder / about.NAME]
         close_sweep(self._folder, self._uri, status, metrics, note, files, at)
@@ -120,7 +120,7 @@ def sync(folder: Path, uri: str | None = None) -> str:
         run_id = mirror.open(since=min(times))
         for trial in every:
             mirror.send(trial, locks.alive(folder / trial.name))
-        results = report.results(folder)
+        results = report.results(folder, trials)
         state = "stopped" if kept.state == "running" else kept.state  # it was killed
         mirror.close(state, kept.reason or report.summary(trials, results, folder), results, max(times))
     finally:

@@ -16,10 +16,14 @@ PAGE = "report.html"
 SHOWN = 12  # rows of the table at the end
 
 
-def results(folder: Path) -> list[FinalistResult]:
-    """Rank the finalists of the sweep in this folder, best first; ConfigError if none lies there, or it is damaged."""
+def results(folder: Path, trials: Sequence[Trial] | None = None) -> list[FinalistResult]:
+    """Rank the finalists of the sweep in this folder, best first; ConfigError if none lies there, or it is damaged.
+
+    `trials` are the search's, where they have been read already.
+    """
     chosen = about.load(folder).finalists
-    return ranked(folder, [t for t in load_all(folder) if t.name in chosen], load_all(folder, FOLDER))
+    searched = load_all(folder) if trials is None else trials
+    return ranked(folder, [trial for trial in searched if trial.name in chosen], load_all(folder, FOLDER))
 
 
 def table(trials: Sequence[Trial]) -> pd.DataFrame:
@@ -31,7 +35,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
             {
                 "trial": trial.name,
                 "state": trial.state,
-                **dict(override.split("=", 1) for override in trial.typed),
+                **trial.varied,
                 "val/iou": trial.iou,
                 "epochs": len(trial.run.epochs),
                 "seconds": trial.run.seconds,
@@ -110,10 +114,10 @@ def number(value: float) -> str:
 def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> list[str]:
     """Name the winner, its score and its command."""
     first, winner = results[0], results[0].winner
-    tested = _tested(winner)
+    tested = winner.run.tested.get("test/iou")
     lines = [f"{'best':16}{' '.join(first.setting)}"]
     if tested is not None:
-        looks = sum(_tested(run) is not None for run in (*trials, *load_all(folder, FOLDER)))
+        looks = sum("test/iou" in trial.run.tested for trial in (*trials, *load_all(folder, FOLDER)))
         once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
@@ -126,10 +130,6 @@ def command(trial: Trial) -> str:
     alone = ["hydra.mode=RUN"] if any(o.startswith("sweeps=") for o in trial.argv) else []
     last = {override.partition("=")[0]: override for override in trial.argv}
     return shlex.join(["python", "train.py", *last.values(), *alone])
-
-
-def _tested(run: Trial) -> float | None:
-    return run.run.end.tested.get("test/iou") if run.run.end else None
 
 
 def _interval(result: FinalistResult, first: FinalistResult) -> str:

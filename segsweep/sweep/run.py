@@ -183,8 +183,8 @@ def _watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, tra
 
 def _test(folder: Path, winner: Trial, backend: Backend) -> None:
     """Score the winner on the test split: its best run, and that once."""
-    end, start = winner.run.end, winner.run.start
-    if (end and end.tested) or not start or not start.images.get("test"):
+    start = winner.run.start
+    if winner.run.tested or not start or not start.images.get("test"):
         return
     job = backend.submit(Job(winner.name, TRAINING, ("train.test=true",), resume=True))
     news: list[JobUpdate] = []
@@ -192,5 +192,5 @@ def _test(folder: Path, winner: Trial, backend: Backend) -> None:
         news += [update for update in backend.poll(WAIT) if update.job == job]
     backend.fetch(job)
     winner.run = Run([record for update in news for record in update.records])
-    if not (winner.run.end and winner.run.end.tested):
+    if not winner.run.tested:
         console.note(f"the winner could not be scored on the test split: see {shlex.quote(str(folder / winner.name))}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from segsweep.errors import ConfigError, closest, first_line
+from segsweep.errors import ConfigError, first_line, suggestion
 from segsweep.paths import locked
 from segsweep.runs import journal
 from segsweep.runs.records import PRECISIONS, End, EpochRecord, Record, Run, Start
@@ -58,8 +58,7 @@ def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
         raise ConfigError(f"{experiment}: MLflow at {where} does not answer: {first_line(error)}") from error
     if found is None:
         known = [each.name for each in server.search_experiments()]
-        near = closest(experiment, known)
-        hint = f" Closest: {near[0]}." if near else f" There are: {', '.join(known[:8])}."
+        hint = suggestion(experiment, known) or f" There are: {', '.join(known[:8])}."
         raise ConfigError(f"{experiment}: no such folder, and no such experiment at {where}.{hint}")
     folders, token = [], None
     while True:

@@ -108,7 +108,8 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     data = load(asked.data, train.workers)
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
-    settings = resolve(wanted, _facts(wanted, data, source != "random"))
+    facts = _facts(wanted, data, source != "random")
+    settings = resolve(wanted, facts)
     images = len(data.parts["train"])
     shown = images * settings.data.repeats
     _refuse_large_batch(settings.train.batch_size, shown, images)
@@ -152,7 +153,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, data, state, _loss(settings.loss, data), tuned)
+    return Training(asked, settings, data, state, _loss(settings.loss, facts), tuned)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -221,7 +222,7 @@ def _canvas(data: DataConfig) -> Canvas:
     return Canvas((data.size[0], data.size[1]), data.resize)
 
 
-def _loss(loss: LossConfig, data: Dataset) -> losses.Loss:
-    weights = losses.class_weights(data.labels.names, data.counts("train")[:-1], loss.class_weights, loss.pos_weight)
+def _loss(loss: LossConfig, facts: Facts) -> losses.Loss:
+    weights = losses.class_weights(facts.classes, facts.pixels, loss.class_weights, loss.pos_weight)
     terms = {name: getattr(loss, name) for name in losses.TERMS}
     return losses.build(terms, weights, loss.gamma, loss.label_smoothing)

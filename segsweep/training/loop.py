@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from segsweep.config.schema import OptimConfig, TrainConfig
 from segsweep.data.batches import TrainBatches
-from segsweep.engine.scorer import Evaluation, Watch
+from segsweep.data.store import Watch, unwatched
+from segsweep.engine.scorer import Evaluation
 from segsweep.engine.step import DataStallTimer, TrainStep
 from segsweep.errors import NonFiniteError
 from segsweep.training import optim
@@ -41,7 +42,7 @@ def fit(
     train: TrainConfig,
     optim_config: OptimConfig,
     *,
-    watch: Watch = lambda items, *_: items,
+    watch: Watch = unwatched,
     world: World = SINGLE,
 ) -> Iterator[Epoch]:
     """Train, and yield each epoch after its validation.

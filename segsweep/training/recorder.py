@@ -18,14 +18,14 @@ from segsweep import console, metrics
 from segsweep.data.dataset import evenly_spaced
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
-from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError, Terminated, first_line
+from segsweep.errors import ConfigError, Failure, Terminated, first_line
 from segsweep.figures import pictures
 from segsweep.nn import UNet, checkpoint
 from segsweep.nn.checkpoint import BEST, LAST
 from segsweep.paths import atomically, nan_to_none, save_json
 from segsweep.runs import provenance
 from segsweep.runs.journal import Journal
-from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Failure, Run, Start, Status, decode, encode
+from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Run, Start, Status, decode, encode
 from segsweep.tracking import client
 from segsweep.tracking import run as tracking
 from segsweep.tracking.background import Background
@@ -38,13 +38,6 @@ SHOWN = 4  # validation images whose predictions are kept as pictures
 WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 SUMMARY = "summary.json"
-
-KINDS: dict[type[BaseException], Failure] = {
-    OutOfMemoryError: "out_of_memory",
-    NonFiniteError: "non_finite",
-    DataError: "data",
-    ConfigError: "config",
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Outcome:
         """The kind of a failure."""
         if self.error is None:
             return None
-        return next((kind for error, kind in KINDS.items() if isinstance(self.error, error)), "crash")
+        return self.error.failure if isinstance(self.error, ConfigError) else "crash"
 
 
 class Recorder:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_train import config, end, epoch, start
+from records import write_about
 from rich.console import Console
 
 from segsweep import catalog
@@ -20,7 +21,6 @@ from segsweep.runs.journal import Journal
 from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial, load_all, seconds_left
 from segsweep.sweep import about, compare, live, report
-from segsweep.sweep.about import About
 from segsweep.sweep.html_report import write
 from segsweep.sweep.mirror import sync
 from segsweep.sweep.scheduler import Event
@@ -66,17 +66,7 @@ def kept(
 
 def asked(folder, finalists=(), space=None):
     """What a sweep writes down of itself."""
-    About(
-        "x",
-        "-m hydra/sweeper=optuna",
-        (space or SPACE).described(),
-        [],
-        "epochs",
-        list(finalists),
-        "e",
-        True,
-        "complete",
-    ).save(folder)
+    write_about(folder, space=(space or SPACE).described(), finalists=list(finalists), experiment="e")
 
 
 @pytest.fixture

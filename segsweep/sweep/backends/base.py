@@ -9,20 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
-from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
+from segsweep.errors import ConfigError, DataError, Failure, NonFiniteError, OutOfMemoryError
 from segsweep.paths import quoted
-from segsweep.runs.records import End, Failure, Record
+from segsweep.runs.records import End, Record
 
 Id = NewType("Id", str)
 """Names a job for the backend that gave it, for as long as the backend lives; it means nothing to anybody else."""
 
 OUTPUT = "out.log"  # of a job's folder: all that it printed
-KINDS: dict[int, Failure] = {
-    ConfigError.exit_code: "config",
-    DataError.exit_code: "data",
-    OutOfMemoryError.exit_code: "out_of_memory",
-    NonFiniteError.exit_code: "non_finite",
-}
+KINDS = {kind.exit_code: kind.failure for kind in (ConfigError, DataError, OutOfMemoryError, NonFiniteError)}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from segsweep.config.checks import read
+from segsweep.config.checks import read_file
 from segsweep.errors import ConfigError, DataError
 from segsweep.paths import save_json
 from segsweep.runs import journal, locks
@@ -121,8 +121,8 @@ class _Attempt:
     @classmethod
     def read(cls, path: Path) -> "_Attempt | None":
         """Read it; None where there is none, or where a killed controller left it torn."""
-        with suppress(ValueError, FileNotFoundError, ConfigError):
-            return read(cls, json.loads(path.read_text(encoding="utf-8")), path.name)
+        with suppress(FileNotFoundError, ConfigError):
+            return read_file(cls, path, path.name)
         return None
 
 
