@@ -135,6 +135,7 @@ def test_a_damaged_sweep_is_named_in_one_line(sweep, capsys):
     text = (sweep / "sweep.json").read_text()
     for broken, says in (
         (text[:40], "damaged"),
+        ("[" * 100_000, "nested too deep"),
         (text.replace('"finalists": [', '"finalists": [7, '), r"sweep.finalists\[0\]: must be a text"),
         (text.replace("IntDistribution", "X").replace("FloatDistribution", "X"), "is damaged"),
     ):
