@@ -40,8 +40,7 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except BaseException:
         target.unlink(missing_ok=True)
         raise
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(target)
     target.replace(path)
 
 
@@ -86,13 +85,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def build_once(target: Path, marker: str, write: Callable[[Path], None]) -> Path:
-    """Have `write` make the folder `target` unless it holds `marker`. Safe for many processes at once.
+def build_once(target: Path, whole: Callable[[Path], bool], write: Callable[[Path], None]) -> Path:
+    """Have `write` make the folder `target` unless it is there and `whole`. Safe for many processes at once.
 
-    It is written beside its place and moved there when whole: a killed writer leaves nothing that looks finished.
+    It is written beside its place and moved there when done: a killed writer leaves nothing that looks finished.
     """
     with locked(target.with_name(f"{target.name}.lock")):
-        if not (target / marker).exists():
+        if not whole(target):
             making = target.with_name(f"{target.name}.making")
             for stale in (making, target):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -103,4 +102,14 @@ def build_once(target: Path, marker: str, write: Callable[[Path], None]) -> Path
                 shutil.rmtree(making, ignore_errors=True)
                 raise
             making.rename(target)
+            sync(target.parent)
     return target
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to disk now: a power cut leaves it whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

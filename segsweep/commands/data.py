@@ -1,5 +1,6 @@
 """`segsweep data`: what is in a data set, what is wrong with it, a sheet of its pictures."""
 
+import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ SHEET = 24  # pairs on the sheet of pictures
 def arguments(parser: ArgumentParser) -> None:
     words = "as for train.py: data=folder data.root=DIR (default: shapes)"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
-    sheet = "the sheet (default: outputs/data/NAME-DIGEST.png)"
+    sheet = "the sheet (default: outputs/data/NAME-DIGEST-CLASSES.png)"
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=sheet)
 
 
@@ -26,6 +27,8 @@ def run(options: Namespace) -> int:
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
     print(dataset.summary().table())
+    for note in dataset.notes:
+        print(f"note            {note}")
     for warning in dataset.warnings():
         print(f"warning         {warning}")
     pairs = []
@@ -34,7 +37,8 @@ def run(options: Namespace) -> int:
         for i in evenly_spaced(indices, share):
             classes = dataset.labels.table[dataset.store.mask(i).numpy()]
             pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
-    path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}.png"
+    named = hashlib.sha256(repr((dataset.labels.names, dataset.labels.groups)).encode()).hexdigest()[:6]
+    path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}-{named}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.contact_sheet(pairs, dataset.labels.names).save(path)
     print(f"pictures        {path}")

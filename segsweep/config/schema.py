@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from segsweep.config.checks import check, flat, is_color, is_count, is_positive, is_share, is_whole
+from segsweep.config.checks import check, flat, is_color, is_count, is_number, is_positive, is_share, is_whole
 from segsweep.errors import ConfigError, closest, one_of
 from segsweep.paths import PACKAGE
 
@@ -161,8 +161,22 @@ class DataConfig:
         "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}; "
         "default: binary",
     )
-    ignore_index: Any = key(None, "mask value or [r,g,b] of void pixels, never counted; default: 255 beside 0 and 1")
+    ignore_index: Any = key(
+        None, "mask value or [r,g,b] of void pixels, never counted; default: 255 beside 0, 1, ... if no class has it"
+    )
     binarize: bool = key(False, "all mask values but 0 are one class, as for numbered objects")
+    threshold: Any = key(
+        "auto",
+        "grey masks: this value and all above is foreground, as 128; auto: cut in the middle where nearly all pixels "
+        "lie at two ends, as saved as JPEG",
+    )
+    mask_resize: str = key("none", "nearest: masks of another size and the same shape are brought to their image's")
+    nodata: Any = key(
+        "auto",
+        "pixel value without data: in no statistics, filled with the channel's mean; auto: the file's GDAL tag; none; "
+        "NaN and infinities always",
+    )
+    nodata_void: bool = key(True, "pixels without data in the image do not count in the mask")
     normalize: str = key(
         "auto",
         "encoder: the weights' mean and std; dataset: the training split's; percentile: 0.5 to 99.5 % of its pixels, "
@@ -220,6 +234,8 @@ class DataConfig:
         if self.ignore_index is not None:
             value = is_whole(self.ignore_index) or is_color(self.ignore_index)
             check(value, "data.ignore_index", self.ignore_index, "a mask value, or a colour as [0,0,0]")
+        one_of("data.mask_resize", self.mask_resize, ("none", "nearest"))
+        self._check_values()
         if self.classes is not None:
             self._check_classes()
             if self.binarize:
@@ -227,6 +243,15 @@ class DataConfig:
         check(0 <= self.seed < 2**32, "data.seed", self.seed, "in 0..2**32-1")
         check(self.count >= 10, "data.count", self.count, "10 or more")
         check(self.overfit is None or self.overfit >= 1, "data.overfit", self.overfit, "1 or more")
+
+    def _check_values(self) -> None:
+        check(
+            self.threshold == "auto" or is_number(self.threshold), "data.threshold", self.threshold, "auto or a value"
+        )
+        valid = self.nodata in ("auto", "none") or is_number(self.nodata)
+        check(valid, "data.nodata", self.nodata, "auto, none or a pixel value, as -9999")
+        if self.binarize and self.threshold != "auto":
+            raise ConfigError("data.binarize=true and data.threshold make two classes each: drop one of the two.")
 
     def _check_normalization(self) -> None:
         if self.normalize.startswith("window["):

@@ -2,14 +2,16 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 from segsweep.config.schema import DataConfig
-from segsweep.data import images, split
+from segsweep.data import masks, split
 from segsweep.data.labels import VOID, Labels, labels
+from segsweep.data.masks import shown
+from segsweep.data.scan import Decoding
 from segsweep.data.source import Sample, Unusable, refuse, source
 from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
@@ -29,6 +31,7 @@ class Dataset:
     store: Store
     labels: Labels
     asked_for_groups: bool = False  # groups are more than single images
+    notes: tuple[str, ...] = ()  # what was decided about the files and their values, a line each
 
     def counts(self, part: str) -> list[int]:
         """Count the pixels of each class in a part; last those that do not count."""
@@ -82,6 +85,13 @@ class Dataset:
             range=self.store.range,
             copies=len(self.copies),
             parts=parts,
+            values={
+                name: [shown(value) for value in group]
+                for name, group in [
+                    *zip(self.labels.names, self.labels.groups, strict=True),
+                    ("void", self.labels.void),
+                ]
+            },
         )
 
     def write_split(self, folder: Path) -> None:
@@ -108,6 +118,17 @@ class Dataset:
             found.append(
                 f"{len(pulled)} groups lie in more than one part of the given split, such as {name} in "
                 f"{' and '.join(places)}: scores may flatter."
+            )
+        odd = [
+            (row.sentinel, s.image)
+            for row, s in zip(self.store.rows, self.samples, strict=True)
+            if row.sentinel is not None
+        ]
+        if odd:
+            value, path = odd[0]
+            found.append(
+                f"{len(odd)} images hold {value:g} far outside of all their other pixels, such as {path}: if it "
+                f"stands for no data, type data.nodata={value:g}."
             )
         for part, indices in self.parts.items():
             empty = len(self.empty(part))
@@ -137,32 +158,52 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     found = origin.find(data)
     if not found.samples:
         refuse(found.problems)
-    known, ignore_index = getattr(origin, "CLASSES", None), data.ignore_index
-    ignore, keep = None if ignore_index is None else images.code(ignore_index), data.cache != "none"
+    known = found.classes or getattr(origin, "CLASSES", None)
     try:
-        store = open_store(found.samples, data.binarize, ignore, keep, workers, progress)
+        store = open_store(
+            found.samples,
+            _decoding(data),
+            _named(data, known),
+            keep=data.cache != "none",
+            workers=workers,
+            progress=progress,
+        )
     except Unusable as error:
         refuse([*found.problems, *error.problems])
         raise
     samples = [found.samples[i] for i in store.kept]
-    if data.binarize:
-        known, ignore_index = None, None if ignore_index is None else VOID
     problems = [*found.problems, *store.problems]
     try:
+        if data.binarize and store.smoothed:
+            low, high = store.smoothed
+            raise DataError(
+                f"data.binarize=true makes one class of numbered objects, but these masks are {low} and {high} with "
+                "values between, as saved as JPEG or smoothed: nearly black would be foreground. Drop it: they are cut "
+                "in the middle, or at data.threshold=VALUE."
+            )
         groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
         fold_of = split.fold_of(samples, kept_together, data.folds, data.seed) if data.folds else None
         parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold)
-        holder = partial(_holder, samples, store)
-        meaning = labels(store.counts(), data.classes, ignore_index, known, store.values, holder)
+        meaning = labels(
+            store.counts(),
+            data.classes,
+            data.ignore_index,
+            None if data.binarize else known,
+            store.values,
+            partial(_holder, samples, store),
+            [row.values for row in store.rows],
+            data.binarize,
+        )
         asked = bool(data.group) or any(sample.group for sample in samples)
-        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked)
+        cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if data.threshold != "auto" else []
+        notes = (*found.notes, *cut, *store.notes, *meaning.notes)
+        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes)
         if data.overfit:
             train, empty = dataset.parts["train"], set(dataset.empty("train"))
             chosen = evenly_spaced([i for i in train if i not in empty] or train, data.overfit)
             dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False)
-        for part in dataset.parts:
-            _refuse_empty(part, dataset.counts(part), meaning.names)
+        _refuse_empty(dataset, any(sample.split for sample in samples))
     except DataError as error:
         if problems:
             refuse([*problems, str(error).removeprefix("data: ")])
@@ -170,6 +211,28 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     if problems:
         refuse([*problems, *dataset.warnings()])
     return dataset
+
+
+def _decoding(data: DataConfig) -> Decoding:
+    threshold = None if data.threshold == "auto" else float(data.threshold)
+    void = None if data.ignore_index is None else masks.code(data.ignore_index)
+    return Decoding(threshold, void, data.nodata, data.nodata_void, data.mask_resize)
+
+
+def _named(data: DataConfig, known: Mapping[str, int] | None) -> list[int]:
+    """Codes of all mask values that have a name; of three numbers in a list both what they may mean."""
+    given = [] if data.ignore_index is None else [data.ignore_index]
+    if isinstance(data.classes, Mapping):
+        for values in data.classes.values():
+            given += [values, *values] if isinstance(values, list) else [values]
+    given += (known or {}).values()
+    return [masks.code(value) for value in given if isinstance(value, int) or _is_color(value)]
+
+
+def _is_color(given: object) -> bool:
+    return (
+        isinstance(given, (list, tuple)) and len(given) == 3 and all(isinstance(v, int) and 0 <= v < 256 for v in given)
+    )
 
 
 def evenly_spaced(indices: Sequence[int], number: int) -> list[int]:
@@ -184,13 +247,25 @@ def _holder(samples: Sequence[Sample], store: Store, stored: int) -> str:
     return f" ({holding[0]}{more})" if holding else ""
 
 
-def _refuse_empty(part: str, counts: Sequence[int], names: Sequence[str]) -> None:
-    if not any(counts[:-1]):
-        raise DataError(f"data: the {part} split has void pixels only. Check data.masks and data.ignore_index.")
-    if len(names) == 2 and not counts[1]:
+def _refuse_empty(dataset: Dataset, given_split: bool) -> None:
+    """Refuse a part without which there is nothing to learn, or nothing to score."""
+    names, groups = dataset.labels.names, dataset.labels.groups
+    counts = {part: dataset.counts(part) for part in dataset.parts}
+    for part, (*found, _) in counts.items():
+        if not any(found):
+            raise DataError(f"data: the {part} split has void pixels only. Check data.masks and data.ignore_index.")
+    if len(names) > 2:
+        return
+    if not any(found[1] for found in counts.values()):
+        held = ", ".join(map(shown, groups[1])) or "none"
         raise DataError(
-            f"data: the {part} split has no {names[1]} pixel, so its IoU is undefined. Give more images, or "
-            "another split with data.seed=N."
+            f"data: no mask has a pixel of {names[1]} (mask value {held}). Check data.classes and data.masks."
         )
-    if part == "train" and len(names) == 2 and not counts[0]:
+    for part, found in counts.items():
+        if not found[1]:
+            advice = "images to it" if given_split else "images, or another split with data.seed=N"
+            raise DataError(
+                f"data: the {part} split has no {names[1]} pixel, so its IoU is undefined. Give more {advice}."
+            )
+    if not counts["train"][0]:
         raise DataError(f"data: every mask is full (all {names[1]}): there is nothing to learn. Check data.masks.")

@@ -1,16 +1,17 @@
 """From mask values to class indices."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from segsweep.data.images import Value
+from segsweep.data.masks import Color, Entry, NoData, Others, Value, color_of, number_of, shown
 from segsweep.errors import ConfigError, DataError, suggestion
 
 VOID = 255  # class index of pixels that do not count, everywhere behind this module
 BLACK = (0, 0, 0)
+USUAL = 255  # the mask value that is void beside class indices, where nobody names it
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,59 @@ class Labels:
 
     names: tuple[str, ...]  # in the order of their indices
     table: np.ndarray  # class index of each mask value as the store has it, uint8 `256`; VOID: it does not count
+    groups: tuple[tuple[Value, ...], ...] = ()  # the mask values of each class, the most frequent first
+    void: tuple[Value, ...] = ()  # mask values that do not count
+    notes: tuple[str, ...] = ()  # what was decided, a line each
 
     @property
     def logits(self) -> int:
         """How many logits the model gives: one for a binary task."""
         return 1 if len(self.names) == 2 else len(self.names)
+
+    @property
+    def originals(self) -> tuple[Value, ...]:
+        """For each class the mask value that stands for it: its most frequent one."""
+        return tuple(group[0] if group else 0 for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The values that the masks of a data set hold."""
+
+    counts: Mapping[Value, int]  # pixels of each, in the order of the stored numbers; none is `NoData`
+    where: Callable[[Value], str]  # names a mask that holds it, for messages
+    masks: Sequence[Collection[Value]]  # the values of each mask
+
+    @property
+    def coloured(self) -> bool:
+        return any(isinstance(value, tuple) for value in self.counts)
+
+    @property
+    def numbers(self) -> set[int]:
+        """Return the numbers of the values, without colours that have none."""
+        return {number for value in self.counts if (number := number_of(value)) is not None}
+
+    def share(self, values: Collection[Value]) -> str:
+        """Write their share of all pixels in percent."""
+        return f"{100 * sum(self.counts[v] for v in values) / sum(self.counts.values()):.2g} %"
+
+    def shares(self, values: Collection[Value] | None = None) -> str:
+        """Write values with their shares: all in their order, or some, the most frequent first."""
+        chosen = list(self.counts) if values is None else sorted(values, key=lambda value: -self.counts[value])
+        rows = [f"{shown(value)} ({self.share([value])})" for value in chosen]
+        number = len(rows) + sum(value.number - 1 for value in chosen if isinstance(value, Others))
+        return ", ".join(rows[:12]) + (f", ... {number} in all" if number > 12 else "")
+
+    def called(self, given: int | Color) -> set[Value]:
+        """Find the values that a person means by a number or a colour."""
+        name: Callable[[Value], object] = number_of if isinstance(given, int) else color_of
+        return {value for value in self.counts if name(value) == given}
+
+    @property
+    def background(self) -> set[Value]:
+        """Return what is background without being named: black or, where nothing is black, 0."""
+        black = self.called(BLACK)
+        return black if 0 < len(black) < len(self.counts) else self.called(0)
 
 
 def labels(
@@ -33,145 +82,272 @@ def labels(
     known: Mapping[str, int] | None = None,
     values: Sequence[Value] | None = None,
     where: Callable[[int], str] = lambda stored: "",
+    masks: Sequence[Collection[int]] = (),
+    binarize: bool = False,
 ) -> Labels:
     """Decide what mask values mean.
 
-    Without classes the task is the source's own or binary: 0 (or black) is background, the one other value foreground.
+    Without classes the task is the source's own or binary: black (or 0) is background, the one other value foreground.
+    A value that a class names is never void. Without `ignore_index` 255 is void only beside the indices 0, 1, ... of
+    classes, where nobody names it.
 
     Args:
         counts: pixels for each mask value as it is stored, over the whole data set.
         classes: names of the classes with the values 0, 1, ...; or of some of the `known` ones; or names with their
             value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a first
             class "background".
-        ignore_index: value or colour of void pixels; default: 255, except in masks of 0 and 255 alone.
+        ignore_index: value or colour of void pixels.
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.
         where: names a mask that holds a stored value, for messages.
+        masks: the stored values of each mask.
+        binarize: all that is not background is one class.
 
     Raises:
-        ConfigError: a class that the source does not have, or a value given to two.
-        DataError: values that no class has, or classes that no mask has.
+        ConfigError: a class that the source does not have, a value given to two, or to a class and as void.
+        DataError: values that no class has, classes that no mask has, or what may mean two things.
     """
-    found = {(values[stored] if values else stored): n for stored, n in sorted(counts.items()) if n}
-    coloured = any(isinstance(value, tuple) for value in found)
-    void: Value = _values(255 if ignore_index is None else ignore_index, True)[0]
-    if isinstance(void, tuple) and not coloured:
-        raise DataError(f"data.ignore_index={_shown(void)}: a colour, but the masks hold {_shares(found)}.")
 
-    def holder(value: Value) -> str:
-        return where(values.index(value) if values else cast(int, value))
+    def meant(stored: int) -> Value:
+        return values[stored] if values else stored
 
-    names: tuple[str, ...]
-    if classes is None and not known:
-        names, meaning = _binary(found, ignore_index is not None, void, holder)
+    stored_as = {meant(stored): stored for stored in range(len(values) if values else 256)}
+    found = Found(
+        {meant(stored): n for stored, n in sorted(counts.items()) if n and not isinstance(meant(stored), NoData)},
+        lambda value: where(stored_as[value]),
+        [{meant(stored) for stored in mask} for mask in masks],
+    )
+    void = _said_void(found, ignore_index)
+    if binarize:
+        decided = _of_two(found, set(found.counts) - found.background - void, void)
+    elif classes is None and not known:
+        decided = _unnamed(found, void, ignore_index is not None)
     else:
-        named = _named(found, classes, ignore_index, known, coloured, holder)
-        rest = {*(known or {}).values(), *found} - {value for group in named.values() for value in group} - {void}
-        if rest or len(named) == 1:
-            named = {"background": [], **named}
-            named["background"] = [*named["background"], *rest]
-        names = tuple(named)
-        meaning = {value: index for index, group in enumerate(named.values()) for value in group if value != void}
+        decided = _with_names(found, classes, void, ignore_index is not None, known)
     table = np.full(256, VOID, np.uint8)
-    for stored, value in enumerate(values or range(256)):
-        table[stored] = meaning.get(value, VOID)
-    return Labels(names, table)
+    for index, group in enumerate(decided.groups):
+        for value in group:
+            if value in stored_as:
+                table[stored_as[value]] = index
+    return replace(decided, table=table)
 
 
-def _named(
-    found: Mapping[Value, int],
-    classes: Sequence[str] | Mapping[str, Any] | None,
-    ignore_index: Any,
-    known: Mapping[str, int] | None,
-    coloured: bool,
-    where: Callable[[Value], str],
-) -> dict[str, list[Value]]:
-    """The values of each class that was named."""
-    if isinstance(classes, Mapping):
-        named = {name: _values(given, coloured) for name, given in classes.items()}
-        owners: dict[Value, str] = {}
-        for name, group in named.items():
-            for value in group:
-                if value in owners:
-                    raise ConfigError(f"data.classes: {_shown(value)} is given to {owners[value]} and to {name}.")
-                owners[value] = name
-        if not owners.keys() & found.keys():
-            missing = ", ".join(map(_shown, owners))
-            raise DataError(f"data.classes: no mask holds {missing}; they hold {_shares(found)}.")
-        return named
-    if known:
-        return {name: [_known(name, known)] for name in (known if classes is None else classes)}
-    assert classes is not None
-    if coloured:
-        raise DataError(
-            f"data.classes=[{','.join(classes)}]: the masks are coloured, {_shares(found)}. Name the classes with "
-            f"their colours: {_by_value(found, classes)}."
-        )
-    if len(classes) == 1:
-        raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: 'data.classes={{{classes[0]}:1}}'.")
-    if len(classes) == 2 and found.keys() <= {0, 255} and ignore_index is None:
-        return {classes[0]: [0], classes[1]: [255 if 255 in found else 1]}
-    void = 255 if ignore_index is None else ignore_index
-    beyond = [value for value in found if value not in range(len(classes)) and value != void]
-    if beyond:
-        some = ", ".join(map(_shown, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
-        raise DataError(
-            f"data: mask values {_shares(found)}; {some} is none of the {len(classes)} data.classes "
-            f"(0 to {len(classes) - 1}) and not data.ignore_index={void}{where(beyond[0])}. Name more classes, or set "
-            f"data.ignore_index={beyond[-1]}."
-        )
-    return {name: [value] for value, name in enumerate(classes)}
+def _said_void(found: Found, ignore_index: Any) -> set[Value]:
+    """The values that are said not to count."""
+    if ignore_index is None:
+        return set()
+    given = ignore_index if isinstance(ignore_index, int) else _color(ignore_index)
+    if isinstance(given, tuple) and not any(isinstance(value, (tuple, Entry)) for value in found.counts):
+        raise DataError(f"data.ignore_index={shown(given)}: a colour, but the masks hold {found.shares()}.")
+    return found.called(given)
 
 
-def _binary(
-    found: Mapping[Value, int], void_given: bool, void: Value, where: Callable[[Value], str]
-) -> tuple[tuple[str, str], dict[Value, int]]:
-    values = set(found)
-    if void_given or (1 in values and values <= {0, 1, 255}):
-        values -= {void}
-    foreground = values - {0, BLACK}
-    if len(foreground) > 1:
-        rarest = min(foreground, key=lambda value: found[value])
-        raise DataError(f"data: mask {_too_many(found)} The rarest is {_shown(rarest)}{where(rarest)}.")
+def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection[Value], *notes: str) -> Labels:
+    """Labels whose table is still empty."""
+
+    def by_count(group: Collection[Value]) -> tuple[Value, ...]:
+        return tuple(sorted(group, key=lambda value: -found.counts.get(value, 0)))
+
+    groups = tuple(by_count(group) for group in named.values())
+    return Labels(tuple(named), np.zeros(0, np.uint8), groups, by_count(void), notes)
+
+
+def _of_two(found: Found, foreground: set[Value], void: set[Value], *notes: str) -> Labels:
+    background = set(found.counts) - foreground - void
     if not foreground:
         raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")
-    meaning: dict[Value, int] = {0: 0, BLACK: 0, foreground.pop(): 1}
-    if void_given:
-        meaning.pop(void, None)
-    return ("background", "foreground"), meaning
+    return _made(found, {"background": background or {0} - void, "foreground": foreground}, void, *notes)
 
 
-def _too_many(found: Mapping[Value, int]) -> str:
+def _unnamed(found: Found, void: set[Value], said: bool) -> Labels:
+    """Background and the one other value."""
+    notes: list[str] = []
+    if not said and found.numbers >= {1, USUAL} and found.numbers <= {0, 1, USUAL} and not found.coloured:
+        void = _void_beside_indices(found, notes, "foreground")
+    background = found.background - void
+    foreground = set(found.counts) - background - void
+    if len(foreground) > 1:
+        rarest = min(foreground, key=lambda value: found.counts[value])
+        raise DataError(f"data: mask {_too_many(found)} The rarest is {shown(rarest)}{found.where(rarest)}.")
+    if isinstance(next(iter(background), None), Entry) and 0 not in map(number_of, background):
+        notes.append("masks: background is what the palette shows black, though its number is not 0")
+    return _of_two(found, foreground, void, *notes)
+
+
+def _void_beside_indices(found: Found, notes: list[str], foreground: str = "") -> set[Value]:
+    """The value 255, which nobody names, beside class indices; with a note. Refused where it may be foreground."""
+    void = found.called(USUAL)
+    if foreground:  # two classes
+        one = found.called(1)
+        if any(void & set(mask) and not one & set(mask) for mask in found.masks) and any(
+            one & set(mask) and not void & set(mask) for mask in found.masks
+        ):
+            raise DataError(
+                f"data: mask values {found.shares()}: some masks hold {USUAL} and no 1, others 1 and no {USUAL}. "
+                f"If both are {foreground}: 'data.classes={{{foreground}:[1,{USUAL}]}}'; if {USUAL} does not count: "
+                f"data.ignore_index={USUAL}."
+            )
+    top = max(found.numbers - {USUAL})
+    more = f"'data.classes={{...,name:{USUAL}}}'"
+    notes.append(
+        f"masks: {USUAL} does not count ({found.share(void)} of the pixels), as it stands beside the indices 0 to "
+        f"{top} and no class has it; to make it one: {more}"
+    )
+    return void
+
+
+def _with_names(
+    found: Found,
+    classes: Sequence[str] | Mapping[str, Any] | None,
+    void: set[Value],
+    said: bool,
+    known: Mapping[str, int] | None,
+) -> Labels:
+    notes: list[str] = []
+    by_value = isinstance(classes, Mapping)
+    if isinstance(classes, Mapping):
+        named = _by_value(found, classes)
+    elif known:
+        named = {name: found.called(_known(name, known)) for name in (known if classes is None else classes)}
+    else:
+        assert classes is not None
+        named = _in_order(found, classes, void, said)
+    taken = set().union(*named.values())
+    if by_value and (both := taken & void):
+        owner = next(name for name, group in named.items() if group & both)
+        raise ConfigError(
+            f"data.ignore_index={shown(next(iter(both)))} is a value of the class {owner}, too: drop one of the two."
+        )
+    if not said and not found.coloured and not known and found.called(USUAL) - taken:
+        indices = (
+            found.numbers | {n for group in named.values() for v in group if (n := number_of(v)) is not None}
+        ) - {USUAL}
+        expected = range(len(named)) if not by_value else range(max(indices, default=0) + 1)
+        if (
+            indices <= set(expected)
+            and (not by_value or indices | {0} == set(expected))
+            and max(indices, default=0) > 0
+        ):
+            two = [name for name in named if found.called(1) & named[name]] if len(indices | {0}) == 2 else []
+            void = _void_beside_indices(found, notes, two[0] if two else "")
+    if isinstance(classes, Sequence) and not known:
+        _refuse_beyond(found, classes, set().union(*named.values()) | void, said)
+    rest = set(found.counts) - taken - void
+    if (known and set(known) - set(named)) or rest or len(named) == 1:
+        named = {"background": set(), **named}
+        named["background"] = named["background"] | rest
+    if left := rest - found.background:
+        notes.append(
+            f"masks: {found.share(left)} of the pixels have a value that no class names, and are background: "
+            f"{found.shares(left)}"
+        )
+    return _made(found, {name: set(group) - void for name, group in named.items()}, void, *notes)
+
+
+def _by_value(found: Found, classes: Mapping[str, Any]) -> dict[str, set[Value]]:
+    """The values of classes that are named with them."""
+    named: dict[str, set[Value]] = {}
+    owners: dict[int | Color, str] = {}
+    for name, given in classes.items():
+        wanted = _wanted(given, found)
+        for value in wanted:
+            if value in owners:
+                raise ConfigError(f"data.classes: {shown(value)} is given to {owners[value]} and to {name}.")
+            owners[value] = name
+        named[name] = set().union(*(found.called(value) for value in wanted))
+    if not any(named.values()):
+        missing, line = ", ".join(map(shown, owners)), ""
+        foreground = set(found.counts) - found.background
+        if len(owners) == 1 and len(foreground) == 1:
+            line = f" Type 'data.classes={{{next(iter(classes))}:{shown(next(iter(foreground)))}}}'."
+        raise DataError(f"data.classes: no mask holds {missing}; they hold {found.shares()}.{line}")
+    twice = {value for value in found.counts if sum(value in group for group in named.values()) > 1}
+    if twice:  # an entry of a palette, by its number and by its colour
+        entry = next(iter(twice))
+        first, second = [name for name, group in named.items() if entry in group][:2]
+        raise ConfigError(f"data.classes: {shown(entry)} is given to {first} and to {second}.")
+    return named
+
+
+def _in_order(found: Found, classes: Sequence[str], void: set[Value], said: bool) -> dict[str, set[Value]]:
+    """The values of classes that are named in the order of their values."""
+    if len(classes) == 1:
+        raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: 'data.classes={{{classes[0]}:1}}'.")
+    foreground = set(found.counts) - found.background - void
+    if len(classes) == 2 and len(foreground) == 1 and not any(isinstance(v, Entry) for v in foreground):
+        return {classes[0]: found.background - void or {0}, classes[1]: foreground}
+    if found.coloured:
+        raise DataError(
+            f"data.classes=[{','.join(classes)}]: the masks are coloured, {found.shares()}. Name the classes with "
+            f"their colours: {_line(found, classes)}."
+        )
+    if both := void & set().union(*(found.called(index) for index in range(len(classes)))):
+        index = next(n for n in range(len(classes)) if found.called(n) & both)
+        others = ",".join(f"{name}:{n}" for n, name in enumerate(classes) if n != index)
+        raise ConfigError(
+            f"data.ignore_index={index} is the value of {classes[index]} in data.classes=[{','.join(classes)}], too. "
+            f"Type 'data.classes={{{others}}}' data.ignore_index={index}."
+        )
+    return {name: found.called(index) or {index} for index, name in enumerate(classes)}
+
+
+def _refuse_beyond(found: Found, classes: Sequence[str], meant: set[Value], said: bool) -> None:
+    beyond = [value for value in found.counts if value not in meant]
+    if beyond:
+        some = ", ".join(map(shown, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+        raise DataError(
+            f"data: mask values {found.shares()}; {some} is none of the {len(classes)} data.classes "
+            f"(0 to {len(classes) - 1}){' and not data.ignore_index' if said else ''}{found.where(beyond[0])}. "
+            f"Name more classes, or set data.ignore_index={shown(beyond[-1])}."
+        )
+
+
+def _too_many(found: Found) -> str:
     """What to say of masks with more than background and foreground."""
-    numbers = [value for value in found if isinstance(value, int)]
-    if len(numbers) < len(found):
+    if found.coloured:
+        last = "; or all that is not black as one class: data.binarize=true"
+        if any(isinstance(value, Others) for value in found.counts):
+            last = "; colours as many as these come from saving with loss: save masks as PNG"
         return (
-            f"colours {_shares(found)}: more than black and one other. Name the classes by colour: {_by_value(found)}; "
-            "what is left over is background; a colour that does not count: 'data.ignore_index=[r,g,b]'; or all that "
-            "is not black as one class: data.binarize=true."
+            f"colours {found.shares()}: more than black and one other. Name the classes by colour: {_line(found)}; "
+            f"what is left over is background; a colour that does not count: 'data.ignore_index=[r,g,b]'{last}."
         )
-    edges = found.get(0, 0) + found.get(255, 0) > 0.8 * sum(found.values())
-    if 255 in found and edges and len(found) > 8:
+    ends = sum(found.counts[value] for n in (0, 255) for value in found.called(n))
+    if len(found.counts) > 8 and ends > 0.8 * sum(found.counts.values()) and 255 in found.numbers:
         return (
-            f"values {_shares(found)}: nearly all are 0 and 255, as in masks saved as JPEG or with smoothed edges. Cut "
-            "them at 128 and save them as PNG."
+            f"values {found.shares()}: nearly all are 0 and 255, as in masks saved as JPEG or with smoothed edges. Cut "
+            "them: data.threshold=128."
         )
-    highest = max(numbers)
-    example = ",".join(f"c{i}" for i in range(min(highest + 1, 3))) + (",..." if highest > 2 else "")
+    others = found.numbers - {USUAL}
+    beside = USUAL in found.numbers and others == set(range(len(others)))
+    named = sorted(others if beside else found.numbers)
+    if named == list(range(len(named))):
+        example = ",".join(f"c{i}" for i in named[:3]) + (",..." if len(named) > 3 else "")
+        line = f"Name the classes of the values 0 to {named[-1]}: 'data.classes=[{example}]', or some of them: "
+        line += f"'data.classes={{name:{named[-1]}}}'"
+    else:
+        line = f"Name the classes by value: {_line(found)}; what is left over is background"
     return (
-        f"values {_shares(found)}: more than background and foreground. Name the classes of the values 0 to {highest}: "
-        f"'data.classes=[{example}]', or some of them: 'data.classes={{name:{highest}}}'; a value that does not count: "
+        f"values {found.shares()}: more than background and foreground. {line}; a value that does not count: "
         "data.ignore_index=VALUE; or all that is not 0 as one class, as for numbered objects: data.binarize=true."
     )
 
 
-def _values(given: Any, coloured: bool) -> list[Value]:
-    """A value, a colour, or a list of them, as a list."""
+def _wanted(given: Any, found: Found) -> list[int | Color]:
+    """A value, a colour, or a list of them, as a list. Three numbers are a colour where masks have colours."""
     if isinstance(given, int):
         return [given]
-    if coloured and len(given) == 3 and all(isinstance(v, int) for v in given):
-        return [tuple(given)]
-    return [tuple(v) if isinstance(v, Sequence) else v for v in given]
+    if len(given) == 3 and all(isinstance(v, int) for v in given):
+        palette = any(isinstance(value, Entry) for value in found.counts)
+        numbers = all(found.called(v) for v in given)
+        if found.coloured or (palette and (found.called(_color(given)) or not numbers)):
+            return [_color(given)]
+    return [v if isinstance(v, int) else _color(v) for v in given]
+
+
+def _color(given: Sequence[int]) -> Color:
+    red, green, blue = given
+    return red, green, blue
 
 
 def _known(name: str, known: Mapping[str, int]) -> int:
@@ -181,18 +357,14 @@ def _known(name: str, known: Mapping[str, int]) -> int:
     return known[name]
 
 
-def _shares(found: Mapping[Value, int]) -> str:
-    rows = [f"{_shown(value)} ({100 * n / sum(found.values()):.2g} %)" for value, n in found.items()]
-    return ", ".join(rows[:12]) + (f", ... {len(rows)} in all" if len(rows) > 12 else "")
-
-
-def _by_value(found: Mapping[Value, int], names: Sequence[str] = ()) -> str:
-    """The line to type that names the most frequent colours."""
-    frequent = sorted(found, key=lambda value: -found[value])
+def _line(found: Found, names: Sequence[str] = ()) -> str:
+    """The line to type that names the most frequent values."""
+    first = found.background
+    frequent = sorted(found.counts, key=lambda value: (value not in first, -found.counts[value]))
     names = names or ["background", *(f"c{i}" for i in range(1, 3))]
-    rows = ",".join(f"{name}:{_shown(value)}" for name, value in zip(names, frequent, strict=False))
+    rows = ",".join(f"{name}:{_typed(value)}" for name, value in zip(names, frequent, strict=False))
     return f"'data.classes={{{rows}{',...' if len(frequent) > len(names) else ''}}}'"
 
 
-def _shown(value: Value) -> str:
-    return str(value) if isinstance(value, int) else f"[{','.join(map(str, value))}]"
+def _typed(value: Value) -> str:
+    return str(value.number) if isinstance(value, Entry) else shown(value)

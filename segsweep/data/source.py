@@ -29,6 +29,7 @@ class Sample:
     split: str | None = None  # the part it was given to
     group: str | None = None  # images that must not be apart
     fold: int | None = None  # of cross-validation, from 0
+    foreground: int | None = None  # class number, from 1, that everything but background in its mask is
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Pairs:
 
     samples: list[Sample]
     problems: list[str]
+    classes: Mapping[str, int] | None = None  # mask values by class name, where the data say them
+    notes: tuple[str, ...] = ()  # what was decided, a line each
 
 
 class Source(Protocol):

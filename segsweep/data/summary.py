@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from segsweep import console
 from segsweep.data.images import channels_named
 
+SHOWN = 6  # mask values of a class
+
 
 @dataclass(frozen=True)
 class PartSummary:
@@ -24,6 +26,7 @@ class DataSummary:
     range: tuple[float, float]  # lowest and highest value that a pixel can have
     copies: int
     parts: dict[str, PartSummary]
+    values: dict[str, list[str]]  # the mask values of each class, and those that are "void"
 
     def table(self, repeats: int = 1) -> str:
         """Return it for a person, with how often an epoch shows each training image."""
@@ -40,6 +43,12 @@ class DataSummary:
         for name in next(iter(parts)).shares:
             rows.append(line(name, (f"{100 * p.shares[name]:.2f} %" for p in parts)))
         rows += [line("empty masks", (p.empty for p in parts)), ("", "")]
+        meaning = [
+            f"{name} = {', '.join(values[:SHOWN])}{', ...' if len(values) > SHOWN else ''}"
+            for name, values in self.values.items()
+            if values
+        ]
+        rows.append(("mask values", f"  {'; '.join(meaning)}"))
         sizes = [f"{width}x{height} ({n})" for (height, width), n in self.sizes.items()]
         more = f", ... {len(sizes)} sizes" if len(sizes) > 6 else ""
         channels = ", ".join(f"{channels_named(c)} ({n})" for c, n in self.channels.items())

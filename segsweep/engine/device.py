@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
-from segsweep.paths import build_once, cache
+from segsweep.paths import build_once, cache, load_json
 from segsweep.runs.records import Precision
 from segsweep.world import JSON
 
@@ -60,7 +60,14 @@ def remembered(place: str, measure: Callable[[], JSON]) -> JSON:
     def write(folder: Path) -> None:
         (folder / "answer.json").write_text(json.dumps(measure()))
 
-    answer: JSON = json.loads((build_once(cache() / place, "answer.json", write) / "answer.json").read_text())
+    def whole(folder: Path) -> bool:
+        try:
+            load_json((folder / "answer.json").read_bytes())
+        except (OSError, ValueError):
+            return False
+        return True
+
+    answer: JSON = load_json((build_once(cache() / place, whole, write) / "answer.json").read_bytes())
     return answer
 
 

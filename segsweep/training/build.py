@@ -114,6 +114,8 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     shown = images * settings.data.repeats
     _refuse_large_batch(settings.train.batch_size, shown, images)
     console.note(data.summary().table(settings.data.repeats) + "\n")
+    for line in data.notes:
+        console.note(f"note: {line}")
     for warning in data.warnings():
         log.warning("data: %s", warning)
     data.store.to(device)

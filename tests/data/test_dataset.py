@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segsweep.config.schema import DataConfig
-from segsweep.data import images
+from segsweep.data import scan
 from segsweep.data.dataset import open_dataset
 from segsweep.data.labels import VOID
 from segsweep.errors import ConfigError, DataError
@@ -170,8 +170,9 @@ def test_coloured_masks_saved_as_jpeg_are_refused_by_name(tmp_path):
     saved(tmp_path / "images" / "jpeg.png", noise(9, (64, 64, 3)))
     saved(tmp_path / "masks" / "jpeg.jpg", blocks, quality=60)
     message = refusal(tmp_path)
-    assert re.search(r"masks/jpeg\.jpg: \d{3,} different colours, as after saving as JPEG; save masks as PNG", message)
-    assert "1 problem." in message
+    assert "colours" in message
+    assert "save masks as PNG" in message
+    assert "binarize" not in message
 
 
 # Numbers beyond a byte
@@ -217,9 +218,7 @@ def test_a_value_that_no_class_has_is_refused_with_the_masks_that_hold_it(tmp_pa
     plain(tmp_path, 8, (0, 1, 2))
     written(tmp_path, [mask_of(8, (0, 1, 2, 7))], first=8)
     message = refusal(tmp_path, classes=["a", "b", "c"])
-    assert (
-        f"7 is none of the 3 data.classes (0 to 2) and not data.ignore_index=255 ({tmp_path}/masks/008.png)" in message
-    )
+    assert f"7 is none of the 3 data.classes (0 to 2) ({tmp_path}/masks/008.png)" in message
     written(tmp_path, [mask_of(9, (0, 7))], first=9)
     assert f"({tmp_path}/masks/008.png and 1 more)" in refusal(tmp_path, classes=["a", "b", "c"])
     assert same_as_files(opened(tmp_path, classes=["a", "b", "c"], ignore_index=7), {0: 0, 1: 1, 2: 2, 7: VOID})
@@ -346,8 +345,8 @@ def test_nothing_is_decoded_a_second_time(tmp_path, bad, monkeypatch):
     plain(tmp_path)
     for i in range(bad):
         (tmp_path / "images" / f"{i:03d}.png").write_bytes(b"")
-    read, calls = images.read_image, []
-    monkeypatch.setattr(images, "read_image", lambda path: calls.append(path) or read(path))
+    read, calls = scan.read_picture, []
+    monkeypatch.setattr(scan, "read_picture", lambda path, nodata: calls.append(path) or read(path, nodata))
     told = []
     for _ in range(2):
         told.append(refusal(tmp_path) if bad else opened(tmp_path).store.digest)

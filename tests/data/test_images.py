@@ -12,7 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from segsweep.data.images import COLOR, code, read_image, read_mask, value
+from segsweep.data import masks
+from segsweep.data.images import read_image, read_picture
+from segsweep.data.masks import COLOR, LARGEST, Entry, code, value
 from segsweep.errors import DataError
 
 HEIGHT, WIDTH = 12, 17
@@ -28,6 +30,14 @@ SHOWN = {
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
+
+
+def read_mask(path):
+    """The code of each pixel; of a palette's entry its number."""
+    mask = masks.read_mask(path)
+    codes = mask.codes[mask.index]
+    numbers = {int(c): value(int(c)).number for c in mask.codes if isinstance(value(int(c)), Entry)}
+    return np.vectorize(lambda c: numbers.get(int(c), c), otypes=[np.int64])(codes)
 
 
 def noise(*shape, high=256, dtype=np.uint8):
@@ -291,7 +301,6 @@ def test_other_warnings_filters_are_left_as_they_were(tmp_path):
 def test_a_grey_mask_is_its_values(tmp_path, suffix):
     pixels = noise()
     found = read_mask(saved(tmp_path / f"a.{suffix}", pixels))
-    assert found.dtype == np.uint8
     assert np.array_equal(found, pixels)
 
 
@@ -341,7 +350,6 @@ def test_a_list_is_a_colour_as_good_as_a_tuple():
 def test_a_coloured_mask_is_the_codes_of_its_colours(tmp_path, channels):
     pixels = noise(HEIGHT, WIDTH, channels)
     found = read_mask(saved(tmp_path / "a.png", pixels))
-    assert found.dtype == np.int32
     assert [value(int(c)) for c in found.ravel()] == [
         tuple(map(int, pixel)) for pixel in pixels[..., :3].reshape(-1, 3)
     ]
@@ -361,28 +369,40 @@ def test_one_coloured_pixel_makes_a_mask_of_colours(tmp_path, channel):
 def test_wide_masks_of_whole_numbers_are_their_numbers(tmp_path, dtype, high):
     pixels = noise(high=high, dtype=dtype)
     found = read_mask(saved(tmp_path / "a.tif", pixels))
-    assert found.dtype in (np.uint8, np.int32)
     assert np.array_equal(found, pixels)
 
 
-def test_numbers_up_to_the_first_colour_are_kept_apart_from_colours(tmp_path):
-    found = read_mask(saved(tmp_path / "a.tif", np.full((HEIGHT, WIDTH), COLOR - 1, np.int32)))
-    assert {value(int(c)) for c in found.ravel()} == {COLOR - 1}
+@pytest.mark.parametrize("number", [2**24, 2**31 - 1, -(2**31), 2**32 - 1])
+def test_large_numbers_stay_what_they_are(tmp_path, number):
+    pixels = np.full((HEIGHT, WIDTH), number, np.uint32 if number > 0 else np.int32)
+    found = read_mask(tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))
+    assert {value(int(c)) for c in found.ravel()} == {number}
 
 
-@pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf, -np.inf, float(COLOR), 1e30])
-def test_a_float_mask_that_is_no_number_of_a_class_is_refused(tmp_path, wrong):
+def test_a_float_mask_between_whole_numbers_is_refused_with_a_threshold_to_type(tmp_path):
+    pixels = np.zeros((HEIGHT, WIDTH), np.float32)
+    pixels[2, 3] = 0.5
+    path = saved(tmp_path / "a.tif", pixels)
+    with pytest.raises(DataError, match=r"a\.tif.*whole numbers.*data\.threshold=0\.25"):
+        read_mask(path)
+    mask = masks.read_mask(path, threshold=0.25)
+    assert np.array_equal(mask.codes[mask.index], np.where(pixels > 0, 255, 0))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_in_a_mask_is_no_data(tmp_path, wrong):
+    pixels = noise(high=3, dtype=np.float32)
+    pixels[2, 3] = wrong
+    found = read_mask(saved(tmp_path / "a.tif", pixels))
+    assert found[2, 3] == masks.NO_DATA
+    assert np.array_equal(np.delete(found, 2 * WIDTH + 3), np.delete(pixels, 2 * WIDTH + 3))
+
+
+@pytest.mark.parametrize("wrong", [float(LARGEST), 1e30, -float(LARGEST)])
+def test_numbers_as_high_as_colours_are_refused(tmp_path, wrong):
     pixels = np.zeros((HEIGHT, WIDTH), np.float32)
     pixels[2, 3] = wrong
-    with pytest.raises(DataError, match=r"a\.tif.*whole numbers below"):
-        read_mask(saved(tmp_path / "a.tif", pixels))
-
-
-@pytest.mark.parametrize("wrong", [COLOR, 2**31 - 1, -(2**31), -COLOR])
-def test_numbers_as_high_as_colours_are_refused(tmp_path, wrong):
-    pixels = np.zeros((HEIGHT, WIDTH), np.int32)
-    pixels[2, 3] = wrong
-    with pytest.raises(DataError, match=r"a\.tif.*whole numbers below"):
+    with pytest.raises(DataError, match=r"a\.tif: mask values must lie between"):
         read_mask(saved(tmp_path / "a.tif", pixels))
 
 
@@ -393,12 +413,16 @@ def test_a_negative_number_is_a_value_as_others_are(tmp_path):
     assert value(int(found.min())) == -1
 
 
-@pytest.mark.parametrize("channels", [3, 5])
-def test_a_mask_of_many_channels_that_are_no_colour_is_refused(tmp_path, channels):
-    dtype = np.uint16 if channels == 3 else np.uint8
-    how = {"photometric": "rgb"} if channels == 3 else {"photometric": "minisblack", "planarconfig": "contig"}
-    with pytest.raises(DataError, match=rf"a\.tif.*one channel or 8-bit colours; this one has {channels}"):
-        read_mask(tiff(tmp_path / "a.tif", noise(HEIGHT, WIDTH, channels, dtype=dtype), **how))
+def test_a_mask_of_many_channels_that_are_no_colour_is_refused(tmp_path):
+    path = tiff(tmp_path / "a.tif", noise(HEIGHT, WIDTH, 5), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(DataError, match=r"a\.tif.*one channel or be coloured; this one has 5"):
+        read_mask(path)
+
+
+def test_colours_of_16_bits_are_brought_to_8(tmp_path):
+    pixels = noise(HEIGHT, WIDTH, 3)
+    deep = tiff(tmp_path / "a.tif", pixels.astype(np.uint16) * 257, photometric="rgb")
+    assert np.array_equal(read_mask(deep), read_mask(saved(tmp_path / "a.png", pixels)))
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
@@ -608,11 +632,14 @@ def test_types_that_pillow_does_not_know_are_float32(tmp_path, dtype):
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (3, HEIGHT, WIDTH)])
-def test_pixels_that_are_not_finite_are_refused(tmp_path, wrong, shape):
-    pixels = np.zeros(shape, np.float32)
+def test_pixels_that_are_not_finite_are_filled_with_the_channels_mean(tmp_path, wrong, shape):
+    pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     pixels[..., 2, 3] = wrong
-    with pytest.raises(DataError, match=r"a\.tif: holds NaN or infinite pixels"):
-        read_image(tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))
+    picture = read_picture(tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))
+    for channel, plane in enumerate(pixels.reshape(-1, HEIGHT, WIDTH)):
+        expected = np.where(np.isfinite(plane), plane, plane[np.isfinite(plane)].mean(dtype=np.float64))
+        assert np.allclose(picture.pixels[..., channel], expected, atol=1e-6)
+        assert np.array_equal(picture.lacking[..., channel], ~np.isfinite(plane))
 
 
 def bomb(path, kind, side=100_000):
@@ -676,13 +703,12 @@ KINDS = ("png", "jpg", "webp", "bmp", "lzw", "png16", "rgb16", "rgb16z", "sample
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_cut_off_anywhere_is_an_error_of_the_data(tmp_path, kind):
     path = samples_of_formats(tmp_path)[kind]
-    content = path.read_bytes()
+    content, whole = path.read_bytes(), read_image(path)
     for end in np.linspace(0, len(content) * 9 // 10, 40).astype(int):
         path.write_bytes(content[:end])
         found = quietly(read_image, path)
         if kind == "pages" and not isinstance(found, DataError):  # whole pages are left: the store sees another kind
-            assert found.shape[:2] == (HEIGHT, WIDTH)
-            assert found.shape[2] < 4
+            assert np.array_equal(found, whole[..., : found.shape[2]])
             continue
         assert isinstance(found, DataError), f"{end} of {len(content)} bytes are read as {found.shape}"
         assert str(path) in str(found)

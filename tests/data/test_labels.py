@@ -105,8 +105,13 @@ def test_classes_with_another_void_value():
     assert meaning(labels({0: 1, 1: 1, 2: 1, 9: 1}, ["a", "b", "c"], ignore_index=9)) == {0: 0, 1: 1, 2: 2}
 
 
-def test_a_class_value_that_is_void_does_not_count():
-    assert meaning(labels({0: 1, 1: 1, 2: 1}, ["a", "b", "c"], ignore_index=0)) == {1: 1, 2: 2}
+def test_a_class_value_that_is_void_is_refused_with_a_line_that_works():
+    counts = {0: 1, 1: 1, 2: 1}
+    with pytest.raises(ConfigError, match=r"'data\.classes=\{b:1,c:2\}' data\.ignore_index=0"):
+        labels(counts, ["a", "b", "c"], ignore_index=0)
+    assert meaning(labels(counts, {"b": 1, "c": 2}, ignore_index=0)) == {1: 0, 2: 1}
+    with pytest.raises(ConfigError, match="2 is a value of the class c, too"):
+        labels(counts, {"b": 1, "c": 2}, ignore_index=2)
 
 
 def test_values_beyond_the_classes_are_refused_with_what_to_type():
@@ -116,7 +121,6 @@ def test_values_beyond_the_classes_are_refused_with_what_to_type():
     for said in (
         "2, 7 is none of the 2 data.classes",
         "0 to 1",
-        "not data.ignore_index=255",
         "set data.ignore_index=7",
     ):
         assert said in message
@@ -249,8 +253,10 @@ def test_several_colours_without_classes_are_refused_with_the_line_to_type_by_fr
 
 def test_names_without_colours_are_refused_with_the_line_to_type():
     with pytest.raises(DataError) as refused:
-        labels({0: 60, 3: 40}, ["sky", "car"], values=COLOURS)
-    assert "'data.classes={sky:[0,0,0],car:[255,0,0]}'" in str(refused.value)
+        labels({0: 60, 3: 35, 4: 5}, ["sky", "car"], values=COLOURS)
+    assert "'data.classes={sky:[0,0,0],car:[255,0,0],...}'" in str(refused.value)
+    found = labels({0: 60, 3: 40}, ["sky", "car"], values=COLOURS)
+    assert by_value(found, COLOURS) == {BLACK: 0, RED: 1}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +308,7 @@ def test_the_table_is_void_wherever_no_value_is(values):
 
 
 def test_smoothed_masks_are_told_to_be_cut():
-    with pytest.raises(DataError, match=r"saved as JPEG.*Cut them at 128"):
+    with pytest.raises(DataError, match=r"saved as JPEG.*data\.threshold=128"):
         labels({0: 500, 255: 400, **dict.fromkeys(range(1, 9), 1), **dict.fromkeys(range(247, 255), 1)})
 
 
@@ -328,7 +334,8 @@ def test_any_naming_gives_each_value_the_class_that_names_it(seed):
     values = rng.choice(255, rng.integers(3, 12), replace=False).tolist()
     sets = np.array_split(rng.permutation(values), rng.integers(2, len(values)))
     given = {f"c{i}": group.tolist() for i, group in enumerate(sets[: rng.integers(1, len(sets) + 1)])}
-    void = int(rng.choice([255, values[0]]))
+    left = [value for value in values if value not in np.concatenate(sets[: len(given)])]
+    void = int(rng.choice([255, *left[:1]]))
     found = labels(dict.fromkeys(values, 1), given, ignore_index=void)
     named = {value: name for name, group in given.items() for value in group}
     rest = [value for value in values if value not in named and value != void]

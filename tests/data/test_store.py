@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,24 @@ import torch
 from PIL import Image
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.images import COLOR, code, read_image, read_mask
+from segsweep.data import masks
+from segsweep.data.images import read_image
+from segsweep.data.scan import STOP, Decoding
 from segsweep.data.source import Sample
 from segsweep.data.sources import folder
-from segsweep.data.store import STOP, open_store
+from segsweep.data.store import open_store
 from segsweep.errors import DataError
 from segsweep.paths import cache
 
 SHAPES = [(40, 48, 3), (20, 31), (5, 64, 3), (33, 33)]
+
+
+def read_mask(path):
+    """The numbers of a mask without a palette."""
+    mask = masks.read_mask(path)
+    return mask.codes[mask.index]
+
+
 OPEN = """
 import sys
 from segsweep.config.schema import DataConfig
@@ -123,7 +134,7 @@ def test_a_store_is_made_once(tmp_path):
 def test_an_open_store_needs_no_decoding(tmp_path, monkeypatch):
     samples = written(tmp_path)
     open_store(samples)
-    monkeypatch.setattr("segsweep.data.images.read_image", None)
+    monkeypatch.setattr("segsweep.data.scan.read_picture", None)
     assert len(open_store(samples).rows) == 4
 
 
@@ -350,7 +361,7 @@ def test_a_store_with_bad_files_is_not_decoded_again(tmp_path, monkeypatch):
     samples = written(tmp_path)
     samples[1].image.write_bytes(b"")
     first = open_store(samples)
-    monkeypatch.setattr("segsweep.data.images.read_image", None)
+    monkeypatch.setattr("segsweep.data.scan.read_picture", None)
     again = open_store(samples, progress=lambda rows, *_: pytest.fail("decodes"))
     assert (again.kept, again.problems, again.digest) == (first.kept, first.problems, first.digest)
     assert [row for row in again.rows] == first.rows
@@ -391,10 +402,10 @@ def test_a_store_on_the_cpu_stays_where_it_is(tmp_path):
     assert store.image(0).device.type == "cpu"
 
 
-def masked(root, masks, image=None, suffix="png"):
+def masked(root, pixels_of, image=None, suffix="png"):
     """Images of noise with these masks."""
     rng = np.random.default_rng(0)
-    for i, mask in enumerate(masks):
+    for i, mask in enumerate(pixels_of):
         pixels = rng.integers(0, 256, mask.shape[:2]).astype(np.uint8) if image is None else image
         saved(root / "images" / f"{i:03d}.png", pixels)
         saved(root / "masks" / f"{i:03d}.{suffix}", mask)
@@ -466,77 +477,26 @@ def test_negative_numbers_keep_their_meaning(tmp_path):
     assert meant(store, 1) == list(range(-1, 11))
 
 
-def test_exactly_256_values_can_be_kept_and_one_more_cannot(tmp_path):
-    numbers = np.arange(1000, 1000 + 256, dtype=np.int32).reshape(16, 16)
+def test_values_beyond_254_are_kept_together_but_named_ones_and_the_background(tmp_path):
+    many = np.arange(0, 600, dtype=np.int32).reshape(20, 30)
+    store = open_store(masked(tmp_path / "c", [many], suffix="tif"), named=[577, 599])
+    others = masks.Others(600 - 254)
+    assert meant(store, 0)[0] == 0
+    assert [meant(store, 0)[i] for i in (577, 599)] == [577, 599]
+    assert sum(value == others for value in meant(store, 0)) == 600 - 254
+    assert all(value in (i, others) for i, value in enumerate(meant(store, 0)))
+
+
+def test_254_values_are_kept_apart(tmp_path):
+    numbers = np.arange(1000, 1000 + 254, dtype=np.int32)[np.arange(256).reshape(16, 16) % 254]
     store = open_store(masked(tmp_path / "a", [numbers, numbers.T.copy()], suffix="tif"))
     assert meant(store, 1) == numbers.T.ravel().tolist()
-    with pytest.raises(DataError, match=r"001\.tif: 257 different values.*binarize=true \(with those before"):
-        open_store(masked(tmp_path / "b", [numbers, np.full((16, 16), 7, np.int32)], suffix="tif"))
-    with pytest.raises(DataError, match=r"000\.tif: 272 different values\. Numbered objects.*data\.binarize=true"):
-        open_store(masked(tmp_path / "c", [np.arange(272, dtype=np.int32).reshape(16, 17)], suffix="tif"))
 
 
-def test_coloured_masks_saved_as_jpeg_are_told_so(tmp_path):
-    rng = np.random.default_rng(0)
-    palette = rng.integers(0, 256, (5, 3)).astype(np.uint8)
-    mask = np.kron(palette[rng.integers(0, 5, (10, 10))], np.ones((7, 7, 1), np.uint8))
-    with pytest.raises(DataError, match=r"000\.jpg: \d+ different colours, as after saving as JPEG; save masks as PNG"):
-        open_store(masked(tmp_path, [mask], suffix="jpg"))
-
-
-BINARIZED = {
-    "uint8": (np.uint8, [0, 1, 7, 255], None, [0, 1, 1, 1]),
-    "void": (np.uint8, [0, 1, 7, 255], 255, [0, 1, 1, 255]),
-    "void 0": (np.uint8, [0, 1, 7, 255], 0, [255, 1, 1, 1]),
-    "numbers": (np.int32, [0, 1, 256, 65535], None, [0, 1, 1, 1]),
-    "numbers and void": (np.int32, [0, 1, 256, 65535], 65535, [0, 1, 1, 255]),
-    "negative": (np.int32, [0, -1, 3, 300], -1, [0, 255, 1, 1]),
-    "highest": (np.int32, [0, COLOR - 1, COLOR - 256, 65536], None, [0, 1, 1, 1]),
-}
-
-
-@pytest.mark.parametrize("case", BINARIZED)
-def test_binarized_masks_are_0_and_1_and_255_where_void(tmp_path, case):
-    dtype, values, void, expected = BINARIZED[case]
-    places = np.random.default_rng(0).integers(0, len(values), (8, 9))
-    masks = [np.array(values, dtype)[p] for p in (places, places[::-1].copy())]
-    store = open_store(masked(tmp_path, masks, suffix="tif"), binarize=True, ignore=void)
-    assert store.values is None
-    assert np.array_equal(store.mask(0).numpy(), np.array(expected)[places])
-    assert np.array_equal(store.mask(1).numpy(), np.array(expected)[places[::-1]])
-
-
-@pytest.mark.parametrize("void", [None, (255, 0, 0), (9, 9, 9)])
-def test_binarized_colours_are_0_where_black_and_255_where_void(tmp_path, void):
-    palette = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 1), (9, 9, 9)], np.uint8)
-    places = np.random.default_rng(0).integers(0, 4, (8, 9))
-    store = open_store(masked(tmp_path, [palette[places]]), binarize=True, ignore=void and code(void))
-    expected = [255 if tuple(c) == void else int(any(c)) for c in palette.tolist()]
-    assert np.array_equal(store.mask(0).numpy(), np.array(expected)[places])
-
-
-def test_a_void_colour_that_is_grey_is_void_in_masks_without_other_colours_too(tmp_path):
-    grey = np.zeros((8, 9, 3), np.uint8)
-    grey[2:4] = 128
-    red = grey.copy()
-    red[6] = (255, 0, 0)
-    store = open_store(masked(tmp_path, [red, grey]), binarize=True, ignore=code((128, 128, 128)))
-    assert (store.mask(0)[2:4] == 255).all()
-    assert (store.mask(1)[2:4] == 255).all()
-
-
-def test_more_numbers_than_a_byte_has_are_no_matter_when_binarized(tmp_path):
-    mask = np.arange(600, dtype=np.int32).reshape(20, 30)
-    store = open_store(masked(tmp_path, [mask], suffix="tif"), binarize=True)
-    assert store.counts() == {0: 1, 1: 599}
-
-
-def test_binarized_or_not_with_another_void_value_is_another_store(tmp_path):
+def test_another_void_value_alone_is_no_other_store(tmp_path):
     samples = masked(tmp_path, [np.arange(300, 372, dtype=np.int32).reshape(8, 9)], suffix="tif")
-    opened = [open_store(samples, binarize=b, ignore=i) for b, i in ((False, None), (True, None), (True, 300))]
-    assert len({store.digest for store in opened}) == len(stores()) == 3
-    open_store(samples, ignore=300)
-    assert len(stores()) == 3
+    digests = {open_store(samples, how).digest for how in (Decoding(), Decoding(void=300), Decoding(threshold=310))}
+    assert len(digests) == len(stores()) == 2
 
 
 def test_masks_in_host_memory_are_the_masks(tmp_path):
@@ -710,7 +670,8 @@ def test_without_room_samples_are_decoded_whenever_they_are_asked_for(tmp_path, 
     kept, streamed = open_store(samples), open_store(samples, keep=False)
     assert not list(streamed_folder().glob("*.bin"))
     assert streamed.digest == kept.digest
-    assert (streamed.values, streamed.rows, streamed.range) == (kept.values, kept.rows, kept.range)
+    rows = [replace(row, checksum=(row.checksum[0], 0)) for row in kept.rows]  # of masks that are not written
+    assert (streamed.values, streamed.rows, streamed.range) == (kept.values, rows, kept.range)
     for i in range(len(samples)):
         for found, expected in zip(streamed.pair(i), kept.pair(i), strict=True):
             assert torch.equal(found, expected)
@@ -754,13 +715,76 @@ def test_a_store_that_lost_pixels_is_made_again(tmp_path, name, harm):
     assert store.digest == digest
 
 
+def harm(path, at, value=None):
+    """Change a byte of a file: a bit of it, or all of it."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        before = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([before ^ 4 if value is None else value]))
+
+
+@pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+def test_a_flipped_bit_is_seen_when_its_sample_is_read_and_the_files_are_read_instead(tmp_path, caplog, name):
+    samples = written(tmp_path)
+    row = open_store(samples).rows[2]
+    (folder,) = stores()
+    harm(folder / name, (row.image_offset if name == "images.bin" else row.mask_offset) + 3)
+    store = open_store(samples)
+    assert is_as_the_files(store, samples)
+    assert [record.message for record in caplog.records] == [f"{folder}: damaged, at 02. It is decoded again."]
+    assert is_as_the_files(open_store(samples), samples)  # made anew
+    assert (folder / "manifest.json").is_file()
+    assert len(caplog.records) == 1
+
+
+def test_zeroed_pixels_are_not_trained_on(tmp_path, caplog):
+    samples = written(tmp_path)
+    open_store(samples)
+    (folder,) = stores()
+    for name in ("images.bin", "masks.bin"):
+        (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+    assert is_as_the_files(open_store(samples), samples)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", bytes(300), b'{"rows": [{"key": 1}]}'])
+def test_a_damaged_manifest_is_no_manifest(tmp_path, caplog, content):
+    samples = written(tmp_path)
+    open_store(samples)
+    (folder,) = stores()
+    (folder / "manifest.json").write_bytes(content)
+    assert is_as_the_files(open_store(samples), samples)
+    assert [record.message for record in caplog.records] == [f"{folder}: damaged. The data are decoded again."]
+
+
+def test_a_store_that_is_cut_while_it_is_used_is_an_error(tmp_path):
+    store = open_store(written(tmp_path))
+    (folder,) = stores()
+    assert store.image(3).sum()
+    os.truncate(folder / "images.bin", 10)
+    for read in (store.image, store.mask, store.host_mask, store.pair):
+        with pytest.raises(DataError, match=r"images\.bin: was cut while it was in use\. Start again"):
+            read(3)
+
+
+def test_damage_beside_changed_files_is_an_error(tmp_path):
+    samples = written(tmp_path)
+    store = open_store(samples)
+    (folder,) = stores()
+    harm(folder / "images.bin", 0)
+    saved(samples[0].image, np.zeros(SHAPES[0], np.uint8))
+    with pytest.raises(DataError, match="00: has changed since the data were decoded"):
+        store.image(0)
+
+
 def test_a_full_disk_is_told_with_what_to_do(tmp_path, monkeypatch):
     from segsweep.data import store
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_write", full)
+    monkeypatch.setattr(store.scan, "write", full)
     with pytest.raises(DataError, match=r"no room for the decoded images\. Try data\.cache=none.*SEGSWEEP_OUTPUTS"):
         open_store(written(tmp_path))
     assert not stores()

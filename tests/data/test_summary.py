@@ -3,7 +3,9 @@
 from segsweep.data.summary import DataSummary, PartSummary
 
 PART = PartSummary(20, 18, 3, {"background": 0.9, "cell": 0.1, "void": 0.0})
-SUMMARY = DataSummary("0123", {(48, 64): 20}, {1: 12, 4: 8}, "uint8", (0.0, 255.0), 0, {"train": PART, "val": PART})
+VALUES = {"background": ["0"], "cell": ["[255,0,0]", *map(str, range(10))], "void": []}
+PARTS = {"train": PART, "val": PART}
+SUMMARY = DataSummary("0123", {(48, 64): 20}, {1: 12, 4: 8}, "uint8", (0.0, 255.0), 0, PARTS, VALUES)
 
 
 def test_every_number_stands_below_its_part():
@@ -14,6 +16,7 @@ def test_every_number_stands_below_its_part():
     assert rows["width x height"] == ["64x48", "(20)"]
     assert " ".join(rows["pixels"]) == "uint8, 0 to 255; grey (12), 4 channels (8)"
     assert rows["copies"] == ["none"]
+    assert " ".join(rows["mask values"]) == "background = 0; cell = [255,0,0], 0, 1, 2, 3, 4, ..."
 
 
 def test_an_epoch_of_several_passes_is_told():

@@ -14,7 +14,7 @@ from segsweep.commands import app as cli
 from segsweep.config.schema import DecoderConfig
 from segsweep.data.batches import EvalBatches, Pixels
 from segsweep.data.geometry import Canvas
-from segsweep.data.images import read_image, read_mask
+from segsweep.data.images import read_image
 from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError
 from segsweep.inference import predict as module
@@ -25,6 +25,12 @@ from segsweep.runs import journal
 from segsweep.training.build import load
 
 CPU = {"device": "cpu", "precision": "fp32"}
+
+
+def read_mask(path):
+    """The class indices of a mask that was written."""
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 @pytest.fixture(scope="module")

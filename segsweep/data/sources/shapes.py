@@ -28,7 +28,7 @@ CENTERS: tuple[Array, Array] = np.meshgrid(np.arange(SIDE) + 0.5, np.arange(SIDE
 def find(data: DataConfig) -> Pairs:
     """Find the embedded data set, drawn into the cache at first use."""
     target = cache() / f"shapes-v{VERSION}-{data.count}-{data.seed}"
-    build_once(target, "images", lambda making: write(making, data.count, data.seed))
+    build_once(target, lambda made: (made / "images").is_dir(), lambda making: write(making, data.count, data.seed))
     return folder.find(DataConfig(root=str(target)))
 
 

@@ -1,0 +1,237 @@
+"""What an image file holds: its samples, and what its tags say of them, alike for every format and bit depth."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from segsweep.errors import DataError, first_line
+
+TIFF = (".tif", ".tiff")
+LARGEST = 400_000_000  # pixels, all pages together; a file may state any size and unpack to it
+ORIENTATION, GDAL_NODATA = 274, 42113  # tags, the first of EXIF and TIFF
+WHITE_IS_ZERO, RGB, PALETTE, MASK, CMYK = 0, 2, 3, 4, 5  # TIFF's photometric interpretations; 1: black is zero
+ALPHA = (1, 2)  # TIFF's extra samples that are alpha, multiplied into the colours or not
+GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+LOSSY = ("JPEG", "MPO", "WEBP")
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of oddities that do no harm
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own check only warns at first, and warnings are no matter for threads
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A decoded file, turned as shown. Black is the lowest value, and grey of fewer than 8 bits is spread over 8."""
+
+    samples: np.ndarray  # `h w c` as stored; the pages of a TIFF, one after the other, are channels
+    alpha: np.ndarray | None = None  # `h w`
+    palette: np.ndarray | None = None  # `n 3` uint8; then `samples` are indices into it, and c is 1
+    nodata: float | None = None  # the value that stands for no data, as GDAL's tag says
+    lossy: bool = False  # a format that may have changed values
+
+    @property
+    def expanded(self) -> np.ndarray:
+        """Return the samples `h w c`, colours instead of indices."""
+        if self.palette is None:
+            return self.samples
+        colors: np.ndarray = self.palette[np.minimum(self.samples[..., 0], len(self.palette) - 1)]
+        return colors
+
+
+def read(path: Path, one_page: bool = False) -> Raster:
+    """Decode a file.
+
+    Raises DataError: it is no image, is damaged, moves, has pages of several sizes or, with `one_page`, several pages.
+    """
+    try:
+        # A file and not its path: Pillow maps uncompressed TIFFs into memory by path, and turned ones wrongly.
+        with path.open("rb") as file, Image.open(file) as image:
+            if image.format == "TIFF":
+                return _tiff(path, one_page)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's JPEG, preview behind it
+            _refuse_large(path, image.width, image.height, frames)
+            if frames > 1:
+                raise DataError(f"{path}: holds {frames} frames; one is needed. Save them apart.")
+            deep = image.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
+            found = _deep_png(path) if deep else _opened(image)
+            return _turned(found, image.getexif().get(ORIENTATION))
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in TIFF and path.stat().st_size:
+            return _tiff(path, one_page)
+        what = "empty file" if path.stat().st_size == 0 else "not an image that can be read"
+        raise DataError(f"{path}: {what}.") from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _opened(image: Image.Image) -> Raster:
+    """What Pillow makes of a file."""
+    palette = alpha = None
+    if image.mode in ("P", "PA"):
+        palette = _pillow_palette(image)
+        pixels = np.asarray(image)
+        pixels = pixels[..., 0] if pixels.ndim == 3 else pixels
+        if image.format == "GIF":  # whoever writes one numbers the colours anew, so that the numbers mean nothing
+            pixels, palette = palette[np.minimum(pixels, len(palette) - 1)], None
+            pixels = pixels[..., 0] if (pixels == pixels[..., :1]).all() else pixels
+    else:
+        if image.mode in ("1", "LA"):
+            alpha = np.asarray(image)[..., 1] if image.mode == "LA" else None
+            image = image.convert("L")
+        elif image.mode not in GREY_MODES:
+            alpha = np.asarray(image)[..., 3] if image.mode == "RGBA" else None
+            image = image.convert("RGB")
+        pixels = np.asarray(image)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return Raster(pixels, alpha, palette, lossy=image.format in LOSSY)
+
+
+def _pillow_palette(image: Image.Image) -> np.ndarray:
+    """A palette as `n 3` uint8."""
+    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    return colors if len(colors) else np.zeros((1, 3), np.uint8)
+
+
+def _deep_png(path: Path) -> Raster:
+    """A PNG with 16 bits in each of several channels, of which Pillow would drop 8."""
+    import png
+
+    width, height, rows, about = png.Reader(bytes=path.read_bytes()).read()
+    pixels = np.vstack([np.array(row, np.uint16) for row in rows]).reshape(height, width, about["planes"])
+    has_alpha = about["planes"] in (2, 4)
+    return Raster(pixels[..., :-1], pixels[..., -1]) if has_alpha else Raster(pixels)
+
+
+def _tiff(path: Path, one_page: bool) -> Raster:
+    """Any TIFF, through tifffile; only what is packed in a way that it cannot unpack comes from Pillow."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = next((s for s in file.series if not s.keyframe.is_reduced), file.series[0])  # no preview
+            page = series.keyframe
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            pages = series.size // max(1, sizes.get("Y", 1) * sizes.get("X", 1) * page.samplesperpixel)
+            _refuse_large(path, sizes.get("X", 1), sizes.get("Y", 1), pages)
+            if not {"Y", "X"} <= sizes.keys():
+                raise DataError(f"{path}: holds {series.axes or 'nothing'} and no image with height and width.")
+            every: Any = file.pages
+            full = [(p.imagelength, p.imagewidth) for p in every if not p.is_reduced]
+            if len(set(full)) > 1:
+                raise DataError(f"{path}: its {len(full)} pages are of several sizes. Save the one that counts.")
+            if one_page and pages > 1:
+                raise DataError(f"{path}: holds {pages} pages; one is needed. Save them apart.")
+            tag = page.tags.valueof(GDAL_NODATA)
+            try:
+                found = _interpreted(path, page, _stacked(series))
+            except (ValueError, NotImplementedError) as error:  # a codec that tifffile lacks
+                if not _pillow_reads(page):
+                    hint = ' pip install -e ".[tiff]" reads more of them.' if "imagecodecs" in str(error) else ""
+                    raise DataError(f"{path}: cannot be read: {first_line(error)}{hint}") from error
+                found = _by_pillow(path, page, pages)
+            if not found.samples.size:
+                raise DataError(f"{path}: holds no pixels.")
+            found = Raster(found.samples, found.alpha, found.palette, _number(tag), page.compression in (6, 7, 34712))
+            return _turned(found, page.tags.valueof(ORIENTATION))
+    except DataError:
+        raise
+    except Exception as error:  # on damaged files, nearly anything
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _stacked(series: Any) -> np.ndarray:
+    """A series as `h w pages samples`."""
+    pixels = series.asarray()
+    samples = pixels.shape[series.axes.index("S")] if "S" in series.axes else 1
+    order = [series.axes.index(axis) for axis in "YX"]
+    last = [series.axes.index("S")] if "S" in series.axes else []
+    between = [i for i in range(pixels.ndim) if i not in (*order, *last)]
+    pixels = pixels.transpose(*order, *between, *last)
+    return np.asarray(pixels.reshape(*pixels.shape[:2], -1, samples))
+
+
+def _interpreted(path: Path, page: Any, stacked: np.ndarray) -> Raster:
+    """Samples `h w pages samples` as the page's tags say. ValueError if only Pillow knows what they are."""
+    if stacked.dtype.kind not in "uifb":
+        raise DataError(f"{path}: {stacked.dtype} numbers are no pixels. Save the part that counts.")
+    height, width, pages, _ = stacked.shape
+    kind, bits = page.photometric, page.bitspersample
+    alpha = None
+    if page.extrasamples and page.extrasamples[-1] in ALPHA and stacked.shape[3] > 1:
+        alpha = stacked[..., 0, -1] if pages == 1 else None
+        stacked = stacked[..., :-1]
+    if kind == PALETTE and page.colormap is not None and stacked.shape[2:] == (1, 1):
+        palette = (page.colormap.T >> 8).astype(np.uint8) if page.colormap.max() > 255 else page.colormap.T
+        return Raster(stacked[..., 0], alpha, palette.astype(np.uint8))
+    if kind == CMYK and stacked.shape[3] >= 4:
+        top = 2**bits - 1
+        inks = stacked[..., :4].astype(np.float64)
+        stacked = np.rint((top - inks[..., :3]) * (top - inks[..., 3:]) / top).astype(stacked.dtype)
+    elif kind > PALETTE and kind not in (MASK, CMYK) and stacked.shape[3] == 3:
+        raise ValueError(f"photometric interpretation {kind}")  # as YCbCr and Lab
+    samples = stacked.reshape(height, width, -1)
+    if samples.dtype == bool:
+        samples = samples.astype(np.uint8)
+    if kind == WHITE_IS_ZERO and samples.dtype.kind == "u":
+        samples = (2**bits - 1 - samples.astype(np.int64)).astype(samples.dtype)
+    if samples.dtype == np.uint8 and bits < 8 and kind != PALETTE:
+        samples = samples * np.uint8(255 // (2**bits - 1))
+    return Raster(samples, alpha)
+
+
+def _pillow_reads(page: Any) -> bool:
+    """Whether Pillow reads all of a TIFF: one sample a pixel, or contiguous 8-bit colours."""
+    samples, bits = page.samplesperpixel, page.bitspersample
+    if samples == 1:
+        return (bits, page.sampleformat) != (8, 2)
+    known = samples == 3 or page.photometric == CMYK or (page.extrasamples and page.extrasamples[-1] in ALPHA)
+    return bool(samples in (3, 4) and bits == 8 and page.planarconfig == 1 and known)
+
+
+def _by_pillow(path: Path, page: Any, pages: int) -> Raster:
+    """A TIFF that `_pillow_reads`."""
+    with path.open("rb") as file, Image.open(file) as image:
+        found = []
+        for number in range(pages):
+            image.seek(number)
+            image.load()
+            found.append(_opened(image))
+    pixels = np.concatenate([raster.samples for raster in found], axis=2)
+    bits = page.bitspersample
+    if page.photometric == WHITE_IS_ZERO and bits > 8 and pixels.dtype.kind == "u":  # Pillow turns up to 8 bits
+        pixels = (2**bits - 1 - pixels.astype(np.int64)).astype(pixels.dtype)
+    return Raster(pixels, found[0].alpha, found[0].palette)
+
+
+def _number(tag: object) -> float | None:
+    """The tag of a value for no data, a text, as a number."""
+    try:
+        return float(str(tag).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def _turned(raster: Raster, orientation: object) -> Raster:
+    """As shown: orientations 2 to 8 are stored flipped (2, 3, 4) or with rows and columns swapped, too."""
+    if orientation not in range(2, 9):
+        return raster
+
+    def turn(pixels: np.ndarray) -> np.ndarray:
+        if orientation in (5, 6, 7, 8):
+            pixels = pixels.swapaxes(0, 1)
+        rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+        columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+        return np.ascontiguousarray(pixels[rows, columns])
+
+    alpha = None if raster.alpha is None else turn(raster.alpha)
+    return Raster(turn(raster.samples), alpha, raster.palette, raster.nodata, raster.lossy)
+
+
+def _refuse_large(path: Path, width: int, height: int, pages: int) -> None:
+    if width * height * pages > LARGEST:
+        raise DataError(f"{path}: {width}x{height} pixels of at most {LARGEST // 10**6} million. Cut it up.")
