@@ -14,7 +14,8 @@ Codes = NDArray[np.int64]
 KEPT = 254  # values that are kept apart; a byte holds them and those without a number
 NEAR = 40  # distance of colours, in levels, that lossy formats make of one
 SOLID = 0.2  # share of a value's pixels inside of a flat area from which on it is no blend of its neighbours
-BLENDS = 8  # different blended values from which on masks are taken for smoothed, or saved with loss
+BLENDS = 16  # different colours that form no areas, from which on masks are taken for smoothed, or saved with loss
+LEVELS = 8  # the same of grey ones
 ANCHORS = 32  # colours that blends may belong to
 APART = 64  # levels between the two ends of smoothed grey masks
 SHARE = 0.2  # of the pixels that lie between the two ends, at most
@@ -97,7 +98,7 @@ def decide(census: Census, named: Sequence[int] = ()) -> Reading:
     codes, counts, _ = _merged(reading, census)
     special = codes < 0
     if len(codes) - np.count_nonzero(special) > KEPT:
-        first = np.isin(codes, [0, COLOR, *named])
+        first = np.isin(codes, [0, COLOR, *named, *_colored(np.array(named, np.int64)).tolist()])
         order = np.lexsort((-counts, ~first))
         kept = sorted(codes[order][:KEPT].tolist())
         reading = replace(reading, kept=tuple(kept))
@@ -111,7 +112,7 @@ def two_ends(codes: Codes, counts: Codes, flat: Codes) -> tuple[int, int] | None
     """
     known = (codes >= 0) & (codes < 65536)
     codes, counts, flat = codes[known], counts[known], flat[known]
-    if len(codes) < BLENDS + 2:
+    if len(codes) < LEVELS + 2:
         return None
     low, high = sorted(codes[np.argsort(-counts, kind="stable")[:2]].tolist())
     if high - low < APART:
@@ -121,7 +122,7 @@ def two_ends(codes: Codes, counts: Codes, flat: Codes) -> tuple[int, int] | None
     beyond = (codes < low - margin) | (codes > high + margin)
     total = counts.sum()
     blended = counts[between].sum()
-    if beyond.any() or np.count_nonzero(between) < BLENDS or blended > SHARE * total:
+    if beyond.any() or np.count_nonzero(between) < LEVELS or blended > SHARE * total:
         return None
     if flat[between].sum() > SOLID * blended or counts[between].max() > counts[codes == high].item() / 2:
         return None
@@ -194,34 +195,29 @@ def _merged(reading: Reading, census: Census) -> tuple[Codes, Codes, Codes]:
 
 def _anchors(codes: Codes, counts: Codes, flat: Codes, named: Sequence[int]) -> tuple[int, ...]:
     """The colours that blends belong to: named ones, and flat ones by their area; none where masks have no blends."""
-    wanted = np.isin(codes, named)
+    wanted = _colored(np.array(named, np.int64))
+    chosen = sorted(set(wanted[_is_color(wanted)].tolist()))
     solid = flat >= SOLID * counts
-    if np.count_nonzero(~solid & ~wanted & (codes >= 0)) < BLENDS:
+    if np.count_nonzero(~solid & ~np.isin(codes, chosen) & _is_color(codes)) < BLENDS:
         return ()
-    chosen = codes[wanted].tolist()
     for index in np.argsort(-flat, kind="stable"):
         code = int(codes[index])
-        if not solid[index] or len(chosen) >= ANCHORS or code < 0 or 255 < code < COLOR:
+        if not solid[index] or len(chosen) >= ANCHORS or not COLOR <= code < PALETTE:
             continue
         if not chosen or _distances(codes[index : index + 1], np.array(chosen)).min() > NEAR:
             chosen.append(code)
     return tuple(sorted(set(chosen)))
 
 
-def _colors_of(codes: Codes) -> NDArray[np.float64]:
-    """`n 3`, numbers up to 255 as greys."""
-    return np.where((codes < COLOR)[:, None], codes[:, None], _rgb(codes)).astype(float)
-
-
 def _distances(codes: Codes, anchors: Codes) -> NDArray[np.float64]:
     """`n m`, Euclidean, in levels."""
-    return np.asarray(np.sqrt(((_colors_of(codes)[:, None] - _colors_of(anchors)[None]) ** 2).sum(-1)))
+    return np.asarray(np.sqrt(((_rgb(codes)[:, None] - _rgb(anchors)[None]) ** 2).sum(-1)))
 
 
 def _snapped(codes: Codes, anchors: Codes) -> Codes:
     """Blends become the nearest anchor: what is near one, or lies between two; other colours stay."""
-    able = ((codes >= 0) & (codes <= 255)) | _is_color(codes)
-    points, ends = _colors_of(codes[able]), _colors_of(anchors)
+    able = _is_color(codes)
+    points, ends = _rgb(codes[able]).astype(float), _rgb(anchors).astype(float)
     distances = _distances(codes[able], anchors)
     nearest, closest = distances.argmin(1), distances.min(1)
     target, least = nearest.copy(), np.where(closest <= NEAR, 0.0, np.inf)

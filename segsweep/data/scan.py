@@ -15,7 +15,7 @@ import numpy as np
 from segsweep.data import masks
 from segsweep.data.images import Picture, channels_named, read_picture
 from segsweep.data.masks import COLOR, NO_DATA, PALETTE, Mask, read_mask
-from segsweep.data.reading import BLENDS, KEPT, Census, Codes, Reading, decide
+from segsweep.data.reading import KEPT, LEVELS, Census, Codes, Reading, decide
 from segsweep.data.source import Sample, refuse
 from segsweep.errors import DataError
 from segsweep.paths import sync
@@ -249,7 +249,7 @@ def write(
         others=len(np.unique(replace(reading, kept=()).final(census.codes))) - len(reading.kept),
         reading=reading,
         named=sorted(named),
-        by_name=len(census.codes) > KEPT or (len(census.codes) > BLENDS and bool((census.codes >= COLOR).any())),
+        by_name=len(census.codes) > KEPT or (len(census.codes) > LEVELS and bool((census.codes >= COLOR).any())),
     )
     tables = [manifest.stored(codes) for codes in finals]
     checksums = _numbered(raw, folder / MASKS, scan, tables) if keep else [0] * len(tables)
