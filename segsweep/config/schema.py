@@ -168,13 +168,13 @@ class DataConfig:
     threshold: Any = key(
         "auto",
         "grey masks: this value and all above is foreground, as 128; auto: cut in the middle where nearly all pixels "
-        "lie at two ends, as saved as JPEG",
+        "lie at two ends, as saved as JPEG; null: not at all",
     )
     mask_resize: str = key("none", "nearest: masks of another size and the same shape are brought to their image's")
     nodata: Any = key(
         "auto",
-        "pixel value without data: in no statistics, filled with the channel's mean; auto: the file's GDAL tag; none; "
-        "NaN and infinities always",
+        "pixel value without data: in no statistics, filled with the channel's mean; auto, tag: the file's GDAL "
+        "tag; none; NaN and infinities always",
     )
     nodata_void: bool = key(True, "pixels without data in the image do not count in the mask")
     normalize: str = key(
@@ -245,12 +245,11 @@ class DataConfig:
         check(self.overfit is None or self.overfit >= 1, "data.overfit", self.overfit, "1 or more")
 
     def _check_values(self) -> None:
-        check(
-            self.threshold == "auto" or is_number(self.threshold), "data.threshold", self.threshold, "auto or a value"
-        )
-        valid = self.nodata in ("auto", "none") or is_number(self.nodata)
-        check(valid, "data.nodata", self.nodata, "auto, none or a pixel value, as -9999")
-        if self.binarize and self.threshold != "auto":
+        valid = self.threshold in ("auto", None) or is_number(self.threshold)
+        check(valid, "data.threshold", self.threshold, "auto, null or a value, as 128")
+        valid = self.nodata in ("auto", "tag", "none") or is_number(self.nodata)
+        check(valid, "data.nodata", self.nodata, "auto, tag, none or a pixel value, as -9999")
+        if self.binarize and is_number(self.threshold):
             raise ConfigError("data.binarize=true and data.threshold make two classes each: drop one of the two.")
 
     def _check_normalization(self) -> None:

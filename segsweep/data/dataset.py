@@ -174,12 +174,11 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     samples = [found.samples[i] for i in store.kept]
     problems = [*found.problems, *store.problems]
     try:
-        if data.binarize and store.smoothed:
-            low, high = store.smoothed
+        if data.binarize and store.cut:
             raise DataError(
-                f"data.binarize=true makes one class of numbered objects, but these masks are {low} and {high} with "
-                "values between, as saved as JPEG or smoothed: nearly black would be foreground. Drop it: they are cut "
-                "in the middle, or at data.threshold=VALUE."
+                "data.binarize=true makes one class of numbered objects, but nearly all pixels of these masks lie at "
+                "two ends, as saved as JPEG or smoothed: nearly black would be foreground. Type data.threshold="
+                f"{store.cut} in its place."
             )
         groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
@@ -196,7 +195,8 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
             data.binarize,
         )
         asked = bool(data.group) or any(sample.group for sample in samples)
-        cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if data.threshold != "auto" else []
+        said = isinstance(data.threshold, (int, float))
+        cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if said else []
         notes = (*found.notes, *cut, *store.notes, *meaning.notes)
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes)
         if data.overfit:
@@ -214,9 +214,8 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
 
 
 def _decoding(data: DataConfig) -> Decoding:
-    threshold = None if data.threshold == "auto" else float(data.threshold)
     void = None if data.ignore_index is None else masks.code(data.ignore_index)
-    return Decoding(threshold, void, data.nodata, data.nodata_void, data.mask_resize)
+    return Decoding(data.threshold, void, data.nodata, data.nodata_void, data.binarize, data.mask_resize)
 
 
 def _named(data: DataConfig, known: Mapping[str, int] | None) -> list[int]:

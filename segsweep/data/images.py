@@ -33,8 +33,8 @@ def read_picture(path: Path, nodata: float | str = "auto") -> Picture:
     mean of the image's other pixels in that channel, rounded for whole numbers.
 
     Args:
-        nodata: the value that stands for no data; "auto": what the file's GDAL tag says; "none": NaN and infinities
-            alone. In images of whole numbers a pixel lacks data where all its channels have that value.
+        nodata: the value that stands for no data; "tag" or "auto": what the file's GDAL tag says; "none": NaN and
+            infinities alone. In images of whole numbers a pixel lacks data where all its channels have that value.
 
     Raises DataError: it is no image, or damaged.
     """
@@ -43,7 +43,7 @@ def read_picture(path: Path, nodata: float | str = "auto") -> Picture:
     if decoded.palette is not None and (stored == stored[..., :1]).all():
         stored = stored[..., :1]  # a grey image may come palette-coded
     pixels = _in_our_types(stored)
-    absent = decoded.nodata if nodata == "auto" else None if nodata == "none" else float(nodata)
+    absent = decoded.nodata if nodata in ("auto", "tag") else None if nodata == "none" else float(nodata)
     lacking = _lacking(stored, pixels, absent)
     alpha = decoded.alpha
     dropped = alpha is not None and bool((alpha != alpha[0, 0]).any())

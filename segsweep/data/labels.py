@@ -11,6 +11,7 @@ from segsweep.errors import ConfigError, DataError, suggestion
 
 VOID = 255  # class index of pixels that do not count, everywhere behind this module
 BLACK = (0, 0, 0)
+WRITTEN = 12  # classes that a line to type has at most
 USUAL = 255  # the mask value that is void beside class indices, where nobody names it
 
 
@@ -61,7 +62,7 @@ class Found:
         chosen = list(self.counts) if values is None else sorted(values, key=lambda value: -self.counts[value])
         rows = [f"{shown(value)} ({self.share([value])})" for value in chosen]
         number = len(rows) + sum(value.number - 1 for value in chosen if isinstance(value, Others))
-        return ", ".join(rows[:12]) + (f", ... {number} in all" if number > 12 else "")
+        return ", ".join(rows[:WRITTEN]) + (f", ... {number} in all" if number > WRITTEN else "")
 
     def called(self, given: int | Color) -> set[Value]:
         """Find the values that a person means by a number or a colour."""
@@ -163,7 +164,7 @@ def _unnamed(found: Found, void: set[Value], said: bool) -> Labels:
     """Background and the one other value."""
     notes: list[str] = []
     if not said and found.numbers >= {1, USUAL} and found.numbers <= {0, 1, USUAL} and not found.coloured:
-        void = _void_beside_indices(found, notes, "foreground")
+        void = _void_beside_indices(found, {"background": found.called(0), "foreground": found.called(1)}, notes)
     background = found.background - void
     foreground = set(found.counts) - background - void
     if len(foreground) > 1:
@@ -174,21 +175,21 @@ def _unnamed(found: Found, void: set[Value], said: bool) -> Labels:
     return _of_two(found, foreground, void, *notes)
 
 
-def _void_beside_indices(found: Found, notes: list[str], foreground: str = "") -> set[Value]:
+def _void_beside_indices(found: Found, named: Mapping[str, Collection[Value]], notes: list[str]) -> set[Value]:
     """The value 255, which nobody names, beside class indices; with a note. Refused where it may be foreground."""
-    void = found.called(USUAL)
-    if foreground:  # two classes
-        one = found.called(1)
-        if any(void & set(mask) and not one & set(mask) for mask in found.masks) and any(
-            one & set(mask) and not void & set(mask) for mask in found.masks
-        ):
-            raise DataError(
-                f"data: mask values {found.shares()}: some masks hold {USUAL} and no 1, others 1 and no {USUAL}. "
-                f"If both are {foreground}: 'data.classes={{{foreground}:[1,{USUAL}]}}'; if {USUAL} does not count: "
-                f"data.ignore_index={USUAL}."
-            )
+    void, one = found.called(USUAL), found.called(1)
+    foreground = next((name for name, group in named.items() if one & set(group)), "")
+    of_two = foreground and found.numbers <= {0, 1, USUAL}
+    alone = any(void & set(mask) and not one & set(mask) for mask in found.masks)
+    if of_two and alone and any(one & set(mask) and not void & set(mask) for mask in found.masks):
+        raise DataError(
+            f"data: mask values {found.shares()}: some masks hold {USUAL} and no 1, others 1 and no {USUAL}. If both "
+            f"are {foreground}: 'data.classes={{{foreground}:[1,{USUAL}]}}'; if {USUAL} does not count: "
+            f"data.ignore_index={USUAL}."
+        )
     top = max(found.numbers - {USUAL})
-    more = f"'data.classes={{...,name:{USUAL}}}'"
+    given = {name: _group(group) for name, group in named.items() if group}
+    more = f"'data.classes={{{','.join(f'{name}:{values}' for name, values in given.items())},name:{USUAL}}}'"
     notes.append(
         f"masks: {USUAL} does not count ({found.share(void)} of the pixels), as it stands beside the indices 0 to "
         f"{top} and no class has it; to make it one: {more}"
@@ -228,8 +229,7 @@ def _with_names(
             and (not by_value or indices | {0} == set(expected))
             and max(indices, default=0) > 0
         ):
-            two = [name for name in named if found.called(1) & named[name]] if len(indices | {0}) == 2 else []
-            void = _void_beside_indices(found, notes, two[0] if two else "")
+            void = _void_beside_indices(found, named, notes)
     if isinstance(classes, Sequence) and not known:
         _refuse_beyond(found, classes, set().union(*named.values()) | void, said)
     rest = set(found.counts) - taken - void
@@ -327,6 +327,8 @@ def _too_many(found: Found) -> str:
         line += f"'data.classes={{name:{named[-1]}}}'"
     else:
         line = f"Name the classes by value: {_line(found)}; what is left over is background"
+    if len(found.counts) > WRITTEN and USUAL in found.numbers:
+        line += "; foreground from a level on: data.threshold=128"
     return (
         f"values {found.shares()}: more than background and foreground. {line}; a value that does not count: "
         "data.ignore_index=VALUE; or all that is not 0 as one class, as for numbered objects: data.binarize=true."
@@ -361,10 +363,16 @@ def _line(found: Found, names: Sequence[str] = ()) -> str:
     """The line to type that names the most frequent values."""
     first = found.background
     frequent = sorted(found.counts, key=lambda value: (value not in first, -found.counts[value]))
-    names = names or ["background", *(f"c{i}" for i in range(1, 3))]
+    names = names or ["background", *(f"c{i}" for i in range(1, min(len(frequent), WRITTEN)))]
     rows = ",".join(f"{name}:{_typed(value)}" for name, value in zip(names, frequent, strict=False))
     return f"'data.classes={{{rows}{',...' if len(frequent) > len(names) else ''}}}'"
 
 
 def _typed(value: Value) -> str:
     return str(value.number) if isinstance(value, Entry) else shown(value)
+
+
+def _group(values: Collection[Value]) -> str:
+    """A class's values as one types them."""
+    typed = sorted(map(_typed, values))
+    return typed[0] if len(typed) == 1 and isinstance(next(iter(values)), (int, Entry)) else f"[{','.join(typed)}]"

@@ -50,7 +50,8 @@ def read(path: Path, one_page: bool = False) -> Raster:
         # A file and not its path: Pillow maps uncompressed TIFFs into memory by path, and turned ones wrongly.
         with path.open("rb") as file, Image.open(file) as image:
             if image.format == "TIFF":
-                return _tiff(path, one_page)
+                nodata = _number(image.tag_v2.get(GDAL_NODATA))  # type: ignore[attr-defined]
+                return _tiff(path, one_page, nodata)  # tifffile drops the tag of float's lowest value
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's JPEG, preview behind it
             _refuse_large(path, image.width, image.height, frames)
             if frames > 1:
@@ -74,7 +75,7 @@ def _opened(image: Image.Image) -> Raster:
     palette = alpha = None
     if image.mode in ("P", "PA"):
         palette = _pillow_palette(image)
-        pixels = np.asarray(image)
+        pixels = np.array(image)
         pixels = pixels[..., 0] if pixels.ndim == 3 else pixels
         if image.format == "GIF":  # whoever writes one numbers the colours anew, so that the numbers mean nothing
             pixels, palette = palette[np.minimum(pixels, len(palette) - 1)], None
@@ -86,7 +87,7 @@ def _opened(image: Image.Image) -> Raster:
         elif image.mode not in GREY_MODES:
             alpha = np.asarray(image)[..., 3] if image.mode == "RGBA" else None
             image = image.convert("RGB")
-        pixels = np.asarray(image)
+        pixels = np.array(image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     return Raster(pixels, alpha, palette, lossy=image.format in LOSSY)
 
@@ -107,7 +108,7 @@ def _deep_png(path: Path) -> Raster:
     return Raster(pixels[..., :-1], pixels[..., -1]) if has_alpha else Raster(pixels)
 
 
-def _tiff(path: Path, one_page: bool) -> Raster:
+def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
     """Any TIFF, through tifffile; only what is packed in a way that it cannot unpack comes from Pillow."""
     import tifffile
 
@@ -126,7 +127,7 @@ def _tiff(path: Path, one_page: bool) -> Raster:
                 raise DataError(f"{path}: its {len(full)} pages are of several sizes. Save the one that counts.")
             if one_page and pages > 1:
                 raise DataError(f"{path}: holds {pages} pages; one is needed. Save them apart.")
-            tag = page.tags.valueof(GDAL_NODATA)
+            nodata = _number(page.tags.valueof(GDAL_NODATA)) if nodata is None else nodata
             try:
                 found = _interpreted(path, page, _stacked(series))
             except (ValueError, NotImplementedError) as error:  # a codec that tifffile lacks
@@ -136,7 +137,7 @@ def _tiff(path: Path, one_page: bool) -> Raster:
                 found = _by_pillow(path, page, pages)
             if not found.samples.size:
                 raise DataError(f"{path}: holds no pixels.")
-            found = Raster(found.samples, found.alpha, found.palette, _number(tag), page.compression in (6, 7, 34712))
+            found = Raster(found.samples, found.alpha, found.palette, nodata, page.compression in (6, 7, 34712))
             return _turned(found, page.tags.valueof(ORIENTATION))
     except DataError:
         raise
@@ -161,10 +162,10 @@ def _interpreted(path: Path, page: Any, stacked: np.ndarray) -> Raster:
         raise DataError(f"{path}: {stacked.dtype} numbers are no pixels. Save the part that counts.")
     height, width, pages, _ = stacked.shape
     kind, bits = page.photometric, page.bitspersample
-    alpha = None
-    if page.extrasamples and page.extrasamples[-1] in ALPHA and stacked.shape[3] > 1:
-        alpha = stacked[..., 0, -1] if pages == 1 else None
-        stacked = stacked[..., :-1]
+    alpha, first = None, stacked.shape[3] - len(page.extrasamples)
+    if place := next((first + i for i, extra in enumerate(page.extrasamples) if extra in ALPHA), 0):
+        alpha = stacked[..., 0, place] if pages == 1 else None
+        stacked = np.delete(stacked, place, axis=3)
     if kind == PALETTE and page.colormap is not None and stacked.shape[2:] == (1, 1):
         palette = (page.colormap.T >> 8).astype(np.uint8) if page.colormap.max() > 255 else page.colormap.T
         return Raster(stacked[..., 0], alpha, palette.astype(np.uint8))

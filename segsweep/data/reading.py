@@ -12,10 +12,13 @@ from segsweep.data.masks import ALPHA, ALPHA_SHIFT, COLOR, NO_DATA, OTHERS, PALE
 Codes = NDArray[np.int64]
 
 KEPT = 254  # values that are kept apart; a byte holds them and those without a number
-NEAR = 40  # distance of colours, in levels, that lossy formats make of one
+SAME = 20  # distance of flat colours, in levels, that lossy formats make of one
+NEAR = 40  # distance from the way between two colours that blends of them may have
+FAR, FARTHEST = 100, 442  # distance from a colour at which something else than it must be meant; from black to white
+FEW = 0.01  # share of the pixels that blends of three colours have at most, which lie between no two
 SOLID = 0.2  # share of a value's pixels inside of a flat area from which on it is no blend of its neighbours
 BLENDS = 16  # different colours that form no areas, from which on masks are taken for smoothed, or saved with loss
-LEVELS = 8  # the same of grey ones
+LEVELS, TAIL = 8, 3  # the same of grey ones between two ends, and beside each of them
 ANCHORS = 32  # colours that blends may belong to
 APART = 64  # levels between the two ends of smoothed grey masks
 SHARE = 0.2  # of the pixels that lie between the two ends, at most
@@ -38,6 +41,7 @@ class Reading:
     alpha: bool = False  # masks lie in the alpha channel, the other channels are the same everywhere
     by: Literal["number", "colour", "level"] = "number"  # what counts of colours and of palettes' entries
     anchors: tuple[int, ...] = ()  # codes of the colours that blends belong to, the nearest
+    reach: int = 0  # how far from the nearest they may lie, in levels
     ends: tuple[int, int] | None = None  # of smoothed grey masks: a value becomes the nearer one
     kept: tuple[int, ...] = ()  # values that are kept apart where they are too many; the rest is `OTHERS`
     notes: tuple[str, ...] = ()  # what was decided, a line each
@@ -48,7 +52,7 @@ class Reading:
         if self.by != "number":
             codes = _colored(codes) if self.by == "colour" else _levels(codes)
         if self.anchors:
-            codes = _snapped(codes, np.array(self.anchors, np.int64))
+            codes = _snapped(codes, self.anchors, self.reach)
         if self.ends:
             codes = _cut(codes, *self.ends)
         if self.kept:
@@ -56,12 +60,12 @@ class Reading:
         return codes
 
 
-def decide(census: Census, named: Sequence[int] = ()) -> Reading:
+def decide(census: Census, named: Sequence[int] = (), cut: bool = True) -> Reading:
     """Decide how masks are read.
 
     The alpha channel counts where nothing else differs. Palettes are read by their numbers, unless one number has two
     colours, or one colour two numbers in two files: then by colour, as wherever one file is coloured. Blends, which lie
-    nowhere flat, become the nearest value that does, or that is among the `named` codes.
+    nowhere flat, become the nearest value that does, or that is among the `named` codes; of grey masks only with `cut`.
     """
     notes: list[str] = []
     reading = Reading(alpha=_in_alpha(census.files))
@@ -75,30 +79,29 @@ def decide(census: Census, named: Sequence[int] = ()) -> Reading:
     if any(_is_palette(codes).any() for codes in files):
         why = "the same number has another colour from file to file" if differ else "as others are coloured"
         by_number = reading.by == "number"
-        notes.append(
-            "masks: palettes are read by number" if by_number else f"masks: palettes are read by colour, {why}"
-        )
+        notes.append("masks: palettes are read by index" if by_number else f"masks: palettes are read by colour, {why}")
     codes, counts, flat = _merged(reading, census)
     if _is_color(codes).any():
         anchors = _anchors(codes, counts, flat, named)
-        changed = counts[_snapped(codes, np.array(anchors, np.int64)) != codes].sum() if anchors else 0
-        if changed:
-            reading = replace(reading, anchors=anchors)
+        snapped = _snapped(codes, anchors, FAR) if anchors else codes
+        if changed := counts[snapped != codes].sum():
+            far = counts[_is_color(snapped) & ~np.isin(snapped, anchors)].sum() > FEW * counts.sum()
+            reading = replace(reading, anchors=anchors, reach=FAR if far else FARTHEST)
             notes.append(
                 f"masks: {100 * changed / counts.sum():.2g} % of the pixels have blended colours, as smoothed or saved "
                 "with loss; each counts as the nearest flat or named one"
             )
-    elif ends := two_ends(codes, counts, flat):
+    elif cut and (ends := two_ends(codes, counts, flat)):
         reading = replace(reading, ends=ends)
         between = counts[(codes > ends[0]) & (codes < ends[1])].sum() / counts.sum()
         notes.append(
-            f"masks: cut at {_middle(*ends)}, since all but {100 * between:.2g} % of the pixels are {ends[0]} or "
+            f"masks: cut at {middle(*ends)}, since all but {100 * between:.2g} % of the pixels are {ends[0]} or "
             f"{ends[1]}, as in masks saved as JPEG or smoothed; another cut: data.threshold=VALUE"
         )
     codes, counts, _ = _merged(reading, census)
     special = codes < 0
     if len(codes) - np.count_nonzero(special) > KEPT:
-        first = np.isin(codes, [0, COLOR, *named, *_colored(np.array(named, np.int64)).tolist()])
+        first = np.isin(codes, [0, COLOR, *named])
         order = np.lexsort((-counts, ~first))
         kept = sorted(codes[order][:KEPT].tolist())
         reading = replace(reading, kept=tuple(kept))
@@ -114,17 +117,21 @@ def two_ends(codes: Codes, counts: Codes, flat: Codes) -> tuple[int, int] | None
     codes, counts, flat = codes[known], counts[known], flat[known]
     if len(codes) < LEVELS + 2:
         return None
-    low, high = sorted(codes[np.argsort(-counts, kind="stable")[:2]].tolist())
-    if high - low < APART:
+    most = codes[counts.argmax()]
+    far = np.abs(codes - int(most)) >= APART
+    if not far.any():
         return None
+    low, high = sorted((int(most), int(codes[far][counts[far].argmax()])))
     margin = (high - low) // 8
     between = (codes > low + margin) & (codes < high - margin)
     beyond = (codes < low - margin) | (codes > high + margin)
     total = counts.sum()
     blended = counts[between].sum()
-    if beyond.any() or np.count_nonzero(between) < LEVELS or blended > SHARE * total:
+    tails = min(int(np.count_nonzero((np.abs(codes - end) <= margin) & (codes != end))) for end in (low, high))
+    if beyond.any() or (np.count_nonzero(between) < LEVELS and tails < TAIL) or blended > SHARE * total:
         return None
-    if flat[between].sum() > SOLID * blended or counts[between].max() > counts[codes == high].item() / 2:
+    rarer = min(counts[codes == low].item(), counts[codes == high].item())
+    if flat[between].sum() > SOLID * blended or counts[between].max(initial=0) > rarer / 4:
         return None
     return (0 if low <= 5 else low), (255 if 250 <= high <= 255 else high)
 
@@ -195,18 +202,18 @@ def _merged(reading: Reading, census: Census) -> tuple[Codes, Codes, Codes]:
 
 def _anchors(codes: Codes, counts: Codes, flat: Codes, named: Sequence[int]) -> tuple[int, ...]:
     """The colours that blends belong to: named ones, and flat ones by their area; none where masks have no blends."""
-    wanted = _colored(np.array(named, np.int64))
-    chosen = sorted(set(wanted[_is_color(wanted)].tolist()))
+    chosen = sorted({code for code in named if COLOR <= code < PALETTE})
     solid = flat >= SOLID * counts
-    if np.count_nonzero(~solid & ~np.isin(codes, chosen) & _is_color(codes)) < BLENDS:
+    blended = np.count_nonzero(~solid & ~np.isin(codes, chosen) & _is_color(codes))
+    if blended < max(BLENDS, int(np.count_nonzero(solid))):
         return ()
     for index in np.argsort(-flat, kind="stable"):
         code = int(codes[index])
         if not solid[index] or len(chosen) >= ANCHORS or not COLOR <= code < PALETTE:
             continue
-        if not chosen or _distances(codes[index : index + 1], np.array(chosen)).min() > NEAR:
+        if not chosen or _distances(codes[index : index + 1], np.array(chosen)).min() > SAME:
             chosen.append(code)
-    return tuple(sorted(set(chosen)))
+    return tuple(sorted(chosen)) if len(chosen) > 1 else ()
 
 
 def _distances(codes: Codes, anchors: Codes) -> NDArray[np.float64]:
@@ -214,13 +221,14 @@ def _distances(codes: Codes, anchors: Codes) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(((_rgb(codes)[:, None] - _rgb(anchors)[None]) ** 2).sum(-1)))
 
 
-def _snapped(codes: Codes, anchors: Codes) -> Codes:
-    """Blends become the nearest anchor: what is near one, or lies between two; other colours stay."""
+def _snapped(codes: Codes, colors: Sequence[int], reach: int) -> Codes:
+    """Blends become the nearer anchor of the two they lie between, or one within reach; other colours stay."""
+    anchors = np.array(colors, np.int64)
     able = _is_color(codes)
     points, ends = _rgb(codes[able]).astype(float), _rgb(anchors).astype(float)
     distances = _distances(codes[able], anchors)
-    nearest, closest = distances.argmin(1), distances.min(1)
-    target, least = nearest.copy(), np.where(closest <= NEAR, 0.0, np.inf)
+    target, closest = distances.argmin(1), distances.min(1)
+    least = np.where(closest <= SAME, 0.0, np.where(closest <= reach, NEAR, np.inf))
     for i in range(len(anchors)):
         for j in range(i):
             way = ends[i] - ends[j]
@@ -236,8 +244,9 @@ def _snapped(codes: Codes, anchors: Codes) -> Codes:
 
 def _cut(codes: Codes, low: int, high: int) -> Codes:
     grey = (codes >= 0) & (codes < 65536)
-    return np.where(grey, np.where(codes >= _middle(low, high), high, low), codes)
+    return np.where(grey, np.where(codes >= middle(low, high), high, low), codes)
 
 
-def _middle(low: int, high: int) -> int:
+def middle(low: int, high: int) -> int:
+    """Return where grey masks with these two ends are cut: this and all above is the high one."""
     return (low + high + 1) // 2

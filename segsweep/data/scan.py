@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from segsweep.data import masks
 from segsweep.data.images import Picture, channels_named, read_picture
-from segsweep.data.masks import COLOR, NO_DATA, PALETTE, Mask, read_mask
+from segsweep.data.masks import ALPHA, COLOR, NO_DATA, PALETTE, Mask, read_mask
 from segsweep.data.reading import KEPT, LEVELS, Census, Codes, Reading, decide
 from segsweep.data.source import Sample, refuse
 from segsweep.errors import DataError
@@ -28,10 +28,12 @@ MANIFEST, IMAGES, MASKS = "manifest.json", "images.bin", "masks.bin"
 class Decoding:
     """How files are decoded."""
 
-    threshold: float | None = None  # in grey masks this and all above is 255, all below 0; None: masks as they are
+    # In grey masks this and all above is 255, all below 0; None: masks as they are; auto: where they have two ends.
+    threshold: float | Literal["auto"] | None = "auto"
     void: int | None = None  # code of the mask value that never counts
     nodata: float | str = "auto"  # of images, as `read_picture` takes it
     nodata_void: bool = True  # pixels without data in the image do not count in the mask
+    binarize: bool = False  # all that is not background is one class: part of the masks' hash alone
     mask_resize: str = "none"  # nearest: masks of another size and the same shape are brought to their image's
 
 
@@ -96,6 +98,7 @@ class Decoded:
     low: float  # of the pixels with data
     high: float
     told: list[str]  # what of `TOLD` holds
+    lacking: int  # pixels without data
     foreground: int | None  # `Sample.foreground`
     void: int | None  # `Decoding.void`
 
@@ -114,7 +117,7 @@ class Decoded:
 TOLD = {
     "alpha": "images have an alpha channel that is dropped and not the same everywhere",
     "mask alpha": "masks have an alpha channel that is dropped and not the same everywhere",
-    "no data": "images have pixels without data, which are filled with the channel's mean and count in no statistics",
+    "no data": "images have pixels without data (data.nodata), which get the channel's mean and count in no statistics",
     "resized": "masks were brought to their image's size (data.mask_resize=nearest)",
 }
 
@@ -151,7 +154,7 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
     except DataError as error:
         problems.append(str(error))
     try:
-        mask = read_mask(sample.mask, how.threshold, how.void)
+        mask = read_mask(sample.mask, None if how.threshold == "auto" else how.threshold, how.void)
     except DataError as error:
         problems.append(str(error))
     if problems or mask is None:
@@ -163,16 +166,19 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
             return [_other_size(sample.mask, mask, image)]
         mask = fitted
         told.append("resized")
+    lacking = 0
     if picture.lacking is not None:
         told.append("no data")
+        somewhere = np.asarray(picture.lacking.any(2))
+        lacking = int(somewhere.sum())
         if how.nodata_void:
-            mask = masks.blanked(mask, np.asarray(picture.lacking.any(2)))
+            mask = masks.blanked(mask, somewhere)
     told += ["alpha"] * picture.dropped_alpha + ["mask alpha"] * mask.dropped_alpha
     total, squares, valid, low, high = _moments(picture)
     contiguous = np.ascontiguousarray(image)
     content, labelled = (
         hashlib.sha256(f"{about}".encode() + np.ascontiguousarray(pixels).data).hexdigest()[:16]
-        for about, pixels in ((f"{image.shape}{image.dtype}", image), (mask.codes.tolist(), mask.index))
+        for about, pixels in ((f"{image.shape}{image.dtype}", image), _hashed(mask, how))
     )
     height, width, channels = image.shape
     row = Row(
@@ -191,7 +197,7 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
         checksum=(zlib.crc32(contiguous.data), 0),
         sentinel=picture.sentinel,
     )
-    return Decoded(row, contiguous, mask, low, high, told, sample.foreground, how.void)
+    return Decoded(row, contiguous, mask, low, high, told, lacking, sample.foreground, how.void)
 
 
 @dataclass
@@ -214,6 +220,7 @@ def write(
     samples: Sequence[Sample],
     decoded: Iterable[Decoded | list[str]],
     named: Sequence[int],
+    cut: bool,
     keep: bool,
 ) -> None:
     """Write a store into an empty folder.
@@ -221,6 +228,7 @@ def write(
     Args:
         decoded: of each sample, in their order.
         named: codes of the mask values that have a name.
+        cut: grey masks with two ends are cut in the middle.
         keep: write the pixels, too.
 
     Raises DataError: at least `STOP` files that cannot be used, or none that can; images of several kinds.
@@ -234,7 +242,7 @@ def write(
     if not scan.rows:
         refuse(scan.problems)
     census = _census([one.mask for one in scan.decoded])
-    reading = decide(census, named)
+    reading = decide(census, named, cut)
     finals = [one.final(reading) for one in scan.decoded]
     listed = np.unique(np.concatenate(finals)).tolist()
     manifest = Manifest(
@@ -320,8 +328,23 @@ def _notes(scan: _Scan) -> list[str]:
     for what, n in scan.told.items():
         example = scan.examples[what]
         path = example.mask if TOLD[what].startswith("masks") else example.image
-        notes.append(f"{n} of {len(scan.rows)} {TOLD[what]}, such as {path}")
+        share = ""
+        if what == "no data":
+            pixels = sum(row.height * row.width for row in scan.rows)
+            share = f"; {100 * sum(one.lacking for one in scan.decoded) / pixels:.3g} % of all pixels"
+        notes.append(f"{n} of {len(scan.rows)} {TOLD[what]}, such as {path}{share}")
     return notes
+
+
+def _hashed(mask: Mask, how: Decoding) -> tuple[list[int], np.ndarray]:
+    """What a mask's hash is of: names of its values, which stay so that data sets keep their digests, and indices."""
+    codes = mask.codes
+    names = np.where((codes >= COLOR) & (codes < PALETTE), 1 << 24 | codes & 0xFFFFFF, codes)
+    names = np.where((codes >= PALETTE) & (codes < ALPHA), codes >> 24 & 0xFFFF, names)
+    if how.binarize:
+        names = np.where(codes == how.void, 255, (names != 0) & (names != 1 << 24))
+    listed, place = np.unique(names, return_inverse=True)
+    return listed.tolist(), place.astype(mask.index.dtype)[mask.index]
 
 
 def _fitted(mask: Mask, size: tuple[int, ...]) -> Mask | None:
@@ -357,8 +380,9 @@ def _moments(picture: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, floa
     there = ~picture.lacking.reshape(pixels.shape)
     wide = np.where(there, pixels.astype(np.float64), 0)
     n = there.sum(0)
-    low, high = (float(f(pixels, initial=start, where=there)) for f, start in ((np.min, np.inf), (np.max, -np.inf)))
-    return wide.sum(0), (wide**2).sum(0), n, *((0.0, 255.0) if pixels.dtype == np.uint8 else (low, high))
+    known = pixels[there]
+    low, high = (known.min(), known.max()) if known.size and pixels.dtype != np.uint8 else (0.0, 255.0)
+    return wide.sum(0), (wide**2).sum(0), n, float(low), float(high)
 
 
 def _digest(samples: Sequence[Sample], rows: Sequence[Row]) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor
 from segsweep.data import masks, scan
 from segsweep.data.masks import NO_DATA, Value
 from segsweep.data.prefetch import prefetch
+from segsweep.data.reading import middle
 from segsweep.data.scan import IMAGES, MASKS, Decoded, Decoding
 from segsweep.data.source import Sample, Unusable
 from segsweep.errors import DataError
@@ -97,9 +98,10 @@ class Store:
         return self._manifest.named
 
     @property
-    def smoothed(self) -> tuple[int, int] | None:
-        """The two ends of grey masks that were smoothed or saved with loss, as `Reading.ends`."""
-        return self._manifest.reading.ends
+    def cut(self) -> int | None:
+        """Where grey masks that were smoothed or saved with loss are cut; None where masks are as they were."""
+        ends = self._manifest.reading.ends
+        return middle(*ends) if ends else None
 
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
         """Return image and mask, as `image` and `mask` do.
@@ -271,7 +273,7 @@ def _opened(
         jobs = (partial(scan.decode, sample, how) for sample in samples)
         with closing(prefetch(jobs, threads, 4 * threads)) as decoded:  # its threads end here, whatever happens
             try:
-                scan.write(folder, samples, progress(decoded, len(samples), "decoding"), named, keep)
+                scan.write(folder, samples, progress(decoded, len(samples), "decoding"), named, cut, keep)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -286,12 +288,13 @@ def _opened(
             raise Unusable(result)
         return result
 
+    cut = how.threshold == "auto"
     damaged = (target / scan.MANIFEST).exists() and not scan.whole(target, keep)
     return Store(build_once(target, lambda folder: scan.whole(folder, keep), write), again, keep)
 
 
 def _name(samples: Sequence[Sample], how: Decoding, keep: bool, named: Sequence[int] | None = None) -> str:
-    if how.threshold is None and all(sample.foreground is None for sample in samples):
+    if how.threshold in (None, "auto") and not how.binarize and all(sample.foreground is None for sample in samples):
         how = replace(how, void=None)  # it changes nothing then
     hashed = hashlib.sha256(f"store {VERSION} {how} {named}".encode())
     for sample in samples:

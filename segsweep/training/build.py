@@ -191,6 +191,7 @@ def _facts(wanted: Settings, data: Dataset, pretrained: bool) -> Facts:
         photographs=data.store.channels == 3 and data.store.range == (0.0, 255.0),
         classes=data.labels.names,
         pixels=data.counts("train")[:-1],
+        cut=data.store.cut,
     )
 
 

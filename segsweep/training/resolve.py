@@ -29,6 +29,7 @@ class Facts:
     photographs: bool  # pixels are 8-bit colour, as the encoders were trained on
     classes: Sequence[str]  # names, by index
     pixels: Sequence[int]  # of each class in the training split
+    cut: int | None = None  # where grey masks are cut that were smoothed or saved with loss
 
 
 def resolve(wanted: Settings, facts: Facts) -> Settings:
@@ -48,7 +49,10 @@ def resolve(wanted: Settings, facts: Facts) -> Settings:
         decoder=_decided(wanted.decoder, width=list(facts.width)),
         optim=_decided(wanted.optim, lr=rates.lr, encoder_lr_scale=scale),
         data=_decided(
-            decided_layout(data, facts.sizes, facts.validation), normalize="window" if data.window else usual
+            decided_layout(data, facts.sizes, facts.validation),
+            normalize="window" if data.window else usual,
+            threshold=facts.cut,
+            nodata="tag",
         ),
         loss=_decided(wanted.loss, class_weights=weights, pos_weight=weights and weights[1]),
         train=replace(_decided(wanted.train, bn_momentum="scaled"), epochs=wanted.train.epoch_limit),

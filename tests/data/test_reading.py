@@ -33,7 +33,7 @@ def test_palettes_that_agree_are_read_by_number_and_keep_their_colours():
     reading = decide(census({one: 9, two: 1}, {one: 9}, {two: 1, Entry(2, GREEN): 3}))
     assert reading.by == "number"
     assert seen(reading, one, two) == [one, two]
-    assert reading.notes == ("masks: palettes are read by number",)
+    assert reading.notes == ("masks: palettes are read by index",)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_blends_are_the_nearer_of_the_two_they_lie_between_and_other_colours_sta
     solid = {BLACK: 5000, RED: 1000, GREEN: 800}
     way = {(int(255 * t), 0, 0): 4 for t in np.linspace(0.02, 0.98, 20)}
     way |= {(int(255 * (1 - t)), int(200 * t), 0): 4 for t in np.linspace(0.02, 0.98, 20)}
-    rare = {(0, 0, 255): 6}
+    rare = {(0, 0, 255): 150}
     values = solid | way | rare
     codes = np.array(sorted(map(code, values)))
     counts = np.array([next(n for value, n in values.items() if code(value) == c) for c in codes])

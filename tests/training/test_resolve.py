@@ -41,7 +41,7 @@ def test_what_was_decided_stays_whatever_is_known_later():
 def test_what_was_asked_for_stays():
     optim, data = (
         OptimConfig(lr=0.5, encoder_lr_scale=0.25),
-        DataConfig(resize="squash", normalize="dataset", repeats=3),
+        DataConfig(resize="squash", normalize="dataset", repeats=3, threshold=100, nodata=-1),
     )
     found = decided(optim=optim, data=data, train=TrainConfig(epochs=7, bn_momentum=0.5))
     assert (found.optim, found.data) == (optim, data)
