@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import reduce
 from importlib.util import find_spec
@@ -11,22 +12,29 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import catalog
-from segsweep.config.checks import read
-from segsweep.config.schema import DataConfig, RunConfig, keys, refuse_unknown, unknown
+from segsweep import catalog, datafile
+from segsweep.config.checks import read, spoken
+from segsweep.config.schema import DataConfig, RunConfig, keys, meant, normal, unknown, unknown_keys
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import ConfigError, suggestion
-from segsweep.paths import CHECKOUT, outputs, quoted
+from segsweep.paths import CHECKOUT, for_shell, literal, outputs, override, quoted
 
 T = TypeVar("T")
 CONF = str(CHECKOUT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 FAILURES = (HydraException, OmegaConfBaseException)
+KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, PREFIX))}
 PATHS = tuple(key.name for key in keys() if key.role.is_path)
+TEXTS = ("hydra.run.dir", "hydra.sweep.dir", *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
+GROUPS = ("sweeps", *(path.name for path in Path(CONF).iterdir() if path.is_dir()))
+PLAIN = re.compile(r"""(?!['"\s])([^][(){},$]|\$(?!\{))+""")  # it asks for no quotes, list, function or interpolation
+PARSER = OverridesParser.create()
 
 
 def register_schema() -> None:
@@ -48,7 +56,28 @@ def to_config(composed: DictConfig) -> RunConfig:
 
 def configuration(overrides: Sequence[str]) -> RunConfig:
     """Return what `python train.py OVERRIDES` would train with; what is wrong with them is one line."""
-    return _composed(overrides, to_config)
+    return _composed(expanded(overrides), to_config)
+
+
+def expanded(words: Sequence[str]) -> list[str]:
+    """Say in Hydra's grammar what was typed.
+
+    `data=FILE.yaml` becomes what the file says, as one would type it; what is typed beside it wins. A text that the
+    grammar cannot read and that can be nothing else, such as a path with letters beyond ASCII, gets its quotes.
+
+    Raises ConfigError: what `segsweep.datafile.words` refuses.
+    """
+    beside = {key for word in words for key in (key_of(word), key_of(word).rpartition(".")[0])}  # data.classes.car=8
+    found: list[str] = []
+    for word in words:
+        name, _, text = word.partition("=")
+        if name == "data" and text_of(word).endswith(datafile.SUFFIXES):
+            found += datafile.words(Path(text_of(word)).expanduser(), beside)
+        elif name in TEXTS and PLAIN.fullmatch(text) and not _parsed(word):
+            found.append(f"{name}={quoted(text)}")
+        else:
+            found.append(word)
+    return found
 
 
 def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
@@ -57,6 +86,7 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     Only the words are composed, and nothing of the run: `data=NAME` takes the place of all the run's data; else each
     `data.KEY=VALUE` of its own key. `train.workers` may be there, too.
     """
+    words = expanded(words)
     typed = [key_of(word) for word in words]
     for word, name in zip(words, typed, strict=True):
         if name.partition(".")[0] != "data" and name != "train.workers":
@@ -76,6 +106,7 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
 
     ConfigError if anything is wrong with the words, or one would make another training of it.
     """
+    words = expanded(words)
     for word in words:
         if word.startswith("~") or key_of(word).startswith("hydra"):
             raise ConfigError(f"a run that goes on takes its own keys alone, as KEY=VALUE: drop {word}.")
@@ -117,7 +148,7 @@ def _values(words: Sequence[str]) -> dict[str, object]:
     plain = _composed(words, _plain)
     found = {key.name: reduce(lambda tree, part: tree[part], key.name.split("."), plain) for key in keys()}
     found |= {name: str(Path(found[name]).expanduser().resolve()) for name in PATHS if found[name]}
-    return found | {"train.compile": found["train.compile"].lower()}  # as its section keeps it
+    return {name: normal(name, value) for name, value in found.items()}
 
 
 def _composed(words: Sequence[str], of: Callable[[DictConfig], T]) -> T:
@@ -132,7 +163,8 @@ def _composed(words: Sequence[str], of: Callable[[DictConfig], T]) -> T:
 
 def _plain(composed: DictConfig) -> Any:
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    refuse_unknown(plain)
+    for name, value in unknown_keys(plain):
+        raise ConfigError(_no_such_key(name, str(value)))
     return plain
 
 
@@ -143,7 +175,7 @@ def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
         value = OmegaConf.select(composed, key)
         if value:
             found[key] = str(Path(value).expanduser().resolve())
-            OmegaConf.update(composed, key, found[key])
+            OmegaConf.update(composed, key, literal(found[key]))
     return [f"{key_of(o)}={quoted(found[key_of(o)])}" if key_of(o) in found else o for o in overrides]
 
 
@@ -164,31 +196,110 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
         hint = suggestion(name, error.options, f"Try {group}=")
         return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
     if isinstance(error, OverrideParseException):
-        name, equals, value = error.override.partition("=")
-        hint = f""" Quote a value with special characters twice: "{name}='{value}'".""" if equals else ""
-        return f"{error.override}: cannot be read as KEY=VALUE.{hint}"
+        return _unreadable(error.override)
+    for name, _, text in (word.lstrip("+~").partition("=") for word in argv if "=" in word):
+        if re.fullmatch(r"[\w.]+", name) and not _is_known(name):
+            return _no_such_key(name, text)
+    if "--multirun" in str(error) and (swept := [word for word in argv if _is_sweep(word)]):
+        return _needs_multirun(swept[0])
     if find_spec(STOCK) and any("sweeper" in text for text in (*argv, str(error))):
         what = "hydra-optuna-sweeper is installed beside segsweep's own sweeper, under the same name"
         return f"{what}. Type: pip uninstall hydra-optuna-sweeper"
     if unknown_setting := _unknown_setting(argv, f"{error} {error.__cause__}"):
         return unknown_setting
-    known = {key.name for key in keys()}
-    known |= {name.partition(".")[0] for name in known}
-    for name in (key_of(override) for override in argv if "=" in override):
-        if name not in known and not name.startswith("hydra") and re.fullmatch(r"[\w.]+", name):
-            return unknown(name)
+    if wrong_type := _wrong_type(str(error)):
+        return wrong_type
     lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
     kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
     return " ".join(kept)
 
 
+def _is_known(name: str) -> bool:
+    """Tell whether there is such a key, section or group; all of Hydra's own are taken for known."""
+    return name in KEYS or name in GROUPS or name.startswith("hydra") or any(k.startswith(f"{name}.") for k in KEYS)
+
+
+def _parsed(word: str) -> Override | None:
+    """Return what Hydra reads in a word; None if it cannot."""
+    try:
+        return PARSER.parse_override(word)
+    except HydraException:
+        return None
+
+
+def text_of(word: str) -> str:
+    """Return the text that `KEY=TEXT` gives its key, as Hydra reads it; what stands there if it reads none."""
+    parsed = _parsed(word)
+    value = parsed.value() if parsed else None
+    with suppress(OmegaConfBaseException):
+        if isinstance(found := OmegaConf.create({"text": value}).text if isinstance(value, str) else None, str):
+            return found
+    return word.partition("=")[2]
+
+
+def _is_sweep(word: str) -> bool:
+    parsed = _parsed(word)
+    return parsed is not None and parsed.is_sweep_override()
+
+
+def _unreadable(word: str) -> str:
+    """Say of a word that Hydra cannot read it, and how to quote it where it is meant as a text."""
+    name, equals, text = word.partition("=")
+    said = f"{word}: cannot be read as KEY=VALUE."
+    if not equals:
+        return said
+    key = name.lstrip("+")
+    if _parsed(f"{name}=x") and not _is_known(key):
+        return _no_such_key(key, "")
+    if key in ("data", *TEXTS):
+        inner = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+        return f"{said} Quote it twice, for Hydra and for the shell: {override(name, inner)}"
+    leaves = re.sub(r"[^][{}:,]+", lambda leaf: leaf[0] if _parsed(f"x={leaf[0]}") else quoted(leaf[0]), text)
+    if _parsed(f"{name}={leaves}"):
+        return f"{said} Quote it twice, for Hydra and for the shell: {for_shell(f'{name}={leaves}')}"
+    elsewhere = " Names beyond ASCII go into a file: data=FILE.yaml." if key == "data.classes" else ""
+    return f"{said} Each bracket and quote must be closed.{elsewhere}"
+
+
+def _needs_multirun(word: str) -> str:
+    """Say of several values for one training what to type for one value, and for a training with each."""
+    name, _, text = word.partition("=")
+    one = ""
+    if name in TEXTS and "(" not in text:
+        one = f" As one text: {override(name, text)}"
+    elif name in KEYS and (KEYS[name].kind is Any or "list" in str(KEYS[name].kind)):
+        one = f" As a list: {for_shell(f'{name}=[{text}]')}"
+    return f"{word}: several values, to train with each: python train.py -m hydra/sweeper=optuna ...{one}"
+
+
+def _wrong_type(said: str) -> str | None:
+    """Say what a key's value must be, where Hydra could not give it the one that was typed."""
+    name, _, value = said.removeprefix("Error merging override ").lstrip("+").partition("=")
+    if name not in KEYS or not said.startswith("Error merging override "):
+        return None
+    split = f" To score that part: --split {value}." if name == "data.split" and value.isalpha() else ""
+    return f"{name}={value}: must be {spoken(KEYS[name].kind)}. {name}: {KEYS[name].help}.{split}"
+
+
+def _no_such_key(name: str, text: str) -> str:
+    """Say of a key that does not exist, with the line to type where that one composes."""
+    target = meant(name)
+    for value in dict.fromkeys((text, text.lower())) if target and text else ():
+        with suppress(ConfigError):
+            configuration(["data=folder", f"{target}={value}"])
+            return unknown(name, for_shell(f"{target}={value}"))
+    return unknown(name)
+
+
 def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
     """What to say of a `hydra.sweeper` key that there is not."""
-    for override in argv:
-        group = key_of(override)
+    for word in argv:
+        group = key_of(word)
         if group.startswith("hydra/sweeper/") and group in text:  # of the stock plugin
-            return f"{override}: no such group. Type {override.lstrip('+').replace('/', '.')}."
+            return f"{word}: no such group. Type {word.lstrip('+').replace('/', '.')}."
+        if group.startswith(PREFIX) and "BasicSweeperConf" in text:
+            return f"{word}: is of a search. Add -m hydra/sweeper=optuna."
     settings = [*(item.name for item in fields(SweeperConfig)), "params", "direction", "n_jobs"]
     for name in map(key_of, argv):
         if name.startswith(PREFIX) and name.split(".")[2] not in settings and name in text:

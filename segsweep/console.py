@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segsweep.metrics import SHOWN
+from segsweep.paths import override
 
 SCORES = {**SHOWN, "boundary_iou": "boundary IoU"}  # of an evaluation
 
@@ -77,7 +78,7 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
         rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{peak}"))
     rows += [("run", f"  {summary['status']}: {reason}"), ("folder", f"  {folder}")]
     if summary["status"] == "stopped":
-        rows.append(("go on", f"  python train.py {shlex.quote(f'resume={folder}')}"))
+        rows.append(("go on", f"  python train.py {override('resume', folder)}"))
     return f"\n{table(rows)}"
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +26,33 @@ def cache() -> Path:
     return outputs() / "cache"
 
 
-def quoted(path: object) -> str:
-    """As a value in Hydra's override grammar; as it is where nothing in it has a meaning there."""
-    if re.fullmatch(r"[\w./-]+", str(path)):
-        return str(path)
-    return "'" + str(path).replace("'", "\\'") + "'"
+def quoted(value: object) -> str:
+    """Return a text as a value of Hydra's override grammar that is read as this very text.
+
+    As it is where the grammar gives nothing in it a meaning. Else in quotes: `${` is no interpolation then, a comma no
+    sweep, `null`, `1e3` and an empty text stay texts, and letters beyond ASCII, which the grammar has not, pass.
+    """
+    text = str(value)
+    if re.fullmatch(r"(?!(true|false|null|inf|nan)$)([a-z_]|\.{0,2}/)[\w./-]*", text, re.ASCII | re.IGNORECASE):
+        return text
+    text = literal(text)
+    # Only backslashes before a quote are read as escapes, the closing quote's among them.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
+def literal(text: str) -> str:
+    """Return a text as OmegaConf keeps it: what looks like an interpolation is none."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def for_shell(word: str) -> str:
+    """Quote a word for a POSIX shell; in double quotes where it has single ones and nothing that means more there."""
+    return f'"{word}"' if "'" in word and not re.search(r"[$`\"!]|\\(?!')", word) else shlex.quote(word)
+
+
+def override(key: str, value: object) -> str:
+    """Return `KEY=VALUE` as one types it in a shell: quoted for Hydra's grammar, then for the shell."""
+    return for_shell(f"{key}={quoted(value)}")
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -15,7 +15,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.compose import CONF, FAILURES, absolute, changed, explain, key_of, register_schema, to_config
+from segsweep.compose import (
+    CONF,
+    FAILURES,
+    absolute,
+    changed,
+    expanded,
+    explain,
+    key_of,
+    register_schema,
+    text_of,
+    to_config,
+)
 from segsweep.config.schema import keys
 from segsweep.errors import ConfigError, Terminated, terminable
 from segsweep.paths import CHECKOUT, outputs
@@ -35,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     130 is for Ctrl-C, 143 for SIGTERM. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # each of its processes would train the same run
         return _refuse(
             "a run is one process; this one was started by torchrun (TORCHELASTIC_RUN_ID is set). Type python train.py "
@@ -45,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     register_schema()
     OmegaConf.register_new_resolver("help", _help, replace=True)
-    spared = _named_folder(argv)
+    spared = _named_folder(words)
     code = 0
 
     def task(composed: DictConfig) -> None:
         nonlocal code
         # Refused here and not in main: Hydra prints a line of its own for what a job raises.
         try:
-            code = _train(composed, argv, spared) or code
+            code = _train(composed, words, spared) or code
         except ConfigError as error:
             code = _refuse(str(error), error.exit_code)
         if code >= 128:
@@ -60,17 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     saved = sys.argv
     try:
-        if "hydra.run.dir=" in argv:
+        if "hydra.run.dir=" in words:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
+        words = expanded(words)
         with terminable():
-            if any(word.startswith("resume=") for word in argv) and not {"--help", "-h"} & set(argv):
-                return _resume(argv)
-            sys.argv = [str(CHECKOUT / "train.py"), *argv]
+            if any(word.startswith("resume=") for word in words) and not {"--help", "-h"} & set(words):
+                return _resume(words)
+            sys.argv = [str(CHECKOUT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
     except FAILURES as error:
-        return _refuse(explain(error, argv), ConfigError.exit_code)
+        return _refuse(explain(error, words), ConfigError.exit_code)
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt:
@@ -84,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(composed: DictConfig, argv: list[str], spared: Path | None) -> int:
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
+    runtime: Any = OmegaConf.to_container(hydra_config.runtime, resolve=False)  # a folder may be called ${x}
+    folder = Path(runtime["output_dir"])
     overrides = absolute(composed, list(hydra_config.overrides.task))
     try:
         config = to_config(composed)
@@ -109,8 +122,7 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None) -> int:
 
 def _resume(argv: list[str]) -> int:
     """Go on with the run that `resume=DIR` names, as its journal says: nothing else of the folder is composed."""
-    folder = Path([word for word in argv if word.startswith("resume=")][-1].removeprefix("resume=").strip("'\""))
-    folder = folder.expanduser().resolve()
+    folder = Path(text_of([word for word in argv if word.startswith("resume=")][-1])).expanduser().resolve()
     words = [word for word in argv if not word.startswith("resume=")]
     if {"-m", "--multirun"} & set(words):
         raise ConfigError("resume goes on with one run: drop -m.")
@@ -123,7 +135,7 @@ def _resume(argv: list[str]) -> int:
         asked = changed(journal.started(folder).asked, words)
         typed = asked.tracking.uri if "tracking.uri" in map(key_of, words) else None
         if asked.tracking.name != "none":
-            client.allowed(asked.tracking.uri, typed, "tracking.uri=")
+            client.allowed(asked.tracking.uri, typed, as_key=True)
     except ConfigError as error:
         raise ConfigError(f"resume={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     if asking:
@@ -138,8 +150,8 @@ def _resume(argv: list[str]) -> int:
 
 def _named_folder(argv: list[str]) -> Path | None:
     """Return the folder that the command line names for the run, if it is there already."""
-    named = [arg.partition("=")[2].strip("'\"") for arg in argv if key_of(arg) == "hydra.run.dir"]
-    folder = Path(named[-1].replace("\\'", "'")).resolve() if named else None
+    named = [text_of(arg) for arg in argv if key_of(arg) == "hydra.run.dir"]
+    folder = Path(named[-1]).resolve() if named else None
     return folder if folder and folder.exists() else None
 
 

@@ -59,7 +59,7 @@ def read(kind: type[T], value: Any, name: str) -> T:
     Unknown fields are left out: a later version may have more. ConfigError if one is missing, or is of another type.
     """
     try:
-        found = _typed(kind, value, name)
+        found = read_value(kind, value, name)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:  # of a section's own checks, on noise
         raise ConfigError(f"{name}: {error}") from error
     assert isinstance(found, kind)
@@ -79,7 +79,8 @@ def read_file(kind: type[T], path: Path, name: str, advice: str = "") -> T:
         raise ConfigError(f"{path}: damaged: {first_line(error)}{advice}") from error
 
 
-def _typed(kind: Any, value: Any, name: str) -> Any:
+def read_value(kind: Any, value: Any, name: str) -> Any:
+    """Read a value of JSON, named so in errors, as any type that a dataclass has; ConfigError if it is of another."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or (kind is NoneType and value is None):
         return value
@@ -89,36 +90,42 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         if missing := [f.name for f in fields(kind) if f.name in needed - value.keys()]:
             raise ConfigError(f"{name}: lacks {', '.join(missing)}.")
         given = [f.name for f in fields(kind) if f.name in value]
-        return kind(**{g: _typed(hints[g], value[g], f"{name}.{g}") for g in given})  # type: ignore[operator]
+        return kind(**{g: read_value(hints[g], value[g], f"{name}.{g}") for g in given})  # type: ignore[operator]
     if origin in UNIONS:
         for option in inner:
             try:
-                return _typed(option, value, name)
+                return read_value(option, value, name)
             except ConfigError:
                 continue
     elif origin is Literal and value in inner:
         return value
     elif origin in (list, Sequence) and isinstance(value, (list, tuple)):
-        return [_typed(inner[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return [read_value(inner[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
     elif origin is tuple and isinstance(value, (list, tuple)):
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) == len(value):
-            return tuple(_typed(k, item, f"{name}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+            return tuple(
+                read_value(k, item, f"{name}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
+            )
     elif origin in (dict, Mapping) and isinstance(value, dict):
-        return {key: _typed(inner[1], item, f"{name}.{key}") for key, item in value.items()}
+        return {key: read_value(inner[1], item, f"{name}.{key}") for key, item in value.items()}
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif isinstance(kind, type) and type(value) is kind:
         return value
-    raise ConfigError(f"{name}: must be {_spoken(kind)}, not {str(value)[:80]!r}.")
+    raise ConfigError(f"{name}: must be {spoken(kind)}, not {str(value)[:80]!r}.")
 
 
-def _spoken(kind: Any) -> str:
-    """A type as a person says it."""
+def spoken(kind: Any) -> str:
+    """Return a type as a person says it."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    plural = {str: "texts", int: "whole numbers", float: "numbers"}
     if get_origin(kind) in UNIONS:
-        return " or ".join(map(_spoken, get_args(kind)))
+        return " or ".join(map(spoken, get_args(kind)))
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     outer = get_origin(kind) or kind
-    return names.get(outer, "a list" if outer in (list, tuple, Sequence) else "an object")
+    if outer in (list, tuple, Sequence):
+        items = get_args(kind)[:1]
+        return f"a list of {plural[items[0]]}" if items and items[0] in plural else "a list"
+    return names.get(outer, "an object")

@@ -8,14 +8,16 @@ component takes its own section. OmegaConf has neither `Literal` nor unions with
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
+from segsweep.config import peers
 from segsweep.config.checks import check, flat, is_color, is_count, is_number, is_positive, is_share, is_whole
 from segsweep.errors import ConfigError, closest, one_of
-from segsweep.paths import PACKAGE
+from segsweep.paths import PACKAGE, load_json
 
 
 class Role(NamedTuple):
@@ -142,7 +144,7 @@ class DataConfig:
     root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set", PATH)
     images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split", PATH)
     masks: str | None = key(None, "folder of masks, paired with the images by stem", PATH)
-    size: list[int] = key([256, 256], "height and width of the training canvas, in pixels")
+    size: Any = key([256, 256], "height and width of the training canvas, in pixels; 256 is [256,256]")
     resize: str = key(
         "auto",
         "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops; auto: crop where a typical "
@@ -158,8 +160,8 @@ class DataConfig:
     fold: int = key(0, "cross-validation: the fold to validate on, from 0")
     classes: Any = key(
         None,
-        "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}; "
-        "default: binary",
+        "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}, "
+        "or either as a text of JSON; default: binary",
     )
     ignore_index: Any = key(
         None, "mask value or [r,g,b] of void pixels, never counted; default: 255 beside 0, 1, ... if no class has it"
@@ -184,10 +186,10 @@ class DataConfig:
     )
     window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
     foreground: float = key(0.0, "resize=crop: share of crops laid over a pixel of a random class of the image")
-    tile: list[int] | None = key(
+    tile: Any = key(
         None,
-        "resize=crop: images larger than [height,width] are scored in overlapping tiles; default: 1024 or more a side, "
-        "data.size for encoders of a fixed size",
+        "resize=crop: images larger than [height,width] are scored in overlapping tiles, 512 is [512,512]; default: "
+        "1024 or more a side, data.size for encoders of a fixed size",
     )
     balance: float = key(0.0, "how far images of rare classes are shown more often: 0 not, 1 by their pixels' rarity")
     repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
@@ -203,8 +205,11 @@ class DataConfig:
         return Path(self.root).expanduser().resolve().name if self.root else self.name
 
     def __post_init__(self) -> None:
-        valid = len(self.size) == 2 and all(is_count(side) and side >= 32 for side in self.size)
-        check(valid, "data.size", self.size, "[height,width], 32 pixels or more each, as [256,256]")
+        form = "one number or [height,width], 32 pixels or more, as"
+        check(_is_size(self.size), "data.size", self.size, f"{form} 256")
+        check(self.tile is None or _is_size(self.tile), "data.tile", self.tile, f"{form} 1024")
+        for name in ("size", "tile", "classes"):
+            object.__setattr__(self, name, normal(f"data.{name}", getattr(self, name)))
         one_of("data.name", self.name, SOURCES)
         given = [name for name in ("root", "images", "masks", "table") if getattr(self, name)]
         if self.name == "shapes" and given:
@@ -216,11 +221,8 @@ class DataConfig:
         check(is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
         if self.foreground and self.resize not in ("auto", "crop"):
             raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
-        if self.tile is not None:
-            valid = len(self.tile) == 2 and all(is_count(side) and side >= 32 for side in self.tile)
-            check(valid, "data.tile", self.tile, "[height,width], 32 pixels or more each, as [1024,1024]")
-            if self.resize not in ("auto", "crop"):
-                raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
+        if self.tile is not None and self.resize not in ("auto", "crop"):
+            raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
         check(is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
         check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         check(
@@ -275,6 +277,11 @@ class DataConfig:
             valid = isinstance(self.classes, list) and bool(self.classes)
             check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
             check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(is_count(side) and side >= 32 for side in sides)
 
 
 @dataclass(frozen=True)
@@ -349,7 +356,7 @@ class TrainConfig:
     deterministic: bool = key(False, "only deterministic algorithms, and nothing chosen by a probe, at some speed")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "compile", str(self.compile).lower())
+        object.__setattr__(self, "compile", normal("train.compile", self.compile))
         one_of("train.compile", self.compile, ("auto", "true", "false"))
         for name in ("epochs", "accumulate", "workers", "patience"):
             value = getattr(self, name)
@@ -410,31 +417,51 @@ class Key(NamedTuple):
     default: Any
     help: str
     role: Role
+    kind: Any  # its type
 
 
 def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[Key]:
     """Every key, in the order of the schema."""
-    instance = schema()
+    instance, kinds = schema(), get_type_hints(schema)
     for item in fields(schema):
         value = getattr(instance, item.name)
         if is_dataclass(value):
             yield from keys(type(value), f"{prefix}{item.name}.")
         else:
-            yield Key(f"{prefix}{item.name}", value, **item.metadata)
+            yield Key(f"{prefix}{item.name}", value, **item.metadata, kind=kinds[item.name])
 
 
-def refuse_unknown(composed: Mapping[str, Any]) -> None:
-    """Refuse keys of a composed configuration that no schema has: Hydra lets `+train.epoch=3` pass."""
-    known = [key.name for key in keys()]
-    for name, _ in flat(composed):
+def unknown_keys(composed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield keys of a configuration that no schema has, with their values: Hydra lets `+train.epoch=3` pass."""
+    known = {key.name for key in keys()}
+    for name, value in flat(composed):
         if name not in known and not name.startswith("data.classes."):
-            raise ConfigError(unknown(name))
+            yield name, value
 
 
-def unknown(name: str) -> str:
-    """What to say of a key that does not exist."""
+def meant(name: str) -> str | None:
+    """Return the key, or group of options, that was meant by one that does not exist; None if nothing is near.
+
+    The right word matters more than the right group: lr is optim.lr.
+    """
     known = [known.name for known in keys()]
-    # The right word matters more than the right group: lr is optim.lr.
-    near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]] or closest(name, known)
-    hint = f" Closest: {near[0]}." if near else ""
+    return peers.meant(name, known) or next(iter(closest(name, known)), None)
+
+
+def unknown(name: str, line: str = "") -> str:
+    """Say of a key that it does not exist: with the line to type instead, else with the closest key."""
+    near = meant(name)
+    hint = f" Try {line}." if line else f" Closest: {near}." if near else ""
     return f"{name}: no such key.{hint} List all with: python train.py --help"
+
+
+def normal(name: str, value: Any) -> Any:
+    """Return a key's value as its section keeps it: 256 is [256,256], a text of JSON what it says."""
+    if name in ("data.size", "data.tile") and is_whole(value):
+        return [value, value]
+    if name == "train.compile":
+        return str(value).lower()
+    if name == "data.classes" and isinstance(value, str):
+        with suppress(ValueError):
+            return load_json(value)
+    return value

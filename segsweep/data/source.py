@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from segsweep.config.schema import DataConfig
 from segsweep.data.images import SUFFIXES
 from segsweep.errors import ConfigError, DataError, first_line
-from segsweep.paths import quoted
+from segsweep.paths import override
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -119,7 +119,7 @@ def listed(table: Path, root: str | None) -> Pairs:
     named = [Path(row[name] or "") for row in rows for name in ("image", "mask")]
     if all(path.is_absolute() and not path.resolve().is_relative_to(base) for path in named):
         common = os.path.commonpath([path.parent for path in named])
-        raise DataError(f"{table}: none of its files is below {base}. Add data.root={quoted(common)}.")
+        raise DataError(f"{table}: none of its files is below {base}. Add {override('data.root', common)}.")
     for number, row in enumerate(rows, start=2):
         image, mask = ((base / (row[name] or "")).resolve() for name in ("image", "mask"))
         split, fold = row.get("split") or None, row.get("fold") or None

@@ -8,6 +8,7 @@ from pathlib import Path
 from segsweep.config.schema import RunConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
+from segsweep.paths import override
 from segsweep.sweep.space import Space, Value
 from segsweep.sweep.study import grid
 
@@ -73,5 +74,6 @@ class Plan:
 
 def again(folder: Path, command: str) -> str:
     """Return what to type to go on with the sweep in this folder."""
-    where = "" if "hydra.sweep.dir=" in command else f" hydra.sweep.dir={shlex.quote(str(folder))}"
+    named = any(word.startswith("hydra.sweep.dir=") for word in shlex.split(command))
+    where = "" if named else f" {override('hydra.sweep.dir', folder)}"
     return f"python train.py {command}{where}"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from segsweep.config.checks import read
 from segsweep.errors import ConfigError
-from segsweep.paths import atomically, locked, outputs, save_json
+from segsweep.paths import atomically, locked, outputs, override, save_json
 from segsweep.tracking import views
 
 CURSOR = "tracking.json"
@@ -91,16 +91,17 @@ def trusted(uri: str) -> bool:
     return uri in (own, without_password(own), *_remembered())  # as texts: two libraries may read an odd URI as two
 
 
-def allowed(recorded: str | None, typed: str | None = None, option: str = "--uri ") -> str:
+def allowed(recorded: str | None, typed: str | None = None, *, as_key: bool = False) -> str:
     """Return the URI to send a folder to: the one typed now, else the one recorded, if it is this user's own.
 
     Another is anybody's and never contacted: MLflow's client sends this user's password or token to whatever server it
-    talks to. It is refused; `option` is what a person types before the URI.
+    talks to. It is refused; it is typed as --uri, `as_key` as tracking.uri.
     """
     if not typed and recorded and not trusted(recorded):
+        option = override("tracking.uri", recorded) if as_key else f"--uri {shlex.quote(recorded)}"
         raise ConfigError(
             f"its record names a tracking.uri that you have not typed, and your MLflow password would be sent there. "
-            f"If the server is yours, type {option}{shlex.quote(recorded)}"
+            f"If the server is yours, type {option}"
         )
     own = tracking_uri()  # with the password, which a record leaves out
     return typed or (own if recorded in (None, "", without_password(own)) else str(recorded))

@@ -11,6 +11,7 @@ from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
 from segsweep.errors import ConfigError, DataError
 from segsweep.nn.checkpoint import LAST
+from segsweep.paths import override
 from segsweep.runs import journal
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
@@ -90,7 +91,8 @@ def _claimed(folder: Path, resuming: bool) -> Iterator[Run]:
     try:
         past = journal.read(folder)
         if past.records and not resuming:
-            raise ConfigError(f"{folder}: holds a run already. Go on with it: resume={folder}; or give another folder.")
+            go_on = override("resume", folder)
+            raise ConfigError(f"{folder}: holds a run already. Go on with it: {go_on}; or give another folder.")
         yield past
     finally:
         if not journal.exists(folder):
