@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -90,6 +92,8 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     typed = [key_of(word) for word in words]
     for word, name in zip(words, typed, strict=True):
         if name.partition(".")[0] != "data" and name != "train.workers":
+            if not _is_known(name) and (meant(name) or "").startswith("data."):
+                raise ConfigError(_no_such_key(name, word.partition("=")[2]))
             raise ConfigError(f"{word}: must be a key of data, as data.root=DIR, or train.workers. Drop it.")
     composed = _composed(words, _plain)
     data, train = composed["data"], asked.train
@@ -154,11 +158,15 @@ def _values(words: Sequence[str]) -> dict[str, object]:
 def _composed(words: Sequence[str], of: Callable[[DictConfig], T]) -> T:
     """What `of` makes of the configuration that the words compose; what is wrong with them is one line."""
     register_schema()
+    around = get_gh_backup()  # Hydra, which composes one configuration at a time, where it has called us
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
             return of(compose("config", list(words)))
     except FAILURES as error:
         raise ConfigError(explain(error, words)) from error
+    finally:
+        restore_gh_from_backup(around)
 
 
 def _plain(composed: DictConfig) -> Any:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -16,10 +16,18 @@ from segsweep.config.schema import SOURCES, Key, keys, meant
 from segsweep.errors import ConfigError, first_line, one_of, suggestion
 from segsweep.paths import quoted
 
+Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
+
 SUFFIXES = (".yaml", ".yml")
 LIMIT = 1 << 16  # bytes; thousands of classes fit
 PREFIX = "data."
 KEYS = {key.name.removeprefix(PREFIX): key for key in keys() if key.name.startswith(PREFIX)}
+DEPTH = 8  # of lists and mappings in each other; colours of classes take 4
+OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 REFUSED = (yaml.AliasToken, yaml.AnchorToken, yaml.TagToken, yaml.DirectiveToken)
 # Plain scalars as JSON has them. YAML 1.1 reads `no` as false, 010 as 8 and 1:30 as 90.
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?|[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
@@ -38,12 +46,12 @@ def words(path: Path, beside: Collection[str] = ()) -> list[str]:
     return [f"data={name}", *(f"{PREFIX}{k}={_typed(v)}" for k, v in values.items() if f"{PREFIX}{k}" not in beside)]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Value]:
     """Read keys of the data section with their values; paths come back absolute. Raises as `words` does."""
     try:
         tree = yaml.compose(_text(path), Loader=yaml.SafeLoader)
         found = _value(tree) if tree else None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or first_line(error)}") from error
@@ -55,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
             raise ConfigError(_unknown(path, name))
         values[name] = _checked(KEYS[name], value, path)
     if "name" in values:
-        one_of(f"{path}: name", values["name"], SOURCES)
+        one_of("data.name", values["name"], SOURCES)
     return values
 
 
@@ -74,21 +82,21 @@ def _text(path: Path) -> str:
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from error
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        if isinstance(token, REFUSED):
-            line = token.start_mark.line + 1
-            raise ConfigError(
-                f"{path}, line {line}: must hold plain values; put what begins with & * ! or % in quotes."
-            )
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):  # stops early: an alias unfolds, nesting takes quadratic time
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if isinstance(token, REFUSED) or depth > DEPTH:
+            what = f"be nested {DEPTH} deep at most" if depth > DEPTH else "hold plain values; quote & * ! and %"
+            raise ConfigError(f"{path}, line {token.start_mark.line + 1}: must {what}.")
     return text
 
 
-def _value(node: Any) -> Any:
+def _value(node: Any) -> Value:
     """Return what a node of YAML says. A key that is there twice is an error: one of the two would go unseen."""
     if isinstance(node, yaml.SequenceNode):
         return [_value(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
+        found: dict[str, Value] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in found:
                 what = f"{key.value} is there twice" if isinstance(key, yaml.ScalarNode) else "a key must be a word"
@@ -103,17 +111,17 @@ def _value(node: Any) -> Any:
     return WORDS.get(text, text)
 
 
-def _checked(key: Key, value: Any, path: Path) -> Any:
+def _checked(key: Key, value: Value, path: Path) -> Value:
     name = key.name.removeprefix(PREFIX)
     try:
         if isinstance(value, dict) and name != "classes":
             raise ConfigError(f"{name}: must be one value or a list.")
-        value = read_value(key.kind, value, name)
+        found: Value = read_value(key.kind, value, name)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error} {name}: {key.help}.") from None
-    if key.role.is_path and value:
-        return str((path.absolute().parent / Path(value).expanduser()).resolve())
-    return value
+    if key.role.is_path and found:
+        return str((path.absolute().parent / Path(str(found)).expanduser()).resolve())
+    return found
 
 
 def _unknown(path: Path, name: str) -> str:
@@ -124,7 +132,7 @@ def _unknown(path: Path, name: str) -> str:
     return f"{path}: {name}: no such key of data.{hint} There are: {', '.join(KEYS)}."
 
 
-def _typed(value: Any) -> str:
+def _typed(value: Value) -> str:
     """Write a value in Hydra's override grammar."""
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"

@@ -1,10 +1,15 @@
-"""What is typed beside a record."""
+"""What is typed: alone, beside a record, and what is said of words that are wrong."""
+
+import random
+import shlex
+from typing import Any
 
 import pytest
 
-from segsweep.compose import changed, with_data
-from segsweep.config.schema import DataConfig, OptimConfig, RunConfig, TrainConfig
+from segsweep.compose import changed, configuration, expanded, text_of, with_data
+from segsweep.config.schema import DataConfig, OptimConfig, RunConfig, TrainConfig, keys
 from segsweep.errors import ConfigError
+from segsweep.paths import quoted
 
 ASKED = RunConfig(
     data=DataConfig(name="folder", root="there", size=[64, 96], folds=5, fold=1, classes=["ground", "road"]),
@@ -39,7 +44,11 @@ def test_another_data_set_brings_its_own_section_whole():
         ("+hydra.callbacks.x={_target_: os.system}", "must be a key of data"),
         ("folder", "must be a key of data"),
         ("data=foldr", "Try data=folder"),
-        ("data.roots=x", "Closest: data.root"),
+        ("data.roots=x", "Try data.root=x."),
+        ("path=/x", "Try data.root=/x."),
+        ("epochs=3", "must be a key of data"),
+        ("data.split=val", "must be a list of numbers."),
+        ("data.split=val", "To score that part: --split val."),
         ("data.fold=5", "in 0..4"),
         ("data.fold=[", "cannot be read"),
         ("data.fold=x", "data.fold"),
@@ -80,3 +89,140 @@ def test_words_are_laid_over_the_runs_values_not_over_the_defaults():
     assert found.optim == asked.optim
     with pytest.raises(ConfigError, match=r"train\.accumulate=5: must be a divisor of train\.batch_size=12"):
         changed(asked, ["train.accumulate=5"])
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        configuration(words)
+    (line,) = str(refused.value).splitlines()
+    return line
+
+
+def test_random_text_is_composed_as_it_is():
+    rng = random.Random(1)
+    for _ in range(20):
+        text = "/" + "".join(rng.choice("\\'\"${},:= aü細\n") for _ in range(rng.randrange(30)))
+        assert configuration(["data=folder", f"data.root={quoted(text)}"]).data.root == text
+
+
+@pytest.mark.parametrize("typed", ["128", "[128,128]"])
+def test_one_number_of_pixels_is_the_record_that_two_are(typed):
+    asked = configuration([f"data.size={typed}", f"data.tile={typed}"])
+    assert (asked.data.size, asked.data.tile) == ([128, 128], [128, 128])
+    assert changed(asked, ["data.size=128", "data.tile=[128,128]"]) == asked
+    with pytest.raises(ConfigError, match=r"data\.size: \[128, 128\] -> \[64, 64\]"):
+        changed(asked, ["data.size=64"])
+    assert with_data(asked, ["data.size=64"]).data.size == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("train.imgsz=512", "data.size=512"),
+        ("+train.imgsz=512", "data.size=512"),
+        ("optim.learning_rate=1e-4", "optim.lr=1e-4"),
+        ("data.path=/a", "data.root=/a"),
+        ("optimizer=AdamW", "optim=adamw"),
+        ("backbone=resnet34", "encoder=resnet34"),
+        ("save_dir=/a", "hydra.run.dir=/a"),
+        ("train.epoch=3", "train.epochs=3"),
+        ("scheduler=cosine", "optim.schedule=cosine"),
+    ],
+)
+def test_a_key_of_another_tool_is_answered_with_the_line_to_type(word, line):
+    assert f"no such key. Try {line}. " in refusal(word)
+    configuration(["data=folder", line])
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("model=unet", "encoder"),
+        ("device=0", "train.device"),
+        ("amp=true", "train.precision"),
+        ("nc=3", "data.classes"),
+    ],
+)
+def test_a_value_that_the_key_would_refuse_is_not_recommended(word, near):
+    assert f"no such key. Closest: {near}. " in refusal(word)
+
+
+@pytest.mark.parametrize("key", [key for key in keys() if key.kind is not Any], ids=lambda key: key.name)
+def test_a_value_of_another_type_is_one_line_that_says_what_must_be(key):
+    value = "[x]" if "str" in str(key.kind) else "x_y"
+    must = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a text",
+        "list": "a list of numbers",
+    }
+    said = refusal(f"{key.name}={value}")
+    kind = str(key.kind).removeprefix("<class '").partition("'")[0].partition("[")[0].partition(" ")[0]
+    assert said.startswith(f"{key.name}={value}: must be {must[kind]}")
+    assert key.help in said
+
+
+ADVICE = "for the shell: "
+
+
+@pytest.mark.parametrize("path", ["'/x/it's'", "(x)", "/a[1]", "{x", '"/x', "/x/ü,ö", "/ü(1)"])
+def test_the_advice_for_a_text_that_cannot_be_read_works_when_typed(path):
+    """And does not lead to another advice: quotes around quotes were recommended for ever."""
+    said = refusal("data=folder", f"data.root={path}")
+    (word,) = shlex.split(said.partition(ADVICE)[2])
+    meant = path[1:-1] if path[0] == path[-1] == "'" else path
+    assert configuration(["data=folder", word]).data.root == meant
+
+
+@pytest.mark.parametrize("path", ["/x/it's", '/x/say "hi"', "/Zürich 細胞", "Straße", "/a=b:c", "/ü/$x"])
+def test_a_text_that_can_be_nothing_else_needs_no_quotes(path):
+    assert configuration(["data=folder", f"data.root={path}"]).data.root == path
+
+
+def test_a_comma_is_answered_with_one_text_or_a_list():
+    said = refusal("data=folder", "data.root=/x/a,b")
+    (word,) = shlex.split(said.partition("As one text: ")[2])
+    assert configuration(["data=folder", word]).data.root == "/x/a,b"
+    said = refusal("data.split=0.8,0.2")
+    (word,) = shlex.split(said.partition("As a list: ")[2])
+    assert configuration([word]).data.split == [0.8, 0.2]
+    assert "python train.py -m" in refusal("train.seed=choice(1,2)")
+    assert "As " not in refusal("train.seed=1,2")
+
+
+def test_names_beyond_ascii_in_a_list_are_quoted_one_by_one():
+    (word,) = shlex.split(refusal("data.classes=[Gebäude,road]").partition(ADVICE)[2])
+    assert configuration([word]).data.classes == ["Gebäude", "road"]
+    assert "data=FILE.yaml" in refusal("data.classes={Gebäude:1}")
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("resume=/a/b", "/a/b"),
+        ("resume='/a/it\\'s'", "/a/it's"),
+        ("resume='/a/\\${x}'", "/a/${x}"),
+        ("resume=/a/${x}", "/a/${x}"),
+        ("resume=/a,b", "/a,b"),
+        ("resume=Zürich", "Zürich"),
+        ("resume=2026", "2026"),
+        ("resume=1e3", "1e3"),
+        ("resume='1e3'", "1e3"),
+    ],
+)
+def test_the_text_of_a_word_is_read_as_hydra_does_or_as_it_stands(word, text):
+    assert text_of(word) == text
+
+
+def test_other_words_stay_as_they_are():
+    words = [
+        "-m",
+        "data=shapes",
+        "data.size=64",
+        "optim.lr=tag(log,interval(1e-5,1e-2))",
+        "data.classes=[a,b]",
+        "--cfg",
+        "job",
+    ]
+    assert expanded(words) == words

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 is for Ctrl-C, 143 for SIGTERM. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra's parser refuses them between overrides
     if "TORCHELASTIC_RUN_ID" in os.environ:  # each of its processes would train the same run
         return _refuse(
             "a run is one process; this one was started by torchrun (TORCHELASTIC_RUN_ID is set). Type python train.py "
