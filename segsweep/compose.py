@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from segsweep import catalog, datafile
 from segsweep.config.checks import read, spoken
@@ -195,14 +195,7 @@ def key_of(override: str) -> str:
 def explain(error: Exception, argv: Sequence[str]) -> str:
     """Hydra's and OmegaConf's errors in one line, with the closest name where a name was wrong."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if group == "encoder":
-            try:
-                catalog.check(name)
-            except ConfigError as refusal:
-                return str(refusal)
-        hint = suggestion(name, error.options, f"Try {group}=")
-        return f"{group}={name}: no such option. There are: {', '.join(error.options)}.{hint}"
+        return _no_such_option(error.missing_cfg_file, error.options)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     for name, _, text in (word.lstrip("+~").partition("=") for word in argv if "=" in word):
@@ -217,15 +210,33 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
         return unknown_setting
     if wrong_type := _wrong_type(str(error)):
         return wrong_type
+    if isinstance(error, InterpolationResolutionError) and (found := [word for word in argv if "${" in word]):
+        return _interpolated(found[0])
     lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
     kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
     return " ".join(kept)
 
 
+def _no_such_option(file: str, options: Sequence[str]) -> str:
+    """Say of a file, as `data/camvid` or `hydra/sweeper/optuna`, that its group has no such option."""
+    parts = 2 if file.startswith("hydra/") else 1  # of the group
+    group, name = "/".join(file.split("/")[:parts]), "/".join(file.split("/")[parts:])
+    if group == "encoder":
+        try:
+            catalog.check(name)
+        except ConfigError as refusal:
+            return str(refusal)
+    hint = suggestion(name, options, f"Try {group}=")
+    if group == "data" and Path(name).expanduser().is_dir():
+        hint = f" Try data=folder {override('data.root', name)}"
+    return f"{group}={name}: no such option. There are: {', '.join(options)}.{hint}"
+
+
 def _is_known(name: str) -> bool:
     """Tell whether there is such a key, section or group; all of Hydra's own are taken for known."""
-    return name in KEYS or name in GROUPS or name.startswith("hydra") or any(k.startswith(f"{name}.") for k in KEYS)
+    sections = {key.rpartition(".")[0] for key in KEYS}
+    return name in {*KEYS, *GROUPS, *sections} or name.startswith(("hydra", "data.classes."))
 
 
 def _parsed(word: str) -> Override | None:
@@ -259,7 +270,7 @@ def _unreadable(word: str) -> str:
         return said
     key = name.lstrip("+")
     if _parsed(f"{name}=x") and not _is_known(key):
-        return _no_such_key(key, "")
+        return _no_such_key(key, text)
     if key in ("data", *TEXTS):
         inner = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
         return f"{said} Quote it twice, for Hydra and for the shell: {override(name, inner)}"
@@ -286,8 +297,20 @@ def _wrong_type(said: str) -> str | None:
     name, _, value = said.removeprefix("Error merging override ").lstrip("+").partition("=")
     if name not in KEYS or not said.startswith("Error merging override "):
         return None
+    if "${" in value:
+        return _interpolated(f"{name}={value}")
+    key = KEYS[name]
+    kind = "one value or a list" if key.kind is Any else spoken(key.kind)
     split = f" To score that part: --split {value}." if name == "data.split" and value.isalpha() else ""
-    return f"{name}={value}: must be {spoken(KEYS[name].kind)}. {name}: {KEYS[name].help}.{split}"
+    return f"{name}={value}: must be {kind}. {name}: {key.help}.{split}"
+
+
+def _interpolated(word: str) -> str:
+    """Say of an interpolation that it stands for nothing, and how to type it as a text."""
+    parsed, (name, _, text) = _parsed(word), word.partition("=")
+    value = parsed.value() if parsed else text
+    literally = override(name, value if isinstance(value, str) else text)
+    return f"{word}: what stands in ${{}} must be a key, or a resolver as oc.env. As a text: {literally}"
 
 
 def _no_such_key(name: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where things lie, and how they are written whole. All that a run writes is under `outputs()`."""
+"""Where things lie, how they are written whole, and how they are typed. All that a run writes is under `outputs()`."""
 
 import fcntl
 import json

@@ -11,7 +11,7 @@ SHEET = 24  # pairs on the sheet of pictures
 
 
 def arguments(parser: ArgumentParser) -> None:
-    words = "as for train.py: data=folder data.root=DIR (default: shapes)"
+    words = "as for train.py: data=folder data.root=DIR, or data=FILE.yaml (default: shapes)"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
     sheet = "the sheet (default: outputs/data/NAME-DIGEST-CLASSES.png)"
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=sheet)

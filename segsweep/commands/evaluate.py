@@ -13,7 +13,9 @@ HELP = "score a trained model: every metric, by image and by class"
 def arguments(parser: ArgumentParser) -> None:
     add_device(parser)
     parser.add_argument("run", metavar="RUN", help=RUN)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR, or data=FILE.yaml"
+    )
     parser.add_argument("--split", default="val", help="val (default), test or train")
     parser.add_argument("--tta", choices=VIEWS, help="average over mirrored views (default: as the run's train.tta)")
     parser.add_argument("--name", help="of the folder in RUN/evaluations (default: from split, data and views)")
