@@ -148,9 +148,7 @@ def test_a_value_that_the_key_would_refuse_is_not_recommended(word, near):
     assert f"no such key. Closest: {near}. " in refusal(word)
 
 
-ONE_OF_A_TYPE = {
-    str(key.kind): key for key in keys() if key.kind is not Any
-}  # each composition takes a tenth of a second
+ONE_OF_A_TYPE = {str(key.kind): key for key in keys() if key.kind is not Any}  # a composition takes a tenth of a second
 MUST = {
     "int": "a whole number",
     "float": "a number",
@@ -256,10 +254,12 @@ def test_a_folder_typed_as_the_data_set_is_put_right(tmp_path, monkeypatch):
         said = refusal(f"data='./{name}'" if name == "mine" else "data='./it\\'s'")
         typed = shlex.split(said.partition("Try ")[2])
         assert configuration(typed).data.root == f"./{name}"
-    assert (
-        "hydra/sweeper=optun: no such option. There are: basic, optuna, optuna_schema. Try hydra/sweeper=optuna."
-        in refusal("hydra/sweeper=optun")
-    )
+
+
+def test_a_search_that_does_not_exist_is_refused_with_the_closest():
+    said = refusal("hydra/sweeper=optun")
+    assert said.startswith("hydra/sweeper=optun: no such option. There are: basic, optuna")
+    assert said.endswith("Try hydra/sweeper=optuna.")
 
 
 def test_another_groups_name_is_no_unknown_key():

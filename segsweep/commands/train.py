@@ -176,7 +176,7 @@ Train a U-Net on any timm encoder and log its IoU to MLflow.
   python train.py                                        the embedded example
   python train.py encoder=resnet34 optim.lr=1e-4
   python train.py data=folder data.images=DIR data.masks=DIR
-  python train.py data=my.yaml                           keys of data in a file: root: DIR, classes: {cell: 255}
+  python train.py data=my.yaml                           with the keys of data in a file of your own
   python train.py resume=outputs/DATE/TIME               go on where a run stopped
   python train.py -m hydra/sweeper=optuna                search encoders and learning rates
   python train.py sweeps=lr_by_encoder                   a search kept in sweeps/
