@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
     if not path.is_file():
         what = "not a file" if path.exists() else "no such file"
         hint = suggestion(path.stem, SOURCES, "Try data=")
-        raise ConfigError(f"data={path}: {what} below {Path.cwd()}. Give one file with keys of data in it.{hint}")
+        raise ConfigError(f"data={path.absolute()}: {what}. Give one file with keys of data in it.{hint}")
     try:
         with path.open("rb") as file:
             content = file.read(LIMIT + 1)
