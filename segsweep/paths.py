@@ -33,7 +33,7 @@ def quoted(value: object) -> str:
     sweep, `null`, `1e3` and an empty text stay texts, and letters beyond ASCII, which the grammar has not, pass.
     """
     text = str(value)
-    if re.fullmatch(r"(?!(true|false|null|inf|nan)$)([a-z_]|\.{0,2}/)[\w./-]*", text, re.ASCII | re.IGNORECASE):
+    if re.fullmatch(r"(?!(true|false|null|inf|nan)$)([a-z_]|\.{0,2}/)[\w./:-]*", text, re.ASCII | re.IGNORECASE):
         return text
     text = literal(text)
     # Only backslashes before a quote are read as escapes, the closing quote's among them.

@@ -90,9 +90,14 @@ def test_every_short_text_of_the_worst_characters_comes_back():
     assert [text for text in texts if read_back(text) != text] == []
 
 
+def test_every_short_text_that_needs_no_quotes_comes_back():
+    texts = ["".join(some) for length in range(1, 5) for some in itertools.product("aE0.:/-_", repeat=length)]
+    assert [text for text in texts if read_back(text) != text] == []
+
+
 def test_random_text_comes_back_through_hydra_omegaconf_and_the_shell():
     rng = random.Random(0)
-    kinds = ["\\'\"${}[](),:=%~@#!`|&;<>?*+-._/ ", "\n\t\r\x01\x7f", "aZ09_", "üéß細胞🙂\u202e\xa0\u2028"]
+    kinds = ["\\'\"${}[](),:=%~@#!`|&;<>?*+-._/ ", "\n\t\r\x01\x7f", "aZ09_", "aZ09_./:-", "üéß細胞🙂\u202e\xa0\u2028"]
     for _ in range(1500):
         text = "".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(24)))
         assert read_back(text) == text

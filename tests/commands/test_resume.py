@@ -107,7 +107,7 @@ def test_a_run_goes_on_without_hydras_files(folder):
         (["train.precision=bf16"], ["train.precision: fp32 -> bf16"]),
         (["data.size=[64,64]"], ["data.size: [32, 32] -> [64, 64]"]),
         (["+hydra.callbacks.d={_target_: os.getcwd}"], ["drop +hydra.callbacks.d="]),
-        (["train.epoch=2"], ["Closest: train.epochs"]),
+        (["train.epoch=2"], ["Try train.epochs=2"]),
         (["train.epochs=x"], ["train.epochs"]),
         (["tracking=mlfow"], ["Try tracking=mlflow"]),
         (["hydra.run.dir=there"], ["drop hydra.run.dir"]),

@@ -560,7 +560,7 @@ def test_a_table_of_absolute_paths_is_told_their_folder(tmp_path):
     path = table(tmp_path / "tables", rows, "image,mask")
     with pytest.raises(DataError, match="none of its files is below") as refused:
         folder.find(DataConfig(table=str(path)))
-    assert str(refused.value).endswith(f"Add data.root={root}.")
+    assert str(refused.value).endswith(f"Add data.root={root}")
     assert len(folder.find(DataConfig(table=str(path), root=str(root))).samples) == 2
 
 

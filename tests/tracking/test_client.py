@@ -140,8 +140,10 @@ def test_a_note_that_somebody_else_wrote_says_nothing(outputs, monkeypatch):
 
 
 def test_the_line_to_type_is_that_of_the_command():
-    with pytest.raises(ConfigError, match=re.escape("type tracking.uri='http://there/a b'")):
-        allowed("http://there/a b", option="tracking.uri=")
+    with pytest.raises(ConfigError, match=re.escape("type \"tracking.uri='http://there/a?b=c'\"")):
+        allowed("http://there/a?b=c", as_key=True)
+    with pytest.raises(ConfigError, match=re.escape("type --uri 'http://there/a?b=c'")):
+        allowed("http://there/a?b=c")
 
 
 @pytest.mark.parametrize(
