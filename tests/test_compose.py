@@ -124,9 +124,7 @@ def test_one_number_of_pixels_is_the_record_that_two_are(typed):
         ("optim.learning_rate=1e-4", "optim.lr=1e-4"),
         ("data.path=/a", "data.root=/a"),
         ("optimizer=AdamW", "optim=adamw"),
-        ("backbone=resnet34", "encoder=resnet34"),
         ("save_dir=/a", "hydra.run.dir=/a"),
-        ("train.epoch=3", "train.epochs=3"),
         ("scheduler=cosine", "optim.schedule=cosine"),
     ],
 )
@@ -171,7 +169,7 @@ def test_a_value_of_another_type_is_one_line_that_says_what_must_be(kind):
 ADVICE = "for the shell: "
 
 
-@pytest.mark.parametrize("path", ["'/x/it's'", "(x)", "/a[1]", "{x", '"/x', "/x/ü,ö", "/ü(1)"])
+@pytest.mark.parametrize("path", ["'/x/it's'", "/a[1]", '"/x', "/x/ü,ö"])
 def test_the_advice_for_a_text_that_cannot_be_read_works_when_typed(path):
     """And does not lead to another advice: quotes around quotes were recommended for ever."""
     said = refusal("data=folder", f"data.root={path}")
@@ -180,7 +178,7 @@ def test_the_advice_for_a_text_that_cannot_be_read_works_when_typed(path):
     assert configuration(["data=folder", word]).data.root == meant
 
 
-@pytest.mark.parametrize("path", ["/x/it's", '/x/say "hi"', "/Zürich 細胞", "Straße", "/a=b:c", "/ü/$x"])
+@pytest.mark.parametrize("path", ['/x/it\'s "me"', "/Zürich 細胞", "/a=b:$c"])
 def test_a_text_that_can_be_nothing_else_needs_no_quotes(path):
     assert configuration(["data=folder", f"data.root={path}"]).data.root == path
 

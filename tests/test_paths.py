@@ -91,7 +91,7 @@ def test_every_short_text_of_the_worst_characters_comes_back():
 
 
 def test_every_short_text_that_needs_no_quotes_comes_back():
-    texts = ["".join(some) for length in range(1, 5) for some in itertools.product("aE0.:/-_", repeat=length)]
+    texts = ["".join(some) for length in range(1, 4) for some in itertools.product("aE0.:/-_", repeat=length)]
     assert [text for text in texts if read_back(text) != text] == []
 
 
