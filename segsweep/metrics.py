@@ -72,11 +72,12 @@ def read_validation(folder: Path) -> Validation | None:
 
 
 def image_iou(matrices: Matrices) -> Floats:
-    """Return each image's own IoU, `... k k` to `...`, as `val/iou_image`, `images.csv` and comparisons have it.
+    """Return each image's own IoU, `... k k` to `...`: the only score of single images, wherever one is shown.
 
     Of two classes it is the foreground's; of more the mean over the classes in the target or in the prediction, the
-    first class included. Unlike in `foreground_iou` a class that is only predicted counts, as 0; an image is NaN where
-    nothing is and nothing was predicted.
+    first class included. A class that is only predicted counts as 0: over an empty target any foreground gives 0.00.
+    An image has no number, NaN, where target and prediction are both empty: of two classes without any foreground, of
+    more without a pixel that counts.
     """
     return overall(iou(matrices))
 
@@ -84,8 +85,7 @@ def image_iou(matrices: Matrices) -> Floats:
 def foreground_iou(matrices: Matrices) -> Floats:
     """Return the mean IoU over the classes in the targets without the first class, `... k k` to `...`.
 
-    It is `val/iou_fg` of a split and the caption of a single image's picture. Unlike in `image_iou` the first class and
-    classes that are only predicted do not count: an image without foreground is NaN, whatever was predicted.
+    It is `val/iou_fg`, of a split's pooled matrix. No score of an image: classes that are only predicted do not count.
     """
     return _mean(where_present(matrices, iou(matrices))[..., 1:])
 

@@ -62,7 +62,7 @@ def comparison(
 
 def _panels(row: Compared, names: Sequence[str], low: float, high: float, columns: int) -> Image.Image:
     rgb = shown(row.image, low, high)
-    score = _score(row.truth, row.prediction, len(names))
+    score = caption(row.truth, row.prediction, len(names))
     panels = [
         (row.title, rgb),
         ("truth", overlay(rgb, row.truth)),
@@ -184,10 +184,11 @@ def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.n
     return np.asarray(mixed.round(), np.uint8)
 
 
-def _score(truth: np.ndarray, prediction: np.ndarray, classes: int) -> str:
+def caption(truth: np.ndarray, prediction: np.ndarray, classes: int) -> str:
+    """Say an image's own score, `metrics.image_iou`, of class indices `h w`; where it is no number, why."""
     counted = truth != 255
     pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
-    iou = metrics.foreground_iou(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
+    iou = metrics.image_iou(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
     if np.isnan(iou):
-        return "no foreground" if classes == 2 else "background only"
-    return f"IoU {iou:.2f}" if classes == 2 else f"mean IoU {iou:.2f}"
+        return "no IoU (empty)" if counted.any() else "no IoU (void)"
+    return f"IoU {iou:.4f}" if classes == 2 else f"mean IoU {iou:.4f}"

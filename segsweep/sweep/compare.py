@@ -104,9 +104,9 @@ def _images(first: Path, second: Path, kind: str) -> str:
     each = {"first": metrics.image_iou(before[keys][0]), "second": metrics.image_iou(after[keys][0])}
     found = pd.DataFrame({"image": keys, **each})
     found["change"] = found["second"] - found["first"]
+    empty = _empty(found)
     found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
     better, worse = int((found["change"] > 0).sum()), int((found["change"] < 0).sum())
-    empty = f" ({len(keys) - len(found)} more have nothing to find)" if len(found) < len(keys) else ""
     low, high = interval
     sure = "" if low > 0 or high < 0 else ": may be chance"
     most = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
@@ -114,6 +114,16 @@ def _images(first: Path, second: Path, kind: str) -> str:
         f"images: {better} better, {worse} worse of {len(found)}{empty}; IoU {low:+.4f} to {high:+.4f} "
         f"(95 % over images{sure}; one run each: of seeds it says nothing)\n\n{shown(most, kind)}"
     )
+
+
+def _empty(images: pd.DataFrame) -> str:
+    """Tell of images without a number in `first`, `second` or both: they have nothing to find, and runs may find it."""
+    left_out = images[images["change"].isna()]
+    if left_out.empty:
+        return ""
+    wrong = {side: int(left_out[side].notna().sum()) for side in ("first", "second")}
+    told = "".join(f", in {n} of them the {side} found something" for side, n in wrong.items() if n)
+    return f" ({len(left_out)} more have nothing to find{told})"
 
 
 def shown(rows: pd.DataFrame, kind: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from segsweep.figures.pictures import (
@@ -15,6 +15,7 @@ from segsweep.figures.pictures import (
     WIDEST,
     WRONG,
     Compared,
+    caption,
     comparison,
     overlay,
 )
@@ -114,6 +115,30 @@ def test_a_class_in_the_place_of_another_is_wrong():
     errors = panels(compared(grey(200, 220), truth, 2 * truth), 220, 200)[3]
     assert (errors[truth == 1] == WRONG[1]).all()
     assert (errors[truth == 0] < 255).all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "truth", "prediction", "said"),
+    [
+        (2, [0, 1, 1, 0], [0, 1, 0, 0], "IoU 0.5000"),
+        (2, [0, 0, 0, 0], [0, 0, 1, 1], "IoU 0.0000"),  # something found in nothing
+        (2, [0, 0, 0, 0], [0, 0, 0, 0], "no IoU (empty)"),
+        (2, [0, 0, VOID, VOID], [0, 0, 1, 1], "no IoU (empty)"),
+        (2, [VOID] * 4, [0, 0, 1, 1], "no IoU (void)"),
+        (2, [1, 1, 1, VOID], [0, 1, 0, 0], "IoU 0.3333"),
+        (3, [0, 0, 1, 1], [0, 0, 1, 2], "mean IoU 0.5000"),  # (1 + 1/2 + 0) / 3
+        (3, [0, 0, 0, 0], [0, 0, 0, 2], "mean IoU 0.3750"),  # (3/4 + 0) / 2
+        (3, [0, 0, 0, 0], [0, 0, 0, 0], "mean IoU 1.0000"),
+        (3, [VOID] * 4, [0, 1, 2, 2], "no IoU (void)"),
+    ],
+)
+def test_the_caption_is_an_images_own_score(classes, truth, prediction, said, monkeypatch):
+    truth, prediction = (np.array(mask).reshape(2, 2) for mask in (truth, prediction))
+    assert caption(truth, prediction, classes) == said
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, at, text, **how: drawn.append(text))
+    comparison([Compared("input", grey(2, 2), truth, prediction)], NAMES[:classes], 0, 255)
+    assert f"prediction · {said}" in drawn
 
 
 def test_panels_may_lie_in_a_square():

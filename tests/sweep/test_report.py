@@ -311,14 +311,15 @@ def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
     assert capsys.readouterr().out.startswith("run,")
 
 
-def test_something_said_of_nothing_counts_as_worse(sweep, capsys):
+def test_something_found_in_nothing_is_told_beside_the_images_with_a_number(sweep, capsys):
     empty = np.array([[1000, 0], [0, 0]])
     for name, wrong in (("6", 0), ("7", 500)):
         matrices = np.stack([[[1000, 0], [10, 90]], *[empty - [[wrong, -wrong], [0, 0]]] * 9])
         np.savez(sweep / name / "val_matrices.npz", keys=[f"image{i}" for i in range(10)], matrices=matrices)
     assert cli.main(["compare", str(sweep / "7"), str(sweep / "6")]) == 0
     assert (
-        "0 better, 0 worse of 1 (9 more have nothing to find);" in capsys.readouterr().out
+        "0 better, 0 worse of 1 (9 more have nothing to find, in 9 of them the first found something);"
+        in capsys.readouterr().out
     )  # 0 and NaN: not to be compared
 
 
