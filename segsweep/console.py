@@ -63,6 +63,8 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
         rows.append(("", "".join(f"{part:>10}" for part in parts)))
         for name in ("iou", "dice", "accuracy"):
             rows.append((SCORES[name], "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
+        if "lowest/iou" in summary:
+            rows.append(("lowest IoU", f"{summary['lowest/iou']:10.4f}    {summary['lowest/image']}"))
         rows += [("", ""), ("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}")]
     often = f" (each {summary['repeats']} times an epoch)" if summary["repeats"] > 1 else ""
     images = ", ".join(f"{n} {part}{often if part == 'train' else ''}" for part, n in summary["images"].items())

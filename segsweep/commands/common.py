@@ -25,9 +25,12 @@ def add_device(parser: ArgumentParser) -> None:
 def add_inference(parser: ArgumentParser) -> None:
     """Add --device, --precision, --tile and --tta: how `load_predictor` runs a model."""
     add_device(parser)
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument("--tile", type=tile_side, metavar="N", help="pixels a side beyond which it is run in tiles")
-    parser.add_argument("--tta", choices=VIEWS, default="none", help="average over mirrored views")
+    usual = "default: as in training"
+    fastest = "auto: the fastest that the device has in hardware"
+    parser.add_argument("--precision", choices=PRECISIONS, help=f"{usual}, where the device can; {fastest}")
+    tiles = f"pixels a side beyond which it is run in tiles ({usual})"
+    parser.add_argument("--tile", type=tile_side, metavar="N", help=tiles)
+    parser.add_argument("--tta", choices=VIEWS, help=f"average over mirrored views ({usual})")
 
 
 def tile_side(text: str) -> int:
@@ -62,12 +65,14 @@ def find_model(run: str, uri: str | None = None) -> "Found":
 
 
 def load_predictor(options: Namespace, found: "Found") -> "Predictor":
-    """Load a model to run it as the arguments of `add_inference` say."""
+    """Load a model to run it as the arguments of `add_inference` say; note on stderr how it is run, and why so."""
+    from segsweep import console
     from segsweep.inference.predict import Predictor
 
-    return Predictor(
-        found.model, device=options.device, precision=options.precision, tta=options.tta, tile=options.tile
-    )
+    how = {name: getattr(options, name) for name in ("device", "precision", "tta", "tile")}
+    predictor = Predictor(found.model, **how)
+    console.note(f"run in          {predictor.how}")
+    return predictor
 
 
 def training_data(folder: Path | None) -> "Dataset | None":
@@ -93,7 +98,8 @@ def compared(done: "Exported", on_images: bool) -> list[tuple[str, str]]:
     return [
         ("sizes", f"  {done.sizes}; any batch"),
         ("images", f"  {done.images}"),
-        ("compared", f"  with PyTorch in fp32 on {what}"),
+        ("compared", f"  with PyTorch in fp32, as the file computes, on {what}"),
         ("difference", f"  {found.difference:.1e} at most, of a logit"),
         ("equal pixels", f"  {100 * found.equal:.4f} %"),
+        ("run as scored", f"  {100 * found.as_scored:.4f} % equal pixels; {done.how}"),
     ]

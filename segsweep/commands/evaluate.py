@@ -36,6 +36,7 @@ def run(options: Namespace) -> int:
     data = load(config.data, config.train.workers)
     split, name, title = options.split, options.name, config.data.title
     result = evaluate(found, data, split, name, title=title, device=options.device, tta=options.tta, watch=console.bar)
+    console.note(f"run in          {result.how}")
     print(console.evaluation(split, result.metrics, result.intervals, result.folder, result.looks))
     try:
         log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)

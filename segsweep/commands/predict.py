@@ -9,6 +9,7 @@ from segsweep.commands.common import RUN, add_inference, find_model, load_predic
 from segsweep.errors import DataError
 
 HELP = "masks for images, by a trained model"
+VALUES = ("classes", "original")
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -17,6 +18,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
     where = "where the masks go; not searched for images"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help=where)
+    values = "class indices with a palette (default), or the values or colours of the training's masks"
+    parser.add_argument("--values", choices=VALUES, default="classes", help=values)
     parser.add_argument("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
     parser.add_argument("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
 
@@ -24,15 +27,18 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Write a mask for each image; return `DataError`'s exit code if one could not be read."""
     from segsweep import console
-    from segsweep.inference.predict import OVERLAYS, PROBABILITIES, find_images, predict
+    from segsweep.inference.output import INDICES, OVERLAYS, PROBABILITIES, MaskForm
+    from segsweep.inference.predict import find_images, predict
+    from segsweep.nn.checkpoint import describe
 
     found = find_model(options.run)
-    images = find_images(options.images, options.output)
+    form = MaskForm.original(describe(found.model)) if options.values == "original" else INDICES
+    images = find_images(options.images, options.output, form.suffix)
     predictor = load_predictor(options, found)
     started, problems = time.perf_counter(), 0
     overlay, probabilities = options.overlay, options.probabilities
     for outcome in predict(
-        predictor, images, options.output, overlay=overlay, probabilities=probabilities, watch=console.bar
+        predictor, images, options.output, form=form, overlay=overlay, probabilities=probabilities, watch=console.bar
     ):
         if outcome.problem:
             problems += 1
@@ -41,7 +47,8 @@ def run(options: Namespace) -> int:
     print(f"masks           {done} in {options.output}, {done / (time.perf_counter() - started):.1f} images/s")
     for name in [OVERLAYS] * overlay + [PROBABILITIES] * probabilities:
         print(f"{name:16}{options.output / name}")
-    print(f"classes         {', '.join(f'{i} {name}' for i, name in enumerate(predictor.classes))}")
+    values = zip(form.values(len(predictor.classes)), predictor.classes, strict=True)
+    print(f"classes         {', '.join(f'{value} {name}' for value, name in values)}")
     if problems:
         print(f"not done        {problems} of {len(images)}")
     return DataError.exit_code if problems else 0

@@ -31,9 +31,9 @@ class Labels:
         return 1 if len(self.names) == 2 else len(self.names)
 
     @property
-    def originals(self) -> tuple[Value, ...]:
-        """For each class the mask value that stands for it: its most frequent one."""
-        return tuple(group[0] if group else 0 for group in self.groups)
+    def originals(self) -> tuple[int | Color, ...]:
+        """For each class the mask value that stands for it: the number or colour of its most frequent one."""
+        return tuple(next(filter(None, map(_plain, group)), 0) for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -366,6 +366,10 @@ def _line(found: Found, names: Sequence[str] = ()) -> str:
     names = names or ["background", *(f"c{i}" for i in range(1, min(len(frequent), WRITTEN)))]
     rows = ",".join(f"{name}:{_typed(value)}" for name, value in zip(names, frequent, strict=False))
     return f"'data.classes={{{rows}{',...' if len(frequent) > len(names) else ''}}}'"
+
+
+def _plain(value: Value) -> int | Color | None:
+    return value if isinstance(value, tuple) else number_of(value)
 
 
 def _typed(value: Value) -> str:

@@ -83,19 +83,19 @@ def fitting(advice: str, tried: str = "") -> Iterator[None]:
         raise OutOfMemoryError(f"out of memory{tried}. {advice}") from error
 
 
-def find(name: str) -> torch.device:
+def find(name: str, option: str = "train.device=") -> torch.device:
     """Return the device of `train.device`; auto is the first GPU if there is one.
 
-    Raises ConfigError: it is not there.
+    Raises ConfigError: it is not there; `option` is what was typed before the name.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"  # mps on request only: nobody has measured it yet
     device = torch.device(name)
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= count):
-        raise ConfigError(f"train.device={name}: there are {count} CUDA devices. Try train.device=auto.")
+        raise ConfigError(f"{option}{name}: there are {count} CUDA devices. Try {option}auto.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("train.device=mps: not available here. Try train.device=auto.")
+        raise ConfigError(f"{option}mps: not available here. Try {option}auto.")
     return device
 
 
@@ -109,10 +109,10 @@ def named(precision: torch.dtype) -> Precision:
     return next(name for name, kind in PRECISIONS.items() if kind == precision)
 
 
-def precision(name: Precision | str, device: torch.device) -> torch.dtype:
+def precision(name: Precision | str, device: torch.device, option: str = "train.precision=") -> torch.dtype:
     """Return the data type of `train.precision` on this device; auto: a half precision it has in hardware, else fp32.
 
-    Raises ConfigError: the processor dies of it.
+    Raises ConfigError: the processor dies of it; `option` is what was typed before the name.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -122,8 +122,8 @@ def precision(name: Precision | str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if claimed and _survives(torch.bfloat16) else torch.float32
     chosen = {str(known): kind for known, kind in PRECISIONS.items()}[name]
     if device.type == "cpu" and chosen != torch.float32 and not _survives(chosen):
-        told = "this processor dies of it (illegal instruction), whatever it claims. Try train.precision=fp32."
-        raise ConfigError(f"train.precision={name}: {told}")
+        told = f"this processor dies of it (illegal instruction), whatever it claims. Try {option}fp32."
+        raise ConfigError(f"{option}{name}: {told}")
     return chosen
 
 

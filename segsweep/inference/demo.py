@@ -56,7 +56,7 @@ class Segmented:
 def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
     """Run the model on an image's file, as `segsweep predict` does; one that it cannot take is a `DataError`."""
     try:
-        pixels = predictor.accept(read_image(path), path)
+        pixels = predictor.read(path)
     except DataError as error:
         raise DataError(str(error).replace(str(path), path.name)) from error  # where it was kept is nobody's concern
     binary = len(predictor.classes) == 2

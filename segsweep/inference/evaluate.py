@@ -1,7 +1,6 @@
 """How good a trained model is, on any split of its own or of other data, and how sure that is."""
 
 import csv
-import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,18 +23,16 @@ from segsweep.data.labels import VOID
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine import device as devices
 from segsweep.engine.counting import confusion_matrices
-from segsweep.engine.execution import Execution
 from segsweep.engine.scorer import Scorer, own_grid
 from segsweep.errors import ConfigError
 from segsweep.inference.find import Found
-from segsweep.nn.checkpoint import ModelInfo, describe, load_model
+from segsweep.inference.running import described, execution
+from segsweep.nn.checkpoint import ModelInfo, load_model
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import predict
 from segsweep.paths import save_json
 from segsweep.runs import journal
-from segsweep.runs.records import End, Start
-
-log = logging.getLogger(__name__)
+from segsweep.runs.records import End
 
 FOLDER, RESULT = "evaluations", "metrics.json"
 RATIO = 0.02  # of the image's diagonal: how thick a boundary is, the paper's
@@ -50,6 +47,7 @@ class Result:
     metrics: dict[str, float]  # those of training, `boundary_iou`, and for two classes `threshold/...`
     intervals: dict[str, tuple[float, float]]  # 95 %, by the metric's name; NaN where too few images tell
     looks: int  # how often the run's test split has been scored, now included; 0 for another split or other data
+    how: str  # the model was run: precision and layout, and why
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class EvaluationRecord:
     tta: str = "none"  # views, as `train.tta`
     times: int = 0  # how often evaluations of this name scored the run's test split
     threshold_chosen_on: str | None = None  # for two classes the split whose best threshold was taken
+    how: str = ""  # as in `Result`
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord | None:
@@ -100,6 +99,8 @@ def evaluate(
 ) -> Result:
     """Score a run's best checkpoint as its training did: same batch, precision, layout, tiles and views.
 
+    Where the device cannot, `how` of the result says what was done instead.
+
     Args:
         found: the model; its run's journal says how it was trained.
         data: the run's own, or other data with the same classes.
@@ -112,7 +113,7 @@ def evaluate(
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
         raise ConfigError(f"--name {name}: letters, digits and . _ + - make the name of a folder.")
-    run, info = journal.started(found.run), describe(found.model)
+    run, info = journal.started(found.run), described(found.model)
     start = run.starts[-1]
     if split not in data.parts:
         parts = list(data.parts)
@@ -127,14 +128,14 @@ def evaluate(
             f"--split {split}: {learnt} of these {len(keys)} images were in the run's training split, so a score would "
             "be that of a good memory. Leave out data.split, data.fold, data.seed and data.group, or say --split train."
         )
-    model = load_model(found.model, devices.find(device))
+    model = load_model(found.model, devices.find(device, "--device "))
     where = next(model.parameters()).device
     _refuse_other_data(data, info)
-    execution = _execution(start, where)
-    execution.prepare(model)
-    views = tta or start.settings.train.tta
-    tile = limit(info.size, model.encoder.input_size, start.settings.data.tile)
-    scorer, canvas = Scorer(execution, views, tile, watch), Canvas(info.size, info.resize)
+    ran, how = execution(info, where)
+    ran.prepare(model)
+    views = tta or info.tta
+    tile = limit(info.size, model.encoder.input_size, info.tile)
+    scorer, canvas = Scorer(ran, views, tile, watch), Canvas(info.size, info.resize)
     pixels = Pixels(data.store, data.labels, where)
 
     def count(split: str, edges: bool = True) -> Counts:
@@ -145,7 +146,7 @@ def evaluate(
         counts = count(split)
     scored = _scores(counts, data.labels.names)
     usual = split if own else f"{split}-{title}-{data.store.digest[:6]}"
-    usual += "" if views == start.settings.train.tta else f"-tta-{views}"
+    usual += "" if views == info.tta else f"-tta-{views}"
     folder, on_test = found.run / FOLDER / (name or usual), own and split == "test"
     times = _times(folder) + on_test
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,14 +160,16 @@ def evaluate(
             scored |= {f"threshold/{key}": value for key, value in rows[best].items()}
     intervals = bootstrap(counts)
     digest, images = data.store.digest, len(counts.keys)
-    evaluation = EvaluationRecord(split, info.epoch, digest, images, scored, intervals, own, views, times, chosen_on)
+    evaluation = EvaluationRecord(
+        split, info.epoch, digest, images, scored, intervals, own, views, times, chosen_on, how
+    )
     _write(folder, counts, data.labels.names, rows)
     save_json(folder / RESULT, asdict(evaluation))
     looks = 0
     if on_test:  # by the training, and by evaluations of whatever name
         looks = sum(isinstance(record, End) and bool(record.tested) for record in run.records)
         looks += sum(_times(path.parent) for path in (found.run / FOLDER).glob(f"*/{RESULT}"))
-    return Result(folder, scored, intervals, looks)
+    return Result(folder, scored, intervals, looks, how)
 
 
 def boundary(mask: Tensor, void: Tensor) -> Tensor:
@@ -261,17 +264,6 @@ def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
 def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:
     """Divide pixels in both boundaries by those in either, `... k 2` to `... k`; NaN for 0 / 0."""
     return metrics.ratio(edges[..., 0], edges[..., 1])
-
-
-def _execution(start: Start, device: torch.device) -> Execution:
-    """Return how the training ran its model; in fp32 where this machine cannot."""
-    named = start.execution.precision
-    try:
-        precision = devices.precision(named, device)
-    except ConfigError as error:
-        log.warning("trained in %s: %s Scored in fp32, which may change a score a little.", named, error)
-        precision = torch.float32
-    return Execution(precision, start.execution.channels_last)
 
 
 def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -25,9 +26,10 @@ from segsweep.data.batches import EvalBatches, Pixels
 from segsweep.data.dataset import Dataset, evenly_spaced
 from segsweep.data.geometry import SMALLEST, Canvas, Size
 from segsweep.data.store import Watch, unwatched
-from segsweep.engine.execution import PLAIN
+from segsweep.engine.execution import PLAIN, Execution
 from segsweep.errors import ConfigError, first_line, unwritable
-from segsweep.nn.checkpoint import ModelInfo, describe, load_model
+from segsweep.inference.running import described, execution
+from segsweep.nn.checkpoint import ModelInfo, load_model
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import UNet, predict
@@ -77,6 +79,7 @@ class Comparison:
     difference: float  # the largest of any logit
     equal: float  # share of pixels with the same class
     rates: tuple[float, float]  # images/s of PyTorch and of the exported model, medians; NaN where none was timed
+    as_scored: float  # share of pixels with the class that the model gives them run as in training, in bf16 say
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Exported:
     sizes: Sizes
     images: str
     comparison: Comparison
+    how: str  # the model was run for `Comparison.as_scored`: precision and layout, and why
 
 
 def export(
@@ -113,7 +117,8 @@ def export(
             result that is not the model's. No file is left then.
     """
     needs(kind)
-    info, unet = describe(model), load_model(model)
+    info, unet = described(model), load_model(model)
+    scored, how = execution(info, torch.device("cpu"))
     weight = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     if kind == "onnx" and weight >= ONNX_LIMIT:
         raise ConfigError(f"--format onnx: holds 2 GB, and {info.encoder} has {weight / 1e9:.1f}. Try pt2.")
@@ -127,14 +132,14 @@ def export(
         batches = [_noise((3, *sizes.near(info.size)), unet, info.range)]
         if data:
             batches = list(_validation(data, info, unet, sizes))
-        comparisons.append(compare(unet, run, watch(batches, len(batches), "comparing"), rounds))
+        comparisons.append(compare(unet, run, watch(batches, len(batches), "comparing"), rounds, scored))
         _refuse_difference(comparisons[-1], kind)
 
     refusal: Exception | None = None
     for sizes in levels(unet, info.size):
         try:
             atomically(path, partial(write, sizes))
-            return Exported(path, sizes, preparation(info), comparisons[-1])
+            return Exported(path, sizes, preparation(info), comparisons[-1], how)
         except Exception as error:  # tracing and conversion raise nearly anything
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 raise unwritable(path, error, "FILE") from error
@@ -283,18 +288,28 @@ def opened(path: Path, kind: str) -> Run:
 
 
 @torch.no_grad()
-def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -> Comparison:
-    """Run both on the same pixels, `b c h w` each; time each in two blocks of `rounds` on the largest batch."""
+def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0, scored: Execution = PLAIN) -> Comparison:
+    """Run both on the same pixels, `b c h w` each, in fp32, as the exported model computes.
+
+    Args:
+        rounds: of the timing, two blocks of each side on the largest batch; 0: no timing.
+        scored: how the model was run when it was scored; its classes are compared, too.
+    """
     model.eval()
-    PLAIN.prepare(model)
-    images, equal, pixels, largest, most = 0, 0, 0, 0.0, torch.empty(0)
-    sides: tuple[Run, Run] = (lambda batch: PLAIN.forward(model, batch), run)
+    as_scored = scored.prepare(deepcopy(model)) if scored.precision != torch.float32 else None
+    plain = Execution(channels_last=scored.channels_last)
+    plain.prepare(model)
+    images, equal, equal_scored, pixels, largest, most = 0, 0, 0, 0, 0.0, torch.empty(0)
+    sides: tuple[Run, Run] = (lambda batch: plain.forward(model, batch), run)
     for batch in batches:
         ours, theirs = (side(batch) for side in sides)
         difference = float((ours - theirs).abs().max())
         largest = max(largest, difference) if math.isfinite(difference) else math.inf
-        same = predict(ours) == predict(theirs)
+        classes = predict(theirs)
+        same = predict(ours) == classes
         images, equal, pixels = images + len(batch), equal + int(same.sum()), pixels + same.numel()
+        told = predict(scored.forward(as_scored, batch).float()) == classes if as_scored else same
+        equal_scored += int(told.sum())
         most = batch if batch.numel() > most.numel() else most
     rates: tuple[list[float], list[float]] = ([], [])
     for side, rate in 2 * list(zip(sides, rates, strict=True)) if rounds else []:
@@ -304,7 +319,7 @@ def compare(model: UNet, run: Run, batches: Iterable[Tensor], rounds: int = 0) -
             side(most)
             rate.append(len(most) / (time.perf_counter() - started))
     ours_rate, their_rate = (statistics.median(rate) if rate else math.nan for rate in rates)
-    return Comparison(images, largest, equal / pixels, (ours_rate, their_rate))
+    return Comparison(images, largest, equal / pixels, (ours_rate, their_rate), equal_scored / pixels)
 
 
 def _refuse_difference(comparison: Comparison, kind: str) -> None:

@@ -9,12 +9,9 @@ from functools import partial
 from itertools import takewhile
 from os.path import abspath, commonpath
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 import torch
-from PIL import Image
 from torch import Tensor
 
 from segsweep.data.geometry import Canvas, Size, strips
@@ -24,48 +21,63 @@ from segsweep.data.source import image_files
 from segsweep.data.store import Watch, unwatched
 from segsweep.data.windows import cut, stack, warp
 from segsweep.engine import device as devices
-from segsweep.engine.execution import Execution
 from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
-from segsweep.figures import pictures
-from segsweep.nn.checkpoint import describe, load_model
+from segsweep.inference.geotiff import georeference
+from segsweep.inference.output import INDICES, MaskForm, Places, probability, write
+from segsweep.inference.running import described, execution
+from segsweep.nn.checkpoint import load_model
 from segsweep.nn.tiles import bands, limit
-from segsweep.nn.unet import predict as classes_of
-from segsweep.paths import atomically
 
 log = logging.getLogger(__name__)
 
 BATCH = 8  # images of the training's canvas that are run at once
 DECODING = 2  # threads, and images that wait: large ones take much memory
-OVERLAYS, PROBABILITIES = "overlays", "probabilities"
 ADVICE = "Try --tile 512, or less, or --device cpu."
 
 Strips = Iterator[tuple[slice, Tensor]]
 
 
 class Predictor:
-    """A trained model, and the way that images take to it and back.
+    """A trained model, and the way that images take to it and back: by default the way they took when it was scored.
 
     Args:
         model: its file, whose `ModelInfo` is kept as `info`.
-        device, precision, tta: as the keys of `train`.
-        tile: pixels a side beyond which an image is run in overlapping tiles; default: as in training.
+        device, precision, tta: as the keys of `train`; None: as in training, where the device can.
+        tile: pixels a side beyond which an image is run in overlapping tiles; None: as in training.
 
-    Raises ConfigError: not a model of segsweep's, or a device that is not there.
+    What came of it is said in `how`, for a person.
+
+    Raises ConfigError: not a model of segsweep's, a device that is not there, or a precision that it has not.
     """
 
     def __init__(
-        self, model: Path, *, device: str = "auto", precision: str = "auto", tta: str = "none", tile: int | None = None
+        self,
+        model: Path,
+        *,
+        device: str = "auto",
+        precision: str | None = None,
+        tta: str | None = None,
+        tile: int | None = None,
     ):
-        self.info = describe(model)
+        self.info = described(model)
         self.classes, self.range = self.info.classes, self.info.range
-        self.device = devices.find(device)
-        self._execution = Execution(devices.precision(precision, self.device))
+        self.device = devices.find(device, "--device ")
+        self._execution, self.how = execution(self.info, self.device, precision)
+        views = tta or self.info.tta
+        if (views, self.info.tta) != ("none", "none"):
+            own = "as in training" if views == self.info.tta else f"training scored with {self.info.tta}"
+            self.how += f"; mirrored views: {views}, {own}"
         self._model = load_model(model, self.device)
         self._execution.prepare(self._model)
-        self._scorer = Scorer(self._execution, tta)
+        self._scorer = Scorer(self._execution, views)
         self._canvas = Canvas(self.info.size, self.info.resize)
-        self._tile = limit(self.info.size, self._model.encoder.input_size, (tile, tile) if tile else None)
+        given = (tile, tile) if tile else self.info.tile
+        self._tile = limit(self.info.size, self._model.encoder.input_size, given)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Read an image's file as training did, `h w c`; a `DataError` where it cannot be taken."""
+        return self.accept(read_image(path), path)
 
     def accept(self, image: np.ndarray, name: object) -> np.ndarray:
         """Return the image `h w c` with the channels that the model takes: grey for three, three equal ones for one.
@@ -130,11 +142,6 @@ class Predictor:
         return np.concatenate([probability(logits).cpu().numpy() for _, logits in found], axis=1)
 
 
-def probability(logits: Tensor) -> Tensor:
-    """Turn logits `k ...` into probabilities of the same shape: of the foreground for one logit, else of each class."""
-    return logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of an image: the mask's file, or what is wrong."""
@@ -144,27 +151,13 @@ class Outcome:
     problem: str = ""
 
 
-class Places(NamedTuple):
-    """Where a mask is written, and its overlay and probabilities if they are wanted."""
-
-    mask: Path
-    overlay: Path | None
-    probabilities: Path | None
-
-    @classmethod
-    def of(cls, folder: Path, target: Path, overlay: bool, probabilities: bool) -> "Places":
-        """Place what is wanted below a folder; `target` is the mask's path there."""
-        painted = (folder / OVERLAYS / target).with_suffix(".jpg") if overlay else None
-        maps = (folder / PROBABILITIES / target).with_suffix(".tif") if probabilities else None
-        return cls(folder / target, painted, maps)
-
-
-def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[Path, Path]]:
-    """Find images, and their places below the folder that all have in common.
+def find_images(given: Sequence[str], output: Path | None = None, suffix: str = ".png") -> list[tuple[Path, Path]]:
+    """Find images, and the places of their masks below the folder that all have in common.
 
     Args:
         given: files, folders (all images below them), patterns such as 'scans/**/*.png'.
         output: where masks go; below a folder that is given, it is not searched.
+        suffix: of the masks; a GeoTIFF's is .tif.
 
     Raises ConfigError: nothing there, or two images whose masks would have one name.
     """
@@ -186,7 +179,7 @@ def find_images(given: Sequence[str], output: Path | None = None) -> list[tuple[
     base = Path(commonpath([_absolute(b) for b in bases]))
     taken: dict[Path, Path] = {}
     for path in files:
-        target = path.relative_to(base).with_suffix(".png")
+        target = path.relative_to(base).with_suffix(".tif" if georeference(path) else suffix)
         if target in taken:
             what = f"{path} and {taken[target]}: both masks would be {target}"
             raise ConfigError(f"{what}. Leave one out, or give each its own -o DIR.")
@@ -199,14 +192,16 @@ def predict(
     images: Sequence[tuple[Path, Path]],
     folder: Path,
     *,
+    form: MaskForm = INDICES,
     overlay: bool = False,
     probabilities: bool = False,
     watch: Watch = unwatched,
 ) -> Generator[Outcome, None, None]:
-    """Write a mask for each image: class indices as a PNG with a palette, at the image's own size.
+    """Write a mask for each image, at the image's own size; of a GeoTIFF it is one, with the same georeference.
 
     Args:
-        images: as `find_images` gives them; the masks keep their places.
+        images: as `find_images` gives them with the form's suffix; the masks keep their places.
+        form: of the masks; default: class indices with a palette.
         overlay: also the classes painted over the image, as JPEG in `overlays/`.
         probabilities: also what `Predictor.probabilities` gives, as float32 TIFF in `probabilities/`.
 
@@ -227,7 +222,7 @@ def predict(
 
     def read(path: Path) -> np.ndarray | DataError:
         try:
-            return predictor.accept(read_image(path), path)
+            return predictor.read(path)
         except DataError as error:
             return error
 
@@ -237,7 +232,7 @@ def predict(
         found = predictor.logits([pixels for _, _, pixels in group]) if group else []
         for (path, place, pixels), parts in zip(group, found, strict=True):
             try:
-                _write(pixels, parts, place, predictor.range)
+                write(pixels, parts, place, predictor.range, form, georeference(path))
             except OSError as error:
                 raise unwritable(folder, error, "DIR") from error
             yield Outcome(path, place.mask)
@@ -259,32 +254,6 @@ def predict(
         yield from flush()
 
 
-def _write(pixels: np.ndarray, parts: Strips, place: Places, limits: tuple[float, float]) -> None:
-    height, width = pixels.shape[:2]
-    mask = np.empty((height, width), np.uint8)
-    painted = np.empty((height, width, 3 if place.overlay else 0), np.uint8)
-    maps: np.ndarray | None = None
-    for rows, logits in parts:
-        mask[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
-        if place.overlay:
-            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *limits), mask[rows])
-        if place.probabilities:
-            if maps is None:
-                place.probabilities.parent.mkdir(parents=True, exist_ok=True)
-                writing = place.probabilities.with_name(f"{place.probabilities.name}.writing")
-                shape = (len(logits), height, width)
-                maps = tifffile.memmap(
-                    writing, shape=shape, dtype=np.float32, photometric="minisblack", metadata={"axes": "CYX"}
-                )
-            maps[:, rows] = probability(logits).cpu().numpy()
-    if maps is not None and place.probabilities:
-        maps.flush()  # type: ignore[attr-defined]
-        writing.replace(place.probabilities)
-    if place.overlay:
-        _save(Image.fromarray(painted), place.overlay, "JPEG", quality=90)
-    _save(pictures.indexed(mask), place.mask, "PNG")  # last: a mask that is there is done
-
-
 def _absolute(path: Path) -> Path:
     """Links stay: an image's place is where it was found."""
     return Path(abspath(path))  # noqa: PTH100 (resolve() would follow them)
@@ -303,11 +272,6 @@ def _matching(pattern: Path) -> list[Path]:
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"{pattern}: {first_line(error)} Patterns are like 'scans/**/*.png'.") from error
     return [path for path in found if path.is_file()]
-
-
-def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomically(path, lambda target: image.save(target, kind, **options))
 
 
 def _fitting(parts: Iterable[tuple[slice, Tensor]]) -> Strips:

@@ -7,14 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from segsweep import catalog
-from segsweep.config.checks import read
+from segsweep.config.checks import check, is_color, is_whole, read
+from segsweep.config.schema import VIEWS
 from segsweep.errors import ConfigError, first_line, one_of, unloaded
 from segsweep.nn import UNet
 from segsweep.nn.unet import Architecture, upgraded
@@ -39,9 +40,22 @@ class ModelInfo:
     normalize: str = "auto"
     epoch: int | None = None  # after which epoch it was kept; None where it comes from no run
     val_iou: float | None = None  # the score then
+    # How it was run for that score; precision and layout are None in older files, which do not say any of it.
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    channels_last: bool | None = None  # the memory layout
+    tta: str = "none"  # as `train.tta`
+    tile: tuple[int, int] | None = None  # as `data.tile`
+    values: list[int | list[int]] | None = None  # the mask value or colour that stands for each class
+    nodata: Any = "auto"  # as `data.nodata`
 
     def __post_init__(self) -> None:
         one_of("resize", self.resize, ("pad", "squash", "crop"))
+        one_of("tta", self.tta, VIEWS)
+        if self.tile is not None:
+            check(min(self.tile) >= 32, "tile", self.tile, "32 pixels or more each")
+        if self.values is not None:
+            sound = len(self.values) == len(self.classes) and all(is_whole(v) or is_color(v) for v in self.values)
+            check(sound, "values", self.values, "a whole number or a colour for each class")
 
     @property
     def encoder(self) -> str:

@@ -226,7 +226,7 @@ class Recorder:
 
     def _save_best(self) -> None:
         training, data = self.training, self.training.settings.data
-        kept, progress = training.state.scored, training.state.progress
+        kept, progress, ran = training.state.scored, training.state.progress, training.tuned.execution
         assert isinstance(kept, UNet)
         checkpoint.save_model(
             self.folder / BEST,
@@ -239,6 +239,12 @@ class Recorder:
             range=training.data.store.range,
             dtype=str(training.data.store.dtype),
             normalize=data.normalize,
+            precision=devices.named(ran.precision),
+            channels_last=ran.channels_last,
+            tta=training.settings.train.tta,
+            tile=data.tile and (data.tile[0], data.tile[1]),
+            values=[value if isinstance(value, int) else [*value] for value in training.data.labels.originals],
+            nodata=getattr(data, "nodata", "auto"),
         )
 
     def _save_validation(self, epoch: int, validation: Evaluation) -> None:
@@ -313,6 +319,19 @@ class Recorder:
             "perf/peak_memory_gb": max(epoch.metrics.get("perf/peak_memory_gb") or 0.0 for epoch in epochs),
         }
 
+    def _lowest(self) -> dict[str, float | str]:
+        """The validation image that the best epoch does worst on, and its IoU: a mean hides a pair that is wrong."""
+        kept, best = metrics.read_validation(self.folder), self.run.best
+        if kept is None or best is None or kept.epoch != best.epoch:
+            return {}
+        scores = metrics.image_iou(kept.matrices)
+        if np.isnan(scores).all():
+            return {}
+        lowest = int(np.nanargmin(scores))
+        data = self.training.data
+        (image,) = (data.samples[i].image for i in data.parts["val"] if data.samples[i].key == kept.keys[lowest])
+        return {"lowest/iou": float(scores[lowest]), "lowest/image": str(image)}
+
     def _save_summary(self) -> dict[str, object]:
         """Write the result as one flat file, and return it."""
         start, end, tracked = self.run.start, self.run.end, self.training.asked.tracking
@@ -320,6 +339,7 @@ class Recorder:
         assert end is not None
         summary = {
             **end.metrics,
+            **self._lowest(),
             "status": end.status,
             "seconds": self.run.seconds,
             "run_id": tracking.run_id(self.folder, tracked.uri) if self._background else None,

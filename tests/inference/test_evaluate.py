@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
 from segsweep import metrics
@@ -86,10 +88,11 @@ def test_other_views_are_what_a_run_with_them_scores(run):
     assert mirrored["tta"] == "hflip"
     assert cli.main(["evaluate", str(run), "--tta", "none"]) == 0
     assert metrics_of(run)["metrics"] != mirrored["metrics"]
-    path = run / journal.NAME
-    told = path.read_text()
-    assert '"tta": "none"' in told
-    path.write_text(told.replace('"tta": "none"', '"tta": "hflip"'))
+    path = run / "best.safetensors"
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["segsweep"])
+    assert about["tta"] == "none"
+    save_file(load_file(path), path, metadata={"segsweep": json.dumps(about | {"tta": "hflip"})})
     assert cli.main(["evaluate", str(run)]) == 0
     assert metrics_of(run) == mirrored
 

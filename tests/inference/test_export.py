@@ -17,6 +17,7 @@ from segsweep.config.schema import DecoderConfig
 from segsweep.data.batches import EvalBatches, Pixels
 from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image
+from segsweep.engine.execution import Execution
 from segsweep.engine.scorer import own_grid
 from segsweep.errors import ConfigError
 from segsweep.inference import export as module
@@ -63,8 +64,9 @@ def test_the_command_line_tells_what_it_verified(exported, trained):
     said = {line[:16].strip(): line[16:].strip() for line in ran.stdout.splitlines()}
     assert said["file"] == str(path)
     assert said["sizes"] == "any from 33x33; any batch"
-    assert said["compared"] == "with PyTorch in fp32 on 4 validation images"
+    assert said["compared"] == "with PyTorch in fp32, as the file computes, on 4 validation images"
     assert said["equal pixels"] == "100.0000 %"
+    assert said["run as scored"] == "100.0000 % equal pixels; fp32, channels last: as in training"
     assert "onnxruntime" in said["speed"]
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
 
@@ -178,8 +180,22 @@ def test_comparison_counts_pixels_and_knows_nan():
     same = compare(model, model, pixels)
     assert (same.images, same.difference, same.equal) == (3, 0.0, 1.0)
     assert np.isnan(same.rates).all()
+    assert same.as_scored == 1.0
     timed = compare(model, lambda batch: time.sleep(0.2) or model(batch), pixels, rounds=2)
     assert 0 < timed.rates[1] <= 10 < timed.rates[0]  # two images in the largest batch
+
+
+def test_the_classes_are_compared_with_those_of_the_trainings_precision(monkeypatch):
+    """A precision that says the opposite: the file is as good as fp32, and no pixel is as it was scored."""
+    model = UNet("test_resnet", 1, decoder=DecoderConfig(width=[8] * 5)).eval()
+    pixels = [torch.rand(2, 3, 64, 64) * 255]
+
+    def forward(ran, model, image):
+        return model(image) if ran.precision == torch.float32 else -model(image)
+
+    monkeypatch.setattr(Execution, "forward", forward)
+    found = compare(model, model, pixels, scored=Execution(torch.bfloat16, channels_last=False))
+    assert (found.difference, found.equal, found.as_scored) == (0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(

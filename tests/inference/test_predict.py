@@ -15,10 +15,11 @@ from segsweep.config.schema import DecoderConfig
 from segsweep.data.batches import EvalBatches, Pixels
 from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image
+from segsweep.engine.execution import Execution
 from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError
-from segsweep.inference import predict as module
-from segsweep.inference.predict import Predictor, find_images, probability
+from segsweep.inference.output import probability
+from segsweep.inference.predict import Predictor, find_images
 from segsweep.nn import UNet
 from segsweep.nn.checkpoint import load_model, save_model
 from segsweep.runs import journal
@@ -321,7 +322,7 @@ def test_out_of_memory_says_what_to_type(error, resize, images, tmp_path, monkey
     def forward(*_):
         raise error
 
-    monkeypatch.setattr(module.Execution, "forward", forward)
+    monkeypatch.setattr(Execution, "forward", forward)
     typed = [str(tmp_path / "m.safetensors"), str(tmp_path / "*.png"), "-o", str(tmp_path / "out")]
     assert cli.main(["predict", *typed]) == 4
     assert "Try --tile 512" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""Where the pixels of a GeoTIFF lie on the ground, for what is written of them."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from segsweep.data.geometry import Size
+from segsweep.data.images import ORIENTATION, TIFF
+
+# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams (OGC 19-008r4).
+TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
+
+logging.getLogger("tifffile").setLevel(logging.ERROR)  # it warns of tags that nobody asked it for
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """The tags that place a file's pixels, which may lie in it mirrored or turned, on the ground.
+
+    The tags speak of the pixels as they are stored. What is written with them is stored the same way.
+    """
+
+    tags: tuple[tuple[Any, ...], ...] = ()  # as tifffile's `extratags`; the orientation is one of them
+    orientation: int = 1  # as EXIF has it
+
+    def stored(self, size: Size) -> Size:
+        """Return height and width in the file of an image that is read at this size."""
+        return size[::-1] if self.orientation in (5, 6, 7, 8) else size
+
+    def upright(self, stored: np.ndarray) -> np.ndarray:
+        """Return a view of stored pixels `... h w` as they are read: what is written to it is stored in its place."""
+        if self.orientation in (5, 6, 7, 8):
+            stored = stored.swapaxes(-1, -2)
+        rows = slice(None, None, -1 if self.orientation in (3, 4, 7, 8) else 1)
+        columns = slice(None, None, -1 if self.orientation in (2, 3, 6, 7) else 1)
+        return stored[..., rows, columns]
+
+
+def georeference(path: Path) -> Georeference | None:
+    """Read an image's georeference; None where it has none, or is no TIFF that can be read."""
+    if path.suffix.lower() not in TIFF:
+        return None
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            orientation = int(page.tags.valueof(ORIENTATION, default=1))
+            found = [tag for tag in page.tags if tag.code in TAGS]
+            tags: list[tuple[Any, ...]] = [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found]
+    except Exception:  # on damaged files, nearly anything; `read_image` says what is wrong
+        return None
+    if orientation != 1:
+        tags.append((ORIENTATION, "H", 1, orientation, True))
+    return Georeference(tuple(tags), orientation) if found else None

@@ -1,0 +1,56 @@
+"""How a trained model is run: as the training that scored it ran it, wherever the device can."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from segsweep.engine import device as devices
+from segsweep.engine.execution import Execution
+from segsweep.errors import ConfigError
+from segsweep.nn.checkpoint import BEST, ModelInfo, describe
+from segsweep.runs import journal
+
+
+def described(model: Path) -> ModelInfo:
+    """Read a model's `ModelInfo`; what older files do not say of its training is taken from the journal beside them.
+
+    Raises ConfigError: not a segsweep model, or a damaged journal.
+    """
+    info = describe(model)
+    if info.precision is None and model.name == BEST and journal.exists(model.parent):
+        start = journal.started(model.parent).starts[-1]
+        ran, tile = start.execution, start.settings.data.tile
+        info = replace(info, precision=ran.precision, channels_last=ran.channels_last)
+        info = replace(info, tta=start.settings.train.tta, tile=(tile[0], tile[1]) if tile else None)
+    return info
+
+
+def execution(info: ModelInfo, device: torch.device, asked: str | None = None) -> tuple[Execution, str]:
+    """Decide how a model is run on a device, and say it and why in a line.
+
+    Precision and memory layout are the training's own, so that predictions are those that were scored; where the
+    processor dies of that precision it is fp32, and where no training is known what the device does fastest.
+
+    Args:
+        asked: a precision as `train.precision`, taken instead.
+
+    Raises ConfigError: the processor dies of what was asked for.
+    """
+    own = info.precision
+    if asked:
+        precision = devices.precision(asked, device, "--precision ")
+        other = own not in (None, devices.named(precision))
+        why = f"as --precision {asked} says" + (f"; trained and scored in {own}, which may differ a little" * other)
+    elif own is None:
+        precision = devices.precision("auto", device)
+        why = "the fastest here, as the model's file does not say what it was trained in"
+    else:
+        try:
+            precision, why = devices.precision(own, device), "as in training"
+        except ConfigError:
+            precision = torch.float32
+            why = f"this processor dies of {own}, in which it was trained and scored; that may differ a little"
+    channels_last = info.channels_last is not False
+    layout = "channels last" if channels_last else "channels first"
+    return Execution(precision, channels_last), f"{devices.named(precision)}, {layout}: {why}"

@@ -1,0 +1,95 @@
+"""How a trained model is run: as in training where the device can; else what it can, and why is said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_predict import model_file
+
+from segsweep.commands import app as cli
+from segsweep.engine import device as devices
+from segsweep.inference.predict import Predictor
+from segsweep.inference.running import described, execution
+from segsweep.nn.checkpoint import describe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def info(tmp_path):
+    def make(**more):
+        return describe(model_file(tmp_path / "m.safetensors", **more))
+
+    return make
+
+
+def without(path, *fields):
+    """Rewrite a model's file as an earlier segsweep would have written it."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["segsweep"])
+    kept = {name: value for name, value in about.items() if name not in fields}
+    save_file(load_file(path), path, metadata={"segsweep": json.dumps(kept)})
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("own", ["fp32", "bf16", "fp16"])
+def test_precision_and_layout_are_the_trainings_own(info, monkeypatch, own, channels_last):
+    monkeypatch.setattr(devices, "_survives", lambda kind: True)
+    ran, how = execution(info(precision=own, channels_last=channels_last), CPU)
+    assert (ran.precision, ran.channels_last) == (devices.PRECISIONS[own], channels_last)
+    assert how == f"{own}, channels {'last' if channels_last else 'first'}: as in training"
+
+
+def test_where_the_processor_dies_of_it_fp32_is_taken_and_told(info, monkeypatch):
+    monkeypatch.setattr(devices, "_survives", lambda kind: False)
+    ran, how = execution(info(precision="bf16", channels_last=True), CPU)
+    assert ran.precision == torch.float32
+    assert how.startswith("fp32, channels last: this processor dies of bf16, in which it was trained")
+
+
+def test_what_is_asked_for_is_taken_and_a_difference_told(info, monkeypatch):
+    monkeypatch.setattr(devices, "_survives", lambda kind: True)
+    trained = info(precision="fp32", channels_last=False)
+    ran, how = execution(trained, CPU, "bf16")
+    assert (ran.precision, ran.channels_last) == (torch.bfloat16, False)
+    assert how.startswith("bf16, channels first: as --precision bf16 says; trained and scored in fp32")
+    assert execution(trained, CPU, "fp32")[1] == "fp32, channels first: as --precision fp32 says"
+
+
+def test_advice_for_a_device_or_a_precision_that_is_not_there_can_be_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "_survives", lambda kind: False)
+    model = str(model_file(tmp_path / "m.safetensors"))
+    Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
+    typed = ["predict", model, str(tmp_path / "1.png"), "-o", str(tmp_path / "out")]
+    for wrong, advice in ((["--precision", "bf16"], "--precision fp32"), (["--device", "cuda:7"], "--device auto")):
+        assert cli.main([*typed, *wrong]) == 2
+        assert f"Try {advice}." in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_say_it_takes_it_from_the_runs_journal(trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    told = described(path)
+    assert (told.precision, told.channels_last) == ("fp32", True)
+    without(path, "precision", "channels_last", "tta", "tile", "values", "nodata")
+    assert describe(path).precision is None
+    found = described(path)
+    assert (found.precision, found.channels_last, found.tta, found.tile) == ("fp32", True, "none", None)
+    moved = shutil.copy(path, tmp_path / "elsewhere.safetensors")
+    ran, how = execution(described(Path(moved)), CPU)
+    assert ran.precision == devices.precision("auto", CPU)
+    assert "the model's file does not say what it was trained in" in how
+
+
+def test_views_and_tiles_are_the_trainings_own_too(tmp_path):
+    path = model_file(tmp_path / "m.safetensors", precision="fp32", channels_last=True, tta="hflip", tile=(64, 96))
+    own, other = Predictor(path, device="cpu"), Predictor(path, device="cpu", tta="none", tile=128)
+    assert (own._scorer.tta, own._tile) == ("hflip", (64, 96))
+    assert own.how.endswith("; mirrored views: hflip, as in training")
+    assert (other._scorer.tta, other._tile) == ("none", (128, 128))
+    assert other.how.endswith("; mirrored views: none, training scored with hflip")
