@@ -33,7 +33,7 @@ class Labels:
     @property
     def originals(self) -> tuple[int | Color, ...]:
         """For each class the mask value that stands for it: the number or colour of its most frequent one."""
-        return tuple(next(filter(None, map(_plain, group)), 0) for group in self.groups)
+        return tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in self.groups)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Where the pixels of a GeoTIFF lie on the ground, for what is written of them."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ import numpy as np
 import tifffile
 
 from segsweep.data.geometry import Size
-from segsweep.data.images import ORIENTATION, TIFF
+from segsweep.data.raster import ORIENTATION, TIFF
 
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams (OGC 19-008r4).
 TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
-
-logging.getLogger("tifffile").setLevel(logging.ERROR)  # it warns of tags that nobody asked it for
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Predictor:
 
     def read(self, path: Path) -> np.ndarray:
         """Read an image's file as training did, `h w c`; a `DataError` where it cannot be taken."""
-        return self.accept(read_image(path), path)
+        return self.accept(read_image(path, self.info.nodata), path)
 
     def accept(self, image: np.ndarray, name: object) -> np.ndarray:
         """Return the image `h w c` with the channels that the model takes: grey for three, three equal ones for one.

@@ -244,7 +244,7 @@ class Recorder:
             tta=training.settings.train.tta,
             tile=data.tile and (data.tile[0], data.tile[1]),
             values=[value if isinstance(value, int) else [*value] for value in training.data.labels.originals],
-            nodata=getattr(data, "nodata", "auto"),
+            nodata=data.nodata,
         )
 
     def _save_validation(self, epoch: int, validation: Evaluation) -> None:
