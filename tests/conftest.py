@@ -142,6 +142,16 @@ def segmented(k: int, seed: int = 0, absent: Sequence[int] = ()) -> "tuple[torch
     return torch.from_numpy(prediction), torch.from_numpy(target)
 
 
+def read_mask(path: Path) -> np.ndarray:
+    """The code of each pixel of a mask, int64 `h w`; of a palette's entry its number."""
+    from segsweep.data import masks
+
+    mask = masks.read_mask(path)
+    values = [masks.value(int(code)) for code in mask.codes]
+    numbers = [v.number if isinstance(v, masks.Entry) else int(c) for v, c in zip(values, mask.codes, strict=True)]
+    return np.array(numbers, np.int64)[mask.index]
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets, `$SEGSWEEP_DATA`; skips where there is none."""

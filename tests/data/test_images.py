@@ -10,11 +10,12 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from conftest import read_mask
 from PIL import Image
 
 from segsweep.data import masks
 from segsweep.data.images import read_image, read_picture
-from segsweep.data.masks import COLOR, LARGEST, Entry, code, value
+from segsweep.data.masks import COLOR, LARGEST, code, value
 from segsweep.errors import DataError
 
 HEIGHT, WIDTH = 12, 17
@@ -30,14 +31,6 @@ SHOWN = {
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-
-
-def read_mask(path):
-    """The code of each pixel; of a palette's entry its number."""
-    mask = masks.read_mask(path)
-    codes = mask.codes[mask.index]
-    numbers = {int(c): value(int(c)).number for c in mask.codes if isinstance(value(int(c)), Entry)}
-    return np.vectorize(lambda c: numbers.get(int(c), c), otypes=[np.int64])(codes)
 
 
 def noise(*shape, high=256, dtype=np.uint8):

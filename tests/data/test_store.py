@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import read_mask
 from PIL import Image
 
 from segsweep.config.schema import DataConfig
@@ -21,12 +22,6 @@ from segsweep.errors import DataError
 from segsweep.paths import cache
 
 SHAPES = [(40, 48, 3), (20, 31), (5, 64, 3), (33, 33)]
-
-
-def read_mask(path):
-    """The numbers of a mask without a palette."""
-    mask = masks.read_mask(path)
-    return mask.codes[mask.index]
 
 
 OPEN = """

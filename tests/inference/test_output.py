@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import read_mask
 from PIL import Image
 
 from segsweep.commands import app as cli
 from segsweep.config.schema import DecoderConfig
-from segsweep.data.images import read_image, read_mask
+from segsweep.data.images import read_image
 from segsweep.data.labels import labels
 from segsweep.errors import ConfigError
 from segsweep.figures.pictures import COLORS

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import read_mask
 from PIL import Image
 
 from segsweep.commands import app as cli
@@ -26,12 +27,6 @@ from segsweep.runs import journal
 from segsweep.training.build import load
 
 CPU = {"device": "cpu", "precision": "fp32"}
-
-
-def read_mask(path):
-    """The class indices of a mask that was written."""
-    with Image.open(path) as image:
-        return np.array(image)
 
 
 @pytest.fixture(scope="module")
