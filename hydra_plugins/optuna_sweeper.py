@@ -101,30 +101,65 @@ class OptunaSweeper(Sweeper):
                 "nothing is varied. Type for example encoder='choice(resnet18,resnet34)' or "
                 f"{LR}='tag(log,interval(1e-5,1e-2))'."
             )
-        base = self._composed(fixed)
-        fixed = absolute(base, fixed)
-        space = Space(tuple(parameters), base.encoder.name)
-        self._check(space, fixed)
+        unvaried = self._composed(fixed)
+        fixed = absolute(unvaried, fixed)
+        space = Space(tuple(parameters), unvaried.encoder.name)
         folder, command = Path(self.config.hydra.sweep.dir).resolve(), shlex.join(sys.argv[1:])
-        defaults = _defaults(base, space.distributions)
-        run(Plan(folder, command, space, defaults, tuple(fixed), _checked(base), sweeper))
+        defaults = _defaults(unvaried, space.distributions)
+        run(Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper))
 
-    def _check(self, space: "Space", fixed: Sequence[str]) -> None:
-        """Compose what trials will be asked to: the first ones, each option once, and both ends of each interval."""
+    def _base(self, space: "Space", fixed: Sequence[str]) -> "RunConfig":
+        """Return what trials have in common, as the first point has it that nothing is wrong with.
+
+        A value that is refused whatever the other keys are is refused here, before the first trial: every option, and
+        both ends of each interval. Values that are only refused together end the trial that has them.
+        """
         from segsweep.sweep.space import ENCODER
 
-        first = space.seeds({})[0]
-        self._composed([*fixed, *space.typed(first)])
+        point, base = space.first, None
         for parameter in space.parameters:
-            if parameter.key not in ENCODER and not parameter.by_kind:
-                for value in parameter.ends:
-                    self._composed([*fixed, *space.typed({**first, parameter.key: value})])
+            ends = parameter.ends[:1] if parameter.key in ENCODER or parameter.by_kind else parameter.ends
+            for end in ends:
+                accepted, config = self._accepted(space, fixed, {**point, parameter.key: end}, parameter.key)
+                if base is None:
+                    point, base = accepted, config
+        assert base
+        return base
 
-    def _composed(self, overrides: Sequence[str]) -> Any:
+    def _accepted(
+        self, space: "Space", fixed: Sequence[str], point: "dict[str, Value]", key: str
+    ) -> "tuple[dict[str, Value], RunConfig]":
+        """Return a point that is not refused, and its configuration: this one, or one with the same value of the key.
+
+        Another value of one other key is looked for, or one that at least changes the reason. Raises the first reason
+        if nothing helps.
+        """
+        config, reason = self._judged([*fixed, *space.typed(point)])
+        first = reason
+        for _ in space.parameters:
+            if config:
+                break
+            near = [(other, *self._judged([*fixed, *space.typed(other)])) for other in space.beside(point, kept=key)]
+            changed = [found for found in near if found[2] != reason]
+            if not changed:
+                break
+            point, config, reason = next((found for found in changed if found[1]), changed[0])
+        if not config:
+            raise ConfigError(first)
+        return point, config
+
+    def _judged(self, overrides: Sequence[str]) -> "tuple[RunConfig | None, str]":
+        """Return the configuration of a trial with these words, or None and why it is refused."""
+        composed = self._composed(overrides)
+        absolute(composed, ())
+        try:
+            return _checked(composed), ""
+        except ConfigError as error:
+            return None, str(error)
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
         words = [*overrides, "hydra.mode=RUN"]
-        composed = self.hydra_context.config_loader.load_configuration("config", words, RunMode.RUN)
-        _checked(composed)
-        return composed
+        return self.hydra_context.config_loader.load_configuration("config", words, RunMode.RUN)
 
 
 def _checked(composed: DictConfig) -> "RunConfig":

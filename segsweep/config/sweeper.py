@@ -11,6 +11,7 @@ from segsweep.errors import ConfigError, one_of
 SAMPLERS = ("tpe", "gp", "random", "grid")
 PRUNERS = ("curves", "median", "hyperband", "none")
 BUDGETS = ("epochs", "seconds")
+REPEATS = ("none", "seed")
 PREFIX = "hydra.sweeper."
 
 
@@ -25,6 +26,11 @@ class SweeperConfig:
     sampler: str = key("tpe", "tpe, gp, random or grid")
     pruner: str = key("curves", "curves: against the trial's own backbone; median, hyperband or none")
     seed: int = key(0, "of the sampler")
+    repeat_points: str = key(
+        "none",
+        "a finite space with fewer points than n_trials: none ends when each has run; seed runs them again, each time "
+        "with the next train.seed",
+    )
     seed_trials: bool = key(True, "each encoder is tried at its default first")
     budget: str = key("epochs", "what all trials get alike: epochs, or seconds (train.time_budget)")
     timeout: float | None = key(None, "seconds after which no trial begins; each start of the sweep has them anew")
@@ -36,7 +42,12 @@ class SweeperConfig:
     study_name: str | None = key(None, "the study's in its storage; default: sweep")
 
     def __post_init__(self) -> None:
-        for name, allowed in (("pruner", PRUNERS), ("budget", BUDGETS), ("sampler", SAMPLERS)):
+        for name, allowed in (
+            ("pruner", PRUNERS),
+            ("budget", BUDGETS),
+            ("sampler", SAMPLERS),
+            ("repeat_points", REPEATS),
+        ):
             one_of(PREFIX + name, getattr(self, name), allowed)
         for name, low in {"n_trials": 1, "finalists": 0, "repeats": 0, "max_failures": 1}.items():
             value = getattr(self, name)

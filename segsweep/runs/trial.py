@@ -12,7 +12,7 @@ from segsweep.runs.curve import Curve, Point
 from segsweep.runs.records import Run
 
 NAME = "trial.json"
-State = Literal["running", "paused", "complete", "pruned", "failed"]
+State = Literal["running", "paused", "complete", "pruned", "failed", "refused"]
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Trial:
     typed: list[str]  # the overrides in which it differs from the others
     argv: list[str]  # the whole command, without what only concerns the sweep
     values: dict[str, Any] = field(default_factory=dict)  # of the varied parameters, as the study has them
-    state: State = "running"  # running until it is known to be over
-    reason: str = ""  # why it was pruned or failed
+    state: State = "running"  # running until it is known to be over; refused: before it had begun
+    reason: str = ""  # why it was pruned, failed or refused
     halvings: int = 0  # how often its micro-batch was halved, since the memory was too small
     run: Run = field(default_factory=Run, repr=False)  # what its journal says
     slot: str = ""

@@ -93,7 +93,7 @@ def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> l
     results = []
     for trial in finalists:
         if own := of.get((trial.name, "complete"), [] if fresh else [trial]):
-            failed = len(of.get((trial.name, "failed"), []))
+            failed = sum(len(of.get((trial.name, state), [])) for state in ("failed", "refused"))
             results.append(FinalistResult(trial, tuple(own), mean(map(_score, own)), failed=failed))
     results.sort(key=lambda result: result.iou, reverse=True)
     scored = [read((folder / trial.name, trial.run) for trial in result.runs) for result in results]

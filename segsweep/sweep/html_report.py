@@ -39,7 +39,7 @@ h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 td, th { padding: .25em .7em; text-align: left; border-bottom: 1px solid #eee; white-space: nowrap }
 td:last-child { white-space: normal; min-width: 14em }
-td.n, th.n { text-align: right } div.wide { overflow-x: auto } tr.pruned, tr.failed { color: #888 }
+td.n, th.n { text-align: right } div.wide { overflow-x: auto } tr.pruned, tr.failed, tr.refused { color: #888 }
 pre { background: #f5f5f3; padding: .7em 1em; white-space: pre-wrap } svg { max-width: 100%; height: auto }
 p.note { color: #666 }
 @media (prefers-color-scheme: dark) {
@@ -97,7 +97,7 @@ PARALLEL = "A line for each trial that was not pruned, from its settings to its 
 
 def _head(folder: Path, trials: Sequence[Trial], results: Sequence[FinalistResult], kept: About) -> str:
     states = [trial.state for trial in trials]
-    order = [state for state in ("complete", "pruned", "failed", "running", "paused") if state in states]
+    order = [state for state in ("complete", "pruned", "failed", "refused", "running", "paused") if state in states]
     counted = ", ".join(f"{states.count(state)} {state}" for state in order)
     encoders = pd.Series([trial.encoder for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())

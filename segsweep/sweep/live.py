@@ -22,6 +22,7 @@ class Board:
         self._trials, self._wanted, self._slots = trials, wanted, slots
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
+        self._told: set[str] = set()  # why trials were refused
 
     def __enter__(self) -> "Board":
         if self._console.is_terminal:
@@ -36,7 +37,10 @@ class Board:
     def show(self, event: Event) -> None:
         """Print a line for what began or ended; epochs are on the board only."""
         if event.kind != "epoch":
-            self._console.print(line(event), highlight=False, soft_wrap=True, markup=False)
+            known = event.kind == "refused" and event.trial.reason in self._told
+            self._console.print(line(event, not known), highlight=False, soft_wrap=True, markup=False)
+            if event.kind == "refused":
+                self._told.add(event.trial.reason)
         if self._live:
             self._live.refresh()
 
@@ -46,7 +50,7 @@ class Board:
         best = max((t for t in trials if t.iou is not None), key=lambda t: t.iou or 0.0, default=None)
         left = seconds_left(trials, self._wanted, self._slots)
         head = Text(f"{len(over)} of {self._wanted} finished")
-        for state in ("paused", "pruned", "failed"):
+        for state in ("paused", "pruned", "refused", "failed"):
             if count := sum(t.state == state for t in trials):
                 head.append(f", {count} {state}")
         if left is not None:
@@ -64,7 +68,8 @@ class Board:
         return Group(Text(""), head, table)
 
 
-def line(event: Event) -> str:
+def line(event: Event, with_reason: bool = True) -> str:
+    """Return what is printed of an event."""
     trial = event.trial
     typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
@@ -72,7 +77,7 @@ def line(event: Event) -> str:
         return f"trial {name:>3}  out of memory: begins again with half the micro-batch"
     if event.kind in SHOWN:
         return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}"
-    why = f"  ({trial.reason})" if trial.reason else ""
+    why = f"  ({trial.reason})" if trial.reason and with_reason else ""
     return f"trial {name:>3}  {event.kind:8}  {score}{typed}{why}"
 
 

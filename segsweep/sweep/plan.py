@@ -30,6 +30,10 @@ class Plan:
             raise ConfigError(
                 "hydra.sweeper.budget=seconds gives each trial the same time: say how much, as train.time_budget=300."
             )
+        if self.sweeper.repeat_points == "seed" and "train.seed" in self.space.distributions:
+            raise ConfigError(
+                "hydra.sweeper.repeat_points=seed varies train.seed, and so does the sweep itself: drop one of the two."
+            )
 
     @property
     def tracked(self) -> bool:
@@ -44,6 +48,8 @@ class Plan:
     def fresh_seeds(self) -> list[int]:
         """Return values of `train.seed` that the search does not have, one for each of a finalist's repeats."""
         varied = [int(end) for p in self.space.parameters if p.key == "train.seed" for end in p.ends]
+        if self.sweeper.repeat_points == "seed":
+            varied.append(self.base.train.seed + (self.sweeper.n_trials or 0))
         first = max([self.base.train.seed, *varied]) + 1
         return list(range(first, first + self.sweeper.repeats))
 

@@ -63,6 +63,9 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         lines.append(f"... {len(rows)} trials in all")
     if failed := [trial.name for trial in trials if trial.state == "failed"]:
         lines.append(f"failed: {', '.join(failed)}; what each said is in its {OUTPUT}")
+    for reason in dict.fromkeys(trial.reason for trial in trials if trial.state == "refused"):
+        names = ", ".join(trial.name for trial in trials if (trial.state, trial.reason) == ("refused", reason))
+        lines.append(f"refused: {names}: {reason}")
     if any(result.runs != (result.trial,) for result in results):
         lines += ["", "finalists: the best setting of each of the best backbones, with fresh seeds"]
         lines += [_text(ranking(results)), *caption(results)]

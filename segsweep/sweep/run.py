@@ -2,6 +2,7 @@
 
 import shlex
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -116,7 +117,7 @@ def _decided(plan: Plan, study: Study, backend: Backend) -> dict[str, Value]:
 def _run(
     plan: Plan, study: Study, backend: Backend, argv: Callable[[list[str], str], list[str]], kept: About
 ) -> list[FinalistResult]:
-    search = Search(study, argv, plan.sweeper)
+    search = Search(study, argv, plan.sweeper, seed=plan.base.train.seed)
     search.restore({trial.name: trial for trial in load_all(plan.folder)})
     for trial in search.trials.values():
         # Its end was known when the last controller was killed; its job may not have heard.
@@ -157,6 +158,8 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
             f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
         )
     _watch(search, search.study.n_trials, backend, plan.folder, track)
+    if ended := _exhausted(search, plan.sweeper.n_trials):
+        console.note(ended)
     chosen = finalists.best_of_each(search.trials.values(), plan.sweeper.finalists)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
     replace(kept, finalists=[trial.name for trial in best]).save(plan.folder)
@@ -172,6 +175,20 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
         _test(plan.folder, results[0].winner, backend)
         track.send(results[0].winner)
     return results
+
+
+def _exhausted(search: Search, asked: int | None) -> str:
+    """Say that a finite space has no more points, where more trials were asked for; empty where it has not."""
+    states = Counter(trial.state for trial in search.trials.values())
+    size = search.study.space.size
+    if not search.study.exhausted or states["complete"] + states["pruned"] >= (asked or size or 0):
+        return ""
+    counted = ", ".join(f"{number} {state}" for state, number in states.items())
+    wanted = f", n_trials={asked} asked" if asked else ""
+    return (
+        f"all {size} points of the space are done: {counted}{wanted}. Other points: a wider range or choice; the same "
+        "ones with other seeds: hydra.sweeper.repeat_points=seed."
+    )
 
 
 def _watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking) -> None:

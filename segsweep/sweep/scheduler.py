@@ -18,18 +18,22 @@ from segsweep.runs.curve import Curve
 from segsweep.runs.records import EpochRecord, Run
 from segsweep.runs.trial import State, Trial
 from segsweep.sweep.backends.base import OUTPUT, Backend, Id, Job, JobUpdate
+from segsweep.sweep.points import REFUSED
 from segsweep.sweep.pruner import FIRST_RUNG, Verdict, judge
 from segsweep.sweep.space import Value
 from segsweep.sweep.study import Study
 
 TRAINING = "segsweep.commands.train"
 SIZES = ("train.batch_size=", "train.accumulate=")
+DATA = ("data", "debug", "recipe")  # groups whose keys decide what the data are
 WAIT = 1.0  # seconds between two looks at the clock
 DEATHS = 3  # times that a trial may die in the same epoch
 HALVINGS = 4  # times that its micro-batch may be halved
 
 
-Kind = Literal["started", "adopted", "continued", "halved", "epoch", "paused", "complete", "pruned", "failed"]
+Kind = Literal[
+    "started", "adopted", "continued", "halved", "epoch", "paused", "complete", "pruned", "failed", "refused"
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class TrialSource:
         return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        """Hear that a trial is complete, pruned or failed, or that a paused one has left its slot."""
+        """Hear that a trial is complete, pruned, failed or refused, or that a paused one has left its slot."""
 
 
 def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRAINING) -> Iterator[Event]:
@@ -68,7 +72,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
 
     Raises:
         DataError: a trial's data are at fault, as they would be in all.
-        SweepError: raised by the source, after too many failures.
+        SweepError: raised by the source, after too many failures or refusals.
     """
     living: dict[Id, Trial] = {}
     deaths: dict[str, tuple[int, int]] = {}
@@ -140,8 +144,11 @@ def _ended(trial: Trial, update: JobUpdate, deaths: dict[str, tuple[int, int]]) 
         return trial.state
     if update.error is None and trial.state == "paused":
         return "paused"
-    if update.error == "data" and not trial.run.records:
-        raise DataError(update.words)
+    if update.error in ("config", "data") and not trial.run.records:
+        if update.error == "data" and not any(key.partition(".")[0] in DATA for key in trial.varied):
+            raise DataError(update.words)
+        trial.state, trial.reason = "refused", update.words
+        return "refused"
     if update.error == "out_of_memory" and (smaller := _smaller(trial)):
         trial.argv, trial.run, trial.state = smaller, Run(), "running"
         trial.halvings += 1
@@ -187,6 +194,7 @@ class Search(TrialSource):
     Args:
         argv: a trial's whole command, from the overrides of what is varied and its encoder.
         first_rung: of the pruner "curves".
+        seed: `train.seed` of the trials; a point's next one where it runs again.
     """
 
     def __init__(
@@ -197,9 +205,11 @@ class Search(TrialSource):
         *,
         first_rung: float = FIRST_RUNG,
         clock: Callable[[], float] = time.monotonic,
+        seed: int = 0,
     ):
         super().__init__()
-        self.study, self._argv, self._sweeper, self._first_rung = study, argv, sweeper, first_rung
+        self.study, self._argv, self._sweeper = study, argv, sweeper
+        self._first_rung, self._seed = first_rung, seed
         self._clock, self._until = clock, math.inf if sweeper.timeout is None else clock() + sweeper.timeout
         self._curves: list[Curve] = []  # of complete trials
         self._reported: dict[int, int] = {}  # the last epoch that the study has heard of, by trial
@@ -214,7 +224,7 @@ class Search(TrialSource):
                 trial = self._made(frozen.number, frozen.params)
             except ConfigError as error:
                 if frozen.state == TrialState.FAIL:
-                    continue  # it was refused before
+                    continue  # it was said before
                 if running:
                     self.study.fail(frozen.number, str(error))
                 raise
@@ -225,7 +235,8 @@ class Search(TrialSource):
                 trial.state = "complete"
                 self._curves.append(trial.curve)
             elif not running:
-                trial.state = "pruned" if frozen.state == TrialState.PRUNED else "failed"
+                without: State = "refused" if REFUSED in frozen.user_attrs else "failed"
+                trial.state = "pruned" if frozen.state == TrialState.PRUNED else without
                 trial.reason = frozen.user_attrs.get(trial.state, "")
             else:
                 if trial.state != "paused":
@@ -233,8 +244,8 @@ class Search(TrialSource):
                 self._reported[frozen.number] = frozen.last_step or 0
 
     def next(self) -> Trial | None:
-        promised = len(self.trials) - len(self.in_state("failed"))
-        if self._clock() >= self._until or promised >= self.study.n_trials or self.study.exhausted():
+        promised = len(self.trials) - len(self.in_state("failed")) - len(self.in_state("refused"))
+        if self._clock() >= self._until or promised >= self.study.n_trials or self.study.exhausted:
             return None
         number, values = self.study.ask()
         try:
@@ -257,11 +268,20 @@ class Search(TrialSource):
         return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        number = int(trial.name)
-        if trial.state == "failed":
+        number, few = int(trial.name), max(3, self.study.n_trials)
+        if trial.state == "refused":
+            self.study.refuse(number, trial.reason)
+            refused = len(self.in_state("refused"))
+            accepted = sum(bool(other.run.records) for other in self.trials.values())
+            if refused >= few * (1 + accepted):
+                raise SweepError(
+                    f"{refused} trials were refused and {accepted} were not: their values do not go together; the "
+                    f"last: {trial.reason} Vary less, or mend what all have in common."
+                )
+        elif trial.state == "failed":
             self.study.fail(number, trial.reason)
             failed = len(self.in_state("failed"))
-            if failed >= (self._sweeper.max_failures or max(3, self.study.n_trials)):
+            if failed >= (self._sweeper.max_failures or few):
                 raise SweepError(
                     f"{failed} trials failed, as many as hydra.sweeper.max_failures allows; the last: "
                     f"{trial.reason} What each said is in its {OUTPUT}."
@@ -275,4 +295,6 @@ class Search(TrialSource):
 
     def _made(self, number: int, values: Mapping[str, Value]) -> Trial:
         encoder, typed = self.study.space.encoder_of(values), self.study.space.typed(values)
+        if again := self.study.repetition(number, values):
+            typed.append(f"train.seed={self._seed + again}")
         return Trial(str(number), encoder, typed, self._argv(typed, encoder), dict(values))

@@ -1,7 +1,7 @@
 """What a sweep varies: parameters with Optuna's distributions, and a trial's values as one would type them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -39,6 +39,27 @@ class Parameter:
         if isinstance(self.distribution, CategoricalDistribution):
             return tuple(map(str, self.distribution.choices))
         return self.distribution.low, self.distribution.high
+
+    @property
+    def count(self) -> int | None:
+        """Return how many values it has; None for infinitely many."""
+        kind = self.distribution
+        if isinstance(kind, CategoricalDistribution):
+            return len(kind.choices)
+        return round((kind.high - kind.low) / kind.step) + 1 if kind.step else None
+
+    def value(self, i: int) -> Value:
+        """Return one of its `count` values, from the first option or the smallest number."""
+        kind = self.distribution
+        return str(kind.choices[i]) if isinstance(kind, CategoricalDistribution) else nth(kind, i)
+
+    def position(self, value: Value) -> int:
+        """Return the `i` of which `value(i)` is nearest to a value."""
+        kind = self.distribution
+        if isinstance(kind, CategoricalDistribution):
+            return list(map(str, kind.choices)).index(str(value))
+        assert kind.step and isinstance(value, (int, float))
+        return round((value - kind.low) / kind.step)
 
     def nearest(self, default: Value, encoder: str) -> Value | None:
         """Return the value closest to a default ("auto": the rate of the encoder's kind); None if there is none."""
@@ -168,6 +189,36 @@ class Space:
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         return {parameter.key: parameter.distribution for parameter in self.parameters}
+
+    @property
+    def size(self) -> int | None:
+        """Return how many points it has: combinations of values; None for infinitely many."""
+        counts = [count for parameter in self.parameters if (count := parameter.count) is not None]
+        return math.prod(counts) if len(counts) == len(self.parameters) else None
+
+    def point(self, i: int) -> dict[str, Value]:
+        """Return one of the `size` points; the last parameter's value changes first."""
+        values: dict[str, Value] = {}
+        for parameter in reversed(self.parameters):
+            assert parameter.count is not None
+            i, position = divmod(i, parameter.count)
+            values[parameter.key] = parameter.value(position)
+        return {parameter.key: values[parameter.key] for parameter in self.parameters}
+
+    def position(self, values: Mapping[str, Value]) -> tuple[int, ...]:
+        """Return which of its `count` values each key has in a point of a finite space."""
+        return tuple(parameter.position(values[parameter.key]) for parameter in self.parameters)
+
+    @property
+    def first(self) -> dict[str, Value]:
+        """Return a point: each key's first option or smallest number."""
+        return {parameter.key: parameter.ends[0] for parameter in self.parameters}
+
+    def beside(self, point: Mapping[str, Value], kept: str) -> Iterator[dict[str, Value]]:
+        """Yield the points that differ from one in a single key, but for the one that is kept and the encoder."""
+        for parameter in self.parameters:
+            if parameter.key not in (kept, *ENCODER):
+                yield from ({**point, parameter.key: end} for end in parameter.ends if end != point[parameter.key])
 
     @property
     def encoders(self) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """A sweep's memory: Optuna's study, in a file that a killed controller leaves readable.
 
-Finished trials are those that were completed or pruned. A failed one has no value, and the sampler still learns that
-its place is a bad one. Trials that were running are there again after a restart, with all that was noted of them.
+Finished trials are those that were completed or pruned. A failed or refused one has no value, and the sampler still
+learns that its place is a bad one. Of a finite space no point is asked for twice before all have run. Trials that were
+running are there again after a restart, with all that was noted of them.
 """
 
 import copy
-import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from platform import node
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage
@@ -27,7 +26,8 @@ from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
 from segsweep.sweep.finalists import FOLDER
-from segsweep.sweep.space import Space, Value, nth, spoken
+from segsweep.sweep.points import AGAIN, REFUSED, FreshSampler, Points
+from segsweep.sweep.space import Space, Value, spoken
 from segsweep.sweep.storage import database
 
 JOURNAL = "optuna-journal.log"
@@ -62,10 +62,13 @@ class Study:
         owner: str = "",
         storage: BaseStorage | None = None,
     ):
-        self.space, self._owner, self._grid = space, owner, sweeper.sampler == "grid"
-        if self._grid:
+        self.space, self._owner, gridded = space, owner, sweeper.sampler == "grid"
+        self._repeats = sweeper.repeat_points == "seed"
+        if gridded:
             seeds = grid(space)
-        self.n_trials = min(sweeper.n_trials or len(seeds), len(seeds)) if self._grid else sweeper.n_trials or 1
+        # A grid without a number is the whole of it; a finite space has no more trials than points.
+        most = space.size if space.size and not self._repeats else math.inf
+        self.n_trials = int(min(sweeper.n_trials or len(seeds), most))
         name = sweeper.study_name or "sweep"
         storage = storage or _opened(folder, sweeper.storage)
         self._refuse_foreign(folder, storage, name)
@@ -79,27 +82,47 @@ class Study:
         )
         self._new = not self.remembered("began") and not self.trials()
         self._compare(space.described(), list(fixed), name)
-        enqueued = "gridded" if self._grid else "seeded"
+        enqueued = "gridded" if gridded else "seeded"
         if not self.remembered(enqueued):
             for values in seeds:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
             self.remember(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
-        self._study.sampler = _sampler(sweeper.sampler, (sweeper.seed + len(self.trials())) % 2**32, self.n_trials)
+        sampler = _sampler(sweeper.sampler, (sweeper.seed + len(self.trials())) % 2**32, self.n_trials)
+        self._study.sampler = FreshSampler(sampler, space, self._repeats, sweeper.seed) if space.size else sampler
         self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in one of these states, by number; without any, all."""
-        return self._study.get_trials(deepcopy=False, states=states or None)
+        found = self._study.get_trials(deepcopy=False, states=states or None)
+        return [trial for trial in found if AGAIN not in trial.user_attrs]
 
+    @property
     def exhausted(self) -> bool:
-        """Tell whether a grid has no cell left. One that failed is not asked again."""
-        return self._grid and not self.trials(TrialState.WAITING)
+        """Tell whether all points of a finite space have run, or run now, and none may run again."""
+        return self.space.size is not None and self._points().none_left
+
+    def repetition(self, number: int, values: Mapping[str, Value]) -> int:
+        """Return how many trials before this one had its point, where `hydra.sweeper.repeat_points` allows it."""
+        if self.space.size is None or not self._repeats or values.keys() != self.space.distributions.keys():
+            return 0
+        before = Points(self.space, (t for t in self.trials() if t.number < number))
+        return before.counts[self.space.position(values)]
+
+    def _points(self) -> Points:
+        return Points(self.space, self.trials(), self._repeats)
 
     def ask(self) -> tuple[int, dict[str, Value]]:
         """Return the next trial's number and values; it is this owner's."""
-        trial = self._study.ask(self.space.distributions)
-        self._open[trial.number] = trial
+        while True:
+            points = self._points() if self.space.size else None
+            trial = self._study.ask(self.space.distributions)
+            self._open[trial.number] = trial
+            if points is None or points.none_left or points.free(trial.params):
+                break
+            # It was enqueued, and another has had its point since.
+            self.note(trial.number, AGAIN, True)
+            self._study.tell(self._open.pop(trial.number), state=TrialState.FAIL)
         if self._owner:
             self.note(trial.number, "owner", {"sweep": self._owner, "host": node(), "pid": os.getpid()})
         return trial.number, trial.params
@@ -135,6 +158,11 @@ class Study:
     def fail(self, number: int, reason: str) -> None:
         """End a trial that gave nothing."""
         self.note(number, "failed", reason)
+        self._study.tell(self._open.pop(number), state=TrialState.FAIL)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """End a trial whose values do not go together."""
+        self.note(number, REFUSED, reason)
         self._study.tell(self._open.pop(number), state=TrialState.FAIL)
 
     def remember(self, name: str, value: Any) -> None:
@@ -184,21 +212,14 @@ class Study:
 
 
 def grid(space: Space) -> list[dict[str, Value]]:
-    """Return all combinations of a space's values; ConfigError if a key has infinitely many."""
-    axes: list[list[Value]] = []
-    for key, d in space.distributions.items():
-        if isinstance(d, CategoricalDistribution):
-            axes.append(list(map(str, d.choices)))
-        elif isinstance(d, IntDistribution) and not d.log:
-            axes.append(list(range(d.low, d.high + 1, d.step)))
-        elif isinstance(d, FloatDistribution) and d.step:
-            axes.append([nth(d, i) for i in range(round((d.high - d.low) / d.step) + 1)])
-        else:
-            raise ConfigError(
-                f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
-                f"{key}='choice(...)' or 'range(...)'. What is not typed comes from hydra.sweeper.params."
-            )
-    return [dict(zip(space.distributions, values, strict=True)) for values in itertools.product(*axes)]
+    """Return all points of a space; ConfigError if a key has infinitely many values."""
+    if space.size is None:
+        key = next(parameter.key for parameter in space.parameters if parameter.count is None)
+        raise ConfigError(
+            f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
+            f"{key}='choice(...)' or 'range(...)'. What is not typed comes from hydra.sweeper.params."
+        )
+    return [space.point(i) for i in range(space.size)]
 
 
 def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
@@ -234,7 +255,7 @@ def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
     if name in ("random", "grid"):
         return RandomSampler(seed)
     if name == "gp":
-        return GPSampler(seed=seed)
+        return _GP(seed=seed)
     startup = max(1, min(STARTUP, n_trials // 3))  # at most a third of a short sweep
     return _TPE(n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed)
 
@@ -252,6 +273,31 @@ class _TPE(TPESampler):
 
     def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         return super().sample_relative(_Learnt(study, self._learnt), trial, search_space)  # type: ignore[arg-type]
+
+
+class _GP(GPSampler):
+    """Learns from refused trials, too: they look as bad as the worst one. Optuna leaves them out."""
+
+    def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return super().sample_relative(_Worst(study), trial, search_space)  # type: ignore[arg-type]
+
+
+class _Worst:
+    """A study whose refused trials look completed, with the lowest score of all."""
+
+    def __init__(self, study: OptunaStudy):
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        found = self._study._get_trials(deepcopy, states, use_cache)
+        refused = [copy.copy(t) for t in self._study._get_trials(False, (TrialState.FAIL,)) if REFUSED in t.user_attrs]
+        lowest = min((t.value for t in found if t.state == TrialState.COMPLETE and t.value is not None), default=0.0)
+        for trial in refused:
+            trial.state, trial.values = TrialState.COMPLETE, [lowest]
+        return [*found, *refused]
 
 
 class _Learnt:

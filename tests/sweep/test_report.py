@@ -408,6 +408,19 @@ def test_the_board_and_the_plain_lines(sweep):
     assert "trial   7  complete" in plain
 
 
+def test_why_trials_were_refused_is_told_once(sweep):
+    one, other, third = (
+        kept(sweep, name, state="refused", reason=reason, started=False)
+        for name, reason in (("10", "no rate"), ("11", "no rate"), ("12", "no fold"))
+    )
+    plain, drawn = shown([Event("refused", trial) for trial in (one, other, third)], terminal=False)
+    assert (plain.count("(no rate)"), plain.count("(no fold)"), plain.count("refused")) == (1, 1, 3)
+    assert "3 refused" in drawn
+    said = report.summary(list(load_all(sweep)), report.results(sweep), sweep)
+    assert "refused: 10, 11: no rate\nrefused: 12: no fold\n" in said
+    assert "3 refused" in write(sweep).read_text()
+
+
 def test_the_time_left():
     def trial(state, epochs, seconds=10.0):
         records = [start(config(epochs=4)), *(epoch(i + 1, 0.5, **{"perf/seconds": seconds}) for i in range(epochs))]

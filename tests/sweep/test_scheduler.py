@@ -20,7 +20,7 @@ from segsweep.runs.trial import Trial, load, load_all
 from segsweep.sweep.backends.local import CLAIM, LocalBackend, Slot
 from segsweep.sweep.pruner import Verdict
 from segsweep.sweep.scheduler import Search, TrialSource, drive, taken_up
-from segsweep.sweep.space import Space, choice, interval
+from segsweep.sweep.space import Space, choice, interval, steps
 from segsweep.sweep.study import Study
 
 FAKE = "fake_train"
@@ -33,7 +33,7 @@ def local(folder, slots=2):
 
 def began(folder, slots=2, argv=(), seeds=(), space=SPACE, owner="", **settings):
     """A search over fake trainings, as `segsweep.sweep.run` sets one up."""
-    own = {name: settings.pop(name) for name in ("first_rung", "clock") if name in settings}
+    own = {name: settings.pop(name) for name in ("first_rung", "clock", "seed") if name in settings}
     sweeper = SweeperConfig(**({"n_trials": 6} | settings))
     study = Study(folder, space, sweeper, seeds=seeds, owner=owner)
     search = Search(study, lambda typed, encoder: [*argv, *typed], sweeper, **own)
@@ -137,6 +137,52 @@ def test_too_many_failures_end_the_sweep_and_leave_nothing_running(tmp_path):
         list(drive(search, backend, tmp_path, FAKE))
     assert states(study).count("FAIL") == 3
     assert not any(locks.holder(tmp_path / str(i) / CLAIM) for i in range(4))
+
+
+PAIRS = Space((choice("best", ["0.5", "0.25", "0.75"]), choice("refuses", ["", "2"])), "resnet18")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_values_that_do_not_go_together_end_their_trials_alone(tmp_path, sampler):
+    """Three of six points are refused, more than failures may be; a restart knows them and runs nothing again."""
+    for started in (6, 0):
+        study, search, events = ran(
+            tmp_path, n_trials=10, space=PAIRS, sampler=sampler, pruner="none", max_failures=1, slots=2
+        )
+        assert [event.kind for event in events].count("started") == started
+        assert sorted(trial.state for trial in search.trials.values()) == ["complete"] * 3 + ["refused"] * 3
+        refused = [trial for trial in search.trials.values() if trial.state == "refused"]
+        assert {trial.reason for trial in refused} == {"masks: no such folder."}
+        assert {trial.values["refuses"] for trial in refused} == {"2"}
+    assert study.exhausted
+
+
+def test_where_everything_is_refused_the_sweep_says_so(tmp_path):
+    _, search, backend = began(tmp_path, n_trials=4, argv=["refuses=2"])
+    with pytest.raises(SweepError, match=r"4 trials were refused and 0 were not.*the last: masks: no such folder\."):
+        list(drive(search, backend, tmp_path, FAKE))
+
+
+def test_data_that_only_some_trials_have_end_those_alone(tmp_path):
+    """What is wrong with fold 1 is not wrong with the others."""
+    space = Space((steps("data.fold", 0, 3),), "resnet18")
+    _, search, backend = began(tmp_path, n_trials=None, space=space, sampler="grid", pruner="none")
+    made = search._argv
+    search._argv = lambda typed, encoder: [*made(typed, encoder), *(["refuses=3"] if "data.fold=1" in typed else [])]
+    list(drive(search, backend, tmp_path, FAKE))
+    found = {trial.varied["data.fold"]: trial.state for trial in search.trials.values()}
+    assert found == {"0": "complete", "1": "refused", "2": "complete"}
+
+
+def test_points_that_run_again_have_the_next_seed(tmp_path):
+    space = Space((choice("best", ["0.5", "0.25"]),), "resnet18")
+    for n_trials in (3, 5):
+        study, search, _ = ran(tmp_path, n_trials=n_trials, space=space, pruner="none", repeat_points="seed", seed=7)
+    seeds = {"0.5": [], "0.25": []}
+    for trial in search.trials.values():
+        seeds[trial.varied["best"]].append(trial.varied.get("train.seed"))
+    assert sorted(seeds.values(), key=len) == [[None, "8"], [None, "8", "9"]]
+    assert states(study) == ["COMPLETE"] * 5
 
 
 def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):

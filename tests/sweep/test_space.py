@@ -1,5 +1,6 @@
 """What is varied: distributions, the overrides of a trial, and what is refused."""
 
+import itertools
 import math
 import random
 import subprocess
@@ -161,3 +162,16 @@ def test_the_space_needs_neither_torch_nor_hydra():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_points_of_a_finite_space_are_all_combinations():
+    parameters = choice("x", ["a", "b"]), steps("optim.warmup", 0.1, 0.4, 0.1), interval("n", 1, 4, log=True)
+    space = Space(parameters, "resnet18")
+    expected = list(itertools.product(("a", "b"), (0.1, 0.2, 0.3), (1, 2, 3, 4)))
+    assert space.size == len(expected) == 24
+    points = [space.point(i) for i in range(24)]
+    assert [tuple(point.values()) for point in points] == expected
+    assert len({space.position(point) for point in points}) == 24
+    assert space.position({"x": "b", "optim.warmup": 0.1 + 0.1 + 0.1, "n": 4}) == (1, 2, 3)  # beside 0.3
+    assert Space((*parameters, interval("y", 0.0, 1.0)), "resnet18").size is None
+    assert Space((ENCODERS, rates_by_kind()), "resnet18").size is None

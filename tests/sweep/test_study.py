@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,91 @@ def test_a_pruned_trial_counts_by_its_estimate(tmp_path):
             study.complete(number, 0.3)
     low = sum(study.ask()[1]["x"] < 0.5 for _ in range(30))
     assert low >= 24
+
+
+SIX = Space((choice("a", ["x", "y"]), steps("b", 0, 3)), "resnet18")
+
+
+def points(study):
+    return [tuple(trial.params.values()) for trial in study.trials() if trial.params]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "grid"])
+def test_no_point_of_a_finite_space_is_asked_for_twice(tmp_path, sampler):
+    """With restarts, while others run, and whatever becomes of a trial: a running point is taken, too."""
+    seeds = [{"a": "x"}, {"a": "y"}]
+    running = []
+    for _ in range(3):
+        study = opened(tmp_path, SIX, seeds, sampler=sampler, n_trials=10)
+        assert study.n_trials == 6
+        for _ in range(2):
+            assert not study.exhausted
+            running.append(study.ask()[0])
+        if len(running) > 3:
+            study.complete(running.pop(0), 0.5)
+            study.fail(running.pop(0), "NaN")
+    assert study.exhausted
+    assert sorted(points(study)) == [(a, b) for a in "xy" for b in range(3)]
+    assert opened(tmp_path, SIX, seeds, sampler=sampler, n_trials=10).exhausted
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_a_sampler_that_insists_on_one_point_gets_the_others(tmp_path, sampler):
+    """Of 15 points some are by far the best: each is still drawn once."""
+    space = Space((steps("a", 0, 5), steps("b", 0, 3)), "resnet18")
+    study = opened(tmp_path, space, sampler=sampler, n_trials=100)
+    for number in range(15):
+        _, values = study.ask()
+        study.complete(number, float(values["a"] == 0))
+    assert study.exhausted
+    assert len(set(points(study))) == 15
+
+
+def test_a_grid_behind_another_sampler_asks_for_no_point_twice(tmp_path):
+    opened(tmp_path, SIX, [{"a": "x"}, {"a": "y"}], sampler="random", n_trials=2).ask()  # one still waits, half said
+    study = opened(tmp_path, SIX, sampler="grid", n_trials=None)
+    while not study.exhausted:
+        study.ask()
+    assert len(points(study)) == len(set(points(study))) == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_points_run_again_in_turn_where_that_is_asked_for(tmp_path, sampler):
+    for _ in range(2):
+        study = opened(tmp_path, SIX, sampler=sampler, n_trials=15, repeat_points="seed")
+        for _ in range(8):
+            number, values = study.ask()
+            before = [point for point in points(study)[:-1] if point == tuple(values.values())]
+            assert study.repetition(number, values) == len(before)
+            if values == {"a": "y", "b": 2}:
+                study.refuse(number, "never")
+            else:
+                study.complete(number, 0.1)
+    assert study.n_trials == 15
+    times = Counter(points(study))
+    assert times.pop(("y", 2)) == 1  # refused: no other seed helps
+    assert sorted(times.values()) == [3, 3, 3, 3, 3]
+    assert not study.exhausted
+
+
+def test_where_all_points_are_refused_none_runs_again(tmp_path):
+    study = opened(tmp_path, SIX, n_trials=20, repeat_points="seed")
+    for number in range(6):
+        study.ask()
+        study.refuse(number, "never")
+    assert study.exhausted
+
+
+@pytest.mark.parametrize(("sampler", "drawn", "most"), [("tpe", 40, 12), ("gp", 8, 2)])
+def test_samplers_learn_from_refusals(tmp_path, sampler, drawn, most):
+    """Everything below 0.5 is refused: it is drawn less often than by chance."""
+    seeds = [{"x": 0.02 + 0.04 * i} for i in range(25)]
+    study = opened(tmp_path, X, seeds=seeds, sampler=sampler, n_trials=100)
+    for number in range(25 + drawn):
+        _, values = study.ask()
+        study.refuse(number, "no") if values["x"] < 0.5 else study.complete(number, values["x"])
+    assert sum(trial.params["x"] < 0.5 for trial in study.trials()[25:]) <= most
+    assert [trial.user_attrs.get("refused") for trial in study.trials()[:2]] == ["no", "no"]
 
 
 def test_optuna_can_read_the_study(tmp_path):

@@ -125,6 +125,30 @@ def test_a_question_needs_no_flag(planned):
     assert "sweeps=lr_by_encoder" in found.fixed
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["optim.name=sgd", "optim.lr=choice(0.1,0.01)"],  # refused without a rate
+        ["data.folds=choice(3,5)", "data.fold=range(0,5)", "optim.lr=1e-3"],  # fold 4 of 5, never of 3
+        ["optim.name=choice(sgd,adamw)", "optim.lr=choice(auto,0.01)"],  # the first point itself is refused
+        # In the first point two things are wrong that have nothing to do with each other.
+        [
+            *("optim.name=choice(sgd,adamw)", "optim.lr=choice(auto,0.1)"),
+            *("data.foreground=choice(0.5,0)", "data.resize=choice(pad,crop)"),
+        ],
+        ["train.time_budget=choice(30,60)", "hydra.sweeper.budget=seconds"],
+    ],
+)
+def test_nothing_is_refused_for_what_searched_keys_are_without_their_values(planned, argv):
+    plan(planned, "encoder=choice(resnet18,resnet34)", *argv)
+
+
+def test_what_all_trials_have_is_what_the_first_accepted_point_has(planned):
+    found = plan(planned, "encoder=resnet18", "optim.name=choice(sgd,adamw)", "optim.lr=choice(auto,0.01)")
+    assert (found.base.optim.name, found.base.optim.lr) != ("sgd", "auto")
+    assert found.defaults == {"optim.name": "adamw", "optim.lr": "auto"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -165,6 +189,11 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.direction=minimize"], "val/iou is better when larger"),
         (["hydra.sweeper.slots=[7]", "train.device=cpu"], "GPU 7: there are 0 GPUs"),
         (["hydra.sweeper.sampler=grid"], "optim.lr has infinitely many values"),
+        (["encoder=resnet18", "optim.lr=choice(auto,0.1)", "optim.name=sgd"], "add optim.lr=0.05"),
+        (["optim.momentum=choice(0.9,1.5)"], "optim.momentum=1.5: must be in [0, 1)"),
+        (["optim.momentum=interval(0.5,1.5)"], "optim.momentum=1.5: must be in [0, 1)"),
+        (["hydra.sweeper.repeat_points=seeds"], "must be one of none, seed. Try hydra.sweeper.repeat_points=seed"),
+        (["hydra.sweeper.repeat_points=seed", "train.seed=range(0,3)"], "varies train.seed, and so does the sweep"),
     ],
 )
 def test_what_is_wrong_is_refused_before_the_first_trial(argv, says, outputs, capsys):
