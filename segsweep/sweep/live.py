@@ -76,7 +76,8 @@ def line(event: Event, with_reason: bool = True) -> str:
     if event.kind == "halved":
         return f"trial {name:>3}  out of memory: begins again with half the micro-batch"
     if event.kind in SHOWN:
-        return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}"
+        why = f"  ({event.words})" if event.words else ""
+        return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}{why}"
     why = f"  ({trial.reason})" if trial.reason and with_reason else ""
     return f"trial {name:>3}  {event.kind:8}  {score}{typed}{why}"
 

@@ -42,6 +42,7 @@ class Event:
 
     kind: Kind
     trial: Trial
+    words: str = ""  # of one that goes on or starts again: what had ended it
 
 
 class TrialSource:
@@ -76,6 +77,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
     """
     living: dict[Id, Trial] = {}
     deaths: dict[str, tuple[int, int]] = {}
+    killed: dict[str, str] = {}  # by which signal, by the trial's name
     waiting = source.in_state("running")
     try:
         for trial in waiting[:]:
@@ -94,7 +96,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 job = backend.submit(Job(begins.name, module, argv, resume, anew))
                 begins.run, begins.slot = Run(), backend.where(job)
                 living[job] = begins
-                yield Event("continued" if resume else "started", begins)
+                yield Event("continued" if resume else "started", begins, killed.pop(begins.name, ""))
             if not living and backend.free():  # else strays of a killed controller hold the slots
                 break
             for update in backend.poll(WAIT):
@@ -120,6 +122,7 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 kind = _ended(trial, update, deaths)
                 if kind in ("continued", "halved"):
                     waiting.append(trial)
+                    killed[trial.name] = update.words if kind == "continued" else ""
                 elif kind != "pruned":  # which was told when it was decided
                     trial.save(folder)
                     source.over(trial)
@@ -161,7 +164,8 @@ def _ended(trial: Trial, update: JobUpdate, deaths: dict[str, tuple[int, int]]) 
         if times < DEATHS:
             return "continued"
     said = end.reason if end and end.status == "failed" and end.reason else update.words
-    trial.state, trial.reason = "failed", said if update.error else f"died {DEATHS} times in epoch {epochs + 1}"
+    died = f"died {DEATHS} times in epoch {epochs + 1}{f', {update.words}' if update.words else ''}"
+    trial.state, trial.reason = "failed", said if update.error else died
     return "failed"
 
 

@@ -83,7 +83,7 @@ def _train(given):
                 book.write(end("failed", "NaN in the loss.", "non_finite"))
                 return 5
             if given.get("dies") == str(number):
-                os.kill(os.getpid(), 9)
+                os.kill(os.getpid(), int(given.get("signal", 9)))
             book.write(epoch(number, best * (1 - 0.5 ** (number * float(given.get("speed", 1))))))
         tested = {"test/iou": best} if given.get("train.test") == "true" else {}
         book.write(end(reason=f"{total} epochs", **tested))

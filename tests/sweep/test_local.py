@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from segsweep.errors import ConfigError
 from segsweep.runs import journal, locks
 from segsweep.runs.records import End, EpochRecord, Start
 from segsweep.sweep.backends import local as module
-from segsweep.sweep.backends.base import OUTPUT, Job, failure
+from segsweep.sweep.backends.base import OUTPUT, Job, failure, signalled
 from segsweep.sweep.backends.local import CLAIM, EXIT, LocalBackend, Slot, slots
 
 FAKE = "fake_train"
@@ -64,6 +65,39 @@ def test_a_job_has_an_output_of_its_own_and_says_why_it_failed(backend, tmp_path
     assert ends[job].error == "crash"
     assert ends[job].words == "ValueError: could not convert string to float: 'nonsense'"
     assert ends[job].words in (tmp_path / "0" / OUTPUT).read_text()
+
+
+def test_which_signal_killed_a_job_is_told(backend):
+    """A process that reads a map of a file beyond its end gets SIGBUS."""
+    job = begin(backend, "0", "dies=2", f"signal={int(signal.SIGBUS)}")
+    _, ends = until_over(backend)
+    assert ends[job].error is None  # it may go on
+    expected = f"signal {int(signal.SIGBUS)} (SIGBUS): a file that was being read, such as the pixel cache, has become"
+    assert ends[job].words.startswith(expected)
+
+
+def test_a_job_that_is_asked_to_stop_is_not_said_to_be_killed(backend):
+    job = begin(backend, "0", "seconds=0.5")
+    while not any(update.records for update in backend.poll(0.2)):
+        pass
+    backend.stop(job)
+    _, ends = until_over(backend)
+    assert ends[job].words == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, ""),
+        (2, ""),
+        (-11, "signal 11 (SIGSEGV)"),
+        (143, "signal 15 (SIGTERM): somebody asked it to end"),
+        (-200, "signal 200"),
+        (None, "killed by a signal"),
+    ],
+)
+def test_signals_are_named(code, said):
+    assert signalled(code) == said
 
 
 def test_a_job_is_begun_anew_or_gone_on_with(backend, tmp_path):

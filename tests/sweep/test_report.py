@@ -404,6 +404,9 @@ def test_the_board_and_the_plain_lines(sweep):
     ]
     assert "2 of 4 finished, 1 pruned, 1 failed" in drawn
     assert re.search(r"GPU 1 +6 +2/2 +0\.4600 +encoder=resnet34", drawn)
+    assert live.line(Event("continued", trials["6"], "signal 7 (SIGBUS)")).endswith(
+        "optim.lr=0.0007  (signal 7 (SIGBUS))"
+    )
     plain, _ = shown(events, terminal=True)
     assert "trial   7  complete" in plain
 

@@ -212,8 +212,13 @@ def test_memory_that_is_too_small_for_one_image_is_a_failure(tmp_path):
 
 def test_a_trial_that_dies_goes_on_until_it_dies_too_often(tmp_path):
     _, search, backend = began(tmp_path, n_trials=1, slots=1, argv=["dies=3"], max_failures=1)
-    with pytest.raises(SweepError, match="died 3 times in epoch 3"):
-        list(drive(search, backend, tmp_path, FAKE))
+    events = []
+    with pytest.raises(SweepError, match=r"died 3 times in epoch 3, signal 9 \(SIGKILL\): most likely the system's"):
+        for event in drive(search, backend, tmp_path, FAKE):
+            events.append((event.kind, event.words.partition(":")[0]))
+    assert [event for event in events if event[0] != "epoch"] == [
+        *(("started", ""), ("continued", "signal 9 (SIGKILL)"), ("continued", "signal 9 (SIGKILL)"))
+    ]
     assert len(journal.read(tmp_path / "0").epochs) == 2
 
 

@@ -5,6 +5,7 @@ promises; `segsweep.sweep.backends.local` is the first. A training is known by i
 else passes between it and the sweep. Standard library only.
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
@@ -56,7 +57,18 @@ class JobUpdate:
     records: Sequence[Record] = ()
     ended: bool = False  # it runs no more; no update of it follows
     error: Failure | None = None
-    words: str = ""  # the last line that a failed job printed
+    words: str = (
+        ""  # the last line that a failed job printed; of one that nobody asked to stop, the signal that ended it
+    )
+
+
+# What most likely sent a signal to a training that nobody asked to stop.
+SENDERS = {
+    "SIGBUS": "a file that was being read, such as the pixel cache, has become shorter, or its disk failed",
+    "SIGKILL": "most likely the system's memory was full",
+    "SIGTERM": "somebody asked it to end",
+    "SIGINT": "somebody asked it to end",
+}
 
 
 class Backend(Protocol):
@@ -135,3 +147,21 @@ def failure(end: End | None, code: int | None) -> Failure | None:
         return end.error or KINDS.get(code or 0, "crash")
     signalled = code is None or code < 0 or code > 128
     return None if signalled or (end and end.status == "complete") else KINDS.get(code or 0, "crash")
+
+
+def signalled(code: int | None) -> str:
+    """Say which signal ended a process, from its exit code; empty if it was none.
+
+    A code is negative as Python has it, or above 128 as a shell has it; None of a process that was killed by an unknown
+    one.
+    """
+    if code is None:
+        return "killed by a signal"
+    if 0 <= code <= 128:
+        return ""
+    number = -code if code < 0 else code - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return f"signal {number} ({name})" + (f": {SENDERS[name]}" if name in SENDERS else "")

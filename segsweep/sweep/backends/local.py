@@ -32,7 +32,7 @@ from segsweep.paths import save_json
 from segsweep.runs import journal, locks
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
-from segsweep.sweep.backends.base import OUTPUT, Id, Job, JobUpdate, failure
+from segsweep.sweep.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
 
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
@@ -262,7 +262,8 @@ class LocalBackend:
             living.process.close()
         del self._living[job]
         error = failure(living.end, code)
-        return JobUpdate(job, records, True, error, _last_words(folder) if error else "")
+        words = _last_words(folder) if error else "" if living.stopping is not None else signalled(code)
+        return JobUpdate(job, records, True, error, words)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
