@@ -155,6 +155,11 @@ class DataConfig:
         None, "a CSV with the columns image, mask and maybe split, group, fold; paths below its folder or root", PATH
     )
     split: list[float] = key([0.8, 0.2], "shares of train and val, or train, val and test, if the data have no split")
+    stratify: bool = key(
+        False,
+        "our own split and folds give each part its share of every class's pixels; images then move when others are "
+        "added",
+    )
     group: str | None = key(None, "regular expression that finds an image's group in its stem; groups stay together")
     folds: int | None = key(None, "cross-validation: cut train and val into this many folds")
     fold: int = key(0, "cross-validation: the fold to validate on, from 0")

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segsweep.config.schema import DataConfig
 from segsweep.data import masks, split
 from segsweep.data.labels import VOID, Labels, labels
@@ -32,6 +35,7 @@ class Dataset:
     labels: Labels
     asked_for_groups: bool = False  # groups are more than single images
     notes: tuple[str, ...] = ()  # what was decided about the files and their values, a line each
+    stratified: bool = False  # parts or folds have their shares of the classes' pixels
 
     def counts(self, part: str) -> list[int]:
         """Count the pixels of each class in a part; last those that do not count."""
@@ -107,6 +111,11 @@ class Dataset:
     def warnings(self) -> list[str]:
         """List what makes scores look better than they are, or training harder; a line each."""
         found = []
+        if self.stratified:
+            found.append(
+                "data.stratify=true: the split depends on all images: when some are added, or classes change, others "
+                "may move to another part. To have a run's split again: data.table=RUN/split.csv data.root=DIR."
+            )
         part_of = {i: part for part, indices in self.parts.items() for i in indices}
         apart = [(a, b) for a, b in self.copies if {a, b} <= part_of.keys() and part_of[a] != part_of[b]]
         if apart:
@@ -182,8 +191,6 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
             )
         groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
-        fold_of = split.fold_of(samples, kept_together, data.folds, data.seed) if data.folds else None
-        parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold)
         meaning = labels(
             store.counts(),
             data.classes,
@@ -194,11 +201,15 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
             [row.values for row in store.rows],
             data.binarize,
         )
+        pixels = class_pixels(store, meaning) if data.stratify else None
+        fold_of = split.fold_of(samples, kept_together, data.folds, data.seed, pixels) if data.folds else None
+        stratify = None if data.folds else pixels
+        parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold, stratify)
         asked = bool(data.group) or any(sample.group for sample in samples)
         said = isinstance(data.threshold, (int, float))
         cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if said else []
         notes = (*found.notes, *cut, *store.notes, *meaning.notes)
-        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes)
+        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes, data.stratify)
         if data.overfit:
             train, empty = dataset.parts["train"], set(dataset.empty("train"))
             chosen = evenly_spaced([i for i in train if i not in empty] or train, data.overfit)
@@ -232,6 +243,16 @@ def _is_color(given: object) -> bool:
     return (
         isinstance(given, (list, tuple)) and len(given) == 3 and all(isinstance(v, int) and 0 <= v < 256 for v in given)
     )
+
+
+def class_pixels(store: Store, labels: Labels) -> NDArray[np.int64]:
+    """Count the pixels of each sample and class, `n k`; those that do not count are left out."""
+    found = np.zeros((len(store.rows), len(labels.names)), np.int64)
+    for row, counts in zip(store.rows, found, strict=True):
+        for value, n in row.values.items():
+            if (index := int(labels.table[value])) != VOID:
+                counts[index] += n
+    return found
 
 
 def evenly_spaced(indices: Sequence[int], number: int) -> list[int]:

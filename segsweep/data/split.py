@@ -1,11 +1,15 @@
 """Which image is trained on, validated on, tested on. Images of one group are never apart."""
 
 import hashlib
+import math
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segsweep.data.source import SPLITS, Sample
 from segsweep.errors import ConfigError, DataError
@@ -18,20 +22,25 @@ def assign(
     seed: int = 0,
     folds: Sequence[int | None] | None = None,
     fold: int = 0,
+    pixels: NDArray[np.int64] | None = None,
 ) -> dict[str, list[int]]:
     """Assign the samples to parts: indices of each, in the samples' order; "test" only where there is one.
 
     A given split is kept; one without val/ gives that share of its train. Otherwise a hash of the group decides, so
-    that an image stays where it is when others come and go. Every part gets at least one group, in tiny sets against
-    its hash. With `folds` the fold `fold` is val, and all others but a given test split are train.
+    that an image stays where it is when others come and go; with `pixels` it is `stratified`. Every part gets at least
+    one group, in tiny sets against its hash. With `folds` the fold `fold` is val, and all others but a given test split
+    are train.
 
     Args:
         samples: all with a given split, or all without.
         groups: of each sample, from `group`.
         shares: of train and val, or of train, val and test; sums to 1.
         folds: of each sample, from `fold_of`.
+        pixels: of each sample and class, `n k`, to stratify by.
 
-    Raises DataError: fewer groups than parts, or an empty fold.
+    Raises:
+        ConfigError: a given split is to be stratified.
+        DataError: fewer groups than parts, or an empty fold.
     """
     if samples and not any(sample.split in (None, "train") for sample in samples):
         raise DataError("data: the given split has no train part that can be used.")
@@ -45,31 +54,88 @@ def assign(
             raise DataError(f"data.fold={fold}: no image is {'outside' if inside else 'in'} that fold.")
         parts = {"train": outside, "val": inside} | ({"test": parts["test"]} if "test" in parts else {})
     elif "" in parts:
-        parts = _hashed(parts[""], groups, dict(zip(SPLITS, shares, strict=False)), seed)
+        parts = _cut(parts[""], groups, dict(zip(SPLITS, shares, strict=False)), seed, pixels)
     elif "val" not in parts:
         total = shares[0] + shares[1]
-        parts |= _hashed(parts["train"], groups, {"train": shares[0] / total, "val": shares[1] / total}, seed)
+        of_train = {"train": shares[0] / total, "val": shares[1] / total}
+        parts |= _cut(parts["train"], groups, of_train, seed, pixels)
+    elif pixels is not None:
+        raise ConfigError(
+            "data.stratify=true: the data come with a split of their own, so there is nothing to stratify. Drop it, or "
+            "add data.folds=5: train and val are cut into folds then."
+        )
     return {part: parts[part] for part in SPLITS if part in parts}
 
 
-def fold_of(samples: Sequence[Sample], groups: Sequence[str], folds: int, seed: int = 0) -> list[int | None]:
+def fold_of(
+    samples: Sequence[Sample],
+    groups: Sequence[str],
+    folds: int,
+    seed: int = 0,
+    pixels: NDArray[np.int64] | None = None,
+) -> list[int | None]:
     """Give each sample a fold of cross-validation: the one it came with, else by its group; None in a given test split.
 
-    Groups go in the order of their hash, always to the fold that has fewest images. DataError if they are too few.
+    Groups go in the order of their hash, always to the fold that has fewest images; with `pixels`, of each sample and
+    class, `n k`, the folds are `stratified`.
+
+    Raises:
+        ConfigError: given folds are to be stratified.
+        DataError: the groups are too few.
     """
     counted = [i for i, sample in enumerate(samples) if sample.split != "test"]
     sizes = Counter(groups[i] for i in counted)
     _refuse_too_few(len(sizes), len(counted), [f"fold {n}" for n in range(folds)])
-    filled = [0] * folds
     chosen = {}
-    for name in sorted(sizes, key=lambda name: place(name, seed)):
-        chosen[name] = filled.index(min(filled))
-        filled[chosen[name]] += sizes[name]
+    if pixels is not None:
+        if counted and all(samples[i].fold is not None for i in counted):
+            raise ConfigError(
+                "data.stratify=true: the data come with folds of their own, so there is nothing to stratify. Drop it."
+            )
+        chosen = stratified([groups[i] for i in counted], pixels[counted], [1 / folds] * folds, seed)
+    else:
+        filled = [0] * folds
+        for name in sorted(sizes, key=lambda name: place(name, seed)):
+            chosen[name] = filled.index(min(filled))
+            filled[chosen[name]] += sizes[name]
     of: list[int | None] = [None] * len(samples)
     for i in counted:
         given = samples[i].fold
         of[i] = chosen[groups[i]] if given is None else given
     return of
+
+
+def stratified(
+    groups: Sequence[str], pixels: NDArray[np.int64], shares: Sequence[float], seed: int = 0
+) -> dict[str, int]:
+    """Choose a part for each group, so that a part has about its share of every class's pixels, and of the images.
+
+    The largest groups, by the class of which they hold most, go first, always where the squared distance between what
+    the parts have and what they should, over what they should (chi-squared), becomes least; groups of about one size go
+    in the order of their hash. Every part gets at least one. Where a group goes depends on all the others, so it may
+    move when one is added.
+
+    Args:
+        groups: of each sample; not fewer than parts.
+        pixels: of each sample and class, `n k`.
+        shares: of the parts; sums to 1.
+    """
+    names = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    held = np.zeros((len(names), pixels.shape[1] + 1))  # the images themselves count like a class
+    np.add.at(held, [names[name] for name in groups], np.column_stack([pixels, np.ones(len(pixels))]))
+    held /= np.maximum(held.sum(0), 1)
+    expected = np.array(shares)
+    beyond = np.repeat(-expected[:, None], held.shape[1], 1)  # what each part has beyond its share, negative at first
+    chosen: dict[str, int] = {}
+    order = sorted(names, key=lambda name: (-math.floor(math.log2(held[names[name]].max())), place(name, seed)))
+    for left, name in zip(range(len(order), 0, -1), order, strict=True):
+        own = held[names[name]]
+        worse = (2 * beyond @ own + own @ own) / expected  # of each part, if the group went there
+        empty = sorted(set(range(len(shares))) - set(chosen.values()))
+        allowed = empty if len(empty) == left else range(len(shares))
+        chosen[name] = min(allowed, key=lambda part, worse=worse: worse[part])
+        beyond[chosen[name]] += own
+    return chosen
 
 
 def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
@@ -125,9 +191,28 @@ def place(name: str, seed: int = 0) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def _hashed(indices: Sequence[int], groups: Sequence[str], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
-    places = {groups[i]: place(groups[i], seed) for i in indices}
-    _refuse_too_few(len(places), len(indices), shares)
+def _cut(
+    indices: Sequence[int],
+    groups: Sequence[str],
+    shares: dict[str, float],
+    seed: int,
+    pixels: NDArray[np.int64] | None,
+) -> dict[str, list[int]]:
+    """Cut samples into parts by their groups: by hash or, with pixels, stratified."""
+    own = [groups[i] for i in indices]
+    _refuse_too_few(len(set(own)), len(indices), shares)
+    if pixels is None:
+        chosen = _hashed(set(own), shares, seed)
+    else:
+        names = list(shares)
+        found = stratified(own, pixels[indices], list(shares.values()), seed)
+        chosen = {name: names[part] for name, part in found.items()}
+    return {part: [i for i in indices if chosen[groups[i]] == part] for part in shares}
+
+
+def _hashed(groups: Iterable[str], shares: dict[str, float], seed: int) -> dict[str, str]:
+    """Choose each group's part by its hash."""
+    places = {name: place(name, seed) for name in groups}
     names, ends = list(shares), list(accumulate(shares.values()))
     chosen = {name: names[min(bisect(ends, where), len(names) - 1)] for name, where in places.items()}
     for part, end in zip(names, ends, strict=True):
@@ -135,7 +220,7 @@ def _hashed(indices: Sequence[int], groups: Sequence[str], shares: dict[str, flo
             largest = Counter(chosen.values()).most_common(1)[0][0]
             _, nearest = min((abs(places[name] - end), name) for name in chosen if chosen[name] == largest)
             chosen[nearest] = part
-    return {part: [i for i in indices if chosen[groups[i]] == part] for part in names}
+    return chosen
 
 
 def _refuse_too_few(groups: int, images: int, parts: Sequence[str] | dict[str, float]) -> None:

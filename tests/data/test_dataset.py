@@ -11,6 +11,7 @@ from segsweep.config.schema import DataConfig
 from segsweep.data import scan
 from segsweep.data.dataset import open_dataset
 from segsweep.data.labels import VOID
+from segsweep.data.split import apart
 from segsweep.errors import ConfigError, DataError
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -406,6 +407,54 @@ def test_parts_of_mostly_empty_masks_are_warned_of(tmp_path):
     assert dataset.empty("train") == [0, 1, 2]
     assert dataset.empty("val") == [4]
     assert dataset.warnings() == ["3 of 4 masks of the train split are empty."]
+
+
+def uneven(root, part=""):
+    """Masks in which image i has i pixels of foreground, and two void ones."""
+    masks = []
+    for i in range(50):
+        flat = np.zeros(np.prod(SIZE), np.uint8)
+        flat[:i], flat[-2:] = 1, 255
+        masks.append(flat.reshape(SIZE))
+    return written(root, masks, part)
+
+
+def foreground(dataset, part):
+    """The share of all foreground that lies in a part, counted from the masks themselves."""
+    counts = {p: sum((as_classes(dataset, i) == 1).sum() for i in dataset.parts[p]) for p in dataset.parts}
+    return counts[part] / sum(counts.values())
+
+
+def test_a_stratified_split_shares_out_the_foreground_and_says_that_it_moves(tmp_path):
+    root, split = uneven(tmp_path), [0.6, 0.2, 0.2]
+    hashed = [foreground(opened(root, split=split, seed=seed), "train") for seed in range(4)]
+    assert max(abs(share - 0.6) for share in hashed) > 0.05
+    for seed in range(4):
+        dataset = opened(root, split=split, seed=seed, stratify=True, group=r"(\d)$")
+        assert abs(foreground(dataset, "train") - 0.6) < 0.05
+        assert apart(dataset.parts, dataset.groups) == {}
+        alone = opened(root, split=split, seed=seed, stratify=True)
+        assert abs(foreground(alone, "train") - 0.6) < 0.03
+        assert abs(foreground(alone, "val") - 0.2) < 0.03
+    assert "the split depends on all images: when some are added" in alone.warnings()[0]
+    assert opened(root, split=split).warnings() == []
+    alone.write_split(tmp_path)
+    again = opened(root, table=str(tmp_path / "split.csv"))
+    for part, indices in alone.parts.items():
+        kept = {again.samples[i].image for i in again.parts[part]}
+        assert kept == {alone.samples[i].image for i in indices}
+
+
+def test_stratified_folds_each_have_their_share_of_the_foreground(tmp_path):
+    root = uneven(tmp_path)
+    shares = [foreground(opened(root, folds=5, fold=fold, stratify=True), "val") for fold in range(5)]
+    assert max(abs(share - 0.2) for share in shares) < 0.03
+
+
+def test_a_given_split_is_not_to_be_stratified(tmp_path):
+    root = uneven(uneven(tmp_path, "train"), "val")
+    assert "the data come with a split of their own" in refusal(root, ConfigError, stratify=True)
+    assert len(opened(root, stratify=True, folds=4).parts["val"]) in range(22, 29)
 
 
 def test_groups_by_pattern_are_not_apart(tmp_path):

@@ -376,3 +376,91 @@ def test_names_that_are_no_utf_8_have_a_place():
 def test_any_name_has_a_place(name):
     assert 0 <= place(name) < 1
     assert place(name) == place(name)
+
+
+def skewed(seed, images=120, groups=120, classes=3):
+    """Samples, their groups and pixels: half of the images have some of a class, a few of them most of it."""
+    rng = np.random.default_rng(seed)
+    there = rng.random((images, classes - 1)) < 0.5
+    pixels = np.minimum(rng.lognormal(6, 1.5, there.shape), 20_000).astype(np.int64) * there
+    pixels = np.column_stack([65_536 - pixels.sum(1), pixels])
+    return made(range(images)), [f"g{g}" for g in rng.integers(0, groups, images)], pixels
+
+
+def farthest(parts, pixels, shares):
+    """How far a part is from its share of some class's pixels, at most."""
+    found = [pixels[indices].sum(0) / pixels.sum(0) for indices in parts.values()]
+    return np.abs(np.array(found) - np.array(shares)[:, None]).max()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stratified_split_has_its_shares_of_every_class_where_the_hash_has_not(seed):
+    samples, groups, pixels = skewed(seed)
+    parts = assign(samples, groups, THREE, seed, pixels=pixels)
+    assert farthest(parts, pixels, THREE) < 0.03
+    assert np.allclose([len(indices) / 120 for indices in parts.values()], THREE, atol=0.03)
+    assert apart(parts, groups) == {}
+    assert sorted(i for part in parts.values() for i in part) == list(range(120))
+    hashed = [farthest(assign(samples, groups, THREE, s), pixels, THREE) for s in range(10)]
+    assert np.median(hashed) > 0.08
+
+
+def test_stratified_groups_stay_together_and_few_large_ones_are_shared_out_as_well_as_they_can_be():
+    for seed in range(20):
+        samples, groups, pixels = skewed(seed, groups=12)
+        parts = assign(samples, groups, THREE, seed, pixels=pixels)
+        assert apart(parts, groups) == {}
+        assert list(parts) == ["train", "val", "test"] and all(parts.values())
+    # By hand: two groups hold all of the class, so one part has none of it.
+    pixels = np.array([[50, 50], [50, 50], *[[100, 0]] * 8])
+    parts = assign(made(range(10)), [str(i) for i in range(10)], (0.5, 0.5), pixels=pixels)
+    assert [len({0, 1} & set(indices)) for indices in parts.values()] == [1, 1]
+    assert [len(indices) for indices in parts.values()] == [5, 5]
+
+
+def test_a_stratified_split_depends_on_the_seed_and_not_on_the_order():
+    samples, groups, pixels = skewed(0)
+    found = assign(samples, groups, THREE, 1, pixels=pixels)
+    assert found == assign(samples, groups, THREE, 1, pixels=pixels) != assign(samples, groups, THREE, 2, pixels=pixels)
+    turned = assign(samples[::-1], groups[::-1], THREE, 1, pixels=pixels[::-1])
+    assert {part: sorted(119 - i for i in indices) for part, indices in turned.items()} == found
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_tiny_stratified_sets_have_a_group_for_each_part(n):
+    for shares in (TWO, THREE, (0.98, 0.01, 0.01), (0.01, 0.98, 0.01)):
+        pixels = np.column_stack([np.full(n, 100), np.arange(n) == 0, np.zeros(n)]).astype(
+            np.int64
+        )  # a class is absent
+        if n >= len(shares):
+            parts = assign(made(range(n)), [str(i) for i in range(n)], shares, pixels=pixels)
+            assert all(parts.values()) and len(parts) == len(shares)
+        else:
+            with pytest.raises(DataError, match="cannot be split"):
+                assign(made(range(n)), [str(i) for i in range(n)], shares, pixels=pixels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_folds_have_equal_shares_and_leave_a_given_test_split_alone(seed):
+    samples, groups, pixels = skewed(seed, groups=1000)
+    given = [Sample(s.key, s.image, s.mask, "test" if i < 20 else "train") for i, s in enumerate(samples)]
+    folds = fold_of(given, groups, 4, seed, pixels)
+    assert folds[:20] == [None] * 20
+    of = {str(fold): [i for i, other in enumerate(folds) if other == fold] for fold in range(4)}
+    trained = np.where(np.arange(120)[:, None] < 20, 0, pixels)
+    assert farthest(of, trained, [0.25] * 4) < 0.06
+    assert apart(of, groups) == {}
+
+
+def test_a_given_split_is_not_stratified_but_where_it_lacks_val_or_is_cut_into_folds():
+    samples, groups, pixels = skewed(0)
+    train = [Sample(s.key, s.image, s.mask, "train") for s in samples]
+    parts = assign(train, groups, (0.75, 0.25), pixels=pixels)
+    assert farthest(parts, pixels, (0.75, 0.25)) < 0.03
+    split = [*train[:100], *(Sample(s.key, s.image, s.mask, "val") for s in samples[100:])]
+    with pytest.raises(ConfigError, match=r"a split of their own, so there is nothing to stratify\. Drop it, or add"):
+        assign(split, groups, pixels=pixels)
+    assert set(fold_of(split, groups, 3, pixels=pixels)) == {0, 1, 2}
+    folds = [Sample(s.key, s.image, s.mask, fold=i % 2) for i, s in enumerate(samples)]
+    with pytest.raises(ConfigError, match=r"folds of their own, so there is nothing to stratify\. Drop it\."):
+        fold_of(folds, groups, 2, pixels=pixels)
