@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from segsweep.config.schema import RunConfig
     from segsweep.sweep.space import Parameter, Space, Value
 
-BY_KIND = "auto"  # as the value of optim.lr in hydra.sweeper.params
-LR = "optim.lr"
+AUTO = "auto"  # in hydra.sweeper.params: of a rate the range of each encoder's kind, of a fold all that there are
+LR, FOLD = "optim.lr", "data.fold"
 
 
 class Questions(SearchPathPlugin):
@@ -87,22 +87,23 @@ class OptunaSweeper(Sweeper):
             for key, value in self.params.items()
             if not _replaced(key, typed)
         }
-        parameters: list[Parameter] = []
-        fixed: list[str] = []
-        for key, override in (asked | typed).items():
-            if override.input_line == f"{LR}={BY_KIND}" and key not in typed:
-                parameters.append(_rates_by_kind(typed))
-            elif override.is_sweep_override():
-                parameters.append(_parameter(key, override))
-            else:
-                fixed.append(str(override.input_line))
-        if not parameters:
+        chosen = asked | typed
+        left_open = {key for key in (LR, FOLD) if key not in typed and f"{key}={AUTO}" == _line(chosen.get(key))}
+        varied = {key: o for key, o in chosen.items() if key in left_open or o.is_sweep_override()}
+        fixed = [_line(override) for key, override in chosen.items() if key not in varied]
+        if not varied:
             raise ConfigError(
                 "nothing is varied. Type for example encoder='choice(resnet18,resnet34)' or "
                 f"{LR}='tag(log,interval(1e-5,1e-2))'."
             )
         unvaried = self._composed(fixed)
         fixed = absolute(unvaried, fixed)
+        parameters: list[Parameter] = []
+        for key, override in varied.items():
+            if key not in left_open:
+                parameters.append(_parameter(key, override))
+            else:
+                parameters.append(_rates_by_kind(typed) if key == LR else _folds(unvaried))
         space = Space(tuple(parameters), unvaried.encoder.name)
         folder, command = Path(self.config.hydra.sweep.dir).resolve(), shlex.join(sys.argv[1:])
         defaults = _defaults(unvaried, space.distributions)
@@ -194,6 +195,19 @@ def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
             f"Add {LR}='tag(log,interval(0.005,0.5))'."
         )
     return rates_by_kind()
+
+
+def _folds(unvaried: DictConfig) -> "Parameter":
+    from segsweep.sweep.space import steps
+
+    if unvaried.data.folds is None:
+        raise ConfigError(f"{FOLD}={AUTO} is each of data.folds: type data.folds=5.")
+    return steps(FOLD, 0, unvaried.data.folds)
+
+
+def _line(override: Override | None) -> str:
+    """Return an override as it was typed; empty for none."""
+    return "" if override is None else str(override.input_line)
 
 
 def _replaced(key: str, given: dict[str, Override]) -> bool:

@@ -144,6 +144,14 @@ def pool(counts: NDArray[Any], weights: NDArray[np.int64]) -> Floats:
     return np.tensordot(weights.astype(float), counts.astype(float), 1)
 
 
+def by_group(matrices: Matrices, groups: Sequence[str]) -> tuple[tuple[str, ...], Matrices]:
+    """Add the counts of images, `n ...`, that are of one group: the groups' names, sorted, and `g ...`."""
+    names, positions = np.unique(np.array(groups), return_inverse=True)
+    found = np.zeros((len(names), *matrices.shape[1:]), matrices.dtype)
+    np.add.at(found, positions, matrices)
+    return tuple(map(str, names)), found
+
+
 def interval(values: Floats) -> tuple[float, float]:
     """Return the 95 % interval of a score from its resamples `r`, lowest and highest; NaN where all of them are."""
     known = values[~np.isnan(values)]

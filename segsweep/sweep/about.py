@@ -1,6 +1,6 @@
 """`sweep.json`: what a sweep asks and how far it is, for reports and for MLflow. Standard library only."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,24 @@ from segsweep.runs.trial import NAME as TRIAL
 
 NAME = "sweep.json"
 State = Literal["running", "complete", "stopped", "failed", "unknown"]
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """A setting that was trained on each fold; `segsweep.sweep.crossval` makes it."""
+
+    setting: list[str]  # the overrides of what was varied, without the fold
+    encoder: str
+    trials: list[str]  # names, in the order of their folds
+    folds: int
+    problem: str = ""  # why there is no score
+    images: int = 0  # predicted, each once
+    groups: int = 0  # that the bootstrap draws; as many as images where there are none
+    iou: float | None = None  # of all out-of-fold predictions together
+    interval: tuple[float, float] | None = None  # 95 % of `iou`, by a bootstrap over groups
+    behind: tuple[float, float] | None = None  # 95 % of how far it is behind the best, on the same groups
+    mean: float | None = None  # of the folds' own IoU
+    sd: float | None = None  # of the folds' own IoU: their spread, and no interval
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,8 @@ class About:
     tracked: bool = False  # whether MLflow hears of it
     state: State = "unknown"  # running until it is over; still so of one that was killed
     reason: str = ""  # why it was stopped or failed
+    cross_validates: bool = False  # every setting is run on every fold, and nobody is chosen
+    cross_validation: list[CrossValidated] = field(default_factory=list)  # settings that ran on all folds, best first
     id: str = ""  # names it in its study, wherever its folder is moved
 
     def save(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import about, report
+from segsweep.sweep import about, crossval, report
 from segsweep.sweep.about import About
 from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.space import distribution
@@ -58,9 +58,16 @@ def write(folder: Path) -> Path:
     results = report.results(folder, trials)
     scored = [trial for trial in trials if trial.iou is not None]
     colors = _colors(scored)
-    sections = [_head(folder, trials, results, kept)]
+    crossed = crossval.results(folder, trials)
+    found = report.verdict(trials, results, folder) if results else []
+    if crossed and not results and crossed[0].iou is not None:
+        found = report.cross_verdict(trials, crossed[0], folder)
+    sections = [_head(trials, kept, folder.name, found)]
     if results:
         sections += [_section("Finalists", _finalists(results))]
+    if crossed:
+        caption = " ".join(report.cross_caption(crossed))
+        sections += [_section("Cross-validation", _table(report.cross_ranking(crossed)), caption)]
     if scored:
         important = _importance(trials, distributions)
         sections += [
@@ -95,17 +102,18 @@ IMPORTANCE = (
 PARALLEL = "A line for each trial that was not pruned, from its settings to its IoU; the stronger, the better."
 
 
-def _head(folder: Path, trials: Sequence[Trial], results: Sequence[FinalistResult], kept: About) -> str:
+def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str]) -> str:
+    """Say what was asked and, as `found` has it, what came out."""
     states = [trial.state for trial in trials]
     order = [state for state in ("complete", "pruned", "failed", "refused", "running", "paused") if state in states]
     counted = ", ".join(f"{states.count(state)} {state}" for state in order)
     encoders = pd.Series([trial.encoder for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())
-    found = f"<pre>{html.escape(chr(10).join(report.verdict(trials, results, folder)))}</pre>" if results else ""
+    said = f"<pre>{html.escape(chr(10).join(found))}</pre>" if found else ""
     return (
-        f"<h1>{html.escape(folder.name)}</h1><p>{len(trials)} trials ({counted}); equal for all: "
+        f"<h1>{html.escape(name)}</h1><p>{len(trials)} trials ({counted}); equal for all: "
         f"{html.escape(kept.budget)}. By encoder: {html.escape(of_each)}.</p>"
-        f"<pre>python train.py {html.escape(kept.command)}</pre>{found}"
+        f"<pre>python train.py {html.escape(kept.command)}</pre>{said}"
     )
 
 

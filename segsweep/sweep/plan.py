@@ -60,6 +60,12 @@ class Plan:
         return [cell["data.fold"] for cell in grid(Space(varied, ""))] if varied else []
 
     @property
+    def cross_validates(self) -> bool:
+        """Tell whether every setting is run on every fold, and nobody is chosen: `sweeps=cv`."""
+        varied = "data.fold" in self.space.distributions
+        return varied and self.sweeper.sampler == "grid" and self.sweeper.finalists == 0
+
+    @property
     def decides_data(self) -> bool:
         """Tell whether all trials share what `data.resize` and `data.repeats` become: no data are varied but folds."""
         varied = {key.partition(".")[0] for key in self.space.distributions if key != "data.fold"}

@@ -3,12 +3,14 @@
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import about
+from segsweep.sweep import about, crossval
+from segsweep.sweep.about import CrossValidated
 from segsweep.sweep.backends.base import OUTPUT
 from segsweep.sweep.finalists import FOLDER, FinalistResult, ranked
 
@@ -58,7 +60,12 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     rows = table(trials)
     if not len(rows):
         return f"\nno trial\nfolder          {folder}"
-    lines = ["", "search", _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN))]
+    crossed = crossval.results(folder, trials)
+    lines = [
+        "",
+        "trials" if crossed else "search",
+        _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN)),
+    ]
     if len(rows) > SHOWN:
         lines.append(f"... {len(rows)} trials in all")
     if failed := [trial.name for trial in trials if trial.state == "failed"]:
@@ -72,8 +79,13 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
         if lost := [trial.encoder for trial in trials if trial.name in absent]:
             lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
+    if crossed:
+        lines += ["", "cross-validation: each image predicted by the model that had not seen it"]
+        lines += [_text(cross_ranking(crossed)), *cross_caption(crossed)]
     if results:
         lines += ["", *verdict(trials, results, folder)]
+    elif crossed and crossed[0].iou is not None:
+        lines += ["", *cross_verdict(trials, crossed[0], folder)]
     lines.append(f"{'report':16}{folder / PAGE}")
     return "\n".join(lines)
 
@@ -107,6 +119,51 @@ def caption(results: Sequence[FinalistResult]) -> list[str]:
     return lines
 
 
+def cross_ranking(results: Sequence[CrossValidated]) -> pd.DataFrame:
+    """Make a row for each setting that ran on folds."""
+    rows = []
+    for result in results:
+        row = {
+            "setting": " ".join(result.setting) or "as typed",
+            "val/iou": result.iou,
+            "95 %": _between(result.interval),
+        }
+        if result.mean is not None and result.sd is not None:
+            row["spread of folds"] = f"{result.mean:.4f} ± {result.sd:.4f}"
+        row |= {"behind": _between(result.behind, "+"), "folds": result.folds, "images": result.images}
+        rows.append(row | ({"problem": result.problem} if any(other.problem for other in results) else {}))
+    return pd.DataFrame(rows)
+
+
+def cross_caption(results: Sequence[CrossValidated]) -> list[str]:
+    """Say what the columns of the cross-validation mean."""
+    first = results[0]
+    drawn = f"{first.groups} groups of images" if first.groups < first.images else "images"
+    lines = [
+        f"val/iou: of all out-of-fold predictions together; 95 % by a bootstrap over {drawn}.",
+        "A fold's model is that of its best epoch on this fold: slightly optimistic.",
+        "Spread of folds: mean ± sd of the folds' own IoU; they share training images, so it is no interval.",
+    ]
+    if any(result.behind for result in results):
+        lines.append("Behind: how far behind the first, 95 %, on the same images; of seeds it says nothing.")
+    return lines
+
+
+def cross_verdict(trials: Sequence[Trial], best: CrossValidated, folder: Path) -> list[str]:
+    """Name the best setting, its score, and the command that trains it on a split of its own."""
+    between = f"   95 % {_between(best.interval)}" if best.interval else ""
+    first = next(trial for trial in trials if trial.name == best.trials[0])
+    kept = [override for override in first.argv if override.partition("=")[0] not in ("data.fold", "data.folds")]
+    models = f"{folder}/{{{','.join(best.trials)}}}/best.safetensors"
+    return [
+        f"{'best':16}{' '.join(best.setting) or 'the one setting'}",
+        f"{'IoU':16}{best.iou:.4f}{between}, out of fold, {best.images} images",
+        f"{'spread of folds':16}{best.mean:.4f} ± {best.sd:.4f}",
+        f"{'command':16}{command(replace(first, argv=[*kept, 'data.folds=null']))}",
+        f"{'models':16}{models}",
+    ]
+
+
 def number(value: float) -> str:
     """Write a number: up to one, as a score, with four digits; a count without decimals; else with one."""
     if abs(value) <= 1:
@@ -135,11 +192,15 @@ def command(trial: Trial) -> str:
     return shlex.join(["python", "train.py", *last.values(), *alone])
 
 
+def _between(interval: tuple[float, float] | None, sign: str = "") -> str:
+    return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+
+
 def _interval(result: FinalistResult, first: FinalistResult) -> str:
     if result is first:
         return ""
     gap = result.gap_to_best
-    return "other images" if gap is None else f"{gap[0]:+.4f} to {gap[1]:+.4f}"
+    return "other images" if gap is None else _between(gap, "+")
 
 
 def _text(rows: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from segsweep.errors import ConfigError, Terminated
 from segsweep.runs import locks
 from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import about, finalists, report, storage
+from segsweep.sweep import about, crossval, finalists, report, storage
 from segsweep.sweep.about import About
 from segsweep.sweep.backends.base import Backend, Job, JobUpdate
 from segsweep.sweep.backends.local import LocalBackend, slots
@@ -75,6 +75,7 @@ def _begin(plan: Plan) -> About:
         finalists=before.finalists if before else [],
         experiment=plan.base.experiment,
         tracked=plan.tracked,
+        cross_validates=plan.cross_validates,
         state="running",
     )
 
@@ -142,7 +143,8 @@ def _run(
     text = report.summary(list(search.trials.values()), results, plan.folder)
     print(text, flush=True)
     write(plan.folder)
-    replace(about.load(plan.folder), state="complete").save(plan.folder)
+    found = crossval.results(plan.folder, search.trials.values())
+    replace(about.load(plan.folder), state="complete", cross_validation=found).save(plan.folder)
     if problem := track.end("complete", text, results):
         console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracked:
@@ -151,8 +153,8 @@ def _run(
 
 
 def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kept: About) -> list[FinalistResult]:
-    """Search, train the finalists, score the winner."""
-    if "data.fold" in plan.space.distributions:
+    """Search, train the finalists, score the winner; nothing but the search where it is a cross-validation."""
+    if "data.fold" in plan.space.distributions and not plan.cross_validates:
         console.note(
             "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
             f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
@@ -160,6 +162,8 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
     _watch(search, search.study.n_trials, backend, plan.folder, track)
     if ended := _exhausted(search, plan.sweeper.n_trials):
         console.note(ended)
+    if plan.cross_validates:
+        return []
     chosen = finalists.best_of_each(search.trials.values(), plan.sweeper.finalists)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
     replace(kept, finalists=[trial.name for trial in best]).save(plan.folder)

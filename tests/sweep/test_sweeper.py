@@ -149,6 +149,19 @@ def test_what_all_trials_have_is_what_the_first_accepted_point_has(planned):
     assert found.defaults == {"optim.name": "adamw", "optim.lr": "auto"}
 
 
+def test_cross_validation_is_every_setting_on_every_fold_and_nobody_is_chosen(planned):
+    assert train.main(["sweeps=cv", "data.folds=4", "encoder=choice(resnet18,resnet34)"]) == 0
+    found = planned[-1]
+    assert found.cross_validates
+    assert found.space.size == 8
+    assert [cell["data.fold"] for cell in grid(found.space)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert (found.sweeper.n_trials, found.sweeper.pruner, found.sweeper.finalists) == (None, "none", 0)
+    assert train.main(["sweeps=cv"]) == 0
+    assert planned[-1].space.size == 5
+    assert train.main(["sweeps=lr_by_encoder", "data.folds=4", "data.fold=range(0,4)"]) == 0
+    assert not planned[-1].cross_validates
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -189,6 +202,7 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.direction=minimize"], "val/iou is better when larger"),
         (["hydra.sweeper.slots=[7]", "train.device=cpu"], "GPU 7: there are 0 GPUs"),
         (["hydra.sweeper.sampler=grid"], "optim.lr has infinitely many values"),
+        (["hydra/sweeper=cv"], "data.fold=auto is each of data.folds: type data.folds=5."),
         (["encoder=resnet18", "optim.lr=choice(auto,0.1)", "optim.name=sgd"], "add optim.lr=0.05"),
         (["optim.momentum=choice(0.9,1.5)"], "optim.momentum=1.5: must be in [0, 1)"),
         (["optim.momentum=interval(0.5,1.5)"], "optim.momentum=1.5: must be in [0, 1)"),
