@@ -133,6 +133,12 @@ def stop_reason(progress: Progress, train: TrainConfig) -> str:
     return ""
 
 
+def share_done(progress: Progress, train: TrainConfig) -> float:
+    """Return the share of a training that is done, in epochs or in seconds, whichever is more."""
+    of_epochs = progress.epoch / train.epochs if train.epochs else 0.0
+    return max(of_epochs, progress.seconds / train.time_budget if train.time_budget else 0.0)
+
+
 def _validation_time(progress: Progress) -> float:
     """Seconds that the next validation will take."""
     return median(progress.validation_seconds) if progress.validation_seconds else 0.0

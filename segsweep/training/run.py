@@ -16,7 +16,8 @@ from segsweep.runs import journal
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
 from segsweep.training.build import Training, build
-from segsweep.training.loop import fit, stop_reason
+from segsweep.training.classes import ClassWatch
+from segsweep.training.loop import fit, share_done, stop_reason
 from segsweep.training.recorder import SUMMARY, Outcome, Recorder
 from segsweep.world import SINGLE, World
 
@@ -66,10 +67,12 @@ def _train(training: Training, recorder: Recorder, world: World) -> int:
     tested: dict[str, float] = {}
     try:
         batches, step = training.train_batches(world), training.step()
+        classes = ClassWatch(training.data.labels.names, training.data.counts("train")[:-1], recorder.run.epochs)
         with _fitting(training.asked.train, settings.data.size):
             sections = settings.train, settings.optim
             for epoch in fit(state, step, batches, validate, *sections, watch=console.bar, world=world):
                 recorder.epoch(epoch)
+                classes.epoch(epoch.validation.matrices.values(), share_done(state.progress, settings.train))
             tested = recorder.finish()
         outcome = Outcome("complete", stop_reason(state.progress, settings.train))
     except BaseException as error:
