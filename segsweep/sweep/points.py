@@ -62,7 +62,9 @@ class FreshSampler(BaseSampler):
     def infer_relative_search_space(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space.distributions
 
-    def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Value]:
         points = Points(self._space, study.get_trials(deepcopy=False), self._repeats)
         given = trial.system_attrs.get("fixed_params", {})  # of one that was enqueued
         for _ in range(DRAWS):
@@ -76,7 +78,7 @@ class FreshSampler(BaseSampler):
     ) -> Any:
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _drawn(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, Any]:
+    def _drawn(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, Value]:
         together = self._sampler.infer_relative_search_space(study, trial)
         values = self._sampler.sample_relative(study, trial, together)
         alone = {name: kind for name, kind in self._space.distributions.items() if name not in values}

@@ -15,6 +15,7 @@ from platform import node
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage
@@ -271,14 +272,18 @@ class _TPE(TPESampler):
         super().__init__(**arguments)
         self._learnt: dict[int, FrozenTrial] = {}
 
-    def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Value]:
         return super().sample_relative(_Learnt(study, self._learnt), trial, search_space)  # type: ignore[arg-type]
 
 
 class _GP(GPSampler):
     """Learns from refused trials, too: they look as bad as the worst one. Optuna leaves them out."""
 
-    def sample_relative(self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Value]:
         return super().sample_relative(_Worst(study), trial, search_space)  # type: ignore[arg-type]
 
 
