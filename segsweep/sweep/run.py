@@ -187,11 +187,13 @@ def _exhausted(search: Search, asked: int | None) -> str:
     size = search.study.space.size
     if not search.study.exhausted or states["complete"] + states["pruned"] >= (asked or size or 0):
         return ""
-    counted = ", ".join(f"{number} {state}" for state, number in states.items())
-    wanted = f", n_trials={asked} asked" if asked else ""
+    counted = [f"{states[state]} {state}" for state in ("complete", "pruned", "failed", "refused") if states[state]]
+    done = f"all {size} points of the space are done: {', '.join(counted)}"
+    if asked is None:
+        return f"{done}."
     return (
-        f"all {size} points of the space are done: {counted}{wanted}. Other points: a wider range or choice; the same "
-        "ones with other seeds: hydra.sweeper.repeat_points=seed."
+        f"{done}, n_trials={asked} asked. More: a wider range or choice in a new sweep, or these points again with "
+        "other seeds: hydra.sweeper.repeat_points=seed."
     )
 
 

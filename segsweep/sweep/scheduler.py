@@ -28,6 +28,7 @@ SIZES = ("train.batch_size=", "train.accumulate=")
 DATA = ("data", "debug", "recipe")  # groups whose keys decide what the data are
 WAIT = 1.0  # seconds between two looks at the clock
 DEATHS = 3  # times that a trial may die in the same epoch
+REFUSALS = 10  # trials, at least, that may be refused for each one that is not, and one time more
 HALVINGS = 4  # times that its micro-batch may be halved
 
 
@@ -272,12 +273,12 @@ class Search(TrialSource):
         return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        number, few = int(trial.name), max(3, self.study.n_trials)
+        number = int(trial.name)
         if trial.state == "refused":
             self.study.refuse(number, trial.reason)
             refused = len(self.in_state("refused"))
             accepted = sum(bool(other.run.records) for other in self.trials.values())
-            if refused >= few * (1 + accepted):
+            if refused >= max(REFUSALS, self.study.n_trials) * (1 + accepted) or refused == self.study.space.size:
                 raise SweepError(
                     f"{refused} trials were refused and {accepted} were not: their values do not go together; the "
                     f"last: {trial.reason} Vary less, or mend what all have in common."
@@ -285,7 +286,7 @@ class Search(TrialSource):
         elif trial.state == "failed":
             self.study.fail(number, trial.reason)
             failed = len(self.in_state("failed"))
-            if failed >= (self._sweeper.max_failures or few):
+            if failed >= (self._sweeper.max_failures or max(3, self.study.n_trials)):
                 raise SweepError(
                     f"{failed} trials failed, as many as hydra.sweeper.max_failures allows; the last: "
                     f"{trial.reason} What each said is in its {OUTPUT}."

@@ -15,7 +15,7 @@ from segsweep.commands import app as cli
 from segsweep.metrics import MATRICES
 from segsweep.runs.journal import Journal
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import about, crossval, report
+from segsweep.sweep import about, crossval, mirror, report
 from segsweep.sweep.html_report import write
 
 FOLDS = 3
@@ -165,6 +165,14 @@ def test_the_end_the_page_and_the_record_say_the_same(tmp_path):
     replace(about.load(tmp_path), cross_validation=found).save(tmp_path)
     assert about.load(tmp_path).cross_validation == found
     assert json.loads((tmp_path / "sweep.json").read_text())["cross_validation"][0]["iou"] == best.iou
+
+
+def test_mlflow_is_told_the_score_and_the_spread(tmp_path, monkeypatch):
+    best, *_ = three_settings(tmp_path)
+    told = []
+    monkeypatch.setattr(mirror, "close_sweep", lambda *arguments: told.append(arguments[3]))
+    mirror.Mirror(tmp_path, None).close("complete", "", [])
+    assert told == [{"cv/val_iou": best.iou, "cv/fold_mean": best.mean, "cv/fold_sd": best.sd}]
 
 
 def test_folds_that_do_not_fit_together_give_no_score(tmp_path):

@@ -124,6 +124,24 @@ def test_sources_say_where_weights_come_from(monkeypatch):
     assert weights.sources(["test_resnet"]) == {"test_resnet": "hub"}
 
 
+def test_a_finite_space_ends_with_a_line_and_goes_on_with_other_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    space = Space((choice("best", ["0.5", "0.25"]), choice("refuses", ["", "2"])), "resnet18")
+    settings = {"space": space, "slots": 2, "finalists": 0, "n_trials": 6, "pruner": "none"}
+    line = "all 4 points of the space are done: 2 complete, 2 refused, n_trials=6 asked. More: a wider range"
+    for _ in range(2):
+        module.run(plan(tmp_path / "s", **settings))
+        assert " ".join(capsys.readouterr().err.split()).count(line) == 1
+    module.run(plan(tmp_path / "s", **settings, repeat_points="seed"))
+    assert "points of the space are done" not in capsys.readouterr().err
+    states = [trial.state for trial in load_all(tmp_path / "s")]
+    assert (states.count("complete"), states.count("refused")) == (6, 2)
+    seeds = {trial.varied.get("train.seed") for trial in load_all(tmp_path / "s") if trial.state == "complete"}
+    assert seeds == {None, "6", "7"}  # the plan's own is 5
+
+
 def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -158,9 +158,12 @@ def test_values_that_do_not_go_together_end_their_trials_alone(tmp_path, sampler
 
 
 def test_where_everything_is_refused_the_sweep_says_so(tmp_path):
-    _, search, backend = began(tmp_path, n_trials=4, argv=["refuses=2"])
-    with pytest.raises(SweepError, match=r"4 trials were refused and 0 were not.*the last: masks: no such folder\."):
-        list(drive(search, backend, tmp_path, FAKE))
+    for space, number in ((SPACE, 10), (Space((choice("best", ["0.5", "0.25"]),), "resnet18"), 2)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        _, search, backend = began(folder, n_trials=4, space=space, argv=["refuses=2"])
+        with pytest.raises(SweepError, match=rf"{number} trials were refused and 0 were not.*the last: masks: no such"):
+            list(drive(search, backend, folder, FAKE))
 
 
 def test_data_that_only_some_trials_have_end_those_alone(tmp_path):
