@@ -42,7 +42,9 @@ def results(folder: Path, trials: Iterable[Trial]) -> list[CrossValidated]:
     of: dict[tuple[str, ...], dict[int, Trial]] = {}  # by setting and fold
     for trial in trials:
         setting = tuple(override for override in trial.typed if override.partition("=")[0] != FOLD)
-        of.setdefault(setting, {})[int(trial.varied[FOLD])] = trial
+        fold = trial.varied.get(FOLD, "")
+        if fold.isdecimal():  # else the trial's file is damaged
+            of.setdefault(setting, {})[int(fold)] = trial
     scored = [_scored(folder, list(setting), runs) for setting, runs in of.items()]
     scored.sort(key=lambda pair: -1.0 if pair[0].iou is None else pair[0].iou, reverse=True)
     return [replace(result, behind=_behind(scored[0][1], pooled)) for result, pooled in scored]
@@ -50,18 +52,18 @@ def results(folder: Path, trials: Iterable[Trial]) -> list[CrossValidated]:
 
 def _scored(folder: Path, setting: list[str], runs: dict[int, Trial]) -> tuple[CrossValidated, _Pooled | None]:
     """Score a setting by its trials, one for each fold."""
-    starts = [trial.run.start for trial in runs.values() if trial.run.start]
-    folds = max([(start.settings.data.folds or 0) for start in starts] + [max(runs) + 1])
+    asked = [start.settings.data.folds or 0 for trial in runs.values() if (start := trial.run.start)]
+    folds = max([*asked, max(runs) + 1, 2])
     names = [runs[fold].name for fold in sorted(runs)]
     result = CrossValidated(setting, next(iter(runs.values())).encoder, names, folds)
     for fold in range(folds):
-        if fold not in runs or runs[fold].state != "complete":
-            return replace(result, problem=f"fold {fold}: {runs[fold].state if fold in runs else 'not run'}"), None
+        state = runs[fold].state if fold in runs else "not run"
+        if state != "complete":
+            return replace(result, problem=f"fold {fold}: {state}"), None
     pooled = _pooled([(folder / runs[fold].name, runs[fold]) for fold in range(folds)])
     if pooled is None:
-        return replace(
-            result, problem=f"a fold lacks the {metrics.MATRICES} of its best epoch, or has other classes"
-        ), None
+        problem = f"a fold lacks the {metrics.MATRICES} of its best epoch, or has other classes"
+        return replace(result, problem=problem), None
     low, high = metrics.interval(pooled.resampled())
     own = [runs[fold].iou or 0.0 for fold in range(folds)]
     found = replace(

@@ -62,8 +62,8 @@ class Plan:
     @property
     def cross_validates(self) -> bool:
         """Tell whether every setting is run on every fold, and nobody is chosen: `sweeps=cv`."""
-        varied = "data.fold" in self.space.distributions
-        return varied and self.sweeper.sampler == "grid" and self.sweeper.finalists == 0
+        folds = self.base.data.folds is not None and "data.fold" in self.space.distributions
+        return folds and self.sweeper.sampler == "grid" and self.sweeper.finalists == 0
 
     @property
     def decides_data(self) -> bool:

@@ -3,7 +3,6 @@
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -150,16 +149,15 @@ def cross_caption(results: Sequence[CrossValidated]) -> list[str]:
 
 
 def cross_verdict(trials: Sequence[Trial], best: CrossValidated, folder: Path) -> list[str]:
-    """Name the best setting, its score, and the command that trains it on a split of its own."""
+    """Name the best setting, its score, its folds' models, and the command that trains the first of them again."""
     between = f"   95 % {_between(best.interval)}" if best.interval else ""
     first = next(trial for trial in trials if trial.name == best.trials[0])
-    kept = [override for override in first.argv if override.partition("=")[0] not in ("data.fold", "data.folds")]
     models = f"{folder}/{{{','.join(best.trials)}}}/best.safetensors"
     return [
         f"{'best':16}{' '.join(best.setting) or 'the one setting'}",
         f"{'IoU':16}{best.iou:.4f}{between}, out of fold, {best.images} images",
         f"{'spread of folds':16}{best.mean:.4f} ± {best.sd:.4f}",
-        f"{'command':16}{command(replace(first, argv=[*kept, 'data.folds=null']))}",
+        f"{'command':16}{command(first)}",
         f"{'models':16}{models}",
     ]
 

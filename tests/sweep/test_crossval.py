@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from records import write_about
 import train
 from segsweep.commands import app as cli
 from segsweep.metrics import MATRICES
+from segsweep.runs import journal
 from segsweep.runs.journal import Journal
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweep import about, crossval, mirror, report
@@ -158,7 +160,7 @@ def test_the_end_the_page_and_the_record_say_the_same(tmp_path):
     assert f"IoU             {score}   95 % {between}, out of fold, 30 images" in said
     assert f"spread of folds {spread}\n" in said
     assert "fold 1: failed" in said
-    assert "python train.py sweeps=cv encoder=b data.folds=null hydra.mode=RUN" in said
+    assert "python train.py sweeps=cv data.folds=3 encoder=b data.fold=0 hydra.mode=RUN" in said
     page = write(tmp_path).read_text()
     assert "<h2>Cross-validation</h2>" in page
     assert all(text in page for text in (score, between, spread, "fold 1: failed"))
@@ -219,3 +221,8 @@ def test_a_cross_validation_from_the_command_line(pairs, tmp_path, capsys):
             hits, union, seen = hits + (target & predicted).sum(), union + (target | predicted).sum(), seen + 1
     assert seen == result.images == 12
     assert result.iou == pytest.approx(hits / union, abs=1e-9)
+
+    # The command that is printed trains the first fold's model again.
+    command = shlex.split(text[text.index("python train.py ") :].splitlines()[0])[2:]
+    assert train.main([*command, f"hydra.run.dir={tmp_path / 'again'}"]) == 0
+    assert journal.read(tmp_path / "again").best.iou == trials[0].iou
