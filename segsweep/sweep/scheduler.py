@@ -300,6 +300,6 @@ class Search(TrialSource):
 
     def _made(self, number: int, values: Mapping[str, Value]) -> Trial:
         encoder, typed = self.study.space.encoder_of(values), self.study.space.typed(values)
-        if again := self.study.repetition(number, values):
+        if again := self.study.repetition(number):
             typed.append(f"train.seed={self._seed + again}")
         return Trial(str(number), encoder, typed, self._argv(typed, encoder), dict(values))

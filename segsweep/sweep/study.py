@@ -89,8 +89,9 @@ class Study:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
             self.remember(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
-        sampler = _sampler(sweeper.sampler, (sweeper.seed + len(self.trials())) % 2**32, self.n_trials)
-        self._study.sampler = FreshSampler(sampler, space, self._repeats, sweeper.seed) if space.size else sampler
+        seed = (sweeper.seed + len(self.trials())) % 2**32
+        sampler = _sampler(sweeper.sampler, seed, self.n_trials)
+        self._study.sampler = FreshSampler(sampler, space, self._repeats, seed) if space.size else sampler
         self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -103,12 +104,9 @@ class Study:
         """Tell whether all points of a finite space have run, or run now, and none may run again."""
         return self.space.size is not None and self._points().none_left
 
-    def repetition(self, number: int, values: Mapping[str, Value]) -> int:
-        """Return how many trials before this one had its point, where `hydra.sweeper.repeat_points` allows it."""
-        if self.space.size is None or not self._repeats or values.keys() != self.space.distributions.keys():
-            return 0
-        before = Points(self.space, (t for t in self.trials() if t.number < number))
-        return before.counts[self.space.position(values)]
+    def repetition(self, number: int) -> int:
+        """Return how many trials had a trial's point before it was asked for: 0 but where points may run again."""
+        return int(self._study.get_trials(deepcopy=False)[number].user_attrs.get("repetition", 0))
 
     def _points(self) -> Points:
         return Points(self.space, self.trials(), self._repeats)
@@ -124,6 +122,8 @@ class Study:
             # It was enqueued, and another has had its point since.
             self.note(trial.number, AGAIN, True)
             self._study.tell(self._open.pop(trial.number), state=TrialState.FAIL)
+        if points and (before := points.counts[self.space.position(trial.params)]):
+            self.note(trial.number, "repetition", before)
         if self._owner:
             self.note(trial.number, "owner", {"sweep": self._owner, "host": node(), "pid": os.getpid()})
         return trial.number, trial.params

@@ -186,6 +186,8 @@ def test_points_that_run_again_have_the_next_seed(tmp_path):
         seeds[trial.varied["best"]].append(trial.varied.get("train.seed"))
     assert sorted(seeds.values(), key=len) == [[None, "8"], [None, "8", "9"]]
     assert states(study) == ["COMPLETE"] * 5
+    _, again, _ = began(tmp_path, n_trials=2, space=space, seed=7)  # without repeats from now on
+    assert [trial.typed for trial in again.trials.values()] == [trial.typed for trial in search.trials.values()]
 
 
 def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):

@@ -230,7 +230,7 @@ def test_points_run_again_in_turn_where_that_is_asked_for(tmp_path, sampler):
         for _ in range(8):
             number, values = study.ask()
             before = [point for point in points(study)[:-1] if point == tuple(values.values())]
-            assert study.repetition(number, values) == len(before)
+            assert study.repetition(number) == len(before)
             if values == {"a": "y", "b": 2}:
                 study.refuse(number, "never")
             else:

@@ -51,15 +51,14 @@ class JobUpdate:
             all of them, those of earlier jobs in the folder included.
         error: the kind of its failure, if it ended with one. None of a job that is complete, and of one that was
             stopped or killed, or whose host is gone: it may go on.
+        words: the last line that a failed job printed; of one that was killed unasked, which signal did it.
     """
 
     job: Id
     records: Sequence[Record] = ()
     ended: bool = False  # it runs no more; no update of it follows
     error: Failure | None = None
-    words: str = (
-        ""  # the last line that a failed job printed; of one that nobody asked to stop, the signal that ended it
-    )
+    words: str = ""
 
 
 # What most likely sent a signal to a training that nobody asked to stop.
