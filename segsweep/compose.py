@@ -22,10 +22,11 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from segsweep import catalog, datafile
 from segsweep.config.checks import read, spoken
-from segsweep.config.schema import DataConfig, RunConfig, keys, meant, normal, unknown, unknown_keys
+from segsweep.config.keys import normal
+from segsweep.config.schema import DataConfig, RunConfig, keys, meant, unknown, unknown_keys
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import ConfigError, suggestion
-from segsweep.paths import CHECKOUT, for_shell, literal, outputs, override, quoted
+from segsweep.paths import CHECKOUT, for_shell, is_pattern, literal, outputs, override, quoted
 
 T = TypeVar("T")
 CONF = str(CHECKOUT / "conf")
@@ -35,6 +36,7 @@ KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, PREFIX))}
 PATHS = tuple(key.name for key in keys() if key.role.is_path)
 TEXTS = ("hydra.run.dir", "hydra.sweep.dir", *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
 GROUPS = ("sweeps", *(path.name for path in Path(CONF).iterdir() if path.is_dir()))
+PATTERNS = ("data.images", "data.masks")  # may be patterns, below data.root
 PLAIN = re.compile(r"""(?!['"\s])([^][(){},$]|\$(?!\{))+""")  # it asks for no quotes, list, function or interpolation
 PARSER = OverridesParser.create()
 
@@ -151,7 +153,7 @@ def _values(words: Sequence[str]) -> dict[str, object]:
     """
     plain = _composed(words, _plain)
     found = {key.name: reduce(lambda tree, part: tree[part], key.name.split("."), plain) for key in keys()}
-    found |= {name: str(Path(found[name]).expanduser().resolve()) for name in PATHS if found[name]}
+    found |= _absolute({name: found[name] for name in PATHS if found[name]})
     return {name: normal(name, value) for name, value in found.items()}
 
 
@@ -178,13 +180,17 @@ def _plain(composed: DictConfig) -> Any:
 
 def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Make the paths in both absolute, so that they mean the same from any working folder; returns the overrides."""
-    found = {}
-    for key in PATHS:
-        value = OmegaConf.select(composed, key)
-        if value:
-            found[key] = str(Path(value).expanduser().resolve())
-            OmegaConf.update(composed, key, literal(found[key]))
+    given = {key: OmegaConf.select(composed, key) for key in PATHS}
+    found = _absolute({key: value for key, value in given.items() if value})
+    for key, value in found.items():
+        OmegaConf.update(composed, key, literal(value))
     return [f"{key_of(o)}={quoted(found[key_of(o)])}" if key_of(o) in found else o for o in overrides]
+
+
+def _absolute(paths: Mapping[str, Any]) -> dict[str, str]:
+    """Make paths absolute, by key; a pattern beside `data.root` is below that, from wherever, and stays as it is."""
+    rooted = {key for key in PATTERNS if "data.root" in paths and is_pattern(paths.get(key, ""))}
+    return {key: str(path) if key in rooted else str(Path(path).expanduser().resolve()) for key, path in paths.items()}
 
 
 def key_of(override: str) -> str:

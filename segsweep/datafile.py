@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import yaml
 
 from segsweep.config.checks import read_value
-from segsweep.config.schema import SOURCES, Key, keys, meant
+from segsweep.config.data import SOURCES
+from segsweep.config.schema import Key, keys, meant
 from segsweep.errors import ConfigError, first_line, one_of, suggestion
-from segsweep.paths import quoted
+from segsweep.paths import is_pattern, quoted
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
@@ -61,7 +62,8 @@ def read(path: Path) -> dict[str, Value]:
     for name, value in found.items():
         if name not in KEYS:
             raise ConfigError(_unknown(path, name))
-        values[name] = _checked(KEYS[name], value, path)
+        below_root = "root" in found and name in ("images", "masks") and is_pattern(value)
+        values[name] = value if below_root else _checked(KEYS[name], value, path)
     if "name" in values:
         one_of("data.name", values["name"], SOURCES)
     return values

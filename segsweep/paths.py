@@ -26,6 +26,11 @@ def cache() -> Path:
     return outputs() / "cache"
 
 
+def is_pattern(path: object) -> bool:
+    """Tell whether a path has stars or question marks in it, and is no file or folder that is called so."""
+    return bool(set("*?") & set(str(path))) and not Path(str(path)).expanduser().exists()
+
+
 def quoted(value: object) -> str:
     """Return a text as a value of Hydra's override grammar that is read as this very text.
 

@@ -8,41 +8,16 @@ component takes its own section. OmegaConf has neither `Literal` nor unions with
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from segsweep.config import peers
-from segsweep.config.checks import check, flat, is_color, is_count, is_number, is_positive, is_share, is_whole
+from segsweep.config.checks import check, flat, is_count, is_positive, is_share
+from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
+from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
 from segsweep.errors import ConfigError, closest, one_of
-from segsweep.paths import PACKAGE, load_json
 
-
-class Role(NamedTuple):
-    """What a key is about."""
-
-    portable: bool  # what the experiment is, and not where things lie or how a machine runs them: part of `Settings`
-    resumable: bool  # it may change when a run goes on
-    is_path: bool = False  # of a file or folder: made absolute, so that it means the same from anywhere
-
-
-EXPERIMENT, EXTENT = Role(portable=True, resumable=False), Role(portable=True, resumable=True)
-PLACE, MACHINE = Role(portable=False, resumable=True), Role(portable=False, resumable=False)
-PATH = PLACE._replace(is_path=True)
-
-
-def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
-    """Make a dataclass field with its line of help; a list or dict default is copied for each instance."""
-    metadata = {"help": help, "role": role}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-# Each source is a module of that name; looked up by file name, since importing one brings numpy.
-SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
 SCHEDULES = ("cosine", "onecycle", "constant")  # segsweep/training/optim.py
 VIEWS = ("none", "hflip", "flips")  # segsweep/engine/scorer.py
@@ -136,157 +111,6 @@ class AugmentationConfig:
         check(0 <= self.rotate <= 180, "augmentation.rotate", self.rotate, "in [0, 180]")
         check(0 <= self.shear <= 60, "augmentation.shear", self.shear, "in [0, 60]")
         check(0 <= self.hue <= 0.5, "augmentation.hue", self.hue, "in [0, 0.5]")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    name: str = key("folder", f"where the pairs come from: {', '.join(SOURCES)}")
-    root: str | None = key(None, "folder with images/ and masks/ in it, or with the named data set", PATH)
-    images: str | None = key(None, "folder of images; train/, val/ and test/ in it are taken as the split", PATH)
-    masks: str | None = key(None, "folder of masks, paired with the images by stem", PATH)
-    size: Any = key([256, 256], "height and width of the training canvas, in pixels; 256 is [256,256]")
-    resize: str = key(
-        "auto",
-        "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops; auto: crop where a typical "
-        "image is one to two canvases a side, else pad",
-    )
-    mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
-    table: str | None = key(
-        None, "a CSV with the columns image, mask and maybe split, group, fold; paths below its folder or root", PATH
-    )
-    split: list[float] = key([0.8, 0.2], "shares of train and val, or train, val and test, if the data have no split")
-    stratify: bool = key(
-        False,
-        "our own split and folds give each part its share of every class's pixels; images then move when others are "
-        "added",
-    )
-    group: str | None = key(None, "regular expression that finds an image's group in its stem; groups stay together")
-    folds: int | None = key(None, "cross-validation: cut train and val into this many folds")
-    fold: int = key(0, "cross-validation: the fold to validate on, from 0")
-    classes: Any = key(
-        None,
-        "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}, "
-        "or either as a text of JSON; default: binary",
-    )
-    ignore_index: Any = key(
-        None, "mask value or [r,g,b] of void pixels, never counted; default: 255 beside 0, 1, ... if no class has it"
-    )
-    binarize: bool = key(False, "all mask values but 0 are one class, as for numbered objects")
-    threshold: Any = key(
-        "auto",
-        "grey masks: this value and all above is foreground, as 128; auto: cut in the middle where nearly all pixels "
-        "lie at two ends, as saved as JPEG; null: not at all",
-    )
-    mask_resize: str = key("none", "nearest: masks of another size and the same shape are brought to their image's")
-    nodata: Any = key(
-        "auto",
-        "pixel value without data: in no statistics, filled with the channel's mean; auto, tag: the file's GDAL "
-        "tag; none; NaN and infinities always",
-    )
-    nodata_void: bool = key(True, "pixels without data in the image do not count in the mask")
-    normalize: str = key(
-        "auto",
-        "encoder: the weights' mean and std; dataset: the training split's; percentile: 0.5 to 99.5 % of its pixels, "
-        "clipped; window; auto",
-    )
-    window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
-    foreground: float = key(0.0, "resize=crop: share of crops laid over a pixel of a random class of the image")
-    tile: Any = key(
-        None,
-        "resize=crop: images larger than [height,width] are scored in overlapping tiles, 512 is [512,512]; default: "
-        "1024 or more a side, data.size for encoders of a fixed size",
-    )
-    balance: float = key(0.0, "how far images of rare classes are shown more often: 0 not, 1 by their pixels' rarity")
-    repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
-    seed: int = key(0, "of the hashed split and of generated data")
-    count: int = key(300, "shapes: number of generated images")
-    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", PLACE)
-    cache: str = key("auto", "auto: decode once, keep on the device or else on disk; none: decode each time", PLACE)
-    overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
-
-    @property
-    def title(self) -> str:
-        """What a person calls it: the folder's name, if it has one."""
-        return Path(self.root).expanduser().resolve().name if self.root else self.name
-
-    def __post_init__(self) -> None:
-        form = "one number or [height,width], 32 pixels or more, as"
-        check(_is_size(self.size), "data.size", self.size, f"{form} 256")
-        check(self.tile is None or _is_size(self.tile), "data.tile", self.tile, f"{form} 1024")
-        for name in ("size", "tile", "classes"):
-            object.__setattr__(self, name, normal(f"data.{name}", getattr(self, name)))
-        one_of("data.name", self.name, SOURCES)
-        given = [name for name in ("root", "images", "masks", "table") if getattr(self, name)]
-        if self.name == "shapes" and given:
-            what = f"data.{given[0]} is given, but data=shapes generates its images"
-            raise ConfigError(f"{what}. Add data=folder to train on your own.")
-        one_of("data.cache", self.cache, ("auto", "none"))
-        one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
-        self._check_normalization()
-        check(is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
-        if self.foreground and self.resize not in ("auto", "crop"):
-            raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
-        if self.tile is not None and self.resize not in ("auto", "crop"):
-            raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
-        check(is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
-        check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
-        check(
-            len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),
-            "data.split",
-            self.split,
-            "two or three positive shares that sum to 1, as [0.8,0.2]",
-        )
-        check(self.folds is None or self.folds >= 2, "data.folds", self.folds, "2 or more")
-        check(0 <= self.fold < (self.folds or 1), "data.fold", self.fold, f"in 0..{(self.folds or 1) - 1} (data.folds)")
-        if self.ignore_index is not None:
-            value = is_whole(self.ignore_index) or is_color(self.ignore_index)
-            check(value, "data.ignore_index", self.ignore_index, "a mask value, or a colour as [0,0,0]")
-        one_of("data.mask_resize", self.mask_resize, ("none", "nearest"))
-        self._check_values()
-        if self.classes is not None:
-            self._check_classes()
-            if self.binarize:
-                raise ConfigError("data.binarize=true makes two classes of all values: drop data.classes.")
-        check(0 <= self.seed < 2**32, "data.seed", self.seed, "in 0..2**32-1")
-        check(self.count >= 10, "data.count", self.count, "10 or more")
-        check(self.overfit is None or self.overfit >= 1, "data.overfit", self.overfit, "1 or more")
-
-    def _check_values(self) -> None:
-        valid = self.threshold in ("auto", None) or is_number(self.threshold)
-        check(valid, "data.threshold", self.threshold, "auto, null or a value, as 128")
-        valid = self.nodata in ("auto", "tag", "none") or is_number(self.nodata)
-        check(valid, "data.nodata", self.nodata, "auto, tag, none or a pixel value, as -9999")
-        if self.binarize and is_number(self.threshold):
-            raise ConfigError("data.binarize=true and data.threshold make two classes each: drop one of the two.")
-
-    def _check_normalization(self) -> None:
-        if self.normalize.startswith("window["):
-            bounds = self.normalize.removeprefix("window")
-            raise ConfigError(f"data.normalize={self.normalize}: type data.normalize=window 'data.window={bounds}'.")
-        one_of("data.normalize", self.normalize, ("auto", "encoder", "dataset", "percentile", "window"))
-        if self.window is not None:
-            valid = len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf
-            check(valid, "data.window", self.window, "[lowest,highest], as [0,4095]")
-            if self.normalize not in ("auto", "window"):
-                raise ConfigError(f"data.window is given but data.normalize={self.normalize}. Drop one of the two.")
-        elif self.normalize == "window":
-            raise ConfigError("data.normalize=window needs its bounds: 'data.window=[0,4095]'.")
-
-    def _check_classes(self) -> None:
-        form = "names, as [ground,road,car], or names with values or colours, as {road:[3,4],car:8,tree:[[0,128,0]]}"
-        if isinstance(self.classes, dict):
-            given = [value if isinstance(value, list) else [value] for value in self.classes.values()]
-            valid = bool(given) and all(group and all(is_whole(v) or is_color(v) for v in group) for group in given)
-            check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
-        else:
-            valid = isinstance(self.classes, list) and bool(self.classes)
-            check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
-            check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
-
-
-def _is_size(value: Any) -> bool:
-    sides = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(is_count(side) and side >= 32 for side in sides)
 
 
 @dataclass(frozen=True)
@@ -458,15 +282,3 @@ def unknown(name: str, line: str = "") -> str:
     near = meant(name)
     hint = f" Try {line}." if line else f" Closest: {near}." if near else ""
     return f"{name}: no such key.{hint} List all with: python train.py --help"
-
-
-def normal(name: str, value: Any) -> Any:
-    """Return a key's value as its section keeps it: 256 is [256,256], a text of JSON what it says."""
-    if name in ("data.size", "data.tile") and is_whole(value):
-        return [value, value]
-    if name == "train.compile":
-        return str(value).lower()
-    if name == "data.classes" and isinstance(value, str):
-        with suppress(ValueError):
-            return load_json(value)
-    return value

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from segsweep.config import schema
-from segsweep.config.schema import EXTENT, RunConfig
+from segsweep.config.keys import EXTENT
+from segsweep.config.schema import RunConfig
 
 SECTIONS = ("encoder", "decoder", "optim", "augmentation", "data", "loss", "train")
 

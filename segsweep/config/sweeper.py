@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segsweep.config.checks import check, is_whole
-from segsweep.config.schema import key
+from segsweep.config.keys import key
 from segsweep.errors import ConfigError, one_of
 
 SAMPLERS = ("tpe", "gp", "random", "grid")

@@ -219,19 +219,15 @@ def _with_names(
         raise ConfigError(
             f"data.ignore_index={shown(next(iter(both)))} is a value of the class {owner}, too: drop one of the two."
         )
-    if not said and not found.coloured and not known and found.called(USUAL) - taken:
-        indices = (
-            found.numbers | {n for group in named.values() for v in group if (n := number_of(v)) is not None}
-        ) - {USUAL}
-        expected = range(len(named)) if not by_value else range(max(indices, default=0) + 1)
-        if (
-            indices <= set(expected)
-            and (not by_value or indices | {0} == set(expected))
-            and max(indices, default=0) > 0
-        ):
+    in_order = isinstance(classes, Sequence) and not known
+    if not said and not found.coloured and found.called(USUAL) - taken:
+        numbers = {number for value in taken if (number := number_of(value)) is not None}
+        indices = (found.numbers | numbers | {*(known or {}).values()}) - {USUAL}
+        top = len(named) - 1 if in_order else max(indices, default=0)
+        if top and (indices <= set(range(top + 1)) if in_order else indices | {0} == set(range(top + 1))):
             void = _void_beside_indices(found, named, notes)
-    if isinstance(classes, Sequence) and not known:
-        _refuse_beyond(found, classes, set().union(*named.values()) | void, said)
+    if in_order:
+        _refuse_beyond(found, list(named), set().union(*named.values()) | void, said)
     rest = set(found.counts) - taken - void
     if (known and set(known) - set(named)) or rest or len(named) == 1:
         named = {"background": set(), **named}
@@ -254,8 +250,8 @@ def _by_value(found: Found, classes: Mapping[str, Any]) -> dict[str, set[Value]]
             if value in owners:
                 raise ConfigError(f"data.classes: {shown(value)} is given to {owners[value]} and to {name}.")
             owners[value] = name
-        named[name] = set().union(*(found.called(value) for value in wanted))
-    if not any(named.values()):
+        named[name] = set().union(*(found.called(value) or {value} for value in wanted))
+    if not any(group & found.counts.keys() for group in named.values()):
         missing, line = ", ".join(map(shown, owners)), ""
         foreground = set(found.counts) - found.background
         if len(owners) == 1 and len(foreground) == 1:

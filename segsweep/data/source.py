@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,6 @@ from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.paths import override
 
 SPLITS = ("train", "val", "test")
-FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Sample:
     split: str | None = None  # the part it was given to
     group: str | None = None  # images that must not be apart
     fold: int | None = None  # of cross-validation, from 0
-    foreground: int | None = None  # class number, from 1, that everything but background in its mask is
+    foreground: int | None = None  # the mask value, 1 or more, that all but background in its mask stands for
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Pairs:
 
     samples: list[Sample]
     problems: list[str]
-    classes: Mapping[str, int] | None = None  # mask values by class name, where the data say them
-    notes: tuple[str, ...] = ()  # what was decided, a line each
+    notes: tuple[str, ...] = ()  # what was decided and a person must be told, a line each
+    classes: Mapping[str, int] | None = None  # mask values by class name, where they are these pairs' own
 
 
 class Source(Protocol):
@@ -65,38 +64,36 @@ def existing_folder(name: str, given: str | None, root: str | None) -> Path:
     path = Path(given).expanduser() if given else Path(root or "").expanduser() / name
     if not path.is_dir():
         what = "not a folder" if path.exists() else "no such folder"
-        raise ConfigError(f"data.{name}={path}: {what}. Give the folder that holds the {name}: data.{name}=DIR.")
+        held = "data set" if name == "root" else name
+        raise ConfigError(f"data.{name}={path}: {what}. Give the folder that holds the {held}: data.{name}=DIR.")
     return path.resolve()
 
 
 def image_files(root: Path) -> list[Path]:
-    """List the images below a folder; hidden ones left out."""
-    found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    """List the images below a folder; hidden ones left out, links followed."""
+    return sorted(walk_images(root))
 
 
-def files_by_key(root: Path) -> dict[str, list[Path]]:
-    """List image files by key, below `root`."""
-    found: dict[str, list[Path]] = {}
-    for path in image_files(root) if root.is_dir() else []:
-        found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
-    return found
+def walk_images(folder: Path, deep: bool = True, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the images in a folder in any order, and with `deep` those in its folders; none where there is no folder.
 
-
-def pair(images: Path, masks: Path, split: str | None, suffix: str) -> Pairs:
-    """Pair the images and masks below two folders by stem; masks have `suffix` beyond it. DataError without images."""
-    of_image = files_by_key(images)
-    if images == masks:
-        of_image = {key: paths for key, paths in of_image.items() if not key.endswith(suffix)}
-    of_mask = {key.removesuffix(suffix): paths for key, paths in files_by_key(masks).items() if key.endswith(suffix)}
-    if not of_image:
-        raise DataError(f"{images}: no images in it ({', '.join(SUFFIXES)}). Give the right data.images=DIR.")
-    problems = [f"{of_image[key][0]}: no mask {masks / key}{suffix}.*" for key in of_image if key not in of_mask]
-    problems += [f"{of_mask[key][0]}: no image {images / key}.*" for key in of_mask if key not in of_image]
-    for files in (of_image, of_mask):
-        problems += [f"{paths[0]}: same stem as {paths[1].name}" for paths in files.values() if len(paths) > 1]
-    samples = [Sample(key, of_image[key][0], of_mask[key][0], split) for key in of_image if key in of_mask]
-    return Pairs(samples, problems)
+    `above` are the folders on the way: a link back into one is not followed. ConfigError: a folder cannot be listed.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not folder.is_dir():
+        return
+    try:
+        inside = list(os.scandir(folder))
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be listed: {error.strerror}.") from error
+    for entry in inside:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if deep:
+                yield from walk_images(folder / entry.name, above=above | {real})
+        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            yield folder / entry.name
 
 
 def listed(table: Path, root: str | None) -> Pairs:

@@ -193,7 +193,12 @@ def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
     version = start.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
-    return start if version == VERSION else _from_first(start)
+    newer = start if version == VERSION else _from_first(start)
+    settings = newer.get("settings")
+    if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
+        return newer  # refused by its types
+    # Masks were never cut, and no value of a file was passed over, before there were these keys.
+    return {**newer, "settings": {**settings, "data": {"threshold": None, "nodata": "none", **data}}}
 
 
 def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:

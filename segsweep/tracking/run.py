@@ -253,7 +253,7 @@ class _Sync:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         start, data = self.first, self.first.asked.data
-        source = {"images": data.images or data.root, "masks": data.masks or data.root}
+        source = {"images": data.images or data.root, "masks": data.annotations or data.masks or data.root}
         profile = {part: start.images.get(part, 0) for part in ("train", "val", "test")}
         dataset = Dataset(data.name, start.data_digest, "local", json.dumps(source), profile=json.dumps(profile))
         tags = [InputTag("mlflow.data.context", "training")]

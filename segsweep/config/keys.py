@@ -1,0 +1,41 @@
+"""What a key is: a field of a frozen dataclass with one line of help and a role."""
+
+from contextlib import suppress
+from dataclasses import field
+from typing import Any, NamedTuple
+
+from segsweep.config.checks import is_whole
+from segsweep.paths import load_json
+
+
+class Role(NamedTuple):
+    """What a key is about."""
+
+    portable: bool  # what the experiment is, and not where things lie or how a machine runs them: part of `Settings`
+    resumable: bool  # it may change when a run goes on
+    is_path: bool = False  # of a file or folder: made absolute, so that it means the same from anywhere
+
+
+EXPERIMENT, EXTENT = Role(portable=True, resumable=False), Role(portable=True, resumable=True)
+PLACE, MACHINE = Role(portable=False, resumable=True), Role(portable=False, resumable=False)
+PATH = PLACE._replace(is_path=True)
+
+
+def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
+    """Make a dataclass field with its line of help; a list or dict default is copied for each instance."""
+    metadata = {"help": help, "role": role}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def normal(name: str, value: Any) -> Any:
+    """Return a key's value as its section keeps it: 256 is [256,256], a text of JSON what it says."""
+    if name in ("data.size", "data.tile") and is_whole(value):
+        return [value, value]
+    if name == "train.compile":
+        return str(value).lower()
+    if name == "data.classes" and isinstance(value, str):
+        with suppress(ValueError):
+            return load_json(value)
+    return value

@@ -1,0 +1,81 @@
+"""Masks in formats that are not read here: what they are, and what makes images of them."""
+
+import re
+from itertools import islice
+from pathlib import Path
+
+from segsweep.paths import load_json, quoted
+
+LOOKED_AT = 10_000  # files of a folder
+COCO_OF_YOLO = (
+    "import supervision as sv; "
+    "sv.DetectionDataset.from_yolo('IMAGES', 'LABELS', 'data.yaml', force_masks=True)"
+    ".as_coco(annotations_path='coco.json')"
+)
+PNG_OF_NPY = (
+    "import sys, numpy, PIL.Image; "
+    "[PIL.Image.fromarray(numpy.load(f).astype('uint16')).save(f[:-4] + '.png') for f in sys.argv[1:]]"
+)
+ADVICE = {
+    "coco": "is COCO. Type data=coco",
+    "labelme": (
+        "is of LabelMe. Make COCO of it: pip install labelme2coco; labelme2coco DIR; then data=coco data.images=DIR "
+        "data.annotations=runs/labelme2coco/dataset.json"
+    ),
+    "label studio": (
+        "is of Label Studio. Export it there as COCO, then data=coco data.images=DIR data.annotations=FILE; or brush "
+        "labels as PNG: label-studio-converter export -i FILE -c CONFIG.xml -o DIR -f BRUSH_TO_PNG"
+    ),
+    "yolo": (
+        f'has polygons of YOLO. Make COCO of them: pip install supervision; python -c "{COCO_OF_YOLO}"; then data=coco '
+        "data.images=IMAGES data.annotations=coco.json"
+    ),
+    "yolo boxes": "has boxes of YOLO, and no outlines that masks could be made of.",
+    "numpy": f'is an array of numpy. Make PNGs of whole numbers: python -c "{PNG_OF_NPY}" DIR/*.npy',
+    "nifti": "is a NIfTI volume. Save its slices as PNG or TIFF: numpy.asarray(nibabel.load(FILE).dataobj)[..., i]",
+    "dicom": "is DICOM. Save its pixels as PNG or TIFF: pydicom.dcmread(FILE).pixel_array",
+}
+KINDS = {".npy": "numpy", ".nii": "nifti", ".nii.gz": "nifti", ".dcm": "dicom"}  # by the end of a file's name
+
+
+def converter(folder: Path, images: Path | None = None) -> str:
+    """Say what the files below a folder are and what makes images, or COCO, of them; empty where nobody knows.
+
+    `images` is the folder of their images, where it is another.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if not path.name.startswith(".") and path.is_file())
+    for path in islice(files, LOOKED_AT):
+        if kind := _kind(path):
+            found = f"{path.name} {ADVICE[kind]}"
+            places = {"data.images": images, "data.annotations": path} if images else {"data.root": folder}
+            return " ".join([found, *(f"{key}={quoted(place)}" for key, place in places.items() if kind == "coco")])
+    return ""
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        if path.suffix.lower() == ".json":
+            return _of_json(load_json(path.read_bytes()))
+        if path.suffix.lower() == ".txt":
+            return _of_text(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # nothing that can be read
+        return None
+    return next((kind for ending, kind in KINDS.items() if path.name.lower().endswith(ending)), None)
+
+
+def _of_json(found: object) -> str | None:
+    first = found[0] if isinstance(found, list) and found else found
+    fields = first.keys() if isinstance(first, dict) else set()
+    if first is not found:
+        return "label studio" if fields >= {"annotations", "data"} else None
+    if fields >= {"shapes", "imagePath"}:
+        return "labelme"
+    return "coco" if fields >= {"images", "annotations"} else None
+
+
+def _of_text(text: str) -> str | None:
+    """YOLO's lines: a class and four numbers of a box, or a class and the points of a polygon."""
+    first = next((line.split() for line in text.splitlines() if line.strip()), [])
+    if len(first) < 5 or not all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", word) for word in first):
+        return None
+    return "yolo" if len(first) >= 7 else "yolo boxes"

@@ -1,0 +1,316 @@
+"""`coco`: images with annotations in COCO's JSON (polygons, run lengths), drawn as masks of class numbers."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segsweep.config import checks
+from segsweep.config.schema import DataConfig
+from segsweep.data.pairing import PARTS, part_of
+from segsweep.data.raster import LARGEST
+from segsweep.data.source import Pairs, Sample, existing_folder, image_files
+from segsweep.errors import ConfigError, DataError, first_line
+from segsweep.paths import build_once, cache, load_json, quoted, save_json
+
+VERSION = 1  # raise when masks come out otherwise
+VOID = 255  # of crowds; no class has this number
+ROBOFLOW = "_annotations.coco.json"
+BACKGROUND = "background"
+FAR = 1e6  # pixels; points beyond it are no points of an image
+INDEX = "index.json"  # what the masks in a folder of the cache are
+PART = re.compile(
+    rf"(?<![a-z])({'|'.join(name for names in PARTS.values() for name in names)})(?![a-z])", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An entry of "images"."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An entry of "annotations": one object, or a crowd of them."""
+
+    image_id: int
+    category_id: int
+    segmentation: Any = None  # polygons [[x, y, x, y, ...], ...], or {"size": [h, w], "counts": numbers or text}
+    iscrowd: Any = 0
+
+
+@dataclass(frozen=True)
+class Category:
+    """An entry of "categories"."""
+
+    id: int
+    name: str
+    supercategory: str | None = None
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file of annotations."""
+
+    images: Sequence[Picture]
+    annotations: Sequence[Annotation]
+    categories: Sequence[Category]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for a file of annotations, as `INDEX` beside the masks has it."""
+
+    images: Mapping[str, str]  # their names in the file of annotations, by the file of the mask
+    classes: Mapping[str, int]  # mask values by class name
+    problems: Sequence[str]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of annotations, the folder of its images, and the part of the split that they are."""
+
+    file: Path
+    images: Path
+    split: str | None = None
+
+
+def find(data: DataConfig) -> Pairs:
+    """Find images with annotations; draw their masks into the cache at first use.
+
+    `data.annotations` is about the images in `data.images`. Below a `data.root` alone annotations are looked for as
+    `_annotations.coco.json` in train/, valid/ and test/, as annotations/*.json, one for each part, or as one JSON. The
+    classes are background and the categories, in the order of their id.
+
+    Raises:
+        ConfigError: no annotations, several answers, or no pycocotools.
+        DataError: a file that is damaged or no COCO, or has other categories than that of another part.
+    """
+    tables = _tables(data)
+    samples: list[Sample] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    there = {table.images: image_files(table.images) for table in tables}
+    classes: Mapping[str, int] = {}
+    for table in tables:
+        folder, drawn = _drawn(table.file)
+        if classes not in ({}, drawn.classes):
+            raise DataError(f"{table.file}: other categories than in {tables[0].file}. Export all parts with the same.")
+        classes, found = drawn.classes, _found(table.images, list(drawn.images.values()), there[table.images])
+        missing = [name for name, path in zip(drawn.images.values(), found, strict=True) if path is None]
+        twice = [name for name, n in Counter(drawn.images.values()).items() if n > 1]
+        wrong = [*drawn.problems, *(f"{name}: not a file below {table.images}" for name in missing)]
+        wrong += [f"{name}: is listed more than once" for name in twice]
+        problems += [f"{table.file}: {what}" for what in wrong]
+        notes += [f"{table.file.name}: {note}" for note in drawn.notes]
+        for mask, path in zip(drawn.images, found, strict=True):
+            if path is not None:
+                key = path.relative_to(table.images).with_suffix("").as_posix()
+                samples.append(Sample(key, path, folder / mask, table.split))
+    used = {sample.image for sample in samples}
+    for folder, paths in there.items():
+        if others := len(set(paths) - used):
+            notes.append(f"left out: {others} image{'s' * (others != 1)} below {folder} without annotations")
+    return Pairs(samples, problems, tuple(notes), classes)
+
+
+def draw(annotations: Sequence[Annotation], values: Mapping[int, int], height: int, width: int) -> np.ndarray:
+    """Draw the annotations of one image as a mask, `height width` uint8, or uint16 where values go beyond 255.
+
+    An object has its category's value, what nobody outlined is 0. Larger objects are drawn first, so that small ones on
+    them stay visible, and of equal ones the later is on top. Crowds are void and below all objects.
+
+    Raises ValueError: what is wrong with one of the annotations.
+    """
+    if not 0 < height * width <= LARGEST or height < 0:
+        raise ValueError(f"{width}x{height} pixels are no size of an image")
+    mask = np.zeros(width * height, np.uint16 if max(values.values()) > VOID else np.uint8)  # column by column
+    drawn = [(annotation, _runs(annotation.segmentation, height, width)) for annotation in annotations]
+    for annotation, runs in sorted(drawn, key=lambda pair: (not pair[0].iscrowd, -sum(pair[1][1::2]))):
+        ends = np.cumsum(runs)
+        for start, end in zip(ends[0::2], ends[1::2], strict=False):  # runs of 0 and 1 in turn
+            mask[start:end] = VOID if annotation.iscrowd else values[annotation.category_id]
+    return np.ascontiguousarray(mask.reshape(width, height).T)
+
+
+def _tables(data: DataConfig) -> list[Table]:
+    if data.annotations:
+        file = Path(data.annotations).expanduser().resolve()
+        if not file.is_file():
+            raise ConfigError(f"data.annotations={file}: no such file. Give the JSON: data.annotations=FILE.json.")
+        return [Table(file, existing_folder("images", data.images or data.root or str(file.parent), None))]
+    if data.images or not data.root:
+        raise ConfigError("data.annotations is not given. Type data.images=DIR data.annotations=FILE.json.")
+    root = existing_folder("root", data.root, None)
+    named = [file for file in sorted(root.glob(f"*/{ROBOFLOW}")) if part_of(file.parent.name)]
+    inside = sorted((root / "annotations").glob("*.json"))
+    inside = [file for file in inside if file.name.startswith("instances_")] or inside  # and not captions_, ...
+    beside = sorted(root.glob("*.json"))
+    ways = [
+        [Table(file, file.parent, part_of(file.parent.name)) for file in named],
+        *([Table(file, _images(root, file), _part(file)) for file in files] for files in (inside, beside)),
+    ]
+    found = [way for way in ways if way]
+    if not found:
+        places = f"annotations/*.json, train/{ROBOFLOW} or *.json"
+        raise ConfigError(f"data.root={root}: no {places} in it. Type data.images=DIR data.annotations=FILE.json.")
+    (tables, *others), parts = found, [table.split for table in found[0]]
+    if others or len(set(parts)) < len(parts) or (None in parts and len(parts) > 1):
+        lines = [f"data.images={quoted(t.images)} data.annotations={quoted(t.file)}" for way in found for t in way]
+        what = "several files of annotations that are not one for each of train, val and test"
+        raise ConfigError(f"data.root={root}: {what}. Type {' or '.join(lines)}")
+    return sorted(tables, key=lambda table: list(PARTS).index(table.split or "train"))
+
+
+def _part(file: Path) -> str | None:
+    """The part of the split that a file's name says: train of instances_train2017.json."""
+    found = PART.search(file.stem)
+    return part_of(found[0]) if found else None
+
+
+def _images(root: Path, file: Path) -> Path:
+    """The folder of the images of a file of annotations: called as it is, or images/, or else the root."""
+    found = PART.search(file.stem)
+    names = [file.stem.removeprefix("instances_"), *([found[0]] if found else [])]
+    places = [place / name for name in names for place in (root / "images", root)]
+    return next((place for place in (*places, root / "images") if place.is_dir()), root)
+
+
+def _found(folder: Path, names: Sequence[str], there: Sequence[Path]) -> list[Path | None]:
+    """The images below a folder that are called so, by their path or, as exporters put others before it, by name."""
+    by_name: dict[str, list[Path]] = {}
+    for path in there:
+        by_name.setdefault(path.name, []).append(path)
+    known, found = set(there), []
+    for name in names:
+        path = Path(os.path.normpath(folder / name.replace("\\", "/")))
+        called = by_name.get(path.name, [])
+        found.append(path if path in known else called[0] if len(called) == 1 else None)
+    return found
+
+
+def _drawn(file: Path) -> tuple[Path, Drawn]:
+    """The masks of a file of annotations: their folder in the cache, and what they are."""
+    stat = file.stat()
+    about = f"coco {VERSION} {file} {stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape")
+    folder = cache() / f"coco-{hashlib.sha256(about).hexdigest()[:24]}"
+    build_once(folder, _is_whole, lambda making: _write(making, file))
+    return folder, checks.read_file(Drawn, folder / INDEX, INDEX)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the index of a folder can be read, and all its masks are there."""
+    try:
+        return all((folder / name).is_file() for name in checks.read_file(Drawn, folder / INDEX, INDEX).images)
+    except (ConfigError, FileNotFoundError):  # damaged, or not there
+        return False
+
+
+def _write(folder: Path, file: Path) -> None:
+    """Draw the masks of all images, and write the index."""
+    content = _read(file)
+    values, classes = _values(file, content.categories, {annotation.category_id for annotation in content.annotations})
+    of_image: dict[int, list[Annotation]] = {picture.id: [] for picture in content.images}
+    problems: list[str] = []
+    for annotation in content.annotations:
+        if annotation.image_id not in of_image:
+            problems.append(f"an annotation is of image {annotation.image_id}, which is not listed")
+        elif annotation.category_id not in values:
+            problems.append(f"an annotation is of category {annotation.category_id}, which is not listed")
+        else:
+            of_image[annotation.image_id].append(annotation)
+    images: dict[str, str] = {}
+    for number, picture in enumerate(content.images):
+        stem = re.sub(r"[^\w.-]+", "_", Path(picture.file_name.replace("\\", "/")).stem, flags=re.ASCII)
+        name = f"{number:06d}-{stem[:100]}.png"
+        try:
+            mask = draw(of_image[picture.id], values, picture.height, picture.width)
+        except ValueError as error:
+            problems.append(f"{picture.file_name}: {error}")
+        else:
+            Image.fromarray(mask).save(folder / name, compress_level=1)
+            images[name] = picture.file_name
+    crowds = sum(bool(annotation.iscrowd) for annotation in content.annotations)
+    notes = [f"{crowds} crowd{'s' * (crowds != 1)} (iscrowd) void"] if crowds else []
+    save_json(folder / INDEX, asdict(Drawn(images, classes, problems, notes)))
+
+
+def _read(file: Path) -> Content:
+    try:
+        content = checks.read(Content, load_json(file.read_bytes()), str(file))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: no JSON that can be read: {first_line(error)}") from error
+    except ConfigError as error:
+        raise DataError(f"{error} It has to be as in COCO; export it again.") from error
+    for what, found in (("categories", content.categories), ("images", content.images)):
+        if not found:
+            raise DataError(f"{file}: lists no {what}.")
+        if len({one.id for one in found}) < len(found):
+            raise DataError(f"{file}: two of its {what} have the same id. Export it again.")
+    return content
+
+
+def _values(file: Path, categories: Sequence[Category], used: set[int]) -> tuple[dict[int, int], dict[str, int]]:
+    """Mask values by the id of a category, and by name; one called background is the background."""
+    groups = {one.supercategory for one in categories if one.supercategory != one.name}  # Roboflow lists them, too
+    kept = [one for one in sorted(categories, key=lambda one: one.id) if one.id in used or one.name not in groups]
+    names = [category.name for category in kept if category.name != BACKGROUND]
+    if len(set(names)) < len(names):
+        raise DataError(f"{file}: two categories are called {Counter(names).most_common(1)[0][0]}. Rename one.")
+    classes = {BACKGROUND: 0} | {name: n + (n >= VOID) for n, name in enumerate(names, start=1)}
+    return {category.id: classes[category.name] for category in kept}, classes
+
+
+def _runs(segmentation: Any, height: int, width: int) -> list[int]:
+    """The lengths of the runs of 0 and 1 in turn, column by column, that fill an image. ValueError: it has none."""
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        runs = _unpacked(counts) if isinstance(counts, str) else counts
+        if not isinstance(runs, list) or not all(checks.is_whole(run) and run >= 0 for run in runs):
+            raise ValueError("the counts of a run-length encoding are neither numbers nor their text")
+        if segmentation.get("size") != [height, width] or sum(runs) != height * width:
+            raise ValueError(f"a run-length encoding is of another size than its image, {width}x{height}")
+        return runs
+    if not segmentation or not isinstance(segmentation, list):
+        raise ValueError("an annotation has no segmentation; outline it, or drop the annotation")
+    for polygon in segmentation:
+        even = isinstance(polygon, list) and len(polygon) % 2 == 0
+        if not even or not all(isinstance(n, (int, float)) and abs(n) <= FAR for n in polygon):
+            raise ValueError(f"a polygon is no list of x, y, x, y, ...: {str(polygon)[:60]}")
+    outlines = [polygon for polygon in segmentation if len(polygon) >= 6]  # fewer than three points have no area
+    if not outlines:
+        return [height * width]
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ConfigError('data=coco needs pycocotools. Type: pip install -e ".[coco]"') from error
+    # Not its `decode`: where runs do not fill their image, the rest is what happens to be in memory.
+    return _unpacked(mask.merge(mask.frPyObjects(outlines, height, width))["counts"].decode())
+
+
+def _unpacked(text: str) -> list[int]:
+    """The counts in COCO's text: 5 bits a letter, the lowest first; the fourth and later ones less the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= bool(bits & 16) << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts

@@ -1,0 +1,117 @@
+"""Masks in formats that are not read: one line that says what makes images of them."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segsweep.compose import configuration
+from segsweep.config.schema import DataConfig
+from segsweep.data.sources import coco, folder
+from segsweep.errors import DataError
+
+LABELME = {"version": "5.0", "shapes": [{"label": "cat", "points": [[0, 0], [9, 9], [0, 9]]}], "imagePath": "a.jpg"}
+COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}],
+    "annotations": [],
+    "categories": [{"id": 1, "name": "cat"}],
+}
+FORMATS = {
+    "a.json": (
+        json.dumps(LABELME),
+        "a.json is of LabelMe. Make COCO of it: pip install labelme2coco; labelme2coco DIR;",
+    ),
+    "export.json": (json.dumps([{"id": 1, "annotations": [], "data": {"image": "a.jpg"}}]), "-f BRUSH_TO_PNG"),
+    "a.txt": ("1 0.1 0.1 0.5 0.1 0.5 0.5\n", "a.txt has polygons of YOLO. Make COCO of them: pip install supervision;"),
+    "b.txt": ("\n1 0.1 0.1 0.5 0.5\n", "b.txt has boxes of YOLO, and no outlines"),
+    "a.npy": ("", "a.npy is an array of numpy."),
+    "a.nii.gz": ("", "a.nii.gz is a NIfTI volume. Save its slices"),
+    "a.nii": ("", "a.nii is a NIfTI volume. Save its slices"),
+    "a.DCM": ("", "a.DCM is DICOM. Save its pixels"),
+}
+
+
+def drawn(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("layout", ["images/ masks/", "images/train/ labels/train/", "images/ given/"])
+def test_masks_of_another_format_are_answered_with_what_converts_them(tmp_path, name, layout):
+    content, advice = FORMATS[name]
+    images, masks = layout.split()
+    drawn(tmp_path / images / "a.jpg")
+    (tmp_path / masks).mkdir(parents=True)
+    (tmp_path / masks / name).write_text(content)
+    given = {"images": str(tmp_path / images), "masks": str(tmp_path / masks)} if masks == "given/" else {}
+    with pytest.raises(DataError, match="holds no masks that are images") as refused:
+        folder.find(DataConfig(root=str(tmp_path), **given))
+    assert advice in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.dcm"])
+def test_images_of_another_format_are_answered_as_well(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).write_bytes(b"x")
+    drawn(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match=rf"images: no images in it .*\. {name} is "):
+        folder.find(DataConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.txt", "five words and no number"),
+        ("a.txt", "1 2 3"),
+        ("a.json", "{"),
+        ("b.json", "[1]"),
+        ("c.json", "{}"),
+    ],
+)
+def test_other_files_say_nothing(tmp_path, name, content):
+    drawn(tmp_path / "images" / "a.jpg")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / name).write_text(content)
+    with pytest.raises(DataError, match=r"masks: no images in it .*Give the right data\.masks=DIR\.$"):
+        folder.find(DataConfig(root=str(tmp_path)))
+
+
+def test_masks_that_are_images_are_taken_whatever_lies_beside_them(tmp_path):
+    drawn(tmp_path / "images" / "a.jpg")
+    drawn(tmp_path / "masks" / "a.png")
+    (tmp_path / "masks" / "a.json").write_text(json.dumps(LABELME))
+    assert len(folder.find(DataConfig(root=str(tmp_path))).samples) == 1
+
+
+@pytest.mark.parametrize("place", ["annotations/instances_train.json", "train/_annotations.coco.json", "gt/x.json"])
+def test_coco_is_answered_with_a_line_that_works(tmp_path, place):
+    drawn(tmp_path / ("train" if place.startswith("train") else "images") / "a.jpg")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(json.dumps(COCO))
+    given = {"images": str(tmp_path / "images"), "masks": str(tmp_path / "gt")} if place.startswith("gt") else {}
+    with pytest.raises(DataError, match="is COCO") as refused:
+        folder.find(DataConfig(root=str(tmp_path), **given))
+    words = shlex.split(str(refused.value).partition("Type ")[2])
+    found = coco.find(configuration(words).data)
+    assert ([s.key for s in found.samples], found.problems) == (["a"], [])
+
+
+def test_the_line_for_numpy_makes_masks(tmp_path):
+    mask = np.arange(12).reshape(3, 4) * 40
+    drawn(tmp_path / "images" / "a.jpg")
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks" / "a.npy", mask)
+    with pytest.raises(DataError) as refused:
+        folder.find(DataConfig(root=str(tmp_path)))
+    (code,) = re.findall(r'python -c "(.+)" DIR/\*\.npy', str(refused.value))
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "masks" / "a.npy")], check=True)
+    (sample,) = folder.find(DataConfig(root=str(tmp_path))).samples
+    with Image.open(sample.mask) as image:
+        assert np.array_equal(np.asarray(image), mask)
