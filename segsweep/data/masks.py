@@ -11,6 +11,7 @@ from segsweep.data import raster
 from segsweep.errors import DataError
 
 Color = tuple[int, int, int]
+Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ SPREAD = 16  # levels between a pixel's channels that a lossy format may make of
 class Mask:
     """A decoded mask."""
 
-    codes: NDArray[np.int64]  # `n`, each once, rising
+    codes: Codes  # `n`, each once, rising
     index: np.ndarray  # `h w`: which of the codes a pixel has; uint8, or int32 for more than 256
-    counts: NDArray[np.int64]  # `n`: pixels of each code
-    flat: NDArray[np.int64]  # `n`: of these, such whose four neighbours have the same code
+    counts: Codes  # `n`: pixels of each code
+    flat: Codes  # `n`: of these, such whose four neighbours have the same code
     dropped_alpha: bool = False  # the file has an alpha channel that is not the same everywhere
 
 
@@ -70,21 +71,22 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
     """
     decoded = raster.read(path, one_page=True)
     codes = _codes(path, decoded, threshold, void)
-    found, index = _indexed(codes)
+    found, index, counts = _indexed(codes)
     alpha = decoded.alpha
     varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
     if alpha is not None and alpha.dtype.kind == "u" and len(found) == 1 and found[0] >= 0:
-        found, index = _indexed(ALPHA | alpha.astype(np.int64) << ALPHA_SHIFT | found[0])
+        found, index, counts = _indexed(ALPHA | alpha.astype(np.int64) << ALPHA_SHIFT | found[0])
         varies = False
-    return counted(found, index, varies)
+    return counted(found, index, counts, dropped_alpha=varies)
 
 
-def counted(codes: NDArray[np.int64], index: np.ndarray, dropped_alpha: bool = False) -> Mask:
-    """Make a mask of `n` codes and `h w` indices into them."""
+def counted(codes: Codes, index: np.ndarray, counts: Codes | None = None, *, dropped_alpha: bool = False) -> Mask:
+    """Make a mask of `n` codes, `h w` indices into them and, where they are known, each one's pixels."""
     n, inner = len(codes), index[1:-1, 1:-1]
+    if counts is None:
+        counts = np.bincount(index.reshape(-1), minlength=n).astype(np.int64)
     same = (inner == index[:-2, 1:-1]) & (inner == index[2:, 1:-1])
     same &= (inner == index[1:-1, :-2]) & (inner == index[1:-1, 2:])
-    counts = np.bincount(index.reshape(-1), minlength=n).astype(np.int64)
     return Mask(codes, index, counts, np.bincount(inner[same], minlength=n).astype(np.int64), dropped_alpha)
 
 
@@ -195,18 +197,19 @@ def _numbers(
     return np.where(absent, NO_DATA, known.astype(np.int64))
 
 
-def _indexed(codes: np.ndarray) -> tuple[NDArray[np.int64], np.ndarray]:
-    """The codes that occur, and for each pixel which of them it has."""
+def _indexed(codes: np.ndarray) -> tuple[Codes, np.ndarray, Codes]:
+    """The codes that occur, for each pixel which of them it has, and the pixels of each."""
     if codes.dtype == np.uint8:
-        found = np.flatnonzero(np.bincount(codes.reshape(-1), minlength=256))
+        counts = np.bincount(codes.reshape(-1), minlength=256).astype(np.int64)
+        found = np.flatnonzero(counts)
         place = np.zeros(256, np.uint8)
         place[found] = np.arange(len(found))
-        return found.astype(np.int64), place[codes]
-    found, index = np.unique(codes, return_inverse=True)
-    return found, index.reshape(codes.shape).astype(np.uint8 if len(found) <= 256 else np.int32)
+        return found.astype(np.int64), place[codes], counts[found]
+    found, index, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    small = np.uint8 if len(found) <= 256 else np.int32
+    return found, index.reshape(codes.shape).astype(small), counts.astype(np.int64)
 
 
 def blanked(mask: Mask, where: np.ndarray) -> Mask:
     """Make a mask that says nothing where bool `h w` is true."""
-    found, index = _indexed(np.where(where, NO_DATA, mask.codes[mask.index]))
-    return counted(found, index, mask.dropped_alpha)
+    return counted(*_indexed(np.where(where, NO_DATA, mask.codes[mask.index])), dropped_alpha=mask.dropped_alpha)

@@ -7,9 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segsweep.data.masks import ALPHA, ALPHA_SHIFT, COLOR, NO_DATA, OTHERS, PALETTE
-
-Codes = NDArray[np.int64]
+from segsweep.data.masks import ALPHA, ALPHA_SHIFT, COLOR, NO_DATA, OTHERS, PALETTE, Codes
 
 KEPT = 254  # values that are kept apart; a byte holds them and those without a number
 SAME = 20  # distance of flat colours, in levels, that lossy formats make of one

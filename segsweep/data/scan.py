@@ -14,8 +14,8 @@ import numpy as np
 
 from segsweep.data import masks
 from segsweep.data.images import Picture, channels_named, read_picture
-from segsweep.data.masks import ALPHA, COLOR, NO_DATA, PALETTE, Mask, read_mask
-from segsweep.data.reading import KEPT, LEVELS, Census, Codes, Reading, decide
+from segsweep.data.masks import ALPHA, COLOR, NO_DATA, PALETTE, Codes, Mask, read_mask
+from segsweep.data.reading import KEPT, LEVELS, Census, Reading, decide
 from segsweep.data.source import Sample, refuse
 from segsweep.errors import DataError
 from segsweep.paths import sync
@@ -343,6 +343,8 @@ def _hashed(mask: Mask, how: Decoding) -> tuple[list[int], np.ndarray]:
     names = np.where((codes >= PALETTE) & (codes < ALPHA), codes >> 24 & 0xFFFF, names)
     if how.binarize:
         names = np.where(codes == how.void, 255, (names != 0) & (names != 1 << 24))
+    if np.array_equal(names, codes):
+        return codes.tolist(), mask.index
     listed, place = np.unique(names, return_inverse=True)
     return listed.tolist(), place.astype(mask.index.dtype)[mask.index]
 
@@ -357,7 +359,7 @@ def _fitted(mask: Mask, size: tuple[int, ...]) -> Mask | None:
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for new, old in zip(size, (height, width), strict=True)
     )
-    return masks.counted(mask.codes, mask.index[rows][:, columns], mask.dropped_alpha)
+    return masks.counted(mask.codes, mask.index[rows][:, columns], dropped_alpha=mask.dropped_alpha)
 
 
 def _other_size(path: Path, mask: Mask, image: np.ndarray) -> str:
