@@ -29,11 +29,12 @@ def run(options: Namespace) -> int:
     from segsweep.inference.evaluate import evaluate
     from segsweep.runs import journal
     from segsweep.tracking.run import log_evaluation
-    from segsweep.training.build import load
+    from segsweep.training.build import load, say
 
     found = find_model(options.run, options.uri)
     config = with_data(journal.started(found.run).asked, options.overrides)
     data = load(config.data, config.train.workers)
+    say(data)
     split, name, title = options.split, options.name, config.data.title
     result = evaluate(found, data, split, name, title=title, device=options.device, tta=options.tta, watch=console.bar)
     console.note(f"run in          {result.how}")

@@ -57,12 +57,12 @@ class Found:
         """Write their share of all pixels in percent."""
         return f"{100 * sum(self.counts[v] for v in values) / sum(self.counts.values()):.2g} %"
 
-    def shares(self, values: Collection[Value] | None = None) -> str:
-        """Write values with their shares: all in their order, or some, the most frequent first."""
+    def shares(self, values: Collection[Value] | None = None, written: int = WRITTEN) -> str:
+        """Write values with their shares: all in their order, or some, the most frequent first; at most `written`."""
         chosen = list(self.counts) if values is None else sorted(values, key=lambda value: -self.counts[value])
         rows = [f"{shown(value)} ({self.share([value])})" for value in chosen]
         number = len(rows) + sum(value.number - 1 for value in chosen if isinstance(value, Others))
-        return ", ".join(rows[:WRITTEN]) + (f", ... {number} in all" if number > WRITTEN else "")
+        return ", ".join(rows[:written]) + (f", ... {number} in all" if number > written else "")
 
     def called(self, given: int | Color) -> set[Value]:
         """Find the values that a person means by a number or a colour."""
@@ -235,7 +235,7 @@ def _with_names(
     if left := rest - found.background:
         notes.append(
             f"masks: {found.share(left)} of the pixels have a value that no class names, and are background: "
-            f"{found.shares(left)}"
+            f"{found.shares(left, 6)}"
         )
     return _made(found, {name: set(group) - void for name, group in named.items()}, void, *notes)
 

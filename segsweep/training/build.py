@@ -114,10 +114,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     shown = images * settings.data.repeats
     _refuse_large_batch(settings.train.batch_size, shown, images)
     console.note(data.summary().table(settings.data.repeats) + "\n")
-    for line in data.notes:
-        console.note(f"note: {line}")
-    for warning in data.warnings():
-        log.warning("data: %s", warning)
+    say(data)
     data.store.to(device)
     if settings.normalization is None:
         how, window = settings.data.normalize, settings.data.window
@@ -163,6 +160,14 @@ def load(data: DataConfig, workers: int | None = None) -> Dataset:
     return open_dataset(data, workers=workers, progress=console.bar)
 
 
+def say(data: Dataset) -> None:
+    """Print what was decided about a data set, and warn of what makes its scores look better than they are."""
+    for line in data.notes:
+        console.note(f"note: {line}")
+    for warning in data.warnings():
+        log.warning("data: %s", warning)
+
+
 def decided_data(data: Mapping[str, object], workers: int | None) -> dict[str, str | int]:
     """Decide the `data.*` keys that say auto and follow from the images alone, for all trials of a sweep.
 
@@ -173,6 +178,7 @@ def decided_data(data: Mapping[str, object], workers: int | None) -> dict[str, s
     """
     config = read(DataConfig, data, "data")
     opened = load(config, workers)
+    say(opened)
     layout = decided_layout(config, _sizes(opened), len(opened.parts["val"]))
     return {f"data.{key}": getattr(layout, key) for key in ("resize", "repeats") if getattr(config, key) == "auto"}
 
