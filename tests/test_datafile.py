@@ -113,7 +113,7 @@ def test_beside_a_record_it_is_another_data_set(here, tmp_path):
         ("<<: {root: x}", "<<: no such key of data."),
         ("data: {root: x}", "without data: above them"),
         ("name: fodler", "Try data.name=folder"),
-        ("root: [a]", "root: must be a text or null, not \"['a']\". root: folder with"),
+        ("root: [a]", "root: must be a text or null, not \"['a']\". root: folder of"),
         ("root: 2024", "root: must be a text or null"),
         ("split: val", "split: must be a list of numbers, not 'val'."),
         ("seed: 010", "seed: must be a whole number, not '010'."),
