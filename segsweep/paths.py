@@ -129,6 +129,7 @@ def build_once(target: Path, whole: Callable[[Path], bool], write: Callable[[Pat
             except BaseException:
                 shutil.rmtree(making, ignore_errors=True)
                 raise
+            sync(making)
             making.rename(target)
             sync(target.parent)
     return target

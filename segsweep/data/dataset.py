@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segsweep.config.checks import is_color
 from segsweep.config.schema import DataConfig
 from segsweep.data import masks, split
-from segsweep.data.labels import VOID, Labels, labels
+from segsweep.data.labels import VOID, Hints, Labels, labels
 from segsweep.data.masks import shown
 from segsweep.data.scan import Decoding
 from segsweep.data.source import Sample, Unusable, refuse, source
@@ -136,8 +137,8 @@ class Dataset:
         if odd:
             value, path = odd[0]
             found.append(
-                f"{len(odd)} images hold {value:g} far outside of all their other pixels, such as {path}: if it "
-                f"stands for no data, type data.nodata={value:g}."
+                f"{len(odd)} images hold {_typed(value)} far outside of all their other pixels, such as {path}: if it "
+                f"stands for no data, type data.nodata={_typed(value)}."
             )
         for part, indices in self.parts.items():
             empty = len(self.empty(part))
@@ -168,6 +169,8 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     if not found.samples:
         refuse(found.problems)
     known = found.classes or getattr(origin, "CLASSES", None)
+    cut_by_hand = isinstance(data.threshold, (int, float))
+    ignore = None if cut_by_hand else data.ignore_index  # where masks are cut, it has no number any more
     try:
         store = open_store(
             found.samples,
@@ -183,22 +186,27 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     samples = [found.samples[i] for i in store.kept]
     problems = [*found.problems, *store.problems]
     try:
-        if data.binarize and store.cut:
+        if data.binarize and store.middle:
             raise DataError(
                 "data.binarize=true makes one class of numbered objects, but nearly all pixels of these masks lie at "
                 "two ends, as saved as JPEG or smoothed: nearly black would be foreground. Type data.threshold="
-                f"{store.cut} in its place."
+                f"{store.middle} in its place, or data.threshold=1 for all that is not 0."
             )
         groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
         meaning = labels(
             store.counts(),
             data.classes,
-            data.ignore_index,
+            ignore,
             None if data.binarize else known,
             store.values,
             partial(_holder, samples, store),
-            [row.values for row in store.rows],
+            Hints(
+                [row.values for row in store.rows],
+                store.tags if data.nodata != "none" else (),
+                store.middle,
+                store.blended,
+            ),
             data.binarize,
         )
         pixels = class_pixels(store, meaning) if data.stratify else None
@@ -206,8 +214,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         stratify = None if data.folds else pixels
         parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold, stratify)
         asked = bool(data.group) or any(sample.group for sample in samples)
-        said = isinstance(data.threshold, (int, float))
-        cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if said else []
+        cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if cut_by_hand else []
         notes = (*found.notes, *cut, *store.notes, *meaning.notes)
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes, data.stratify)
         if data.overfit:
@@ -218,6 +225,8 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     except DataError as error:
         if problems:
             refuse([*problems, str(error).removeprefix("data: ")])
+        if said := [*found.notes, *store.notes]:
+            raise DataError("\n  ".join([str(error), *(f"note: {note}" for note in said)])) from error
         raise
     if problems:
         refuse([*problems, *dataset.warnings()])
@@ -231,18 +240,23 @@ def _decoding(data: DataConfig) -> Decoding:
 
 def _named(data: DataConfig, known: Mapping[str, int] | None) -> list[int]:
     """Codes of all mask values that have a name; of three numbers in a list both what they may mean."""
-    given = [] if data.ignore_index is None else [data.ignore_index]
+    plain = [] if data.ignore_index is None else [data.ignore_index]
+    found: list[int] = []
     if isinstance(data.classes, Mapping):
         for values in data.classes.values():
-            given += [values, *values] if isinstance(values, list) else [values]
-    given += (known or {}).values()
-    return [masks.code(value) for value in given if isinstance(value, int) or _is_color(value)]
+            if is_color(values):
+                found += values
+            plain += values if isinstance(values, list) and not is_color(values) else [values]
+    elif data.classes is not None:
+        plain += range(len(data.classes))
+    plain += (known or {}).values()
+    greys = [masks.code((value, value, value)) for value in plain if isinstance(value, int) and 0 <= value <= 255]
+    return [*found, *greys, *(masks.code(value) for value in plain if isinstance(value, int) or is_color(value))]
 
 
-def _is_color(given: object) -> bool:
-    return (
-        isinstance(given, (list, tuple)) and len(given) == 3 and all(isinstance(v, int) and 0 <= v < 256 for v in given)
-    )
+def _typed(value: float) -> str:
+    """A number as one types it: whole ones without a point."""
+    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
 
 
 def class_pixels(store: Store, labels: Labels) -> NDArray[np.int64]:

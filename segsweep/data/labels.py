@@ -1,5 +1,7 @@
 """From mask values to class indices."""
 
+import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from segsweep.data.masks import Color, Entry, NoData, Others, Value, color_of, number_of, shown
+from segsweep.data.scan import USUAL, usual_void
 from segsweep.errors import ConfigError, DataError, suggestion
+from segsweep.paths import for_shell, override
 
 VOID = 255  # class index of pixels that do not count, everywhere behind this module
 BLACK = (0, 0, 0)
+CLOSE = 32  # levels within which grey values are taken for one class's
 WRITTEN = 12  # classes that a line to type has at most
-USUAL = 255  # the mask value that is void beside class indices, where nobody names it
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,22 @@ class Labels:
     groups: tuple[tuple[Value, ...], ...] = ()  # the mask values of each class, the most frequent first
     void: tuple[Value, ...] = ()  # mask values that do not count
     notes: tuple[str, ...] = ()  # what was decided, a line each
+    originals: tuple[int | Color, ...] = ()  # for each class the number or colour that stands for it
 
     @property
     def logits(self) -> int:
         """How many logits the model gives: one for a binary task."""
         return 1 if len(self.names) == 2 else len(self.names)
 
-    @property
-    def originals(self) -> tuple[int | Color, ...]:
-        """For each class the mask value that stands for it: the number or colour of its most frequent one."""
-        return tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in self.groups)
+
+@dataclass(frozen=True)
+class Hints:
+    """What the files of the masks say beside the values."""
+
+    masks: Sequence[Collection[int]] = ()  # the stored values of each mask
+    tags: Collection[int] = ()  # values that a tag says stand for no data
+    middle: int | None = None  # between the two ends of grey masks that were smoothed or saved with loss
+    blended: bool = False  # coloured masks were
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Found:
     counts: Mapping[Value, int]  # pixels of each, in the order of the stored numbers; none is `NoData`
     where: Callable[[Value], str]  # names a mask that holds it, for messages
     masks: Sequence[Collection[Value]]  # the values of each mask
+    tags: Collection[int]  # numbers that a file's tag says stand for no data
 
     @property
     def coloured(self) -> bool:
@@ -73,7 +84,12 @@ class Found:
     def background(self) -> set[Value]:
         """Return what is background without being named: black or, where nothing is black, 0."""
         black = self.called(BLACK)
+        zero = {value for value in black if number_of(value) == 0}  # a palette may be filled up with black
+        black = zero if len(black) > 1 and zero else black
         return black if 0 < len(black) < len(self.counts) else self.called(0)
+
+
+NO_HINTS = Hints()
 
 
 def labels(
@@ -83,7 +99,7 @@ def labels(
     known: Mapping[str, int] | None = None,
     values: Sequence[Value] | None = None,
     where: Callable[[int], str] = lambda stored: "",
-    masks: Sequence[Collection[int]] = (),
+    hints: Hints = NO_HINTS,
     binarize: bool = False,
 ) -> Labels:
     """Decide what mask values mean.
@@ -101,7 +117,6 @@ def labels(
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.
         where: names a mask that holds a stored value, for messages.
-        masks: the stored values of each mask.
         binarize: all that is not background is one class.
 
     Raises:
@@ -116,13 +131,16 @@ def labels(
     found = Found(
         {meant(stored): n for stored, n in sorted(counts.items()) if n and not isinstance(meant(stored), NoData)},
         lambda value: where(stored_as[value]),
-        [{meant(stored) for stored in mask} for mask in masks],
+        [{meant(stored) for stored in mask} for mask in hints.masks],
+        hints.tags,
     )
+    if not found.counts and any(isinstance(meant(stored), NoData) for stored in counts):
+        raise DataError("data: no mask has a pixel that counts. Check data.masks, or type data.nodata_void=false.")
     void = _said_void(found, ignore_index)
     if binarize:
-        decided = _of_two(found, set(found.counts) - found.background - void, void)
+        decided = _of_objects(found, void, ignore_index is not None)
     elif classes is None and not known:
-        decided = _unnamed(found, void, ignore_index is not None)
+        decided = _unnamed(found, void, ignore_index is not None, hints)
     else:
         decided = _with_names(found, classes, void, ignore_index is not None, known)
     table = np.full(256, VOID, np.uint8)
@@ -149,27 +167,64 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
     def by_count(group: Collection[Value]) -> tuple[Value, ...]:
         return tuple(sorted(group, key=lambda value: -found.counts.get(value, 0)))
 
+    if len(named) > VOID:
+        raise ConfigError(f"data.classes: {len(named)} classes; at most {VOID} can be told apart.")
     groups = tuple(by_count(group) for group in named.values())
-    return Labels(tuple(named), np.zeros(0, np.uint8), groups, by_count(void), notes)
+    plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in groups)
+    return Labels(tuple(named), np.zeros(0, np.uint8), groups, by_count(void), notes, plain)
 
 
 def _of_two(found: Found, foreground: set[Value], void: set[Value], *notes: str) -> Labels:
     background = set(found.counts) - foreground - void
     if not foreground:
-        raise DataError("data: every mask is empty (all background): there is nothing to learn. Check data.masks.")
+        more = f" ({', '.join(map(shown, void))} does not count)" if void else ""
+        what = f"every mask is empty (all background): there is nothing to learn{more}"
+        raise DataError(f"data: {what}. Check data.masks.")
     return _made(found, {"background": background or {0} - void, "foreground": foreground}, void, *notes)
 
 
-def _unnamed(found: Found, void: set[Value], said: bool) -> Labels:
+def _of_objects(found: Found, void: set[Value], said: bool) -> Labels:
+    """Background and all numbered objects as one class; the foreground is written as 255."""
+    notes: list[str] = []
+    if not said and not found.coloured and found.called(USUAL):
+        if usual_void(found.numbers):
+            void = _void_beside_indices(found, {}, notes)
+        elif len(found.numbers) > 2:
+            share = found.share(found.called(USUAL))
+            notes.append(
+                f"masks: {USUAL} is an object ({share} of the pixels); if it is void: data.ignore_index={USUAL}"
+            )
+    void = void | _tagged(found, found.background, notes)
+    decided = _of_two(found, set(found.counts) - found.background - void, void, *notes)
+    return replace(decided, originals=(decided.originals[0], USUAL))
+
+
+def _tagged(found: Found, kept: Collection[Value], notes: list[str]) -> set[Value]:
+    """Values that a file's tag says stand for no data, but for those that are kept; with a note."""
+    void = {value for tag in found.tags for value in found.called(tag)} - set(kept)
+    if len(void | set(kept)) == len(found.counts) and not kept:
+        return set()
+    if void:
+        notes.append(
+            f"masks: {found.shares(void)} of the pixels does not count, as the files' nodata tag says; if it does: "
+            "data.nodata=none"
+        )
+    return void
+
+
+def _unnamed(found: Found, void: set[Value], said: bool, hints: Hints) -> Labels:
     """Background and the one other value."""
     notes: list[str] = []
-    if not said and found.numbers >= {1, USUAL} and found.numbers <= {0, 1, USUAL} and not found.coloured:
+    tagged = _tagged(found, found.background, [])
+    if set(found.counts) - found.background - void - tagged:  # else the tag is of the foreground
+        void = void | _tagged(found, found.background, notes)
+    if not said and found.numbers >= {1, USUAL} and found.numbers <= {0, 1, USUAL} and not found.coloured and not void:
         void = _void_beside_indices(found, {"background": found.called(0), "foreground": found.called(1)}, notes)
     background = found.background - void
     foreground = set(found.counts) - background - void
     if len(foreground) > 1:
         rarest = min(foreground, key=lambda value: found.counts[value])
-        raise DataError(f"data: mask {_too_many(found)} The rarest is {shown(rarest)}{found.where(rarest)}.")
+        raise DataError(f"data: mask {_too_many(found, hints)} The rarest is {shown(rarest)}{found.where(rarest)}.")
     if isinstance(next(iter(background), None), Entry) and 0 not in map(number_of, background):
         notes.append("masks: background is what the palette shows black, though its number is not 0")
     return _of_two(found, foreground, void, *notes)
@@ -188,11 +243,11 @@ def _void_beside_indices(found: Found, named: Mapping[str, Collection[Value]], n
             f"data.ignore_index={USUAL}."
         )
     top = max(found.numbers - {USUAL})
-    given = {name: _group(group) for name, group in named.items() if group}
-    more = f"'data.classes={{{','.join(f'{name}:{values}' for name, values in given.items())},name:{USUAL}}}'"
+    given = {name: _group(group) for name, group in named.items() if group and name}
+    more = f"; to make it one: {typed_classes({**given, 'name': USUAL})}" if given else ""
     notes.append(
         f"masks: {USUAL} does not count ({found.share(void)} of the pixels), as it stands beside the indices 0 to "
-        f"{top} and no class has it; to make it one: {more}"
+        f"{top} and no class has it{more}"
     )
     return void
 
@@ -212,8 +267,10 @@ def _with_names(
         named = {name: found.called(_known(name, known)) for name in (known if classes is None else classes)}
     else:
         assert classes is not None
-        named = _in_order(found, classes, void, said)
+        named = _in_order(found, classes, void)
     taken = set().union(*named.values())
+    if not known:
+        void = void | _tagged(found, taken | found.background, notes)
     if by_value and (both := taken & void):
         owner = next(name for name, group in named.items() if group & both)
         raise ConfigError(
@@ -232,10 +289,17 @@ def _with_names(
     if (known and set(known) - set(named)) or rest or len(named) == 1:
         named = {"background": set(), **named}
         named["background"] = named["background"] | rest
+    if len(named) < 2:
+        name = next(iter(named))
+        raise DataError(
+            f"data.classes: {name} is all there is, and a training needs two classes. The masks hold {found.shares()}. "
+            f"Name another, as {_line(found)}."
+        )
     if left := rest - found.background:
+        more = f"; if {USUAL} does not count: data.ignore_index={USUAL}" if found.called(USUAL) & left else ""
         notes.append(
             f"masks: {found.share(left)} of the pixels have a value that no class names, and are background: "
-            f"{found.shares(left, 6)}"
+            f"{found.shares(left, 6)}{more}"
         )
     return _made(found, {name: set(group) - void for name, group in named.items()}, void, *notes)
 
@@ -265,7 +329,7 @@ def _by_value(found: Found, classes: Mapping[str, Any]) -> dict[str, set[Value]]
     return named
 
 
-def _in_order(found: Found, classes: Sequence[str], void: set[Value], said: bool) -> dict[str, set[Value]]:
+def _in_order(found: Found, classes: Sequence[str], void: set[Value]) -> dict[str, set[Value]]:
     """The values of classes that are named in the order of their values."""
     if len(classes) == 1:
         raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: 'data.classes={{{classes[0]}:1}}'.")
@@ -290,29 +354,35 @@ def _in_order(found: Found, classes: Sequence[str], void: set[Value], said: bool
 def _refuse_beyond(found: Found, classes: Sequence[str], meant: set[Value], said: bool) -> None:
     beyond = [value for value in found.counts if value not in meant]
     if beyond:
+        if len(found.counts) == len(classes):
+            raise DataError(
+                f"data.classes=[{','.join(classes)}]: names of the values 0 to {len(classes) - 1}, but the masks hold "
+                f"{found.shares()}{found.where(beyond[0])}. Name the classes by value: {_line(found, classes)}."
+            )
+        single = f" or set data.ignore_index={_typed(beyond[0])}" if len(beyond) == 1 else ""
         some = ", ".join(map(shown, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
         raise DataError(
             f"data: mask values {found.shares()}; {some} is none of the {len(classes)} data.classes "
             f"(0 to {len(classes) - 1}){' and not data.ignore_index' if said else ''}{found.where(beyond[0])}. "
-            f"Name more classes, or set data.ignore_index={shown(beyond[-1])}."
+            f"Name more classes, or by value, as {_line(found)},{single or ' or set data.ignore_index=VALUE'}."
         )
 
 
-def _too_many(found: Found) -> str:
+def _too_many(found: Found, hints: Hints) -> str:
     """What to say of masks with more than background and foreground."""
     if found.coloured:
-        last = "; or all that is not black as one class: data.binarize=true"
+        one = found.background and not hints.blended
+        last = "; or all that is not black as one class: data.binarize=true" if one else ""
         if any(isinstance(value, Others) for value in found.counts):
             last = "; colours as many as these come from saving with loss: save masks as PNG"
         return (
             f"colours {found.shares()}: more than black and one other. Name the classes by colour: {_line(found)}; "
             f"what is left over is background; a colour that does not count: 'data.ignore_index=[r,g,b]'{last}."
         )
-    ends = sum(found.counts[value] for n in (0, 255) for value in found.called(n))
-    if len(found.counts) > 8 and ends > 0.8 * sum(found.counts.values()) and 255 in found.numbers:
+    if hints.middle is not None:
         return (
-            f"values {found.shares()}: nearly all are 0 and 255, as in masks saved as JPEG or with smoothed edges. Cut "
-            "them: data.threshold=128."
+            f"values {found.shares()}: nearly all lie at two ends, as in masks saved as JPEG or with smoothed edges. "
+            f"Cut them: data.threshold={hints.middle}; or name the classes by value, as {_line(found)}."
         )
     others = found.numbers - {USUAL}
     beside = USUAL in found.numbers and others == set(range(len(others)))
@@ -356,12 +426,16 @@ def _known(name: str, known: Mapping[str, int]) -> int:
 
 
 def _line(found: Found, names: Sequence[str] = ()) -> str:
-    """The line to type that names the most frequent values."""
+    """The line to type that names the most frequent values; of grey levels none beside a more frequent one."""
     first = found.background
-    frequent = sorted(found.counts, key=lambda value: (value not in first, -found.counts[value]))
-    names = names or ["background", *(f"c{i}" for i in range(1, min(len(frequent), WRITTEN)))]
-    rows = ",".join(f"{name}:{_typed(value)}" for name, value in zip(names, frequent, strict=False))
-    return f"'data.classes={{{rows}{',...' if len(frequent) > len(names) else ''}}}'"
+    chosen: list[Value] = []
+    for value in sorted(found.counts, key=lambda value: (value not in first, -found.counts[value])):
+        near = [c for c in chosen if isinstance(c, int) and isinstance(value, int) and abs(c - value) < CLOSE]
+        if _plain(value) is not None and not (near and len(found.counts) > WRITTEN):
+            chosen.append(value)
+    names = names or ["background", *(f"c{i}" for i in range(1, min(len(chosen), WRITTEN)))]
+    line = typed_classes({name: _group([value]) for name, value in zip(names, chosen, strict=False)})
+    return line if len(chosen) <= len(names) else f"{line} and so on"
 
 
 def _plain(value: Value) -> int | Color | None:
@@ -372,7 +446,17 @@ def _typed(value: Value) -> str:
     return str(value.number) if isinstance(value, Entry) else shown(value)
 
 
-def _group(values: Collection[Value]) -> str:
-    """A class's values as one types them."""
-    typed = sorted(map(_typed, values))
-    return typed[0] if len(typed) == 1 and isinstance(next(iter(values)), (int, Entry)) else f"[{','.join(typed)}]"
+def _group(values: Collection[Value]) -> Any:
+    """A class's values as JSON has them."""
+    plain = dict.fromkeys(p for value in values if (p := _plain(value)) is not None)
+    listed = [value if isinstance(value, int) else list(value) for value in sorted(plain, key=str)]
+    return listed[0] if len(listed) == 1 else listed
+
+
+def typed_classes(named: Mapping[str, Any]) -> str:
+    """Write `data.classes=...` as one types it in a shell, whatever the classes are called."""
+    text = json.dumps(named, ensure_ascii=False, separators=(",", ":"))
+    word = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_][\w.-]*", re.ASCII | re.IGNORECASE)
+    if all(map(word.fullmatch, named)):
+        return for_shell(f"data.classes={text.replace(chr(34), '')}")
+    return override("data.classes", text)

@@ -1,7 +1,7 @@
 """Masks to codes: whole numbers that keep all that a file says of a pixel until the whole data set is known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ COLOR, PALETTE, ALPHA = 1 << 41, 1 << 42, 1 << 62
 ALPHA_SHIFT = 43
 NO_DATA, OTHERS = -(1 << 50), -(1 << 51)
 SPREAD = 16  # levels between a pixel's channels that a lossy format may make of grey
+NOISE = 8  # levels between neighbours in an area of one colour that a lossy format may make
+FEW, SPAN = 3, 64  # values, and levels between the lowest and the highest, that masks with blends have more of
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class Mask:
     codes: Codes  # `n`, each once, rising
     index: np.ndarray  # `h w`: which of the codes a pixel has; uint8, or int32 for more than 256
     counts: Codes  # `n`: pixels of each code
-    flat: Codes  # `n`: of these, such whose four neighbours have the same code
+    flat: Codes  # `n`: of these, such whose four neighbours have the same value, as good as
+    ramp: Codes  # `n`: of these, such that lie between two opposite neighbours and differ from both
     dropped_alpha: bool = False  # the file has an alpha channel that is not the same everywhere
+    inverted: bool = False  # its tag says that white is zero
+    absent: int | None = None  # the number that its tag says stands for no data
 
 
 def read_mask(path: Path, threshold: float | None = None, void: int | None = None) -> Mask:
@@ -64,30 +69,93 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
 
     Args:
         threshold: in grey masks this value and all above it become 255, all below it 0.
-        void: a code that stays what it is.
+        void: the code of what stands for no data then.
 
     Raises DataError: no image, or damaged; channels that are no colour; values that are no whole numbers; a threshold
         for colours.
     """
     decoded = raster.read(path, one_page=True)
-    codes = _codes(path, decoded, threshold, void)
+    codes, alpha = _codes(path, decoded, threshold, void), decoded.alpha
     found, index, counts = _indexed(codes)
-    alpha = decoded.alpha
     varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
-    if alpha is not None and alpha.dtype.kind == "u" and len(found) == 1 and found[0] >= 0:
+    if alpha is not None and len(found) == 1 and found[0] >= 0:
+        if threshold is not None:
+            alpha = np.where(alpha >= threshold, 255, 0)
         found, index, counts = _indexed(ALPHA | alpha.astype(np.int64) << ALPHA_SHIFT | found[0])
         varies = False
-    return counted(found, index, counts, dropped_alpha=varies)
+    absent = decoded.nodata
+    return replace(
+        counted(found, index, counts, decoded.lossy),
+        dropped_alpha=varies,
+        absent=int(absent) if absent is not None and abs(absent) < LARGEST and absent == int(absent) else None,
+    )
 
 
-def counted(codes: Codes, index: np.ndarray, counts: Codes | None = None, *, dropped_alpha: bool = False) -> Mask:
+def counted(codes: Codes, index: np.ndarray, counts: Codes | None = None, lossy: bool = False) -> Mask:
     """Make a mask of `n` codes, `h w` indices into them and, where they are known, each one's pixels."""
-    n, inner = len(codes), index[1:-1, 1:-1]
+    n = len(codes)
     if counts is None:
         counts = np.bincount(index.reshape(-1), minlength=n).astype(np.int64)
-    same = (inner == index[:-2, 1:-1]) & (inner == index[2:, 1:-1])
-    same &= (inner == index[1:-1, :-2]) & (inner == index[1:-1, 2:])
-    return Mask(codes, index, counts, np.bincount(inner[same], minlength=n).astype(np.int64), dropped_alpha)
+    levels, colored = _levels(codes)
+    if n <= FEW or np.ptp(levels) < SPAN:  # no blends: those would be more values, or farther apart
+        inner = index[1:-1, 1:-1]
+        flat = np.asarray(np.logical_and.reduce([inner == beside for beside in _neighbours(index)]))
+        ramp = np.zeros_like(flat)
+    else:
+        pixels = levels.astype(np.int32)[index]
+        inner, (up, down, left, right) = pixels[1:-1, 1:-1], _neighbours(pixels)
+        noise = NOISE if colored or lossy else 0
+        near = [(abs(inner - beside) <= noise).all(2) for beside in (up, down, left, right)]
+        flat = np.asarray(np.logical_and.reduce(near))
+        ramp = _between(up, inner, down) | _between(left, inner, right)
+    flats, ramps = (np.bincount(index[1:-1, 1:-1][where], minlength=n).astype(np.int64) for where in (flat, ramp))
+    return Mask(codes, index, counts, flats, ramps)
+
+
+def _neighbours(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Those above, below, to the left and to the right of all but the outermost pixels."""
+    return pixels[:-2, 1:-1], pixels[2:, 1:-1], pixels[1:-1, :-2], pixels[1:-1, 2:]
+
+
+def _between(one: np.ndarray, middle: np.ndarray, other: np.ndarray) -> NDArray[np.bool_]:
+    """Where values `h w c` lie between two others in every channel, and are neither."""
+    inside = (np.minimum(one, other) <= middle) & (middle <= np.maximum(one, other))
+    return np.asarray(inside.all(2) & (middle != one).any(2) & (middle != other).any(2))
+
+
+def _levels(codes: Codes) -> tuple[NDArray[np.int64], bool]:
+    """What is compared of codes, `n c`: numbers, alphas or red, green and blue; and whether they are colours."""
+    if (codes >= ALPHA).all():
+        return (codes >> ALPHA_SHIFT & 0xFFFF)[:, None], False
+    if (codes >= COLOR).any():
+        return colors(codes), True
+    return np.clip(codes, -(1 << 24), 1 << 24)[:, None], False
+
+
+def numbers(codes: Codes) -> Codes:
+    """Return the number that each code is called by: of a palette's entry its own; of others the code."""
+    return np.where(is_entry(codes), codes >> 24 & 0xFFFF, codes)
+
+
+def colors(codes: Codes) -> NDArray[np.int64]:
+    """Return red, green and blue of each code, `n 3`; of a number of a byte grey."""
+    grey = (codes >= 0) & (codes <= 255)
+    return np.where(grey[:, None], codes[:, None], np.stack([codes >> shift & 255 for shift in (16, 8, 0)], -1))
+
+
+def is_color(codes: Codes) -> NDArray[np.bool_]:
+    """Tell which codes are colours."""
+    return (codes >= COLOR) & (codes < PALETTE)
+
+
+def is_entry(codes: Codes) -> NDArray[np.bool_]:
+    """Tell which codes are entries of palettes."""
+    return (codes >= PALETTE) & (codes < ALPHA)
+
+
+def is_black(codes: Codes) -> NDArray[np.bool_]:
+    """Tell which codes are 0 or black."""
+    return np.asarray((codes == 0) | ((codes >= COLOR) & (codes < ALPHA) & (codes & 0xFFFFFF == 0)))
 
 
 def code(value: Value | Sequence[int]) -> int:
@@ -154,7 +222,7 @@ def _codes(path: Path, decoded: raster.Raster, threshold: float | None, void: in
     if not grey and decoded.lossy and int(np.ptp(samples.astype(int), axis=2).max()) <= SPREAD:
         samples, grey = np.rint(samples.mean(2, keepdims=True)).astype(samples.dtype), True
     if grey:
-        return _numbers(path, samples[..., 0], decoded.nodata, threshold, void)
+        return _numbers(path, samples[..., 0], threshold, void)
     if threshold is not None:
         raise DataError(
             f"{path}: coloured; data.threshold={threshold:g} cuts grey masks. Drop it, and name the colours."
@@ -172,25 +240,21 @@ def _codes(path: Path, decoded: raster.Raster, threshold: float | None, void: in
     return np.asarray(COLOR | red << 16 | green << 8 | blue)
 
 
-def _numbers(
-    path: Path, values: np.ndarray, nodata: float | None, threshold: float | None, void: int | None
-) -> np.ndarray:
+def _numbers(path: Path, values: np.ndarray, threshold: float | None, void: int | None) -> np.ndarray:
     """The codes of a grey mask."""
-    absent = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-    if nodata is not None and np.isfinite(nodata):
-        absent |= values == nodata
-    if threshold is not None:
-        with np.errstate(invalid="ignore"):
-            cut = np.where(values >= threshold, 255, 0)
-        values = cut if void is None else np.where(values == void, void, cut)
-    elif values.dtype == np.uint8 and not absent.any():
+    if values.dtype == np.uint8 and threshold is None:
         return values
+    absent = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    if threshold is not None:
+        absent |= values == void if void is not None else False
+        with np.errstate(invalid="ignore"):
+            values = np.where(values >= threshold, 255, 0)
     known = np.where(absent, 0, values)
     if values.dtype.kind == "f" and (known != np.floor(known)).any():
         low, high = known.min(), known.max()
         raise DataError(
             f"{path}: mask values must be whole numbers; these lie between {low:g} and {high:g}. "
-            f"Type data.threshold={(low + high) / 2:g} to cut them there."
+            f"Type data.threshold={(max(low, 0) + high) / 2:g} to cut them there."
         )
     if (abs(known.astype(float)) >= LARGEST).any():
         raise DataError(f"{path}: mask values must lie between {-LARGEST} and {LARGEST}; these go to {known.max():g}.")
@@ -212,4 +276,5 @@ def _indexed(codes: np.ndarray) -> tuple[Codes, np.ndarray, Codes]:
 
 def blanked(mask: Mask, where: np.ndarray) -> Mask:
     """Make a mask that says nothing where bool `h w` is true."""
-    return counted(*_indexed(np.where(where, NO_DATA, mask.codes[mask.index])), dropped_alpha=mask.dropped_alpha)
+    blank = counted(*_indexed(np.where(where, NO_DATA, mask.codes[mask.index])))
+    return replace(mask, codes=blank.codes, index=blank.index, counts=blank.counts, flat=blank.flat, ramp=blank.ramp)

@@ -5,21 +5,23 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from segsweep.data import masks
 from segsweep.data.images import Picture, channels_named, read_picture
-from segsweep.data.masks import ALPHA, COLOR, NO_DATA, PALETTE, Codes, Mask, read_mask
+from segsweep.data.masks import NO_DATA, Codes, Mask, is_black, is_color, is_entry, numbers, read_mask
 from segsweep.data.reading import KEPT, LEVELS, Census, Reading, decide
 from segsweep.data.source import Sample, refuse
 from segsweep.errors import DataError
 from segsweep.paths import sync
 
+USUAL = 255  # the mask value that is void beside class indices, where nobody names it
+MANY = 4096  # values that only blended colours have more of
 STOP = 20  # problems after which no more are looked for
 MANIFEST, IMAGES, MASKS = "manifest.json", "images.bin", "masks.bin"
 
@@ -50,6 +52,8 @@ class Row:
     total: list[float]  # sum of the pixels that have data, for each channel
     squares: list[float]  # sum of their squares
     valid: list[int]  # their number
+    low: list[float | None]  # lowest of them; None without any
+    high: list[float | None]  # highest of them
     values: dict[int, int]  # pixels for each mask value, as stored
     content: str  # hash of the image's pixels, the same for duplicates
     labelled: str  # hash of the mask's values
@@ -69,6 +73,8 @@ class Manifest:
     dtype: str
     range: tuple[float, float]  # lowest and highest value the type or, beyond 8 bits, the data set has
     codes: list[int] | None  # what each stored mask value stands for, where that is not itself
+    tags: list[int]  # mask values that a file's tag says stand for no data
+    void: int | None  # mask value that never counts in masks whose foreground is a class of its own
     others: int  # mask values that are not kept apart
     reading: Reading
     named: list[int]  # codes of the mask values that had a name
@@ -76,8 +82,12 @@ class Manifest:
 
     def stored(self, codes: Codes) -> np.ndarray:
         """Return the stored number of each code that counts, uint8."""
-        numbers = codes if self.codes is None else np.searchsorted(self.codes, codes)
-        return np.asarray(numbers, np.uint8)
+        found = codes if self.codes is None else np.searchsorted(self.codes, codes)
+        return np.asarray(found, np.uint8)
+
+    def final(self, codes: Codes, foreground: int | None) -> Codes:
+        """Return the code that counts for each of a mask's codes; with `foreground` all but background is that."""
+        return _of_class(self.reading.final(codes), foreground, self.void)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -95,54 +105,48 @@ class Decoded:
     row: Row
     image: np.ndarray  # `h w c`
     mask: Mask
-    low: float  # of the pixels with data
-    high: float
     told: list[str]  # what of `TOLD` holds
     lacking: int  # pixels without data
     foreground: int | None  # `Sample.foreground`
-    void: int | None  # `Decoding.void`
-
-    def final(self, reading: Reading) -> Codes:
-        """Return the codes that count, one for each of the mask's: all but background is the sample's own class."""
-        codes = reading.final(self.mask.codes)
-        if self.foreground is None:
-            return codes
-        black = (codes == 0) | ((codes >= COLOR) & (codes & 0xFFFFFF == 0))
-        if not black.any():
-            black = (codes >= PALETTE) & (codes >> 24 & 0xFFFF == 0)
-        stay = np.isin(codes, [NO_DATA, *([] if self.void is None else [self.void])])
-        return np.where(stay, codes, np.where(black, 0, self.foreground))
 
 
 TOLD = {
     "alpha": "images have an alpha channel that is dropped and not the same everywhere",
     "mask alpha": "masks have an alpha channel that is dropped and not the same everywhere",
     "no data": "images have pixels without data (data.nodata), which get the channel's mean and count in no statistics",
+    "inverted": "images have white as zero, as their tag says, and are inverted",
+    "mask inverted": "masks have white as zero, as their tag says, and are inverted",
+    "mask no data": "masks have pixels without a value (NaN), which do not count",
     "resized": "masks were brought to their image's size (data.mask_resize=nearest)",
 }
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a store's manifest. Raises ValueError: damaged; OSError: not there."""
-    try:
-        plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        rows = [
-            Row(**row | {"values": {int(k): n for k, n in row["values"].items()}, "checksum": tuple(row["checksum"])})
-            for row in plain["rows"]
-        ]
-        reading: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["reading"].items()}
-        return Manifest(**plain | {"rows": rows, "reading": Reading(**reading), "range": tuple(plain["range"])})
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder / MANIFEST}: damaged") from error
+    checksum, _, text = (folder / MANIFEST).read_bytes().partition(b"\n")
+    if checksum != _checksum(text):
+        raise ValueError(f"{folder / MANIFEST}: damaged")
+    plain = json.loads(text)
+    rows = [
+        Row(**row | {"values": {int(k): n for k, n in row["values"].items()}, "checksum": tuple(row["checksum"])})
+        for row in plain["rows"]
+    ]
+    reading: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["reading"].items()}
+    return Manifest(**plain | {"rows": rows, "reading": Reading(**reading), "range": tuple(plain["range"])})
 
 
-def whole(folder: Path, pixels: bool = True) -> bool:
-    """Tell whether a store can be used: its manifest is sound and, with `pixels`, their files have its sizes."""
+def sound(folder: Path, keep: bool) -> Manifest | None:
+    """Read a store's manifest; None if it is damaged or, where pixels are kept, their files have not its sizes."""
     try:
-        sizes = read_manifest(folder).sizes if pixels else (read_manifest(folder), {})[1]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, IndexError):
-        return False
+        manifest = read_manifest(folder)
+        whole = not keep or all((folder / name).stat().st_size == size for name, size in manifest.sizes.items())
+    except (OSError, ValueError):
+        return None
+    return manifest if whole else None
+
+
+def _checksum(text: bytes) -> bytes:
+    return f"{zlib.crc32(text):08x}".encode()
 
 
 def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
@@ -166,6 +170,7 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
             return [_other_size(sample.mask, mask, image)]
         mask = fitted
         told.append("resized")
+    told += ["mask no data"] * bool(np.isin(NO_DATA, mask.codes))
     lacking = 0
     if picture.lacking is not None:
         told.append("no data")
@@ -174,7 +179,6 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
         if how.nodata_void:
             mask = masks.blanked(mask, somewhere)
     told += ["alpha"] * picture.dropped_alpha + ["mask alpha"] * mask.dropped_alpha
-    total, squares, valid, low, high = _moments(picture)
     contiguous = np.ascontiguousarray(image)
     content, labelled = (
         hashlib.sha256(f"{about}".encode() + np.ascontiguousarray(pixels).data).hexdigest()[:16]
@@ -188,16 +192,14 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
         channels=channels,
         image_offset=0,
         mask_offset=0,
-        total=total.tolist(),
-        squares=squares.tolist(),
-        valid=valid.tolist(),
+        **_moments(picture),
         values={},
         content=content,
         labelled=labelled,
         checksum=(zlib.crc32(contiguous.data), 0),
         sentinel=picture.sentinel,
     )
-    return Decoded(row, contiguous, mask, low, high, told, lacking, sample.foreground, how.void)
+    return Decoded(row, contiguous, mask, told, lacking, sample.foreground)
 
 
 @dataclass
@@ -205,22 +207,41 @@ class _Scan:
     """What is known after the first pass over the files."""
 
     rows: list[Row] = field(default_factory=list)
-    decoded: list[Decoded] = field(default_factory=list)  # without pixels
     kept: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     kinds: dict[str, Sample] = field(default_factory=dict)
     told: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Sample] = field(default_factory=dict)
-    low: float = np.inf
-    high: float = -np.inf
+    tags: set[int] = field(default_factory=set)
+    lacking: int = 0  # pixels without data
+    files: list[Codes] = field(default_factory=list)  # as `Census.files`
+    census: Census | None = None
+    waiting: list[Mask] = field(default_factory=list)  # that the census does not count yet
+
+    def count(self, mask: Mask) -> None:
+        """Count a mask's values; of many at once, since merging takes as long as there are values."""
+        self.files.append(mask.codes if len(mask.codes) <= MANY else mask.codes[-1:])
+        self.waiting.append(replace(mask, index=np.empty(0, np.uint8)))
+        if sum(len(one.codes) for one in self.waiting) > 1_000_000:
+            self.merge()
+
+    def merge(self) -> Census:
+        """Return the census of all masks that were counted."""
+        known = [self.census] if self.census else []
+        parts = [*known, *self.waiting]
+        codes, counts, flat, ramp = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "counts", "flat", "ramp")
+        )
+        self.census, self.waiting = Census(codes, counts, flat, ramp, self.files).merged(codes), []
+        return self.census
 
 
 def write(
     folder: Path,
     samples: Sequence[Sample],
     decoded: Iterable[Decoded | list[str]],
+    how: Decoding,
     named: Sequence[int],
-    cut: bool,
     keep: bool,
 ) -> None:
     """Write a store into an empty folder.
@@ -228,47 +249,66 @@ def write(
     Args:
         decoded: of each sample, in their order.
         named: codes of the mask values that have a name.
-        cut: grey masks with two ends are cut in the middle.
         keep: write the pixels, too.
 
     Raises DataError: at least `STOP` files that cannot be used, or none that can; images of several kinds.
     """
     raw = folder / "masks.raw"  # as the files have them, until all of them are known
-    images_file, raw_file = (path if keep else Path(os.devnull) for path in (folder / IMAGES, raw))
-    scan = _scanned(images_file, raw_file, samples, decoded)
+    scan = _scanned(folder / IMAGES if keep else Path(os.devnull), raw, samples, decoded)
     if len({kind.replace("grey", "colour") for kind in scan.kinds}) > 1:
         found = "; ".join(f"{kind} in {sample.image}" for kind, sample in scan.kinds.items())
         refuse([*scan.problems, f"images of several kinds: {found}. Convert them to one"])
     if not scan.rows:
         refuse(scan.problems)
-    census = _census([one.mask for one in scan.decoded])
-    reading = decide(census, named, cut)
-    finals = [one.final(reading) for one in scan.decoded]
-    listed = np.unique(np.concatenate(finals)).tolist()
+    census = scan.merge()
+    reading = decide(census, named, how.threshold == "auto")
+    final, notes = reading.final(census.codes), list(reading.notes)
+    classes = [samples[number].foreground for number in scan.kept]
+    void = how.void
+    if any(one is not None for one in classes) and void is None and usual_void({*numbers(final).tolist()}):
+        void = USUAL
+        notes.append(f"masks: {USUAL} does not count, as it stands beside 0, 1, ...; another: data.ignore_index=VALUE")
+    listed = np.unique(np.concatenate([_of_class(final, one, void) for one in dict.fromkeys(classes)])).tolist()
+    dtype = next(iter(scan.kinds)).split()[0]
     manifest = Manifest(
         rows=[],
         kept=scan.kept,
         problems=scan.problems,
-        notes=[*_notes(scan), *reading.notes],
+        notes=[*_notes(scan), *notes],
         digest=_digest([samples[i] for i in scan.kept], scan.rows),
-        dtype=next(iter(scan.kinds)).split()[0],
-        range=(float(scan.low), float(scan.high)),
+        dtype=dtype,
+        range=_range(scan.rows, dtype),
         codes=None if all(0 <= code <= 255 for code in listed) else listed,
+        tags=sorted(scan.tags),
+        void=void,
         others=len(np.unique(replace(reading, kept=()).final(census.codes))) - len(reading.kept),
         reading=reading,
         named=sorted(named),
-        by_name=len(census.codes) > KEPT or (len(census.codes) > LEVELS and bool((census.codes >= COLOR).any())),
+        by_name=len(census.codes) > KEPT or (len(census.codes) > LEVELS and bool(census.ramp.any())),
     )
-    tables = [manifest.stored(codes) for codes in finals]
-    checksums = _numbered(raw, folder / MASKS, scan, tables) if keep else [0] * len(tables)
-    for row, one, table, checksum in zip(scan.rows, scan.decoded, tables, checksums, strict=True):
-        values = np.bincount(table, one.mask.counts, 256).astype(int)
-        counted = {int(number): int(values[number]) for number in np.flatnonzero(values)}
-        manifest.rows.append(replace(row, values=counted, checksum=(row.checksum[0], checksum)))
-    if keep:
-        sync(folder / IMAGES)
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest)), encoding="utf-8")
+    of_class = {one: manifest.stored(_of_class(final, one, void)) for one in dict.fromkeys(classes)}
+    with raw.open("rb") as source, (folder / MASKS if keep else Path(os.devnull)).open("wb") as file:
+        for row, one in zip(scan.rows, classes, strict=True):
+            codes, index = _unpacked(source, row)
+            table = of_class[one][np.searchsorted(census.codes, codes)]
+            stored = table[index]
+            file.write(stored.data)
+            counts = np.bincount(stored, minlength=256)
+            values = {int(number): int(counts[number]) for number in np.flatnonzero(counts)}
+            checksum = (row.checksum[0], zlib.crc32(stored.data)) if keep else (row.checksum[0], 0)
+            manifest.rows.append(replace(row, values=values, checksum=checksum))
+    raw.unlink()
+    for name in (IMAGES, MASKS) if keep else ():
+        sync(folder / name)
+    text = json.dumps(asdict(manifest)).encode()
+    (folder / MANIFEST).write_bytes(_checksum(text) + b"\n" + text)
     sync(folder / MANIFEST)
+
+
+def usual_void(found: Collection[int]) -> bool:
+    """Tell whether 255, if it is among these numbers, stands beside the indices 0, 1, ... of classes alone."""
+    others = {*found} - {USUAL}
+    return USUAL in found and 2 <= len(others) < USUAL - 1 and others == {*range(len(others))}
 
 
 def _scanned(
@@ -289,38 +329,42 @@ def _scanned(
             scan.told.update(result.told)
             for what in result.told:
                 scan.examples.setdefault(what, sample)
+            scan.tags |= set() if mask.absent is None else {mask.absent}
+            scan.lacking += result.lacking
             scan.kept.append(number)
             scan.rows.append(replace(result.row, image_offset=image_offset, mask_offset=mask_offset))
-            scan.decoded.append(replace(result, image=image[:0], mask=replace(mask, index=mask.index[:0])))
-            scan.low, scan.high = min(scan.low, result.low), max(scan.high, result.high)
+            scan.count(mask)
             image_file.write(image.data)
-            mask_file.write(np.ascontiguousarray(mask.index).data)
+            for part in (np.array([len(mask.codes)]), mask.codes, np.ascontiguousarray(mask.index)):
+                mask_file.write(part.data)
             image_offset += image.size
             mask_offset += mask.index.size
     return scan
 
 
-def _numbered(raw: Path, target: Path, scan: _Scan, tables: Sequence[np.ndarray]) -> list[int]:
-    """Write the masks as stored numbers, and remove the raw ones; return each mask's checksum."""
-    checksums = []
-    with raw.open("rb") as source, target.open("wb") as file:
-        for row, one, table in zip(scan.rows, scan.decoded, tables, strict=True):
-            area, kind = row.height * row.width, one.mask.index.dtype
-            numbers = table[np.frombuffer(source.read(area * kind.itemsize), kind)]
-            checksums.append(zlib.crc32(numbers.data))
-            file.write(numbers.data)
-    raw.unlink()
-    sync(target)
-    return checksums
+def _unpacked(source: BinaryIO, row: Row) -> tuple[Codes, np.ndarray]:
+    """A mask as it was written: its codes, and for each pixel which of them it has."""
+    (n,) = np.frombuffer(source.read(8), np.int64)
+    codes, kind = np.frombuffer(source.read(8 * int(n)), np.int64), np.dtype(np.uint8 if n <= 256 else np.int32)
+    return codes, np.frombuffer(source.read(row.height * row.width * kind.itemsize), kind)
 
 
-def _census(found: Sequence[Mask]) -> Census:
-    codes, place = np.unique(np.concatenate([mask.codes for mask in found]), return_inverse=True)
-    counts, flat = (
-        np.bincount(place, np.concatenate(weights), len(codes)).astype(np.int64)
-        for weights in ([mask.counts for mask in found], [mask.flat for mask in found])
-    )
-    return Census(codes, counts, flat, [mask.codes for mask in found])
+def _of_class(codes: Codes, foreground: int | None, void: int | None) -> Codes:
+    """With a class of its own all but background is that; what is void does not count."""
+    if foreground is None:
+        return codes
+    black = is_black(codes)
+    if not black.any():
+        black = is_entry(codes) & (numbers(codes) == 0)
+    absent = (codes == NO_DATA) | ((numbers(codes) == void) | (codes == void) if void is not None else False)
+    return np.where(absent, NO_DATA, np.where(black, 0, foreground))
+
+
+def _range(rows: Sequence[Row], dtype: str) -> tuple[float, float]:
+    """Lowest and highest value the type or, beyond 8 bits, the data set has."""
+    lows = [value for row in rows for value in row.low if value is not None]
+    highs = [value for row in rows for value in row.high if value is not None]
+    return (0.0, 255.0) if dtype == "uint8" or not lows else (min(lows), max(highs))
 
 
 def _notes(scan: _Scan) -> list[str]:
@@ -331,7 +375,7 @@ def _notes(scan: _Scan) -> list[str]:
         share = ""
         if what == "no data":
             pixels = sum(row.height * row.width for row in scan.rows)
-            share = f"; {100 * sum(one.lacking for one in scan.decoded) / pixels:.3g} % of all pixels"
+            share = f"; {100 * scan.lacking / pixels:.3g} % of all pixels"
         notes.append(f"{n} of {len(scan.rows)} {TOLD[what]}, such as {path}{share}")
     return notes
 
@@ -339,10 +383,9 @@ def _notes(scan: _Scan) -> list[str]:
 def _hashed(mask: Mask, how: Decoding) -> tuple[list[int], np.ndarray]:
     """What a mask's hash is of: names of its values, which stay so that data sets keep their digests, and indices."""
     codes = mask.codes
-    names = np.where((codes >= COLOR) & (codes < PALETTE), 1 << 24 | codes & 0xFFFFFF, codes)
-    names = np.where((codes >= PALETTE) & (codes < ALPHA), codes >> 24 & 0xFFFF, names)
+    names = np.where(is_color(codes), 1 << 24 | codes & 0xFFFFFF, numbers(codes))
     if how.binarize:
-        names = np.where(codes == how.void, 255, (names != 0) & (names != 1 << 24))
+        names = np.where((codes == how.void) | (numbers(codes) == how.void), 255, (names != 0) & (names != 1 << 24))
     if np.array_equal(names, codes):
         return codes.tolist(), mask.index
     listed, place = np.unique(names, return_inverse=True)
@@ -352,14 +395,19 @@ def _hashed(mask: Mask, how: Decoding) -> tuple[list[int], np.ndarray]:
 def _fitted(mask: Mask, size: tuple[int, ...]) -> Mask | None:
     """Bring a mask to another size of the same shape, by the nearest pixel; None if the shape is another."""
     height, width = mask.index.shape
-    scale = size[0] / height
-    if abs(width * scale - size[1]) > max(1.0, scale) / 2:  # half a pixel of the smaller one is rounding
+    (large, small), (wide, narrow) = (sorted((a, b), reverse=True) for a, b in zip(size, (height, width), strict=True))
+    if (size[0] > height) != (size[1] > width) and size[0] * width != size[1] * height:
+        return None
+    # A side of the smaller one may have been rounded, by less than a pixel; that says little where both are alike.
+    rounding = 1.0 if large >= 1.5 * small else 0.0
+    if abs(narrow * large / small - wide) > rounding * large / small:
         return None
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for new, old in zip(size, (height, width), strict=True)
     )
-    return masks.counted(mask.codes, mask.index[rows][:, columns], dropped_alpha=mask.dropped_alpha)
+    fitted = masks.counted(mask.codes, mask.index[rows][:, columns])
+    return replace(mask, index=fitted.index, counts=fitted.counts, flat=fitted.flat, ramp=fitted.ramp)
 
 
 def _other_size(path: Path, mask: Mask, image: np.ndarray) -> str:
@@ -368,23 +416,23 @@ def _other_size(path: Path, mask: Mask, image: np.ndarray) -> str:
     return f"{path}: {w}x{h} pixels, its image has {x}x{y}{advice}"
 
 
-def _moments(picture: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
-    """Sum, sum of squares and number of each channel's pixels with data, and the extremes of all."""
+def _moments(picture: Picture) -> dict[str, Any]:
+    """What a `Row` has of the pixels with data, for each channel."""
     pixels = picture.pixels.reshape(-1, picture.pixels.shape[2])
-    n = np.full(pixels.shape[1], len(pixels))
-    if picture.lacking is None:
-        if pixels.dtype == np.uint8:  # by histogram: some ten times as fast
-            histograms = np.stack([np.bincount(column, minlength=256) for column in pixels.T])
-            levels = np.arange(256.0)
-            return histograms @ levels, histograms @ levels**2, n, 0.0, 255.0
-        wide = pixels.astype(np.float64)
-        return wide.sum(0), (wide**2).sum(0), n, float(wide.min()), float(wide.max())
-    there = ~picture.lacking.reshape(pixels.shape)
-    wide = np.where(there, pixels.astype(np.float64), 0)
-    n = there.sum(0)
-    known = pixels[there]
-    low, high = (known.min(), known.max()) if known.size and pixels.dtype != np.uint8 else (0.0, 255.0)
-    return wide.sum(0), (wide**2).sum(0), n, float(low), float(high)
+    there = None if picture.lacking is None else ~picture.lacking.reshape(pixels.shape)
+    found: dict[str, Any] = {name: [] for name in ("total", "squares", "valid", "low", "high")}
+    for channel, column in enumerate(pixels.T):
+        values = column if there is None else column[there[:, channel]]
+        if values.dtype == np.uint8:  # by histogram: some ten times as fast
+            histogram, levels = np.bincount(values, minlength=256), np.arange(256.0)
+            sums, ends = (histogram @ levels, histogram @ levels**2), [0.0, 255.0]
+        else:
+            wide = values.astype(np.float64)
+            sums, ends = (wide.sum(), (wide**2).sum()), [float(wide.min()), float(wide.max())] if wide.size else []
+        low, high = ends or (None, None)
+        for name, value in zip(found, (float(sums[0]), float(sums[1]), int(values.size), low, high), strict=True):
+            found[name].append(value)
+    return found
 
 
 def _digest(samples: Sequence[Sample], rows: Sequence[Row]) -> str:

@@ -30,8 +30,7 @@ from torch import Tensor
 from segsweep.data import masks, scan
 from segsweep.data.masks import NO_DATA, Value
 from segsweep.data.prefetch import prefetch
-from segsweep.data.reading import middle
-from segsweep.data.scan import IMAGES, MASKS, Decoded, Decoding
+from segsweep.data.scan import IMAGES, MASKS, Decoded, Decoding, Manifest
 from segsweep.data.source import Sample, Unusable
 from segsweep.errors import DataError
 from segsweep.paths import build_once, cache
@@ -56,14 +55,13 @@ class Store:
 
     Args:
         folder: of the store.
+        manifest: as it is there.
         decode: decodes the files of one of the samples given, by its number.
         keep: the pixels lie in the folder.
     """
 
-    def __init__(self, folder: Path, decode: Callable[[int], Decoded], keep: bool = True):
-        self.folder = folder
-        self._manifest = scan.read_manifest(folder)
-        manifest = self._manifest
+    def __init__(self, folder: Path, manifest: Manifest, decode: Callable[[int], Decoded], keep: bool):
+        self.folder, self._manifest = folder, manifest
         self.rows, self.kept, self.problems = manifest.rows, manifest.kept, manifest.problems
         self.notes, self.digest, self.range = manifest.notes, manifest.digest, manifest.range
         self.channels = max(row.channels for row in self.rows)  # the pixels of grey images count for all of them
@@ -98,10 +96,24 @@ class Store:
         return self._manifest.named
 
     @property
+    def tags(self) -> list[int]:
+        """Mask values that a file's tag says stand for no data."""
+        return self._manifest.tags
+
+    @property
+    def middle(self) -> int | None:
+        """Return what lies between the two ends of grey masks that were smoothed or saved with loss; None of others."""
+        return self._manifest.reading.middle
+
+    @property
+    def blended(self) -> bool:
+        """Tell whether coloured masks were."""
+        return bool(self._manifest.reading.anchors)
+
+    @property
     def cut(self) -> int | None:
-        """Where grey masks that were smoothed or saved with loss are cut; None where masks are as they were."""
-        ends = self._manifest.reading.ends
-        return middle(*ends) if ends else None
+        """Where such masks are cut; None where they are not."""
+        return self.middle if len(self._manifest.reading.levels) == 2 else None
 
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
         """Return image and mask, as `image` and `mask` do.
@@ -113,7 +125,7 @@ class Store:
         decoded, row = self._decode(self.kept[index]), self.rows[index]
         if (decoded.row.content, decoded.row.labelled) != (row.content, row.labelled):
             raise DataError(f"{row.key}: has changed since the data were scanned. Start again.")
-        return torch.from_numpy(np.array(decoded.image)), torch.from_numpy(self._stored(decoded)[decoded.mask.index])
+        return torch.from_numpy(np.array(decoded.image)), self._stored(decoded)
 
     def image(self, index: int) -> Tensor:
         """Return `h w c`, a view in the store's data type; c is the row's own."""
@@ -154,20 +166,19 @@ class Store:
         row = self.rows[index]
         return _view(of, row.mask_offset, row.height, row.width)
 
-    def _stored(self, decoded: Decoded) -> np.ndarray:
-        """The stored number of each code of a decoded mask."""
-        return self._manifest.stored(decoded.final(self._manifest.reading))
+    def _stored(self, decoded: Decoded) -> Tensor:
+        """A decoded mask as it is stored."""
+        table = self._manifest.stored(self._manifest.final(decoded.mask.codes, decoded.foreground))
+        return torch.from_numpy(table[decoded.mask.index])
 
     def _check(self, index: int) -> None:
         """Compare a sample's checksum the first time; decode what is damaged again, in this process's memory."""
-        if self.on_device:
-            return  # compared before it was moved
         for name, mapped in zip((IMAGES, MASKS), self._maps, strict=True):
             # To read beyond the end of a file that was cut kills a process.
             if mapped.size() < len(mapped):
                 raise DataError(f"{self.folder / name}: was cut while it was in use. Start again: it is decoded anew.")
-        if self._sound[index]:
-            return
+        if self.on_device or self._sound[index]:
+            return  # compared before
         image, mask, row = self._image(index), self._mask(index, self._masks), self.rows[index]
         if (zlib.crc32(image.numpy().data), zlib.crc32(mask.numpy().data)) != row.checksum:
             if (self.folder / scan.MANIFEST).exists():
@@ -177,7 +188,7 @@ class Store:
             if (decoded.row.content, decoded.row.labelled) != (row.content, row.labelled):
                 raise DataError(f"{row.key}: has changed since the data were decoded. Start again.")
             image.copy_(torch.from_numpy(np.array(decoded.image)))
-            mask.copy_(torch.from_numpy(self._stored(decoded)[decoded.mask.index]))
+            mask.copy_(self._stored(decoded))
         self._sound[index] = 1
 
     def counts(self, indices: Sequence[int] | None = None) -> Counter[int]:
@@ -200,7 +211,8 @@ class Store:
         pixels = np.maximum(pixels, 1)
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-        return mean.tolist(), np.maximum(std, 1e-3 * (self.range[1] - self.range[0]) or 1.0).tolist()
+        spans = [self._span(channel) for channel in range(self.channels)]
+        return mean.tolist(), [max(float(s), 1e-3 * span or 1.0) for s, span in zip(std, spans, strict=True)]
 
     def percentiles(self, indices: Sequence[int], *percents: float) -> tuple[list[float], ...]:
         """Compute these percentiles, 0 to 100, of each channel over evenly spaced pixels of these samples.
@@ -212,6 +224,12 @@ class Store:
         taken = [self._known(i)[::every].cpu().numpy() for i in indices]
         wide = np.concatenate([np.broadcast_to(t, (len(t), self.channels)) for t in taken])
         return tuple(np.percentile(wide.astype(np.float32), percents, axis=0).tolist())
+
+    def _span(self, channel: int) -> float:
+        """From the lowest to the highest value that a channel has in the data set, or can have in 8 bits."""
+        ends = [end for row in self.rows for end in (row.low[channel % row.channels], row.high[channel % row.channels])]
+        known = [end for end in ends if end is not None]
+        return max(known, default=0.0) - min(known, default=0.0)
 
     def _known(self, index: int) -> Tensor:
         """A sample's pixels that have data, `n c`."""
@@ -268,12 +286,10 @@ def _opened(
     threads = workers or os.cpu_count() or 1
 
     def write(folder: Path) -> None:
-        if damaged:
-            log.warning("%s: damaged. The data are decoded again.", target)
         jobs = (partial(scan.decode, sample, how) for sample in samples)
         with closing(prefetch(jobs, threads, 4 * threads)) as decoded:  # its threads end here, whatever happens
             try:
-                scan.write(folder, samples, progress(decoded, len(samples), "decoding"), named, cut, keep)
+                scan.write(folder, samples, progress(decoded, len(samples), "decoding"), how, named, keep)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -288,9 +304,17 @@ def _opened(
             raise Unusable(result)
         return result
 
-    cut = how.threshold == "auto"
-    damaged = (target / scan.MANIFEST).exists() and not scan.whole(target, keep)
-    return Store(build_once(target, lambda folder: scan.whole(folder, keep), write), again, keep)
+    known: list[Manifest] = []
+
+    def whole(folder: Path) -> bool:
+        manifest = scan.sound(folder, keep)
+        if manifest is None and (folder / scan.MANIFEST).exists():
+            log.warning("%s: damaged. The data are decoded again.", folder)
+        known.extend([manifest] if manifest else [])
+        return manifest is not None
+
+    folder = build_once(target, whole, write)
+    return Store(folder, known[0] if known else scan.read_manifest(folder), again, keep)
 
 
 def _name(samples: Sequence[Sample], how: Decoding, keep: bool, named: Sequence[int] | None = None) -> str:

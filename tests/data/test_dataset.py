@@ -171,8 +171,7 @@ def test_coloured_masks_saved_as_jpeg_are_refused_by_name(tmp_path):
     saved(tmp_path / "images" / "jpeg.png", noise(9, (64, 64, 3)))
     saved(tmp_path / "masks" / "jpeg.jpg", blocks, quality=60)
     message = refusal(tmp_path)
-    assert "colours" in message
-    assert "save masks as PNG" in message
+    assert "blended colours, as smoothed or saved with loss" in message
     assert "binarize" not in message
 
 
@@ -282,9 +281,9 @@ def test_a_label_out_of_range_is_told_beside_the_files(tmp_path):
     (tmp_path / "images" / "003.png").write_bytes(b"")
     message = refusal(tmp_path, classes=["a", "b", "c"])
     assert message.startswith("data: 3 problems. ")
-    for said in ("lonely.png: no mask", "003.png: empty file", "  mask values 0 (33 %)", "7 is none of the 3"):
+    for said in ("lonely.png: no mask", "003.png: empty file", "  data.classes=[a,b,c]: names", "{a:0,b:1,c:7}"):
         assert said in message
-    assert "data: mask" not in message
+    assert "data: data" not in message
 
 
 def test_too_few_images_left_are_told_beside_the_files(tmp_path):

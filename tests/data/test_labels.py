@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segsweep.data.labels import VOID, labels
+from segsweep.data.labels import VOID, Hints, labels
 from segsweep.errors import ConfigError, DataError
 
 
@@ -121,7 +121,7 @@ def test_values_beyond_the_classes_are_refused_with_what_to_type():
     for said in (
         "2, 7 is none of the 2 data.classes",
         "0 to 1",
-        "set data.ignore_index=7",
+        "'data.classes={background:0,c1:1,c2:2,c3:7}'",
     ):
         assert said in message
 
@@ -254,7 +254,7 @@ def test_several_colours_without_classes_are_refused_with_the_line_to_type_by_fr
 def test_names_without_colours_are_refused_with_the_line_to_type():
     with pytest.raises(DataError) as refused:
         labels({0: 60, 3: 35, 4: 5}, ["sky", "car"], values=COLOURS)
-    assert "'data.classes={sky:[0,0,0],car:[255,0,0],...}'" in str(refused.value)
+    assert "'data.classes={sky:[0,0,0],car:[255,0,0]}' and so on" in str(refused.value)
     found = labels({0: 60, 3: 40}, ["sky", "car"], values=COLOURS)
     assert by_value(found, COLOURS) == {BLACK: 0, RED: 1}
 
@@ -294,7 +294,7 @@ def test_the_mask_with_a_value_beyond_the_classes_is_named_by_where():
         return " (masks/b.png)"
 
     with pytest.raises(DataError, match=r"7 is none of the 3 data\.classes.*\(masks/b\.png\)"):
-        labels({0: 1, 1: 1, 7: 1}, ["a", "b", "c"], where=where)
+        labels({0: 1, 1: 1, 2: 1, 7: 1}, ["a", "b", "c"], where=where)
     with pytest.raises(DataError, match=r"\(masks/b\.png\)"):
         labels({0: 1, 1: 1, 2: 1}, ["a", "b"], values=[0, 1, 300], where=where)
     assert asked == [7, 2]
@@ -309,7 +309,8 @@ def test_the_table_is_void_wherever_no_value_is(values):
 
 def test_smoothed_masks_are_told_to_be_cut():
     with pytest.raises(DataError, match=r"saved as JPEG.*data\.threshold=128"):
-        labels({0: 500, 255: 400, **dict.fromkeys(range(1, 9), 1), **dict.fromkeys(range(247, 255), 1)})
+        smoothed = {0: 500, 255: 400, **dict.fromkeys(range(1, 9), 1), **dict.fromkeys(range(247, 255), 1)}
+        labels(smoothed, hints=Hints(middle=128))
 
 
 def test_what_is_left_over_counts_as_background_also_where_a_class_is_called_so():
