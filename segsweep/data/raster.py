@@ -1,7 +1,9 @@
 """What an image file holds: its samples, and what its tags say of them, alike for every format and bit depth."""
 
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ class Raster:
     """A decoded file, turned as shown. Black is the lowest value, and grey of fewer than 8 bits is spread over 8."""
 
     samples: np.ndarray  # `h w c` as stored; the pages of a TIFF, one after the other, are channels
-    alpha: np.ndarray | None = None  # `h w`
+    alpha: np.ndarray | None = None  # `h w` uint8 or uint16; a TIFF's transparency mask is one, too
     palette: np.ndarray | None = None  # `n 3` uint8; then `samples` are indices into it, and c is 1
-    nodata: float | None = None  # the value that stands for no data, as GDAL's tag says
+    nodata: float | None = None  # the value in `samples` that stands for no data, as GDAL's tag says
     lossy: bool = False  # a format that may have changed values
+    inverted: bool = False  # the file stores its lowest value as white
 
     @property
     def expanded(self) -> np.ndarray:
@@ -44,7 +47,11 @@ class Raster:
 def read(path: Path, one_page: bool = False) -> Raster:
     """Decode a file.
 
-    Raises DataError: it is no image, is damaged, moves, has pages of several sizes or, with `one_page`, several pages.
+    Args:
+        one_page: as masks have it: several pages are refused, and a sample beside red, green and blue is alpha even
+            where nothing says what it is.
+
+    Raises DataError: it is no image, is damaged, moves, has pages of several kinds or, with `one_page`, several pages.
     """
     try:
         # A file and not its path: Pillow maps uncompressed TIFFs into memory by path, and turned ones wrongly.
@@ -58,7 +65,7 @@ def read(path: Path, one_page: bool = False) -> Raster:
                 raise DataError(f"{path}: holds {frames} frames; one is needed. Save them apart.")
             deep = image.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
             found = _deep_png(path) if deep else _opened(image)
-            return _turned(found, image.getexif().get(ORIENTATION))
+            return _upright(found, image.getexif().get(ORIENTATION))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -114,57 +121,95 @@ def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
 
     try:
         with tifffile.TiffFile(path) as file:
-            series = next((s for s in file.series if not s.keyframe.is_reduced), file.series[0])  # no preview
-            page = series.keyframe
-            sizes = dict(zip(series.axes, series.shape, strict=True))
-            pages = series.size // max(1, sizes.get("Y", 1) * sizes.get("X", 1) * page.samplesperpixel)
-            _refuse_large(path, sizes.get("X", 1), sizes.get("Y", 1), pages)
-            if not {"Y", "X"} <= sizes.keys():
-                raise DataError(f"{path}: holds {series.axes or 'nothing'} and no image with height and width.")
-            every: Any = file.pages
-            full = [(p.imagelength, p.imagewidth) for p in every if not p.is_reduced]
-            if len(set(full)) > 1:
-                raise DataError(f"{path}: its {len(full)} pages are of several sizes. Save the one that counts.")
+            every: list[Any] = list(file.pages)
+            full = [page for page in every if not page.is_reduced and not page.is_mask]
+            _refuse_several_kinds(path, full)
+            parts = _parts(file, full)
+            page, pages = parts[0].keyframe, 0
+            for part in parts:
+                sizes = dict(zip(part.axes, part.shape, strict=True))
+                height, width = sizes.get("Y", 1), sizes.get("X", 1)
+                pages += math.prod(part.shape) // max(1, height * width * page.samplesperpixel)
+                _refuse_large(path, width, height, pages)
+                if not {"Y", "X"} <= sizes.keys():
+                    raise DataError(f"{path}: holds {part.axes or 'nothing'} and no image with height and width.")
             if one_page and pages > 1:
                 raise DataError(f"{path}: holds {pages} pages; one is needed. Save them apart.")
-            nodata = _number(page.tags.valueof(GDAL_NODATA)) if nodata is None else nodata
             try:
-                found = _interpreted(path, page, _stacked(series))
+                stacked = [_stacked(part) for part in parts]
+                found = _interpreted(path, page, np.concatenate(stacked, 2) if len(parts) > 1 else stacked[0], one_page)
             except (ValueError, NotImplementedError) as error:  # a codec that tifffile lacks
-                if not _pillow_reads(page):
+                by_pillow = _by_pillow(path, page, parts) if _pillow_reads(page) else None
+                if by_pillow is None:
                     hint = ' pip install -e ".[tiff]" reads more of them.' if "imagecodecs" in str(error) else ""
                     raise DataError(f"{path}: cannot be read: {first_line(error)}{hint}") from error
-                found = _by_pillow(path, page, pages)
+                found = by_pillow
             if not found.samples.size:
                 raise DataError(f"{path}: holds no pixels.")
-            found = Raster(found.samples, found.alpha, found.palette, nodata, page.compression in (6, 7, 34712))
-            return _turned(found, page.tags.valueof(ORIENTATION))
+            alpha = found.alpha
+            for hidden in (page for page in every if full and page.is_mask and not page.is_reduced):
+                if alpha is None and (hidden.imagelength, hidden.imagewidth) == found.samples.shape[:2]:
+                    alpha = np.where(hidden.asarray(), np.uint8(255), np.uint8(0))
+            inverted = page.photometric == WHITE_IS_ZERO and found.samples.dtype.kind == "u"
+            lossy = page.compression in (6, 7, 34712)
+            found = replace(found, alpha=alpha, lossy=lossy, inverted=inverted)
+            nodata = _number(page.tags.valueof(GDAL_NODATA)) if nodata is None else nodata
+            if nodata is not None:
+                found = replace(found, nodata=_as_samples(nodata, found, page.bitspersample))
+            return _upright(found, page.tags.valueof(ORIENTATION))
     except DataError:
         raise
     except Exception as error:  # on damaged files, nearly anything
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _stacked(series: Any) -> np.ndarray:
-    """A series as `h w pages samples`."""
-    pixels = series.asarray()
-    samples = pixels.shape[series.axes.index("S")] if "S" in series.axes else 1
-    order = [series.axes.index(axis) for axis in "YX"]
-    last = [series.axes.index("S")] if "S" in series.axes else []
+def _refuse_several_kinds(path: Path, pages: Sequence[Any]) -> None:
+    if len({(page.imagelength, page.imagewidth) for page in pages}) > 1:
+        raise DataError(f"{path}: its {len(pages)} pages are of several sizes. Save the one that counts.")
+    kinds = [
+        f"{page.samplesperpixel} x {page.dtype} of {page.bitspersample} bits, photometric {int(page.photometric)}, "
+        f"extra samples {[int(extra) for extra in page.extrasamples]}"
+        for page in pages
+    ]
+    if len(set(kinds)) > 1:
+        listed = "; ".join(dict.fromkeys(kinds))
+        raise DataError(f"{path}: its {len(pages)} pages are of several kinds ({listed}). Save the one that counts.")
+
+
+def _parts(file: Any, full: list[Any]) -> list[Any]:
+    """What to read, in the file's order: pages, or series where metadata say what the pages are, as OME's.
+
+    One page of such a series may stand for several (ImageJ), and their order need not be that of the file (OME).
+    """
+    series = [s for s in file.series if not s.keyframe.is_reduced and not s.keyframe.is_mask] or file.series[:1]
+    if full and series[0].kind in ("generic", "uniform"):
+        return full
+    return sorted(series, key=lambda one: int(one.keyframe.index))
+
+
+def _stacked(part: Any) -> np.ndarray:
+    """A page or series as `h w pages samples`."""
+    pixels = part.asarray()
+    samples = pixels.shape[part.axes.index("S")] if "S" in part.axes else 1
+    order = [part.axes.index(axis) for axis in "YX"]
+    last = [part.axes.index("S")] if "S" in part.axes else []
     between = [i for i in range(pixels.ndim) if i not in (*order, *last)]
     pixels = pixels.transpose(*order, *between, *last)
     return np.asarray(pixels.reshape(*pixels.shape[:2], -1, samples))
 
 
-def _interpreted(path: Path, page: Any, stacked: np.ndarray) -> Raster:
+def _interpreted(path: Path, page: Any, stacked: np.ndarray, one_page: bool) -> Raster:
     """Samples `h w pages samples` as the page's tags say. ValueError if only Pillow knows what they are."""
     if stacked.dtype.kind not in "uifb":
         raise DataError(f"{path}: {stacked.dtype} numbers are no pixels. Save the part that counts.")
     height, width, pages, _ = stacked.shape
     kind, bits = page.photometric, page.bitspersample
     alpha, first = None, stacked.shape[3] - len(page.extrasamples)
-    if place := next((first + i for i, extra in enumerate(page.extrasamples) if extra in ALPHA), 0):
-        alpha = stacked[..., 0, place] if pages == 1 else None
+    place = next((first + i for i, extra in enumerate(page.extrasamples) if extra in ALPHA), 0)
+    if one_page and kind == RGB and stacked.shape[3] == 4:
+        place = 3
+    if place:
+        alpha = _alpha(stacked[..., 0, place], bits) if pages == 1 else None
         stacked = np.delete(stacked, place, axis=3)
     if kind == PALETTE and page.colormap is not None and stacked.shape[2:] == (1, 1):
         palette = (page.colormap.T >> 8).astype(np.uint8) if page.colormap.max() > 255 else page.colormap.T
@@ -185,6 +230,23 @@ def _interpreted(path: Path, page: Any, stacked: np.ndarray) -> Raster:
     return Raster(samples, alpha)
 
 
+def _alpha(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Alpha `h w` of any type as uint8 or uint16.
+
+    Fewer than 8 bits are spread over 8. Wider whole numbers that 16 bits hold stay as they are, since they may be a
+    mask's; others are scaled by the range of their type. Floats up to 1 are scaled by 65535, others rounded.
+    """
+    if samples.dtype.kind in "bu" and samples.dtype.itemsize <= 2:
+        spread = 255 // (2**bits - 1) if bits < 8 else 1
+        return np.asarray(samples.astype(f"u{samples.dtype.itemsize}") * np.uint8(spread))
+    values = np.nan_to_num(samples.astype(np.float64)).clip(0)
+    if samples.dtype.kind == "f":
+        scale = 65535.0 if values.max(initial=0) <= 1 else 1.0
+    else:
+        scale = 65535 / np.iinfo(samples.dtype).max if values.max(initial=0) > 65535 else 1.0
+    return np.asarray(np.rint((values * scale).clip(0, 65535)).astype(np.uint16))
+
+
 def _pillow_reads(page: Any) -> bool:
     """Whether Pillow reads all of a TIFF: one sample a pixel, or contiguous 8-bit colours."""
     samples, bits = page.samplesperpixel, page.bitspersample
@@ -194,19 +256,38 @@ def _pillow_reads(page: Any) -> bool:
     return bool(samples in (3, 4) and bits == 8 and page.planarconfig == 1 and known)
 
 
-def _by_pillow(path: Path, page: Any, pages: int) -> Raster:
-    """A TIFF that `_pillow_reads`."""
-    with path.open("rb") as file, Image.open(file) as image:
-        found = []
-        for number in range(pages):
-            image.seek(number)
-            image.load()
-            found.append(_opened(image))
+def _by_pillow(path: Path, page: Any, parts: Sequence[Any]) -> Raster | None:
+    """A TIFF that `_pillow_reads`, as it is stored; None: Pillow does not know its type, as of some with 32 bits."""
+    import tifffile
+
+    pages = [one for part in parts for one in (part.pages if isinstance(part, tifffile.TiffPageSeries) else [part])]
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            found = []
+            for one in pages:
+                image.seek(one.index)
+                turned = image.tag_v2.get(ORIENTATION)  # type: ignore[attr-defined]
+                image.load()  # it comes as it is shown
+                found.append(_upright(_opened(image), {6: 8, 8: 6}.get(turned, turned)))
+    except UnidentifiedImageError:
+        return None
     pixels = np.concatenate([raster.samples for raster in found], axis=2)
+    if page.dtype == np.uint32:  # Pillow has signed numbers of 32 bits alone
+        pixels = pixels.view(np.uint32)
     bits = page.bitspersample
     if page.photometric == WHITE_IS_ZERO and bits > 8 and pixels.dtype.kind == "u":  # Pillow turns up to 8 bits
         pixels = (2**bits - 1 - pixels.astype(np.int64)).astype(pixels.dtype)
     return Raster(pixels, found[0].alpha, found[0].palette)
+
+
+def _as_samples(nodata: float, raster: Raster, bits: int) -> float:
+    """A stored value as `samples` have it: inverted, spread over 8 bits, infinite where a float cannot hold it."""
+    if raster.inverted:
+        nodata = 2**bits - 1 - nodata
+    if bits < 8 and raster.palette is None:
+        nodata *= 255 // (2**bits - 1)
+    with np.errstate(over="ignore"):
+        return float(raster.samples.dtype.type(nodata)) if raster.samples.dtype.kind == "f" else nodata
 
 
 def _number(tag: object) -> float | None:
@@ -217,20 +298,23 @@ def _number(tag: object) -> float | None:
         return None
 
 
-def _turned(raster: Raster, orientation: object) -> Raster:
-    """As shown: orientations 2 to 8 are stored flipped (2, 3, 4) or with rows and columns swapped, too."""
+def upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
+    """Return a view of stored pixels `h w ...` as they are shown.
+
+    Orientations 2 to 8 are stored flipped (2, 3, 4) or with rows and columns swapped, too; others mean nothing.
+    """
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return pixels[rows, columns]
+
+
+def _upright(raster: Raster, orientation: object) -> Raster:
     if orientation not in range(2, 9):
         return raster
-
-    def turn(pixels: np.ndarray) -> np.ndarray:
-        if orientation in (5, 6, 7, 8):
-            pixels = pixels.swapaxes(0, 1)
-        rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
-        columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-        return np.ascontiguousarray(pixels[rows, columns])
-
-    alpha = None if raster.alpha is None else turn(raster.alpha)
-    return Raster(turn(raster.samples), alpha, raster.palette, raster.nodata, raster.lossy)
+    alpha = None if raster.alpha is None else np.ascontiguousarray(upright(raster.alpha, orientation))
+    return replace(raster, samples=np.ascontiguousarray(upright(raster.samples, orientation)), alpha=alpha)
 
 
 def _refuse_large(path: Path, width: int, height: int, pages: int) -> None:

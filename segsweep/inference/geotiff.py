@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 
 from segsweep.data.geometry import Size
-from segsweep.data.raster import ORIENTATION, TIFF
+from segsweep.data.raster import ORIENTATION, TIFF, upright
 
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams (OGC 19-008r4).
 TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
@@ -30,11 +30,7 @@ class Georeference:
 
     def upright(self, stored: np.ndarray) -> np.ndarray:
         """Return a view of stored pixels `... h w` as they are read: what is written to it is stored in its place."""
-        if self.orientation in (5, 6, 7, 8):
-            stored = stored.swapaxes(-1, -2)
-        rows = slice(None, None, -1 if self.orientation in (3, 4, 7, 8) else 1)
-        columns = slice(None, None, -1 if self.orientation in (2, 3, 6, 7) else 1)
-        return stored[..., rows, columns]
+        return np.moveaxis(upright(np.moveaxis(stored, (-2, -1), (0, 1)), self.orientation), (0, 1), (-2, -1))
 
 
 def georeference(path: Path) -> Georeference | None:

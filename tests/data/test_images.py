@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import tifffile
 from conftest import read_mask
 from PIL import Image
 
-from segsweep.data import masks
+from segsweep.data import masks, raster
 from segsweep.data.images import read_image, read_picture
 from segsweep.data.masks import COLOR, LARGEST, code, value
 from segsweep.errors import DataError
@@ -217,7 +218,9 @@ def test_cmyk_is_colour(tmp_path):
 
 @pytest.mark.parametrize("orientation", SHOWN)
 @pytest.mark.parametrize(
-    ("suffix", "how"), [("png", {}), ("tif", {}), ("tif", {"compression": "tiff_deflate"})], ids=["png", "tif", "tif-z"]
+    ("suffix", "how"),
+    [("png", {}), ("tif", {}), ("tif", {"compression": "tiff_deflate"}), ("tif", {"compression": "tiff_lzw"})],
+    ids=["png", "tif", "tif-z", "tif-lzw"],
 )
 def test_images_and_masks_are_read_as_shown(tmp_path, suffix, how, orientation):
     pixels = noise()
@@ -555,6 +558,169 @@ def test_pages_of_several_sizes_are_refused(tmp_path, read, order):
     both = [Image.fromarray(noise()), Image.fromarray(noise(HEIGHT // 2, WIDTH // 2))][::order]
     with pytest.raises(DataError, match=r"a\.tif: (its 2 pages are of several sizes|holds 2 pages)"):
         read(pages(tmp_path / "a.tif", both))
+
+
+def appended(path, arrays, **how):
+    """A TIFF of one `TiffWriter.write` an array; `how` holds a list for each keyword."""
+    with tifffile.TiffWriter(path, ome=path.name.endswith(".ome.tif")) as file:
+        for number, pixels in enumerate(arrays):
+            file.write(pixels, **{name: values[number] for name, values in how.items()})
+    return path
+
+
+@pytest.mark.parametrize("metadata", [{}, None], ids=["metadata", "plain"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pages_written_one_by_one_are_channels(tmp_path, dtype, metadata):
+    pixels = noise(4, HEIGHT, WIDTH, dtype=dtype)
+    path = appended(tmp_path / "a.tif", pixels, metadata=[metadata] * 4)
+    same(read_image(path), pixels.transpose(1, 2, 0))
+    with pytest.raises(DataError, match=r"a\.tif: holds 4 pages; one is needed"):
+        read_mask(path)
+
+
+def test_pages_keep_their_order_however_each_is_packed(tmp_path):
+    pixels = noise(4, HEIGHT, WIDTH)
+    how = {"compression": [None, "zlib", None, "zlib"], "metadata": [None] * 4}
+    same(read_image(appended(tmp_path / "a.tif", pixels, **how)), pixels.transpose(1, 2, 0))
+
+
+def test_overviews_between_pages_are_no_channels(tmp_path):
+    first, second = noise(2, 32, 48)
+    arrays = [first, first[::2, ::2], second, second[::2, ::2]]
+    for metadata in ({}, None):
+        how = {"subfiletype": [0, 1, 0, 1], "tile": [(16, 16)] * 4, "metadata": [metadata] * 4}
+        same(read_image(appended(tmp_path / "a.tif", arrays, **how)), np.stack([first, second], -1))
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("metadata", [{}, None], ids=["metadata", "plain"])
+@pytest.mark.parametrize("other", ["type", "samples", "white"])
+def test_pages_of_several_kinds_are_refused(tmp_path, read, metadata, other):
+    grey = noise()
+    second, photometric = {
+        "type": (grey.astype(np.uint16), "minisblack"),
+        "samples": (noise(HEIGHT, WIDTH, 3), "rgb"),
+        "white": (grey, "miniswhite"),
+    }[other]
+    how = {"photometric": ["minisblack", photometric], "metadata": [metadata] * 2}
+    with pytest.raises(DataError, match=r"a\.tif: its 2 pages are of several kinds"):
+        read(appended(tmp_path / "a.tif", [grey, second], **how))
+
+
+@pytest.mark.parametrize("axes", ["CYX", "CYXS"])
+def test_ome_channels_are_channels(tmp_path, axes):
+    pixels = noise(*{"CYX": (4, HEIGHT, WIDTH), "CYXS": (2, HEIGHT, WIDTH, 3)}[axes], dtype=np.uint16)
+    right = pixels.transpose(1, 2, 0) if axes == "CYX" else np.concatenate(pixels, -1)
+    how = {"photometric": "rgb" if axes == "CYXS" else "minisblack", "metadata": {"axes": axes}}
+    same(read_image(tiff(tmp_path / "a.ome.tif", pixels, ome=True, **how)), right)
+
+
+def test_the_order_of_ome_channels_is_that_of_its_metadata(tmp_path):
+    pixels = noise(3, HEIGHT, WIDTH)
+    planes = "".join(f'<TiffData FirstC="{c}" IFD="{page}" PlaneCount="1"/>' for c, page in enumerate((2, 0, 1)))
+    ome = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{WIDTH}" '
+        f'SizeY="{HEIGHT}" SizeC="3" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>'
+    )
+    path = tiff(tmp_path / "a.tif", pixels, photometric="minisblack", description=ome, metadata=None)
+    same(read_image(path), pixels[[2, 0, 1]].transpose(1, 2, 0))
+
+
+def test_several_ome_images_of_one_kind_are_channels(tmp_path):
+    pixels = noise(2, HEIGHT, WIDTH)
+    how = {"metadata": [{"axes": "YX"}] * 2}
+    same(read_image(appended(tmp_path / "a.ome.tif", pixels, **how)), pixels.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_internal_mask_is_alpha_and_no_channel(tmp_path, compression, orientation):
+    """GDAL's mask of valid pixels: a page of one bit, whose subfile type says what it is."""
+    pixels, valid = noise(HEIGHT, WIDTH, 3), noise(high=2).astype(bool)
+    saved(tmp_path / "a.tif", pixels, compression=compression, exif=oriented(orientation))
+    tifffile.imwrite(tmp_path / "a.tif", valid, append=True, photometric="mask", subfiletype=4, metadata=None)
+    picture = read_picture(tmp_path / "a.tif")
+    same(picture.pixels, SHOWN[orientation](pixels))
+    assert picture.dropped_alpha
+    found = raster.read(tmp_path / "a.tif", one_page=True)
+    same(found.alpha, SHOWN[orientation](np.where(valid, 255, 0).astype(np.uint8)))
+    assert not read_picture(saved(tmp_path / "b.tif", pixels)).dropped_alpha
+
+
+def lzw_of_32_bits(path, numbers, order="<", **tags):
+    """A TIFF of one row by hand, packed in codes of 9 bits: the table clears, each byte stands for itself, the end."""
+    codes = [256, *struct.pack(f"{order}{len(numbers)}I", *numbers), 257]
+    strip = np.packbits([int(bit) for number in codes for bit in f"{number:09b}"]).tobytes()
+    known = {256: len(numbers), 257: 1, 258: 32, 259: 5, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(strip), 339: 1}
+    entries = known | {int(name[1:]): number for name, number in tags.items()}
+    directory = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, number) for tag, number in entries.items())
+    body = strip + b"\0" * (len(strip) % 2)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(body))
+    path.write_bytes(head + body + struct.pack(f"{order}H", len(entries)) + directory + bytes(4))
+    return path
+
+
+def test_lzw_of_unsigned_32_bits_is_unsigned(tmp_path):
+    path = lzw_of_32_bits(tmp_path / "a.tif", [2**31 + 5, 7])
+    assert read_mask(path).tolist() == [[2**31 + 5, 7]]
+    same(read_image(path), np.array([[[2**31 + 5], [7]]], np.float32))
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="it reads them")
+@pytest.mark.parametrize("how", [{"order": ">"}, {"_262": 0}], ids=["big end first", "white is zero"])
+def test_lzw_that_nothing_reads_is_refused_with_what_reads_it(tmp_path, how):
+    with pytest.raises(DataError, match=r"a\.tif: cannot be read: .*pip install"):
+        read_image(lzw_of_32_bits(tmp_path / "a.tif", [2**31 + 5, 7], **how))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "right"),
+    [
+        ("uint8", [0, 7, 255], [0, 7, 255]),
+        ("uint16", [0, 300, 65535], [0, 300, 65535]),
+        ("int8", [0, 7, 127], [0, 7, 127]),
+        ("int16", [-1, 7, 32767], [0, 7, 32767]),
+        ("uint32", [0, 2**31, 2**32 - 1], [0, 32768, 65535]),
+        ("int32", [0, 2**30, 2**31 - 1], [0, 32768, 65535]),
+        ("int32", [0, 1, 255], [0, 1, 255]),
+        ("float32", [0, 0.5, 1], [0, 32768, 65535]),
+        ("float64", [np.nan, -np.inf, 1], [0, 0, 65535]),
+        ("float32", [0, 2, 255], [0, 2, 255]),
+    ],
+)
+def test_alpha_has_8_or_16_bits(tmp_path, dtype, stored, right):
+    pixels = np.zeros((1, 3, 4), dtype)
+    pixels[0, :, 3] = stored
+    path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    alpha = raster.read(path).alpha
+    assert alpha.dtype in (np.uint8, np.uint16)
+    assert alpha.tolist() == [right]
+
+
+@pytest.mark.parametrize("fourth", [255, "noise"])
+@pytest.mark.parametrize("tag", [["unspecified"], None])
+def test_a_masks_fourth_sample_beside_colours_is_alpha(tmp_path, tag, fourth):
+    pixels = noise(HEIGHT, WIDTH, 4)
+    if fourth != "noise":
+        pixels[..., 3] = fourth
+    if tag:
+        path = tiff(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=tag)
+    else:
+        path = tiff_of(tmp_path / "a.tif", WIDTH, HEIGHT, 8, pixels.tobytes(), _262=2, _277=4)
+    same(read_image(path), pixels)
+    found = raster.read(path, one_page=True)
+    same(found.samples, pixels[..., :3])
+    same(found.alpha, pixels[..., 3])
+    colors = [tuple(map(int, pixel)) for pixel in pixels[..., :3].reshape(-1, 3)]
+    assert [value(int(c)) for c in read_mask(path).ravel()] == colors
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_upright_turns_the_first_two_axes(orientation):
+    pixels = noise(HEIGHT, WIDTH, 3)
+    same(raster.upright(pixels, orientation), SHOWN[orientation](pixels))
+    assert np.shares_memory(raster.upright(pixels, orientation), pixels)
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
