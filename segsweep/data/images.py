@@ -19,6 +19,7 @@ class Picture:
     lacking: np.ndarray | None = None  # bool `h w c`: where the file has no data and `pixels` the channel's mean
     dropped_alpha: bool = False  # the file has an alpha channel that is not the same everywhere
     sentinel: float | None = None  # a frequent value far outside of all others, which nothing says stands for no data
+    inverted: bool = False  # the file stores its lowest value as white, and `pixels` have it as black
 
 
 def read_image(path: Path, nodata: float | str = "auto") -> np.ndarray:
@@ -47,14 +48,14 @@ def read_picture(path: Path, nodata: float | str = "auto") -> Picture:
     lacking = _lacking(stored, pixels, absent)
     alpha = decoded.alpha
     dropped = alpha is not None and bool((alpha != alpha[0, 0]).any())
-    if lacking is None:
-        return Picture(pixels, None, dropped, _sentinel(pixels))
-    pixels = np.array(pixels)
-    for channel in range(pixels.shape[2]):
-        values, gaps = pixels[..., channel], lacking[..., channel]
-        mean = values[~gaps].mean(dtype=np.float64) if not gaps.all() else 0.0
-        values[gaps] = mean if pixels.dtype.kind == "f" else round(mean)
-    return Picture(pixels, lacking, dropped, _sentinel(pixels))
+    sentinel = _sentinel(stored, lacking)
+    if lacking is not None:
+        pixels = np.array(pixels)
+        for channel in range(pixels.shape[2]):
+            values, gaps = pixels[..., channel], lacking[..., channel]
+            mean = values[~gaps].mean(dtype=np.float64) if not gaps.all() else 0.0
+            values[gaps] = mean if pixels.dtype.kind == "f" else round(mean)
+    return Picture(pixels, lacking, dropped, sentinel, decoded.inverted)
 
 
 def channels_named(number: int) -> str:
@@ -75,21 +76,28 @@ def _lacking(stored: np.ndarray, pixels: np.ndarray, absent: float | None) -> np
     """Where values stand for no data, bool `h w c`; None: nowhere."""
     gaps = ~np.isfinite(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, bool)
     if absent is not None and np.isfinite(absent):
-        same = stored == (stored.dtype.type(absent) if stored.dtype.kind == "f" else absent)
+        with np.errstate(over="ignore"):  # beyond the type's range is infinite, and lacking anyway
+            same = stored == (stored.dtype.type(absent) if stored.dtype.kind == "f" else absent)
         if stored.dtype.kind != "f":  # a red of (255, 0, 0) lacks nothing where 0 stands for no data
             same = np.broadcast_to(same.all(2, keepdims=True), same.shape)
         gaps |= same
     return gaps if gaps.any() else None
 
 
-def _sentinel(pixels: np.ndarray) -> float | None:
-    """The lowest or highest value, if it is frequent and far outside of all others."""
-    if pixels.dtype == np.uint8:
+def _sentinel(stored: np.ndarray, lacking: np.ndarray | None) -> float | None:
+    """The lowest or highest value with data, if it is frequent and far outside of all others.
+
+    It is the value as it is stored, in the fewest digits that tell it from its neighbours, and finds all its pixels.
+    """
+    if stored.dtype == np.uint8:
         return None
-    for extreme, beyond in ((pixels.min(), np.greater), (pixels.max(), np.less)):
-        rest = pixels[beyond(pixels, extreme)].astype(np.float64)
-        if rest.size and pixels.size - rest.size >= max(4, OFTEN * pixels.size):
+    values = stored if lacking is None else stored[~lacking]
+    if not values.size:
+        return None
+    for extreme, beyond in ((values.min(), np.greater), (values.max(), np.less)):
+        rest = values[beyond(values, extreme)].astype(np.float64)
+        if rest.size and values.size - rest.size >= max(4, OFTEN * stored.size):
             low, high = rest.min(), rest.max()
             if high > low and min(abs(low - float(extreme)), abs(high - float(extreme))) > 2 * (high - low):
-                return float(extreme)
+                return float(str(extreme))
     return None

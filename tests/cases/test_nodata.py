@@ -25,6 +25,7 @@ from scenes import (
 )
 
 from segsweep.commands.app import main
+from segsweep.data.images import read_picture
 from segsweep.data.labels import VOID
 from segsweep.errors import ConfigError
 
@@ -225,6 +226,46 @@ def test_images_without_a_sentinel_are_not_warned_of(tmp_path, kind):
     assert not [line for line in dataset.warnings() if "nodata" in line]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "mark", "typed_as"),
+    [
+        ("int32", -2147483647, "-2147483647.0"),
+        ("uint32", 2**32 - 2, "4294967294.0"),
+        ("float32", np.finfo(np.float32).min, "-3.4028235e+38"),
+        ("float32", -9999.9, "-9999.9"),
+        ("float64", -9999.9, "-9999.9"),
+    ],
+)
+def test_the_value_that_is_told_finds_its_pixels(tmp_path, dtype, mark, typed_as):
+    pictures = [holed((1000 * heights(i, 1)).astype(dtype), mark) for i in range(4)]
+    write = partial(contiguous, photometric="minisblack")
+    told = read_picture(pictured(tmp_path, pictures, write) / "images" / "0.tif").sentinel
+    assert told == float(typed_as)
+    found = read_picture(tmp_path / "images" / "0.tif", float(repr(told)))
+    assert np.array_equal(found.lacking[..., 0], HOLE)
+    assert found.sentinel is None
+
+
+def test_what_fills_a_channel_without_data_is_no_sentinel(tmp_path):
+    picture = np.dstack([np.full(SIZE, np.nan), 100 + heights(0, 2)]).astype(np.float32)
+    write = partial(contiguous, photometric="rgb")
+    assert read_picture(pictured(tmp_path, [picture] * 2, write) / "images" / "0.tif").sentinel is None
+
+
+@pytest.mark.parametrize("tag", ["-1.7976931348623157e+308", "1.7976931348623157e+308"])
+def test_a_tag_beyond_the_type_is_no_warning(tmp_path, tag):
+    """GDAL's default for float64, kept by tools that cut the pixels to float32, where it is an infinity."""
+    dataset = opened(with_hole(tmp_path, np.copysign(np.inf, float(tag)), tag))
+    assert same(seen(dataset), [np.where(HOLE, VOID, truth) for truth in truths(5)])
+    assert dataset.store.statistics(range(5))[0] == pytest.approx(valid().mean(0), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_masks_tag_beyond_the_type_is_no_warning(tmp_path, dtype):
+    root = written(tmp_path, [truth.astype(dtype) for truth in truths()], "tif", partial(tiff, nodata="-1.79769e+308"))
+    assert same(seen(opened(root)), truths())
+
+
 # Masks of their own
 
 
@@ -233,6 +274,15 @@ def test_a_masks_own_nodata_is_void(tmp_path):
     stored = [np.where(HOLE, 7, truth).astype(np.uint8) for truth in truths()]
     dataset = opened(written(tmp_path, stored, "tif", partial(tiff, nodata="7")))
     assert same(seen(dataset), right)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_nodata_is_the_value_that_is_stored_where_the_lowest_is_white(tmp_path, dtype):
+    """GDAL's tag speaks of stored values: here background, 255 or 65535, is shown as 0."""
+    top = np.iinfo(dtype).max
+    stored = [np.where(HOLE, 7, top - top * truth).astype(dtype) for truth in truths()]
+    dataset = opened(written(tmp_path, stored, "tif", partial(tiff, nodata="7", photometric="miniswhite")))
+    assert same(seen(dataset), [np.where(HOLE, VOID, truth) for truth in truths()])
 
 
 def test_a_masks_own_nan_is_void(tmp_path):

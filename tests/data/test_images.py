@@ -716,6 +716,17 @@ def test_a_masks_fourth_sample_beside_colours_is_alpha(tmp_path, tag, fourth):
     assert [value(int(c)) for c in read_mask(path).ravel()] == colors
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("kind", ["8", "1", "16", "float", "black"])
+def test_a_picture_tells_that_it_is_inverted(tmp_path, kind, compression):
+    pixels = {"1": noise(high=2).astype(bool), "16": noise(dtype=np.uint16), "float": noise(dtype=np.float32)}
+    stored = pixels.get(kind, noise())
+    path = saved(tmp_path / "a.tif", stored, tiffinfo={262: int(kind == "black")}, compression=compression)
+    with tifffile.TiffFile(path) as file:
+        assert file.pages.first.photometric == (1 if kind == "black" else 0)
+    assert read_picture(path).inverted == raster.read(path).inverted == (kind in ("8", "1", "16"))
+
+
 @pytest.mark.parametrize("orientation", SHOWN)
 def test_upright_turns_the_first_two_axes(orientation):
     pixels = noise(HEIGHT, WIDTH, 3)
