@@ -164,16 +164,23 @@ def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
 
 
 def _refuse_several_kinds(path: Path, pages: Sequence[Any]) -> None:
-    if len({(page.imagelength, page.imagewidth) for page in pages}) > 1:
-        raise DataError(f"{path}: its {len(pages)} pages are of several sizes. Save the one that counts.")
     kinds = [
-        f"{page.samplesperpixel} x {page.dtype} of {page.bitspersample} bits, photometric {int(page.photometric)}, "
-        f"extra samples {[int(extra) for extra in page.extrasamples]}"
+        {
+            "sizes": f"{page.imagewidth}x{page.imagelength}",
+            "types": str(page.dtype),
+            "numbers of bits": str(page.bitspersample),
+            "numbers of samples": str(page.samplesperpixel),
+            "kinds of extra samples": str([int(extra) for extra in page.extrasamples]),
+            "photometric interpretations": str(int(page.photometric)),
+        }
         for page in pages
     ]
-    if len(set(kinds)) > 1:
-        listed = "; ".join(dict.fromkeys(kinds))
-        raise DataError(f"{path}: its {len(pages)} pages are of several kinds ({listed}). Save the one that counts.")
+    for what in kinds[0] if kinds else ():
+        if len(found := dict.fromkeys(kind[what] for kind in kinds)) > 1:
+            raise DataError(
+                f"{path}: its {len(pages)} pages are of several {what} ({', '.join(found)}). "
+                "Save them alike, or the one that counts."
+            )
 
 
 def _parts(file: Any, full: list[Any]) -> list[Any]:
@@ -260,7 +267,9 @@ def _by_pillow(path: Path, page: Any, parts: Sequence[Any]) -> Raster | None:
     """A TIFF that `_pillow_reads`, as it is stored; None: Pillow does not know its type, as of some with 32 bits."""
     import tifffile
 
-    pages = [one for part in parts for one in (part.pages if isinstance(part, tifffile.TiffPageSeries) else [part])]
+    pages: list[Any] = [
+        one for part in parts for one in (part.pages if isinstance(part, tifffile.TiffPageSeries) else [part])
+    ]
     try:
         with path.open("rb") as file, Image.open(file) as image:
             found = []

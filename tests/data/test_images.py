@@ -597,13 +597,13 @@ def test_overviews_between_pages_are_no_channels(tmp_path):
 @pytest.mark.parametrize("other", ["type", "samples", "white"])
 def test_pages_of_several_kinds_are_refused(tmp_path, read, metadata, other):
     grey = noise()
-    second, photometric = {
-        "type": (grey.astype(np.uint16), "minisblack"),
-        "samples": (noise(HEIGHT, WIDTH, 3), "rgb"),
-        "white": (grey, "miniswhite"),
+    second, photometric, said = {
+        "type": (grey.astype(np.uint16), "minisblack", r"types \(uint8, uint16\)"),
+        "samples": (noise(HEIGHT, WIDTH, 3), "rgb", r"numbers of samples \(1, 3\)"),
+        "white": (grey, "miniswhite", r"photometric interpretations \(1, 0\)"),
     }[other]
     how = {"photometric": ["minisblack", photometric], "metadata": [metadata] * 2}
-    with pytest.raises(DataError, match=r"a\.tif: its 2 pages are of several kinds"):
+    with pytest.raises(DataError, match=rf"a\.tif: its 2 pages are of several {said}"):
         read(appended(tmp_path / "a.tif", [grey, second], **how))
 
 
