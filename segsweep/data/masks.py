@@ -87,6 +87,7 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
     return replace(
         counted(found, index, counts, decoded.lossy),
         dropped_alpha=varies,
+        inverted=decoded.inverted,
         absent=int(absent) if absent is not None and abs(absent) < LARGEST and absent == int(absent) else None,
     )
 

@@ -179,6 +179,7 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
         if how.nodata_void:
             mask = masks.blanked(mask, somewhere)
     told += ["alpha"] * picture.dropped_alpha + ["mask alpha"] * mask.dropped_alpha
+    told += ["inverted"] * picture.inverted + ["mask inverted"] * mask.inverted
     contiguous = np.ascontiguousarray(image)
     content, labelled = (
         hashlib.sha256(f"{about}".encode() + np.ascontiguousarray(pixels).data).hexdigest()[:16]
