@@ -177,7 +177,10 @@ class DataConfig:
                 raise ConfigError(f"data.class_from=folder says what the classes are: drop data.{name}.")
 
     def _check_classes(self) -> None:
-        form = "names, as [ground,road,car], or names with values or colours, as {road:[3,4],car:8,tree:[[0,128,0]]}"
+        form = (
+            "names, as 'data.classes=[ground,road,car]', or names with values or colours, in single quotes, as "
+            "'data.classes={road:[3,4],car:8,tree:[[0,128,0]]}'"
+        )
         if isinstance(self.classes, dict):
             given = [value if isinstance(value, list) else [value] for value in self.classes.values()]
             valid = bool(given) and all(group and all(is_whole(v) or is_color(v) for v in group) for group in given)

@@ -244,7 +244,7 @@ def _void_beside_indices(found: Found, named: Mapping[str, Collection[Value]], n
         )
     top = max(found.numbers - {USUAL})
     given = {name: _group(group) for name, group in named.items() if group and name}
-    more = f"; to make it one: {typed_classes({**given, 'name': USUAL})}" if given else ""
+    more = f"; to make it one: {typed_classes({**given, f'c{USUAL}': USUAL})}" if given else ""
     notes.append(
         f"masks: {USUAL} does not count ({found.share(void)} of the pixels), as it stands beside the indices 0 to "
         f"{top} and no class has it{more}"
@@ -281,7 +281,8 @@ def _with_names(
         numbers = {number for value in taken if (number := number_of(value)) is not None}
         indices = (found.numbers | numbers | {*(known or {}).values()}) - {USUAL}
         top = len(named) - 1 if in_order else max(indices, default=0)
-        if top and (indices <= set(range(top + 1)) if in_order else indices | {0} == set(range(top + 1))):
+        beside = indices <= {*range(top + 1)} if in_order else indices | {0} == {*range(top + 1)}
+        if top and beside and found.numbers - {0, USUAL}:
             void = _void_beside_indices(found, named, notes)
     if in_order:
         _refuse_beyond(found, list(named), set().union(*named.values()) | void, said)
@@ -338,8 +339,8 @@ def _in_order(found: Found, classes: Sequence[str], void: set[Value]) -> dict[st
         return {classes[0]: found.background - void or {0}, classes[1]: foreground}
     if found.coloured:
         raise DataError(
-            f"data.classes=[{','.join(classes)}]: the masks are coloured, {found.shares()}. Name the classes with "
-            f"their colours: {_line(found, classes)}."
+            f"data.classes=[{','.join(classes)}]: the masks are coloured, {found.shares()}. Name each class with "
+            f"its colour, which you know: perhaps {_line(found, classes)}."
         )
     if both := void & set().union(*(found.called(index) for index in range(len(classes)))):
         index = next(n for n in range(len(classes)) if found.called(n) & both)
@@ -372,9 +373,12 @@ def _too_many(found: Found, hints: Hints) -> str:
     """What to say of masks with more than background and foreground."""
     if found.coloured:
         one = found.background and not hints.blended
-        last = "; or all that is not black as one class: data.binarize=true" if one else ""
         if any(isinstance(value, Others) for value in found.counts):
-            last = "; colours as many as these come from saving with loss: save masks as PNG"
+            return (
+                f"colours {found.shares()}: as many as in photographs. Are data.images and data.masks swapped? If "
+                "classes are painted over an image, name their colours alone: 'data.classes={name:[r,g,b]}'."
+            )
+        last = "; or all that is not black as one class: data.binarize=true" if one else ""
         return (
             f"colours {found.shares()}: more than black and one other. Name the classes by colour: {_line(found)}; "
             f"what is left over is background; a colour that does not count: 'data.ignore_index=[r,g,b]'{last}."
@@ -390,7 +394,7 @@ def _too_many(found: Found, hints: Hints) -> str:
     if named == list(range(len(named))):
         example = ",".join(f"c{i}" for i in named[:3]) + (",..." if len(named) > 3 else "")
         line = f"Name the classes of the values 0 to {named[-1]}: 'data.classes=[{example}]', or some of them: "
-        line += f"'data.classes={{name:{named[-1]}}}'"
+        line += f"'data.classes={{c{named[-1]}:{named[-1]}}}'"
     else:
         line = f"Name the classes by value: {_line(found)}; what is left over is background"
     if len(found.counts) > WRITTEN and USUAL in found.numbers:

@@ -171,28 +171,29 @@ def _of_colours(reading: Reading, census: Census, named: Sequence[int]) -> Readi
 def _of_greys(reading: Reading, census: Census, named: Sequence[int], cut: bool) -> Reading:
     """Where smoothed grey masks are cut, and which values stand for what lies between."""
     known = census.where((census.codes >= 0) & (census.codes < 65536))
-    ends = two_ends(known)
+    ends = two_ends(known, named)
     if not ends:
         return reading
     low, high = ends
     reading, margin = replace(reading, middle=middle(low, high)), (high - low) // 8
     levels = sorted({low, high, *(n for n in named if low + margin < n < high - margin)})
-    between = known.counts[(known.codes > low) & (known.codes < high)].sum() / known.counts.sum()
+    near = ((abs(known.codes - low) <= margin) | (abs(known.codes - high) <= margin)).astype(float) @ known.counts
     if not cut or (len(levels) == 2 and (_peaks(known, low, high) or _few(known, low, high))):
         return reading
     nearest = f"read as the nearest of {', '.join(map(str, levels))}"
     note = (
-        f"masks: {f'cut at {middle(low, high)}' if len(levels) == 2 else nearest}, since all but {100 * between:.2g} % "
-        f"of the pixels are {low} or {high}, as in masks saved as JPEG or smoothed; another cut: data.threshold=VALUE"
+        f"masks: {f'cut at {middle(low, high)}' if len(levels) == 2 else nearest}, since "
+        f"{100 * near / known.counts.sum():.3g} % of the pixels lie near {low} or {high} and the others between, as in "
+        "masks saved as JPEG or smoothed; another cut: data.threshold=VALUE"
     )
     return replace(reading, levels=tuple(levels), notes=(*reading.notes, note))
 
 
-def two_ends(census: Census) -> tuple[int, int] | None:
+def two_ends(census: Census, named: Sequence[int] = ()) -> tuple[int, int] | None:
     """Find the two ends of grey masks that were smoothed or saved with loss; None where they are labels.
 
     Nearly all pixels lie near the two ends; those between them, or near them, are no areas but ramps from one to the
-    other. `census` is of numbers from 0 to 65535.
+    other. `census` is of numbers from 0 to 65535; those that are `named` say nothing against it.
     """
     codes, counts = census.codes, census.counts
     if len(codes) < 4:
@@ -208,7 +209,7 @@ def two_ends(census: Census) -> tuple[int, int] | None:
     others = census.where(~np.isin(codes, [low, high]) & ((abs(codes - low) > 2) | (census.ramp > 0)))
     if outside.any() or counts[~at_ends].sum() > BETWEEN * counts.sum() or not len(others.codes):
         return None
-    inner = census.where(~at_ends)
+    inner = census.where(~at_ends & ~np.isin(codes, named))
     judged = inner if inner.counts.sum() else others
     if judged.ramp.sum() < RAMPS * (judged.counts.sum() - judged.flat.sum()) or not judged.ramp.any():
         return None

@@ -15,7 +15,7 @@ def census(*files):
     all_codes = np.unique([code(value) for file in files for value in file])
     counts = [sum(file[value] for file in files for value in file if code(value) == one) for one in all_codes]
     arrays = [np.array(sorted(code(value) for value in file)) for file in files]
-    return Census(all_codes, np.array(counts), np.array(counts), arrays)
+    return Census(all_codes, np.array(counts), np.array(counts), np.zeros(len(counts), int), arrays)
 
 
 def seen(reading, *values):
@@ -71,7 +71,7 @@ def alpha(level, beside=255):
 def raw(*files):
     """A census of codes."""
     codes, counts = np.unique(np.concatenate(files), return_counts=True)
-    return Census(codes, counts, counts, [np.unique(file) for file in files])
+    return Census(codes, counts, counts, counts * 0, [np.unique(file) for file in files])
 
 
 def test_the_alpha_counts_where_nothing_else_differs():
@@ -80,11 +80,24 @@ def test_the_alpha_counts_where_nothing_else_differs():
     assert reading.final(np.array([alpha(0), alpha(255)])).tolist() == [0, 255]
 
 
-def test_the_alpha_does_not_count_where_it_or_something_else_varies_not_or_does():
-    for others in (np.array([0, 255]), np.array([7])):
-        reading = decide(raw(np.array([alpha(0, 7), alpha(255, 7)]), others))
-        assert reading.final(np.array([alpha(0, 7), alpha(255, 7)])).tolist() == [7, 7]
+def test_an_alpha_that_is_the_same_everywhere_does_not_count():
     assert not decide(raw(np.array([alpha(255)]), np.array([alpha(255)]))).alpha
+
+
+def test_beside_flat_masks_a_shape_in_the_alpha_has_the_colour_beside_it():
+    shape, flat = np.array([alpha(0), alpha(40), alpha(200), alpha(255)]), np.array([0, 255])
+    reading = decide(raw(shape, flat))
+    assert reading.final(shape).tolist() == [0, 0, 255, 255]
+    assert reading.final(flat).tolist() == [0, 255]
+    red = np.array([alpha(0, code(RED)), alpha(255, code(RED))])
+    two = decide(raw(red, np.array([alpha(0, code(GREEN))])))
+    assert [masks.value(int(c)) for c in two.final(red)] == [BLACK, RED]
+
+
+def test_a_black_shape_in_the_alpha_does_not_count_beside_other_masks():
+    reading = decide(raw(np.array([alpha(0, 0), alpha(255, 0)]), np.array([0, 255])))
+    assert reading.final(np.array([alpha(0, 0), alpha(255, 0)])).tolist() == [0, 0]
+    assert "alpha channel" in reading.notes[0]
 
 
 def test_too_many_values_are_kept_together_but_for_named_ones_and_the_most_frequent():
@@ -95,22 +108,43 @@ def test_too_many_values_are_kept_together_but_for_named_ones_and_the_most_frequ
     assert reading.final(np.array([1399, NO_DATA])).tolist() == [OTHERS, NO_DATA]
 
 
-def smoothed(low, high, n=20, blends=40):
-    """Numbers, counts and flat counts of two ends with blends between."""
+def smoothed(low, high, n=20, blends=40, third=None, ramps=0.8):
+    """The census of two ends with blends between, and perhaps a third value of its own."""
     between = np.linspace(low + 1, high - 1, blends).astype(int)
-    numbers = np.unique([low, high, *between])
-    counts = np.where(np.isin(numbers, [low, high]), 50 * n, n // 10 + 1)
-    return numbers, counts, np.where(np.isin(numbers, [low, high]), counts - 5, 0)
+    numbers = np.unique([low, high, *between, *([third] if third else [])])
+    ends = np.isin(numbers, [low, high])
+    counts = np.where(ends, 50 * n, n // 10 + 1) + np.where(numbers == third, 5 * n, 0)
+    ramp = np.where(ends | (numbers == third), 0, ramps * counts).astype(int)
+    return Census(numbers, counts, np.where(ends, counts - 5, 0), ramp, [numbers])
 
 
 @pytest.mark.parametrize(("low", "high", "ends"), [(0, 255, (0, 255)), (2, 253, (0, 255)), (0, 128, (0, 128))])
 def test_two_ends_with_blends_between_are_cut_in_the_middle(low, high, ends):
-    codes, counts, flat = smoothed(low, high)
-    assert two_ends(codes, counts, flat) == ends
-    reading = decide(Census(codes, counts, flat, [codes]))
+    found = smoothed(low, high)
+    assert two_ends(found) == ends
+    reading = decide(found)
     middle = sum(ends) / 2
-    assert reading.final(codes).tolist() == [ends[int(value >= middle)] for value in codes]
+    assert reading.final(found.codes).tolist() == [ends[int(value >= middle)] for value in found.codes]
     assert "cut at" in reading.notes[0]
+
+
+def test_masks_with_two_ends_are_not_cut_where_that_is_not_wanted():
+    found = smoothed(0, 255)
+    reading = decide(found, cut=False)
+    assert reading.final(found.codes).tolist() == found.codes.tolist()
+    assert reading.middle == 128
+
+
+def test_what_lies_between_no_neighbours_is_not_cut():
+    assert two_ends(smoothed(0, 255, ramps=0.1)) is None
+
+
+def test_a_third_value_between_two_ends_is_kept_apart_by_its_name_and_refused_without():
+    found = smoothed(0, 255, third=128)
+    assert decide(found).final(np.array([0, 128, 255])).tolist() == [0, 128, 255]
+    reading = decide(found, named=[128, 255])
+    assert reading.final(np.array([0, 20, 70, 128, 180, 200, 255])).tolist() == [0, 0, 128, 128, 128, 255, 255]
+    assert "nearest of 0, 128, 255" in reading.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +161,7 @@ def test_two_ends_with_blends_between_are_cut_in_the_middle(low, high, ends):
 @pytest.mark.parametrize("areas", [True, False])
 def test_labels_are_never_cut(values, areas):
     codes, counts = np.array(list(values)), np.array(list(values.values()))
-    assert two_ends(codes, counts, counts // 2 if areas else counts * 0) is None
+    assert two_ends(Census(codes, counts, counts // 2 if areas else counts * 0, counts * 0, [codes])) is None
 
 
 def test_blends_are_the_nearer_of_the_two_they_lie_between_and_other_colours_stay():
@@ -139,21 +173,23 @@ def test_blends_are_the_nearer_of_the_two_they_lie_between_and_other_colours_sta
     codes = np.array(sorted(map(code, values)))
     counts = np.array([next(n for value, n in values.items() if code(value) == c) for c in codes])
     flat = np.array([counts[i] if masks.value(int(c)) in solid else 0 for i, c in enumerate(codes)])
-    reading = decide(Census(codes, counts, flat, [codes]))
+    ramp = np.array([counts[i] if masks.value(int(c)) in way else 0 for i, c in enumerate(codes)])
+    reading = decide(Census(codes, counts, flat, ramp, [codes]))
     assert seen(reading, *solid, *rare) == [*solid, *rare]
     for color, found in zip(way, seen(reading, *way), strict=True):
         distances = {end: np.linalg.norm(np.subtract(color, end)) for end in solid}
         assert distances[found] <= min(distances[end] for end in solid if end != BLACK or color[1] == 0) + 1e-9
-    # A thin class is never flat: its name keeps it.
-    thin = {(128, 0, 0): 90}
-    codes, counts, flat = np.append(codes, code((128, 0, 0))), np.append(counts, 90), np.append(flat, 0)
-    reading = decide(Census(codes, counts, flat, [codes]), named=[code((128, 0, 0))])
-    assert seen(reading, *thin) == [*thin]
+    # A line one or two pixels wide has no areas, but it lies between no neighbours.
+    thin = code((128, 0, 0))
+    codes, counts = np.append(codes, thin), np.append(counts, 90)
+    flat, ramp = np.append(flat, 0), np.append(ramp, 0)
+    for named in ([], [thin]):
+        assert seen(decide(Census(codes, counts, flat, ramp, [codes]), named), (128, 0, 0)) == [(128, 0, 0)]
 
 
 def test_a_few_colours_without_areas_are_no_blends():
     values = {BLACK: 500, RED: 90, **{(20 * i, 0, 0): 3 for i in range(1, 12)}}
     codes = np.array(sorted(map(code, values)))
     flat = np.where(np.isin(codes, [code(BLACK), code(RED)]), 80, 0)
-    reading = decide(Census(codes, np.full(len(codes), 90), flat, [codes]))
+    reading = decide(Census(codes, np.full(len(codes), 90), flat, flat * 0 + 90, [codes]))
     assert seen(reading, *values) == list(values)
