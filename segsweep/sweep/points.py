@@ -1,8 +1,8 @@
 """The points of a finite space: which of them have run, and a sampler that draws only those that have not."""
 
 import random
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -14,7 +14,6 @@ from segsweep.sweep.space import Space, Value
 
 REFUSED = "refused"  # a trial's attribute: why its values do not go together
 AGAIN = "again"  # a trial's attribute: it was not run, since another had had its point
-DRAWS = 5  # of a sampler, until any free point will do
 
 
 class Points:
@@ -43,18 +42,36 @@ class Points:
 
     def free(self, values: Mapping[str, Value]) -> bool:
         """Tell whether a point may run now."""
-        point = self.space.position(values)
-        return point not in self._refused and self.counts[point] <= self._often
+        return self._is_free(self.space.position(values))
 
-    def any_free(self, given: Mapping[str, Value], start: int) -> dict[str, Value] | None:
-        """Return the first free point with these values, counted in a circle from `start`; None if there is none."""
-        size = self.space.size or 0
-        points = ({**self.space.point((start + i) % size), **given} for i in range(size))
-        return next((point for point in points if self.free(point)), None)
+    def nearest_free(
+        self, values: Mapping[str, Value], given: Container[str], rng: random.Random
+    ) -> dict[str, Value] | None:
+        """Return the free point that is fewest steps from a point; None if none is free.
+
+        A step changes a key that is not `given`: to the number beside, or to any other option. Of several that are as
+        near one is drawn. No more points are looked at than have run, and one.
+        """
+        moving = [(i, p) for i, p in enumerate(self.space.parameters) if p.key not in given]
+        first = self.space.position(values)
+        seen, waiting = {first}, deque([first])
+        while waiting:
+            point = waiting.popleft()
+            if self._is_free(point):
+                return self.space.point(point)
+            beside = [(*point[:i], j, *point[i + 1 :]) for i, p in moving for j in p.neighbours(point[i])]
+            fresh = [other for other in beside if other not in seen]
+            rng.shuffle(fresh)
+            seen.update(fresh)
+            waiting.extend(fresh)
+        return None
+
+    def _is_free(self, position: tuple[int, ...]) -> bool:
+        return position not in self._refused and self.counts[position] <= self._often
 
 
 class FreshSampler(BaseSampler):
-    """Draws from a finite space as another sampler does, but only points that may run now."""
+    """Draws from a finite space as another sampler does; where that point may not run now, the nearest that may."""
 
     def __init__(self, sampler: BaseSampler, space: Space, repeats: bool, seed: int):
         self._sampler, self._space, self._repeats, self._rng = sampler, space, repeats, random.Random(seed)
@@ -67,11 +84,8 @@ class FreshSampler(BaseSampler):
     ) -> dict[str, Value]:
         points = Points(self._space, study.get_trials(deepcopy=False), self._repeats)
         given = trial.system_attrs.get("fixed_params", {})  # of one that was enqueued
-        for _ in range(DRAWS):
-            values = {**self._drawn(study, trial), **given}
-            if points.free(values):
-                return values
-        return points.any_free(given, self._rng.randrange(self._space.size or 1)) or values
+        values = {**self._drawn(study, trial), **given}
+        return points.nearest_free(values, given, self._rng) or values
 
     def sample_independent(
         self, study: OptunaStudy, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -1,7 +1,8 @@
 """What a sweep varies: parameters with Optuna's distributions, and a trial's values as one would type them."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -60,6 +61,13 @@ class Parameter:
             return list(map(str, kind.choices)).index(str(value))
         assert kind.step and isinstance(value, (int, float))
         return round((value - kind.low) / kind.step)
+
+    def neighbours(self, i: int) -> Iterable[int]:
+        """Return which of its values are one step from the value at `i`: numbers beside it, any other option."""
+        assert self.count is not None
+        if isinstance(self.distribution, CategoricalDistribution):
+            return (j for j in range(self.count) if j != i)
+        return (j for j in (i - 1, i + 1) if 0 <= j < self.count)
 
     def nearest(self, default: Value, encoder: str) -> Value | None:
         """Return the value closest to a default ("auto": the rate of the encoder's kind); None if there is none."""
@@ -196,14 +204,14 @@ class Space:
         counts = [count for parameter in self.parameters if (count := parameter.count) is not None]
         return math.prod(counts) if len(counts) == len(self.parameters) else None
 
-    def point(self, i: int) -> dict[str, Value]:
-        """Return one of the `size` points; the last parameter's value changes first."""
-        values: dict[str, Value] = {}
-        for parameter in reversed(self.parameters):
-            assert parameter.count is not None
-            i, position = divmod(i, parameter.count)
-            values[parameter.key] = parameter.value(position)
-        return {parameter.key: values[parameter.key] for parameter in self.parameters}
+    @property
+    def points(self) -> Iterator[dict[str, Value]]:
+        """Yield each of the `size` points; the last parameter's value changes first."""
+        return map(self.point, itertools.product(*(range(parameter.count or 0) for parameter in self.parameters)))
+
+    def point(self, position: Sequence[int]) -> dict[str, Value]:
+        """Return the point at a position, as `position` returns it."""
+        return {p.key: p.value(i) for p, i in zip(self.parameters, position, strict=True)}
 
     def position(self, values: Mapping[str, Value]) -> tuple[int, ...]:
         """Return which of its `count` values each key has in a point of a finite space."""

@@ -220,7 +220,7 @@ def grid(space: Space) -> list[dict[str, Value]]:
             f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
             f"{key}='choice(...)' or 'range(...)'. What is not typed comes from hydra.sweeper.params."
         )
-    return [space.point(i) for i in range(space.size)]
+    return list(space.points)
 
 
 def optuna_pruner(name: str, epochs: int) -> BasePruner | None:

@@ -169,7 +169,7 @@ def test_the_points_of_a_finite_space_are_all_combinations():
     space = Space(parameters, "resnet18")
     expected = list(itertools.product(("a", "b"), (0.1, 0.2, 0.3), (1, 2, 3, 4)))
     assert space.size == len(expected) == 24
-    points = [space.point(i) for i in range(24)]
+    points = list(space.points)
     assert [tuple(point.values()) for point in points] == expected
     assert len({space.position(point) for point in points}) == 24
     assert space.position({"x": "b", "optim.warmup": 0.1 + 0.1 + 0.1, "n": 4}) == (1, 2, 3)  # beside 0.3
