@@ -45,7 +45,7 @@ class About:
     state: State = "unknown"  # running until it is over; still so of one that was killed
     reason: str = ""  # why it was stopped or failed
     cross_validates: bool = False  # every setting is run on every fold, and nobody is chosen
-    cross_validation: list[CrossValidated] = field(default_factory=list)  # settings that ran on all folds, best first
+    cross_validation: list[CrossValidated] = field(default_factory=list)  # its settings, best first, once it is over
     id: str = ""  # names it in its study, wherever its folder is moved
 
     def save(self, folder: Path) -> None:

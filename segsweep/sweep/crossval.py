@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,8 +27,9 @@ class _Pooled:
     groups: tuple[str, ...]
     matrices: Matrices  # of each group, `g k k`
 
+    @cached_property
     def resampled(self) -> Floats:
-        """Return the pooled IoU of groups drawn with replacement, `r`; the same draws for the same groups."""
+        """The pooled IoU of groups drawn with replacement, `r`; the same draws for the same groups."""
         weights, _ = metrics.resample(np.random.default_rng(0), len(self.groups))
         return metrics.pooled_iou(metrics.pool(self.matrices, weights))
 
@@ -35,10 +37,11 @@ class _Pooled:
 def results(folder: Path, trials: Iterable[Trial]) -> list[CrossValidated]:
     """Rank the settings of a sweep's trials by pooled out-of-fold IoU, best first; empty if it is no cross-validation.
 
-    Settings that lack a fold come last, without a score.
+    Settings that lack a fold come last, without a score. Of a sweep that is over it is what `sweep.json` says.
     """
-    if not about.load(folder).cross_validates:
-        return []
+    kept = about.load(folder)
+    if not kept.cross_validates or kept.cross_validation:
+        return kept.cross_validation
     of: dict[tuple[str, ...], dict[int, Trial]] = {}  # by setting and fold
     for trial in trials:
         setting = tuple(override for override in trial.typed if override.partition("=")[0] != FOLD)
@@ -64,7 +67,7 @@ def _scored(folder: Path, setting: list[str], runs: dict[int, Trial]) -> tuple[C
     if pooled is None:
         problem = f"a fold lacks the {metrics.MATRICES} of its best epoch, or has other classes"
         return replace(result, problem=problem), None
-    low, high = metrics.interval(pooled.resampled())
+    low, high = metrics.interval(pooled.resampled)
     own = [runs[fold].iou or 0.0 for fold in range(folds)]
     found = replace(
         result,
@@ -109,5 +112,5 @@ def _behind(first: _Pooled | None, other: _Pooled | None) -> tuple[float, float]
     """Return the 95 % interval of how far a setting is behind the first, on the same drawn groups; None for itself."""
     if first is None or other is None or first is other or first.groups != other.groups:
         return None
-    low, high = metrics.interval(first.resampled() - other.resampled())
+    low, high = metrics.interval(first.resampled - other.resampled)
     return None if np.isnan(low) else (low, high)

@@ -7,7 +7,7 @@ from pathlib import Path
 from segsweep.errors import ConfigError
 from segsweep.runs import locks
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import about, crossval, finalists, report
+from segsweep.sweep import about, finalists, report
 from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.plan import Plan, again
 from segsweep.tracking import client
@@ -54,7 +54,7 @@ class Mirror:
             winner = results[0].winner
             metrics = {"best/val_iou": winner.iou or 0.0, "finalists/val_iou": results[0].iou}
             metrics |= winner.run.tested
-        best = next(iter(crossval.results(self._folder, load_all(self._folder))), None)
+        best = next(iter(about.load(self._folder).cross_validation), None)
         if best and best.iou is not None and best.mean is not None and best.sd is not None:
             metrics |= {"cv/val_iou": best.iou, "cv/fold_mean": best.mean, "cv/fold_sd": best.sd}
         note = f"{self._note}\n```\n{text}\n```"

@@ -151,13 +151,13 @@ def cross_caption(results: Sequence[CrossValidated]) -> list[str]:
 def cross_verdict(trials: Sequence[Trial], best: CrossValidated, folder: Path) -> list[str]:
     """Name the best setting, its score, its folds' models, and the command that trains the first of them again."""
     between = f"   95 % {_between(best.interval)}" if best.interval else ""
-    first = next(trial for trial in trials if trial.name == best.trials[0])
+    commands = [command(trial) for trial in trials if trial.name == best.trials[0]]  # none if somebody removed it
     models = f"{folder}/{{{','.join(best.trials)}}}/best.safetensors"
     return [
         f"{'best':16}{' '.join(best.setting) or 'the one setting'}",
         f"{'IoU':16}{best.iou:.4f}{between}, out of fold, {best.images} images",
         f"{'spread of folds':16}{best.mean:.4f} ± {best.sd:.4f}",
-        f"{'command':16}{command(first)}",
+        *(f"{'command':16}{typed}" for typed in commands),
         f"{'models':16}{models}",
     ]
 

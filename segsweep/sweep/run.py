@@ -140,11 +140,12 @@ def _run(
         replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
         track.end(state, reason)
         raise
-    text = report.summary(list(search.trials.values()), results, plan.folder)
+    trials = list(search.trials.values())
+    replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
+    text = report.summary(trials, results, plan.folder)
     print(text, flush=True)
     write(plan.folder)
-    found = crossval.results(plan.folder, search.trials.values())
-    replace(about.load(plan.folder), state="complete", cross_validation=found).save(plan.folder)
+    replace(about.load(plan.folder), state="complete").save(plan.folder)
     if problem := track.end("complete", text, results):
         console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracked:

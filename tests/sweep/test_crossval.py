@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from records import write_about
 
 import train
+from segsweep import metrics
 from segsweep.commands import app as cli
 from segsweep.metrics import MATRICES
 from segsweep.runs import journal
@@ -169,8 +171,33 @@ def test_the_end_the_page_and_the_record_say_the_same(tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text())["cross_validation"][0]["iou"] == best.iou
 
 
+def test_what_the_end_wrote_down_is_what_is_said_later(tmp_path):
+    """The page and the summary of a sweep that is over ask no matrices: `sweep.json` has it."""
+    best, *_ = found = three_settings(tmp_path)
+    replace(about.load(tmp_path), cross_validation=found).save(tmp_path)
+    for path in tmp_path.rglob(MATRICES):
+        path.unlink()
+    trials = list(load_all(tmp_path))
+    assert crossval.results(tmp_path, trials) == found
+    assert f"IoU             {best.iou:.4f} " in report.summary(trials, [], tmp_path)
+    assert f"{best.iou:.4f}" in write(tmp_path).read_text()
+    shutil.rmtree(tmp_path / best.trials[0])
+    said = report.summary(list(load_all(tmp_path)), [], tmp_path)
+    assert f"IoU             {best.iou:.4f} " in said
+    assert "command" not in said
+
+
+def test_each_setting_is_resampled_once(tmp_path, monkeypatch):
+    drawn = []
+    draw = metrics.resample
+    monkeypatch.setattr(metrics, "resample", lambda *given: (drawn.append(1), draw(*given))[1])
+    three_settings(tmp_path)
+    assert len(drawn) == 2  # the third has no score
+
+
 def test_mlflow_is_told_the_score_and_the_spread(tmp_path, monkeypatch):
-    best, *_ = three_settings(tmp_path)
+    best, *_ = found = three_settings(tmp_path)
+    replace(about.load(tmp_path), cross_validation=found).save(tmp_path)
     told = []
     monkeypatch.setattr(mirror, "close_sweep", lambda *arguments: told.append(arguments[3]))
     mirror.Mirror(tmp_path, None).close("complete", "", [])
@@ -194,14 +221,17 @@ def test_another_sweep_over_folds_is_no_cross_validation(tmp_path):
     assert crossval.results(tmp_path, load_all(tmp_path)) == []
 
 
-def test_a_cross_validation_from_the_command_line(pairs, tmp_path, capsys):
+def test_a_cross_validation_from_the_command_line(pairs, tmp_path, capsys, monkeypatch):
     """The score against the masks that each fold's model predicts for the images that it has not seen."""
+    drawn, draw = [], metrics.resample
+    monkeypatch.setattr(metrics, "resample", lambda *given: (drawn.append(1), draw(*given))[1])
     root, folder = pairs(12), tmp_path / "cv"
     tiny = ["encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32"]
     tiny += ["data=folder", f"data.root={root}", "data.size=[48,64]", "train.epochs=2", "train.batch_size=4"]
     tiny += ["optim.lr=2e-2", "tracking=none", "data.folds=2", "data.resize=pad", "data.repeats=1"]
     assert train.main(["sweeps=cv", *tiny, f"hydra.sweep.dir={folder}"]) == 0
     text = capsys.readouterr().out
+    assert len(drawn) == 1  # once for the end, the page and the record
     (result,) = about.load(folder).cross_validation
     trials = list(load_all(folder))
     assert [trial.state for trial in trials] == ["complete", "complete"]
