@@ -17,11 +17,10 @@ from segsweep.data.labels import VOID, Hints, Labels, labels
 from segsweep.data.masks import shown
 from segsweep.data.scan import Decoding
 from segsweep.data.source import Sample, Unusable, refuse, source
+from segsweep.data.split import SPLIT
 from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
 from segsweep.errors import DataError
-
-SPLIT = "split.csv"
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Dataset:
         )
 
     def write_split(self, folder: Path) -> None:
-        """Write down in `SPLIT` which image is in which part; `read_split` reads it."""
+        """Write down in `SPLIT` which image is in which part; `split.read_split` reads it."""
         with (folder / SPLIT).open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["key", "split", "group", "fold", "image", "mask"])
@@ -145,12 +144,6 @@ class Dataset:
             if empty > len(indices) / 2:
                 found.append(f"{empty} of {len(indices)} masks of the {part} split are empty.")
         return found
-
-
-def read_split(folder: Path) -> list[dict[str, str]]:
-    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample."""
-    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watch = unwatched) -> Dataset:

@@ -1,5 +1,6 @@
 """Which image is trained on, validated on, tested on. Images of one group are never apart."""
 
+import csv
 import hashlib
 import math
 import re
@@ -7,12 +8,15 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.source import SPLITS, Sample
 from segsweep.errors import ConfigError, DataError
+
+SPLIT = "split.csv"  # in a run's folder
 
 
 def assign(
@@ -189,6 +193,12 @@ def apart(parts: dict[str, list[int]], groups: Sequence[str]) -> dict[str, list[
 def place(name: str, seed: int = 0) -> float:
     """Place a group in [0, 1), whatever other groups there are."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
+
+
+def read_split(folder: Path) -> list[dict[str, str]]:
+    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample."""
+    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _cut(

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from segsweep import console
-from segsweep.data.dataset import SPLIT, read_split
 from segsweep.data.images import read_image
+from segsweep.data.split import SPLIT, read_split
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated, terminable
 from segsweep.figures import pictures
 from segsweep.inference.find import Found

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from segsweep import metrics
 from segsweep.config.checks import read_file
 from segsweep.data.batches import Batch, EvalBatches, Pixels
-from segsweep.data.dataset import Dataset, read_split
+from segsweep.data.dataset import Dataset
 from segsweep.data.geometry import Canvas
 from segsweep.data.labels import VOID
+from segsweep.data.split import read_split
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine import device as devices
 from segsweep.engine.counting import confusion_matrices

@@ -10,13 +10,13 @@ from statistics import mean, stdev
 import numpy as np
 
 from segsweep import metrics
+from segsweep.data.split import read_split
 from segsweep.metrics import Floats, Matrices
 from segsweep.runs.trial import Trial
 from segsweep.sweep import about, finalists
 from segsweep.sweep.about import CrossValidated
 
 FOLD = "data.fold"
-SPLIT = "split.csv"  # in a run's folder; `segsweep.data.dataset` writes it
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ def _pooled(runs: Sequence[tuple[Path, Trial]]) -> _Pooled | None:
 def _groups(folder: Path) -> dict[str, str]:
     """Return the group of each image of a run, by its key."""
     try:
-        with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
-            return {row["key"]: row["group"] for row in csv.DictReader(file)}
+        return {row["key"]: row["group"] for row in read_split(folder)}
     except (OSError, KeyError, ValueError, csv.Error):
         return {}
 

@@ -156,10 +156,10 @@ def test_spaces_that_differ_are_described_differently():
     assert len({str(space.described()) for space in spaces}) == len(spaces)
 
 
-def test_the_space_needs_neither_torch_nor_hydra():
-    code = (
-        "import sys, segsweep.sweep.space; print([m for m in ('torch', 'hydra', 'timm', 'mlflow') if m in sys.modules])"
-    )
+@pytest.mark.parametrize("module", ["space", "crossval"])  # the latter reads what `segsweep.data` wrote
+def test_the_controller_needs_neither_torch_nor_hydra(module):
+    heavy = "[m for m in ('torch', 'hydra', 'timm', 'mlflow') if m in sys.modules]"
+    code = f"import sys, segsweep.sweep.{module}; print({heavy})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
