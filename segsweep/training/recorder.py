@@ -5,6 +5,7 @@ import platform
 import shlex
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -250,16 +251,17 @@ class Recorder:
     def _save_validation(self, epoch: int, validation: Evaluation) -> None:
         """Keep each validation image's confusion matrix, so that runs can be compared image by image, and pictures.
 
-        `keys`, as in split.csv, `matrices`, int64 `n k k`, targets in rows, and the `epoch` that they are of. They come
-        last: where they are, the pictures are.
+        `keys`, as in split.csv and in its order, `matrices`, int64 `n k k`, targets in rows, and the `epoch` that they
+        are of. They come last: where they are, the pictures are.
         """
         samples = self.training.data.samples
         for index, prediction in validation.predictions.items():
             key = samples[index].key.replace("/", "_")
             path = self.folder / "predictions" / key / f"{epoch:04d}.png"
             self._compare({index: prediction}, path, columns=2)  # MLflow shows pictures in squares
-        keys = np.array([samples[index].key for index in validation.matrices])
-        matrices = np.stack(list(validation.matrices.values()))
+        order = self.training.data.parts["val"]  # batches go by size
+        keys = np.array([samples[index].key for index in order])
+        matrices = np.stack([validation.matrices[index] for index in order])
 
         def write(target: Path) -> None:
             with target.open("wb") as file:
@@ -287,10 +289,9 @@ class Recorder:
         """Draw what the kept model gets wrong, and how the training went."""
         from segsweep.figures import curves  # matplotlib: a second
 
-        data = self.training.data
-        of_key = {data.samples[index].key: index for index in data.parts["val"]}
+        data, indices = self.training.data, self._indices(kept)
         scores = np.nan_to_num(metrics.image_iou(kept.matrices), nan=np.inf)  # nothing there, nothing said: all is well
-        worst = [of_key[kept.keys[i]] for i in scores.argsort(kind="stable")[:WORST] if scores[i] < np.inf]
+        worst = [indices[i] for i in scores.argsort(kind="stable")[:WORST] if scores[i] < np.inf]
         if worst:
             found = self._evaluate(worst, worst).predictions
             self._compare({index: found[index] for index in worst}, self.folder / "figures" / "worst.png")
@@ -304,6 +305,16 @@ class Recorder:
         model = checkpoint.load_model(self.folder / BEST, self.training.state.device)
         self.training.tuned.execution.prepare(model)
         return self.training.evaluate(model, indices, show)
+
+    def _indices(self, kept: metrics.Validation) -> list[int]:
+        """Return the sample of each kept matrix: those of one key come in the split's order.
+
+        By key, since an earlier version wrote them in the order of its batches.
+        """
+        data, of = self.training.data, defaultdict[str, list[int]](list)
+        for index in reversed(data.parts["val"]):
+            of[data.samples[index].key].append(index)
+        return [of[key].pop() for key in kept.keys]
 
     def _best_metrics(self) -> dict[str, float | None]:
         """The best epoch's validation, and the run's speed and memory; of the recorded epochs, whatever came after."""
@@ -328,8 +339,7 @@ class Recorder:
         if np.isnan(scores).all():
             return {}
         lowest = int(np.nanargmin(scores))
-        data = self.training.data
-        (image,) = (data.samples[i].image for i in data.parts["val"] if data.samples[i].key == kept.keys[lowest])
+        image = self.training.data.samples[self._indices(kept)[lowest]].image
         return {"lowest/iou": float(scores[lowest]), "lowest/image": str(image)}
 
     def _save_summary(self) -> dict[str, object]:
