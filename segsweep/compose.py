@@ -71,7 +71,7 @@ def expanded(words: Sequence[str]) -> list[str]:
 
     Raises ConfigError: what `segsweep.datafile.words` refuses.
     """
-    beside = {key for word in words for key in (key_of(word), key_of(word).rpartition(".")[0])}  # data.classes.car=8
+    beside = list(map(key_of, words))
     found: list[str] = []
     for word in words:
         name, _, text = word.partition("=")

@@ -22,6 +22,7 @@ Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | 
 SUFFIXES = (".yaml", ".yml")
 LIMIT = 1 << 16  # bytes; thousands of classes fit
 PREFIX = "data."
+CLASS = f"{PREFIX}classes."  # one of a mapping, as +data.classes.car=8
 KEYS = {key.name.removeprefix(PREFIX): key for key in keys() if key.name.startswith(PREFIX)}
 DEPTH = 8  # of lists and mappings in each other; colours of classes take 4
 OPENING = (
@@ -38,17 +39,30 @@ WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 def words(path: Path, beside: Collection[str] = ()) -> list[str]:
     """Return what one would type instead of `data=FILE`, in Hydra's grammar, without the keys that are typed beside it.
 
-    Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type.
+    Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type; a
+    single class is typed beside those of the file.
     """
-    values = read(path)
+    values = read(path, f"{PREFIX}root" in beside)
+    single = [key for key in beside if key.startswith(CLASS)]
+    if single and values.get("classes") is not None and f"{PREFIX}classes" not in beside:
+        label = single[0].removeprefix(CLASS)
+        raise ConfigError(
+            f"{single[0]}: typed beside {path}, which has classes of its own. Add {label} to the file, or type all "
+            f"classes: 'data.classes={{{label}:VALUE}}'"
+        )
     name = values.pop("name", "folder")
     if values.get("classes") is not None:
         values["classes"] = json.dumps(values["classes"], ensure_ascii=False)  # Hydra cannot quote a mapping's keys
     return [f"data={name}", *(f"{PREFIX}{k}={_typed(v)}" for k, v in values.items() if f"{PREFIX}{k}" not in beside)]
 
 
-def read(path: Path) -> dict[str, Value]:
-    """Read keys of the data section with their values; paths come back absolute. Raises as `words` does."""
+def read(path: Path, rooted: bool = False) -> dict[str, Value]:
+    """Read keys of the data section with their values; paths come back absolute.
+
+    Patterns stay as they are where there is a root for them, in the file or, as `rooted` says, elsewhere.
+
+    Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type.
+    """
     try:
         tree = yaml.compose(_text(path), Loader=yaml.SafeLoader)
         found = _value(tree) if tree else None
@@ -62,7 +76,7 @@ def read(path: Path) -> dict[str, Value]:
     for name, value in found.items():
         if name not in KEYS:
             raise ConfigError(_unknown(path, name))
-        below_root = "root" in found and name in ("images", "masks") and is_pattern(value)
+        below_root = (rooted or "root" in found) and name in ("images", "masks") and is_pattern(value)
         values[name] = value if below_root else _checked(KEYS[name], value, path)
     if "name" in values:
         one_of("data.name", values["name"], SOURCES)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import pytest
 
@@ -84,6 +85,25 @@ def test_what_is_typed_beside_it_wins_and_classes_are_not_mixed(here):
         assert configuration(typed).data.size == [64, 64]
     assert configuration([word, "data.classes={car:8}"]).data.classes == {"car": 8}
     assert configuration([word, "data.folds=3"]).data.folds == 3
+
+
+def test_one_class_beside_those_of_a_file_is_refused_and_beside_none_it_is_the_class(here):
+    word, typed = here(ALL), "+data.classes.car=8"
+    line = refused(word, typed)
+    assert line.startswith("data.classes.car: typed beside ../files/my.yaml, which has classes of its own.")
+    advised = shlex.split(line.partition("type all classes: ")[2])[0].replace("VALUE", "8")
+    assert configuration([word, advised]).data.classes == {"car": 8}
+    assert configuration([word, "data.classes={bus:9}", typed]).data.classes == {"bus": 9, "car": 8}
+    assert configuration([here("size: 64\n"), "data.classes={}", typed]).data.classes == {"car": 8}
+
+
+def test_a_pattern_in_a_file_is_below_the_root_that_is_typed_beside_it(here, tmp_path):
+    patterns = "images: '*/Imgs/*.jpg'\nmasks: '*/Imgs/*.png'\n"
+    for word in (here(patterns), here(f"root: other\n{patterns}", "b.yaml")):
+        found = configuration([word, f"data.root={tmp_path / 'there'}"]).data
+        assert (found.root, found.images, found.masks) == (str(tmp_path / "there"), "*/Imgs/*.jpg", "*/Imgs/*.png")
+    alone = configuration([here(patterns)]).data
+    assert alone.images == str(tmp_path / "files" / "*/Imgs/*.jpg")
 
 
 def test_an_absolute_path_a_home_and_any_letters_find_it(here, tmp_path, monkeypatch):
