@@ -1,6 +1,7 @@
 """The `segsweep` command: what one does with runs. Training is `python train.py`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -33,7 +34,10 @@ COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: the command's, an error's own (`segsweep.errors`), 130 or 143."""
+    """Run the command line and return the exit code: the command's, an error's own (`segsweep.errors`), or a signal's.
+
+    130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head.
+    """
     about = "What one does with runs. Training is: python train.py"
     parser = argparse.ArgumentParser(prog="segsweep", description=about)
     parser.add_argument("--version", action="version", version=__version__)
@@ -50,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     try:
         with terminable():
-            return int(options.command.run(options))
+            code = int(options.command.run(options))
+            sys.stdout.flush()  # now and not at exit, where it would be too late to catch anything
+            return code
     except ConfigError as error:
         print(f"segsweep: {error}", file=sys.stderr)
         return error.exit_code
@@ -58,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         what, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
         print(f"segsweep: {what}", file=sys.stderr)
         return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return 141
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,17 @@ def test_images_in_two_parts_of_a_given_split_are_told(pairs, capsys):
     assert "warning" in said
     assert str(one) in said
     assert str(other) in said
+
+
+@pytest.mark.parametrize("pattern", ["*", "resnet18"])
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(pattern):
+    """As `segsweep ... | head` does: in the middle of a long text, or when a short one is flushed at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "segsweep", "encoders", pattern]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
 
 
 def test_the_command_alone_says_what_there_is(capsys):
