@@ -1,5 +1,6 @@
 """What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback."""
 
+import faulthandler
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,6 +57,15 @@ def terminable() -> Iterator[None]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def traced() -> None:
+    """Have stderr say in which line a fatal signal hit, as SIGBUS where a file that is mapped has become shorter.
+
+    A handler that is there already, such as pytest's, stays.
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # sys.stderr may be no file, as in a notebook
 
 
 def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:

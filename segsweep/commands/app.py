@@ -8,7 +8,7 @@ from typing import Protocol
 
 from segsweep import __version__
 from segsweep.commands import compare, data, demo, encoders, evaluate, export, predict, register, report, sync, ui
-from segsweep.errors import ConfigError, Terminated, terminable
+from segsweep.errors import ConfigError, Terminated, terminable, traced
 
 
 class Command(Protocol):
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head.
     """
+    traced()
     about = "What one does with runs. Training is: python train.py"
     parser = argparse.ArgumentParser(prog="segsweep", description=about)
     parser.add_argument("--version", action="version", version=__version__)

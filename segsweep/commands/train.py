@@ -28,7 +28,7 @@ from segsweep.compose import (
     to_config,
 )
 from segsweep.config.schema import keys
-from segsweep.errors import ConfigError, Terminated, terminable
+from segsweep.errors import ConfigError, Terminated, terminable, traced
 from segsweep.paths import CHECKOUT, outputs
 from segsweep.runs import journal
 from segsweep.tracking import client
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     130 is for Ctrl-C, 143 for SIGTERM. `SystemExit` of Hydra's own flags (`--help`) passes through.
     """
+    traced()
     words = list(sys.argv[1:] if argv is None else argv)
     words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra's parser refuses them between overrides
     if "TORCHELASTIC_RUN_ID" in os.environ:  # each of its processes would train the same run
