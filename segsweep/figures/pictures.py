@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segsweep import metrics
 
+VOID = 255  # a class index: pixels that do not count, as everywhere behind `segsweep.data.labels`
 # Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/); grey is background.
 PALETTE = (
     *((90, 90, 90), (230, 159, 0), (86, 180, 233), (0, 158, 115)),
@@ -18,7 +19,7 @@ PALETTE = (
 _HUES = np.array(PALETTE[1:], np.float32)
 _SHADES = np.concatenate([_HUES, _HUES * 0.5 + 127, _HUES * 0.55])
 COLORS = np.concatenate([[PALETTE[0]], *[_SHADES] * 13])[:256].astype(np.float32)
-COLORS[255] = 0
+COLORS[VOID] = 0
 MISSED, TOO_MUCH = ("missed", (0, 114, 178)), ("too much", (213, 94, 0))
 WRONG = ("wrong", (255, 255, 255))  # beside many classes, whose colours are taken
 SMALLEST, LARGEST, WIDEST = 192, 512, 1600  # pixels of a panel's longer side, and of all panels of a row
@@ -27,7 +28,7 @@ MARGIN, HEADER, FONT = 6, 22, 14
 
 @dataclass(frozen=True)
 class Compared:
-    """An image `h w c` with its title, truth and prediction: `h w` class indices; 255 in the truth is void."""
+    """An image `h w c` with its title, truth and prediction: `h w` class indices; VOID in the truth does not count."""
 
     title: str
     image: np.ndarray
@@ -47,7 +48,7 @@ def comparison(
     """
     strips = [_panels(row, names, low, high, columns) for row in rows]
     seen = np.unique(np.concatenate([mask.ravel() for row in rows for mask in (row.truth, row.prediction)]))
-    entries = [(names[index] if index != 255 else "void", COLORS[index]) for index in seen if index]
+    entries = [(names[index] if index != VOID else "void", COLORS[index]) for index in seen if index]
     if len(names) > 2 and 0 in seen:
         entries.append((f"{names[0]}: not painted", None))
     entries += [MISSED, TOO_MUCH] if len(names) == 2 else [WRONG]
@@ -66,7 +67,7 @@ def _panels(row: Compared, names: Sequence[str], low: float, high: float, column
     panels = [
         (row.title, rgb),
         ("truth", overlay(rgb, row.truth)),
-        (f"prediction · {score}", overlay(rgb, np.where(row.truth == 255, 255, row.prediction))),
+        (f"prediction · {score}", overlay(rgb, np.where(row.truth == VOID, VOID, row.prediction))),
         ("errors", _errors(rgb, row.truth, row.prediction, len(names))),
     ]
     side, largest = max(rgb.shape[:2]), min(LARGEST, WIDEST // columns)
@@ -94,7 +95,7 @@ def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes:
     else:
         painted = grey * 0.4
         painted[wrong] = WRONG[1]
-    painted[truth == 255] = COLORS[255]
+    painted[truth == VOID] = COLORS[VOID]
     return painted.round().astype(np.uint8)
 
 
@@ -110,7 +111,7 @@ def contact_sheet(
     """
     side, font = 160, ImageFont.load_default(size=11)
     width = 2 * side + 2 * MARGIN
-    legend = _legend([*zip(names, COLORS, strict=False), ("void", COLORS[255])], columns * width)
+    legend = _legend([*zip(names, COLORS, strict=False), ("void", COLORS[VOID])], columns * width)
     longest = [side * mask.shape[0] / max(mask.shape) for _, _, mask in pairs]
     heights = [HEADER + int(max(longest[i : i + columns])) for i in range(0, len(pairs), columns)]
     tops = np.cumsum([legend.height, *heights])
@@ -172,21 +173,21 @@ def indexed(classes: np.ndarray) -> Image.Image:
 def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Paint classes over an image, uint8 `h w 3`; background stays, borders are drawn full, void is dark."""
     paint = COLORS[classes]
-    share = np.where(classes == 0, 0.0, np.where(classes == 255, 0.7, opacity))[..., None]
+    share = np.where(classes == 0, 0.0, np.where(classes == VOID, 0.7, opacity))[..., None]
     mixed = rgb * (1 - share) + paint * share
     border = np.zeros(classes.shape, bool)
     for below, above in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         changed = classes[below] != classes[above]
         border[below] |= changed
         border[above] |= changed
-    edge = border & (classes != 0) & (classes != 255)
+    edge = border & (classes != 0) & (classes != VOID)
     mixed[edge] = paint[edge]
     return np.asarray(mixed.round(), np.uint8)
 
 
 def caption(truth: np.ndarray, prediction: np.ndarray, classes: int) -> str:
     """Say an image's own score, `metrics.image_iou`, of class indices `h w`; where it is no number, why."""
-    counted = truth != 255
+    counted = truth != VOID
     pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
     iou = metrics.image_iou(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
     if np.isnan(iou):
