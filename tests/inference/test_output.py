@@ -180,6 +180,8 @@ def test_two_classes_in_a_geotiff(tmp_path):
     [
         ([0, 128, 255], "L", ".png", "0 sea, 128 land, 255 city"),
         ([0, 7, 300], "I;16", ".png", "0 sea, 7 land, 300 city"),
+        ([300, 7, 255], "I;16", ".png", "300 sea, 7 land, 255 city"),
+        ([-1, 7, 255], np.int16, ".tif", "-1 sea, 7 land, 255 city"),
         ([0, 7, 70_000], np.uint32, ".tif", "0 sea, 7 land, 70000 city"),
         ([-1, 7, 300], np.int32, ".tif", "-1 sea, 7 land, 300 city"),
         ([0, [255, 0, 0], [0, 0, 255]], "RGB", ".png", "[0, 0, 0] sea, [255, 0, 0] land, [0, 0, 255] city"),
