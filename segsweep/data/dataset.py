@@ -163,7 +163,8 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         refuse(found.problems)
     known = found.classes or getattr(origin, "CLASSES", None)
     cut_by_hand = isinstance(data.threshold, (int, float))
-    ignore = None if cut_by_hand else data.ignore_index  # where masks are cut, it has no number any more
+    # Where masks are cut, or folders say the classes, its value has no number any more.
+    ignore = None if cut_by_hand or data.class_from else data.ignore_index
     try:
         store = open_store(
             found.samples,

@@ -188,7 +188,7 @@ def _of_objects(found: Found, void: set[Value], said: bool) -> Labels:
     notes: list[str] = []
     if not said and not found.coloured and found.called(USUAL):
         if usual_void(found.numbers):
-            void = _void_beside_indices(found, {}, notes)
+            void = _void_beside_indices(found, {"foreground": found.called(1)}, notes)
         elif len(found.numbers) > 2:
             share = found.share(found.called(USUAL))
             notes.append(

@@ -57,6 +57,7 @@ class Mask:
     flat: Codes  # `n`: of these, such whose four neighbours have the same value, as good as
     ramp: Codes  # `n`: of these, such that lie between two opposite neighbours and differ from both
     dropped_alpha: bool = False  # the file has an alpha channel that is not the same everywhere
+    lossy: bool = False  # of a format that may have changed values
     inverted: bool = False  # its tag says that white is zero
     absent: int | None = None  # the number that its tag says stands for no data
 
@@ -87,6 +88,7 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
     return replace(
         counted(found, index, counts, decoded.lossy),
         dropped_alpha=varies,
+        lossy=decoded.lossy,
         inverted=decoded.inverted,
         absent=int(absent) if absent is not None and abs(absent) < LARGEST and absent == int(absent) else None,
     )
@@ -97,7 +99,7 @@ def counted(codes: Codes, index: np.ndarray, counts: Codes | None = None, lossy:
     n = len(codes)
     if counts is None:
         counts = np.bincount(index.reshape(-1), minlength=n).astype(np.int64)
-    levels, colored = _levels(codes)
+    levels = _levels(codes)
     if n <= FEW or np.ptp(levels) < SPAN:  # no blends: those would be more values, or farther apart
         inner = index[1:-1, 1:-1]
         flat = np.asarray(np.logical_and.reduce([inner == beside for beside in _neighbours(index)]))
@@ -105,7 +107,7 @@ def counted(codes: Codes, index: np.ndarray, counts: Codes | None = None, lossy:
     else:
         pixels = levels.astype(np.int32)[index]
         inner, (up, down, left, right) = pixels[1:-1, 1:-1], _neighbours(pixels)
-        noise = NOISE if colored or lossy else 0
+        noise = NOISE if lossy else 0
         near = [(abs(inner - beside) <= noise).all(2) for beside in (up, down, left, right)]
         flat = np.asarray(np.logical_and.reduce(near))
         ramp = _between(up, inner, down) | _between(left, inner, right)
@@ -124,13 +126,11 @@ def _between(one: np.ndarray, middle: np.ndarray, other: np.ndarray) -> NDArray[
     return np.asarray(inside.all(2) & (middle != one).any(2) & (middle != other).any(2))
 
 
-def _levels(codes: Codes) -> tuple[NDArray[np.int64], bool]:
-    """What is compared of codes, `n c`: numbers, alphas or red, green and blue; and whether they are colours."""
+def _levels(codes: Codes) -> NDArray[np.int64]:
+    """What is compared of codes, `n c`: numbers, alphas, or red, green and blue."""
     if (codes >= ALPHA).all():
-        return (codes >> ALPHA_SHIFT & 0xFFFF)[:, None], False
-    if (codes >= COLOR).any():
-        return colors(codes), True
-    return np.clip(codes, -(1 << 24), 1 << 24)[:, None], False
+        return (codes >> ALPHA_SHIFT & 0xFFFF)[:, None]
+    return colors(codes) if (codes >= COLOR).any() else np.clip(codes, -(1 << 24), 1 << 24)[:, None]
 
 
 def numbers(codes: Codes) -> Codes:

@@ -80,6 +80,7 @@ def read(path: Path, one_page: bool = False) -> Raster:
 def _opened(image: Image.Image) -> Raster:
     """What Pillow makes of a file."""
     palette = alpha = None
+    lossy = image.format in LOSSY  # what is converted forgets it
     if image.mode in ("P", "PA"):
         palette = _pillow_palette(image)
         pixels = np.array(image)
@@ -96,7 +97,7 @@ def _opened(image: Image.Image) -> Raster:
             image = image.convert("RGB")
         pixels = np.array(image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return Raster(pixels, alpha, palette, lossy=image.format in LOSSY)
+    return Raster(pixels, alpha, palette, lossy=lossy)
 
 
 def _pillow_palette(image: Image.Image) -> np.ndarray:

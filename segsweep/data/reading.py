@@ -30,11 +30,11 @@ RAMPS = 0.4
 SOLID = 0.2  # share of a value's pixels inside of a flat area from which on it is no blend of its neighbours
 BLENDS = 16  # different colours that form no areas, from which on masks are taken for smoothed, or saved with loss
 LEVELS = 3  # the same of grey ones: with fewer they may be classes
-SAME, SAME_GREY = 20, 16  # distance of colours, and of greys, in levels, that lossy formats make of one
+SAME, SAME_GREY = 24, 16  # distance of colours, and of greys, in levels, that lossy formats make of one
 NEAR = 40  # distance from the way between two colours that blends of them may have
 FAR, FARTHEST = 100, 442  # from a colour on which something else than it must be meant; from black to white
 LEFT = 0.01  # share of the pixels that blends of three colours have at most, which lie between no two
-ANCHORS = 32  # colours that blends may belong to
+ANCHORS = 64  # colours that blends may belong to
 # Of a thin class's colour: pixels at least, as a share of the blends, and at most the share of ramps.
 OFTEN, RARE, THIN = 20, 0.05, 0.1
 APART = 64  # levels between the two ends of smoothed grey masks
@@ -51,6 +51,7 @@ class Census:
     flat: Codes  # `n`: as `Mask.flat`
     ramp: Codes  # `n`: as `Mask.ramp`
     files: Sequence[Codes]  # the codes of each mask; of masks with thousands some of them
+    lossy: bool = False  # a file may have changed values; else colours of areas are what they were
 
     def merged(self, codes: Codes) -> "Census":
         """Return the census of other codes, one for each of these."""
@@ -59,11 +60,13 @@ class Census:
         def summed(pixels: Codes) -> Codes:
             return np.bincount(place, pixels, len(merged)).astype(np.int64)
 
-        return Census(merged, summed(self.counts), summed(self.flat), summed(self.ramp), self.files)
+        return Census(merged, summed(self.counts), summed(self.flat), summed(self.ramp), self.files, self.lossy)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Census":
         """Return the census of some of the codes."""
-        return Census(self.codes[chosen], self.counts[chosen], self.flat[chosen], self.ramp[chosen], self.files)
+        return replace(
+            self, codes=self.codes[chosen], counts=self.counts[chosen], flat=self.flat[chosen], ramp=self.ramp[chosen]
+        )
 
 
 @dataclass(frozen=True)
@@ -206,10 +209,15 @@ def two_ends(census: Census, named: Sequence[int] = ()) -> tuple[int, int] | Non
     margin = (high - low) // 8
     at_ends = (abs(codes - low) <= margin) | (abs(codes - high) <= margin)
     outside = (codes < low - 3 * margin) | (codes > high + 3 * margin)
+    apart = np.ones(len(codes), bool)
+    for number in named:
+        apart &= abs(codes - number) > (SAME_GREY if census.lossy else 0)
     others = census.where(~np.isin(codes, [low, high]) & ((abs(codes - low) > 2) | (census.ramp > 0)))
-    if outside.any() or counts[~at_ends].sum() > BETWEEN * counts.sum() or not len(others.codes):
+    if outside.any() or counts[~at_ends & apart].sum() > BETWEEN * counts.sum() or not len(others.codes):
         return None
-    inner = census.where(~at_ends & ~np.isin(codes, named))
+    if not census.lossy and others.flat.sum() > SOLID * others.counts.sum():
+        return None  # numbered objects have areas
+    inner = census.where(~at_ends & apart)
     judged = inner if inner.counts.sum() else others
     if judged.ramp.sum() < RAMPS * (judged.counts.sum() - judged.flat.sum()) or not judged.ramp.any():
         return None
@@ -298,7 +306,8 @@ def _anchors(census: Census, named: Sequence[int]) -> tuple[int, ...]:
     centers = np.array(chosen + codes[solid][np.argsort(-census.flat[solid])][:ANCHORS].tolist(), np.int64)
     if not len(centers):
         return ()
-    near = _distances(codes, centers).min(1) <= SAME
+    same = SAME if census.lossy else 0
+    near = _distances(codes, centers).min(1) <= same
     loose = census.where(~solid & ~np.isin(codes, chosen) & ~near)
     noise = np.count_nonzero(near & ~np.isin(codes, centers) & (counts < RARE * counts.max()))
     blended = len(loose.codes) >= BLENDS and loose.ramp.sum() >= RAMPS * loose.counts.sum()
@@ -310,7 +319,7 @@ def _anchors(census: Census, named: Sequence[int]) -> tuple[int, ...]:
             break
         if not (solid[index] or exact[index]):
             continue
-        if not chosen or _distances(codes[index : index + 1], np.array(chosen)).min() > SAME:
+        if not chosen or _distances(codes[index : index + 1], np.array(chosen)).min() > same:
             chosen.append(int(codes[index]))
     return tuple(sorted(chosen)) if len(chosen) > 1 else ()
 

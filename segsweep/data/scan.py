@@ -228,12 +228,12 @@ class _Scan:
 
     def merge(self) -> Census:
         """Return the census of all masks that were counted."""
-        known = [self.census] if self.census else []
-        parts = [*known, *self.waiting]
+        parts: list[Census | Mask] = [*([self.census] if self.census else []), *self.waiting]
         codes, counts, flat, ramp = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "counts", "flat", "ramp")
         )
-        self.census, self.waiting = Census(codes, counts, flat, ramp, self.files).merged(codes), []
+        lossy = any(part.lossy for part in parts)
+        self.census, self.waiting = Census(codes, counts, flat, ramp, self.files, lossy).merged(codes), []
         return self.census
 
 
