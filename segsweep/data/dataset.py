@@ -16,7 +16,7 @@ from segsweep.data import masks, split
 from segsweep.data.labels import VOID, Hints, Labels, labels
 from segsweep.data.masks import shown
 from segsweep.data.scan import Decoding
-from segsweep.data.source import Sample, Unusable, refuse, source
+from segsweep.data.source import Sample, Unusable, refuse, same_keys, source
 from segsweep.data.split import SPLIT
 from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
@@ -159,8 +159,9 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     """
     origin = source(data.name)
     found = origin.find(data)
-    if not found.samples:
-        refuse(found.problems)
+    repeated = same_keys(found.samples)
+    if repeated or not found.samples:
+        refuse([*found.problems, *repeated])
     known = found.classes or getattr(origin, "CLASSES", None)
     cut_by_hand = isinstance(data.threshold, (int, float))
     # Where masks are cut, or folders say the classes, its value has no number any more.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segsweep.data.foreign import converter
 from segsweep.data.images import SUFFIXES
-from segsweep.data.source import Pairs, Sample, image_files, walk_images
+from segsweep.data.source import Pairs, Sample, image_files, told_by_part, walk_images
 from segsweep.errors import ConfigError, DataError
 from segsweep.paths import quoted
 
@@ -81,6 +81,8 @@ def by_path(folder: Path, without: Path | None = None) -> Keyed:
 def pair(images: Files, masks: Files) -> Pairs:
     """Pair images and masks of one key. Keys that begin with train/ (val/, test/: `PARTS`) are taken as the split.
 
+    Samples' keys are without it, but where two parts have the same ones.
+
     Whole folders beside several such parts are left out with a note, and so is a test/ without masks; beside train/
     alone they are problems: it may be one of them by chance.
 
@@ -110,7 +112,7 @@ def pair(images: Files, masks: Files) -> Pairs:
         for key in sorted(keys, key=lambda key: order.index(top(key)) if parts else 0)
         for name in (top(key) if parts else "",)
     ]
-    return Pairs(samples, problems, tuple(notes))
+    return Pairs(told_by_part(samples), problems, tuple(notes))
 
 
 def in_folders(images: Path, masks: Path, suffix: str = "") -> Pairs:

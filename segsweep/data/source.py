@@ -3,9 +3,8 @@
 import csv
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -39,6 +38,7 @@ class Pairs:
     problems: list[str]
     notes: tuple[str, ...] = ()  # what was decided and a person must be told, a line each
     classes: Mapping[str, int] | None = None  # mask values by class name, where they are these pairs' own
+    void: int | None = None  # mask value that never counts, where the source says so
 
 
 class Source(Protocol):
@@ -136,7 +136,6 @@ def listed(table: Path, root: str | None) -> Pairs:
     given = {name: sum(getattr(s, name) is not None for s in samples) for name in ("split", "fold")}
     partly = {name: n for name, n in given.items() if n not in (0, len(samples))}
     problems += [f"{table}: {name} is given in {n} rows only" for name, n in partly.items()]
-    problems += [f"{table}: {key} is listed {n} times" for key, n in Counter(s.key for s in samples).items() if n > 1]
     return Pairs(samples, problems)
 
 
@@ -144,6 +143,28 @@ def existing(samples: list[Sample]) -> Pairs:
     """Keep the samples whose files are there; the others are problems."""
     problems = [f"{path}: no such file" for s in samples for path in (s.image, s.mask) if not path.is_file()]
     return Pairs([s for s in samples if s.image.is_file() and s.mask.is_file()], problems)
+
+
+def told_by_part(samples: Sequence[Sample]) -> list[Sample]:
+    """Put the part of the split before each key of the parts that share a key: train/0 and val/0."""
+    parts: dict[str, set[str]] = {}
+    for sample in samples:
+        parts.setdefault(sample.key, set()).add(sample.split or "")
+    shared = set().union(*(found for found in parts.values() if len(found) > 1)) - {""}
+    return [replace(s, key=f"{s.split}/{s.key}") if s.split in shared else s for s in samples]
+
+
+def same_keys(samples: Sequence[Sample]) -> list[str]:
+    """Say which samples have the key of another, a line each: a key has to name one image."""
+    first: dict[str, Sample] = {}
+    twice = [(first.setdefault(sample.key, sample), sample) for sample in samples]
+    return [
+        f"{one.image}: is listed more than once"
+        if one.image == other.image
+        else f"{one.image} and {other.image}: both are called {one.key} without suffix. Rename one"
+        for one, other in twice
+        if one is not other
+    ]
 
 
 def torchvision_root(name: str, data: DataConfig, **arguments: Any) -> Path:

@@ -382,3 +382,9 @@ def test_without_pycocotools_the_line_to_install_it_is_told(tmp_path, monkeypatc
 
 def test_its_group_says_that_crowds_are_void():
     assert configuration(["data=coco"]).data.ignore_index == 255
+
+
+def test_images_of_one_name_in_two_parts_have_a_key_each(tmp_path):
+    parts = ("train", "valid")
+    root = written(tmp_path, {f"{p}/_annotations.coco.json": content() for p in parts}, [f"{p}/a.jpg" for p in parts])
+    assert [(s.key, s.split) for s in find(root).samples] == [("train/a", "train"), ("val/a", "val")]

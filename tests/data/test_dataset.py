@@ -9,7 +9,7 @@ from PIL import Image
 
 from segsweep.config.schema import DataConfig
 from segsweep.data import scan
-from segsweep.data.dataset import open_dataset
+from segsweep.data.dataset import open_dataset, read_split
 from segsweep.data.labels import VOID
 from segsweep.data.split import apart
 from segsweep.errors import ConfigError, DataError
@@ -588,3 +588,37 @@ def test_pets_are_pet_and_background_and_the_border_is_void(tmp_path):
     assert sorted(dataset.parts["train"] + dataset.parts["val"]) == list(range(8))
     (base / "images" / "Abyssinian_3.jpg").unlink()
     assert f"{base}/images/Abyssinian_3.jpg: no such file" in refusal(tmp_path, name="oxford_pets", ignore_index=3)
+
+
+def test_images_of_one_name_in_several_parts_have_a_key_each(tmp_path):
+    for kind in ("images", "masks"):
+        for n, name in enumerate(("train/0", "train/1", "valid/0", "test/2")):
+            pixels = noise(n) if kind == "images" else mask_of(n)
+            part, stem = name.split("/")
+            saved(tmp_path / part / kind / f"{stem}.png", pixels)
+    dataset = opened(tmp_path)
+    keys = {part: [dataset.samples[i].key for i in indices] for part, indices in dataset.parts.items()}
+    assert keys == {"train": ["train/0", "train/1"], "val": ["val/0"], "test": ["2"]}
+    dataset.write_split(tmp_path)
+    assert {row["key"]: row["split"] for row in read_split(tmp_path)} == {
+        "train/0": "train",
+        "train/1": "train",
+        "val/0": "val",
+        "2": "test",
+    }
+
+
+def test_keys_without_a_repeat_do_not_name_the_part(tmp_path):
+    for part, first in (("train", 0), ("val", 5)):
+        written(tmp_path, [mask_of(i) for i in range(2)], part=part, first=first)
+    assert [sample.key for sample in opened(tmp_path).samples] == ["000", "001", "005", "006"]
+
+
+def test_two_images_of_one_key_are_refused_with_both(tmp_path):
+    root = plain(tmp_path, 4)
+    saved(root / "images" / "000.bmp", noise(0))
+    (tmp_path / "pairs.csv").write_text(
+        "image,mask\n" + "\n".join(f"images/{name},masks/000.png" for name in ("000.png", "000.bmp"))
+    )
+    message = refusal(tmp_path, table=str(tmp_path / "pairs.csv"))
+    assert f"{root}/images/000.png and {root}/images/000.bmp: both are called images/000" in message

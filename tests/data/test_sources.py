@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from segsweep.config.schema import DataConfig
-from segsweep.data.source import refuse, source
+from segsweep.data.source import refuse, same_keys, source
 from segsweep.data.sources import folder, shapes
 from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError, closest
 from segsweep.paths import cache
@@ -175,7 +175,8 @@ def test_no_problem_is_no_error():
 def test_parts_are_taken_from_the_folders(tmp_path):
     drawn_pairs(tmp_path, "train/a.png", "train/sub/b.png", "val/a.png", "test/c.png")
     samples = paired(root=tmp_path)
-    assert [(s.split, s.key) for s in samples] == [("train", "a"), ("train", "sub/b"), ("val", "a"), ("test", "c")]
+    keys = [("train", "train/a"), ("train", "train/sub/b"), ("val", "val/a"), ("test", "c")]
+    assert [(s.split, s.key) for s in samples] == keys
     assert all(s.split in s.image.parts and s.split in s.mask.parts for s in samples)
 
 
@@ -400,8 +401,8 @@ def test_a_table_half_split_or_with_a_pair_twice_is_refused(pairs):
     rows = ["images/000.png,masks/000.png,train,,", "images/001.png,masks/001.png,,,"]
     (half,) = problems(table=table(root, rows))
     assert "split is given in 1 rows only" in half
-    (twice,) = problems(table=table(root, [rows[0], rows[0]]))
-    assert "images/000 is listed 2 times" in twice
+    twice = folder.find(DataConfig(table=str(table(root, [rows[0], rows[0]]))))
+    assert same_keys(twice.samples) == [f"{root / 'images' / '000.png'}: is listed more than once"]
 
 
 def test_a_table_without_its_columns_is_refused(pairs):
@@ -478,7 +479,7 @@ def test_unpaired_files_of_one_folder_are_told_apart_by_the_suffix(tmp_path):
 def test_one_folder_may_be_split_in_parts(tmp_path):
     drawn(tmp_path, *(f"{part}/{name}.png" for part in ("train", "valid") for name in ("a", "a_mask")))
     samples = paired(images=tmp_path, masks=tmp_path, mask_suffix="_mask")
-    assert [(s.split, s.key) for s in samples] == [("train", "a"), ("val", "a")]
+    assert [(s.split, s.key) for s in samples] == [("train", "train/a"), ("val", "val/a")]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -599,9 +600,9 @@ def test_a_fold_that_is_no_number_is_told(tmp_path, fold):
 def test_two_files_of_one_stem_in_a_table_are_one_key_twice(tmp_path):
     drawn_pairs(tmp_path, "a.png", "a.jpg")
     rows = [f"images/a.{suffix},masks/a.{suffix}" for suffix in ("png", "jpg")]
-    assert problems(table=table(tmp_path, rows, "image,mask")) == [
-        f"{tmp_path / 'pairs.csv'}: images/a is listed 2 times"
-    ]
+    twice = folder.find(DataConfig(table=str(table(tmp_path, rows, "image,mask"))))
+    png, jpg = (tmp_path / "images" / f"a.{suffix}" for suffix in ("png", "jpg"))
+    assert same_keys(twice.samples) == [f"{png} and {jpg}: both are called images/a without suffix. Rename one"]
 
 
 def listed(path, *lines):

@@ -16,7 +16,7 @@ from segsweep.config import checks
 from segsweep.config.schema import DataConfig
 from segsweep.data.pairing import PARTS, part_of
 from segsweep.data.raster import LARGEST
-from segsweep.data.source import Pairs, Sample, existing_folder, image_files
+from segsweep.data.source import Pairs, Sample, existing_folder, image_files, told_by_part
 from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.paths import build_once, cache, load_json, quoted, save_json
 
@@ -124,7 +124,7 @@ def find(data: DataConfig) -> Pairs:
     for folder, paths in there.items():
         if others := len(set(paths) - used):
             notes.append(f"left out: {others} image{'s' * (others != 1)} below {folder} without annotations")
-    return Pairs(samples, problems, tuple(notes), classes)
+    return Pairs(told_by_part(samples), problems, tuple(notes), classes)
 
 
 def draw(annotations: Sequence[Annotation], values: Mapping[int, int], height: int, width: int) -> np.ndarray:
