@@ -195,6 +195,18 @@ def test_what_is_named_in_text_is_there():
         resolve_name(name)
 
 
+def test_what_a_person_types_is_quoted_for_the_shell_too():
+    """By `paths.override`: `quoted` is for Hydra alone, where words go to it without a shell."""
+    allowed = {"segsweep.paths", "segsweep.datafile", "segsweep.compose", "segsweep.sweep.backends.base"}
+    callers = {
+        name
+        for name, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "quoted"
+    }
+    assert {name for name in callers if room(name) != "hydra_plugins"} <= allowed
+
+
 def test_no_cfg_below_the_commands():
     for name, path in modules():
         if room(name) not in ("train", "segsweep.commands", "segsweep.compose", "hydra_plugins"):

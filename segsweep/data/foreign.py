@@ -1,10 +1,13 @@
 """Masks in formats that are not read here: what they are, and what makes images of them."""
 
+import os
 import re
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from segsweep.paths import load_json, quoted
+from segsweep.data.source import to_type
+from segsweep.paths import load_json
 
 LOOKED_AT = 10_000  # files of a folder
 COCO_OF_YOLO = (
@@ -43,13 +46,19 @@ def converter(folder: Path, images: Path | None = None) -> str:
 
     `images` is the folder of their images, where it is another.
     """
-    files = (path for path in sorted(folder.rglob("*")) if not path.name.startswith(".") and path.is_file())
-    for path in islice(files, LOOKED_AT):
+    for path in islice(_files(folder), LOOKED_AT):
         if kind := _kind(path):
             found = f"{path.name} {ADVICE[kind]}"
-            places = {"data.images": images, "data.annotations": path} if images else {"data.root": folder}
-            return " ".join([found, *(f"{key}={quoted(place)}" for key, place in places.items() if kind == "coco")])
+            places = {"images": images, "annotations": path} if images else {"root": folder}
+            return f"{found} {to_type(**places)}" if kind == "coco" else found
     return ""
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, each folder's in their order before those of its folders; hidden ones left out."""
+    for above, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(above, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _kind(path: Path) -> str | None:

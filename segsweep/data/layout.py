@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from segsweep.data.pairing import MASKS, Files, Keyed, no_images, part_of, told_apart, told_by_place, top
-from segsweep.data.source import Pairs, existing_folder, image_files, walk_images
+from segsweep.data.source import Pairs, existing_folder, image_files, to_type, walk_images
 from segsweep.errors import ConfigError, DataError
-from segsweep.paths import quoted
 
 Kind = Literal["images", "masks"]
 
@@ -224,5 +223,4 @@ def _refuse_two_layouts(root: Path, marks: Mapping[str, Mark], parts: Sequence[s
 
 def _line(root: Path, images: str, masks: str) -> str:
     """What to type for images and masks in folders that a pattern names."""
-    below = {"images": f"{images}/**".lstrip("/"), "masks": f"{masks}/**".lstrip("/")}
-    return " ".join([f"data.root={quoted(root)}", *(f"data.{kind}={quoted(place)}" for kind, place in below.items())])
+    return to_type(root=root, images=f"{images}/**".lstrip("/"), masks=f"{masks}/**".lstrip("/"))

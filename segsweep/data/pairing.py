@@ -11,9 +11,8 @@ from pathlib import Path
 
 from segsweep.data.foreign import converter
 from segsweep.data.images import SUFFIXES
-from segsweep.data.source import Pairs, Sample, image_files, told_by_part, walk_images
+from segsweep.data.source import Pairs, Sample, image_files, to_type, told_by_part, walk_images
 from segsweep.errors import ConfigError, DataError
-from segsweep.paths import quoted
 
 Keyed = dict[str, list[Path]]
 
@@ -153,7 +152,7 @@ def matched(images: str, masks: str, root: str | None, suffix: str = "") -> Pair
     for name, other, pattern, files in (("images", "masks", images, of_image), ("masks", "images", masks, of_mask)):
         if not files.by_key:
             more = f" that data.{other} does not match, too" if both else ""
-            raise DataError(f"data.{name}={quoted(pattern)}: matches no image below {files.folder}{more}.")
+            raise DataError(f"data.{name}={pattern}: matches no image below {files.folder}{more}.")
     return told_by_place(of_image, of_mask, suffix)
 
 
@@ -177,7 +176,7 @@ def told_by_place(images: Files, masks: Files, suffix: str) -> Pairs:
         return pair(images, masks)
     if len(endings) > 1:
         numbers = ", ".join(f"{n} in {ending}" for ending, n in endings.items())
-        lines = " or ".join(f"data.mask_suffix={quoted(ending)}" for ending in endings)
+        lines = " or ".join(to_type(mask_suffix=ending) for ending in endings)
         raise ConfigError(f"{masks.folder}: masks' stems end in several ways: {numbers}. Type {lines}.")
     (suffix,) = endings
     ours = {key.removesuffix(suffix): paths for key, paths in masks.by_key.items()}
@@ -201,13 +200,9 @@ def told_apart(folder: Path, keyed: Keyed, suffix: str) -> Pairs | None:
     if len(formats) == 1 and not (pairs := _by_format(folder, keyed)).problems:
         ((image, mask),) = formats
         return _noted(pairs, f"of two files of one stem {image} is the image and {mask} the mask")
-    place = quoted(folder)
-    lines = [
-        f"data.images={place} data.masks={place} data.mask_suffix={quoted(ending)} ({n} pairs)"
-        for ending, n in endings.items()
-    ]
+    lines = [f"{to_type(images=folder, masks=folder, mask_suffix=ending)} ({n} pairs)" for ending, n in endings.items()]
     lines += [
-        f"data.root={place} data.images={quoted(f'**/*{image}')} data.masks={quoted(f'**/*{mask}')} ({n} pairs)"
+        f"{to_type(root=folder, images=f'**/*{image}', masks=f'**/*{mask}')} ({n} pairs)"
         for (image, mask), n in formats.items()
     ]
     if lines:
@@ -295,7 +290,7 @@ def _matching(name: str, pattern: str, root: str | None) -> Files:
     whole = Path(os.path.normpath(whole.absolute()))
     fixed = Path(*takewhile(lambda part: not set("*?") & set(part), whole.parts))
     if not fixed.is_dir():
-        raise ConfigError(f"data.{name}={quoted(pattern)}: no such folder as {fixed}, where it begins.")
+        raise ConfigError(f"data.{name}={pattern}: no such folder as {fixed}, where it begins.")
     below = whole.relative_to(fixed).as_posix()
     any_format = below.endswith(("*", "?"))
     stars = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}

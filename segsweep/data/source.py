@@ -116,7 +116,7 @@ def listed(table: Path, root: str | None) -> Pairs:
     named = [Path(row[name] or "") for row in rows for name in ("image", "mask")]
     if all(path.is_absolute() and not path.resolve().is_relative_to(base) for path in named):
         common = os.path.commonpath([path.parent for path in named])
-        raise DataError(f"{table}: none of its files is below {base}. Add {override('data.root', common)}")
+        raise DataError(f"{table}: none of its files is below {base}. Add {to_type(root=common)}")
     for number, row in enumerate(rows, start=2):
         image, mask = ((base / (row[name] or "")).resolve() for name in ("image", "mask"))
         split, fold = row.get("split") or None, row.get("fold") or None
@@ -165,6 +165,11 @@ def same_keys(samples: Sequence[Sample]) -> list[str]:
         for one, other in twice
         if one is not other
     ]
+
+
+def to_type(**given: object) -> str:
+    """Return what to type for keys of the data section: `root=DIR` is data.root=DIR."""
+    return " ".join(override(f"data.{key}", value) for key, value in given.items())
 
 
 def torchvision_root(name: str, data: DataConfig, **arguments: Any) -> Path:

@@ -1,10 +1,12 @@
 """Masks in formats that are not read: one line that says what makes images of them."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from PIL import Image
 
 from segsweep.compose import configuration
 from segsweep.config.schema import DataConfig
+from segsweep.data import foreign
+from segsweep.data.foreign import converter
 from segsweep.data.sources import coco, folder
 from segsweep.errors import DataError
 
@@ -91,7 +95,9 @@ def test_masks_that_are_images_are_taken_whatever_lies_beside_them(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["annotations/instances_train.json", "train/_annotations.coco.json", "gt/x.json"])
-def test_coco_is_answered_with_a_line_that_works(tmp_path, place):
+@pytest.mark.parametrize("name", ["data", "my data", "a,b", "Ann's"])
+def test_coco_is_answered_with_a_line_that_works(tmp_path, place, name):
+    tmp_path = tmp_path / name
     drawn(tmp_path / ("train" if place.startswith("train") else "images") / "a.jpg")
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text(json.dumps(COCO))
@@ -115,3 +121,16 @@ def test_the_line_for_numpy_makes_masks(tmp_path):
     (sample,) = folder.find(DataConfig(root=str(tmp_path))).samples
     with Image.open(sample.mask) as image:
         assert np.array_equal(np.asarray(image), mask)
+
+
+def test_no_more_folders_are_listed_than_files_are_looked_at(tmp_path, monkeypatch):
+    for name in ("a/1.csv", "a/2.csv", "b/3.csv", "c/4.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
+    assert "is an array of numpy" in converter(tmp_path)
+    monkeypatch.setattr(foreign, "LOOKED_AT", 2)
+    listed.clear()
+    assert converter(tmp_path) == ""
+    assert listed == [tmp_path.name, "a"]

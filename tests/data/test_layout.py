@@ -1,6 +1,5 @@
 """What folders' names say: every layout that people share is found, or answered with lines that work when typed."""
 
-import re
 import shlex
 
 import numpy as np
@@ -11,7 +10,7 @@ from segsweep.compose import configuration
 from segsweep.config.schema import DataConfig
 from segsweep.data.sources import folder
 from segsweep.errors import ConfigError, DataError
-from segsweep.paths import quoted
+from segsweep.paths import override
 
 
 def drawn(root, *names):
@@ -32,8 +31,8 @@ def pairs(found, root):
 
 def typed(message):
     """What is found with each of the lines that an error says to type."""
-    lines = re.findall(r"data\.\S+=(?:'[^']*'|\S)+(?: data\.\S+=(?:'[^']*'|\S)+)*", message.partition("Type ")[2])
-    return [folder.find(configuration(["data=folder", *shlex.split(line.rstrip("."))]).data) for line in lines]
+    lines = [line.partition(" (")[0].removesuffix(".") for line in message.rpartition("Type ")[2].split(" or ")]
+    return [folder.find(configuration(["data=folder", *shlex.split(line)]).data) for line in lines]
 
 
 LAYOUTS = {
@@ -293,7 +292,7 @@ TWO_WAYS = {
 
 
 @pytest.mark.parametrize("case", TWO_WAYS)
-@pytest.mark.parametrize("name", ["data", "my data"])
+@pytest.mark.parametrize("name", ["data", "my data", "a,b", "Ann's", "Ann's data, new"])
 def test_two_answers_are_refused_with_the_line_for_each(tmp_path, case, name):
     files, expected = TWO_WAYS[case]
     root = drawn(tmp_path / name, *files.split())
@@ -301,7 +300,7 @@ def test_two_answers_are_refused_with_the_line_for_each(tmp_path, case, name):
         found(root)
     message = str(refused.value)
     if case == "two endings in folders":  # the root is the user's own already
-        message = re.sub(r"(data\.mask_suffix=)", rf"data.root={quoted(root)} \1", message)
+        message = message.replace("data.mask_suffix=", f"{override('data.root', root)} data.mask_suffix=")
     answers = typed(message)
     assert all(answer.problems == [] for answer in answers)
     answered = [pairs(answer, root) for answer in answers]

@@ -138,10 +138,10 @@ def test_what_has_no_partner_is_told_with_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("images", "masks", "error", "message"),
     [
-        ("*.tif", "*.png", DataError, r"data\.images='\*\.tif': matches no image below"),
-        ("*.jpg", "*.tif", DataError, r"data\.masks='\*\.tif': matches no image below"),
-        ("*.jpg", "*.jpg", DataError, r"data\.images='\*\.jpg': matches no image .* data\.masks does not match, too"),
-        ("nope/*.jpg", "*.png", ConfigError, r"data\.images='nope/\*\.jpg': no such folder as .*nope, where it begins"),
+        ("*.tif", "*.png", DataError, r"data\.images=\*\.tif: matches no image below"),
+        ("*.jpg", "*.tif", DataError, r"data\.masks=\*\.tif: matches no image below"),
+        ("*.jpg", "*.jpg", DataError, r"data\.images=\*\.jpg: matches no image .* data\.masks does not match, too"),
+        ("nope/*.jpg", "*.png", ConfigError, r"data\.images=nope/\*\.jpg: no such folder as .*nope, where it begins"),
         ("*.jpg", None, ConfigError, r"data\.masks is not given\. Type data\.masks='PATTERN'"),
         (None, "*.png", ConfigError, r"data\.images is not given\. Type data\.images='PATTERN'"),
     ],

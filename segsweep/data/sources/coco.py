@@ -16,9 +16,9 @@ from segsweep.config import checks
 from segsweep.config.schema import DataConfig
 from segsweep.data.pairing import PARTS, part_of
 from segsweep.data.raster import LARGEST
-from segsweep.data.source import Pairs, Sample, existing_folder, image_files, told_by_part
+from segsweep.data.source import Pairs, Sample, existing_folder, image_files, to_type, told_by_part
 from segsweep.errors import ConfigError, DataError, first_line
-from segsweep.paths import build_once, cache, load_json, quoted, save_json
+from segsweep.paths import build_once, cache, load_json, save_json
 
 VERSION = 1  # raise when masks come out otherwise
 VOID = 255  # of crowds; no class has this number
@@ -169,7 +169,7 @@ def _tables(data: DataConfig) -> list[Table]:
         raise ConfigError(f"data.root={root}: no {places} in it. Type data.images=DIR data.annotations=FILE.json.")
     (tables, *others), parts = found, [table.split for table in found[0]]
     if others or len(set(parts)) < len(parts) or (None in parts and len(parts) > 1):
-        lines = [f"data.images={quoted(t.images)} data.annotations={quoted(t.file)}" for way in found for t in way]
+        lines = [to_type(images=table.images, annotations=table.file) for way in found for table in way]
         what = "several files of annotations that are not one for each of train, val and test"
         raise ConfigError(f"data.root={root}: {what}. Type {' or '.join(lines)}")
     return sorted(tables, key=lambda table: list(PARTS).index(table.split or "train"))
