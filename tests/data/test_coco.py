@@ -13,6 +13,9 @@ from skimage.draw import polygon as skimage_polygon
 
 from segsweep.compose import configuration
 from segsweep.config.schema import DataConfig
+from segsweep.data.dataset import open_dataset
+from segsweep.data.images import read_image
+from segsweep.data.masks import read_mask
 from segsweep.data.source import source
 from segsweep.data.sources.coco import Annotation, draw
 from segsweep.errors import ConfigError, DataError
@@ -146,6 +149,11 @@ def test_crowds_are_void_and_below_all_objects(tmp_path):
     expected[10:30, 50:70] = 1
     assert np.array_equal(masks(found)["a"], expected)
     assert found.notes == ("a.json: 1 crowd (iscrowd) void",)
+    assert found.void == 255
+
+
+def test_without_crowds_nothing_is_void(tmp_path):
+    assert find(written(tmp_path, {"a.json": content((0, 2, [SQUARE]))})).void is None
 
 
 def test_classes_are_the_categories_in_the_order_of_their_ids(tmp_path):
@@ -178,7 +186,7 @@ def test_the_group_that_roboflow_lists_as_a_category_is_none(tmp_path):
 def test_more_categories_than_8_bits_hold_are_16_bits_without_the_void_value(tmp_path):
     categories = [{"id": n, "name": f"c{n}"} for n in range(1, 301)]
     annotations = [(0, 254, [[50, 50, 70, 50, 60, 70]]), (0, 255, [SQUARE])]
-    found = find(written(tmp_path, {"a.json": content(*annotations, categories=categories)}))
+    found = find(written(tmp_path, {"a.json": content(*annotations, categories=categories)}), binarize=True)
     assert found.classes["c254"] == 254
     assert found.classes["c255"] == 256
     assert 255 not in found.classes.values()
@@ -259,13 +267,17 @@ def test_masks_are_drawn_once_and_anew_when_the_file_changes(tmp_path):
     assert set(np.unique(masks(find(root))["a"])) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("harm", ["a mask", "the index", "half of the index"])
+@pytest.mark.parametrize("harm", ["a mask", "zeros", "no bytes", "the index", "half of the index"])
 def test_damaged_masks_are_drawn_again(tmp_path, harm):
     root = written(tmp_path, {"x.json": content((0, 2, [SQUARE]))})
     mask = find(root).samples[0].mask
     index = mask.with_name("index.json")
     if harm == "half of the index":
         index.write_bytes(index.read_bytes()[:40])
+    elif harm == "zeros":
+        mask.write_bytes(bytes(mask.stat().st_size))
+    elif harm == "no bytes":
+        mask.write_bytes(b"")
     else:
         (mask if harm == "a mask" else index).unlink()
     assert masks(find(root))["a"].sum() == 20 * 30
@@ -380,11 +392,128 @@ def test_without_pycocotools_the_line_to_install_it_is_told(tmp_path, monkeypatc
         find(written(tmp_path, {"a.json": content((0, 2, [SQUARE]))}))
 
 
-def test_its_group_says_that_crowds_are_void():
-    assert configuration(["data=coco"]).data.ignore_index == 255
+def test_its_group_says_that_crowds_are_void_and_that_nothing_is_cut():
+    data = configuration(["data=coco"]).data
+    assert (data.ignore_index, data.threshold) == (255, None)
 
 
 def test_images_of_one_name_in_two_parts_have_a_key_each(tmp_path):
     parts = ("train", "valid")
     root = written(tmp_path, {f"{p}/_annotations.coco.json": content() for p in parts}, [f"{p}/a.jpg" for p in parts])
     assert [(s.key, s.split) for s in find(root).samples] == [("train/a", "train"), ("val/a", "val")]
+
+
+MANY = [{"id": n, "name": f"c{n}"} for n in range(1, 301)]
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": {"x": 3}}, {"classes": [f"c{n}" for n in range(1, 301)]}])
+def test_more_categories_than_can_be_told_apart_are_refused(tmp_path, options):
+    root = written(tmp_path, {"x.json": content((0, 300, [SQUARE]), categories=MANY)})
+    with pytest.raises(ConfigError, match=r"300 categories; at most 252 .* 'data\.classes=\[NAME,NAME") as refused:
+        find(root, **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_of_too_many_categories_those_that_are_named_are_drawn(tmp_path):
+    names = ["c300", "c255"]
+    over = [30, 20, 50, 20, 50, 40, 30, 40]
+    annotations = [(0, 300, [SQUARE]), (0, 7, [[12, 12, 15, 12, 15, 15, 12, 15]]), (0, 255, [over])]
+    root = written(tmp_path, {"x.json": content(*annotations, categories=MANY)}, ["images/a.jpg"])
+    found = find(root, classes=names)
+    assert found.classes == {"background": 0, "c255": 1, "c300": 2}
+    expected = np.zeros(SIZE, np.uint8)
+    expected[10:30, 10:40] = 2
+    expected[20:40, 30:50] = 1  # smaller, above
+    expected[12:15, 12:15] = 0  # another object above
+    assert np.array_equal(masks(found)["a"], expected)
+    with pytest.raises(ConfigError, match=r"c3000 is no category of .*x\.json\. Closest: c300\."):
+        find(root, classes=["c3000"])
+
+
+def test_252_categories_and_void_are_told_apart(tmp_path):
+    crowd = {"image_id": 0, "category_id": 1, "segmentation": [[0, 0, 120, 0, 120, 90, 0, 90]], "iscrowd": 1}
+    squares = [(n // 126, 1 + n, [_square(n % 126)]) for n in range(252)]
+    file = content(crowd, *squares, images=("a.png", "b.png"), categories=MANY[:252])
+    written(tmp_path, {"x.json": file}, ["images/a.png", "images/b.png"])
+    Image.fromarray(np.full((*SIZE, 3), 9, np.uint8)).save(tmp_path / "images" / "b.png")
+    typed = configuration(["data=coco", f"data.root={tmp_path}", "data.split=[0.5,0.5]"])
+    dataset = open_dataset(typed.data, workers=1)
+    assert len(dataset.labels.names) == 253
+    pixels = sum(np.array(dataset.counts(part)) for part in dataset.parts)
+    assert pixels[1:].tolist() == [4] * 252 + [SIZE[0] * SIZE[1] - 126 * 4]
+
+
+def _square(n):
+    x, y = 4 * (n % 20), 4 * (n // 20)
+    return [x, y, x + 2, y, x + 2, y + 2, x, y + 2]
+
+
+def turned_photo(path, orientation, height=60, width=100):
+    """A photo stored so, of which EXIF says how it is shown."""
+    image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    exif = image.getexif()
+    exif[274] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, exif=exif)
+
+
+def of_photo(height, width, *outlines, names=("a.jpg",)):
+    listed = [{"id": n, "file_name": name, "height": height, "width": width} for n, name in enumerate(names)]
+    given = [{"image_id": n, "category_id": 2, "segmentation": [outline]} for n, outline in enumerate(outlines)]
+    return json.dumps({"images": listed, "annotations": given, "categories": CATEGORIES})
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("listed", ["as shown", "as stored"])
+def test_masks_lie_on_photos_as_these_are_shown(tmp_path, listed, suffix):
+    """Orientation 6 is shown turned by 90 degrees clockwise: the stored top left is the shown top right."""
+    turned_photo(tmp_path / "images" / f"a.{suffix}", 6)
+    size = (100, 60) if listed == "as shown" else (60, 100)
+    (tmp_path / "x.json").write_text(of_photo(*size, [0, 0, 20, 0, 20, 10, 0, 10], names=[f"a.{suffix}"]))
+    expected = np.zeros((100, 60), np.uint8)
+    if listed == "as shown":
+        expected[:10, :20] = 1
+    else:
+        expected[:20, 50:] = 1
+    found = find(tmp_path)
+    assert np.array_equal(masks(found)["a"], expected)
+    note = ("x.json: 1 mask turned as EXIF turns the photo",)
+    assert found.notes == (() if listed == "as shown" else note)
+    assert read_image(found.samples[0].image).shape[:2] == read_mask(found.samples[0].mask).index.shape
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_photos_turned_by_180_degrees_follow_the_others_of_their_file(tmp_path, stored):
+    turned_photo(tmp_path / "images" / "a.jpg", 3)
+    turned_photo(tmp_path / "images" / "b.jpg", 6, *((60, 100) if stored else (100, 60)))
+    corner = [0, 0, 20, 0, 20, 10, 0, 10]
+    (tmp_path / "x.json").write_text(of_photo(60, 100, corner, corner, names=["a.jpg", "b.jpg"]))
+    expected = np.zeros((60, 100), np.uint8)
+    expected[(slice(50, 60), slice(80, 100)) if stored else (slice(10), slice(20))] = 1
+    found = find(tmp_path)
+    assert np.array_equal(masks(found)["a"], expected)
+    notes = {
+        True: "x.json: 2 masks turned as EXIF turns the photo",
+        False: "x.json: of 1 image that EXIF turns the size fits both ways; outlines are taken as of the one shown",
+    }
+    assert found.notes == (notes[stored],)
+
+
+def test_a_size_that_is_not_the_images_names_the_file_of_annotations(tmp_path):
+    written(tmp_path, {"x.json": of_photo(32, 64, SQUARE)})
+    for options in ({}, {"mask_resize": "nearest"}):
+        (problem,) = find(tmp_path, **options).problems
+        assert problem == f"{tmp_path / 'x.json'}: a.jpg: listed as 64x32 pixels, the image has 120x90"
+    (tmp_path / "x.json").write_text(of_photo(45, 60, [10, 10, 20, 10, 20, 20, 10, 20]))
+    (problem,) = find(tmp_path).problems
+    assert problem.endswith("has 120x90; data.mask_resize=nearest brings masks to that size")
+    assert find(tmp_path, mask_resize="nearest").problems == []
+
+
+def test_masks_are_drawn_anew_when_a_photo_changes(tmp_path):
+    (tmp_path / "x.json").write_text(of_photo(60, 100, [0, 0, 20, 0, 20, 10, 0, 10]))
+    turned_photo(tmp_path / "images" / "a.jpg", 1)
+    assert find(tmp_path).problems == []
+    turned_photo(tmp_path / "images" / "a.jpg", 1, 70, 70)
+    (problem,) = find(tmp_path).problems
+    assert "the image has 70x70" in problem

@@ -3,25 +3,29 @@
 import hashlib
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segsweep.config import checks
 from segsweep.config.schema import DataConfig
 from segsweep.data.pairing import PARTS, part_of
-from segsweep.data.raster import LARGEST
+from segsweep.data.raster import LARGEST, ORIENTATION
+from segsweep.data.reading import KEPT
 from segsweep.data.source import Pairs, Sample, existing_folder, image_files, to_type, told_by_part
-from segsweep.errors import ConfigError, DataError, first_line
-from segsweep.paths import build_once, cache, load_json, save_json
+from segsweep.errors import ConfigError, DataError, first_line, suggestion
+from segsweep.paths import build_once, cache, load_json, save_json, sync
 
-VERSION = 1  # raise when masks come out otherwise
+VERSION = 2  # raise when masks come out otherwise
 VOID = 255  # of crowds; no class has this number
+MOST = KEPT - 2  # categories; background and void are two values more
 ROBOFLOW = "_annotations.coco.json"
 BACKGROUND = "background"
 FAR = 1e6  # pixels; points beyond it are no points of an image
@@ -61,6 +65,38 @@ class Category:
 
 
 @dataclass(frozen=True)
+class Header:
+    """What an image file says of its size."""
+
+    height: int  # as stored
+    width: int
+    orientation: int = 1  # of EXIF: 2 to 8 are shown turned or flipped, from 5 on with rows and columns swapped
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Return height and width as shown."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+    def fits(self, listed: Picture) -> set[str]:
+        """Tell of which photo the height and width listed are: as it is shown, as it is stored, both or none."""
+        ways = {"shown": self.shown, "stored": (self.height, self.width)}
+        return {way for way, size in ways.items() if size == (listed.height, listed.width)}
+
+    def misfit(self, listed: Picture) -> str:
+        """Say how the size listed differs from the image's; empty if it does not.
+
+        Raises ValueError: the shape differs, too.
+        """
+        if self.fits(listed):
+            return ""
+        height, width = self.shown
+        what = f"listed as {listed.width}x{listed.height} pixels, the image has {width}x{height}"
+        if abs(listed.width * height - listed.height * width) > max(listed.height, height) / 2:
+            raise ValueError(what)  # else half a pixel of the smaller one is rounding
+        return what
+
+
+@dataclass(frozen=True)
 class Content:
     """A file of annotations."""
 
@@ -70,13 +106,38 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """A drawn mask."""
+
+    image: str  # the path of its image below the folder of images
+    size: int  # bytes of its file
+    checksum: int  # their CRC-32
+    misfit: str = ""  # how its size differs from its image's, where the shape is the same
+
+
+@dataclass(frozen=True)
 class Drawn:
     """What was drawn for a file of annotations, as `INDEX` beside the masks has it."""
 
-    images: Mapping[str, str]  # their names in the file of annotations, by the file of the mask
+    masks: Mapping[str, Mask]  # by the names of their files
     classes: Mapping[str, int]  # mask values by class name
+    crowds: int
     problems: Sequence[str]
     notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The image files below a folder."""
+
+    folder: Path
+    files: Sequence[Path]
+
+    @cached_property
+    def state(self) -> str:
+        """Return a hash that is another one when a file is changed, comes or goes."""
+        stats = [(os.fspath(file), stat.st_size, stat.st_mtime_ns) for file in self.files for stat in (file.stat(),)]
+        return hashlib.sha256(repr(stats).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -93,38 +154,41 @@ def find(data: DataConfig) -> Pairs:
 
     `data.annotations` is about the images in `data.images`. Below a `data.root` alone annotations are looked for as
     `_annotations.coco.json` in train/, valid/ and test/, as annotations/*.json, one for each part, or as one JSON. The
-    classes are background and the categories, in the order of their id.
+    classes are background and the categories, in the order of their id. Where these are more than `MOST`, those in
+    `data.classes` alone are drawn. Photos that EXIF turns have their masks as they are shown.
 
     Raises:
-        ConfigError: no annotations, several answers, or no pycocotools.
+        ConfigError: no annotations, several answers, too many categories, or no pycocotools.
         DataError: a file that is damaged or no COCO, or has other categories than that of another part.
     """
     tables = _tables(data)
     samples: list[Sample] = []
     problems: list[str] = []
     notes: list[str] = []
-    there = {table.images: image_files(table.images) for table in tables}
+    there = {table.images: Photos(table.images, image_files(table.images)) for table in tables}
     classes: Mapping[str, int] = {}
+    crowds = 0
     for table in tables:
-        folder, drawn = _drawn(table.file)
+        folder, drawn = _drawn(table.file, there[table.images])
+        if len(drawn.classes) > MOST + 1 and not data.binarize:
+            wanted = _wanted(table.file, list(drawn.classes), data.classes)
+            folder, drawn = _drawn(table.file, there[table.images], wanted)
         if classes not in ({}, drawn.classes):
             raise DataError(f"{table.file}: other categories than in {tables[0].file}. Export all parts with the same.")
-        classes, found = drawn.classes, _found(table.images, list(drawn.images.values()), there[table.images])
-        missing = [name for name, path in zip(drawn.images.values(), found, strict=True) if path is None]
-        twice = [name for name, n in Counter(drawn.images.values()).items() if n > 1]
-        wrong = [*drawn.problems, *(f"{name}: not a file below {table.images}" for name in missing)]
-        wrong += [f"{name}: is listed more than once" for name in twice]
-        problems += [f"{table.file}: {what}" for what in wrong]
-        notes += [f"{table.file.name}: {note}" for note in drawn.notes]
-        for mask, path in zip(drawn.images, found, strict=True):
-            if path is not None:
-                key = path.relative_to(table.images).with_suffix("").as_posix()
-                samples.append(Sample(key, path, folder / mask, table.split))
+        classes, crowds = drawn.classes, crowds + drawn.crowds
+        said = [f"{drawn.crowds} crowd{'s' * (drawn.crowds != 1)} (iscrowd) void"] if drawn.crowds else []
+        notes += [f"{table.file.name}: {note}" for note in (*said, *drawn.notes)]
+        problems += [f"{table.file}: {problem}" for problem in drawn.problems]
+        for name, mask in drawn.masks.items():
+            if mask.misfit and data.mask_resize == "none":
+                problems.append(f"{table.file}: {mask.misfit}; data.mask_resize=nearest brings masks to that size")
+            key = Path(mask.image).with_suffix("").as_posix()
+            samples.append(Sample(key, table.images / mask.image, folder / name, table.split))
     used = {sample.image for sample in samples}
-    for folder, paths in there.items():
-        if others := len(set(paths) - used):
-            notes.append(f"left out: {others} image{'s' * (others != 1)} below {folder} without annotations")
-    return Pairs(told_by_part(samples), problems, tuple(notes), classes)
+    for photos in there.values():
+        if others := len(set(photos.files) - used):
+            notes.append(f"left out: {others} image{'s' * (others != 1)} below {photos.folder} without annotations")
+    return Pairs(told_by_part(samples), problems, tuple(notes), classes, VOID if crowds else None)
 
 
 def draw(annotations: Sequence[Annotation], values: Mapping[int, int], height: int, width: int) -> np.ndarray:
@@ -202,27 +266,48 @@ def _found(folder: Path, names: Sequence[str], there: Sequence[Path]) -> list[Pa
     return found
 
 
-def _drawn(file: Path) -> tuple[Path, Drawn]:
+def _wanted(file: Path, classes: Sequence[str], given: object) -> Sequence[str]:
+    """The categories that `data.classes` names, where a file has too many."""
+    wanted = given if isinstance(given, list) else []
+    if unknown := [name for name in wanted if name not in classes]:
+        raise ConfigError(f"data.classes: {unknown[0]} is no category of {file}.{suggestion(unknown[0], classes)}")
+    if not 0 < len({*wanted} - {BACKGROUND}) <= MOST:
+        raise ConfigError(
+            f"{file}: {len(classes) - 1} categories; at most {MOST} can be told apart. Name those that you need, the "
+            "others are background: 'data.classes=[NAME,NAME,...]'; or take all as one class: data.binarize=true."
+        )
+    return wanted
+
+
+def _drawn(file: Path, photos: Photos, wanted: Sequence[str] = ()) -> tuple[Path, Drawn]:
     """The masks of a file of annotations: their folder in the cache, and what they are."""
     stat = file.stat()
-    about = f"coco {VERSION} {file} {stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape")
-    folder = cache() / f"coco-{hashlib.sha256(about).hexdigest()[:24]}"
-    build_once(folder, _is_whole, lambda making: _write(making, file))
+    about = f"coco {VERSION} {file} {stat.st_size} {stat.st_mtime_ns} {photos.state} {sorted(wanted)}"
+    folder = cache() / f"coco-{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:24]}"
+    build_once(folder, _is_whole, lambda making: _write(making, file, photos, wanted))
     return folder, checks.read_file(Drawn, folder / INDEX, INDEX)
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the index of a folder can be read, and all its masks are there."""
+    """Whether the index of a folder can be read, and all its masks are as they were written."""
     try:
-        return all((folder / name).is_file() for name in checks.read_file(Drawn, folder / INDEX, INDEX).images)
-    except (ConfigError, FileNotFoundError):  # damaged, or not there
+        masks = checks.read_file(Drawn, folder / INDEX, INDEX).masks
+        return all(_sum(folder / name) == (mask.size, mask.checksum) for name, mask in masks.items())
+    except (ConfigError, OSError):  # damaged, or not there
         return False
 
 
-def _write(folder: Path, file: Path) -> None:
-    """Draw the masks of all images, and write the index."""
+def _sum(path: Path) -> tuple[int, int]:
+    """The size and the CRC-32 of a file."""
+    content = path.read_bytes()
+    return len(content), zlib.crc32(content)
+
+
+def _write(folder: Path, file: Path, photos: Photos, wanted: Sequence[str]) -> None:
+    """Draw the masks of all images that are there, and write the index."""
     content = _read(file)
-    values, classes = _values(file, content.categories, {annotation.category_id for annotation in content.annotations})
+    used = {annotation.category_id for annotation in content.annotations}
+    values, classes = _values(file, content.categories, used, wanted)
     of_image: dict[int, list[Annotation]] = {picture.id: [] for picture in content.images}
     problems: list[str] = []
     for annotation in content.annotations:
@@ -232,20 +317,57 @@ def _write(folder: Path, file: Path) -> None:
             problems.append(f"an annotation is of category {annotation.category_id}, which is not listed")
         else:
             of_image[annotation.image_id].append(annotation)
-    images: dict[str, str] = {}
-    for number, picture in enumerate(content.images):
-        stem = re.sub(r"[^\w.-]+", "_", Path(picture.file_name.replace("\\", "/")).stem, flags=re.ASCII)
-        name = f"{number:06d}-{stem[:100]}.png"
+    found = _found(photos.folder, [picture.file_name for picture in content.images], photos.files)
+    headers = [_header(path, p) if path else None for path, p in zip(found, content.images, strict=True)]
+    fits = [header.fits(p) if header else set() for header, p in zip(headers, content.images, strict=True)]
+    stored = {"stored"} in fits and {"shown"} not in fits  # then also of those that fit both ways, as if turned by 180
+    masks: dict[str, Mask] = {}
+    done: set[Path] = set()
+    turned = either = 0
+    for number, (picture, path, header) in enumerate(zip(content.images, found, headers, strict=True)):
         try:
-            mask = draw(of_image[picture.id], values, picture.height, picture.width)
+            if path is None or header is None:
+                raise ValueError(f"not a file below {photos.folder}")
+            if path in done:
+                raise ValueError("is listed more than once")
+            done.add(path)
+            mask = Image.fromarray(draw(of_image[picture.id], values, picture.height, picture.width))
+            misfit = header.misfit(picture)
         except ValueError as error:
             problems.append(f"{picture.file_name}: {error}")
-        else:
-            Image.fromarray(mask).save(folder / name, compress_level=1)
-            images[name] = picture.file_name
+            continue
+        if header.orientation > 1 and (fits[number] == {"stored"} or (stored and fits[number])):
+            mask.getexif()[ORIENTATION] = header.orientation
+            ImageOps.exif_transpose(mask, in_place=True)
+            turned += 1
+        elif header.orientation > 1 and len(fits[number]) == 2:
+            either += 1
+        stem = re.sub(r"[^\w.-]+", "_", Path(picture.file_name.replace("\\", "/")).stem, flags=re.ASCII)
+        target = folder / f"{number:06d}-{stem[:100]}.png"
+        mask.save(target, compress_level=1)
+        sync(target)
+        key = path.relative_to(photos.folder).as_posix()
+        masks[target.name] = Mask(key, *_sum(target), misfit and f"{picture.file_name}: {misfit}")
     crowds = sum(bool(annotation.iscrowd) for annotation in content.annotations)
-    notes = [f"{crowds} crowd{'s' * (crowds != 1)} (iscrowd) void"] if crowds else []
-    save_json(folder / INDEX, asdict(Drawn(images, classes, problems, notes)))
+    notes = [f"{turned} mask{'s' * (turned != 1)} turned as EXIF turns the photo"] if turned else []
+    if either:
+        sizes = f"of {either} image{'s' * (either != 1)} that EXIF turns the size fits both ways"
+        notes.append(f"{sizes}; outlines are taken as of the one shown")
+    save_json(folder / INDEX, asdict(Drawn(masks, classes, crowds, problems, notes)))
+    sync(folder)
+
+
+def _header(path: Path, picture: Picture) -> Header:
+    """What an image file says of its size; as listed where that cannot be told before it is decoded."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.format == "TIFF":  # Pillow has the size of a turned one as it is shown
+                width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
+            orientation = image.getexif().get(ORIENTATION, 1)
+            return Header(height, width, orientation if orientation in range(2, 9) else 1)
+    except Exception:  # decoders raise nearly anything on damaged files; reading the image tells what is wrong
+        return Header(picture.height, picture.width)
 
 
 def _read(file: Path) -> Content:
@@ -263,15 +385,18 @@ def _read(file: Path) -> Content:
     return content
 
 
-def _values(file: Path, categories: Sequence[Category], used: set[int]) -> tuple[dict[int, int], dict[str, int]]:
-    """Mask values by the id of a category, and by name; one called background is the background."""
+def _values(
+    file: Path, categories: Sequence[Category], used: set[int], wanted: Sequence[str]
+) -> tuple[dict[int, int], dict[str, int]]:
+    """Mask values by the id of a category, and by name; one called background, or not `wanted`, is the background."""
     groups = {one.supercategory for one in categories if one.supercategory != one.name}  # Roboflow lists them, too
     kept = [one for one in sorted(categories, key=lambda one: one.id) if one.id in used or one.name not in groups]
     names = [category.name for category in kept if category.name != BACKGROUND]
     if len(set(names)) < len(names):
         raise DataError(f"{file}: two categories are called {Counter(names).most_common(1)[0][0]}. Rename one.")
+    names = [name for name in names if not wanted or name in wanted]
     classes = {BACKGROUND: 0} | {name: n + (n >= VOID) for n, name in enumerate(names, start=1)}
-    return {category.id: classes[category.name] for category in kept}, classes
+    return {category.id: classes.get(category.name, 0) for category in kept}, classes
 
 
 def _runs(segmentation: Any, height: int, width: int) -> list[int]:
