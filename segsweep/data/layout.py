@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from segsweep.data.pairing import MASKS, Files, Keyed, no_images, part_of, told_apart, told_by_place, top
+from segsweep.data.pairing import MASKS, Files, Keyed, no_images, part_of, pattern_lines, told_apart, told_by_place, top
 from segsweep.data.source import Pairs, existing_folder, image_files, to_type, walk_images
 from segsweep.errors import ConfigError, DataError
 
@@ -55,7 +55,7 @@ def detect(root: Path, suffix: str = "") -> Pairs:
     if images:
         apart, beside = _set_aside(root, unmarked, [*images, *masks])
         notes, loose = notes + beside, loose + apart
-        pairs = _paired(root, images, masks, suffix)
+        pairs = _paired(root, images, masks, suffix, unmarked)
     else:
         pairs = _paired(root, unmarked, masks, suffix)
     advice = "Move it away, or type data.images=DIR data.masks=DIR"
@@ -82,7 +82,9 @@ def _looked_through(root: Path, names: Sequence[str]) -> tuple[list[Found], list
     return _marked(root, [path for name in marks for path in image_files(root / name)]), notes, _loose(root)
 
 
-def _paired(root: Path, images: Sequence[Found], masks: Sequence[Found], suffix: str) -> Pairs:
+def _paired(
+    root: Path, images: Sequence[Found], masks: Sequence[Found], suffix: str, others: Sequence[Found] = ()
+) -> Pairs:
     if not images and not masks:
         raise DataError(f"{root}: {no_images(root, 'root')}")
     if not images:
@@ -92,6 +94,8 @@ def _paired(root: Path, images: Sequence[Found], masks: Sequence[Found], suffix:
         return told_by_place(_files(root, images), _files(root, masks), suffix)
     if told := told_apart(root, _keyed(images), suffix):
         return told
+    if lines := pattern_lines([file.path for file in images], [file.path for file in others]):
+        raise ConfigError(f"data.root={root}: no folder is called as masks are. Type {' or '.join(lines)}")
     if images[0].kind:
         raise DataError(f"{existing_folder('masks', None, str(root))}: {no_images(root, 'masks')}")
     what = "nothing says which of its images are masks (a folder such as masks/, stems that end as in _mask)"

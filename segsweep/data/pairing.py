@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 
 from segsweep.data.foreign import converter
@@ -160,7 +160,7 @@ def told_by_place(images: Files, masks: Files, suffix: str) -> Pairs:
     """Pair images and masks; masks' stems have `suffix` beyond the key, or else, where none is equal, one `ENDING`.
 
     Raises:
-        ConfigError: masks' stems have several endings.
+        ConfigError: masks' stems have several endings, or are called otherwise; says what to type.
         DataError: as `pair`.
     """
     if suffix:
@@ -173,6 +173,9 @@ def told_by_place(images: Files, masks: Files, suffix: str) -> Pairs:
         )
     endings = {} if images.by_key.keys() & masks.by_key.keys() else _endings(masks.by_key, images.by_key)
     if not endings:
+        stems = [{key.rpartition("/")[2] for key in files.by_key} for files in (images, masks)]
+        if stems[0].isdisjoint(stems[1]):
+            _refuse_other_names(images.by_key, masks.by_key, "no mask is called as its image")
         return pair(images, masks)
     if len(endings) > 1:
         numbers = ", ".join(f"{n} in {ending}" for ending, n in endings.items())
@@ -208,9 +211,35 @@ def told_apart(folder: Path, keyed: Keyed, suffix: str) -> Pairs | None:
     if lines:
         what = "some files are in no pair." if len(lines) == 1 else "which are the masks?"
         raise ConfigError(f"{folder}: {what} Type {' or '.join(lines)}.")
+    _refuse_other_names(keyed, keyed, "nothing says which of its images are masks")
     if advice := converter(folder):
         raise DataError(f"{folder}: holds no masks that are images. {advice}")
     return None
+
+
+def pattern_lines(images: Collection[Path], masks: Collection[Path]) -> list[str]:
+    """Return what to type where each of two patterns has half of the files, and their stars stand for the same.
+
+    So are img_1.png and mask_1.png; 21_training.tif and 21_manual1.gif. `images` and `masks` may be the same files:
+    then the one that is called or saved as masks are is the mask, or there is a line for either.
+    """
+    every = {*images, *masks}
+    if len(every) < 4:
+        return []  # of one pair anything may be the same
+    root = Path(os.path.commonpath([path.parent for path in every]))
+    ours, theirs = (
+        [(shape, found) for shape, found in _shaped(files) if 2 * len(found) == len(every)] for files in (images, masks)
+    )
+    lines: dict[str, bool] = {}  # whether the second of two patterns is the one that is called as masks are
+    for (one, first), (other, second) in product(ours, theirs):
+        if first | second != every or re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other):
+            continue  # what differs in a number alone is two images
+        places = _place(first, root) + one, _place(second, root) + other
+        keys = [_matching("images", place, str(root)).by_key.keys() for place in places]
+        if keys[0] == keys[1] and len(keys[0]) == len(first):
+            line = to_type(root=root, images=places[0], masks=places[1])
+            lines[line] = _like_mask(other) > _like_mask(one)
+    return [line for line, sure in lines.items() if sure] or list(lines)
 
 
 def no_images(folder: Path, kind: str) -> str:
@@ -277,6 +306,39 @@ def _by_format(folder: Path, keyed: Keyed) -> Pairs:
     files = Files(keyed, folder)
     lossy = {path for paths in keyed.values() for path in paths if path.suffix.lower() in LOSSY}
     return pair(files.without({path for paths in keyed.values() for path in paths} - lossy), files.without(lossy))
+
+
+def _refuse_other_names(images: Keyed, masks: Keyed, what: str) -> None:
+    """Refuse files of which two patterns make pairs, with the lines to type."""
+    files = [[path for paths in keyed.values() for path in paths] for keyed in (images, masks)]
+    if lines := pattern_lines(*files):
+        raise ConfigError(f"{Path(os.path.commonpath(files[1])).parent}: {what}. Type {' or '.join(lines)}")
+
+
+def _shaped(files: Collection[Path]) -> list[tuple[str, set[Path]]]:
+    """The patterns that names have whose first or last word is fixed, and the files of each."""
+    groups: dict[str, set[Path]] = {}
+    for path in files:
+        head = re.match(r".*?[ ._-](?=.)|\D+(?=\d)|", path.stem)
+        tail = re.search(r"(?<=.)[ ._-][^ ._-]*$|(?<=\d)\D+$|$", path.stem)
+        assert head and tail  # each may be empty
+        for shape in (f"{head[0]}*{path.suffix}", f"*{tail[0]}{path.suffix}", f"*{path.suffix}"):
+            groups.setdefault(shape, set()).add(path)
+    return list(groups.items())
+
+
+def _place(files: Collection[Path], root: Path) -> str:
+    """The folders of files below a root, as the beginning of a pattern."""
+    rows = {path.parent.relative_to(root).parts for path in files}
+    if len({len(row) for row in rows}) > 1:
+        return "**/"
+    return "".join(f"{level[0] if len(set(level)) == 1 else '*'}/" for level in zip(*rows, strict=True))
+
+
+def _like_mask(shape: str) -> tuple[bool, bool]:
+    """How much a pattern is one of masks: by its words, and by the format."""
+    words = set(re.split(r"[^a-z]+", shape.lower()))
+    return bool(words & {*MASKS, "seg"}), not shape.lower().endswith(LOSSY)
 
 
 def _noted(pairs: Pairs, note: str) -> Pairs:

@@ -318,7 +318,75 @@ def test_files_of_one_folder_that_are_in_no_pair_are_told_with_the_line_that_lis
     assert problem.startswith(f"{tmp_path / 'b.jpg'}: no mask {tmp_path / 'b'}")
 
 
-@pytest.mark.parametrize("files", ["a.jpg b.jpg", "left/a.jpg right/a_x.png"])
+OTHER_NAMES = {
+    "prefixes": (
+        "img_1.png mask_1.png img_2.png mask_2.png",
+        [{(f"img_{n}.png", f"mask_{n}.png", None) for n in "12"}],
+    ),
+    "prefixes without a sign between": (
+        "img1.png gt1.png img2.png gt2.png",
+        [{(f"img{n}.png", f"gt{n}.png", None) for n in "12"}],
+    ),
+    "prefixes of words": (
+        "image_cat.png label_cat.png image_dog.png label_dog.png",
+        [{(f"image_{n}.png", f"label_{n}.png", None) for n in ("cat", "dog")}],
+    ),
+    "prefixes in folders": (
+        "images/img_1.png masks/mask_1.png images/img_2.png masks/mask_2.png",
+        [{(f"images/img_{n}.png", f"masks/mask_{n}.png", None) for n in "12"}],
+    ),
+    "masks alone have a prefix": (
+        "images/1.png masks/mask_1.png images/2.png masks/mask_2.png",
+        [{(f"images/{n}.png", f"masks/mask_{n}.png", None) for n in "12"}],
+    ),
+    "prefixes in parts": (
+        "train/images/img_1.png train/masks/mask_1.png val/images/img_1.png val/masks/mask_1.png",
+        [{(f"{part}/images/img_1.png", f"{part}/masks/mask_1.png", part) for part in ("train", "val")}],
+    ),
+    "DRIVE, one folder": (
+        "21_training.tif 21_manual1.gif 22_training.tif 22_manual1.gif",
+        [
+            {(f"{n}_training.tif", f"{n}_manual1.gif", None) for n in (21, 22)},
+            {(f"{n}_manual1.gif", f"{n}_training.tif", None) for n in (21, 22)},
+        ],
+    ),
+    "DRIVE, folders of usual names": (
+        "images/21_training.tif masks/21_manual1.gif images/22_training.tif masks/22_manual1.gif",
+        [{(f"images/{n}_training.tif", f"masks/{n}_manual1.gif", None) for n in (21, 22)}],
+    ),
+    "DRIVE, its own folders": (
+        "images/21_training.tif 1st_manual/21_manual1.gif images/22_training.tif 1st_manual/22_manual1.gif",
+        [{(f"images/{n}_training.tif", f"1st_manual/{n}_manual1.gif", None) for n in (21, 22)}],
+    ),
+    "folders without a word": (
+        "left/a.jpg left/b.jpg right/a_x.png right/b_x.png",
+        [{(f"left/{n}.jpg", f"right/{n}_x.png", None) for n in "ab"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_NAMES)
+@pytest.mark.parametrize("name", ["data", "Ann's data, new"])
+def test_names_that_patterns_tell_apart_are_refused_with_the_patterns(tmp_path, case, name):
+    files, expected = OTHER_NAMES[case]
+    root = drawn(tmp_path / name, *files.split())
+    with pytest.raises(ConfigError) as refused:
+        found(root)
+    answers = typed(str(refused.value))
+    assert [answer.problems for answer in answers] == [[]] * len(expected)
+    answered = [pairs(answer, root) for answer in answers]
+    assert all(way in answered for way in expected)
+
+
+def test_the_same_folder_given_twice_is_refused_with_the_patterns(tmp_path):
+    drawn(tmp_path, *(f"{name}_{n}.png" for name in ("img", "mask") for n in "12"))
+    with pytest.raises(ConfigError) as refused:
+        folder.find(DataConfig(images=str(tmp_path), masks=str(tmp_path)))
+    (answer,) = typed(str(refused.value))
+    assert pairs(answer, tmp_path) == {(f"img_{n}.png", f"mask_{n}.png", None) for n in "12"}
+
+
+@pytest.mark.parametrize("files", ["a.jpg b.jpg", "left/a.jpg right/a_x.png", "img_1.png mask_1.png img_2.png"])
 def test_images_of_which_nothing_says_that_they_are_masks_are_refused(tmp_path, files):
     with pytest.raises(ConfigError, match=r"nothing says which .* Type data\.images=DIR data\.masks=DIR"):
         found(drawn(tmp_path, *files.split()))
