@@ -16,7 +16,7 @@ from segsweep.data import masks, split
 from segsweep.data.labels import VOID, Hints, Labels, labels
 from segsweep.data.masks import shown
 from segsweep.data.scan import Decoding
-from segsweep.data.source import Sample, Unusable, refuse, same_keys, source
+from segsweep.data.source import Sample, Unusable, refuse, same_keys, source, told_by_part
 from segsweep.data.split import SPLIT
 from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
@@ -159,6 +159,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     """
     origin = source(data.name)
     found = origin.find(data)
+    found = replace(found, samples=told_by_part(found.samples))
     repeated = same_keys(found.samples)
     if repeated or not found.samples:
         refuse([*found.problems, *repeated])

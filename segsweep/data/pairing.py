@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segsweep.data.foreign import converter
 from segsweep.data.images import SUFFIXES
-from segsweep.data.source import Pairs, Sample, image_files, to_type, told_by_part, walk_images
+from segsweep.data.source import Pairs, Sample, image_files, to_type, walk_images
 from segsweep.errors import ConfigError, DataError
 
 Keyed = dict[str, list[Path]]
@@ -80,7 +80,7 @@ def by_path(folder: Path, without: Path | None = None) -> Keyed:
 def pair(images: Files, masks: Files) -> Pairs:
     """Pair images and masks of one key. Keys that begin with train/ (val/, test/: `PARTS`) are taken as the split.
 
-    Samples' keys are without it, but where two parts have the same ones.
+    Samples' keys are without it.
 
     Whole folders beside several such parts are left out with a note, and so is a test/ without masks; beside train/
     alone they are problems: it may be one of them by chance.
@@ -111,7 +111,7 @@ def pair(images: Files, masks: Files) -> Pairs:
         for key in sorted(keys, key=lambda key: order.index(top(key)) if parts else 0)
         for name in (top(key) if parts else "",)
     ]
-    return Pairs(told_by_part(samples), problems, tuple(notes))
+    return Pairs(samples, problems, tuple(notes))
 
 
 def in_folders(images: Path, masks: Path, suffix: str = "") -> Pairs:

@@ -399,8 +399,14 @@ def test_its_group_says_that_crowds_are_void_and_that_nothing_is_cut():
 
 def test_images_of_one_name_in_two_parts_have_a_key_each(tmp_path):
     parts = ("train", "valid")
-    root = written(tmp_path, {f"{p}/_annotations.coco.json": content() for p in parts}, [f"{p}/a.jpg" for p in parts])
-    assert [(s.key, s.split) for s in find(root).samples] == [("train/a", "train"), ("val/a", "val")]
+    root = written(
+        tmp_path,
+        {f"{p}/_annotations.coco.json": content((0, 2, [SQUARE])) for p in parts},
+        [f"{p}/a.jpg" for p in parts],
+    )
+    Image.fromarray(np.full((*SIZE, 3), 9, np.uint8)).save(root / "valid" / "a.jpg")
+    dataset = open_dataset(configuration(["data=coco", f"data.root={root}"]).data, workers=1)
+    assert [(s.key, s.split) for s in dataset.samples] == [("train/a", "train"), ("val/a", "val")]
 
 
 MANY = [{"id": n, "name": f"c{n}"} for n in range(1, 301)]

@@ -622,3 +622,15 @@ def test_two_images_of_one_key_are_refused_with_both(tmp_path):
     )
     message = refusal(tmp_path, table=str(tmp_path / "pairs.csv"))
     assert f"{root}/images/000.png and {root}/images/000.bmp: both are called images/000" in message
+
+
+def test_parts_in_keys_are_no_classes(tmp_path):
+    for part, names in (("train", "ab"), ("val", "ab"), ("test", "c")):
+        for n, name in enumerate(names):
+            number = name if part == "test" else "0"
+            for kind in ("images", "masks"):
+                pixels = noise(10 * n + len(part) + ord(part[0])) if kind == "images" else mask_of(n)
+                saved(tmp_path / part / kind / "ab"[n] / f"{number}.png", pixels)
+    dataset = opened(tmp_path, class_from="folder")
+    assert dataset.labels.names == ("background", "a", "b")
+    assert [s.key for s in dataset.samples] == ["train/a/0", "train/b/0", "val/a/0", "val/b/0", "a/c"]

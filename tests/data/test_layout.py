@@ -440,6 +440,57 @@ def test_one_folder_is_one_class(tmp_path):
     assert (result.classes, result.samples[0].foreground) == ({"background": 0, "crack": 1}, 1)
 
 
+@pytest.mark.parametrize("classes", [("crack", "hole"), ("crack",)])
+def test_folders_of_classes_may_hold_the_parts_of_a_split(tmp_path, classes):
+    files = [
+        f"{kind}/{name}/{part}/{part}.png"
+        for name in classes
+        for part in ("train", "valid", "test")
+        for kind in ("images", "masks")
+    ]
+    result = found(drawn(tmp_path, *files), class_from="folder")
+    assert result.classes == {"background": 0} | {name: n for n, name in enumerate(classes, start=1)}
+    assert {(s.key, s.foreground, s.split) for s in result.samples} == {
+        (f"{name}/{part}/{part}", n, split)
+        for n, name in enumerate(classes, start=1)
+        for part, split in (("train", "train"), ("valid", "val"), ("test", "test"))
+    }
+
+
+def test_a_split_that_a_table_gives_counts_and_not_the_folders(tmp_path):
+    names = [f"{name}/{part}" for name in "ab" for part in ("train", "val")]
+    drawn(tmp_path, *(f"{kind}/{name}/1.png" for name in names for kind in ("images", "masks")))
+    rows = [f"images/{name}/1.png,masks/{name}/1.png,{'val' if 'train' in name else 'train'}" for name in names]
+    (tmp_path / "x.csv").write_text("\n".join(["image,mask,split", *rows]))
+    result = folder.find(DataConfig(table=str(tmp_path / "x.csv"), class_from="folder"))
+    assert [(s.foreground, s.split) for s in result.samples] == [(1, "val"), (1, "train"), (2, "val"), (2, "train")]
+
+
+def test_parts_inside_of_the_classes_may_lie_before_images_and_masks(tmp_path):
+    drawn(
+        tmp_path,
+        *(f"{name}/{part}/{kind}/1.png" for name in "ab" for part in ("train", "val") for kind in ("images", "masks")),
+    )
+    result = found(tmp_path, class_from="folder")
+    assert [(s.key, s.foreground, s.split) for s in result.samples] == [
+        (f"{name}/{part}/1", n, part) for n, name in enumerate("ab", start=1) for part in ("train", "val")
+    ]
+
+
+@pytest.mark.parametrize("place", ["{kind}/{name}/1.png", "{name}/{kind}/1.png"])
+def test_a_class_called_train_is_told_with_what_works(tmp_path, place):
+    drawn(tmp_path, *(place.format(kind=k, name=n) for k in ("images", "masks") for n in ("car", "train")))
+    assert found(tmp_path, class_from="folder").problems[0] == (
+        "a folder called train is taken for the training split, beside others. If it is a class, rename it, or list "
+        "the pairs: data.table=FILE.csv"
+    )
+    rows = [f"{place.format(kind='images', name=n)},{place.format(kind='masks', name=n)}" for n in ("car", "train")]
+    (tmp_path / "x.csv").write_text("\n".join(["image,mask", *rows]))
+    result = folder.find(DataConfig(table=str(tmp_path / "x.csv"), class_from="folder"))
+    assert (result.problems, result.classes) == ([], {"background": 0, "car": 1, "train": 2})
+    assert [(s.foreground, s.split) for s in result.samples] == [(1, None), (2, None)]
+
+
 def test_images_without_a_folder_of_a_class_are_told(tmp_path):
     drawn(tmp_path, "images/crack/1.jpg", "masks/crack/1.png", "images/2.jpg", "masks/2.png")
     result = found(tmp_path, class_from="folder")

@@ -111,7 +111,7 @@ def test_patterns_pair_by_what_their_stars_matched(tmp_path, case, absolute):
 def test_a_star_that_matches_the_parts_is_the_split(tmp_path):
     drawn(tmp_path, *(f"{part}/{kind}/1.png" for part in ("train", "val", "extra") for kind in ("x", "y")))
     found = matched(tmp_path, "*/x/*", "*/y/*")
-    assert [(s.split, s.key) for s in found.samples] == [("train", "train/1"), ("val", "val/1")]
+    assert [(s.split, s.key) for s in found.samples] == [("train", "1"), ("val", "1")]
     assert found.notes == ("left out: extra/, 1 image: none of train, val",)
 
 

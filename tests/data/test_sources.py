@@ -175,8 +175,7 @@ def test_no_problem_is_no_error():
 def test_parts_are_taken_from_the_folders(tmp_path):
     drawn_pairs(tmp_path, "train/a.png", "train/sub/b.png", "val/a.png", "test/c.png")
     samples = paired(root=tmp_path)
-    keys = [("train", "train/a"), ("train", "train/sub/b"), ("val", "val/a"), ("test", "c")]
-    assert [(s.split, s.key) for s in samples] == keys
+    assert [(s.split, s.key) for s in samples] == [("train", "a"), ("train", "sub/b"), ("val", "a"), ("test", "c")]
     assert all(s.split in s.image.parts and s.split in s.mask.parts for s in samples)
 
 
@@ -479,7 +478,7 @@ def test_unpaired_files_of_one_folder_are_told_apart_by_the_suffix(tmp_path):
 def test_one_folder_may_be_split_in_parts(tmp_path):
     drawn(tmp_path, *(f"{part}/{name}.png" for part in ("train", "valid") for name in ("a", "a_mask")))
     samples = paired(images=tmp_path, masks=tmp_path, mask_suffix="_mask")
-    assert [(s.split, s.key) for s in samples] == [("train", "train/a"), ("val", "val/a")]
+    assert [(s.split, s.key) for s in samples] == [("train", "a"), ("val", "a")]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])

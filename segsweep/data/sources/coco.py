@@ -19,7 +19,7 @@ from segsweep.config.schema import DataConfig
 from segsweep.data.pairing import PARTS, part_of
 from segsweep.data.raster import LARGEST, ORIENTATION
 from segsweep.data.reading import KEPT
-from segsweep.data.source import Pairs, Sample, existing_folder, image_files, to_type, told_by_part
+from segsweep.data.source import Pairs, Sample, existing_folder, image_files, to_type
 from segsweep.errors import ConfigError, DataError, first_line, suggestion
 from segsweep.paths import build_once, cache, load_json, save_json, sync
 
@@ -188,7 +188,7 @@ def find(data: DataConfig) -> Pairs:
     for photos in there.values():
         if others := len(set(photos.files) - used):
             notes.append(f"left out: {others} image{'s' * (others != 1)} below {photos.folder} without annotations")
-    return Pairs(told_by_part(samples), problems, tuple(notes), classes, VOID if crowds else None)
+    return Pairs(samples, problems, tuple(notes), classes, VOID if crowds else None)
 
 
 def draw(annotations: Sequence[Annotation], values: Mapping[int, int], height: int, width: int) -> np.ndarray:

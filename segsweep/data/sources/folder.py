@@ -1,17 +1,16 @@
 """`folder`: the user's own images and masks, in folders or in a table."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path, PurePath
 
 from segsweep.config.schema import DataConfig
 from segsweep.data.layout import detect
-from segsweep.data.pairing import in_folders, matched
+from segsweep.data.pairing import in_folders, matched, part_of
 from segsweep.data.source import Pairs, existing_folder, listed
 from segsweep.errors import ConfigError
 from segsweep.paths import is_pattern
-
-MOST_CLASSES = 254  # beside background; 255 is void
 
 
 def find(data: DataConfig) -> Pairs:
@@ -42,25 +41,37 @@ def _given(name: str, pattern: str | None) -> str:
 
 
 def _by_folder(pairs: Pairs) -> Pairs:
-    """Take as the class the first folder of each key behind those that all share, background first, then by name."""
+    """Take as the class the first folder of each key behind those that all share, background first, then by name.
+
+    Folders below those of the classes may be parts of a split: crack/train/, crack/val/, hole/train/, hole/val/.
+    """
     folders = [PurePath(sample.key).parts[:-1] for sample in pairs.samples]
+    parts: Sequence[str | None] = [sample.split for sample in pairs.samples]
+    given = any(sample.split or sample.fold is not None for sample in pairs.samples)
+    inner = {n: [part_of(name) for name in level] for n, level in enumerate(zip(*folders, strict=False))}
+    for level in [n for n, found in inner.items() if None not in found and {"train"} < {*found}][:1]:
+        parts = parts if given else inner[level]
+        folders = [names[:level] + names[level + 1 :] for names in folders]
     shared = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))))
     if folders and shared == max(map(len, folders)):
         shared -= 1  # all lie in one folder, the one class
-    names = [parts[shared] if len(parts) > shared >= 0 else "" for parts in folders]
+    names = [inside[shared] if len(inside) > shared >= 0 else "" for inside in folders]
     problems = [
         f"{sample.image}: lies in no folder that could be its class (data.class_from=folder)"
         for sample, name in zip(pairs.samples, names, strict=True)
         if not name
     ]
+    if pairs.problems and {*parts} == {"train"}:
+        advice = "If it is a class, rename it, or list the pairs: data.table=FILE.csv"
+        problems = [f"a folder called train is taken for the training split, beside others. {advice}", *problems]
     known = sorted({name for name in names if name})
     if "background" in known:
         raise ConfigError("data.class_from=folder: a folder is called background, as is the first class. Rename it.")
-    if len(known) > MOST_CLASSES:
-        raise ConfigError(f"data.class_from=folder: {len(known)} folders; at most {MOST_CLASSES} can be classes.")
     classes = {name: value for value, name in enumerate(["background", *known])}
     samples = [
-        replace(sample, foreground=classes[name]) for sample, name in zip(pairs.samples, names, strict=True) if name
+        replace(sample, foreground=classes[name], split=part)
+        for sample, name, part in zip(pairs.samples, names, parts, strict=True)
+        if name
     ]
     note = f"the foreground of a mask is the class that its folder names: {', '.join(known)}"
-    return Pairs(samples, [*pairs.problems, *problems], (*pairs.notes, note), classes)
+    return Pairs(samples, [*problems, *pairs.problems], (*pairs.notes, note), classes)
