@@ -28,6 +28,7 @@ class Sample:
     group: str | None = None  # images that must not be apart
     fold: int | None = None  # of cross-validation, from 0
     foreground: int | None = None  # the mask value, 1 or more, that all but background in its mask stands for
+    prefix: str = ""  # what `told_by_part` put before the key
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def told_by_part(samples: Sequence[Sample]) -> list[Sample]:
     for sample in samples:
         parts.setdefault(sample.key, set()).add(sample.split or "")
     shared = set().union(*(found for found in parts.values() if len(found) > 1)) - {""}
-    return [replace(s, key=f"{s.split}/{s.key}") if s.split in shared else s for s in samples]
+    return [replace(s, key=f"{s.split}/{s.key}", prefix=f"{s.split}/") if s.split in shared else s for s in samples]
 
 
 def same_keys(samples: Sequence[Sample]) -> list[str]:

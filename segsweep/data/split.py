@@ -145,8 +145,9 @@ def stratified(
 def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
     """Name each sample's group: the one it came with, else what the pattern finds in its key, else the key itself.
 
-    The first parenthesis of the regular expression or, without one, the match is the group. ConfigError if it is none,
-    DataError if it finds nothing in some key.
+    The first parenthesis of the regular expression or, without one, the match is the group. A part that the key names
+    only to be unique is not seen: a group may lie in several parts. ConfigError if it is no expression, DataError if it
+    finds nothing in some key.
     """
     try:
         finder = re.compile(pattern) if pattern else None
@@ -154,7 +155,7 @@ def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
         raise ConfigError(f"data.group={pattern}: not a regular expression: {error}.") from None
     groups, without = [], []
     for sample in samples:
-        found = finder.search(sample.key) if finder else None
+        found = finder.search(sample.key.removeprefix(sample.prefix)) if finder else None
         if finder and not found and not sample.group:
             without.append(sample.key)
         own = (found[1] if found.re.groups else found[0]) if found else sample.key

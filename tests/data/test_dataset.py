@@ -634,3 +634,12 @@ def test_parts_in_keys_are_no_classes(tmp_path):
     dataset = opened(tmp_path, class_from="folder")
     assert dataset.labels.names == ("background", "a", "b")
     assert [s.key for s in dataset.samples] == ["train/a/0", "train/b/0", "val/a/0", "val/b/0", "a/c"]
+
+
+def test_a_group_is_the_same_in_all_parts_whatever_names_the_part(tmp_path):
+    for n, (part, stem) in enumerate([("train", "p1_0"), ("train", "p2_0"), ("val", "p1_0"), ("val", "p3_0")]):
+        saved(tmp_path / part / "images" / f"{stem}.png", noise(n))
+        saved(tmp_path / part / "masks" / f"{stem}.png", mask_of(n))
+    dataset = opened(tmp_path, group="^([^_]+)_")
+    assert dataset.groups == ["p1", "p2", "p1", "p3"]
+    assert any("1 groups lie in more than one part" in warning for warning in dataset.warnings())
