@@ -9,8 +9,10 @@ import numpy as np
 import tifffile
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from segsweep.data.raster import TIFF
 from segsweep.errors import ConfigError
 from segsweep.figures import pictures
 from segsweep.inference.geotiff import Georeference
@@ -20,6 +22,7 @@ from segsweep.paths import atomically
 
 OVERLAYS, PROBABILITIES = "overlays", "probabilities"
 PNG = (np.uint8, np.uint16)  # that a PNG can hold
+MARK = "segsweep predict"  # names the software in each file: a PNG's text, a TIFF's tag, a JPEG's comment
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class MaskForm:
         pixels = classes if self.table is None else self.table[classes]
         if path.suffix == ".png":
             image = pictures.indexed(pixels) if self.table is None else Image.fromarray(pixels)
-            _save(image, path, "PNG")
+            about = PngInfo()
+            about.add_text("Software", MARK)
+            _save(image, path, "PNG", pnginfo=about)
             return
         how: dict[str, Any] = {"photometric": "rgb" if pixels.ndim == 3 else "minisblack"}
         if self.table is None:
             how = {"photometric": "palette", "colormap": (pictures.COLORS.T * 257).astype(np.uint16)}
-        how |= {"compression": "zlib", "metadata": None, "extratags": ground.tags}
+        how |= {"compression": "zlib", "metadata": None, "software": MARK, "extratags": ground.tags}
         path.parent.mkdir(parents=True, exist_ok=True)
         atomically(path, lambda target: tifffile.imwrite(target, pixels, **how))
 
@@ -81,6 +86,18 @@ class Places(NamedTuple):
         painted = (folder / OVERLAYS / target).with_suffix(".jpg") if overlay else None
         maps = (folder / PROBABILITIES / target).with_suffix(".tif") if probabilities else None
         return cls(folder / target, painted, maps)
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether a file carries the mark of what `write` wrote; one that cannot be read does not."""
+    try:
+        if path.suffix.lower() in TIFF:
+            with tifffile.TiffFile(path) as file:
+                return bool(file.pages.first.tags.valueof("Software") == MARK)
+        with Image.open(path) as image:
+            return MARK in (image.info.get("Software"), image.info.get("comment", b"").decode(errors="replace"))
+    except Exception:  # on damaged files, nearly anything
+        return False
 
 
 def probability(logits: Tensor) -> Tensor:
@@ -122,7 +139,7 @@ def write(
         maps.flush()  # type: ignore[attr-defined]
         writing.replace(place.probabilities)
     if place.overlay:
-        _save(Image.fromarray(painted), place.overlay, "JPEG", quality=90)
+        _save(Image.fromarray(painted), place.overlay, "JPEG", quality=90, comment=MARK)
     form.save(mask, place.mask, placed)
 
 
@@ -134,7 +151,8 @@ def _maps(path: Path, shape: tuple[int, int, int], ground: Georeference | None) 
     how: dict[str, Any] = {"metadata": {"axes": "CYX"}}
     if ground:
         how = {"metadata": None, "extratags": ground.tags, "planarconfig": "separate" if shape[0] > 1 else None}
-    made: np.ndarray = tifffile.memmap(path, shape=shape, dtype=np.float32, photometric="minisblack", **how)
+    how |= {"photometric": "minisblack", "software": MARK}
+    made: np.ndarray = tifffile.memmap(path, shape=shape, dtype=np.float32, **how)
     return made
 
 

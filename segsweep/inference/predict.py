@@ -24,7 +24,7 @@ from segsweep.engine import device as devices
 from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.inference.geotiff import georeference
-from segsweep.inference.output import INDICES, MaskForm, Places, probability, write
+from segsweep.inference.output import INDICES, MaskForm, Places, is_own, probability, write
 from segsweep.inference.running import described, execution
 from segsweep.nn.checkpoint import load_model
 from segsweep.nn.tiles import bands, limit
@@ -199,6 +199,8 @@ def predict(
 ) -> Generator[Outcome, None, None]:
     """Write a mask for each image, at the image's own size; of a GeoTIFF it is one, with the same georeference.
 
+    Files of an earlier prediction are replaced, and no others.
+
     Args:
         images: as `find_images` gives them with the form's suffix; the masks keep their places.
         form: of the masks; default: class indices with a palette.
@@ -208,13 +210,16 @@ def predict(
     Yields:
         what became of each image; one that cannot be used does not keep back the others.
 
-    Raises ConfigError: something would be written over an image, or cannot be written, or a tile takes too much memory.
+    Raises ConfigError: something would be written over an image or another file that no prediction wrote, or cannot be
+        written, or a tile takes too much memory.
     """
     sources = {path.resolve() for path, _ in images}
     places = [Places.of(folder, target, overlay, probabilities) for _, target in images]
     for (path, _), place in zip(images, places, strict=True):
         if over := [file for file in place if file and file.resolve() in sources]:
             raise ConfigError(f"{path}: {over[0]} would be written over an image. Give another -o DIR.")
+        if other := [file for file in place if file and file.exists() and not is_own(file)]:
+            raise ConfigError(f"{other[0]}: is there, and predict did not write it. Give another -o DIR.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

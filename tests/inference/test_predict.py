@@ -292,6 +292,44 @@ def test_nothing_is_written_over_an_image(tmp_path, capsys):
     assert (tmp_path / "x" / "overlays" / "a.jpg").read_bytes() == before
 
 
+def test_only_files_that_predict_wrote_are_replaced(tmp_path, monkeypatch, capsys):
+    """The data set's own masks stay, and all else that somebody else made; nothing at all is written then."""
+    monkeypatch.chdir(tmp_path)
+    model_file(tmp_path / "m.safetensors")
+    for name in ("a.png", "broken/a.png", "folder/a.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(40, 40, 3)).save(f"images/{name}")
+    scale = (33550, "d", 3, (0.5, 0.5, 0.0), True)  # makes it a GeoTIFF
+    tifffile.imwrite("images/geo.tif", noise(40, 40, 3), photometric="rgb", metadata=None, extratags=[scale])
+    typed = ["predict", "m.safetensors", "images", "-o", "masks", "--overlay", "--probabilities", "--device", "cpu"]
+    assert cli.main(typed) == 0
+    with (
+        Image.open("masks/a.png") as png,
+        Image.open("masks/geo.tif") as tiff,
+        Image.open("masks/overlays/a.jpg") as jpg,
+    ):
+        assert (png.text["Software"], tiff.tag_v2[305]) == ("segsweep predict", "segsweep predict")
+        assert jpg.info["comment"] == b"segsweep predict"
+    assert cli.main(typed) == 0  # its own
+    shutil.copytree("masks", "own")
+    for other in ("a.png", "geo.tif", "overlays/a.jpg", "probabilities/a.tif", "broken/a.png", "folder/a.png"):
+        target = tmp_path / "masks" / other
+        target.unlink()
+        if other == "folder/a.png":
+            target.mkdir()
+        elif other == "broken/a.png":
+            target.touch()
+        else:
+            Image.fromarray(noise(40, 40)).save(target)
+        before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "masks").rglob("*")}
+        assert cli.main(typed) == 2
+        said = f"masks/{other}: is there, and predict did not write it. Give another -o DIR."
+        assert said in capsys.readouterr().err
+        assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "masks").rglob("*")} == before
+        shutil.rmtree("masks")
+        shutil.copytree("own", "masks")
+
+
 def test_links_are_images_where_they_lie(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "scans").mkdir()
