@@ -35,11 +35,12 @@ def run(options: Namespace) -> int:
     form = MaskForm.original(describe(found.model)) if options.values == "original" else INDICES
     images = find_images(options.images, options.output, form.suffix)
     predictor = load_predictor(options, found)
-    started, problems = time.perf_counter(), 0
+    started, problems, lacking = time.perf_counter(), 0, 0
     overlay, probabilities = options.overlay, options.probabilities
     for outcome in predict(
         predictor, images, options.output, form=form, overlay=overlay, probabilities=probabilities, watch=console.bar
     ):
+        lacking += outcome.lacking
         if outcome.problem:
             problems += 1
             print(f"segsweep: {outcome.problem}", file=sys.stderr)
@@ -49,6 +50,8 @@ def run(options: Namespace) -> int:
         print(f"{name:16}{options.output / name}")
     values = zip(form.values(len(predictor.classes)), predictor.classes, strict=True)
     print(f"classes         {', '.join(f'{value} {name}' for value, name in values)}")
+    if lacking:
+        print(f"no data         {lacking} pixels of the images: {form.void} in the masks, which no class has")
     if problems:
         print(f"not done        {problems} of {len(images)}")
     return DataError.exit_code if problems else 0

@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 
 from segsweep.data.geometry import Size
-from segsweep.data.raster import ORIENTATION, TIFF, upright
+from segsweep.data.raster import GDAL_NODATA, ORIENTATION, TIFF, upright
 
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams (OGC 19-008r4).
 TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
@@ -31,6 +31,11 @@ class Georeference:
     def upright(self, stored: np.ndarray) -> np.ndarray:
         """Return a view of stored pixels `... h w` as they are read: what is written to it is stored in its place."""
         return np.moveaxis(upright(np.moveaxis(stored, (-2, -1), (0, 1)), self.orientation), (0, 1), (-2, -1))
+
+
+def nodata_tag(value: float) -> tuple[Any, ...]:
+    """Return GDAL's tag, as tifffile's `extratags` has one, that says which value stands for no data."""
+    return GDAL_NODATA, "s", 0, f"{value}", True
 
 
 def georeference(path: Path) -> Georeference | None:

@@ -1,5 +1,6 @@
 """What `segsweep predict` writes of an image: its mask, an overlay, probabilities."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from segsweep.data.labels import VOID
 from segsweep.data.raster import TIFF
 from segsweep.errors import ConfigError
 from segsweep.figures import pictures
-from segsweep.inference.geotiff import Georeference
+from segsweep.inference.geotiff import Georeference, nodata_tag
 from segsweep.nn.checkpoint import ModelInfo
 from segsweep.nn.unet import predict as classes_of
 from segsweep.paths import atomically
@@ -30,6 +32,7 @@ class MaskForm:
     """How the classes of a mask are written: as indices with a palette, or each as a value or colour of its own."""
 
     table: np.ndarray | None = None  # the value of each class, `k`, or its colour, uint8 `k 3`; None: indices
+    void: int = VOID  # the value, or each channel of the colour, of pixels without data; no class has it
 
     @classmethod
     def original(cls, info: ModelInfo) -> "MaskForm":
@@ -42,7 +45,9 @@ class MaskForm:
                 "--values original: the model's file, of an earlier segsweep, does not say which mask values its "
                 "classes had. Leave --values out: class indices."
             )
-        return cls(_table(info.values))
+        table = _table(info.values)
+        taken = table if table.ndim == 1 else table[(table == table[:, :1]).all(1), 0]
+        return cls(table, max(set(range(256)) - set(taken.tolist())))
 
     def values(self, classes: int) -> list[Any]:
         """Return what is written for each class."""
@@ -54,8 +59,15 @@ class MaskForm:
         return ".png" if self.table is None or self.table.dtype in PNG else ".tif"
 
     def save(self, classes: np.ndarray, path: Path, ground: Georeference) -> None:
-        """Write class indices, uint8 `h w`, as PNG or TIFF by the path's suffix; a TIFF has its place on the ground."""
-        pixels = classes if self.table is None else self.table[classes]
+        """Write class indices, uint8 `h w`, as PNG or TIFF by the path's suffix; a TIFF has its place on the ground.
+
+        255 stands for no data; a TIFF with such pixels says so in GDAL's tag, unless it is of colours.
+        """
+        pixels = classes
+        if self.table is not None:
+            written = np.full((VOID + 1, *self.table.shape[1:]), self.void, self.table.dtype)
+            written[: len(self.table)] = self.table
+            pixels = written[classes]
         if path.suffix == ".png":
             image = pictures.indexed(pixels) if self.table is None else Image.fromarray(pixels)
             about = PngInfo()
@@ -65,7 +77,10 @@ class MaskForm:
         how: dict[str, Any] = {"photometric": "rgb" if pixels.ndim == 3 else "minisblack"}
         if self.table is None:
             how = {"photometric": "palette", "colormap": (pictures.COLORS.T * 257).astype(np.uint16)}
-        how |= {"compression": "zlib", "metadata": None, "software": MARK, "extratags": ground.tags}
+        tags = ground.tags
+        if pixels.ndim == 2 and (classes == VOID).any():
+            tags += (nodata_tag(self.void),)
+        how |= {"compression": "zlib", "metadata": None, "software": MARK, "extratags": tags}
         path.parent.mkdir(parents=True, exist_ok=True)
         atomically(path, lambda target: tifffile.imwrite(target, pixels, **how))
 
@@ -112,6 +127,7 @@ def write(
     limits: tuple[float, float],
     form: MaskForm,
     ground: Georeference | None,
+    lacking: np.ndarray | None = None,
 ) -> None:
     """Write what a model says of an image, the mask last: one that is there is done.
 
@@ -119,6 +135,8 @@ def write(
         pixels: the image, `h w c`, from black to white within `limits`.
         parts: rows and their logits, `k rows w`, from the top down.
         ground: where a GeoTIFF lies; what is written as TIFF lies there, too.
+        lacking: the pixels without data, bool `h w`; None: there are none. They are of no class: `form.void` in the
+            mask, NaN in the probabilities, dark in the overlay.
     """
     size, placed = (pixels.shape[0], pixels.shape[1]), ground or Georeference()
     mask = np.empty(placed.stored(size), np.uint8)
@@ -127,14 +145,19 @@ def write(
     maps: np.ndarray | None = None
     for rows, logits in parts:
         classes[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
+        if lacking is not None:
+            classes[rows][lacking[rows]] = VOID
         if place.overlay:
             painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *limits), classes[rows])
         if place.probabilities:
             if maps is None:
                 place.probabilities.parent.mkdir(parents=True, exist_ok=True)
                 writing = place.probabilities.with_name(f"{place.probabilities.name}.writing")
-                maps = _maps(writing, (len(logits), *placed.stored(size)), ground)
-            placed.upright(maps)[:, rows] = probability(logits).cpu().numpy()
+                maps = _maps(writing, (len(logits), *placed.stored(size)), ground, lacking is not None)
+            found = placed.upright(maps)[:, rows]
+            found[:] = probability(logits).cpu().numpy()
+            if lacking is not None:
+                found[:, lacking[rows]] = np.nan
     if maps is not None and place.probabilities:
         maps.flush()  # type: ignore[attr-defined]
         writing.replace(place.probabilities)
@@ -143,23 +166,25 @@ def write(
     form.save(mask, place.mask, placed)
 
 
-def _maps(path: Path, shape: tuple[int, int, int], ground: Georeference | None) -> np.ndarray:
+def _maps(path: Path, shape: tuple[int, int, int], ground: Georeference | None, gaps: bool) -> np.ndarray:
     """Make a float32 TIFF `k h w` in which rows are filled in as they come.
 
-    A GeoTIFF has its maps as bands of one page, as geographic programs expect them; others have a page for each.
+    A GeoTIFF has its maps as bands of one page, as geographic programs expect them, and with `gaps` GDAL's tag says
+    that NaN stands for no data; others have a page for each.
     """
     how: dict[str, Any] = {"metadata": {"axes": "CYX"}}
     if ground:
-        how = {"metadata": None, "extratags": ground.tags, "planarconfig": "separate" if shape[0] > 1 else None}
+        tags = ground.tags + ((nodata_tag(math.nan),) if gaps else ())
+        how = {"metadata": None, "extratags": tags, "planarconfig": "separate" if shape[0] > 1 else None}
     how |= {"photometric": "minisblack", "software": MARK}
     made: np.ndarray = tifffile.memmap(path, shape=shape, dtype=np.float32, **how)
     return made
 
 
 def _table(values: Sequence[int | Sequence[int]]) -> np.ndarray:
-    """Return each class's value, of the smallest integer type that holds all, or its colour, uint8 `k 3`."""
+    """Return each class's value, of the smallest integer type that holds all and 255, or its colour, uint8 `k 3`."""
     if all(isinstance(value, int) for value in values):
-        return np.array(values, np.result_type(*(np.min_scalar_type(value) for value in values)))
+        return np.array(values, np.result_type(*(np.min_scalar_type(value) for value in (*values, VOID))))
     colors = [(value, value, value) if isinstance(value, int) else value for value in values]
     if not all(0 <= channel <= 255 for color in colors for channel in color):
         raise ConfigError(

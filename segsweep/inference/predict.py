@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from os.path import abspath, commonpath
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segsweep.data.geometry import Canvas, Size, strips
-from segsweep.data.images import SUFFIXES, channels_named, read_image
+from segsweep.data.images import SUFFIXES, Picture, channels_named, read_picture
 from segsweep.data.prefetch import prefetch
 from segsweep.data.source import image_files
 from segsweep.data.store import Watch, unwatched
@@ -77,7 +77,12 @@ class Predictor:
 
     def read(self, path: Path) -> np.ndarray:
         """Read an image's file as training did, `h w c`; a `DataError` where it cannot be taken."""
-        return self.accept(read_image(path, self.info.nodata), path)
+        return self.picture(path).pixels
+
+    def picture(self, path: Path) -> Picture:
+        """Read an image's file as `read` does, and say where it has no data."""
+        picture = read_picture(path, self.info.nodata)
+        return replace(picture, pixels=self.accept(picture.pixels, path))
 
     def accept(self, image: np.ndarray, name: object) -> np.ndarray:
         """Return the image `h w c` with the channels that the model takes: grey for three, three equal ones for one.
@@ -149,6 +154,7 @@ class Outcome:
     image: Path
     mask: Path
     problem: str = ""
+    lacking: int = 0  # pixels without data, which are of no class in the mask
 
 
 def find_images(given: Sequence[str], output: Path | None = None, suffix: str = ".png") -> list[tuple[Path, Path]]:
@@ -199,7 +205,7 @@ def predict(
 ) -> Generator[Outcome, None, None]:
     """Write a mask for each image, at the image's own size; of a GeoTIFF it is one, with the same georeference.
 
-    Files of an earlier prediction are replaced, and no others.
+    Pixels without data, in any channel, are of no class. Files of an earlier prediction are replaced, and no others.
 
     Args:
         images: as `find_images` gives them with the form's suffix; the masks keep their places.
@@ -225,35 +231,36 @@ def predict(
     except OSError as error:
         raise unwritable(folder, error, "DIR") from error
 
-    def read(path: Path) -> np.ndarray | DataError:
+    def read(path: Path) -> Picture | DataError:
         try:
-            return predictor.read(path)
+            return predictor.picture(path)
         except DataError as error:
             return error
 
-    group: list[tuple[Path, Places, np.ndarray]] = []
+    group: list[tuple[Path, Places, Picture]] = []
 
     def flush() -> Iterator[Outcome]:
-        found = predictor.logits([pixels for _, _, pixels in group]) if group else []
-        for (path, place, pixels), parts in zip(group, found, strict=True):
+        found = predictor.logits([picture.pixels for _, _, picture in group]) if group else []
+        for (path, place, picture), parts in zip(group, found, strict=True):
+            lacking = None if picture.lacking is None else np.asarray(picture.lacking.any(2))
             try:
-                write(pixels, parts, place, predictor.range, form, georeference(path))
+                write(picture.pixels, parts, place, predictor.range, form, georeference(path), lacking)
             except OSError as error:
                 raise unwritable(folder, error, "DIR") from error
-            yield Outcome(path, place.mask)
+            yield Outcome(path, place.mask, lacking=0 if lacking is None else int(lacking.sum()))
         group.clear()
 
     jobs = (partial(read, path) for path, _ in images)
     with closing(prefetch(jobs, DECODING, DECODING)) as decoded:
         found = watch(decoded, len(images), "predicting")
-        for (path, _), place, pixels in zip(images, places, found, strict=True):
-            if isinstance(pixels, DataError):
-                yield Outcome(path, place.mask, str(pixels))
+        for (path, _), place, picture in zip(images, places, found, strict=True):
+            if isinstance(picture, DataError):
+                yield Outcome(path, place.mask, str(picture))
                 continue
-            size = predictor.canvas(pixels)
-            if group and predictor.canvas(group[0][2]) != size:
+            size = predictor.canvas(picture.pixels)
+            if group and predictor.canvas(group[0][2].pixels) != size:
                 yield from flush()
-            group.append((path, place, pixels))
+            group.append((path, place, picture))
             if len(group) >= predictor.together(size):
                 yield from flush()
         yield from flush()

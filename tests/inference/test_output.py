@@ -241,6 +241,69 @@ def test_the_most_frequent_value_of_a_class_stands_for_it():
     assert labels({0: 50, 1: 3, 2: 5}, named, values=colours).originals == ((0, 0, 0), (255, 0, 0), (0, 9, 0))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_pixels_without_data_have_no_class(tmp_path, orientation, capsys):
+    """The gaps are filled by hand with their channel's mean, and the model is run on that."""
+    model = model_file(tmp_path / "m.safetensors", dtype="float32")
+    picture = noise(40, 64, 3).astype(np.float32)
+    picture[3:9, 30:] = -9999  # the tag's value
+    picture[20:22, 5, 1] = np.nan  # in one channel
+    image = write_geotiff(tmp_path / "geo.tif", picture, orientation=orientation)
+    run(model, image, tmp_path / "out", "--probabilities", "--overlay")
+    gaps = np.zeros((40, 64), bool)
+    gaps[3:9, 30:] = gaps[20:22, 5] = True
+    filled = picture.copy()
+    for channel in range(3):
+        lacking = ~(filled[..., channel] >= 0)
+        filled[lacking, channel] = filled[~lacking, channel].mean(dtype=np.float64)
+    seen = np.rot90(filled, -1) if orientation == 6 else filled
+    wanted = Predictor(model, device="cpu").probabilities(seen)
+    wanted = np.rot90(wanted, 1, (1, 2)) if orientation == 6 else wanted
+    mask, maps = (stored_pixels(tmp_path / "out" / name) for name in ("geo.tif", "probabilities/geo.tif"))
+    assert (mask[gaps] == 255).all()
+    np.testing.assert_array_equal(mask[~gaps], wanted.argmax(0)[~gaps])
+    assert np.isnan(maps[:, gaps]).all()
+    np.testing.assert_allclose(maps[:, ~gaps], wanted[:, ~gaps], atol=1e-6)
+    assert tags_of(tmp_path / "out" / "geo.tif", [NODATA[0]]) == {NODATA[0]: "255"}
+    assert tags_of(tmp_path / "out" / "probabilities" / "geo.tif", [NODATA[0]]) == {NODATA[0]: "nan"}
+    painted = read_image(tmp_path / "out" / "overlays" / "geo.jpg")
+    assert painted.shape == ((64, 40, 3) if orientation == 6 else (40, 64, 3))
+    said = capsys.readouterr().out
+    assert f"no data         {gaps.sum()} pixels of the images: 255 in the masks, which no class has" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "void", "dtype"),
+    [
+        ([0, 7, 9], 255, np.uint8),
+        ([0, 128, 255], 254, np.uint8),
+        ([0, 255, 300], 254, np.uint16),
+        ([-1, 7, 9], 255, np.int16),
+        ([0, [255, 0, 255], [0, 0, 255]], [255, 255, 255], np.uint8),
+        ([0, [255, 255, 255], [254, 254, 254]], [253, 253, 253], np.uint8),
+    ],
+)
+@pytest.mark.parametrize("geo", [False, True])
+def test_among_the_trainings_own_values_no_data_has_one_that_is_free(tmp_path, values, void, dtype, geo, capsys):
+    model = model_file(tmp_path / "m.safetensors", values=values, nodata=7)
+    picture = noise(32, 32, 3).clip(8)
+    picture[:5] = 7
+    image = write_geotiff(tmp_path / "1.tif", picture) if geo else tmp_path / "1.png"
+    if not geo:
+        Image.fromarray(picture).save(image)
+    run(model, image, tmp_path / "own", "--values", "original")
+    (own,) = (tmp_path / "own").iterdir()
+    pixels = np.asarray(Image.open(own)) if own.suffix == ".png" else stored_pixels(own)
+    assert pixels.dtype == dtype
+    assert (pixels[:5] == void).all()
+    classes = [(pixels == v).reshape(32, 32, -1).all(2) for v in values]
+    assert not classes[1][:5].any()
+    assert np.sum(classes, 0)[5:].all()  # all others are of a class
+    assert f"160 pixels of the images: {np.max(void)} in the masks" in capsys.readouterr().out
+    if geo:
+        assert tags_of(own, [NODATA[0]]) == {NODATA[0]: f"{void}" if isinstance(void, int) else None}
+
+
 def test_a_large_mask_is_written_in_its_strips(tmp_path):
     """Rows come in bands from tiles; a palette TIFF is compressed."""
     predictor = Predictor(model_file(tmp_path / "m.safetensors", NAMES[:2]), device="cpu", tile=64)
