@@ -85,13 +85,18 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
 
 
 def evaluation(
-    split: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]], folder: Path, looks: int
+    split: str,
+    images: int,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Sequence[float]],
+    folder: Path,
+    looks: int,
 ) -> str:
-    """Return scores of a split as a short table, with their 95 % intervals.
+    """Return scores of a split of so many images as a short table, with their 95 % intervals.
 
     `looks` says how often the run's test split has been scored; 0 where that does not matter.
     """
-    rows = [("", f"{split:>10}    95 % over images")]
+    rows = [("", f"{split:>10}    95 % over {images} image{'s' * (images != 1)}")]
     for name, title in SCORES.items():
         low, high = intervals[name]
         between = "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
@@ -100,7 +105,7 @@ def evaluation(
     if len(classes) > 2:
         rows += [("", ""), *((name, f"{metrics[f'iou/{name}']:10.4f}") for name in classes)]
     if "threshold/at" in metrics:
-        where = "chosen on these images, so optimistic" if split == "val" else "chosen on val"
+        where = "chosen on these images, so optimistic" if split in ("val", "all") else "chosen on val"
         chosen = f"{metrics['threshold/at']:10.4f}    {where}; IoU with it {metrics['threshold/iou']:.4f}"
         rows += [("", ""), ("threshold", chosen)]
     rows += [("", ""), ("folder", f"  {folder}")]

@@ -16,7 +16,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR, or data=FILE.yaml"
     )
-    parser.add_argument("--split", default="val", help="val (default), test or train")
+    usual = "default: all, of other data without a split of their own; else val"
+    parser.add_argument("--split", help=f"val, test, train, or all: every image ({usual})")
     parser.add_argument("--tta", choices=VIEWS, help="average over mirrored views (default: as the run's train.tta)")
     parser.add_argument("--name", help="of the folder in RUN/evaluations (default: from split, data and views)")
     parser.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
@@ -35,10 +36,12 @@ def run(options: Namespace) -> int:
     config = with_data(journal.started(found.run).asked, options.overrides)
     data = load(config.data, config.train.workers)
     say(data)
-    split, name, title = options.split, options.name, config.data.title
-    result = evaluate(found, data, split, name, title=title, device=options.device, tta=options.tta, watch=console.bar)
+    how = {"title": config.data.title, "device": options.device, "tta": options.tta}
+    result = evaluate(found, data, options.split, options.name, **how, watch=console.bar)
     console.note(f"run in          {result.how}")
-    print(console.evaluation(split, result.metrics, result.intervals, result.folder, result.looks))
+    print(
+        console.evaluation(result.split, result.images, result.metrics, result.intervals, result.folder, result.looks)
+    )
     try:
         log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does

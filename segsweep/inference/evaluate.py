@@ -20,7 +20,8 @@ from segsweep.data.batches import Batch, EvalBatches, Pixels
 from segsweep.data.dataset import Dataset
 from segsweep.data.geometry import Canvas
 from segsweep.data.labels import VOID
-from segsweep.data.split import read_split
+from segsweep.data.pairing import part_of
+from segsweep.data.split import SPLIT, read_split
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine import device as devices
 from segsweep.engine.counting import confusion_matrices
@@ -36,6 +37,7 @@ from segsweep.runs import journal
 from segsweep.runs.records import End
 
 FOLDER, RESULT = "evaluations", "metrics.json"
+ALL = "all"  # a split: every image of every part
 RATIO = 0.02  # of the image's diagonal: how thick a boundary is, the paper's
 STEPS = 256  # thresholds are multiples of 1 / STEPS
 
@@ -45,6 +47,8 @@ class Result:
     """What was found, and the folder where it lies."""
 
     folder: Path
+    split: str
+    images: int  # number of them in the split
     metrics: dict[str, float]  # those of training, `boundary_iou`, and for two classes `threshold/...`
     intervals: dict[str, tuple[float, float]]  # 95 %, by the metric's name; NaN where too few images tell
     looks: int  # how often the run's test split has been scored, now included; 0 for another split or other data
@@ -90,7 +94,7 @@ class Counts:
 def evaluate(
     found: Found,
     data: Dataset,
-    split: str = "val",
+    split: str | None = None,
     name: str | None = None,
     *,
     title: str = "other",
@@ -105,6 +109,8 @@ def evaluate(
     Args:
         found: the model; its run's journal says how it was trained.
         data: the run's own, or other data with the same classes.
+        split: train, val, test (or another name of them, as validation), or all: every image. None: all, of data that
+            come without a split or folds and hold no image that the run was trained on, else val.
         name: of the evaluation's folder in the run's `evaluations/`; default: the split, with `title` and digest of
             other data than the run's, and with other views than its own.
         device: as `train.device`.
@@ -116,19 +122,19 @@ def evaluate(
         raise ConfigError(f"--name {name}: letters, digits and . _ + - make the name of a folder.")
     run, info = journal.started(found.run), described(found.model)
     start = run.starts[-1]
-    if split not in data.parts:
-        parts = list(data.parts)
-        raise ConfigError(f"--split {split}: the data have {', '.join(parts)}. Try --split {parts[0]}.")
-    known: dict[str, set[str]] = {"train": set()}  # keys of the run's images by split
-    for row in read_split(found.run) if data.store.digest == start.data_digest else ():
-        known.setdefault(row["split"], set()).add(row["key"])
-    keys = {data.samples[index].key for index in data.parts[split]}
-    own = keys == known.get(split)
-    if split != "train" and (learnt := len(keys & known["train"])):
-        raise ConfigError(
-            f"--split {split}: {learnt} of these {len(keys)} images were in the run's training split, so a score would "
-            "be that of a good memory. Leave out data.split, data.fold, data.seed and data.group, or say --split train."
-        )
+    same = data.store.digest == start.data_digest
+    rows = read_split(found.run) if same or (found.run / SPLIT).is_file() else []
+    learnt = _learnt(data, rows, by="key" if same else "image")
+    if split is None:
+        given = bool(data.folds) or any(sample.split for sample in data.samples)
+        split = "val" if same or learnt or given else ALL
+    split = part_of(split) or split
+    parts = data.parts | {ALL: sorted(set().union(*data.parts.values()))}
+    if split not in parts:
+        there = ", ".join(sorted(data.parts, key="val".__ne__))
+        raise ConfigError(f"--split {split}: the data have {there}. Try --split val.")
+    _refuse_learnt(split, parts[split], learnt, same)
+    own = same and {data.samples[i].key for i in parts[split]} == {row["key"] for row in rows if row["split"] == split}
     model = load_model(found.model, devices.find(device, "--device "))
     where = next(model.parameters()).device
     _refuse_other_data(data, info)
@@ -140,7 +146,7 @@ def evaluate(
     pixels = Pixels(data.store, data.labels, where)
 
     def count(split: str, edges: bool = True) -> Counts:
-        batches = EvalBatches(pixels, data.parts[split], canvas, start.execution.micro_batch)
+        batches = EvalBatches(pixels, parts[split], canvas, start.execution.micro_batch)
         return _counted(scorer.iter_logits(model, batches), data, edges)
 
     with devices.fitting("Try --device cpu."):
@@ -151,26 +157,26 @@ def evaluate(
     folder, on_test = found.run / FOLDER / (name or usual), own and split == "test"
     times = _times(folder) + on_test
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, float]] = []
+    thresholds: list[dict[str, float]] = []
     chosen_on: str | None = None
     if data.labels.logits == 1:
-        rows = curve(counts.histogram)
-        chosen_on = "val" if "val" in data.parts else split
-        chosen = rows if chosen_on == split else curve(count(chosen_on, edges=False).histogram)
+        thresholds = curve(counts.histogram)
+        chosen_on = split if split == ALL else "val"
+        chosen = thresholds if chosen_on == split else curve(count(chosen_on, edges=False).histogram)
         if (best := best_threshold(chosen)) is not None:
-            scored |= {f"threshold/{key}": value for key, value in rows[best].items()}
+            scored |= {f"threshold/{key}": value for key, value in thresholds[best].items()}
     intervals = bootstrap(counts)
     digest, images = data.store.digest, len(counts.keys)
     evaluation = EvaluationRecord(
         split, info.epoch, digest, images, scored, intervals, own, views, times, chosen_on, how
     )
-    _write(folder, counts, data.labels.names, rows)
+    _write(folder, counts, data.labels.names, thresholds)
     save_json(folder / RESULT, asdict(evaluation))
     looks = 0
     if on_test:  # by the training, and by evaluations of whatever name
         looks = sum(isinstance(record, End) and bool(record.tested) for record in run.records)
         looks += sum(_times(path.parent) for path in (found.run / FOLDER).glob(f"*/{RESULT}"))
-    return Result(folder, scored, intervals, looks, how)
+    return Result(folder, split, images, scored, intervals, looks, how)
 
 
 def boundary(mask: Tensor, void: Tensor) -> Tensor:
@@ -265,6 +271,32 @@ def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
 def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:
     """Divide pixels in both boundaries by those in either, `... k 2` to `... k`; NaN for 0 / 0."""
     return metrics.ratio(edges[..., 0], edges[..., 1])
+
+
+def _learnt(data: Dataset, rows: Iterable[Mapping[str, str]], by: str) -> set[int]:
+    """Find the samples that a run was trained on, by the `key` or the `image` file in the rows of its split."""
+    trained = {row[by] for row in rows if row["split"] == "train"}
+    return {i for i, sample in enumerate(data.samples) if str(getattr(sample, by)) in trained}
+
+
+def _refuse_learnt(split: str, indices: Sequence[int], learnt: set[int], same: bool) -> None:
+    """Refuse to score a model on images that it has learnt, unless that is asked for.
+
+    Args:
+        indices: of the split's samples.
+        learnt: indices of the samples that the run was trained on.
+        same: the data are the run's own, however they were split.
+    """
+    if split == "train" or not (number := len(learnt.intersection(indices))):
+        return
+    advice = "Give data without them, or say --split train."
+    if same:
+        leave = "Leave out data.split, data.fold, data.seed and data.group"
+        advice = f"{leave}, and say --split val." if split == ALL else f"{leave}, or say --split train."
+    raise ConfigError(
+        f"--split {split}: {number} of these {len(indices)} images were in the run's training split, so a score would "
+        f"be that of a good memory. {advice}"
+    )
 
 
 def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:

@@ -79,7 +79,39 @@ def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
     at = next(r for r in rows(folder / "thresholds.csv") if float(r["at"]) == found["metrics"]["threshold/at"])
     assert float(at["iou"]) == found["metrics"]["threshold/iou"]
     assert cli.main(["evaluate", str(run), "--split", "test"]) == 2
-    assert "the data have train, val. Try --split train" in capsys.readouterr().err
+    assert "--split test: the data have val, train. Try --split val." in capsys.readouterr().err
+
+
+def test_of_other_data_without_a_split_every_image_is_scored(run, pairs, capsys):
+    other = pairs(7, name="other")
+    typed = ["evaluate", str(run), "data=folder", f"data.root={other}", "--name"]
+    assert cli.main([*typed, "usual"]) == cli.main([*typed, "asked", "--split", "all"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("       all    95 % over 7 images") == 2
+    assert said.count("chosen on these images, so optimistic") == 2
+    found = metrics_of(run, "usual")
+    assert (found["split"], found["images"], found["own"], found["threshold_chosen_on"]) == ("all", 7, False, "all")
+    assert metrics_of(run, "asked") == found
+    confusion = np.zeros((2, 2))
+    for part in ("train", "val"):  # what all holds are its parts
+        assert cli.main([*typed, part, "--split", part]) == 0
+        confusion += [
+            [int(n) for n in list(r.values())[1:]] for r in rows(run / "evaluations" / part / "confusion.csv")
+        ]
+    assert found["images"] == metrics_of(run, "train")["images"] + metrics_of(run, "val")["images"]
+    assert found["metrics"]["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    split = pairs(6, splits=("train", "val"), name="split")
+    assert cli.main(["evaluate", str(run), "data=folder", f"data.root={split}", "--name", "given"]) == 0
+    assert metrics_of(run, "given")["split"] == "val"
+    assert cli.main([*typed, "fold", "data.folds=3"]) == 0
+    assert metrics_of(run, "fold")["split"] == "val"
+
+
+def test_a_split_may_be_called_otherwise(run, capsys):
+    for word in ("validation", "valid"):
+        assert cli.main(["evaluate", str(run), "--split", word]) == 0
+        assert "       val    95 % over 4 images" in capsys.readouterr().out
+    assert [path.name for path in (run / "evaluations").iterdir()] == ["val"]
 
 
 def test_other_views_are_what_a_run_with_them_scores(run):
@@ -104,6 +136,26 @@ def test_images_that_were_learnt_are_refused(run, trained, capsys):
     assert "were in the run's training split" in capsys.readouterr().err
     assert not (run / "evaluations").exists()
     assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
+
+
+def test_all_of_the_runs_own_images_are_refused(run, trained, tmp_path, capsys):
+    """What the refusal says to type works."""
+    own = ["evaluate", str(run)]
+    assert cli.main([*own, "--split", "all"]) == 2
+    assert "8 of these 12 images were in the run's training split" in (said := capsys.readouterr().err)
+    assert said.endswith("Leave out data.split, data.fold, data.seed and data.group, and say --split val.\n")
+    assert cli.main([*own, "--split", "val"]) == 0
+    table = tmp_path / "some.csv"  # other data by their digest, of the same files
+    names = [f"{path.name}" for path in sorted((trained.root / "images").iterdir())][:10]
+    table.write_text("image,mask\n" + "".join(f"images/{name},masks/{name}\n" for name in names))
+    some = [*own, "data=folder", f"data.table={table}", f"data.root={trained.root}"]
+    capsys.readouterr()
+    assert cli.main([*some, "--split", "all"]) == 2
+    assert "of these 10 images were in the run's training split" in (said := capsys.readouterr().err)
+    assert said.endswith("Give data without them, or say --split train.\n")
+    assert cli.main([*some, "--split", "train"]) == 0
+    assert cli.main([*some, "data.split=[0.2,0.8]"]) == 2  # not `all` without being asked
+    assert "--split val: " in capsys.readouterr().err
 
 
 def test_only_the_record_says_what_a_run_was(run, tmp_path):
