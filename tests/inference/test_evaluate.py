@@ -103,7 +103,7 @@ def test_of_other_data_without_a_split_every_image_is_scored(run, pairs, capsys)
     split = pairs(6, splits=("train", "val"), name="split")
     assert cli.main(["evaluate", str(run), "data=folder", f"data.root={split}", "--name", "given"]) == 0
     assert metrics_of(run, "given")["split"] == "val"
-    assert cli.main([*typed, "fold", "data.folds=3"]) == 0
+    assert cli.main([*typed[:-1], "data.folds=3", "--name", "fold"]) == 0
     assert metrics_of(run, "fold")["split"] == "val"
 
 
