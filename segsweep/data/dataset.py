@@ -167,6 +167,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     cut_by_hand = isinstance(data.threshold, (int, float))
     # Where masks are cut, or folders say the classes, its value has no number any more.
     ignore = None if cut_by_hand or data.class_from else data.ignore_index
+    ignore = found.void if ignore is None and not cut_by_hand else ignore
     try:
         store = open_store(
             found.samples,

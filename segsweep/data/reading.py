@@ -218,6 +218,9 @@ def two_ends(census: Census, named: Sequence[int] = ()) -> tuple[int, int] | Non
     if not census.lossy and others.flat.sum() > SOLID * others.counts.sum():
         return None  # numbered objects have areas
     inner = census.where(~at_ends & apart)
+    beside = [bool((abs(others.codes - end) <= margin).any()) for end in (low, high)]
+    if not len(inner.codes) and not all(beside):
+        return None  # blends lie at both ends, or between
     judged = inner if inner.counts.sum() else others
     if judged.ramp.sum() < RAMPS * (judged.counts.sum() - judged.flat.sum()) or not judged.ramp.any():
         return None

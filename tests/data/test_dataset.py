@@ -9,9 +9,9 @@ from PIL import Image
 
 from segsweep.config.schema import DataConfig
 from segsweep.data import scan
-from segsweep.data.dataset import open_dataset, read_split
+from segsweep.data.dataset import open_dataset
 from segsweep.data.labels import VOID
-from segsweep.data.split import apart
+from segsweep.data.split import apart, read_split
 from segsweep.errors import ConfigError, DataError
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
