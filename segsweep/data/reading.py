@@ -39,6 +39,7 @@ ANCHORS = 64  # colours that blends may belong to
 OFTEN, RARE, THIN = 20, 0.05, 0.1
 APART = 64  # levels between the two ends of smoothed grey masks
 BETWEEN = 0.2  # share of the pixels that lie between the two ends, at most
+STRAY = 0.005  # share of the pixels far outside of the two ends, at most
 PEAK, MOST = 3, 0.3  # a class between two ends: times the pixels of the valleys beside it, share of all between
 
 
@@ -213,7 +214,8 @@ def two_ends(census: Census, named: Sequence[int] = ()) -> tuple[int, int] | Non
     for number in named:
         apart &= abs(codes - number) > (SAME_GREY if census.lossy else 0)
     others = census.where(~np.isin(codes, [low, high]) & ((abs(codes - low) > 2) | (census.ramp > 0)))
-    if outside.any() or counts[~at_ends & apart].sum() > BETWEEN * counts.sum() or not len(others.codes):
+    stray = counts[outside].sum() > STRAY * counts.sum()
+    if stray or counts[~at_ends & apart].sum() > BETWEEN * counts.sum() or not len(others.codes):
         return None
     if not census.lossy and others.flat.sum() > SOLID * others.counts.sum():
         return None  # numbered objects have areas

@@ -14,7 +14,7 @@ import numpy as np
 
 from segsweep.data import masks
 from segsweep.data.images import Picture, channels_named, read_picture
-from segsweep.data.masks import NO_DATA, Codes, Mask, is_black, is_color, is_entry, numbers, read_mask
+from segsweep.data.masks import COLOR, NO_DATA, Codes, Mask, is_black, is_color, is_entry, numbers, read_mask
 from segsweep.data.reading import KEPT, LEVELS, Census, Reading, decide
 from segsweep.data.source import Sample, refuse
 from segsweep.errors import DataError
@@ -357,7 +357,9 @@ def _of_class(codes: Codes, foreground: int | None, void: int | None) -> Codes:
     black = is_black(codes)
     if not black.any():
         black = is_entry(codes) & (numbers(codes) == 0)
-    absent = (codes == NO_DATA) | ((numbers(codes) == void) | (codes == void) if void is not None else False)
+    absent = codes == NO_DATA
+    if void is not None:
+        absent |= (numbers(codes) == void) | (codes == void) | (is_entry(codes) & (COLOR | codes & 0xFFFFFF == void))
     return np.where(absent, NO_DATA, np.where(black, 0, foreground))
 
 
