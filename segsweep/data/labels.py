@@ -43,7 +43,7 @@ class Hints:
     masks: Sequence[Collection[int]] = ()  # the stored values of each mask
     tags: Collection[int] = ()  # values that a tag says stand for no data
     middle: int | None = None  # between the two ends of grey masks that were smoothed or saved with loss
-    blended: bool = False  # coloured masks were
+    blended: bool = False  # masks were saved with loss, or coloured ones smoothed: no value is exact
 
 
 @dataclass(frozen=True)
@@ -397,11 +397,14 @@ def _too_many(found: Found, hints: Hints) -> str:
         line += f"'data.classes={{c{named[-1]}:{named[-1]}}}'"
     else:
         line = f"Name the classes by value: {_line(found)}; what is left over is background"
-    if len(found.counts) > WRITTEN and USUAL in found.numbers:
-        line += "; foreground from a level on: data.threshold=128"
+    last = "; or all that is not 0 as one class, as for numbered objects: data.binarize=true"
+    if hints.blended:  # no value is exact
+        last = "; or foreground from a level on: data.threshold=128"
+    elif len(found.counts) > WRITTEN and USUAL in found.numbers:
+        last += "; or foreground from a level on: data.threshold=128"
     return (
         f"values {found.shares()}: more than background and foreground. {line}; a value that does not count: "
-        "data.ignore_index=VALUE; or all that is not 0 as one class, as for numbered objects: data.binarize=true."
+        f"data.ignore_index=VALUE{last}."
     )
 
 

@@ -81,6 +81,7 @@ class Reading:
     levels: tuple[int, ...] = ()  # of smoothed grey masks: a value becomes the nearest of these
     kept: tuple[int, ...] = ()  # values that are kept apart where they are too many; the rest is `OTHERS`
     notes: tuple[str, ...] = ()  # what was decided, a line each
+    lossy: bool = False  # `Census.lossy`
     middle: int | None = None  # between the two ends of smoothed grey masks, whether or not they are cut
 
     def final(self, codes: Codes) -> Codes:
@@ -105,7 +106,7 @@ def decide(census: Census, named: Sequence[int] = (), cut: bool = True) -> Readi
     in no area and between their neighbours, become the nearest value that does, or that is among the `named` codes; of
     grey masks only with `cut`.
     """
-    reading = _of_kind(_of_alpha(census), census)
+    reading = replace(_of_kind(_of_alpha(census), census), lossy=census.lossy)
     final = census.merged(reading.final(census.codes))
     coloured = is_color(final.codes).any()
     reading = _of_colours(reading, final, named) if coloured else _of_greys(reading, final, named, cut)
@@ -206,13 +207,15 @@ def two_ends(census: Census, named: Sequence[int] = ()) -> tuple[int, int] | Non
     far = abs(codes - most) >= APART
     if not far.any():
         return None
-    low, high = sorted((most, int(codes[far][counts[far].argmax()])))
+    known = [number for number in named if 0 <= number < 65536 and (abs(codes - number) <= SAME_GREY).any()]
+    low, *_, high = sorted((most, int(codes[far][counts[far].argmax()]), *known))
     margin = (high - low) // 8
     at_ends = (abs(codes - low) <= margin) | (abs(codes - high) <= margin)
     outside = (codes < low - 3 * margin) | (codes > high + 3 * margin)
+    noise = SAME_GREY if census.lossy else 0
     apart = np.ones(len(codes), bool)
     for number in named:
-        apart &= abs(codes - number) > (SAME_GREY if census.lossy else 0)
+        apart &= abs(codes - number) > noise
     others = census.where(~np.isin(codes, [low, high]) & ((abs(codes - low) > 2) | (census.ramp > 0)))
     stray = counts[outside].sum() > STRAY * counts.sum()
     if stray or counts[~at_ends & apart].sum() > BETWEEN * counts.sum() or not len(others.codes):
@@ -220,15 +223,16 @@ def two_ends(census: Census, named: Sequence[int] = ()) -> tuple[int, int] | Non
     if not census.lossy and others.flat.sum() > SOLID * others.counts.sum():
         return None  # numbered objects have areas
     inner = census.where(~at_ends & apart)
-    beside = [bool((abs(others.codes - end) <= margin).any()) for end in (low, high)]
-    if not len(inner.codes) and not all(beside):
+    beside = min(int(np.count_nonzero(abs(others.codes - end) <= margin)) for end in (low, high))
+    if not len(inner.codes) and not beside:
         return None  # blends lie at both ends, or between
     judged = inner if inner.counts.sum() else others
-    if judged.ramp.sum() < RAMPS * (judged.counts.sum() - judged.flat.sum()) or not judged.ramp.any():
+    ramps = judged.ramp.any() and judged.ramp.sum() >= RAMPS * (judged.counts.sum() - judged.flat.sum())
+    if not ramps and not (census.lossy and beside >= LEVELS):  # noise at both ends is as good
         return None
     if inner.flat.sum() > SOLID * max(1, inner.counts.sum()) or not len(judged.codes):
         return None
-    rarer = min(counts[codes == low].item(), counts[codes == high].item())
+    rarer = min(counts[abs(codes - end) <= noise].sum() for end in (low, high))
     if inner.counts.max(initial=0) > rarer / 2:
         return None
     return (0 if low <= 5 else low), (255 if 250 <= high <= 255 else high)

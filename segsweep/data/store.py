@@ -107,8 +107,8 @@ class Store:
 
     @property
     def blended(self) -> bool:
-        """Tell whether coloured masks were."""
-        return bool(self._manifest.reading.anchors)
+        """Tell whether masks were saved with loss, or coloured ones smoothed: no value is exact then."""
+        return bool(self._manifest.reading.anchors) or self._manifest.reading.lossy
 
     @property
     def cut(self) -> int | None:
