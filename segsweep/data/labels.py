@@ -117,6 +117,7 @@ def labels(
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.
         where: names a mask that holds a stored value, for messages.
+        hints: what the files say beside the values.
         binarize: all that is not background is one class.
 
     Raises:
@@ -239,11 +240,11 @@ def _void_beside_indices(found: Found, named: Mapping[str, Collection[Value]], n
     if of_two and alone and any(one & set(mask) and not void & set(mask) for mask in found.masks):
         raise DataError(
             f"data: mask values {found.shares()}: some masks hold {USUAL} and no 1, others 1 and no {USUAL}. If both "
-            f"are {foreground}: 'data.classes={{{foreground}:[1,{USUAL}]}}'; if {USUAL} does not count: "
+            f"are {foreground}: {typed_classes({foreground: [1, USUAL]})}; if {USUAL} does not count: "
             f"data.ignore_index={USUAL}."
         )
     top = max(found.numbers - {USUAL})
-    given = {name: _group(group) for name, group in named.items() if group and name}
+    given = {name: _group(group) for name, group in named.items() if group}
     more = f"; to make it one: {typed_classes({**given, f'c{USUAL}': USUAL})}" if given else ""
     notes.append(
         f"masks: {USUAL} does not count ({found.share(void)} of the pixels), as it stands beside the indices 0 to "
@@ -283,7 +284,7 @@ def _with_names(
         top = len(named) - 1 if in_order else max(indices, default=0)
         beside = indices <= {*range(top + 1)} if in_order else indices | {0} == {*range(top + 1)}
         if top and beside and found.numbers - {0, USUAL}:
-            void = _void_beside_indices(found, named, notes)
+            void = void | _void_beside_indices(found, named, notes)
     if in_order:
         _refuse_beyond(found, list(named), set().union(*named.values()) | void, said)
     rest = set(found.counts) - taken - void
@@ -320,7 +321,7 @@ def _by_value(found: Found, classes: Mapping[str, Any]) -> dict[str, set[Value]]
         missing, line = ", ".join(map(shown, owners)), ""
         foreground = set(found.counts) - found.background
         if len(owners) == 1 and len(foreground) == 1:
-            line = f" Type 'data.classes={{{next(iter(classes))}:{shown(next(iter(foreground)))}}}'."
+            line = f" Type {typed_classes({next(iter(classes)): _group(foreground)})}."
         raise DataError(f"data.classes: no mask holds {missing}; they hold {found.shares()}.{line}")
     twice = {value for value in found.counts if sum(value in group for group in named.values()) > 1}
     if twice:  # an entry of a palette, by its number and by its colour
