@@ -4,6 +4,7 @@ Nothing heavy is imported before a configuration has been checked: `--help`, `--
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "hydra.run.dir=" in words:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
         words = expanded(words)
+        search = [word for word in words if word.startswith("hydra/sweeper=")]
+        if search and not any(word.startswith(("-", "hydra.mode=", "sweeps=")) for word in words):
+            raise ConfigError(f"{search[0]}: a search needs -m. Type python train.py -m {shlex.join(words)}")
         with terminable():
             if any(word.startswith("resume=") for word in words) and not {"--help", "-h"} & set(words):
                 return _resume(words)

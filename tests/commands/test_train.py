@@ -668,6 +668,13 @@ def test_plain_multirun_runs_each_job_in_a_folder_of_its_own(pairs, outputs):
     assert len(run_folders(outputs)) == 2
 
 
+def test_a_search_without_m_trains_nothing(outputs, capsys):
+    assert train.main(["hydra/sweeper=optuna", "data.root=a b"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("Type python train.py -m hydra/sweeper=optuna 'data.root=a b'")
+    assert not outputs.exists()
+
+
 @pytest.mark.parametrize("typed", [[], ["-m", "hydra/sweeper=optuna"], ["resume=DIR"]])
 def test_torchrun_is_refused_before_anything_is_made_or_loaded(typed, outputs):
     script = (
