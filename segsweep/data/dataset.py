@@ -37,34 +37,30 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what was decided about the files and their values, a line each
     stratified: bool = False  # parts or folds have their shares of the classes' pixels
 
+    @cached_property
+    def pixels(self) -> NDArray[np.int64]:
+        """Pixels of each sample and class, `n k+1`; last those that do not count."""
+        return class_pixels(self.store, self.labels)
+
     def counts(self, part: str) -> list[int]:
         """Count the pixels of each class in a part; last those that do not count."""
-        found = [0] * (len(self.labels.names) + 1)
-        for value, n in self.store.counts(self.parts[part]).items():
-            index = int(self.labels.table[value])
-            found[-1 if index == VOID else index] += n
-        return found
+        counts: list[int] = self.pixels[self.parts[part]].sum(axis=0).tolist()
+        return counts
 
     def rarity(self, balance: float) -> list[float]:
         """Tell how often to show each training image, up to a common factor: (sum over c of p_c / P_c) ** balance.
 
         p_c: share of class c in the image's pixels that count; P_c: in the training split's.
         """
-        table, totals = self.labels.table, self.counts("train")[:-1]
-        found = []
-        for i in self.parts["train"]:
-            pixels: Counter[int] = Counter()
-            for value, n in self.store.rows[i].values.items():
-                pixels[int(table[value])] += n
-            del pixels[VOID]
-            counted = max(sum(pixels.values()), 1)
-            found.append((sum(n / counted / totals[c] for c, n in pixels.items() if n) * sum(totals)) ** balance)
+        pixels = self.pixels[self.parts["train"], :-1]
+        totals = pixels.sum(axis=0)
+        shares = pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1)
+        found: list[float] = (((shares / np.maximum(totals, 1)).sum(axis=1) * totals.sum()) ** balance).tolist()
         return found
 
     def empty(self, part: str) -> list[int]:
         """List the samples without a pixel of any class but the first."""
-        table = self.labels.table
-        return [i for i in self.parts[part] if all(table[v] in (0, VOID) for v in self.store.rows[i].values)]
+        return [i for i in self.parts[part] if not self.pixels[i, 1:-1].any()]
 
     @cached_property
     def copies(self) -> list[tuple[int, int]]:
@@ -206,7 +202,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
             ),
             data.binarize,
         )
-        pixels = class_pixels(store, meaning) if data.stratify else None
+        pixels = class_pixels(store, meaning)[:, :-1] if data.stratify else None
         fold_of = split.fold_of(samples, kept_together, data.folds, data.seed, pixels) if data.folds else None
         stratify = None if data.folds else pixels
         parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold, stratify)
@@ -236,7 +232,7 @@ def _decoding(data: DataConfig) -> Decoding:
 
 
 def _named(data: DataConfig, known: Mapping[str, int] | None) -> list[int]:
-    """Codes of all mask values that have a name; of three numbers in a list both what they may mean."""
+    """Codes of all mask values that have a name; three numbers in a list may be three values or a color: both."""
     plain = [] if data.ignore_index is None else [data.ignore_index]
     found: list[int] = []
     if isinstance(data.classes, Mapping):
@@ -257,12 +253,12 @@ def _typed(value: float) -> str:
 
 
 def class_pixels(store: Store, labels: Labels) -> NDArray[np.int64]:
-    """Count the pixels of each sample and class, `n k`; those that do not count are left out."""
-    found = np.zeros((len(store.rows), len(labels.names)), np.int64)
+    """Count the pixels of each sample and class, `n k+1`; last those that do not count."""
+    found = np.zeros((len(store.rows), len(labels.names) + 1), np.int64)
     for row, counts in zip(store.rows, found, strict=True):
         for value, n in row.values.items():
-            if (index := int(labels.table[value])) != VOID:
-                counts[index] += n
+            index = int(labels.table[value])
+            counts[-1 if index == VOID else index] += n
     return found
 
 
