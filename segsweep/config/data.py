@@ -13,6 +13,8 @@ from segsweep.paths import PACKAGE
 # Each source is a module of that name; looked up by file name, since importing one brings numpy.
 SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 
+ZOOMS = (0.05, 8)  # least and largest
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -38,6 +40,11 @@ class DataConfig:
         "auto",
         "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops; auto: crop where a typical "
         "image is one to two canvases a side, else pad",
+    )
+    zoom: Any = key(
+        "auto",
+        "resize=crop: how much larger the network sees images, 0.5 is half as large; masks are scored in their own "
+        "size; auto: by the data's plan",
     )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(
@@ -122,6 +129,9 @@ class DataConfig:
         check(is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
         if self.foreground and self.resize not in ("auto", "crop"):
             raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
+        check(self.zoom == "auto" or is_zoom(self.zoom), "data.zoom", self.zoom, f"auto, or in {ZOOMS}, as 0.5")
+        if self.zoom not in ("auto", 1) and self.resize not in ("auto", "crop"):
+            raise ConfigError(f"data.zoom={self.zoom}: resize={self.resize} has its own. It needs data.resize=crop.")
         if self.tile is not None and self.resize not in ("auto", "crop"):
             raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
         check(is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
@@ -189,6 +199,11 @@ class DataConfig:
             valid = isinstance(self.classes, list) and bool(self.classes)
             check(valid and all(isinstance(c, str) for c in self.classes), "data.classes", self.classes, form)
             check(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "distinct names")
+
+
+def is_zoom(value: Any) -> bool:
+    """Tell whether images may be seen so much larger."""
+    return is_number(value) and ZOOMS[0] <= value <= ZOOMS[1]
 
 
 def _is_size(value: Any) -> bool:

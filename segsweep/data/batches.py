@@ -186,7 +186,7 @@ class TrainBatches:
             return window
         found = np.flatnonzero(table[store.host_mask(index)] == classes[int(which * len(classes))])
         y, x = divmod(int(found[int(pixel * len(found))]), row.width)
-        space = np.array(self.canvas.size[::-1])
+        space = self.canvas.extent
         room = np.maximum(np.array([row.width, row.height]) - space, 0)
         first = np.clip(np.ceil((x, y) - window * space), 0, room)
         return np.asarray((first + 0.5) / (room + 1))

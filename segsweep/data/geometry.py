@@ -5,7 +5,7 @@ the canvas's centre, to the image: `image = linear @ canvas + center`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,13 +45,20 @@ class Canvas:
     """How images are laid on a canvas."""
 
     size: Size
-    resize: str  # "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": pixel on pixel
+    resize: str  # "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": a part of it
+    zoom: float = 1.0  # with crops: canvas pixels for each image pixel along a side
 
     def whole(self, image: Size) -> "Canvas":
-        """Return the canvas that a whole image is seen on: with crops one of the image's own height and width."""
+        """Return the canvas that a whole image is seen on: with crops one of the zoomed image's height and width."""
         if self.resize != "crop":
             return self
-        return Canvas((max(SMALLEST, image[0]), max(SMALLEST, image[1])), "crop")
+        height, width = (max(SMALLEST, round(side * self.zoom)) for side in image)
+        return replace(self, size=(height, width))
+
+    @property
+    def extent(self) -> np.ndarray:
+        """Width and height of a crop in image pixels, `2`."""
+        return np.array(self.size[::-1]) / self.zoom
 
     def place(self, image: Size, window: np.ndarray | None = None) -> Placement:
         """Lay the canvas over an image; `window` is where a crop lies, x and y in [0, 1], by default the middle."""
@@ -62,10 +69,11 @@ class Canvas:
         elif self.resize == "squash":
             scale = size / space
         else:
-            scale = np.ones(2)
-            room = size - space
-            within = np.minimum(np.floor((room + 1) * window), room) if window is not None else np.floor(room / 2)
-            center = np.where(room > 0, within, np.floor(room / 2)) + space / 2  # pixel on pixel: no resampling
+            scale = np.full(2, 1 / self.zoom)
+            room = size - self.extent
+            middle = np.floor(room / 2) if self.zoom == 1 else room / 2  # unzoomed pixels are not resampled
+            within = np.minimum(np.floor((room + 1) * window), room) if window is not None else middle
+            center = np.where(room > 0, within, middle) + self.extent / 2
         return Placement(np.diag(scale), center, self.size)
 
 

@@ -18,7 +18,6 @@ from segsweep import metrics
 from segsweep.config.checks import read_file
 from segsweep.data.batches import Batch, EvalBatches, Pixels
 from segsweep.data.dataset import Dataset
-from segsweep.data.geometry import Canvas
 from segsweep.data.labels import VOID
 from segsweep.data.pairing import part_of
 from segsweep.data.split import SPLIT, read_split
@@ -28,7 +27,7 @@ from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.scorer import Scorer, own_grid
 from segsweep.errors import ConfigError
 from segsweep.inference.find import Found
-from segsweep.inference.running import described, execution
+from segsweep.inference.running import canvas, described, execution
 from segsweep.nn.checkpoint import ModelInfo, load_model
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import predict
@@ -142,11 +141,11 @@ def evaluate(
     ran.prepare(model)
     views = tta or info.tta
     tile = limit(info.size, model.encoder.input_size, info.tile)
-    scorer, canvas = Scorer(ran, views, tile, watch), Canvas(info.size, info.resize)
+    scorer, seen_on = Scorer(ran, views, tile, watch), canvas(info)
     pixels = Pixels(data.store, data.labels, where)
 
     def count(split: str, edges: bool = True) -> Counts:
-        batches = EvalBatches(pixels, parts[split], canvas, start.execution.micro_batch)
+        batches = EvalBatches(pixels, parts[split], seen_on, start.execution.micro_batch)
         return _counted(scorer.iter_logits(model, batches), data, edges)
 
     with devices.fitting("Try --device cpu."):

@@ -28,7 +28,7 @@ from segsweep.data.geometry import SMALLEST, Canvas, Size
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.errors import ConfigError, first_line, unwritable
-from segsweep.inference.running import described, execution
+from segsweep.inference.running import canvas, described, execution
 from segsweep.nn.checkpoint import ModelInfo, load_model
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
@@ -175,6 +175,7 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
         "normalization": {"inside": True, "mean": mean, "std": std, "clip": model.arguments["normalization"]["clip"]},
         "size": list(info.size),
         "resize": info.resize,
+        "zoom": info.zoom,
         "weights_source": info.weights_source,
         **{name: value for name, value in (("epoch", info.epoch), ("val_iou", info.val_iou)) if value is not None},
     }
@@ -182,10 +183,12 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
 
 def preparation(info: ModelInfo) -> str:
     """Say what `segsweep predict` does to an image before the model; with an exported one its user has to."""
-    if info.resize == "crop":
+    if info.resize == "crop" and info.zoom == 1:
         return "as they are"
     how = "with their aspect kept, the edge repeated beyond" if info.resize == "pad" else "stretched"
     how = f"brought to {info.size[0]}x{info.size[1]} first, {how} (resize={info.resize})"
+    if info.resize == "crop":
+        how = f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})"
     return f"{how}, as in training and by segsweep predict; the logits back to the image's size"
 
 
@@ -350,12 +353,12 @@ def _noise(shape: tuple[int, int, int], model: UNet, limits: tuple[float, float]
 def _validation(data: Dataset, info: ModelInfo, model: UNet, sizes: Sizes) -> Iterator[Tensor]:
     """Return validation images as the training scored them, or fitted into a size that is taken and no tile's."""
     chosen = evenly_spaced(data.parts["val"], IMAGES)
-    canvas, pixels = Canvas(info.size, info.resize), Pixels(data.store, data.labels, torch.device("cpu"))
+    seen_on, pixels = canvas(info), Pixels(data.store, data.labels, torch.device("cpu"))
     most = limit(info.size, model.encoder.input_size)
-    seen = [canvas.whole(pixels.size(i)).size for i in chosen]
+    seen = [seen_on.whole(pixels.size(i)).size for i in chosen]
     if not all(sizes.takes(c) and c[0] <= most[0] and c[1] <= most[1] for c in seen):
-        canvas = Canvas(sizes.near(info.size), "pad")
-    return (batch.image for batch in EvalBatches(pixels, chosen, canvas, BATCH))
+        seen_on = Canvas(sizes.near(info.size), "pad")
+    return (batch.image for batch in EvalBatches(pixels, chosen, seen_on, BATCH))
 
 
 def _refuse_unwritable(path: Path, kind: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segsweep.data.geometry import Canvas, Size, strips
+from segsweep.data.geometry import Size, strips
 from segsweep.data.images import SUFFIXES, Picture, channels_named, read_picture
 from segsweep.data.prefetch import prefetch
 from segsweep.data.source import image_files
@@ -25,7 +25,7 @@ from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.inference.geotiff import georeference
 from segsweep.inference.output import INDICES, MaskForm, Places, is_own, probability, write
-from segsweep.inference.running import described, execution
+from segsweep.inference.running import canvas, described, execution
 from segsweep.nn.checkpoint import load_model
 from segsweep.nn.tiles import bands, limit
 
@@ -71,7 +71,7 @@ class Predictor:
         self._model = load_model(model, self.device)
         self._execution.prepare(self._model)
         self._scorer = Scorer(self._execution, views)
-        self._canvas = Canvas(self.info.size, self.info.resize)
+        self._canvas = canvas(self.info)
         given = (tile, tile) if tile else self.info.tile
         self._tile = limit(self.info.size, self._model.encoder.input_size, given)
 
@@ -121,8 +121,8 @@ class Predictor:
             for each image an iterator over rows and their logits, `k rows w`, on its own pixel grid, from the top down.
             Of a single large image they are computed as they are asked for, in memory for a row of tiles.
         """
-        whole_canvas = Canvas(self.canvas(images[0]), self.info.resize)
         own = [(image.shape[0], image.shape[1]) for image in images]
+        whole_canvas = self._canvas.whole(own[0])
         placements = [whole_canvas.place(size) for size in own]
         pixels = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
         # No labels are asked for: one zero, as large as need be.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from segsweep.data.geometry import Canvas
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
 from segsweep.errors import ConfigError
@@ -24,6 +25,11 @@ def described(model: Path) -> ModelInfo:
         info = replace(info, precision=ran.precision, channels_last=ran.channels_last)
         info = replace(info, tta=start.settings.train.tta, tile=(tile[0], tile[1]) if tile else None)
     return info
+
+
+def canvas(info: ModelInfo) -> Canvas:
+    """Return how a model's training laid images on canvases."""
+    return Canvas(info.size, info.resize, info.zoom)
 
 
 def execution(info: ModelInfo, device: torch.device, asked: str | None = None) -> tuple[Execution, str]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from segsweep import catalog
 from segsweep.config.checks import check, is_color, is_whole, read
+from segsweep.config.data import ZOOMS, is_zoom
 from segsweep.config.schema import VIEWS
 from segsweep.errors import ConfigError, first_line, one_of, unloaded
 from segsweep.nn import UNet
@@ -47,10 +48,12 @@ class ModelInfo:
     tile: tuple[int, int] | None = None  # as `data.tile`
     values: list[int | list[int]] | None = None  # the mask value or colour that stands for each class
     nodata: Any = "auto"  # as `data.nodata`
+    zoom: float = 1.0  # as `data.zoom`
 
     def __post_init__(self) -> None:
         one_of("resize", self.resize, ("pad", "squash", "crop"))
         one_of("tta", self.tta, VIEWS)
+        check(is_zoom(self.zoom), "zoom", self.zoom, f"in {ZOOMS}")
         if self.tile is not None:
             check(min(self.tile) >= 32, "tile", self.tile, "32 pixels or more each")
         if self.values is not None:

@@ -197,8 +197,9 @@ def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
     settings = newer.get("settings")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         return newer  # refused by its types
-    # Masks were never cut, and no value of a file was passed over, before there were these keys.
-    return {**newer, "settings": {**settings, "data": {"threshold": None, "nodata": "none", **data}}}
+    # Before there were these keys masks were never cut, no value of a file was passed over, and nothing was zoomed.
+    before = {"threshold": None, "nodata": "none", "zoom": 1.0}
+    return {**newer, "settings": {**settings, "data": {**before, **data}}}
 
 
 def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
 
 
 def _canvas(data: DataConfig) -> Canvas:
-    return Canvas((data.size[0], data.size[1]), data.resize)
+    return Canvas((data.size[0], data.size[1]), data.resize, data.zoom)
 
 
 def _loss(loss: LossConfig, facts: Facts) -> losses.Loss:

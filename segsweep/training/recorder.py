@@ -235,6 +235,7 @@ class Recorder:
             classes=training.data.labels.names,
             size=data.size,
             resize=data.resize,
+            zoom=data.zoom,
             epoch=progress.best_epoch,
             val_iou=progress.best_iou,
             range=training.data.store.range,

@@ -64,6 +64,7 @@ def decided_layout(data: DataConfig, sizes: Sequence[tuple[int, int]], validatio
     return _decided(
         data,
         resize="crop" if data.foreground or data.tile else _resize(sizes, data.size),
+        zoom=1.0,
         repeats=_repeats(len(sizes), validation, data.folds),
     )
 

@@ -1,0 +1,171 @@
+"""The trainings that chose the recipe, one after the other, on six data sets: what is missing is run.
+
+    python benchmarks/queue.py cells --core 0 &        # canvas x zoom
+    python benchmarks/queue.py arms --core 1           # one change of the recipe at a time
+    python benchmarks/queue.py arms --table
+
+A training does a fixed amount of work, what one quiet core did in 300 s (of CamVid and Kvasir-SEG in 600 s), so it may
+run beside other work. Several workers may run at once: a job is taken by locking its name. Each is a line of
+`benchmarks/raw/choosing.jsonl` with its validation scores; no test split is looked at.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import RAW, ROOT, machine
+
+DATA = Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data"))
+OUT = RAW / "choosing.jsonl"
+RATE = 12 * 256**2  # pixels that one core trains on in a second: tf_efficientnet_lite0, bf16, AMD EPYC
+FORWARD = 1 / 3  # what scoring a pixel costs, beside training on one
+EPOCHS = range(8, 1, -1)  # that a training may have
+CLOSE = 0.05  # of the work asked for: the more epochs are taken if they meet it as nearly
+
+
+@dataclass(frozen=True)
+class Group:
+    """A data set: what asks for it, a choosing run's seconds, its training images, pixels of its validation images."""
+
+    words: tuple[str, ...]
+    seconds: int
+    images: int
+    scored: int
+
+
+def _group(root: str, seconds: int, images: int, scored: int, *more: str) -> Group:
+    return Group((f"data={root if root == 'camvid' else 'folder'}", f"data.root={DATA / root}", *more), seconds, images, scored)
+
+
+GROUPS = {
+    "camvid": _group("camvid", 600, 367, 17_452_800),
+    "dsb2018": _group("dsb2018", 300, 530, 10_537_856, "data.split=[0.8,0.1,0.1]"),
+    "isbi2012": _group("isbi2012_em", 300, 24, 1_572_864),
+    "kvasir": _group("kvasir", 600, 800, 12_390_400),
+    "super1": _group("micronet/super1", 300, 10, 1_048_576, "data.classes=[matrix,secondary,tertiary]"),
+    "ebc2": _group("micronet/ebc2", 300, 4, 3_145_728, "data.classes=[background,oxide,crack]"),
+}
+CELLS = [(256, 0.5), (256, 0.7), (256, 1.0), (256, 1.4), (384, 0.7), (384, 1.0)]
+ARMS = {
+    "base": (),
+    "batch 8": ("train.batch_size=8",),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    stage: str
+    group: str
+    name: str
+    seed: int
+    canvas: int = 256
+    zoom: float = 1.0
+    words: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.stage, self.group, self.name, self.seed
+
+    def length(self) -> tuple[int, int]:
+        """Epochs, and how often each shows an image: as near to the group's seconds as whole numbers come."""
+        group = GROUPS[self.group]
+        shown, scored = group.images * self.canvas**2, group.scored * self.zoom**2 * FORWARD
+        total, found = group.seconds * RATE, []
+        for epochs in EPOCHS:
+            repeats = max(1, round((total / epochs - scored) / shown))
+            found.append((abs(epochs * (repeats * shown + scored) / total - 1), epochs, repeats))
+        near = [(epochs, repeats) for error, epochs, repeats in found if error <= max(CLOSE, min(found)[0])]
+        return near[0]
+
+    def run(self) -> dict[str, Any]:
+        """Train; what is kept of it."""
+        epochs, repeats = self.length()
+        with tempfile.TemporaryDirectory() as outputs:
+            typed = [*GROUPS[self.group].words, f"data.size={self.canvas}", "data.resize=crop", f"data.zoom={self.zoom}"]
+            typed += [f"train.epochs={epochs}", f"data.repeats={repeats}", f"train.seed={self.seed}"]
+            typed += ["train.test=false", "tracking=none", f"hydra.run.dir={outputs}/run", *self.words]
+            done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{self.key}: {done.stderr[-2000:]}")
+            lines = (Path(outputs) / "run" / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        scores = [record["val/iou"] for record in records if record["kind"] == "epoch"]
+        return {"epochs": epochs, "repeats": repeats, "val": scores, "best": max(scores), "seconds": records[-1].get("perf/seconds")}
+
+
+def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> Iterator[Job]:
+    for seed in seeds:
+        if stage == "cells":
+            for canvas, zoom in CELLS:
+                for group in groups:
+                    yield Job(stage, group, f"{canvas} x {zoom:g}", seed, canvas, zoom, ARMS[BASE])
+        else:
+            for name in names or ARMS:
+                for group in groups:
+                    yield Job(stage, group, name, seed, words=ARMS[name])
+
+
+BASE = "base"
+
+
+def rows(stage: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    return [row for row in found if row["stage"] == stage]
+
+
+def table(stage: str) -> str:
+    """Best validation IoU of each group, mean over the seeds, and the mean over the groups that all have."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows(stage):
+        found.setdefault(row["name"], {}).setdefault(row["group"], []).append(row["best"])
+    lines = [f"| {stage} | {' | '.join(GROUPS)} | mean |", "|---" * (len(GROUPS) + 2) + "|"]
+    for name, by_group in found.items():
+        means = [statistics.mean(by_group[g]) if g in by_group else math.nan for g in GROUPS]
+        shown = [f"{m:.3f} ({len(by_group.get(g, []))})" for m, g in zip(means, GROUPS, strict=True)]
+        lines.append(f"| {name} | {' | '.join(shown)} | {statistics.mean(means):.3f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["cells", "arms"])
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--names", nargs="+", choices=list(ARMS), default=[], help="arms; default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--core", type=int, help="run on this core alone")
+    parser.add_argument("--table", action="store_true", help="only print what there is")
+    given = parser.parse_args()
+    if given.core is not None:
+        os.sched_setaffinity(0, {given.core})
+    about = {name: value for name, value in machine().items() if name in ("cpu", "torch", "timm", "commit", "dirty", "date")}
+    for job in [] if given.table else jobs(given.stage, given.groups, given.names, given.seeds):
+        lock = Path(tempfile.gettempdir()) / f"segsweep-queue-{hashlib.sha256(repr(job.key).encode()).hexdigest()[:12]}"
+        with lock.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue  # another worker has it
+            if any((row["stage"], row["group"], row["name"], row["seed"]) == job.key for row in rows(given.stage)):
+                continue
+            stage, group, name, seed = job.key
+            row = {"stage": stage, "group": group, "name": name, "seed": seed, "words": job.words, **job.run(), **about}
+            with OUT.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{job.key}: {row['epochs']} x {row['repeats']}, {row['best']:.4f}", file=sys.stderr, flush=True)
+    print(table(given.stage))
+
+
+if __name__ == "__main__":
+    main()
