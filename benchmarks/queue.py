@@ -45,7 +45,9 @@ class Group:
 
 
 def _group(root: str, seconds: int, images: int, scored: int, *more: str) -> Group:
-    return Group((f"data={root if root == 'camvid' else 'folder'}", f"data.root={DATA / root}", *more), seconds, images, scored)
+    return Group(
+        (f"data={root if root == 'camvid' else 'folder'}", f"data.root={DATA / root}", *more), seconds, images, scored
+    )
 
 
 GROUPS = {
@@ -92,7 +94,12 @@ class Job:
         """Train; what is kept of it."""
         epochs, repeats = self.length()
         with tempfile.TemporaryDirectory() as outputs:
-            typed = [*GROUPS[self.group].words, f"data.size={self.canvas}", "data.resize=crop", f"data.zoom={self.zoom}"]
+            typed = [
+                *GROUPS[self.group].words,
+                f"data.size={self.canvas}",
+                "data.resize=crop",
+                f"data.zoom={self.zoom}",
+            ]
             typed += [f"train.epochs={epochs}", f"data.repeats={repeats}", f"train.seed={self.seed}"]
             typed += ["train.test=false", "tracking=none", f"hydra.run.dir={outputs}/run", *self.words]
             done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, capture_output=True, text=True)
@@ -101,7 +108,13 @@ class Job:
             lines = (Path(outputs) / "run" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         scores = [record["val/iou"] for record in records if record["kind"] == "epoch"]
-        return {"epochs": epochs, "repeats": repeats, "val": scores, "best": max(scores), "seconds": records[-1].get("perf/seconds")}
+        return {
+            "epochs": epochs,
+            "repeats": repeats,
+            "val": scores,
+            "best": max(scores),
+            "seconds": records[-1].get("perf/seconds"),
+        }
 
 
 def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> Iterator[Job]:
@@ -149,7 +162,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
-    about = {name: value for name, value in machine().items() if name in ("cpu", "torch", "timm", "commit", "dirty", "date")}
+    about = {
+        name: value for name, value in machine().items() if name in ("cpu", "torch", "timm", "commit", "dirty", "date")
+    }
     for job in [] if given.table else jobs(given.stage, given.groups, given.names, given.seeds):
         lock = Path(tempfile.gettempdir()) / f"segsweep-queue-{hashlib.sha256(repr(job.key).encode()).hexdigest()[:12]}"
         with lock.open("w") as held:

@@ -39,12 +39,11 @@ class DataConfig:
     resize: str = key(
         "auto",
         "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops; auto: crop where a typical "
-        "image is one to two canvases a side, else pad",
+        "image is one to five canvases a side, else pad",
     )
     zoom: Any = key(
         "auto",
-        "resize=crop: how much larger the network sees images, 0.5 is half as large; masks are scored in their own "
-        "size; auto: by the data's plan",
+        "resize=crop: how much larger the network sees images, as 0.5; scores stay on each mask's own pixels; auto: 1",
     )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(

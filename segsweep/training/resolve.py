@@ -14,7 +14,7 @@ from segsweep.engine import losses
 Section = TypeVar("Section", DataConfig, DecoderConfig, LossConfig, OptimConfig, TrainConfig)
 
 SHORTEST = 180  # images that an epoch shows at least, with data.repeats=auto: as many as data=shapes has
-CROPPED = 2  # data.resize=auto crops images of one to this many canvases a side
+CROPPED = 5  # data.resize=auto crops images of one to this many canvases a side
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def decided_layout(data: DataConfig, sizes: Sequence[tuple[int, int]], validatio
     """Decide what follows from the images alone; `sizes` and `validation` are those of `Facts`."""
     return _decided(
         data,
-        resize="crop" if data.foreground or data.tile else _resize(sizes, data.size),
+        resize="crop" if data.foreground or data.tile or data.zoom not in ("auto", 1) else _resize(sizes, data.size),
         zoom=1.0,
         repeats=_repeats(len(sizes), validation, data.folds),
     )
@@ -75,7 +75,7 @@ def _decided(section: Section, **values: Any) -> Section:
 
 
 def _resize(sizes: Sequence[tuple[int, int]], canvas: Sequence[int]) -> str:
-    """Crop where the typical image is one to two canvases a side: nothing is shrunk, and a crop sees much of it."""
+    """Crop where the typical image is one to five canvases a side: what is small is not shrunk away."""
     sides = median(max(height / canvas[0], width / canvas[1]) for height, width in sizes)
     return "crop" if 1 <= sides <= CROPPED else "pad"
 

@@ -440,6 +440,28 @@ def test_eval_crops_show_the_whole_image_pixel_on_pixel(tmp_path):
             assert torch.equal(batch.mask[i], store.mask(index).long())
 
 
+def test_half_as_large_is_the_mean_of_four_and_targets_stay(tmp_path):
+    store = noisy(tmp_path, [(80, 96), (64, 128)])
+    batches = EvalBatches(Pixels(store, CLASSES, CPU), range(2), Canvas((32, 40), "crop", 0.5), 4)
+    for batch in batches:
+        for i, index in enumerate(batch.indices):
+            means = torch.nn.functional.avg_pool2d(store.image(index).permute(2, 0, 1)[None].float(), 2)[0]
+            assert torch.allclose(batch.image[i], means, atol=0.51)  # rounded to whole numbers
+            assert torch.equal(batch.targets[i], store.mask(index).long())
+
+
+def test_zoomed_training_crops_are_of_the_zoomed_image(tmp_path):
+    image = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), 2, 0), 2, 1)
+    store = stored(tmp_path, [image], [image[..., 0] % 3])
+    pixels = Pixels(store, CLASSES, CPU)
+    batches = TrainBatches(pixels, [0], Canvas((32, 40), "crop", 0.5), Sampling(4, repeats=8, foreground=0.5))
+    small = torch.from_numpy(image[::2, ::2]).permute(2, 0, 1).float()
+    patches = small.unfold(1, 32, 1).unfold(2, 40, 1).flatten(1, 2)
+    exact = [(patches - crop[:, None]).abs().amax((0, 2, 3)).min() < 0.51 for crop in everything(batches)[1]]
+    assert any(exact)  # those that begin at an even pixel
+    assert not all(exact)  # others lie between
+
+
 def test_eval_crops_take_fewer_large_images_at_once(tmp_path):
     store = noisy(tmp_path, [(32, 40)] * 8 + [(64, 80)] * 8)
     numbers = {batch.image.shape[2:]: len(batch.indices) for batch in evaluated(store, resize="crop", batch_size=8)}

@@ -143,6 +143,34 @@ def test_strips_are_the_whole(image, canvas, resize):
     assert whole.shape == (2, *image)
 
 
+ZOOMS = (0.3, 0.5, 1.6, 2)
+
+
+@pytest.mark.parametrize(("image", "canvas"), SIZES)
+@pytest.mark.parametrize("zoom", ZOOMS)
+def test_a_zoomed_crop_shows_as_many_pixels_fewer_and_stays_inside(image, canvas, zoom):
+    laid = Canvas(canvas, "crop", zoom)
+    for window in np.random.default_rng(0).random((20, 2)):
+        first, last = corners(laid.place(image, window))
+        assert np.allclose(last - first, np.array(canvas[::-1]) / zoom)
+        room = np.array(image[::-1]) - (last - first)
+        assert ((first >= -1e-9) & (last <= np.array(image[::-1]) + 1e-9))[room >= 0].all()
+        assert ((first <= 1e-9) & (last >= np.array(image[::-1]) - 1e-9))[room < 0].all()
+
+
+@pytest.mark.parametrize(("image", "canvas"), SIZES)
+@pytest.mark.parametrize("zoom", ZOOMS)
+def test_a_whole_zoomed_image_comes_back_to_where_it_was(image, canvas, zoom):
+    placement = Canvas(canvas, "crop", zoom).whole(image).place(image)
+    slopes = np.array([[1.0, 0.0], [0.0, 1.0], [0.7, -1.3]])
+    on_canvas = torch.from_numpy((canvas_points(placement) @ slopes.T).transpose(2, 0, 1)).float()
+    x, y = np.meshgrid(np.arange(image[1]) + 0.5, np.arange(image[0]) + 0.5)
+    expected = torch.from_numpy((np.stack([x, y], -1) @ slopes.T).transpose(2, 0, 1)).float()
+    margin = int(np.ceil(1 / zoom))
+    inner = np.s_[:, margin:-margin, margin:-margin]
+    assert torch.allclose(to_image(on_canvas, placement, image)[inner], expected[inner], atol=1e-3)
+
+
 def test_constant_maps_stay_constant_up_to_the_border():
     for resize in RESIZES:
         back = to_image(torch.full((1, 32, 40), 3.0), Canvas((32, 40), resize).place((51, 77)), (51, 77))

@@ -276,3 +276,7 @@ def _only_once(within):
 )
 def test_what_an_image_needs_first_is_said(resize, said):
     assert said in preparation(ModelInfo({}, ["a", "b"], (48, 64), resize))
+
+
+def test_a_zoom_is_said():
+    assert "resized first, to 0.5 times" in preparation(ModelInfo({}, ["a", "b"], (48, 64), "crop", zoom=0.5))

@@ -85,6 +85,22 @@ def test_logits_are_on_the_images_own_grid_and_the_models(tmp_path, resize, size
         assert torch.allclose(whole, direct[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("zoom", [0.5, 0.7, 2])
+def test_predictions_of_a_zoomed_model_are_those_that_were_scored(trained, tmp_path, zoom):
+    data = load(journal.started(trained.folder).starts[-1].asked.data)
+    path = model_file(tmp_path / "m.safetensors", size=(48, 64), zoom=zoom)
+    canvas = Canvas((48, 64), "crop", zoom)
+    batches = EvalBatches(Pixels(data.store, data.labels, torch.device("cpu")), data.parts["val"], canvas, 4)
+    scored = Scorer().evaluate(load_model(path), batches, lambda *_: torch.zeros(()), ("a", "b"), data.parts["val"])
+    predictor = Predictor(path, **CPU)
+    for index, mask in scored.predictions.items():
+        image = predictor.accept(data.store.image(index).numpy(), "x")
+        (parts,) = predictor.logits([image])
+        own = torch.cat([logits for _, logits in parts], dim=1)
+        assert own.shape == (1, *mask.shape)
+        assert (own[0] > 0).eq(mask).float().mean() > 0.999
+
+
 def test_images_run_together_are_as_run_alone(tmp_path):
     predictor = Predictor(model_file(tmp_path / "m.safetensors", "pad"), **CPU)
     several = [noise(40, 30, 3), noise(90, 64, 3)[::-1], noise(64, 64, 3)]

@@ -41,7 +41,7 @@ def test_what_was_decided_stays_whatever_is_known_later():
 def test_what_was_asked_for_stays():
     optim, data = (
         OptimConfig(lr=0.5, encoder_lr_scale=0.25),
-        DataConfig(resize="squash", normalize="dataset", repeats=3, threshold=100, nodata=-1),
+        DataConfig(resize="squash", normalize="dataset", repeats=3, threshold=100, nodata=-1, zoom=1.0),
     )
     found = decided(optim=optim, data=data, train=TrainConfig(epochs=7, bn_momentum=0.5))
     assert (found.optim, found.data) == (optim, data)
@@ -60,16 +60,17 @@ def test_rates_follow_the_encoders_kind_and_random_weights_learn_as_fast_as_the_
     [
         ((256, 256), "crop"),
         ((512, 512), "crop"),
-        ((513, 256), "pad"),
+        ((1280, 256), "crop"),
+        ((1281, 256), "pad"),
         ((255, 255), "pad"),
         ((100, 300), "crop"),
     ],
 )
-def test_images_of_one_to_two_canvases_a_side_are_cropped(size, resize):
+def test_images_of_one_to_five_canvases_a_side_are_cropped(size, resize):
     assert decided(replace(FACTS, sizes=[size])).data.resize == resize
 
 
-@pytest.mark.parametrize("given", [{"foreground": 0.5}, {"tile": [64, 64]}])
+@pytest.mark.parametrize("given", [{"foreground": 0.5}, {"tile": [64, 64]}, {"zoom": 0.5}])
 def test_what_is_of_crops_crops(given):
     assert decided(replace(FACTS, sizes=[(3000, 3000)]), data=DataConfig(**given)).data.resize == "crop"
 
