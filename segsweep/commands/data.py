@@ -21,12 +21,16 @@ def run(options: Namespace) -> int:
     """Print the data set's summary and warnings, and save the sheet."""
     from segsweep.compose import configuration
     from segsweep.data.dataset import evenly_spaced
+    from segsweep.data.fingerprint import fingerprint
     from segsweep.figures import pictures
     from segsweep.training.build import load
 
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
     print(dataset.summary().table())
+    found = fingerprint(dataset)
+    for title, parts in zip(["training parts", *[""] * len(found.classes)], found.classes, strict=False):
+        print(f"{title:16}{parts.line(found.images)}")
     for note in dataset.notes:
         print(f"note            {note}")
     for warning in dataset.warnings():
