@@ -836,7 +836,7 @@ RECIPE = (
     [
         ((40, 48), "test_resnet", (3e-3, 1.0, "crop")),
         ((24, 30), "test_vit", (5e-4, 1.0, "pad")),
-        ((128, 96), "test_convnext", (1e-3, 1.0, "pad")),
+        ((208, 160), "test_convnext", (1e-3, 1.0, "pad")),
     ],
 )
 def test_what_auto_chose_is_recorded_and_kept(image, encoder, chosen, pairs, outputs, monkeypatch):
