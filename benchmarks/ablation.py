@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import RAW, ROOT, machine
+from measure import DATA, RAW, ROOT, machine
 
 SMALL = {
     "dsb2018": ("data=folder", "data.split=[0.8,0.1,0.1]", "data.size=[128,128]", "data.resize=crop"),
@@ -25,15 +25,10 @@ SMALL = {
 }
 
 
-def folder(data: str) -> Path:
-    """Where the data set lies."""
-    return Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data")) / data
-
-
 def scored(data: str, variant: str, seed: int, epochs: int, base: list[str]) -> dict[str, float]:
     """Train once; the summary's numbers."""
     with tempfile.TemporaryDirectory() as outputs:
-        settings = [*SMALL[data], f"data.root={folder(data)}", f"train.epochs={epochs}", f"train.seed={seed}"]
+        settings = [*SMALL[data], f"data.root={DATA / data}", f"train.epochs={epochs}", f"train.seed={seed}"]
         typed = [*settings, "tracking=none", f"hydra.run.dir={outputs}/run", *base, *shlex.split(variant)]
         env = {**os.environ, "SEGSWEEP_OUTPUTS": str(Path(tempfile.gettempdir()) / "segsweep-ablation")}
         done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, env=env, capture_output=True, text=True)

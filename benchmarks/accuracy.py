@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import RAW, ROOT, machine
+from measure import DATA, RAW, ROOT, machine
 
 PEER_LR = 2e-4
 RESAMPLES = 10_000
@@ -73,8 +73,7 @@ TASKS = {
 
 def overrides(task: str) -> list[str]:
     """What asks for the data set."""
-    root = Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data")) / task.replace("car", "camvid")
-    return [*TASKS[task].data, f"data.root={root}"]
+    return [*TASKS[task].data, f"data.root={DATA / task.replace('car', 'camvid')}"]
 
 
 def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str]) -> tuple[Any, dict[str, Any]]:

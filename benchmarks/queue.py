@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import RAW, ROOT, machine
+from measure import DATA, RAW, ROOT, machine
 
-DATA = Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data"))
 OUT = RAW / "choosing.jsonl"
 RATE = 12 * 256**2  # pixels that one core trains on in a second: tf_efficientnet_lite0, bf16, AMD EPYC
 FORWARD = 1 / 3  # what scoring a pixel costs, beside training on one
@@ -63,10 +62,13 @@ ARMS = {
     "base": (),
     "batch 8": ("train.batch_size=8",),
 }
+BASE = "base"  # the arm that cells have
 
 
 @dataclass(frozen=True)
 class Job:
+    """One training: of a cell or an arm (`name`), on a group, with a seed."""
+
     stage: str
     group: str
     name: str
@@ -118,6 +120,7 @@ class Job:
 
 
 def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> Iterator[Job]:
+    """All trainings of a stage, group by group; `names` are arms, by default all."""
     for seed in seeds:
         if stage == "cells":
             for canvas, zoom in CELLS:
@@ -129,10 +132,8 @@ def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> I
                     yield Job(stage, group, name, seed, words=ARMS[name])
 
 
-BASE = "base"
-
-
 def rows(stage: str) -> list[dict[str, Any]]:
+    """What has been run of a stage."""
     found = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
     return [row for row in found if row["stage"] == stage]
 

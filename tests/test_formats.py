@@ -22,6 +22,7 @@ def test_old_models_load(name, tmp_path):
     path.write_bytes(gzip.decompress((FORMATS / name).read_bytes()))
     about = describe(path)
     assert about.classes == ["sky", "road", "car"]
+    assert about.zoom == 1  # which came later
     model = load_model(path)
     logits = model(torch.zeros(1, 1, 40, 50))
     assert torch.equal(logits, torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 40, 50))
@@ -34,6 +35,7 @@ def test_old_journals_are_read_and_sent(name, tmp_path, database):
     shutil.copy(FORMATS / name, tmp_path / journal.NAME)
     read = journal.read(tmp_path)
     assert read.start and read.end
+    assert read.start.settings.data.zoom == 1  # which came later; auto would be decided anew
     assert read.records == [read.start, *read.epochs, read.end]
     assert [epoch.epoch for epoch in read.epochs] == [1, 2]
     run = MlflowClient(tracking_uri=tracking_uri()).get_run(sync(tmp_path))

@@ -28,9 +28,7 @@ def run(options: Namespace) -> int:
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
     print(dataset.summary().table())
-    found = fingerprint(dataset)
-    for title, parts in zip(["training parts", *[""] * len(found.classes)], found.classes, strict=False):
-        print(f"{title:16}{parts.line(found.images)}")
+    print(fingerprint(dataset).table())
     for note in dataset.notes:
         print(f"note            {note}")
     for warning in dataset.warnings():

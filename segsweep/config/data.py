@@ -14,6 +14,7 @@ from segsweep.paths import PACKAGE
 SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 
 ZOOMS = (0.05, 8)  # least and largest
+OF_CROPS = {"foreground": "lays crops", "zoom": "resizes crops", "tile": "cuts whole images"}  # need data.resize=crop
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class DataConfig:
     size: Any = key([256, 256], "height and width of the training canvas, in pixels; 256 is [256,256]")
     resize: str = key(
         "auto",
-        "pad: fit, keep the aspect; squash: stretch; crop: no resizing, train on crops; auto: crop where a typical "
-        "image is one to five canvases a side, else pad",
+        "pad: fit, keep the aspect; squash: stretch; crop: train on crops, resized by zoom alone; auto: crop where a "
+        "typical image is one to five canvases a side, else pad",
     )
     zoom: Any = key(
         "auto",
@@ -107,6 +108,12 @@ class DataConfig:
         """What a person calls it: the folder's name, if it has one."""
         return Path(self.root).expanduser().resolve().name if self.root else self.name
 
+    @property
+    def of_crops(self) -> list[str]:
+        """Return the keys that are set and need data.resize=crop."""
+        unset = {"foreground": (0,), "zoom": ("auto", 1), "tile": (None,)}
+        return [name for name in OF_CROPS if getattr(self, name) not in unset[name]]
+
     def __post_init__(self) -> None:
         form = "one number or [height,width], 32 pixels or more, as"
         check(_is_size(self.size), "data.size", self.size, f"{form} 256")
@@ -126,13 +133,10 @@ class DataConfig:
         one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
         self._check_normalization()
         check(is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
-        if self.foreground and self.resize not in ("auto", "crop"):
-            raise ConfigError(f"data.foreground={self.foreground} lays crops: it needs data.resize=crop.")
         check(self.zoom == "auto" or is_zoom(self.zoom), "data.zoom", self.zoom, f"auto, or in {ZOOMS}, as 0.5")
-        if self.zoom not in ("auto", 1) and self.resize not in ("auto", "crop"):
-            raise ConfigError(f"data.zoom={self.zoom}: resize={self.resize} has its own. It needs data.resize=crop.")
-        if self.tile is not None and self.resize not in ("auto", "crop"):
-            raise ConfigError(f"data.tile={self.tile} cuts whole images: it needs data.resize=crop.")
+        if self.of_crops and self.resize not in ("auto", "crop"):
+            name = self.of_crops[0]
+            raise ConfigError(f"data.{name}={getattr(self, name)} {OF_CROPS[name]}: it needs data.resize=crop.")
         check(is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
         check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         check(

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from segsweep import console
 from segsweep.data.dataset import Dataset, evenly_spaced
 
 LOOKED_AT = 48  # images at most
@@ -37,6 +38,11 @@ class ClassParts:
 class Fingerprint:
     images: int  # that were looked at
     classes: tuple[ClassParts, ...]  # of two the foreground alone
+
+    def table(self) -> str:
+        """Return it for a person."""
+        first, *others = (parts.line(self.images) for parts in self.classes)
+        return console.table([("training parts", first), *(("", line) for line in others)])
 
 
 def fingerprint(data: Dataset) -> Fingerprint:

@@ -70,10 +70,11 @@ class Canvas:
             scale = size / space
         else:
             scale = np.full(2, 1 / self.zoom)
-            room = size - self.extent
+            extent = self.extent
+            room = size - extent
             middle = np.floor(room / 2) if self.zoom == 1 else room / 2  # unzoomed pixels are not resampled
             within = np.minimum(np.floor((room + 1) * window), room) if window is not None else middle
-            center = np.where(room > 0, within, middle) + self.extent / 2
+            center = np.where(room > 0, within, middle) + extent / 2
         return Placement(np.diag(scale), center, self.size)
 
 

@@ -183,12 +183,14 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
 
 def preparation(info: ModelInfo) -> str:
     """Say what `segsweep predict` does to an image before the model; with an exported one its user has to."""
-    if info.resize == "crop" and info.zoom == 1:
+    if not info.resamples:
         return "as they are"
-    how = "with their aspect kept, the edge repeated beyond" if info.resize == "pad" else "stretched"
-    how = f"brought to {info.size[0]}x{info.size[1]} first, {how} (resize={info.resize})"
-    if info.resize == "crop":
-        how = f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})"
+    brought = f"brought to {info.size[0]}x{info.size[1]} first"
+    how = {
+        "crop": f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})",
+        "pad": f"{brought}, with their aspect kept, the edge repeated beyond (resize=pad)",
+        "squash": f"{brought}, stretched (resize=squash)",
+    }[info.resize]
     return f"{how}, as in training and by segsweep predict; the logits back to the image's size"
 
 

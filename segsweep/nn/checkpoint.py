@@ -61,6 +61,11 @@ class ModelInfo:
             check(sound, "values", self.values, "a whole number or a colour for each class")
 
     @property
+    def resamples(self) -> bool:
+        """Tell whether the model was shown images in another size than their own."""
+        return self.resize != "crop" or self.zoom != 1
+
+    @property
     def encoder(self) -> str:
         return str(self.model["name"])
 

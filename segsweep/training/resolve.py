@@ -63,7 +63,7 @@ def decided_layout(data: DataConfig, sizes: Sequence[tuple[int, int]], validatio
     """Decide what follows from the images alone; `sizes` and `validation` are those of `Facts`."""
     return _decided(
         data,
-        resize="crop" if data.foreground or data.tile or data.zoom not in ("auto", 1) else _resize(sizes, data.size),
+        resize="crop" if data.of_crops else _resize(sizes, data.size),
         zoom=1.0,
         repeats=_repeats(len(sizes), validation, data.folds),
     )

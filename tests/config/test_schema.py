@@ -111,6 +111,11 @@ BAD = [
     ("data.foreground", -0.1),
     ("data.foreground", 1.1),
     ("data.foreground", math.nan),
+    ("data.zoom", 0),
+    ("data.zoom", 9),
+    ("data.zoom", math.nan),
+    ("data.zoom", True),
+    ("data.zoom", "half"),
     ("data.repeats", 0),
     ("data.repeats", "often"),
     ("data.overfit", 0),
@@ -288,6 +293,14 @@ def test_foreground_without_crops_is_refused(resize):
     with pytest.raises(ConfigError, match=r"data\.foreground=0\.5 .*data\.resize=crop"):
         config.DataConfig(foreground=0.5, resize=resize)
     assert config.DataConfig(foreground=0.5, resize="crop").foreground == 0.5
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash"])
+@pytest.mark.parametrize(("name", "value"), [("zoom", 0.5), ("tile", [64, 64])])
+def test_what_is_of_crops_is_refused_without_them(resize, name, value):
+    with pytest.raises(ConfigError, match=rf"data\.{name}=.*data\.resize=crop"):
+        config.DataConfig(**{name: value}, resize=resize)
+    assert getattr(config.DataConfig(**{name: value}, resize="crop"), name) == value
 
 
 @pytest.mark.parametrize("classes", (["background", "cell"], {"cell": 1}))
