@@ -88,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A small run of two classes that has learnt something, to be read only: its `folder`, and `root` of the data."""
     place = tmp_path_factory.mktemp("trained")
     root = write_pairs(place)()
-    folder = train_once(place, root, "data.size=[48,64]", "train.epochs=12", "optim.lr=2e-2")
+    folder = train_once(place, root, "data.size=[48,64]", "data.resize=pad", "train.epochs=12", "optim.lr=2e-2")
     return SimpleNamespace(folder=folder, root=root)
 
 

@@ -71,12 +71,21 @@ def assert_same_training(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert [epoch[name] for epoch in after["epochs"]] == pytest.approx(losses, rel=close)
 
 
+def planned(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's record, with what plans have added since then."""
+    run["files"] = sorted([*run["files"], "plan.json"])
+    run["starts"][0]["config"]["data"]["tile"] = [1024, 1024]
+    return run
+
+
 def test_two_classes_and_what_mlflow_is_told(root, goldens, database):
     shutil.rmtree(root / "plain")
     assert train.main([*runs(root)["plain"], f"hydra.run.dir={root / 'plain'}"]) == 0
-    assert_same_training(goldens["runs"]["plain"], read_run(root / "plain"))
+    assert_same_training(planned(goldens["runs"]["plain"]), read_run(root / "plain"))
     ((name, now),) = read_mlflow(f"sqlite:///{database}")["data"].items()
     before = goldens["mlflow"]["data"][name]
+    before["artifacts"] = sorted([*before["artifacts"], "plan.json"])
+    before["params"]["data.tile"] = "[1024, 1024]"
     for told in (before, now):
         del told["tags"]["mlflow.note.content"]  # rounded scores
         told["metrics"] = {metric: [step for step, _ in points] for metric, points in told["metrics"].items()}
@@ -85,7 +94,7 @@ def test_two_classes_and_what_mlflow_is_told(root, goldens, database):
 
 def test_four_classes_and_what_auto_becomes(root, goldens):
     assert train.main([*runs(root)["classes"], f"hydra.run.dir={root / 'classes'}"]) == 0
-    assert_same_training(goldens["runs"]["classes"], read_run(root / "classes"))
+    assert_same_training(planned(goldens["runs"]["classes"]), read_run(root / "classes"))
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["complete", "killed"])
@@ -155,7 +164,8 @@ def test_the_winner_of_an_old_sweep_is_found(root, goldens, tmp_path, capsys):
 
 def as_typed_then(text: str) -> str:
     """Without what a sweep decides once for all trials since then, which its commands say."""
-    return re.sub(r" data\.resize=\w+", "", text)
+    planned = r"data\.(resize|zoom|foreground)|augmentation\.(scale|translate)"
+    return re.sub(rf" ({planned})=[\w.]+", "", text)
 
 
 def test_an_old_sweep_finds_everything_finished(root, goldens, database, capsys):

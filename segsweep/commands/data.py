@@ -1,4 +1,4 @@
-"""`segsweep data`: what is in a data set, what is wrong with it, a sheet of its pictures."""
+"""`segsweep data`: what is in a data set, what is wrong with it, the plan to train on it, a sheet of its pictures."""
 
 import hashlib
 from argparse import ArgumentParser, Namespace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segsweep.paths import outputs
 
-HELP = "look at a data set: what is in it, what is wrong, a sheet of pictures"
+HELP = "look at a data set: what is in it, what is wrong, a plan, a sheet of pictures"
 SHEET = 24  # pairs on the sheet of pictures
 
 
@@ -20,15 +20,20 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Print the data set's summary and warnings, and save the sheet."""
     from segsweep.compose import configuration
+    from segsweep.config.settings import Settings
     from segsweep.data.dataset import evenly_spaced
     from segsweep.data.fingerprint import fingerprint
     from segsweep.figures import pictures
     from segsweep.training.build import load
+    from segsweep.training.plan import plan_data
 
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
     print(dataset.summary().table())
-    print(fingerprint(dataset).table())
+    found = fingerprint(dataset)
+    print(found.table())
+    if plan := plan_data(Settings.of(config), found).table():
+        print(plan)
     for note in dataset.notes:
         print(f"note            {note}")
     for warning in dataset.warnings():

@@ -14,6 +14,7 @@ from segsweep.paths import PACKAGE
 SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 
 ZOOMS = (0.05, 8)  # least and largest
+LAID = ("size", "resize", "zoom", "repeats", "foreground", "tile")  # how data are laid on canvases, and how often shown
 OF_CROPS = {"foreground": "lays crops", "zoom": "resizes crops", "tile": "cuts whole images"}  # need data.resize=crop
 
 
@@ -36,15 +37,18 @@ class DataConfig:
         None, "folder of masks, paired by stem; or a pattern, paired by what the stars matched, as '*/GT/*.png'", PATH
     )
     annotations: str | None = key(None, "coco: the JSON of the annotations of data.images", PATH)
-    size: Any = key([256, 256], "height and width of the training canvas, in pixels; 256 is [256,256]")
+    size: Any = key(
+        "auto", "height and width of the training canvas, in pixels; 256 is [256,256]; auto: by the images' sizes"
+    )
     resize: str = key(
         "auto",
-        "pad: fit, keep the aspect; squash: stretch; crop: train on crops, resized by zoom alone; auto: crop where a "
-        "typical image is one to five canvases a side, else pad",
+        "pad: fit, keep the aspect; squash: stretch; crop: train on crops, resized by zoom alone; auto: crop, or "
+        "pad where objects grow with their images",
     )
     zoom: Any = key(
         "auto",
-        "resize=crop: how much larger the network sees images, as 0.5; scores stay on each mask's own pixels; auto: 1",
+        "resize=crop: how much larger the network sees images, as 0.5; scores stay on each mask's own pixels; auto: "
+        "less than 1 where images are large and nothing in them is thin",
     )
     mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
     table: str | None = key(
@@ -89,14 +93,20 @@ class DataConfig:
         "clipped; window; auto",
     )
     window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
-    foreground: float = key(0.0, "resize=crop: share of crops laid over a pixel of a random class of the image")
+    foreground: Any = key(
+        "auto",
+        "resize=crop: share of crops laid over a pixel of a random class of the image; auto: a third where random "
+        "crops seldom show a class, else 0",
+    )
     tile: Any = key(
-        None,
-        "resize=crop: images larger than [height,width] are scored in overlapping tiles, 512 is [512,512]; default: "
+        "auto",
+        "resize=crop: images larger than [height,width] are scored in overlapping tiles, 512 is [512,512]; auto: "
         "1024 or more a side, data.size for encoders of a fixed size",
     )
     balance: float = key(0.0, "how far images of rare classes are shown more often: 0 not, 1 by their pixels' rarity")
-    repeats: Any = key("auto", "times that an epoch shows each training image; auto: until it has shown 180")
+    repeats: Any = key(
+        "auto", "times that an epoch shows each training image; auto: 180 in all or more, and validation a fifth of it"
+    )
     seed: int = key(0, "of the hashed split and of generated data")
     count: int = key(300, "shapes: number of generated images")
     download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", PLACE)
@@ -111,13 +121,14 @@ class DataConfig:
     @property
     def of_crops(self) -> list[str]:
         """Return the keys that are set and need data.resize=crop."""
-        unset = {"foreground": (0,), "zoom": ("auto", 1), "tile": (None,)}
+        unset = {"foreground": ("auto", 0), "zoom": ("auto", 1), "tile": ("auto", None)}
         return [name for name in OF_CROPS if getattr(self, name) not in unset[name]]
 
     def __post_init__(self) -> None:
         form = "one number or [height,width], 32 pixels or more, as"
-        check(_is_size(self.size), "data.size", self.size, f"{form} 256")
-        check(self.tile is None or _is_size(self.tile), "data.tile", self.tile, f"{form} 1024")
+        check(self.size == "auto" or _is_size(self.size), "data.size", self.size, f"auto, or {form} 256")
+        valid = self.tile in ("auto", None) or _is_size(self.tile)
+        check(valid, "data.tile", self.tile, f"auto, or {form} 1024")
         for name in ("size", "tile", "classes"):
             object.__setattr__(self, name, normal(f"data.{name}", getattr(self, name)))
         one_of("data.name", self.name, SOURCES)
@@ -132,7 +143,8 @@ class DataConfig:
         one_of("data.cache", self.cache, ("auto", "none"))
         one_of("data.resize", self.resize, ("auto", "pad", "squash", "crop"))
         self._check_normalization()
-        check(is_share(self.foreground), "data.foreground", self.foreground, "in [0, 1]")
+        valid = self.foreground == "auto" or (is_number(self.foreground) and is_share(self.foreground))
+        check(valid, "data.foreground", self.foreground, "auto, or in [0, 1]")
         check(self.zoom == "auto" or is_zoom(self.zoom), "data.zoom", self.zoom, f"auto, or in {ZOOMS}, as 0.5")
         if self.of_crops and self.resize not in ("auto", "crop"):
             name = self.of_crops[0]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from segsweep.config import peers
-from segsweep.config.checks import check, flat, is_count, is_positive, is_share
+from segsweep.config.checks import check, flat, is_count, is_number, is_positive, is_share
 from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
 from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
 from segsweep.errors import ConfigError, closest, one_of
@@ -91,9 +91,9 @@ class AugmentationConfig:
     vflip: float = key(0.0, "probability of a top-bottom flip")
     transpose: float = key(0.0, "probability of swapping rows and columns; with both flips, all 8 symmetries")
     rotate: float = key(0.0, "rotation by up to ± this many degrees")
-    scale: float = key(0.0, "zoom between 1/(1+scale) and 1+scale")
+    scale: Any = key(0.0, "zoom between 1/(1+scale) and 1+scale; auto: by how unlike in scale the data's objects are")
     shear: float = key(0.0, "shear by up to ± this many degrees")
-    translate: float = key(0.0, "shift by up to ± this share of the canvas")
+    translate: Any = key(0.0, "shift by up to ± this share of the canvas; auto: goes with scale")
     brightness: float = key(0.0, "brightness factor between 1-b and 1+b")
     contrast: float = key(0.0, "contrast factor between 1-c and 1+c")
     saturation: float = key(0.0, "saturation factor between 1-s and 1+s (colour images)")
@@ -102,12 +102,16 @@ class AugmentationConfig:
     noise: float = key(0.0, "largest standard deviation of Gaussian noise, as a share of the value range")
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "vflip", "transpose", "translate", "brightness", "contrast", "saturation"):
+        for name in ("hflip", "vflip", "transpose", "brightness", "contrast", "saturation"):
             value = getattr(self, name)
             check(is_share(value), f"augmentation.{name}", value, "in [0, 1]")
-        for name in ("scale", "blur", "noise"):
+        for name in ("blur", "noise"):
             value = getattr(self, name)
             check(0 <= value < math.inf, f"augmentation.{name}", value, "0 or more")
+        scale, shift = self.scale, self.translate
+        check(scale == "auto" or (is_number(scale) and scale >= 0), "augmentation.scale", scale, "auto, or 0 or more")
+        valid = shift == "auto" or (is_number(shift) and is_share(shift))
+        check(valid, "augmentation.translate", shift, "auto, or in [0, 1]")
         check(0 <= self.rotate <= 180, "augmentation.rotate", self.rotate, "in [0, 180]")
         check(0 <= self.shear <= 60, "augmentation.shear", self.shear, "in [0, 60]")
         check(0 <= self.hue <= 0.5, "augmentation.hue", self.hue, "in [0, 0.5]")
@@ -168,8 +172,10 @@ class TrackingConfig:
 class TrainConfig:
     epochs: int | None = key(None, "to train; default: 10, or what time_budget allows; size: data.repeats", EXTENT)
     time_budget: float | None = key(None, "seconds of training and validation; with epochs, the first ends it", EXTENT)
-    batch_size: Any = key(16, "images of a step, over all devices and micro-batches; auto: as many as run fast")
-    accumulate: int = key(1, "micro-batches a batch is cut into, to save memory", EXTENT)
+    batch_size: Any = key("auto", "images of a step, over all devices and micro-batches; auto: by the data")
+    accumulate: Any = key(
+        "auto", "micro-batches a batch is cut into, to save memory; auto: as few as fit a GPU's, else 1", EXTENT
+    )
     precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware", MACHINE)
     seed: int = key(0, "of the decoder's initial weights, the order and the augmentation")
     device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one", PLACE)
@@ -187,15 +193,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "compile", normal("train.compile", self.compile))
         one_of("train.compile", self.compile, ("auto", "true", "false"))
-        for name in ("epochs", "accumulate", "workers", "patience"):
+        for name in ("epochs", "workers", "patience"):
             value = getattr(self, name)
-            check(is_count(value) or (value is None and name != "accumulate"), f"train.{name}", value, "1 or more")
+            check(is_count(value) or value is None, f"train.{name}", value, "1 or more")
+        valid = is_count(self.accumulate) or self.accumulate == "auto"
+        check(valid, "train.accumulate", self.accumulate, "auto, or 1 or more")
         valid = is_count(self.batch_size) or self.batch_size == "auto"
         check(valid, "train.batch_size", self.batch_size, "auto, or 1 or more")
         check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
-        if self.batch_size == "auto":
-            check(self.accumulate == 1, "train.accumulate", self.accumulate, "1 with train.batch_size=auto")
-        else:
+        if "auto" not in (self.batch_size, self.accumulate):
             expected = f"a divisor of train.batch_size={self.batch_size}"
             check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)
         check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")

@@ -28,6 +28,7 @@ from segsweep.world import SINGLE, World
 T = TypeVar("T")
 
 THREADS = 4  # that prepare batches, unless told otherwise: cutting windows is light work, decoding files is not
+MOST_SPOTS = 4096  # pixels of a class in an image that crops may be laid over, about
 ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
 
 
@@ -179,17 +180,28 @@ class TrainBatches:
     def _spotted(self, index: int, window: np.ndarray, spot: np.ndarray) -> np.ndarray:
         """Where a crop lies so that it holds a certain pixel, `window` saying where in the crop."""
         chance, which, pixel = spot
-        labels, store = self.pixels.labels, self.pixels.store
-        table, row = labels.table, store.rows[index]
+        labels, row = self.pixels.labels, self.pixels.store.rows[index]
+        table = labels.table
         classes = sorted({int(table[value]) for value in row.values} - {VOID} - ({0} if labels.logits == 1 else set()))
         if chance >= self.sampling.foreground or not classes:
             return window
-        found = np.flatnonzero(table[store.host_mask(index)] == classes[int(which * len(classes))])
+        found = self._pixels_of(index, classes[int(which * len(classes))])
         y, x = divmod(int(found[int(pixel * len(found))]), row.width)
         space = self.canvas.extent
         room = np.maximum(np.array([row.width, row.height]) - space, 0)
         first = np.clip(np.ceil((x, y) - window * space), 0, room)
         return np.asarray((first + 0.5) / (room + 1))
+
+    def _pixels_of(self, index: int, wanted: int) -> np.ndarray:
+        """Where a class lies in a sample, as indices into its flat mask: evenly spaced ones, found once."""
+        if (index, wanted) not in self._spots:
+            found = np.flatnonzero(self.pixels.labels.table[self.pixels.store.host_mask(index)] == wanted)
+            self._spots[index, wanted] = found[:: max(1, len(found) // MOST_SPOTS)].copy()
+        return self._spots[index, wanted]
+
+    @cached_property
+    def _spots(self) -> dict[tuple[int, int], np.ndarray]:
+        return {}
 
     def _augmented(self, host_batch: HostBatch, draws: augment.Draws, noise_seed: int) -> Batch:
         batch = self.pixels.warped(host_batch)

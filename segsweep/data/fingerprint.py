@@ -1,17 +1,47 @@
-"""How large and how thin each class's parts are in the training split: what decides whether images may be shrunk."""
+"""What a data set is like to train on: how large its images are, how large and how thin each class's parts."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from segsweep import console
+from segsweep.config.checks import read_file
 from segsweep.data.dataset import Dataset, evenly_spaced
+from segsweep.errors import ConfigError
+from segsweep.paths import save_json
 
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raised when what is measured changes: what older versions kept is then not used
 LOOKED_AT = 48  # images at most
 PIXELS = 30_000_000  # of them at most, but for the first image
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least, the median and the largest of something."""
+
+    least: float
+    median: float
+    largest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Range":
+        return cls(min(values), median(values), max(values))
+
+    def __str__(self) -> str:
+        around = "" if self.least == self.largest else f" ({self.least:.0f} to {self.largest:.0f})"
+        return f"{self.median:.0f}{around}"
 
 
 @dataclass(frozen=True)
@@ -19,8 +49,11 @@ class ClassParts:
     """The connected parts of a class (diagonal neighbours are connected), in pixels; a class without any has none."""
 
     name: str
+    share: float  # of the class in the training pixels that count
+    images: int  # that have it, of those looked at
     parts: int
     area: float  # the median part's
+    extent: float  # the longer side of the box around it: half of the class's area is in parts that are no longer
     thickness: float  # of its median pixel
     thinnest: float  # of the thinnest quarter of its pixels, at most
 
@@ -30,43 +63,122 @@ class ClassParts:
             return f"{self.name}: none in {images} images"
         return (
             f"{self.name}: {self.parts / images:.3g} parts an image, half of them below {self.area:.0f} px; "
-            f"{self.thickness:.0f} px thick, a quarter of its area up to {self.thinnest:.0f} px"
+            f"half of its area in parts up to {self.extent:.0f} px long; "
+            f"{self.thickness:.0f} px thick, a quarter of it up to {self.thinnest:.0f} px"
         )
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    images: int  # that were looked at
+    """A training split, as far as plans ask for it; with folds that of train and val together, the same for all folds.
+
+    Sizes and parts are in pixels of the files.
+    """
+
+    training: int  # images
+    validation: int  # images; with folds those of a fold, about
+    height: Range  # of the training images
+    width: Range
+    pixels: int  # of all training images
+    scored: int  # pixels of all validation images
+    channels: int
+    lowest: float  # that a pixel can be
+    highest: float
     classes: tuple[ClassParts, ...]  # of two the foreground alone
+    spread: float  # how unlike in scale objects of a class are in different images: standard deviation of log2
+    spread_fitted: float  # the same when each image is brought to one size
+    looked_at: int  # images whose masks were measured
 
     def table(self) -> str:
         """Return it for a person."""
-        first, *others = (parts.line(self.images) for parts in self.classes)
-        return console.table([("training parts", first), *(("", line) for line in others)])
+        first, *others = (parts.line(self.looked_at) for parts in self.classes)
+        scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
+        if self.height.least != self.height.largest or self.width.least != self.width.largest:
+            scale += f", of {2**self.spread_fitted:.2f} when images are brought to one size"
+        return console.table([("training parts", first), *(("", line) for line in (*others, scale))])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A class in one image."""
+
+    areas: NDArray[np.int64]  # of its parts, `n`
+    extents: NDArray[np.int64]  # the longer side of the box around each, `n`
+    widths: NDArray[np.int64]  # pixels of each thickness, by whole pixels
 
 
 def fingerprint(data: Dataset) -> Fingerprint:
-    """Look at evenly spaced training masks, as many as take a few seconds."""
-    chosen = evenly_spaced(data.parts["train"], LOOKED_AT)
-    sizes = [data.store.rows[i].height * data.store.rows[i].width for i in chosen]
-    chosen = evenly_spaced(chosen, max(1, int(len(chosen) * min(1, PIXELS / sum(sizes)))))
+    """Look at evenly spaced training masks, as many as take a few seconds; what was found is kept beside the store."""
+    both = data.parts["val"] if data.folds else []
+    indices = list(dict.fromkeys([*data.parts["train"], *both]))
+    about = [VERSION, indices, len(data.parts["val"]), data.labels.table.tolist(), data.labels.names]
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    path = data.store.folder / f"fingerprint-{name}.json"
+    kept = _kept(path)
+    if kept is None:
+        kept = _measure(data, indices)
+        try:
+            save_json(path, asdict(kept))
+        except OSError as error:  # no room, or a folder that may not be written
+            log.info("%s: not kept: %s", path, error)
+    return kept
+
+
+def _kept(path: Path) -> Fingerprint | None:
+    try:
+        return read_file(Fingerprint, path, "fingerprint")
+    except (OSError, ConfigError):
+        return None  # not there, or damaged: measured again
+
+
+def _measure(data: Dataset, indices: Sequence[int]) -> Fingerprint:
+    rows = data.store.rows
+    sizes = [(rows[i].height, rows[i].width) for i in indices]
+    pixels = sum(height * width for height, width in sizes)
+    folds = max(fold or 0 for fold in data.folds) + 1 if data.folds else 0
+    chosen = evenly_spaced(indices, LOOKED_AT)
+    large = sum(rows[i].height * rows[i].width for i in chosen)
+    chosen = evenly_spaced(chosen, max(1, int(len(chosen) * min(1, PIXELS / large))))
     first = 1 if data.labels.logits == 1 else 0
-    areas: dict[int, list[NDArray[np.float64]]] = {k: [] for k in range(first, len(data.labels.names))}
-    widths: dict[int, list[NDArray[np.float64]]] = {k: [] for k in areas}
+    found: dict[int, dict[int, Measured]] = {k: {} for k in range(first, len(data.labels.names))}
     for index in chosen:
         classes = data.labels.table[data.store.host_mask(index)]
-        for k in areas:
+        for k in found:
             here = classes == k
             if here.any():
-                areas[k].append(part_areas(here))
-                widths[k].append(thickness(here))
-    return Fingerprint(len(chosen), tuple(_joined(data.labels.names[k], areas[k], widths[k]) for k in areas))
+                found[k][index] = measured(here)
+    counts = data.pixels[indices, :-1].sum(axis=0)
+    sides = {i: math.sqrt(rows[i].height * rows[i].width) for i in chosen}
+    absolute = [{i: _scale(m) for i, m in by_image.items()} for by_image in found.values()]
+    fitted = [{i: scale / sides[i] for i, scale in by_image.items()} for by_image in absolute]
+    validation = len(indices) // folds if folds else len(data.parts["val"])
+    return Fingerprint(
+        training=len(indices) - validation if folds else len(indices),
+        validation=validation,
+        height=Range.of([height for height, _ in sizes]),
+        width=Range.of([width for _, width in sizes]),
+        pixels=pixels - pixels // folds if folds else pixels,
+        scored=pixels // folds if folds else sum(rows[i].height * rows[i].width for i in data.parts["val"]),
+        channels=data.store.channels,
+        lowest=data.store.range[0],
+        highest=data.store.range[1],
+        classes=tuple(
+            _joined(data.labels.names[k], float(counts[k] / max(counts.sum(), 1)), list(found[k].values()))
+            for k in found
+        ),
+        spread=_spread(absolute),
+        spread_fitted=_spread(fitted),
+        looked_at=len(chosen),
+    )
 
 
-def part_areas(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the pixels of each connected part of a mask `h w`."""
+def measured(mask: NDArray[np.bool_]) -> Measured:
+    """Measure the parts of a mask `h w` that has some."""
     numbered, _ = ndimage.label(mask, np.ones((3, 3)))
-    return np.bincount(numbered.ravel())[1:].astype(float)
+    boxes = ndimage.find_objects(numbered)
+    extents = [max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
+    widths = np.bincount(np.rint(thickness(mask)).astype(np.int64))
+    return Measured(np.bincount(numbered.ravel())[1:], np.array(extents), widths)
 
 
 def thickness(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -85,8 +197,41 @@ def thickness(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(2 * distance[tuple(nearest)][part] - 1)
 
 
-def _joined(name: str, areas: Iterable[NDArray[np.float64]], widths: Iterable[NDArray[np.float64]]) -> ClassParts:
-    every, thick = (np.concatenate([np.empty(0), *arrays]) for arrays in (areas, widths))
-    if not len(every):
-        return ClassParts(name, 0, 0.0, 0.0, 0.0)
-    return ClassParts(name, len(every), float(np.median(every)), *np.percentile(thick, [50, 25]).tolist())
+def weighted(values: NDArray[np.int64], weights: NDArray[np.int64], share: float) -> float:
+    """Return the value up to which that share of all weight lies."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, share * reached[-1])])
+
+
+def _scale(image: Measured) -> float:
+    """How large a class is drawn in an image: the thickness of its median pixel."""
+    return max(1.0, weighted(np.arange(len(image.widths)), image.widths, 0.5))
+
+
+def _spread(scales: Sequence[dict[int, float]]) -> float:
+    """Standard deviation of log2 of the scales around each class's own mean; 0 where no class is in two images."""
+    logs = [np.log2(list(by_image.values())) for by_image in scales if len(by_image) > 1]
+    around = np.concatenate([np.zeros(0), *(values - values.mean() for values in logs)])
+    return math.sqrt(float((around**2).sum()) / (len(around) - len(logs))) if logs else 0.0
+
+
+def _joined(name: str, share: float, images: Sequence[Measured]) -> ClassParts:
+    if not images:
+        return ClassParts(name, share, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    areas = np.concatenate([image.areas for image in images])
+    extents = np.concatenate([image.extents for image in images])
+    widths: Counter[int] = Counter()
+    for image in images:
+        widths.update(dict(enumerate(image.widths.tolist())))
+    thick, pixels = np.array(list(widths)), np.array(list(widths.values()))
+    return ClassParts(
+        name=name,
+        share=share,
+        images=len(images),
+        parts=len(areas),
+        area=float(np.median(areas)),
+        extent=weighted(extents, areas, 0.5),
+        thickness=weighted(thick, pixels, 0.5),
+        thinnest=weighted(thick, pixels, 0.25),
+    )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segsweep.config.data import LAID
 from segsweep.config.schema import RunConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
@@ -66,22 +67,24 @@ class Plan:
         return folds and self.sweeper.sampler == "grid" and self.sweeper.finalists == 0
 
     @property
-    def decides_data(self) -> bool:
-        """Tell whether all trials share what `data.resize` and `data.repeats` become: no data are varied but folds."""
-        varied = {key.partition(".")[0] for key in self.space.distributions if key != "data.fold"}
-        data = self.base.data
-        return "auto" in (data.resize, data.repeats) and not varied & {"data", "debug", "recipe"}
+    def plans_once(self) -> bool:
+        """Tell whether all trials have the same data, so that what follows from them is decided once."""
+        laid = {"data.fold", *(f"data.{name}" for name in LAID)}
+        varied = {key.partition(".")[0] for key in self.space.distributions if key not in laid}
+        return not varied & {"data", "debug", "recipe"}
 
-    def argv(
-        self, sources: Mapping[str, str], decided: Mapping[str, Value], typed: Sequence[str], encoder: str
-    ) -> list[str]:
+    def varies(self, key: str) -> bool:
+        """Tell whether trials differ in a key, by itself or with its group."""
+        return not {key, key.partition(".")[0]}.isdisjoint(self.space.distributions)
+
+    def argv(self, sources: Mapping[str, str], decided: Sequence[str], typed: Sequence[str], encoder: str) -> list[str]:
         """Return a trial's command, without its folder, from the overrides of what is varied.
 
         Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
         """
         source = sources.get(encoder)
         pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
-        return [*self.fixed, *(f"{key}={value}" for key, value in decided.items()), *typed, *pinned]
+        return [*self.fixed, *decided, *typed, *pinned]
 
 
 def again(folder: Path, command: str) -> str:

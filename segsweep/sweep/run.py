@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from segsweep import console
+from segsweep.config.checks import flat
 from segsweep.config.schema import EPOCHS
 from segsweep.errors import ConfigError, Terminated
 from segsweep.runs import locks
@@ -24,9 +25,12 @@ from segsweep.sweep.live import Board
 from segsweep.sweep.mirror import Tracking
 from segsweep.sweep.plan import Plan, again
 from segsweep.sweep.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up
-from segsweep.sweep.space import Value
 from segsweep.sweep.study import JOURNAL, Study, optuna_pruner
 from segsweep.tracking import client
+
+# What trials of a study had that was begun before there were plans.
+BEFORE_PLANS: dict[str, object] = {"data.size": "[256,256]", "data.zoom": 1.0, "data.foreground": 0.0}
+BEFORE_PLANS |= {"train.batch_size": 16, "augmentation.scale": 0.25, "augmentation.translate": 0.05}
 
 
 def run(plan: Plan) -> list[FinalistResult]:
@@ -103,16 +107,20 @@ def _weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
     return known
 
 
-def _decided(plan: Plan, study: Study, backend: Backend) -> dict[str, Value]:
-    """Decide once, for all trials and starts of the sweep, what follows from the data alone; the values by key."""
-    if not plan.decides_data:
-        return {}
-    known: dict[str, Value] | None = study.remembered("decided")
+def _decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
+    """Decide once, for all trials and starts of the sweep, what follows from the data alone; return what to type."""
+    if not plan.plans_once:
+        return []
+    if before := study.remembered("decided"):
+        asked = dict(flat(asdict(plan.base)))
+        values = {**BEFORE_PLANS, **before}
+        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not plan.varies(key)]
+    known: list[tuple[str, str]] | None = study.remembered("plan")
     if known is None:
-        function = "segsweep.training.build:decided_data"
-        known = dict(backend.call(function, asdict(plan.base.data), plan.base.train.workers))
-        study.remember("decided", known)
-    return known
+        found = backend.call("segsweep.training.build:decided_data", asdict(plan.base))
+        known = [(word, why) for word, why in found if not plan.varies(word.partition("=")[0])]
+        study.remember("plan", known)
+    return [word for word, _ in known]
 
 
 def _run(
@@ -126,6 +134,8 @@ def _run(
             backend.stop(job)
     kept.save(plan.folder)
     encoders = plan.space.encoders
+    for word, why in study.remembered("plan") or []:
+        console.note(f"plan: {word}  {why}")
     console.note(
         f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
         f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {backend.capacity} at once; {plan.folder}"

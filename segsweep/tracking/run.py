@@ -16,7 +16,7 @@ from segsweep.runs.records import PRECISIONS, End, EpochRecord, Record, Run, Sta
 from segsweep.tracking import client, names, views
 
 ATTACHED = (
-    *("summary.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
+    *("summary.json", "plan.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
     *("figures/worst.png", "figures/training.png"),
 )
 SINGLE_RUNS = "tags.`segsweep.kind` = 'run'"

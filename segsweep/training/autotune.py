@@ -18,15 +18,13 @@ from segsweep.errors import OutOfMemoryError
 from segsweep.runs.records import Precision
 from segsweep.world import SINGLE, World
 
-PROBE_VERSION = 2  # raised when the measurement changes: older answers are then not used
+PROBE_VERSION = 3  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
 REPEATS = 3
 CLEAR = 1.05  # what is less than this much faster than the usual way may be noise
-BATCHES = (4, 8, 16, 32, 64, 128, 256)
-ENOUGH = 0.95  # share of the best batch size's speed that a smaller one must reach
-STEPS = 16  # optimizer steps in an epoch that train.batch_size=auto leaves at least
+MOMENTS = 2  # of Adam: numbers for each weight that an optimizer keeps, and a probe has to leave room for
 COMPILE_PAYS = 600.0  # seconds of training from which compiling pays on a GPU
 
 
@@ -36,7 +34,7 @@ class Workload:
 
     size: tuple[int, int]  # height and width of its canvas, in pixels; its images have so many `channels`
     channels: int
-    images: int  # that an epoch shows
+    images: int  # of a micro-batch
     expected_images: float  # over all epochs; infinite where time alone ends it
     seconds: float = math.inf  # that it may take; infinite without a time budget
 
@@ -46,7 +44,7 @@ class Answer(TypedDict):
 
     precision: Precision
     channels_last: bool
-    batch_size: int
+    micro_batch: int
     rates: dict[str, float]
 
 
@@ -55,7 +53,7 @@ class Tuned:
     """What was chosen, and why."""
 
     execution: Execution
-    batch_size: int  # images of a micro-batch
+    micro_batch: int  # images
     rates: dict[str, float]  # images/s of what was tried, by name; empty where nothing was
     peak: float = 0.0  # FLOP/s of this machine's fastest convolution in that precision; 0 where nothing was tried
 
@@ -66,10 +64,9 @@ def tune(
     workload: Workload,
     train: TrainConfig,
     device: torch.device,
-    batch_size: int | None,
     world: World = SINGLE,
 ) -> Tuned:
-    """Choose precision, layout, compilation and batch size.
+    """Choose precision, layout, compilation and, with `train.accumulate=auto` on a GPU, the micro-batch.
 
     A probe runs forward and backward passes on random pixels and leaves the model as it was. Its result is kept in the
     cache, so all trainings of the kind, the trials of a sweep among them, run in the same way.
@@ -77,22 +74,21 @@ def tune(
     Args:
         key: what tells the kind of model apart from others, beside what is given here.
         train: its precision and compile are what is asked for; with deterministic nothing is chosen by time.
-        batch_size: images of a micro-batch; None: the smallest that is as fast as any.
         world: the processes that train together; rank 0's answer is taken by all.
 
-    Raises OutOfMemoryError: not even the smallest batch fits the memory.
+    Raises OutOfMemoryError: not even one image fits the memory.
     """
     usual = Execution(devices.precision(train.precision, device), channels_last=True, compile=train.compile == "true")
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
-    if train.deterministic or (batch_size and short):
-        return Tuned(usual, batch_size or _largest(workload.images), {})
+    if train.deterministic or short:
+        return Tuned(usual, workload.images, {})
     machine = [devices.describe(device), devices.machine(), torch.get_num_threads() if device.type == "cpu" else 0]
-    about = [list(workload.size), workload.channels, train.precision, batch_size or -workload.images]
+    about = [list(workload.size), workload.channels, train.precision, workload.images, train.accumulate]
     name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
 
     def measure() -> Answer:
         with unchanged(model):
-            return _probe(model, usual, train.precision, batch_size, workload, device)
+            return _probe(model, usual, train, workload, device)
 
     answer, failed = None, None
     if world.rank == 0:
@@ -108,15 +104,16 @@ def tune(
     if train.compile == "auto" and device.type == "cuda":
         seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
         execution = replace(execution, compile=seconds >= COMPILE_PAYS)
-    return Tuned(execution, answer["batch_size"], rates, devices.convolution_peak(device, execution.precision))
+    return Tuned(execution, answer["micro_batch"], rates, devices.convolution_peak(device, execution.precision))
 
 
-def _probe(
-    model: nn.Module, usual: Execution, precision: str, batch_size: int | None, workload: Workload, device: torch.device
-) -> Answer:
-    """Try precisions, then layouts, then batch sizes, each with the best of what came before."""
+def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Workload, device: torch.device) -> Answer:
+    """Find the micro-batch that fits, then try precisions, then layouts, each with the best of what came before."""
     usual = replace(usual, compile=False)
-    few = min(batch_size or PROBED, PROBED) if device.type == "cpu" else batch_size or PROBED
+    fits = workload.images
+    if device.type == "cuda" and train.accumulate == "auto":
+        fits = _fitting(model, usual, workload, device)
+    few = min(fits, PROBED) if device.type == "cpu" else fits
     pixels = 255 * torch.rand(few, workload.channels, *workload.size, device=device)
     rates: dict[str, float] = {}
 
@@ -127,38 +124,38 @@ def _probe(
         return other if rates[_named(other)] > CLEAR * rates[_named(first)] else first
 
     best = usual
-    if precision == "auto" and device.type == "cpu" and usual.precision != torch.float32:
+    if train.precision == "auto" and device.type == "cpu" and usual.precision != torch.float32:
         best = faster(usual, replace(usual, precision=torch.float32))
     best = faster(best, replace(best, channels_last=False))
-    if batch_size is None:
-        batch_size = _fastest_batch(model, best, workload, device, rates)
     best.prepare(model)
     return {
         "precision": devices.named(best.precision),
         "channels_last": best.channels_last,
-        "batch_size": batch_size,
+        "micro_batch": fits,
         "rates": {name: round(rate, 2) for name, rate in rates.items()},
     }
 
 
-def _fastest_batch(
-    model: nn.Module, execution: Execution, workload: Workload, device: torch.device, rates: dict[str, float]
-) -> int:
-    """The smallest batch that is about as fast as any, of those that fit the memory and leave enough steps."""
-    found: dict[int, float] = {}
-    for n in [n for n in BATCHES if n <= _largest(workload.images)]:
-        pixels = 255 * torch.rand(n, workload.channels, *workload.size, device=device)
+def _fitting(model: nn.Module, execution: Execution, workload: Workload, device: torch.device) -> int:
+    """The batch, or the largest part of it by halves that fits the memory beside what an optimizer keeps."""
+    kept = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
+    images = workload.images
+    while True:
+        pixels = 255 * torch.rand(images, workload.channels, *workload.size, device=device)
         try:
-            (found[n],) = _rates(model, [execution], pixels)
-        except torch.OutOfMemoryError:
-            break
-        rates[f"batch {n}"] = found[n]
-        if found[n] < ENOUGH * max(found.values()):
-            break
-    if not found:
-        height, width = workload.size
-        raise OutOfMemoryError(f"out of memory with {BATCHES[0]} images of {height}x{width}. Try a smaller data.size.")
-    return next(n for n, rate in found.items() if rate >= ENOUGH * max(found.values()))
+            _seconds(model, execution, pixels)
+        except torch.OutOfMemoryError as error:
+            if images % 2:
+                height, width = workload.size
+                raise OutOfMemoryError(
+                    f"out of memory with {images} images of {height}x{width}. Try a smaller data.size."
+                ) from error
+            images //= 2
+            continue
+        finally:
+            del pixels
+        del kept
+        return images
 
 
 def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[float]:
@@ -196,8 +193,3 @@ def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
 
 def _named(execution: Execution) -> str:
     return f"{devices.named(execution.precision)} {'channels_last' if execution.channels_last else 'contiguous'}"
-
-
-def _largest(images: int) -> int:
-    """The largest batch that leaves enough steps in an epoch of that many images."""
-    return max(BATCHES[0], *(n for n in BATCHES if n * STEPS <= images), 0)

@@ -18,7 +18,8 @@ from segsweep.config.schema import DataConfig, LossConfig, RunConfig
 from segsweep.config.settings import Settings
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.dataset import Dataset, open_dataset
-from segsweep.data.geometry import Canvas, Size
+from segsweep.data.fingerprint import Fingerprint, fingerprint
+from segsweep.data.geometry import Canvas
 from segsweep.engine import device as devices
 from segsweep.engine import losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
@@ -31,7 +32,8 @@ from segsweep.nn.tiles import limit
 from segsweep.runs.records import Start
 from segsweep.training import normalization, optim
 from segsweep.training.autotune import Tuned, Workload, tune
-from segsweep.training.resolve import Facts, decided_layout, resolve
+from segsweep.training.plan import Decision, plan_data
+from segsweep.training.resolve import Facts, resolve
 from segsweep.training.state import TrainState
 from segsweep.world import SINGLE, World
 
@@ -46,7 +48,9 @@ class Training:
 
     asked: RunConfig
     settings: Settings
+    decisions: tuple[Decision, ...]
     data: Dataset
+    fingerprint: Fingerprint
     state: TrainState
     loss: losses.Loss
     tuned: Tuned
@@ -80,7 +84,7 @@ class Training:
         """Score a model on some samples, with a progress bar; the predictions of those in `show` are kept."""
         tile = limit(self.canvas.size, self.model.encoder.input_size, self.settings.data.tile)
         scorer = Scorer(self.tuned.execution, self.settings.train.tta, tile, console.bar)
-        batches = EvalBatches(self._pixels, indices, self.canvas, self.tuned.batch_size)
+        batches = EvalBatches(self._pixels, indices, self.canvas, self.tuned.micro_batch)
         return scorer.evaluate(model, batches, self.loss, self.data.labels.names, show)
 
     @cached_property
@@ -108,13 +112,18 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     data = load(asked.data, train.workers)
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
-    facts = _facts(wanted, data, source != "random")
-    settings = resolve(wanted, facts)
+    print_of_data = fingerprint(data)
+    facts = _facts(wanted, data, print_of_data, source != "random")
+    plan = resolve(wanted, facts)
+    settings = plan.settings
     images = len(data.parts["train"])
     shown = images * settings.data.repeats
     _refuse_large_batch(settings.train.batch_size, shown, images)
-    console.note(data.summary().table(settings.data.repeats) + "\n")
+    console.note(data.summary().table() + "\n")
     say(data)
+    decisions = () if before else plan.decisions  # made once, and told then
+    if decisions:
+        console.note(plan.table() + "\n")
     data.store.to(device)
     if settings.normalization is None:
         how, window = settings.data.normalize, settings.data.window
@@ -141,10 +150,10 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     if settings.train.checkpointing and not checkpoint_gradients(model, tried):
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
     tuned = _tuned(settings, asked, model, shown, before, world)
-    batch = tuned.batch_size * settings.train.accumulate
-    settings = replace(settings, train=replace(settings.train, batch_size=batch))
+    accumulate = settings.train.batch_size // tuned.micro_batch
+    settings = replace(settings, train=replace(settings.train, accumulate=accumulate))
     if momentum == "scaled":
-        share = min(1.0, tuned.batch_size / USUAL_BATCH)
+        share = min(1.0, tuned.micro_batch / USUAL_BATCH)
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
     layers = model.encoder.layers() if settings.optim.layer_decay != 1 else {}
     optimizer = optim.build(settings.optim, model, {f"encoder.{name}": layer for name, layer in layers.items()})
@@ -152,7 +161,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, data, state, _loss(settings.loss, facts), tuned)
+    return Training(asked, settings, decisions, data, print_of_data, state, _loss(settings.loss, facts), tuned)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -168,33 +177,32 @@ def say(data: Dataset) -> None:
         log.warning("data: %s", warning)
 
 
-def decided_data(data: Mapping[str, object], workers: int | None) -> dict[str, str | int]:
-    """Decide the `data.*` keys that say auto and follow from the images alone, for all trials of a sweep.
+def decided_data(asked: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Decide the keys that say auto and follow from the data alone, for all trials of a sweep.
 
     Args:
-        data: a `DataConfig` as JSON has it.
+        asked: a `RunConfig` as JSON has it.
+
+    Returns:
+        what to type for each, and why.
 
     Raises ConfigError, DataError: what `load` raises.
     """
-    config = read(DataConfig, data, "data")
-    opened = load(config, workers)
+    config = read(RunConfig, asked, "asked")
+    opened = load(config.data, config.train.workers)
     say(opened)
-    layout = decided_layout(config, _sizes(opened), len(opened.parts["val"]))
-    return {f"data.{key}": getattr(layout, key) for key in ("resize", "repeats") if getattr(config, key) == "auto"}
+    plan = plan_data(Settings.of(config), fingerprint(opened))
+    return [(str(decision), decision.why) for decision in plan.decisions]
 
 
-def _sizes(data: Dataset) -> list[Size]:
-    return [(row.height, row.width) for row in (data.store.rows[index] for index in data.parts["train"])]
-
-
-def _facts(wanted: Settings, data: Dataset, pretrained: bool) -> Facts:
+def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool) -> Facts:
+    traits = encoder_traits(wanted.encoder.name)
     return Facts(
-        kind=encoder_traits(wanted.encoder.name).kind,
+        kind=traits.kind,
         pretrained=pretrained,
+        input_size=traits.native if traits.fixed else None,
         width=decoder_width(wanted.encoder.name, wanted.decoder.width),
-        sizes=_sizes(data),
-        validation=len(data.parts["val"]),
-        photographs=data.store.channels == 3 and data.store.range == (0.0, 255.0),
+        data=found,
         classes=data.labels.names,
         pixels=data.counts("train")[:-1],
         cut=data.store.cut,
@@ -213,18 +221,19 @@ def _refuse_large_batch(batch: int | str, shown: int, images: int) -> None:
 def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before: Start | None, world: World) -> Tuned:
     """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, device = settings.train, next(model.parameters()).device
-    micro_batch = None if train.batch_size == "auto" else train.batch_size // train.accumulate
+    cut = 1 if train.accumulate == "auto" else train.accumulate
     if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
         # What was chosen once stays: another precision is another training.
         ran = before.execution
         execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
-        return Tuned(execution, micro_batch or ran.micro_batch, ran.rates, ran.peak)
+        micro_batch = ran.micro_batch if train.accumulate == "auto" else train.batch_size // cut
+        return Tuned(execution, micro_batch, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
     size, seconds = _canvas(settings.data).size, train.time_budget or math.inf
-    workload = Workload(size, model.in_channels, shown, expected_images, seconds)
+    workload = Workload(size, model.in_channels, train.batch_size // cut, expected_images, seconds)
     architecture = asked.encoder.name.partition(".")[0]
     key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing]
-    return tune(model, key, workload, asked.train, device, micro_batch, world)
+    return tune(model, key, workload, asked.train, device, world)
 
 
 def _canvas(data: DataConfig) -> Canvas:

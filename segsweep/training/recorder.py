@@ -1,5 +1,6 @@
 """What a training leaves: journal, checkpoints, pictures, its run in MLflow, the result."""
 
+import json
 import logging
 import platform
 import shlex
@@ -7,7 +8,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,7 @@ SHOWN = 4  # validation images whose predictions are kept as pictures
 WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 SUMMARY = "summary.json"
+PLAN = "plan.json"  # the data's fingerprint, what was decided by it, and why
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ class Recorder:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         training.data.write_split(self.folder)
+        if training.decisions:
+            found = {"fingerprint": asdict(training.fingerprint), "plan": [asdict(d) for d in training.decisions]}
+            (self.folder / PLAN).write_text(json.dumps(found, indent=1), encoding="utf-8")
         commit, dirty, diff = provenance.code()
         if diff:
             (self.folder / "code.diff").write_text(diff, encoding="utf-8")
@@ -120,7 +125,7 @@ class Recorder:
             precision=devices.named(tuned.execution.precision),
             channels_last=tuned.execution.channels_last,
             compiled=tuned.execution.compile,
-            micro_batch=tuned.batch_size,
+            micro_batch=tuned.micro_batch,
             rates=tuned.rates,
             peak=tuned.peak,
         )

@@ -68,7 +68,7 @@ def _train(training: Training, recorder: Recorder, world: World) -> int:
     try:
         batches, step = training.train_batches(world), training.step()
         classes = ClassWatch(training.data.labels.names, training.data.counts("train")[:-1], recorder.run.epochs)
-        with _fitting(training.asked.train, settings.data.size):
+        with _fitting(settings.train, settings.data.size):
             sections = settings.train, settings.optim
             for epoch in fit(state, step, batches, validate, *sections, watch=console.bar, world=world):
                 recorder.epoch(epoch)
@@ -103,13 +103,13 @@ def _claimed(folder: Path, resuming: bool) -> Iterator[Run]:
         lock.release()
 
 
-def _fitting(train: TrainConfig, size: Sequence[int]) -> AbstractContextManager[None]:
+def _fitting(train: TrainConfig, size: Sequence[int] | str) -> AbstractContextManager[None]:
     """Tell what to change where a training does not fit the memory."""
-    finer = train.accumulate * 2
-    divides = train.batch_size != "auto" and train.batch_size % finer == 0
+    finer = 2 * (1 if train.accumulate == "auto" else train.accumulate)
+    divides = train.batch_size == "auto" or train.batch_size % finer == 0
     other = "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
     advice = f"Try train.accumulate={finer}: smaller micro-batches." if divides else other
-    tried = f"train.batch_size={train.batch_size} train.accumulate={train.accumulate} data.size={list(size)}"
+    tried = f"train.batch_size={train.batch_size} train.accumulate={train.accumulate} data.size={size}"
     return fitting(advice, f" with {tried}")
 
 

@@ -140,7 +140,7 @@ BAD = [
     ("data.cache", "disk"),
     ("data.class_from", "file"),
     ("train.accumulate", 0),
-    ("train.accumulate", 3),
+    ("train.accumulate", "some"),
     ("train.workers", 0),
     ("train.patience", 0),
     ("train.time_budget", 0.0),
@@ -328,10 +328,15 @@ def test_a_null_that_has_no_meaning_is_refused(name):
         config.TrainConfig(**{name: None})
 
 
+def test_micro_batches_divide_their_batch():
+    with pytest.raises(ConfigError, match=r"train\.accumulate=3: must be a divisor of train\.batch_size=16"):
+        config.TrainConfig(batch_size=16, accumulate=3)
+
+
 def test_defaults_are_not_shared():
     one, other = config.DataConfig(), config.DataConfig()
-    one.size.append(3)
-    assert other.size == [256, 256]
+    one.split.append(3)
+    assert other.split == [0.8, 0.2]
 
 
 def test_keys_are_all_leaves_with_their_default_and_a_line_of_help():

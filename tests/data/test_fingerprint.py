@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
 
 from segsweep.commands.app import main
-from segsweep.data.fingerprint import part_areas, thickness
+from segsweep.config.data import DataConfig
+from segsweep.data import fingerprint as module
+from segsweep.data.dataset import open_dataset
+from segsweep.data.fingerprint import fingerprint, measured, thickness, weighted
 
 
 def empty(*size):
@@ -59,10 +63,69 @@ def test_half_of_the_area_is_as_thin_as_local_thickness_says():
 def test_parts_that_touch_at_a_corner_are_one():
     mask = empty(10, 10)
     mask[0:2, 0:2] = mask[2:4, 2:4] = mask[8, 8] = True
-    assert sorted(part_areas(mask)) == [1, 8]
+    assert sorted(measured(mask).areas) == [1, 8]
+
+
+def test_parts_are_as_long_as_the_box_around_them():
+    mask = empty(50, 50)
+    mask[2:5, 3:33] = mask[20:40, 10] = True
+    assert sorted(measured(mask).extents) == [20, 30]
+
+
+def test_a_share_of_the_weight_lies_up_to_a_value():
+    values, weights = np.array([9, 1, 5]), np.array([1, 1, 2])
+    assert [weighted(values, weights, share) for share in (0.25, 0.5, 0.75, 1)] == [1, 5, 5, 9]
+
+
+@pytest.fixture
+def disks(tmp_path):
+    """Images with one disk each, of a tenth of their height; a data set of them, with its configuration's changes."""
+    for i, side in enumerate([100, 100, 200, 200, 400, 400]):
+        mask = np.zeros((side, 2 * side), np.uint8)
+        mask[disk((side // 2, side), side // 20)] = 255
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(mask).save(tmp_path / folder / f"{i}.png")
+    return lambda **changes: open_dataset(DataConfig(root=str(tmp_path), **changes))
+
+
+def test_sizes_and_parts_of_the_training_split_are_told(disks):
+    data = disks(split=[0.5, 0.5], seed=1)
+    found, rows = fingerprint(data), [data.store.rows[i] for i in data.parts["train"]]
+    assert (found.training, found.validation) == (len(rows), len(data.parts["val"]))
+    assert (found.height.least, found.width.largest) == (min(r.height for r in rows), max(r.width for r in rows))
+    assert found.pixels == sum(r.height * r.width for r in rows)
+    assert (found.channels, found.lowest, found.highest) == (1, 0, 255)
+    (cell,) = found.classes
+    assert (cell.parts, cell.images) == (len(rows), len(rows))
+    assert cell.share == pytest.approx(sum(np.pi * (r.height / 20) ** 2 for r in rows) / found.pixels, rel=0.05)
+
+
+def test_objects_that_grow_with_their_images_have_one_scale_when_those_are_fitted(disks):
+    found = fingerprint(disks(folds=2))
+    assert 2**found.spread == pytest.approx(2, rel=0.2)  # the sides are 1, 2 and 4 to each other
+    assert 2**found.spread_fitted == pytest.approx(1, abs=0.1)
+
+
+def test_all_folds_have_one_fingerprint(disks):
+    first, second = (fingerprint(disks(folds=2, fold=fold)) for fold in (0, 1))
+    assert first.classes == second.classes
+    assert (first.training, first.validation) == (3, 3)
+
+
+def test_it_is_measured_once(disks, monkeypatch):
+    first = fingerprint(disks())
+    monkeypatch.setattr(module, "measured", None)
+    assert fingerprint(disks()) == first
+    kept = next(disks().store.folder.glob("fingerprint-*.json"))
+    kept.write_text("{")
+    with pytest.raises(TypeError):  # damaged: it would be measured again
+        fingerprint(disks())
 
 
 def test_the_data_command_says_it(pairs, capsys):
     root = pairs()
     assert main(["data", "data=folder", f"data.root={root}"]) == 0
-    assert "parts an image" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "parts an image" in said
+    assert "data.zoom=" in said

@@ -34,8 +34,7 @@ class Calls:
 
 
 def plan(tmp_path, space=SPACE, **settings):
-    data = DataConfig(resize="pad", repeats=1)  # nothing to be decided
-    base = RunConfig(data=data, train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
+    base = RunConfig(data=DataConfig("shapes"), train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
     sweeper = SweeperConfig(**({"n_trials": 4} | settings))
     return Plan(tmp_path, "", space, {}, ("data=shapes",), base, sweeper)
 
@@ -57,7 +56,7 @@ def test_weights_are_asked_for_once(tmp_path):
     ("source", "pinned"), [("hub", ["encoder.pretrained=true"]), ("random", ["encoder.pretrained=false"]), ("file", [])]
 )
 def test_weights_are_pinned(tmp_path, source, pinned):
-    argv = plan(tmp_path).argv({"resnet18": source}, {}, ["encoder=resnet18"], "resnet18")
+    argv = plan(tmp_path).argv({"resnet18": source}, [], ["encoder=resnet18"], "resnet18")
     assert argv == ["data=shapes", "encoder=resnet18", *pinned]
 
 
@@ -77,20 +76,40 @@ def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
 def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
     wanted = plan(tmp_path)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
-    backend = Calls({"data.resize": "crop", "data.repeats": 6})
-    assert module._decided(wanted, opened(wanted), backend) == backend.sources
-    ((function, data, workers),) = backend.asked
-    assert (function, data["root"], workers) == ("segsweep.training.build:decided_data", "images", None)
-    assert module._decided(wanted, opened(wanted), Calls({})) == backend.sources  # the study knows
-    assert "data.repeats=6" in wanted.argv({}, backend.sources, ["encoder=resnet18"], "resnet18")
+    backend = Calls([("data.resize=crop", "all are large"), ("data.repeats=6", "they are few")])
+    decided = module._decided(wanted, opened(wanted), backend)
+    assert decided == ["data.resize=crop", "data.repeats=6"]
+    ((function, asked),) = backend.asked
+    assert (function, asked["data"]["root"]) == ("segsweep.training.build:decided_data", "images")
+    assert module._decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
+    assert "data.repeats=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
 
 
-@pytest.mark.parametrize("key", ["data.size", "data", "recipe"])
+@pytest.mark.parametrize("key", ["data.zoom", "augmentation"])
+def test_what_is_varied_is_not_decided_and_the_rest_is(tmp_path, key):
+    space = Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")
+    wanted = plan(tmp_path, space=space)
+    words = ["data.zoom=0.5", "data.repeats=2", "augmentation.scale=0.5"]
+    decided = module._decided(wanted, opened(wanted), Calls([(word, "so it is") for word in words]))
+    assert decided == [word for word in words if not word.startswith(key)]
+
+
+def test_a_study_from_before_plans_goes_on_as_it_began(tmp_path):
+    wanted = plan(tmp_path)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(size=[64, 64])))
+    study = opened(wanted)
+    study.remember("decided", {"data.resize": "crop", "data.repeats": 6})
+    decided = module._decided(wanted, study, Calls({}))
+    assert {"data.resize=crop", "data.repeats=6", "data.zoom=1.0", "train.batch_size=16"} <= set(decided)
+    assert not any(word.startswith(("data.size", "augmentation")) for word in decided)  # they were typed
+
+
+@pytest.mark.parametrize("key", ["data.classes", "data", "recipe"])
 def test_where_the_data_are_varied_each_trial_decides(tmp_path, key):
     space = Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")
     wanted = plan(tmp_path, space=space)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
-    assert module._decided(wanted, opened(wanted), Calls({"data.resize": "crop"})) == {}
+    assert module._decided(wanted, opened(wanted), Calls([("data.resize=crop", "")])) == []
 
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):

@@ -45,10 +45,10 @@ def speeds(monkeypatch):
     return set_speeds
 
 
-def tuned(batch_size=8, precision="auto", compile="auto", deterministic=False, **given):
-    work = Workload(**{"size": (64, 64), "channels": 3, "images": 1000, "expected_images": 10_000} | given)
+def tuned(precision="auto", compile="auto", deterministic=False, **given):
+    work = Workload(**{"size": (64, 64), "channels": 3, "images": 8, "expected_images": 10_000} | given)
     train = TrainConfig(precision=precision, compile=compile, deterministic=deterministic)
-    return tune(nn.Conv2d(3, 1, 1), ["a model"], work, train, CPU, batch_size)
+    return tune(nn.Conv2d(3, 1, 1), ["a model"], work, train, CPU)
 
 
 def test_the_fastest_is_taken(speeds):
@@ -107,27 +107,23 @@ def test_where_it_does_not_pay_nothing_is_tried(speeds, given):
     tried = speeds()
     found = tuned(**given)
     assert not tried
-    assert (found.rates, found.peak, found.batch_size) == ({}, 0.0, 8)
+    assert (found.rates, found.peak, found.micro_batch) == ({}, 0.0, 8)
     assert found.execution.precision == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("batches", "chosen"),
-    (
-        ({4: 1.0, 8: 2.0, 16: 4.0, 32: 4.1, 64: 4.2}, 16),
-        ({4: 1.0, 8: 0.5, 16: 9.0}, 4),  # gives up where it gets slower
-        ({4: 1.0, 8: 2.0}, 8),  # 16 does not fit the memory
-        ({4: 1.0, 8: 2.0, 16: 4.0, 32: 8.0, 64: 16.0, 128: 99.0}, 32),  # 1000 images leave 16 steps of 62
-    ),
-)
-def test_the_batch_is_the_smallest_that_is_as_fast_as_any(speeds, batches, chosen):
-    speeds(batches=batches)
-    assert tuned(batch_size=None).batch_size == chosen
+@pytest.mark.parametrize(("fit", "images", "chosen"), (({16, 8, 4}, 16, 16), ({8, 4}, 16, 8), ({3}, 12, 3)))
+def test_memory_halves_the_micro_batch(speeds, fit, images, chosen):
+    speeds(batches=dict.fromkeys(fit, 1.0))
+    work = Workload((64, 64), 3, images, 10_000)
+    assert tuning._fitting(nn.Conv2d(3, 1, 1), tuning.Execution(), work, CPU) == chosen
 
 
-def test_few_images_get_the_smallest_batch(speeds):
-    speeds()
-    assert tuned(batch_size=None, images=10).batch_size == 4
+def test_what_an_optimizer_keeps_is_there_while_a_batch_is_tried(monkeypatch):
+    model, made = nn.Conv2d(3, 1, 1), []
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: made.append(tensor.numel()) or empty_like(tensor))
+    tuning._fitting(model, tuning.Execution(), Workload((8, 8), 3, 2, 10), CPU)
+    assert sum(made) == 2 * sum(p.numel() for p in model.parameters())
 
 
 def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
@@ -178,8 +174,8 @@ def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         tuned()
     speeds(batches={})
-    with pytest.raises(OutOfMemoryError, match=r"4 images of 64x64\. Try a smaller data\.size"):
-        tuning._fastest_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), Workload((64, 64), 3, 100, 1000), CPU, {})
+    with pytest.raises(OutOfMemoryError, match=r"1 images of 64x64\. Try a smaller data\.size"):
+        tuning._fitting(nn.Conv2d(3, 1, 1), tuning.Execution(), Workload((64, 64), 3, 16, 1000), CPU)
     assert not list((cache() / "tuned").glob("*/answer.json"))
 
 
@@ -192,11 +188,11 @@ def test_a_cpu_does_not_compile_by_itself(speeds):
 def test_the_probe_is_a_real_one_and_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    work = Workload((32, 32), 3, images=200, expected_images=10_000)
-    found = tune(model, ["real"], work, TrainConfig(precision="fp32", compile="false"), CPU, None)
-    assert found.batch_size in (4, 8)
+    work = Workload((32, 32), 3, images=8, expected_images=10_000)
+    found = tune(model, ["real"], work, TrainConfig(precision="fp32", compile="false"), CPU)
+    assert found.micro_batch == 8
     assert all(rate > 0 for rate in found.rates.values())
-    assert set(found.rates) >= {"fp32 channels_last", "fp32 contiguous", "batch 4"}
+    assert set(found.rates) == {"fp32 channels_last", "fp32 contiguous"}
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -208,11 +204,11 @@ class Second(World):
 
     def agreed(self, value):
         assert value == (None, None)  # it measures nothing itself
-        return {"precision": "fp32", "channels_last": True, "batch_size": 4, "rates": {"fp32": 1.0}}, None
+        return {"precision": "fp32", "channels_last": True, "micro_batch": 4, "rates": {"fp32": 1.0}}, None
 
 
 def test_all_processes_take_the_answer_of_the_first(speeds):
     speeds(bf16=9.0, fp32=1.0)
-    work = Workload((64, 64), 3, 1000, 10_000)
-    found = tune(nn.Conv2d(3, 1, 1), ["a model"], work, TrainConfig(), CPU, 8, Second())
-    assert (found.execution.precision, found.batch_size) == (torch.float32, 4)
+    work = Workload((64, 64), 3, 8, 10_000)
+    found = tune(nn.Conv2d(3, 1, 1), ["a model"], work, TrainConfig(), CPU, Second())
+    assert (found.execution.precision, found.micro_batch) == (torch.float32, 4)

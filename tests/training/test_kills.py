@@ -17,7 +17,15 @@ from segsweep.runs.journal import Journal
 from segsweep.training import recorder
 
 EPOCHS = 2
-TYPED = (*TINY, "data=folder", "data.size=[32,32]", "train.batch_size=4", "tracking=none", "augmentation=light")
+TYPED = (
+    *TINY,
+    "data=folder",
+    "data.size=[32,32]",
+    "data.zoom=1",
+    "train.batch_size=4",
+    "tracking=none",
+    "augmentation=light",
+)
 RUN = (*TYPED, f"train.epochs={EPOCHS}", "optim.lr=2e-2", "train.ema=0.5", "train.seed=1")
 
 

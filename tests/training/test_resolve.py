@@ -3,48 +3,53 @@
 from dataclasses import replace
 
 import pytest
+from fingerprints import fingerprint
 from records import undecided
 
 from segsweep import catalog
-from segsweep.config.schema import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
+from segsweep.config.schema import AugmentationConfig, DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.errors import ConfigError
+from segsweep.training.plan import TrainingPlan
 from segsweep.training.resolve import Facts, resolve
 
 FACTS = Facts(
     kind="hierarchical",
     pretrained=True,
+    input_size=None,
     width=[64, 32, 16, 8, 8],
-    sizes=[(512, 400)] * 30,
-    validation=10,
-    photographs=True,
+    data=fingerprint(),
     classes=["background", "cell"],
     pixels=[900, 100],
 )
 
 
 def decided(facts=FACTS, **sections):
-    return resolve(Settings.of(RunConfig(**sections)), facts)
+    return resolve(Settings.of(RunConfig(**sections)), facts).settings
 
 
 def test_nothing_says_auto_afterwards():
     assert undecided(Settings.of(RunConfig()))
-    assert undecided(decided(loss=LossConfig(ce=1, class_weights="auto"))) == []
+    everything = RunConfig(
+        loss=LossConfig(ce=1, class_weights="auto"), augmentation=AugmentationConfig(scale="auto", translate="auto")
+    )
+    left = undecided(resolve(Settings.of(everything), FACTS).settings)
+    assert left == ["train.accumulate"]  # by what fits the memory
 
 
 def test_what_was_decided_stays_whatever_is_known_later():
     first = decided()
-    other = replace(FACTS, kind="plain", pretrained=True, sizes=[(64, 64)] * 500, photographs=False)
-    assert resolve(first, other) == first
+    other = replace(FACTS, kind="plain", data=fingerprint((64, 64), channels=1, spread=2.0))
+    assert resolve(first, other) == TrainingPlan(first)
 
 
 def test_what_was_asked_for_stays():
     optim, data = (
         OptimConfig(lr=0.5, encoder_lr_scale=0.25),
-        DataConfig(resize="squash", normalize="dataset", repeats=3, threshold=100, nodata=-1, zoom=1.0),
+        DataConfig(resize="squash", normalize="dataset", repeats=3, threshold=100, nodata=-1, zoom=1.0, size=64),
     )
     found = decided(optim=optim, data=data, train=TrainConfig(epochs=7, bn_momentum=0.5))
-    assert (found.optim, found.data) == (optim, data)
+    assert (found.optim, found.data) == (optim, replace(data, foreground=0.0, tile=None))
     assert (found.train.epochs, found.train.bn_momentum) == (7, 0.5)
 
 
@@ -55,42 +60,11 @@ def test_rates_follow_the_encoders_kind_and_random_weights_learn_as_fast_as_the_
     assert (random.optim.encoder_lr_scale, random.encoder.pretrained) == (1.0, False)
 
 
-@pytest.mark.parametrize(
-    ("size", "resize"),
-    [
-        ((256, 256), "crop"),
-        ((512, 512), "crop"),
-        ((1280, 256), "crop"),
-        ((1281, 256), "pad"),
-        ((255, 255), "pad"),
-        ((100, 300), "crop"),
-    ],
-)
-def test_images_of_one_to_five_canvases_a_side_are_cropped(size, resize):
-    assert decided(replace(FACTS, sizes=[size])).data.resize == resize
-
-
-@pytest.mark.parametrize("given", [{"foreground": 0.5}, {"tile": [64, 64]}, {"zoom": 0.5}])
-def test_what_is_of_crops_crops(given):
-    assert decided(replace(FACTS, sizes=[(3000, 3000)]), data=DataConfig(**given)).data.resize == "crop"
-
-
-@pytest.mark.parametrize(("images", "folds", "repeats"), [(30, None, 6), (180, None, 1), (181, None, 1), (30, 5, 6)])
-def test_few_images_are_shown_until_an_epoch_has_180(images, folds, repeats):
-    facts = replace(FACTS, sizes=[(256, 256)] * images)
-    assert decided(facts, data=DataConfig(folds=folds)).data.repeats == repeats
-
-
-def test_all_folds_show_few_images_as_often():
-    parts = [replace(FACTS, sizes=[(64, 64)] * train, validation=val) for train, val in ((9, 3), (10, 2))]
-    assert {decided(part, data=DataConfig(folds=5)).data.repeats for part in parts} == {20}
-    assert [decided(part).data.repeats for part in parts] == [20, 18]
-
-
 def test_pixels_are_shown_as_the_encoder_knows_them_where_it_knows_any():
     assert decided().data.normalize == "encoder"
     assert decided(replace(FACTS, pretrained=False)).data.normalize == "dataset"
-    assert decided(replace(FACTS, photographs=False)).data.normalize == "dataset"
+    for other in (fingerprint(channels=1), fingerprint(highest=65535.0)):
+        assert decided(replace(FACTS, data=other)).data.normalize == "dataset"
     assert decided(data=DataConfig(window=[0.0, 9.0])).data.normalize == "window"
 
 

@@ -1,0 +1,215 @@
+"""Rules that decide what follows from the data: how images are laid on canvases, what an epoch and a batch show.
+
+Pure: from a fingerprint to values, each with its reason. What was asked for is never changed, and later rules go by it.
+The model is nnU-Net's planner (https://doi.org/10.1038/s41592-020-01008-z): a fingerprint, fixed rules, nothing
+searched. The constants were measured on six data sets: docs/log.md, `benchmarks/queue.py`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from segsweep import console
+from segsweep.config.settings import Settings
+from segsweep.data.fingerprint import ClassParts, Fingerprint
+from segsweep.data.geometry import Size
+from segsweep.nn.tiles import OVERLAP, limit
+
+CANVAS = 256  # pixels a side
+STEP = 32  # of a canvas's sides: the stride of the deepest map of most encoders
+THICK = 16  # pixels that the thinnest class keeps when images are shrunk
+UNLIKE = 1.5  # largest image over the smallest: from here sizes differ
+LESS = 0.8  # by which the objects' spread has to shrink before each image gets a scale of its own
+SHORTEST = 180  # images that an epoch shows at least
+FORWARD = 1 / 3  # time of scoring a pixel, of training on one: a forward pass of forward and backward
+VALIDATION = 1 / 5  # share of an epoch that validation may take
+SELDOM = 0.25  # of random crops: a class that fewer of them show is seldom seen
+SHOWN_MORE = 1 / 3  # share of crops that are then laid over a class, as nnU-Net's
+BATCH = 16
+VARIES = 1.3  # factor by which objects' scale varies between images: from here larger zooms
+SMALL_ZOOMS, LARGE_ZOOMS = (0.25, 0.05), (0.5, 0.1)  # augmentation's scale and translate
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A key that said `auto`, its value, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        value = f"[{','.join(map(str, self.value))}]" if isinstance(self.value, list) else self.value
+        return f"{self.key}={value:g}" if isinstance(value, float) else f"{self.key}={value}"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Settings, and those of their values that were decided, in the order of deciding."""
+
+    settings: Settings
+    decisions: tuple[Decision, ...] = ()
+
+    def deciding(self, key: str, value: Any, why: str) -> "TrainingPlan":
+        """Return the plan with this value, if the key says `auto`; else as it is."""
+        section, name = key.split(".")
+        if getattr(getattr(self.settings, section), name) != "auto":
+            return self
+        changed = replace(getattr(self.settings, section), **{name: value})
+        return TrainingPlan(replace(self.settings, **{section: changed}), (*self.decisions, Decision(key, value, why)))
+
+    def table(self) -> str:
+        """Return a line for each decision."""
+        width = max((len(str(decision)) for decision in self.decisions), default=0)
+        rows = [f"{decision!s:{width}}  {decision.why}" for decision in self.decisions]
+        return console.table([("plan" * (not i), row) for i, row in enumerate(rows)])
+
+
+def plan_data(wanted: Settings, found: Fingerprint) -> TrainingPlan:
+    """Decide what follows from the data alone, and is the same for all encoders."""
+    plan = TrainingPlan(wanted)
+    for rule in (_layout, _canvas, _passes, _foreground, _batch, _zooms):
+        plan = rule(plan, found)
+    return plan
+
+
+def _layout(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """Crop at one zoom, or bring each image to the canvas."""
+    data = plan.settings.data
+    thin = _thinnest(found)
+    side = max(found.height.median, found.width.median)
+    canvas = max(data.size) if data.size != "auto" else CANVAS
+    whole = min(1.0, canvas / side)  # the zoom that shows a typical image whole
+    kept = f"{thin.name} is {thin.thickness:.0f} px thick, and keeps " if thin else "there is no object; "
+    least = min(1.0, THICK / thin.thickness) if thin else 1.0
+    sizes_differ = max(found.height.largest, found.width.largest) > UNLIKE * min(found.height.least, found.width.least)
+    own_scale = sizes_differ and found.spread_fitted < LESS * found.spread and whole >= least
+    if data.of_crops:
+        plan = plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} is of crops")
+    elif own_scale:
+        why = (
+            f"images of {found.height} x {found.width} px show objects whose scale varies by a factor of "
+            f"{2**found.spread:.2f}, and of {2**found.spread_fitted:.2f} when each image is brought to one size"
+        )
+        plan = plan.deciding("data.resize", "pad", why)
+    else:
+        why = "objects are as large in small images as in large ones: all keep one scale"
+        plan = plan.deciding("data.resize", "crop", why)
+    if plan.settings.data.resize != "crop":
+        return plan.deciding("data.zoom", 1.0, "of crops alone")
+    zoom = _rounded(max(least, whole))
+    if zoom == 1:
+        return plan.deciding("data.zoom", 1.0, f"{kept}no less" if thin else kept)
+    limit = f"{zoom * thin.thickness:.0f} px" if thin else ""
+    why = f"{kept}{limit}; a canvas of {canvas} px shows {canvas / zoom:.0f} px of images of {side:.0f}"
+    return plan.deciding("data.zoom", zoom, why)
+
+
+def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """As large as a step of training affords, no larger than the images."""
+    data = plan.settings.data
+    height, width = found.height.median * data.zoom, found.width.median * data.zoom
+    if data.resize == "crop":
+        size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
+        whole = height <= size[0] and width <= size[1]
+        why = (
+            "shows the typical image whole" if whole else f"a crop of images that are seen at {width:.0f}x{height:.0f}"
+        )
+    else:
+        scale = min(1.0, CANVAS / math.sqrt(height * width))
+        size = [_stepped(height * scale), _stepped(width * scale)]
+        why = f"the typical image's aspect, {width:.0f}x{height:.0f}"
+    return plan.deciding("data.size", size, why)
+
+
+def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """Show each image as often as validation is worth it."""
+    data = plan.settings.data
+    area = math.prod(data.size)
+    scored = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * area
+    needed = FORWARD * scored * (1 / VALIDATION - 1) / (found.training * area)
+    few = math.ceil(SHORTEST / found.training)
+    passes = max(few, math.ceil(needed), 1)
+    if passes == 1:
+        why = f"an epoch shows {found.training} images; validation then takes {_share(needed, passes):.0%} of the time"
+    elif passes == few:
+        why = f"an epoch then shows {passes * found.training} crops, {SHORTEST} or more"
+    else:
+        why = f"validation on {found.validation} images then takes {_share(needed, passes):.0%} of the time"
+    return plan.deciding("data.repeats", passes, why)
+
+
+def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """Lay crops over classes that random ones seldom show."""
+    data = plan.settings.data
+    if data.resize != "crop":
+        return plan.deciding("data.foreground", 0.0, "of crops alone")
+    seldom = [(chance, parts) for parts in found.classes if parts.parts for chance in [_seen(parts, found, plan)]]
+    if not seldom:
+        return plan.deciding("data.foreground", 0.0, "there is no object")
+    chance, parts = min(seldom, key=lambda pair: pair[0])
+    why = f"of an image with {parts.name} about {chance:.0%} of random crops show some"
+    return plan.deciding("data.foreground", SHOWN_MORE if chance < SELDOM else 0.0, why)
+
+
+def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    shown = found.training * plan.settings.data.repeats
+    if shown >= BATCH:
+        return plan.deciding("train.batch_size", BATCH, "measured on six data sets")
+    largest = 1 << (shown.bit_length() - 1)  # a power of two
+    return plan.deciding("train.batch_size", largest, f"an epoch shows no more than {shown} images")
+
+
+def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """Draw zooms and shifts as wide as objects' scale varies."""
+    varies = 2**found.spread
+    scale, translate = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
+    why = f"objects' scale varies by a factor of {varies:.2f} between images"
+    plan = plan.deciding("augmentation.scale", scale, why)
+    return plan.deciding("augmentation.translate", translate, "goes with the zooms")
+
+
+def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> TrainingPlan:
+    """Decide the height and width beyond which images are scored in tiles; `input_size` is an encoder's fixed one."""
+    data = plan.settings.data
+    if data.resize != "crop":
+        return plan.deciding("data.tile", None, "of crops alone")
+    sides = list(limit((data.size[0], data.size[1]), input_size))
+    seen = [round(data.zoom * found.height.largest), round(data.zoom * found.width.largest)]
+    if all(side <= most for side, most in zip(seen, sides, strict=True)):
+        why = "the largest image fits: all are scored whole"
+    else:
+        why = f"the largest image is seen at {seen[1]}x{seen[0]}; neighbours overlap by {OVERLAP:.0%}"
+    return plan.deciding("data.tile", sides, why)
+
+
+def _thinnest(found: Fingerprint) -> ClassParts | None:
+    return min((parts for parts in found.classes if parts.parts), key=lambda parts: parts.thickness, default=None)
+
+
+def _seen(parts: ClassParts, found: Fingerprint, plan: TrainingPlan) -> float:
+    """About the chance that a random crop of an image with the class shows some of it: parts lie anywhere."""
+    data = plan.settings.data
+    crop = [min(side / data.zoom, whole) for side, whole in zip(data.size, _typical(found), strict=True)]
+    extent = math.sqrt(parts.area)
+    reached = math.prod(min(1.0, (side + extent) / whole) for side, whole in zip(crop, _typical(found), strict=True))
+    return 1.0 - math.pow(1 - reached, parts.parts / parts.images)
+
+
+def _typical(found: Fingerprint) -> tuple[float, float]:
+    return found.height.median, found.width.median
+
+
+def _share(needed: float, passes: int) -> float:
+    """What validation takes of an epoch's time."""
+    scoring = needed * VALIDATION / (1 - VALIDATION)
+    return scoring / (scoring + passes)
+
+
+def _rounded(zoom: float) -> float:
+    """To two digits: a zoom that one types."""
+    return float(f"{zoom:.2g}")
+
+
+def _stepped(side: float) -> int:
+    return max(STEP, STEP * math.ceil(side / STEP))

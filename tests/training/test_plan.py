@@ -1,0 +1,127 @@
+"""What is decided from a fingerprint, and what is said of it."""
+
+from dataclasses import replace
+
+import pytest
+from fingerprints import CELL, fingerprint
+
+from segsweep.config.schema import AugmentationConfig, DataConfig, RunConfig, TrainConfig
+from segsweep.config.settings import Settings
+from segsweep.data.fingerprint import Range
+from segsweep.training.plan import plan_data, tiles
+
+AUTO = AugmentationConfig(scale="auto", translate="auto")
+
+
+def planned(found, train=None, **data):
+    given = RunConfig(data=DataConfig(**data), train=train or TrainConfig(), augmentation=AUTO)
+    return plan_data(Settings.of(given), found)
+
+
+def decided(found, **data):
+    return planned(found, **data).settings
+
+
+def why(found, key, **data):
+    return next(decision.why for decision in planned(found, **data).decisions if decision.key == key)
+
+
+def test_what_is_thick_is_shrunk_until_an_image_fits_and_what_is_thin_is_not():
+    thick, thin = replace(CELL, thickness=400), replace(CELL, thickness=5)
+    assert decided(fingerprint((1024, 1024), thick)).data.zoom == 0.25
+    assert decided(fingerprint((1024, 1024), thin)).data.zoom == 1
+    assert "cell is 5 px thick" in why(fingerprint((1024, 1024), thin), "data.zoom")
+
+
+def test_the_thinnest_class_decides():
+    both = (replace(CELL, thickness=400), replace(CELL, name="crack", thickness=4))
+    found = fingerprint((1024, 1024), classes=both)
+    assert decided(found).data.zoom == 1
+    assert "crack is 4 px thick" in why(found, "data.zoom")
+
+
+def test_each_image_gets_a_scale_of_its_own_where_objects_grow_with_their_images():
+    sizes = {"height": Range(300, 600, 1200), "width": Range(400, 800, 1600)}
+    grows = fingerprint(parts=replace(CELL, thickness=200), spread=1.0, spread_fitted=0.2, **sizes)
+    stays = replace(grows, spread=0.2, spread_fitted=1.0)
+    assert decided(grows).data.resize == "pad"
+    assert decided(stays).data.resize == "crop"
+    assert decided(grows, zoom=0.5).data.resize == "crop"
+    thin = replace(grows, classes=(replace(CELL, thickness=5),))
+    assert decided(thin).data.resize == "crop"  # to shrink would lose it
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas"), [((1000, 1000), [256, 256]), ((128, 128), [128, 128]), ((100, 300), [128, 256])]
+)
+def test_the_canvas_is_no_larger_than_the_images(size, canvas):
+    assert decided(fingerprint(size, replace(CELL, thickness=5))).data.size == canvas
+
+
+def test_a_canvas_that_images_are_fitted_to_has_their_aspect():
+    assert decided(fingerprint((600, 1200)), resize="pad").data.size == [192, 384]
+
+
+@pytest.mark.parametrize(("images", "passes"), [(30, 6), (180, 1), (181, 1), (5, 36)])
+def test_few_images_are_shown_until_an_epoch_has_180(images, passes):
+    assert decided(fingerprint((256, 256), training=images, validation=2)).data.repeats == passes
+
+
+def test_large_validation_images_make_longer_epochs():
+    thin = replace(CELL, thickness=5)
+    found = fingerprint((2048, 2048), thin, training=200, validation=100)
+    passes = decided(found).data.repeats
+    training, scoring = passes * 200 * 256 * 256, 100 * 2048 * 2048 / 3
+    assert 0.15 < scoring / (scoring + training) <= 0.2
+    assert why(found, "data.repeats").endswith("20% of the time")
+
+
+def test_classes_that_random_crops_seldom_show_are_shown_more():
+    rare = replace(CELL, parts=40, area=100, thickness=5)
+    assert decided(fingerprint((4096, 4096), rare)).data.foreground == pytest.approx(1 / 3)
+    assert decided(fingerprint((300, 300), rare)).data.foreground == 0
+    assert decided(fingerprint((4096, 4096), replace(rare, parts=0, images=0))).data.foreground == 0
+
+
+def test_a_batch_is_no_larger_than_an_epoch():
+    assert decided(fingerprint()).train.batch_size == 16
+    assert decided(fingerprint(training=9), repeats=1).train.batch_size == 8
+
+
+def test_zooms_are_as_large_as_objects_differ_in_scale():
+    alike, unlike = (decided(fingerprint(spread=spread)).augmentation for spread in (0.1, 1.0))
+    assert (alike.scale, alike.translate) == (0.25, 0.05)
+    assert (unlike.scale, unlike.translate) == (0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("side", "input_size", "limit", "said"),
+    [
+        (512, None, [1024, 1024], "scored whole"),
+        (3000, None, [1024, 1024], "seen at 3000x3000"),
+        (512, (224, 224), [256, 256], "seen at 512x512"),
+    ],
+)
+def test_images_beyond_a_limit_are_scored_in_tiles(side, input_size, limit, said):
+    found = fingerprint((side, side), replace(CELL, thickness=5))
+    plan = tiles(planned(found), input_size, found)
+    assert plan.settings.data.tile == limit
+    assert said in plan.decisions[-1].why
+
+
+def test_what_was_typed_is_kept_and_what_follows_goes_by_it():
+    found = fingerprint((1024, 1024), replace(CELL, thickness=400))
+    plan = planned(found, zoom=1.0, repeats=3, train=TrainConfig(batch_size=4))
+    assert {"data.zoom", "data.repeats", "train.batch_size"}.isdisjoint(d.key for d in plan.decisions)
+    assert (plan.settings.data.zoom, plan.settings.data.size) == (1.0, [256, 256])
+
+
+def test_every_decision_is_a_line_with_what_to_type_and_its_reason():
+    plan = planned(fingerprint())
+    lines = plan.table().splitlines()
+    assert len(lines) == len(plan.decisions)
+    for line, decision in zip(lines, plan.decisions, strict=True):
+        assert line.endswith(decision.why)
+        assert f" {decision.key}=" in line
+    assert "data.size=[256,256]" in plan.table()
+    assert planned(fingerprint(), resize="squash", size=64).table().startswith("plan")
