@@ -1,11 +1,13 @@
-"""IoU on real data after a given time: segsweep's defaults beside segmentation_models_pytorch in its notebooks' recipe.
+"""IoU on real data after a given time: segsweep's defaults beside segmentation_models_pytorch.
 
     pip install -e ".[bench]"
     python benchmarks/accuracy.py dsb2018 --seeds 0 1 2
     python benchmarks/accuracy.py camvid --seeds 0 --who ours peer random
     python benchmarks/accuracy.py dsb2018 --who ours --budget 1560 augmentation=strong
+    python benchmarks/accuracy.py kvasir --who careful --budget 1200 --core 1
     python benchmarks/accuracy.py dsb2018 --who peer --seeds 1 --epochs 10
     python benchmarks/accuracy.py dsb2018 --table
+    python benchmarks/accuracy.py dsb2018 isbi2012 kvasir --lead
 
 Who:
 
@@ -13,6 +15,10 @@ Who:
     random      the same with encoder.pretrained=false
     peer        the same encoder, weights, split and seconds: Adam 2e-4 with a cosine, Dice loss, flips, images squeezed
                 to the canvas, as in its notebooks, but at tuned speed (bf16, channels_last, loader processes)
+    careful     the peer as a practised user runs it, `benchmarks/careful.py`
+
+`--lead` says how far ours is ahead of careful, over the mean of the data sets named; its interval resamples data sets,
+seeds and images.
 
 The seconds are of training and validation; both keep the best epoch by validation IoU, and both are scored by the same
 evaluator on each mask's own pixel grid, on the test split (without one: on the validation split, and the table says
@@ -31,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +46,8 @@ from measure import DATA, RAW, ROOT, machine
 
 PEER_LR = 2e-4
 RESAMPLES = 10_000
-LARGEST = (1024, 1024)  # canvases beyond are scored in tiles
+SEED_DRAWS = 100  # of seeds, each with as many draws of images as make RESAMPLES
+VOID = 200  # of the masks that careful is given: 255 beside 0 alone would be its foreground
 KEPT = (  # of a run's summary.json
     "val/iou",
     "best/epoch",
@@ -54,33 +62,39 @@ KEPT = (  # of a run's summary.json
 
 @dataclass(frozen=True)
 class Task:
-    """A data set as it is asked for, the seconds, and the peer's canvas, batch and mirrored dimensions of `h w`."""
+    """A data set: its folder, what else asks for it, the seconds, the peer's canvas, batch and mirrored dimensions."""
 
+    folder: str
     data: tuple[str, ...]
     budget: int
-    size: tuple[int, int]
-    batch: int
-    flips: tuple[int, ...]
+    size: tuple[int, int] = (256, 256)
+    batch: int = 8
+    flips: tuple[int, ...] = (0, 1)
 
 
+CAR = ("data=camvid", "data.classes=[car]", "data.ignore_index=254")
 TASKS = {
-    "dsb2018": Task(("data=folder", "data.split=[0.8,0.1,0.1]"), 720, (256, 256), 16, (0, 1)),
-    "camvid": Task(("data=camvid",), 3600, (352, 480), 8, (1,)),
-    "car": Task(("data=camvid", "data.classes=[car]", "data.ignore_index=254"), 3600, (352, 480), 8, (1,)),
-    "isbi2012_em": Task(("data=folder",), 720, (256, 256), 8, (0, 1)),
+    "dsb2018": Task("dsb2018", ("data=folder", "data.split=[0.8,0.1,0.1]"), 720, batch=16),
+    "camvid": Task("camvid", ("data=camvid",), 3600, (352, 480), flips=(1,)),
+    "car": Task("camvid", CAR, 3600, (352, 480), flips=(1,)),
+    "isbi2012_em": Task("isbi2012_em", ("data=folder",), 720),
+    "kvasir": Task("kvasir", ("data=folder",), 1200),
+    "super1": Task("micronet/super1", ("data=folder", "data.classes=[matrix,secondary,tertiary]"), 600),
+    "ebc2": Task("micronet/ebc2", ("data=folder", "data.classes=[background,oxide,crack]"), 600),
 }
 
 
 def overrides(task: str) -> list[str]:
     """What asks for the data set."""
-    return [*TASKS[task].data, f"data.root={DATA / task.replace('car', 'camvid')}"]
+    return [*TASKS[task].data, f"data.root={DATA / TASKS[task].folder}"]
 
 
 def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str]) -> tuple[Any, dict[str, Any]]:
     """Train through the front door; the kept model's evaluation and what the run says of itself."""
     from segsweep.compose import configuration
     from segsweep.engine import device
-    from segsweep.nn.checkpoint import describe, load_model
+    from segsweep.inference.running import canvas, described
+    from segsweep.nn.checkpoint import load_model
     from segsweep.training.build import load
 
     with tempfile.TemporaryDirectory() as outputs:
@@ -88,33 +102,81 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
         length = f"train.epochs={epochs}" if epochs else f"train.time_budget={budget}"
         typed = [*overrides(task), length, f"train.seed={seed}", "tracking=none", *more]
         subprocess.run([sys.executable, "train.py", *typed, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
-        info = describe(folder / "best.safetensors")
+        info = described(folder / "best.safetensors")
         said = json.loads((folder / "summary.json").read_text())
         model = load_model(folder / "best.safetensors", device.find("auto"))
-        found, mirrored = twice(model, load(configuration(overrides(task)).data), info.size, info.resize)
-    return found, {"resize": info.resize, **{name: said.get(name) for name in KEPT}, **mirrored}
+        found, mirrored = twice(model, load(configuration(overrides(task)).data), canvas(info))
+        plan = json.loads((folder / "plan.json").read_text())["plan"]
+    laid = {"resize": info.resize, "size": info.size, "zoom": info.zoom}
+    laid["plan"] = {one["key"]: one["value"] for one in plan}
+    return found, {**laid, **{name: said.get(name) for name in KEPT}, **mirrored}
 
 
-def evaluated(model: Any, data: Any, size: Any, resize: str, part: str = "", tta: str = "none") -> Any:
+def evaluated(model: Any, data: Any, canvas: Any, part: str = "", tta: str = "none") -> Any:
     """Score the model on a part of the data: the test split if there is one."""
     import torch
 
     from segsweep.data.batches import EvalBatches, Pixels
-    from segsweep.data.geometry import Canvas
     from segsweep.engine.scorer import Scorer
+    from segsweep.nn.tiles import limit
 
     part = part or ("test" if "test" in data.parts else "val")
     where = next(model.parameters()).device
     pixels = Pixels(data.store, data.labels, where)
-    batches = EvalBatches(pixels, data.parts[part], Canvas(tuple(size), resize), batch_size=8)
-    scorer = Scorer(tta=tta, tile=LARGEST)
+    batches = EvalBatches(pixels, data.parts[part], canvas, batch_size=8)
+    scorer = Scorer(tta=tta, tile=limit(canvas.size, None))
     return scorer.evaluate(model, batches, lambda *_: torch.zeros(()), data.labels.names)
 
 
-def twice(model: Any, data: Any, size: Any, resize: str) -> tuple[Any, dict[str, Any]]:
+def twice(model: Any, data: Any, canvas: Any) -> tuple[Any, dict[str, Any]]:
     """The evaluation as it is, and the scores of the mean of two mirrored views."""
-    found = evaluated(model, data, size, resize)
-    return found, {"hflip": evaluated(model, data, size, resize, tta="hflip").metrics}
+    found = evaluated(model, data, canvas)
+    return found, {"hflip": evaluated(model, data, canvas, tta="hflip").metrics}
+
+
+@dataclass(frozen=True)
+class Masks:
+    """How predicted masks score: confusion matrices by image, and what follows from them."""
+
+    matrices: Mapping[int, Any]
+    metrics: Mapping[str, float]
+
+
+def careful(task: str, seed: int, budget: int) -> tuple[Masks, dict[str, Any]]:
+    """Train the peer as a practised user does, on files of the same pixels and parts, and score the masks it leaves."""
+    import numpy as np
+    from PIL import Image
+
+    from segsweep import metrics
+    from segsweep.compose import configuration
+    from segsweep.data.labels import VOID as NOT_COUNTED
+    from segsweep.training.build import load
+
+    data = load(configuration(overrides(task)).data)
+    classes = len(data.labels.names)
+    part = "test" if "test" in data.parts else "val"
+    truths = {i: data.labels.table[data.store.host_mask(i)] for indices in data.parts.values() for i in indices}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        for name, indices in data.parts.items():
+            for folder in (root / "images" / name, root / "masks" / name):
+                folder.mkdir(parents=True)
+            for i in indices:
+                mask = np.where(truths[i] == NOT_COUNTED, VOID, truths[i]).astype(np.uint8)
+                Image.fromarray(data.store.image(i).numpy().squeeze()).save(root / "images" / name / f"{i:05d}.png")
+                Image.fromarray(mask).save(root / "masks" / name / f"{i:05d}.png")
+        typed = [str(root), "--seconds", str(budget), "--seed", str(seed), "--ignore", str(VOID), "--keep", place]
+        # -P: a module in benchmarks/ would hide Python's own `profile`.
+        command = [sys.executable, "-P", str(ROOT / "benchmarks" / "careful.py"), *typed]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        said = json.loads(done.stdout.splitlines()[-1])
+        found = {}
+        for i in data.parts[part]:
+            predicted, counted = np.asarray(Image.open(root / part / f"{i:05d}.png")), truths[i] != NOT_COUNTED
+            pairs = truths[i][counted].astype(int) * classes + predicted[counted]
+            found[i] = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    scores = metrics.scores(list(found.values()), data.labels.names)
+    return Masks(found, scores), {"val/iou": said["val"], "epochs": said["epochs"], "seconds": said["seconds"]}
 
 
 def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dict[str, Any]]:
@@ -128,11 +190,13 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
     from torch.utils.data import DataLoader, Dataset
 
     from segsweep.compose import configuration
+    from segsweep.data.geometry import Canvas
     from segsweep.engine import device
     from segsweep.nn.encoder import Encoder
     from segsweep.training.build import load
 
     asked = TASKS[task]
+    squashed = Canvas(asked.size, "squash")
     config = configuration(overrides(task))
     data = load(config.data)
     where = device.find("auto")
@@ -203,7 +267,7 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
             optimizer.step()
             steps += 1
         before = spent()
-        iou = evaluated(model, data, asked.size, "squash", "val").metrics["iou"]
+        iou = evaluated(model, data, squashed, "val").metrics["iou"]
         reserve = spent() - before
         epochs += 1
         print(f"peer: epoch {epochs}, {spent():.0f} s, val IoU {iou:.4f}", file=sys.stderr, flush=True)
@@ -211,7 +275,7 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
             best, kept = iou, copy.deepcopy(model.state_dict())
     seconds = spent()
     model.load_state_dict(kept)
-    found, mirrored = twice(model, data, asked.size, "squash")
+    found, mirrored = twice(model, data, squashed)
     return found, {"val/iou": best, "epochs": epochs, "seconds": seconds, **mirrored}
 
 
@@ -280,46 +344,96 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lead(rows: list[dict[str, Any]], tasks: list[str]) -> str:
+    """How far ours is ahead of careful on each data set and on their mean; intervals resample sets, seeds and images.
+
+    Pairs of runs have a seed in common. ISBI-2012 has no test split: its row is of the images that both chose by.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    lines = ["| data | seconds | seeds | ours | careful | ours - careful | 95 % |", "|---|---|---|---|---|---|---|"]
+    gains, drawn = [], []
+    for task in tasks:
+        pairs: dict[int, dict[str, Any]] = {}
+        for row in rows:
+            if row["task"] == task and row["who"] in ("ours", "careful") and not row["more"]:
+                pairs.setdefault(row["seed"], {})[row["who"]] = row
+        both = [pair for pair in pairs.values() if len(pair) == 2]
+        if not both:
+            continue
+        images = len(both[0]["ours"]["hits"])
+        scores = {who: [float(iou(pair[who])) for pair in both] for who in ("ours", "careful")}
+        draws = []
+        for _ in range(SEED_DRAWS):
+            chosen = rng.integers(images, size=(RESAMPLES // SEED_DRAWS, images))
+            seeds = [both[i] for i in rng.integers(len(both), size=len(both))]
+            draws.append(np.mean([iou(pair["ours"], chosen) - iou(pair["careful"], chosen) for pair in seeds], 0))
+        gain = statistics.mean(scores["ours"]) - statistics.mean(scores["careful"])
+        gains.append(gain)
+        drawn.append(np.concatenate(draws))
+        shown = [f"{statistics.mean(s):.3f} ({', '.join(f'{x:.3f}' for x in s)})" for s in scores.values()]
+        between = "{:+.3f} to {:+.3f}".format(*np.percentile(drawn[-1], [2.5, 97.5]))
+        lines.append(
+            f"| {task} | {both[0]['ours']['budget']} | {len(both)} | {' | '.join(shown)} | {gain:+.3f} | {between} |"
+        )
+    if len(gains) > 1:
+        sets = rng.integers(len(drawn), size=(RESAMPLES, len(drawn)))
+        means = np.stack(drawn)[sets, rng.integers(drawn[0].size, size=sets.shape)].mean(1)
+        between = "{:+.3f} to {:+.3f}".format(*np.percentile(means, [2.5, 97.5]))
+        lines.append(f"| mean of {len(gains)} | | | | | **{statistics.mean(gains):+.3f}** | {between} |")
+    return "\n".join(lines)
+
+
+def run(task: str, who: str, seed: int, budget: int, epochs: int | None, more: list[str]) -> dict[str, Any]:
+    """Train and score; what is kept of it."""
+    if who == "peer":
+        found, said = peer(task, seed, budget, epochs)
+    elif who == "careful":
+        found, said = careful(task, seed, budget)
+    else:
+        extra = ["encoder.pretrained=false"] if who == "random" else []
+        found, said = ours(task, seed, budget, epochs, [*more, *extra])
+    scores = {name: None if math.isnan(value) else value for name, value in found.metrics.items()}
+    part = "val" if task == "isbi2012_em" else "test"
+    return {"part": part, "paced": bool(epochs), **said, "scores": scores, **machine(), **counts(found)}
+
+
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--who", nargs="+", choices=["ours", "peer", "random"], default=["ours", "peer"])
+    parser.add_argument("tasks", nargs="+", metavar="DATA", help=", ".join(TASKS))
+    parser.add_argument("--who", nargs="+", choices=["ours", "peer", "careful", "random"], default=["ours", "peer"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", type=int, help="seconds; default: 720, for CamVid 3600")
+    parser.add_argument("--budget", type=int, help="seconds; default: 600 to 3600 by the data set")
     parser.add_argument("--epochs", type=int, help="train for these instead, as a quiet machine does in the budget")
+    parser.add_argument("--core", type=int, help="run on this core alone")
     parser.add_argument("--out", type=Path, default=RAW / "accuracy.jsonl")
     parser.add_argument("--table", action="store_true", help="only print what there is")
-    parser.add_argument("more", nargs="*", help="overrides of ours and random")
+    parser.add_argument("--lead", action="store_true", help="only print how far ours is ahead of careful")
     arguments = parser.parse_intermixed_args()
-    budget = arguments.budget or TASKS[arguments.task].budget
-    more = " ".join(arguments.more)
+    tasks = [word for word in arguments.tasks if word in TASKS]
+    typed = [word for word in arguments.tasks if word not in TASKS]
+    if not tasks or not all("=" in word for word in typed):
+        parser.error(f"name data sets ({', '.join(TASKS)}), then overrides of ours and random")
+    if arguments.core is not None:
+        os.sched_setaffinity(0, {arguments.core})
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    for seed in arguments.seeds if not arguments.table else []:
-        for who in arguments.who:
-            about = {"task": arguments.task, "who": who, "seed": seed, "budget": budget}
-            about["more"] = "" if who == "peer" else more
-            if any(about.items() <= row.items() for row in rows):
-                continue
-            if who == "peer":
-                found, said = peer(arguments.task, seed, budget, arguments.epochs)
-            else:
-                extra = ["encoder.pretrained=false"] if who == "random" else []
-                found, said = ours(arguments.task, seed, budget, arguments.epochs, [*arguments.more, *extra])
-            part = "val" if arguments.task == "isbi2012_em" else "test"
-            scores = {name: None if math.isnan(value) else value for name, value in found.metrics.items()}
-            about |= {
-                "part": part,
-                "paced": bool(arguments.epochs),
-                **said,
-                "scores": scores,
-                **machine(),
-                **counts(found),
-            }
-            rows.append(about)
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(about) + "\n")
-    print(table([row for row in rows if row["task"] == arguments.task]))
+    if arguments.lead:
+        print(lead(rows, tasks))
+        return
+    for task in tasks:
+        budget = arguments.budget or TASKS[task].budget
+        for seed in arguments.seeds if not arguments.table else []:
+            for who in arguments.who:
+                more = typed if who in ("ours", "random") else []
+                about = {"task": task, "who": who, "seed": seed, "budget": budget, "more": " ".join(more)}
+                if any(about.items() <= row.items() for row in rows):
+                    continue
+                rows.append({**about, **run(task, who, seed, budget, arguments.epochs, more)})
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    print(table([row for row in rows if row["task"] in tasks]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/queue.py cells --core 0 &        # canvas x zoom
     python benchmarks/queue.py arms --core 1           # one change of the recipe at a time
     python benchmarks/queue.py arms --table
+    python benchmarks/queue.py final --seeds 0 1 2     # ours and careful side by side, one core each; nothing beside it
 
 A training does a fixed amount of work, what one quiet core did in 300 s (of CamVid and Kvasir-SEG in 600 s), so it may
 run beside other work. Several workers may run at once: a job is taken by locking its name. Each is a line of
@@ -24,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import DATA, RAW, ROOT, machine
+from accuracy import overrides
+from measure import RAW, ROOT, machine
 
 OUT = RAW / "choosing.jsonl"
 RATE = 12 * 256**2  # pixels that one core trains on in a second: tf_efficientnet_lite0, bf16, AMD EPYC
@@ -35,32 +37,30 @@ CLOSE = 0.05  # of the work asked for: the more epochs are taken if they meet it
 
 @dataclass(frozen=True)
 class Group:
-    """A data set: what asks for it, a choosing run's seconds, its training images, pixels of its validation images."""
+    """A data set: a choosing run's seconds, its training images, pixels of its validation images."""
 
-    words: tuple[str, ...]
+    task: str  # of accuracy.py
     seconds: int
     images: int
     scored: int
 
 
-def _group(root: str, seconds: int, images: int, scored: int, *more: str) -> Group:
-    return Group(
-        (f"data={root if root == 'camvid' else 'folder'}", f"data.root={DATA / root}", *more), seconds, images, scored
-    )
-
-
 GROUPS = {
-    "camvid": _group("camvid", 600, 367, 17_452_800),
-    "dsb2018": _group("dsb2018", 300, 530, 10_537_856, "data.split=[0.8,0.1,0.1]"),
-    "isbi2012": _group("isbi2012_em", 300, 24, 1_572_864),
-    "kvasir": _group("kvasir", 600, 800, 12_390_400),
-    "super1": _group("micronet/super1", 300, 10, 1_048_576, "data.classes=[matrix,secondary,tertiary]"),
-    "ebc2": _group("micronet/ebc2", 300, 4, 3_145_728, "data.classes=[background,oxide,crack]"),
+    "camvid": Group("camvid", 600, 367, 17_452_800),
+    "dsb2018": Group("dsb2018", 300, 530, 10_537_856),
+    "isbi2012": Group("isbi2012_em", 300, 24, 1_572_864),
+    "kvasir": Group("kvasir", 600, 800, 12_390_400),
+    "super1": Group("super1", 300, 10, 1_048_576),
+    "ebc2": Group("ebc2", 300, 4, 3_145_728),
 }
+# What the plan would decide is the same in all.
+PINNED = ("data.foreground=0", "augmentation.scale=0.25", "augmentation.translate=0.05", "train.batch_size=16")
 CELLS = [(256, 0.5), (256, 0.7), (256, 1.0), (256, 1.4), (384, 0.7), (384, 1.0)]
 ARMS = {
     "base": (),
     "batch 8": ("train.batch_size=8",),
+    "large zooms": ("augmentation.scale=0.5", "augmentation.translate=0.1"),
+    "wide": ("decoder.width=[128,64,32,16,16]",),
 }
 BASE = "base"  # the arm that cells have
 
@@ -97,12 +97,12 @@ class Job:
         epochs, repeats = self.length()
         with tempfile.TemporaryDirectory() as outputs:
             typed = [
-                *GROUPS[self.group].words,
+                *overrides(GROUPS[self.group].task),
                 f"data.size={self.canvas}",
                 "data.resize=crop",
                 f"data.zoom={self.zoom}",
             ]
-            typed += [f"train.epochs={epochs}", f"data.repeats={repeats}", f"train.seed={self.seed}"]
+            typed += [*PINNED, f"train.epochs={epochs}", f"data.repeats={repeats}", f"train.seed={self.seed}"]
             typed += ["train.test=false", "tracking=none", f"hydra.run.dir={outputs}/run", *self.words]
             done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
@@ -151,10 +151,24 @@ def table(stage: str) -> str:
     return "\n".join(lines)
 
 
+def final(groups: list[str], seeds: list[int]) -> None:
+    """Train ours and careful at the same time, one core each, swapped by the seed; `accuracy.py` keeps both."""
+    for seed in seeds:
+        for group in groups:
+            task, budget = GROUPS[group].task, 2 * GROUPS[group].seconds
+            both = []
+            for core, who in enumerate(("ours", "careful") if seed % 2 == 0 else ("careful", "ours")):
+                typed = ["--who", who, "--seeds", str(seed), "--budget", str(budget), "--core", str(core)]
+                script = str(ROOT / "benchmarks" / "accuracy.py")
+                both.append(subprocess.Popen([sys.executable, script, task, *typed], stdout=subprocess.DEVNULL))
+            if any(one.wait() for one in both):
+                raise SystemExit(f"{group}, seed {seed}: failed")
+
+
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["cells", "arms"])
+    parser.add_argument("stage", choices=["cells", "arms", "final"])
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--names", nargs="+", choices=list(ARMS), default=[], help="arms; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -163,6 +177,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
+    if given.stage == "final":
+        final(given.groups, given.seeds)
+        return
     about = {
         name: value for name, value in machine().items() if name in ("cpu", "torch", "timm", "commit", "dirty", "date")
     }
