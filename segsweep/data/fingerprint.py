@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raised when what is measured changes: what older versions kept is then not used
 LOOKED_AT = 48  # images at most
 PIXELS = 30_000_000  # of them at most, but for the first image
+WINDOWS = (64, 128, 256, 512, 1024, 2048)  # pixels a side, where it is counted how many show a class
+BLOCK = 32  # pixels a side that windows are counted in
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class ClassParts:
     extent: float  # the longer side of the box around it: half of the class's area is in parts that are no longer
     thickness: float  # of its median pixel
     thinnest: float  # of the thinnest quarter of its pixels, at most
+    seen: tuple[float, ...]  # of an image that has it, the share of windows of each of WINDOWS that show some
+
+    def share_seen(self, side: float) -> float:
+        """Return the share of windows of this many pixels a side that show some of the class."""
+        return float(np.interp(math.log2(side), np.log2(WINDOWS), self.seen))
 
     def line(self, images: int) -> str:
         """Say it for a person; `images` were looked at."""
@@ -105,12 +112,13 @@ class Measured:
     areas: NDArray[np.int64]  # of its parts, `n`
     extents: NDArray[np.int64]  # the longer side of the box around each, `n`
     widths: NDArray[np.int64]  # pixels of each thickness, by whole pixels
+    seen: tuple[float, ...]  # share of windows that show some of it, for each of WINDOWS
 
 
 def fingerprint(data: Dataset) -> Fingerprint:
     """Look at evenly spaced training masks, as many as take a few seconds; what was found is kept beside the store."""
     both = data.parts["val"] if data.folds else []
-    indices = list(dict.fromkeys([*data.parts["train"], *both]))
+    indices = sorted({*data.parts["train"], *both})
     about = [VERSION, indices, len(data.parts["val"]), data.labels.table.tolist(), data.labels.names]
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
     path = data.store.folder / f"fingerprint-{name}.json"
@@ -178,7 +186,16 @@ def measured(mask: NDArray[np.bool_]) -> Measured:
     boxes = ndimage.find_objects(numbered)
     extents = [max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
     widths = np.bincount(np.rint(thickness(mask)).astype(np.int64))
-    return Measured(np.bincount(numbered.ravel())[1:], np.array(extents), widths)
+    return Measured(np.bincount(numbered.ravel())[1:], np.array(extents), widths, tuple(_seen(mask)))
+
+
+def _seen(mask: NDArray[np.bool_]) -> Iterator[float]:
+    """Count the windows that show some of a mask, in steps of BLOCK, one no larger than the image."""
+    rows, columns = (BLOCK * np.arange(math.ceil(side / BLOCK)) for side in mask.shape)
+    blocks = np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), columns, 1)
+    for window in WINDOWS:
+        shape = [min(window // BLOCK, side) for side in blocks.shape]
+        yield float(np.lib.stride_tricks.sliding_window_view(blocks, shape).any((2, 3)).mean())
 
 
 def thickness(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -218,7 +235,7 @@ def _spread(scales: Sequence[dict[int, float]]) -> float:
 
 def _joined(name: str, share: float, images: Sequence[Measured]) -> ClassParts:
     if not images:
-        return ClassParts(name, share, 0, 0, 0.0, 0.0, 0.0, 0.0)
+        return ClassParts(name, share, 0, 0, 0.0, 0.0, 0.0, 0.0, (0.0,) * len(WINDOWS))
     areas = np.concatenate([image.areas for image in images])
     extents = np.concatenate([image.extents for image in images])
     widths: Counter[int] = Counter()
@@ -234,4 +251,5 @@ def _joined(name: str, share: float, images: Sequence[Measured]) -> ClassParts:
         extent=weighted(extents, areas, 0.5),
         thickness=weighted(thick, pixels, 0.5),
         thinnest=weighted(thick, pixels, 0.25),
+        seen=tuple(np.mean([image.seen for image in images], 0).tolist()),
     )

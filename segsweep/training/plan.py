@@ -23,7 +23,7 @@ LESS = 0.8  # by which the objects' spread has to shrink before each image gets 
 SHORTEST = 180  # images that an epoch shows at least
 FORWARD = 1 / 3  # time of scoring a pixel, of training on one: a forward pass of forward and backward
 VALIDATION = 1 / 5  # share of an epoch that validation may take
-SELDOM = 0.25  # of random crops: a class that fewer of them show is seldom seen
+SELDOM = 0.5  # of random crops: a class that fewer of them show is seldom seen
 SHOWN_MORE = 1 / 3  # share of crops that are then laid over a class, as nnU-Net's
 BATCH = 16
 VARIES = 1.3  # factor by which objects' scale varies between images: from here larger zooms
@@ -144,11 +144,12 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     data = plan.settings.data
     if data.resize != "crop":
         return plan.deciding("data.foreground", 0.0, "of crops alone")
-    seldom = [(chance, parts) for parts in found.classes if parts.parts for chance in [_seen(parts, found, plan)]]
-    if not seldom:
+    window = math.sqrt(math.prod(data.size)) / data.zoom
+    seen = [(parts.share_seen(window), parts.name) for parts in found.classes if parts.parts]
+    if not seen:
         return plan.deciding("data.foreground", 0.0, "there is no object")
-    chance, parts = min(seldom, key=lambda pair: pair[0])
-    why = f"of an image with {parts.name} about {chance:.0%} of random crops show some"
+    chance, name = min(seen)
+    why = f"of an image with {name} {chance:.0%} of random crops show some"
     return plan.deciding("data.foreground", SHOWN_MORE if chance < SELDOM else 0.0, why)
 
 
@@ -185,19 +186,6 @@ def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> Tr
 
 def _thinnest(found: Fingerprint) -> ClassParts | None:
     return min((parts for parts in found.classes if parts.parts), key=lambda parts: parts.thickness, default=None)
-
-
-def _seen(parts: ClassParts, found: Fingerprint, plan: TrainingPlan) -> float:
-    """About the chance that a random crop of an image with the class shows some of it: parts lie anywhere."""
-    data = plan.settings.data
-    crop = [min(side / data.zoom, whole) for side, whole in zip(data.size, _typical(found), strict=True)]
-    extent = math.sqrt(parts.area)
-    reached = math.prod(min(1.0, (side + extent) / whole) for side, whole in zip(crop, _typical(found), strict=True))
-    return 1.0 - math.pow(1 - reached, parts.parts / parts.images)
-
-
-def _typical(found: Fingerprint) -> tuple[float, float]:
-    return found.height.median, found.width.median
 
 
 def _share(needed: float, passes: int) -> float:
