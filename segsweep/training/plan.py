@@ -68,40 +68,44 @@ class TrainingPlan:
 def plan_data(wanted: Settings, found: Fingerprint) -> TrainingPlan:
     """Decide what follows from the data alone, and is the same for all encoders."""
     plan = TrainingPlan(wanted)
-    for rule in (_layout, _canvas, _passes, _foreground, _batch, _zooms):
+    for rule in (_resize, _zoom, _canvas, _passes, _foreground, _batch, _zooms):
         plan = rule(plan, found)
     return plan
 
 
-def _layout(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Crop at one zoom, or bring each image to the canvas."""
+def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """Crop at one zoom for all images, or bring each to the canvas where objects grow with their images."""
     data = plan.settings.data
-    thin = _thinnest(found)
-    side = max(found.height.median, found.width.median)
-    canvas = max(data.size) if data.size != "auto" else CANVAS
-    whole = min(1.0, canvas / side)  # the zoom that shows a typical image whole
-    kept = f"{thin.name} is {thin.thickness:.0f} px thick, and keeps " if thin else "there is no object; "
-    least = min(1.0, THICK / thin.thickness) if thin else 1.0
-    sizes_differ = max(found.height.largest, found.width.largest) > UNLIKE * min(found.height.least, found.width.least)
-    own_scale = sizes_differ and found.spread_fitted < LESS * found.spread and whole >= least
     if data.of_crops:
-        plan = plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} is of crops")
-    elif own_scale:
-        why = (
-            f"images of {found.height} x {found.width} px show objects whose scale varies by a factor of "
-            f"{2**found.spread:.2f}, and of {2**found.spread_fitted:.2f} when each image is brought to one size"
-        )
-        plan = plan.deciding("data.resize", "pad", why)
-    else:
-        why = "objects are as large in small images as in large ones: all keep one scale"
-        plan = plan.deciding("data.resize", "crop", why)
+        return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} is of crops")
+    smallest, largest = (min(found.height.least, found.width.least), max(found.height.largest, found.width.largest))
+    if largest <= UNLIKE * smallest:
+        return plan.deciding("data.resize", "crop", f"images are alike in size, {_sizes(found)}")
+    if found.spread_fitted >= LESS * found.spread:
+        why = f"objects are as large in small images as in large ones, {_sizes(found)}"
+        return plan.deciding("data.resize", "crop", why)
+    if thin := _thinnest(found) if _whole(plan, found) < _least(found) else None:
+        why = f"{thin.name}, {thin.thickness:.0f} px thick, would be lost where images of {_sizes(found)} are shrunk"
+        return plan.deciding("data.resize", "crop", why)
+    unlike, fitted = 2**found.spread, 2**found.spread_fitted
+    why = f"objects' scale varies by a factor of {unlike:.2f}, and of {fitted:.2f} when images are brought to one size"
+    return plan.deciding("data.resize", "pad", why)
+
+
+def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    """Shrink images until one fits the canvas, but not what is thin in them."""
     if plan.settings.data.resize != "crop":
         return plan.deciding("data.zoom", 1.0, "of crops alone")
-    zoom = _rounded(max(least, whole))
+    whole, thin = _whole(plan, found), _thinnest(found)
+    if whole == 1 or thin is None:
+        return plan.deciding("data.zoom", 1.0, "images are no larger than a canvas" if thin else "there is no object")
+    zoom = _rounded(max(whole, _least(found)))
     if zoom == 1:
-        return plan.deciding("data.zoom", 1.0, f"{kept}no less" if thin else kept)
-    limit = f"{zoom * thin.thickness:.0f} px" if thin else ""
-    why = f"{kept}{limit}; a canvas of {canvas} px shows {canvas / zoom:.0f} px of images of {side:.0f}"
+        why = f"{thin.name} is {thin.thickness:.0f} px thick, at half the size {thin.thickness / 2:.0f} would be left"
+    else:
+        shows = "a whole image" if zoom <= whole else f"{_side(plan) / zoom:.0f} px of it"
+        kept = f"{thin.thickness:.0f} px thick and keeps {zoom * thin.thickness:.0f}"
+        why = f"{thin.name} is {kept}; a canvas shows {shows}"
     return plan.deciding("data.zoom", zoom, why)
 
 
@@ -112,13 +116,12 @@ def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if data.resize == "crop":
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
-        why = (
-            "shows the typical image whole" if whole else f"a crop of images that are seen at {width:.0f}x{height:.0f}"
-        )
+        seen = f"{width:.0f}x{height:.0f}"
+        why = f"a typical image, seen at {seen}, fits" if whole else f"a crop of what is seen at {seen}"
     else:
         scale = min(1.0, CANVAS / math.sqrt(height * width))
         size = [_stepped(height * scale), _stepped(width * scale)]
-        why = f"the typical image's aspect, {width:.0f}x{height:.0f}"
+        why = f"the aspect of a typical image, {width:.0f}x{height:.0f}"
     return plan.deciding("data.size", size, why)
 
 
@@ -149,14 +152,14 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if not seen:
         return plan.deciding("data.foreground", 0.0, "there is no object")
     chance, name = min(seen)
-    why = f"of an image with {name} {chance:.0%} of random crops show some"
+    why = f"{chance:.0%} of random crops of an image with {name} show some"
     return plan.deciding("data.foreground", SHOWN_MORE if chance < SELDOM else 0.0, why)
 
 
 def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     shown = found.training * plan.settings.data.repeats
     if shown >= BATCH:
-        return plan.deciding("train.batch_size", BATCH, "measured on six data sets")
+        return plan.deciding("train.batch_size", BATCH, "8 was no better on six data sets")
     largest = 1 << (shown.bit_length() - 1)  # a power of two
     return plan.deciding("train.batch_size", largest, f"an epoch shows no more than {shown} images")
 
@@ -194,9 +197,31 @@ def _share(needed: float, passes: int) -> float:
     return scoring / (scoring + passes)
 
 
+def _side(plan: TrainingPlan) -> int:
+    """Pixels of the canvas's longer side."""
+    size = plan.settings.data.size
+    return CANVAS if size == "auto" else max(size)
+
+
+def _whole(plan: TrainingPlan, found: Fingerprint) -> float:
+    """The zoom at which a typical image fits the canvas, 1 at most."""
+    return min(1.0, _side(plan) / max(found.height.median, found.width.median))
+
+
+def _least(found: Fingerprint) -> float:
+    """The least zoom that leaves the thinnest class thick enough, 1 at most."""
+    thin = _thinnest(found)
+    return min(1.0, THICK / thin.thickness) if thin else 1.0
+
+
+def _sizes(found: Fingerprint) -> str:
+    return f"{found.width} x {found.height} px"
+
+
 def _rounded(zoom: float) -> float:
-    """To two digits: a zoom that one types."""
-    return float(f"{zoom:.2g}")
+    """A zoom that one types, no larger."""
+    digits = 100 if zoom >= 0.1 else 1000
+    return math.floor(zoom * digits) / digits
 
 
 def _stepped(side: float) -> int:
