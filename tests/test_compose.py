@@ -256,7 +256,7 @@ def test_a_folder_typed_as_the_data_set_is_put_right(tmp_path, monkeypatch):
 
 def test_a_search_that_does_not_exist_is_refused_with_the_closest():
     said = refusal("hydra/sweeper=optun")
-    assert said.startswith("hydra/sweeper=optun: no such option. There are: basic, cv, optuna")
+    assert said.startswith("hydra/sweeper=optun: no such option. There are: basic, cv, grid, optuna")
     assert said.endswith("Try hydra/sweeper=optuna.")
 
 

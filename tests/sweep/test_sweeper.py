@@ -162,6 +162,15 @@ def test_cross_validation_is_every_setting_on_every_fold_and_nobody_is_chosen(pl
     assert not planned[-1].cross_validates
 
 
+def test_the_plans_question_is_six_points_in_equal_time(planned):
+    assert train.main(["sweeps=plan"]) == 0
+    found = planned[-1]
+    assert (found.space.size, found.sweeper.budget, found.base.train.time_budget) == (6, "seconds", 300)
+    assert found.plans_once
+    assert found.varies("data.zoom")
+    assert not found.varies("data.repeats")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
