@@ -53,6 +53,7 @@ GROUPS = {
     "super1": Group("super1", 300, 10, 1_048_576),
     "ebc2": Group("ebc2", 300, 4, 3_145_728),
 }
+LARGE = {"nuclei": Group("nuclei", 300, 24, 37_748_736), "lines": Group("lines", 300, 24, 40_000_000)}  # large.py
 # What the plan would decide is the same in all.
 PINNED = ("data.foreground=0", "augmentation.scale=0.25", "augmentation.translate=0.05", "train.batch_size=16")
 CELLS = [(256, 0.5), (256, 0.7), (256, 1.0), (256, 1.4), (384, 0.7), (384, 1.0)]
@@ -83,7 +84,7 @@ class Job:
 
     def length(self) -> tuple[int, int]:
         """Epochs, and how often each shows an image: as near to the group's seconds as whole numbers come."""
-        group = GROUPS[self.group]
+        group = (GROUPS | LARGE)[self.group]
         shown, scored = group.images * self.canvas**2, group.scored * self.zoom**2 * FORWARD
         total, found = group.seconds * RATE, []
         for epochs in EPOCHS:
@@ -97,7 +98,7 @@ class Job:
         epochs, repeats = self.length()
         with tempfile.TemporaryDirectory() as outputs:
             typed = [
-                *overrides(GROUPS[self.group].task),
+                *overrides((GROUPS | LARGE)[self.group].task),
                 f"data.size={self.canvas}",
                 "data.resize=crop",
                 f"data.zoom={self.zoom}",
@@ -169,7 +170,7 @@ def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["cells", "arms", "final"])
-    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", choices=[*GROUPS, *LARGE], default=list(GROUPS))
     parser.add_argument("--names", nargs="+", choices=list(ARMS), default=[], help="arms; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--core", type=int, help="run on this core alone")

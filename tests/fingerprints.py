@@ -19,7 +19,6 @@ def fingerprint(size: tuple[float, float] = (512, 512), parts: ClassParts = CELL
         validation=validation,
         height=Range(height, height, height),
         width=Range(width, width, width),
-        pixels=int(training * height * width),
         scored=int(validation * height * width),
         channels=3,
         lowest=0.0,

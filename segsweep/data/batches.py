@@ -28,7 +28,7 @@ from segsweep.world import SINGLE, World
 T = TypeVar("T")
 
 THREADS = 4  # that prepare batches, unless told otherwise: cutting windows is light work, decoding files is not
-MOST_SPOTS = 4096  # pixels of a class in an image that crops may be laid over, about
+MOST_SPOTS = 512  # pixels of a class in an image that crops may be laid over
 ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
 
 
@@ -193,10 +193,12 @@ class TrainBatches:
         return np.asarray((first + 0.5) / (room + 1))
 
     def _pixels_of(self, index: int, wanted: int) -> np.ndarray:
-        """Where a class lies in a sample, as indices into its flat mask: evenly spaced ones, found once."""
+        """Where a class lies in a sample, as indices into its flat mask: some at random, drawn once."""
         if (index, wanted) not in self._spots:
             found = np.flatnonzero(self.pixels.labels.table[self.pixels.store.host_mask(index)] == wanted)
-            self._spots[index, wanted] = found[:: max(1, len(found) // MOST_SPOTS)].copy()
+            if len(found) > MOST_SPOTS:
+                found = np.random.default_rng([SPOTS, index, wanted]).choice(found, MOST_SPOTS, replace=False)
+            self._spots[index, wanted] = found
         return self._spots[index, wanted]
 
     @cached_property

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raised when what is measured changes: what older versions kept is then not used
 LOOKED_AT = 48  # images at most
-PIXELS = 30_000_000  # of them at most, but for the first image
+PIXELS = 30_000_000  # of them at most
+EACH = 2048  # pixels a side of an image whose parts are measured, at most
 WINDOWS = (64, 128, 256, 512, 1024, 2048)  # pixels a side, where it is counted how many show a class
 BLOCK = 32  # pixels a side that windows are counted in
 
@@ -86,19 +87,22 @@ class Fingerprint:
     validation: int  # images; with folds those of a fold, about
     height: Range  # of the training images
     width: Range
-    pixels: int  # of all training images
     scored: int  # pixels of all validation images
     channels: int
     lowest: float  # that a pixel can be
     highest: float
     classes: tuple[ClassParts, ...]  # of two the foreground alone
-    spread: float  # how unlike in scale objects of a class are in different images: standard deviation of log2
-    spread_fitted: float  # the same when each image is brought to one size
+    # How unlike in scale objects of a class are in different images: standard deviation of log2; None where no class is
+    # in two of them.
+    spread: float | None
+    spread_fitted: float | None  # the same when each image is brought to one size
     looked_at: int  # images whose masks were measured
 
     def table(self) -> str:
         """Return it for a person."""
         first, *others = (parts.line(self.looked_at) for parts in self.classes)
+        if self.spread is None or self.spread_fitted is None:
+            return console.table([("training parts", first), *(("", line) for line in others)])
         scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
         if self.height.least != self.height.largest or self.width.least != self.width.largest:
             scale += f", of {2**self.spread_fitted:.2f} when images are brought to one size"
@@ -117,14 +121,15 @@ class Measured:
 
 def fingerprint(data: Dataset) -> Fingerprint:
     """Look at evenly spaced training masks, as many as take a few seconds; what was found is kept beside the store."""
-    both = data.parts["val"] if data.folds else []
-    indices = sorted({*data.parts["train"], *both})
-    about = [VERSION, indices, len(data.parts["val"]), data.labels.table.tolist(), data.labels.names]
+    folds = data.folds if data.parts["train"] != data.parts["val"] else None  # they are the same with data.overfit
+    indices = sorted({*data.parts["train"], *(data.parts["val"] if folds else [])})
+    largest = max(Counter(folds[i] for i in indices).values()) if folds else 0
+    about = [VERSION, indices, largest, len(data.parts["val"]), data.labels.table.tolist(), data.labels.names]
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
     path = data.store.folder / f"fingerprint-{name}.json"
     kept = _kept(path)
     if kept is None:
-        kept = _measure(data, indices)
+        kept = _measure(data, indices, largest)
         try:
             save_json(path, asdict(kept))
         except OSError as error:  # no room, or a folder that may not be written
@@ -139,13 +144,13 @@ def _kept(path: Path) -> Fingerprint | None:
         return None  # not there, or damaged: measured again
 
 
-def _measure(data: Dataset, indices: Sequence[int]) -> Fingerprint:
+def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
+    """Measure these samples, of which the largest fold has so many; 0: there are no folds."""
     rows = data.store.rows
     sizes = [(rows[i].height, rows[i].width) for i in indices]
     pixels = sum(height * width for height, width in sizes)
-    folds = max(fold or 0 for fold in data.folds) + 1 if data.folds else 0
     chosen = evenly_spaced(indices, LOOKED_AT)
-    large = sum(rows[i].height * rows[i].width for i in chosen)
+    large = sum(min(rows[i].height, EACH) * min(rows[i].width, EACH) for i in chosen)
     chosen = evenly_spaced(chosen, max(1, int(len(chosen) * min(1, PIXELS / large))))
     first = 1 if data.labels.logits == 1 else 0
     found: dict[int, dict[int, Measured]] = {k: {} for k in range(first, len(data.labels.names))}
@@ -159,14 +164,14 @@ def _measure(data: Dataset, indices: Sequence[int]) -> Fingerprint:
     sides = {i: math.sqrt(rows[i].height * rows[i].width) for i in chosen}
     absolute = [{i: _scale(m) for i, m in by_image.items()} for by_image in found.values()]
     fitted = [{i: scale / sides[i] for i, scale in by_image.items()} for by_image in absolute]
-    validation = len(indices) // folds if folds else len(data.parts["val"])
+    validation = fold or len(data.parts["val"])
+    scored = pixels * fold // len(indices) if fold else sum(rows[i].height * rows[i].width for i in data.parts["val"])
     return Fingerprint(
-        training=len(indices) - validation if folds else len(indices),
+        training=len(indices) - fold,
         validation=validation,
         height=Range.of([height for height, _ in sizes]),
         width=Range.of([width for _, width in sizes]),
-        pixels=pixels - pixels // folds if folds else pixels,
-        scored=pixels // folds if folds else sum(rows[i].height * rows[i].width for i in data.parts["val"]),
+        scored=scored,
         channels=data.store.channels,
         lowest=data.store.range[0],
         highest=data.store.range[1],
@@ -181,12 +186,22 @@ def _measure(data: Dataset, indices: Sequence[int]) -> Fingerprint:
 
 
 def measured(mask: NDArray[np.bool_]) -> Measured:
-    """Measure the parts of a mask `h w` that has some."""
+    """Measure the parts of a mask `h w` that has some; of a large one in a window around its middle pixel."""
+    seen = tuple(_seen(mask))
+    mask = _window(mask)
     numbered, _ = ndimage.label(mask, np.ones((3, 3)))
     boxes = ndimage.find_objects(numbered)
     extents = [max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
     widths = np.bincount(np.rint(thickness(mask)).astype(np.int64))
-    return Measured(np.bincount(numbered.ravel())[1:], np.array(extents), widths, tuple(_seen(mask)))
+    return Measured(np.bincount(numbered.ravel())[1:], np.array(extents), widths, seen)
+
+
+def _window(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Cut a mask to EACH pixels a side around its middle pixel, in the order of rows."""
+    found = np.flatnonzero(mask)
+    middle = divmod(int(found[len(found) // 2]), mask.shape[1])
+    first = [min(max(0, at - EACH // 2), max(0, side - EACH)) for at, side in zip(middle, mask.shape, strict=True)]
+    return mask[first[0] : first[0] + EACH, first[1] : first[1] + EACH]
 
 
 def _seen(mask: NDArray[np.bool_]) -> Iterator[float]:
@@ -226,11 +241,11 @@ def _scale(image: Measured) -> float:
     return max(1.0, weighted(np.arange(len(image.widths)), image.widths, 0.5))
 
 
-def _spread(scales: Sequence[dict[int, float]]) -> float:
-    """Standard deviation of log2 of the scales around each class's own mean; 0 where no class is in two images."""
+def _spread(scales: Sequence[dict[int, float]]) -> float | None:
+    """Standard deviation of log2 of the scales around each class's own mean; None where no class is in two images."""
     logs = [np.log2(list(by_image.values())) for by_image in scales if len(by_image) > 1]
     around = np.concatenate([np.zeros(0), *(values - values.mean() for values in logs)])
-    return math.sqrt(float((around**2).sum()) / (len(around) - len(logs))) if logs else 0.0
+    return math.sqrt(float((around**2).sum()) / (len(around) - len(logs))) if logs else None
 
 
 def _joined(name: str, share: float, images: Sequence[Measured]) -> ClassParts:

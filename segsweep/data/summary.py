@@ -28,8 +28,8 @@ class DataSummary:
     parts: dict[str, PartSummary]
     values: dict[str, list[str]]  # the mask values of each class, and those that are "void"
 
-    def table(self, repeats: int = 1) -> str:
-        """Return it for a person, with how often an epoch shows each training image."""
+    def table(self) -> str:
+        """Return it for a person."""
 
         def line(title: str, values: Iterable[object]) -> tuple[str, str]:
             return title, "".join(f"{value!s:>10}" for value in values)
@@ -59,8 +59,4 @@ class DataSummary:
             ("copies", f"  {self.copies or 'none'}"),
             ("digest", f"  {self.digest}"),
         ]
-        if repeats > 1:
-            shown = repeats * self.parts["train"].images
-            text = f"  shows each training image {repeats} times, {shown} in all (data.repeats=1: once)"
-            rows.append(("an epoch", text))
         return console.table(rows)

@@ -197,8 +197,9 @@ def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
     settings = newer.get("settings")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         return newer  # refused by its types
-    # Before there were these keys masks were never cut, no value of a file was passed over, and nothing was zoomed.
-    before = {"threshold": None, "nodata": "none", "zoom": 1.0}
+    # Before there were these keys masks were never cut, no value of a file was passed over, nothing was zoomed, no crop
+    # was laid over a class, and tiles were as the canvas has them.
+    before = {"threshold": None, "nodata": "none", "zoom": 1.0, "foreground": 0.0, "tile": None}
     return {**newer, "settings": {**settings, "data": {**before, **data}}}
 
 

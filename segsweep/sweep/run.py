@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from optuna.trial import TrialState
+
 from segsweep import console
 from segsweep.config.checks import flat
 from segsweep.config.schema import EPOCHS
@@ -109,16 +111,16 @@ def _weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
 
 def _decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
     """Decide once, for all trials and starts of the sweep, what follows from the data alone; return what to type."""
-    if not plan.plans_once:
-        return []
-    if before := study.remembered("decided"):
-        asked = dict(flat(asdict(plan.base)))
-        values = {**BEFORE_PLANS, **before}
-        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not plan.varies(key)]
     known: list[tuple[str, str]] | None = study.remembered("plan")
+    if known is None and (study.remembered("decided") or study.trials(TrialState.COMPLETE, TrialState.PRUNED)):
+        asked = dict(flat(asdict(plan.base)))
+        values = {**BEFORE_PLANS, **(study.remembered("decided") or {})}
+        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not plan.varies(key)]
     if known is None:
-        found = backend.call("segsweep.training.build:decided_data", asdict(plan.base))
-        known = [(word, why) for word, why in found if not plan.varies(word.partition("=")[0])]
+        known = []
+        if plan.plans_once:
+            varied = list(plan.space.distributions)
+            known = backend.call("segsweep.training.build:decided_data", asdict(plan.base), varied)
         study.remember("plan", known)
     return [word for word, _ in known]
 

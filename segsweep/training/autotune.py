@@ -80,10 +80,13 @@ def tune(
     """
     usual = Execution(devices.precision(train.precision, device), channels_last=True, compile=train.compile == "true")
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
-    if train.deterministic or short:
+    cut = device.type == "cuda" and train.accumulate == "auto"
+    if train.deterministic or (short and not cut):
         return Tuned(usual, workload.images, {})
+    # What lies in a GPU's memory already, pixels and weights, decides what else fits; in whole GiB.
+    taken = torch.cuda.memory_allocated(device) >> 30 if device.type == "cuda" else 0
     machine = [devices.describe(device), devices.machine(), torch.get_num_threads() if device.type == "cpu" else 0]
-    about = [list(workload.size), workload.channels, train.precision, workload.images, train.accumulate]
+    about = [list(workload.size), workload.channels, train.precision, workload.images, train.accumulate, taken]
     name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
 
     def measure() -> Answer:
@@ -110,9 +113,8 @@ def tune(
 def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Workload, device: torch.device) -> Answer:
     """Find the micro-batch that fits, then try precisions, then layouts, each with the best of what came before."""
     usual = replace(usual, compile=False)
-    fits = workload.images
-    if device.type == "cuda" and train.accumulate == "auto":
-        fits = _fitting(model, usual, workload, device)
+    cut = device.type == "cuda" and train.accumulate == "auto"
+    fits = _fitting(model, usual, workload, device) if cut else workload.images
     few = min(fits, PROBED) if device.type == "cpu" else fits
     pixels = 255 * torch.rand(few, workload.channels, *workload.size, device=device)
     rates: dict[str, float] = {}
@@ -137,7 +139,7 @@ def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Wor
 
 
 def _fitting(model: nn.Module, execution: Execution, workload: Workload, device: torch.device) -> int:
-    """The batch, or the largest part of it by halves that fits the memory beside what an optimizer keeps."""
+    """The batch, or the largest equal part of it that fits the memory beside what an optimizer keeps."""
     kept = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
     images = workload.images
     while True:
@@ -145,12 +147,12 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
         try:
             _seconds(model, execution, pixels)
         except torch.OutOfMemoryError as error:
-            if images % 2:
+            if images == 1:
                 height, width = workload.size
                 raise OutOfMemoryError(
-                    f"out of memory with {images} images of {height}x{width}. Try a smaller data.size."
+                    f"out of memory with a single image of {height}x{width}. Try a smaller data.size."
                 ) from error
-            images //= 2
+            images = next(n for n in range(images // 2, 0, -1) if workload.images % n == 0)
             continue
         finally:
             del pixels

@@ -177,11 +177,12 @@ def say(data: Dataset) -> None:
         log.warning("data: %s", warning)
 
 
-def decided_data(asked: Mapping[str, object]) -> list[tuple[str, str]]:
+def decided_data(asked: Mapping[str, object], varied: Sequence[str]) -> list[tuple[str, str]]:
     """Decide the keys that say auto and follow from the data alone, for all trials of a sweep.
 
     Args:
         asked: a `RunConfig` as JSON has it.
+        varied: keys and groups that the trials differ in.
 
     Returns:
         what to type for each, and why.
@@ -191,7 +192,7 @@ def decided_data(asked: Mapping[str, object]) -> list[tuple[str, str]]:
     config = read(RunConfig, asked, "asked")
     opened = load(config.data, config.train.workers)
     say(opened)
-    plan = plan_data(Settings.of(config), fingerprint(opened))
+    plan = plan_data(Settings.of(config), fingerprint(opened), varied)
     return [(str(decision), decision.why) for decision in plan.decisions]
 
 
@@ -232,7 +233,7 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
     size, seconds = _canvas(settings.data).size, train.time_budget or math.inf
     workload = Workload(size, model.in_channels, train.batch_size // cut, expected_images, seconds)
     architecture = asked.encoder.name.partition(".")[0]
-    key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing]
+    key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing, train.ema > 0]
     return tune(model, key, workload, asked.train, device, world)
 
 

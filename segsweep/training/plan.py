@@ -2,14 +2,17 @@
 
 Pure: from a fingerprint to values, each with its reason. What was asked for is never changed, and later rules go by it.
 The model is nnU-Net's planner (https://doi.org/10.1038/s41592-020-01008-z): a fingerprint, fixed rules, nothing
-searched. The constants were measured on six data sets: docs/log.md, `benchmarks/queue.py`.
+searched. Canvas, zoom, batch and zooms in augmentation were measured on six data sets (docs/log.md,
+`benchmarks/queue.py`); the share of crops over a class is nnU-Net's, the other constants are judgement.
 """
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from segsweep import console
+from segsweep.config.data import ZOOMS
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import ClassParts, Fingerprint
 from segsweep.data.geometry import Size
@@ -24,10 +27,11 @@ SHORTEST = 180  # images that an epoch shows at least
 FORWARD = 1 / 3  # time of scoring a pixel, of training on one: a forward pass of forward and backward
 VALIDATION = 1 / 5  # share of an epoch that validation may take
 SELDOM = 0.5  # of random crops: a class that fewer of them show is seldom seen
-SHOWN_MORE = 1 / 3  # share of crops that are then laid over a class, as nnU-Net's
+SHOWN_MORE = 0.33  # share of crops that are then laid over a class, as nnU-Net's
 BATCH = 16
 VARIES = 1.3  # factor by which objects' scale varies between images: from here larger zooms
-SMALL_ZOOMS, LARGE_ZOOMS = (0.25, 0.05), (0.5, 0.1)  # augmentation's scale and translate
+SMALL_ZOOMS, LARGE_ZOOMS = 0.25, 0.5  # augmentation.scale
+SMALL_SHIFTS, LARGE_SHIFTS = 0.05, 0.1  # augmentation.translate
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,11 @@ class TrainingPlan:
         if getattr(getattr(self.settings, section), name) != "auto":
             return self
         changed = replace(getattr(self.settings, section), **{name: value})
-        return TrainingPlan(replace(self.settings, **{section: changed}), (*self.decisions, Decision(key, value, why)))
+        return replace(self.quietly(**{section: changed}), decisions=(*self.decisions, Decision(key, value, why)))
+
+    def quietly(self, **sections: Any) -> "TrainingPlan":
+        """Return the plan with other sections of the settings, and no word about it."""
+        return replace(self, settings=replace(self.settings, **sections))
 
     def table(self) -> str:
         """Return a line for each decision."""
@@ -65,28 +73,35 @@ class TrainingPlan:
         return console.table([("plan" * (not i), row) for i, row in enumerate(rows)])
 
 
-def plan_data(wanted: Settings, found: Fingerprint) -> TrainingPlan:
-    """Decide what follows from the data alone, and is the same for all encoders."""
+def plan_data(wanted: Settings, found: Fingerprint, varied: Collection[str] = ()) -> TrainingPlan:
+    """Decide what follows from the data alone, and is the same for all encoders.
+
+    Args:
+        varied: keys and groups that a sweep varies: what comes after the first of them may depend on it, and is left.
+    """
     plan = TrainingPlan(wanted)
-    for rule in (_resize, _zoom, _canvas, _passes, _foreground, _batch, _zooms):
+    for key, rule in RULES.items():
+        if not {key, key.partition(".")[0]}.isdisjoint(varied):
+            break
         plan = rule(plan, found)
     return plan
 
 
 def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     """Crop at one zoom for all images, or bring each to the canvas where objects grow with their images."""
-    data = plan.settings.data
+    data, sizes = plan.settings.data, f"{found.width} x {found.height} px"
     if data.of_crops:
         return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} is of crops")
-    smallest, largest = (min(found.height.least, found.width.least), max(found.height.largest, found.width.largest))
-    if largest <= UNLIKE * smallest:
-        return plan.deciding("data.resize", "crop", f"images are alike in size, {_sizes(found)}")
+    if all(side.largest <= UNLIKE * side.least for side in (found.height, found.width)):
+        return plan.deciding("data.resize", "crop", f"images are alike in size, {sizes}")
+    if found.spread is None or found.spread_fitted is None:
+        return plan.deciding("data.resize", "crop", "whether objects grow with their images is not known")
     if found.spread_fitted >= LESS * found.spread:
-        why = f"objects are as large in small images as in large ones, {_sizes(found)}"
-        return plan.deciding("data.resize", "crop", why)
-    if thin := _thinnest(found) if _whole(plan, found) < _least(found) else None:
-        why = f"{thin.name}, {thin.thickness:.0f} px thick, would be lost where images of {_sizes(found)} are shrunk"
-        return plan.deciding("data.resize", "crop", why)
+        return plan.deciding("data.resize", "crop", f"objects are as large in small images as in large ones, {sizes}")
+    whole, thin = _whole(plan, found), _thinnest(found)
+    if thin and whole < _least(found):
+        left = f"{thin.thickness:.0f} px thick, would have {whole * thin.thickness:.0f} left"
+        return plan.deciding("data.resize", "crop", f"{thin.name}, {left} where {sizes} are shrunk")
     unlike, fitted = 2**found.spread, 2**found.spread_fitted
     why = f"objects' scale varies by a factor of {unlike:.2f}, and of {fitted:.2f} when images are brought to one size"
     return plan.deciding("data.resize", "pad", why)
@@ -98,14 +113,15 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("data.zoom", 1.0, "of crops alone")
     whole, thin = _whole(plan, found), _thinnest(found)
     if whole == 1 or thin is None:
-        return plan.deciding("data.zoom", 1.0, "images are no larger than a canvas" if thin else "there is no object")
-    zoom = _rounded(max(whole, _least(found)))
+        why = "a typical image is no larger than the canvas" if thin else "there is no object"
+        return plan.deciding("data.zoom", 1.0, why)
+    zoom = max(ZOOMS[0], _rounded(max(whole, _least(found))))
     if zoom == 1:
         why = f"{thin.name} is {thin.thickness:.0f} px thick, at half the size {thin.thickness / 2:.0f} would be left"
     else:
-        shows = "a whole image" if zoom <= whole else f"{_side(plan) / zoom:.0f} px of it"
+        shown = math.prod(min(1.0, part / zoom) for part in _parts(plan, found))
         kept = f"{thin.thickness:.0f} px thick and keeps {zoom * thin.thickness:.0f}"
-        why = f"{thin.name} is {kept}; a canvas shows {shows}"
+        why = f"{thin.name} is {kept}; a canvas shows {shown:.0%} of a typical image"
     return plan.deciding("data.zoom", zoom, why)
 
 
@@ -136,7 +152,7 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if passes == 1:
         why = f"an epoch shows {found.training} images; validation then takes {_share(needed, passes):.0%} of the time"
     elif passes == few:
-        why = f"an epoch then shows {passes * found.training} crops, {SHORTEST} or more"
+        why = f"an epoch then shows {passes * found.training}, {SHORTEST} or more"
     else:
         why = f"validation on {found.validation} images then takes {_share(needed, passes):.0%} of the time"
     return plan.deciding("data.repeats", passes, why)
@@ -165,23 +181,43 @@ def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
 
 
 def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Draw zooms and shifts as wide as objects' scale varies."""
-    varies = 2**found.spread
-    scale, translate = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
+    """Draw zooms as wide as objects' scale varies."""
+    spread = found.spread if plan.settings.data.resize == "crop" else found.spread_fitted
+    if spread is None:
+        return plan.deciding("augmentation.scale", SMALL_ZOOMS, "how objects' scale varies is not known")
+    varies = 2**spread
     why = f"objects' scale varies by a factor of {varies:.2f} between images"
-    plan = plan.deciding("augmentation.scale", scale, why)
-    return plan.deciding("augmentation.translate", translate, "goes with the zooms")
+    return plan.deciding("augmentation.scale", LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS, why)
+
+
+def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
+    scale = plan.settings.augmentation.scale
+    why = f"goes with augmentation.scale={scale:g}"
+    return plan.deciding("augmentation.translate", LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS, why)
+
+
+# In this order: later rules go by what earlier ones have decided.
+RULES: dict[str, Callable[[TrainingPlan, Fingerprint], TrainingPlan]] = {
+    "data.resize": _resize,
+    "data.zoom": _zoom,
+    "data.size": _canvas,
+    "data.repeats": _passes,
+    "data.foreground": _foreground,
+    "train.batch_size": _batch,
+    "augmentation.scale": _zooms,
+    "augmentation.translate": _shifts,
+}
 
 
 def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> TrainingPlan:
     """Decide the height and width beyond which images are scored in tiles; `input_size` is an encoder's fixed one."""
     data = plan.settings.data
-    if data.resize != "crop":
-        return plan.deciding("data.tile", None, "of crops alone")
+    if data.resize != "crop":  # nothing to say
+        return plan if data.tile != "auto" else plan.quietly(data=replace(data, tile=None))
     sides = list(limit((data.size[0], data.size[1]), input_size))
     seen = [round(data.zoom * found.height.largest), round(data.zoom * found.width.largest)]
     if all(side <= most for side, most in zip(seen, sides, strict=True)):
-        why = "the largest image fits: all are scored whole"
+        why = "no training image is larger: they are scored whole"
     else:
         why = f"the largest image is seen at {seen[1]}x{seen[0]}; neighbours overlap by {OVERLAP:.0%}"
     return plan.deciding("data.tile", sides, why)
@@ -197,25 +233,21 @@ def _share(needed: float, passes: int) -> float:
     return scoring / (scoring + passes)
 
 
-def _side(plan: TrainingPlan) -> int:
-    """Pixels of the canvas's longer side."""
-    size = plan.settings.data.size
-    return CANVAS if size == "auto" else max(size)
+def _parts(plan: TrainingPlan, found: Fingerprint) -> tuple[float, float]:
+    """What the canvas covers of a typical image's height and width, as it is."""
+    height, width = (CANVAS, CANVAS) if plan.settings.data.size == "auto" else plan.settings.data.size
+    return height / found.height.median, width / found.width.median
 
 
 def _whole(plan: TrainingPlan, found: Fingerprint) -> float:
     """The zoom at which a typical image fits the canvas, 1 at most."""
-    return min(1.0, _side(plan) / max(found.height.median, found.width.median))
+    return min(1.0, *_parts(plan, found))
 
 
 def _least(found: Fingerprint) -> float:
     """The least zoom that leaves the thinnest class thick enough, 1 at most."""
     thin = _thinnest(found)
     return min(1.0, THICK / thin.thickness) if thin else 1.0
-
-
-def _sizes(found: Fingerprint) -> str:
-    return f"{found.width} x {found.height} px"
 
 
 def _rounded(zoom: float) -> float:

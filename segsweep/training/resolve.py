@@ -34,7 +34,7 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     rates = catalog.RATES[facts.kind]
     plan = plan_data(wanted, facts.data)
     plan = tiles(plan, facts.input_size, facts.data)
-    plan = plan.deciding("decoder.width", list(facts.width), "the decoder costs no more than the encoder")
+    plan = plan.deciding("decoder.width", list(facts.width), "as wide as the encoder's cost allows")
     plan = plan.deciding("optim.lr", rates.lr, f"the rate of {facts.kind} encoders")
     if facts.pretrained:
         why = f"of optim.lr: the rate of {facts.kind} encoders' pretrained weights"

@@ -100,9 +100,9 @@ def disks(tmp_path):
     for i, side in enumerate([100, 100, 200, 200, 400, 400]):
         mask = np.zeros((side, 2 * side), np.uint8)
         mask[disk((side // 2, side), side // 20)] = 255
-        for folder in ("images", "masks"):
+        for folder, pixels in (("images", mask - i * (mask > 0)), ("masks", mask)):
             (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(mask).save(tmp_path / folder / f"{i}.png")
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / f"{i}.png")
     return lambda **changes: open_dataset(DataConfig(root=str(tmp_path), **changes))
 
 
@@ -111,11 +111,13 @@ def test_sizes_and_parts_of_the_training_split_are_told(disks):
     found, rows = fingerprint(data), [data.store.rows[i] for i in data.parts["train"]]
     assert (found.training, found.validation) == (len(rows), len(data.parts["val"]))
     assert (found.height.least, found.width.largest) == (min(r.height for r in rows), max(r.width for r in rows))
-    assert found.pixels == sum(r.height * r.width for r in rows)
+    assert found.scored == sum(r.height * r.width for r in (data.store.rows[i] for i in data.parts["val"]))
     assert (found.channels, found.lowest, found.highest) == (1, 0, 255)
     (cell,) = found.classes
     assert (cell.parts, cell.images) == (len(rows), len(rows))
-    assert cell.share == pytest.approx(sum(np.pi * (r.height / 20) ** 2 for r in rows) / found.pixels, rel=0.05)
+    assert cell.share == pytest.approx(
+        sum(np.pi * (r.height / 20) ** 2 for r in rows) / sum(r.height * r.width for r in rows), rel=0.05
+    )
 
 
 def test_objects_that_grow_with_their_images_have_one_scale_when_those_are_fitted(disks):
@@ -125,9 +127,24 @@ def test_objects_that_grow_with_their_images_have_one_scale_when_those_are_fitte
 
 
 def test_all_folds_have_one_fingerprint(disks):
-    first, second = (fingerprint(disks(folds=2, fold=fold)) for fold in (0, 1))
-    assert first.classes == second.classes
-    assert (first.training, first.validation) == (3, 3)
+    found = [fingerprint(disks(folds=4, fold=fold)) for fold in range(4)]
+    assert all(one == found[0] for one in found)
+    assert (found[0].training, found[0].validation) == (4, 2)  # of the fold that leaves the fewest
+
+
+def test_with_overfit_there_are_no_folds(disks):
+    found = fingerprint(disks(folds=2, overfit=4))
+    assert (found.training, found.validation) == (found.validation, found.training)
+
+
+def test_of_a_large_image_a_window_is_measured(monkeypatch):
+    monkeypatch.setattr(module, "EACH", 64)
+    mask = empty(300, 500)
+    mask[200:220, 400:430] = True
+    (area,) = measured(mask).areas
+    assert area == 600
+    assert module._window(mask).shape == (64, 64)
+    assert module._window(empty(40, 500) | True).shape == (40, 64)
 
 
 def test_it_is_measured_once(disks, monkeypatch):

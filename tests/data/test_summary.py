@@ -17,8 +17,3 @@ def test_every_number_stands_below_its_part():
     assert " ".join(rows["pixels"]) == "uint8, 0 to 255; grey (12), 4 channels (8)"
     assert rows["copies"] == ["none"]
     assert " ".join(rows["mask values"]) == "background = 0; cell = [255,0,0], 0, 1, 2, 3, 4, ..."
-
-
-def test_an_epoch_of_several_passes_is_told():
-    assert "shows each training image 9 times, 180 in all" in SUMMARY.table(9)
-    assert "an epoch" not in SUMMARY.table()

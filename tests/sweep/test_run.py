@@ -79,19 +79,11 @@ def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
     backend = Calls([("data.resize=crop", "all are large"), ("data.repeats=6", "they are few")])
     decided = module._decided(wanted, opened(wanted), backend)
     assert decided == ["data.resize=crop", "data.repeats=6"]
-    ((function, asked),) = backend.asked
+    ((function, asked, varied),) = backend.asked
     assert (function, asked["data"]["root"]) == ("segsweep.training.build:decided_data", "images")
+    assert varied == ["encoder", "optim.lr"]
     assert module._decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
     assert "data.repeats=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
-
-
-@pytest.mark.parametrize("key", ["data.zoom", "augmentation"])
-def test_what_is_varied_is_not_decided_and_the_rest_is(tmp_path, key):
-    space = Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")
-    wanted = plan(tmp_path, space=space)
-    words = ["data.zoom=0.5", "data.repeats=2", "augmentation.scale=0.5"]
-    decided = module._decided(wanted, opened(wanted), Calls([(word, "so it is") for word in words]))
-    assert decided == [word for word in words if not word.startswith(key)]
 
 
 def test_a_study_from_before_plans_goes_on_as_it_began(tmp_path):

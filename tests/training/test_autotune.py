@@ -111,7 +111,9 @@ def test_where_it_does_not_pay_nothing_is_tried(speeds, given):
     assert found.execution.precision == torch.bfloat16
 
 
-@pytest.mark.parametrize(("fit", "images", "chosen"), (({16, 8, 4}, 16, 16), ({8, 4}, 16, 8), ({3}, 12, 3)))
+@pytest.mark.parametrize(
+    ("fit", "images", "chosen"), (({16, 8, 4}, 16, 16), ({8, 4}, 16, 8), ({3}, 12, 3), ({5, 1}, 15, 5))
+)
 def test_memory_halves_the_micro_batch(speeds, fit, images, chosen):
     speeds(batches=dict.fromkeys(fit, 1.0))
     work = Workload((64, 64), 3, images, 10_000)
@@ -174,7 +176,7 @@ def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         tuned()
     speeds(batches={})
-    with pytest.raises(OutOfMemoryError, match=r"1 images of 64x64\. Try a smaller data\.size"):
+    with pytest.raises(OutOfMemoryError, match=r"a single image of 64x64\. Try a smaller data\.size"):
         tuning._fitting(nn.Conv2d(3, 1, 1), tuning.Execution(), Workload((64, 64), 3, 16, 1000), CPU)
     assert not list((cache() / "tuned").glob("*/answer.json"))
 

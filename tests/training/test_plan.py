@@ -58,6 +58,35 @@ def test_the_canvas_is_no_larger_than_the_images(size, canvas):
     assert decided(fingerprint(size, replace(CELL, thickness=5))).data.size == canvas
 
 
+def test_a_whole_image_is_one_whose_sides_both_fit():
+    thick = replace(CELL, thickness=400)
+    assert decided(fingerprint((1024, 1024), thick), size=[256, 512]).data.zoom == 0.25
+    assert decided(fingerprint((500, 1000), thick), size=[512, 256]).data.zoom == 0.25
+    assert decided(fingerprint((4000, 12000), replace(CELL, thickness=4000))).data.zoom == 0.05  # the least
+
+
+def test_long_images_of_one_size_are_alike():
+    assert "alike in size" in why(fingerprint((1080, 1920)), "data.resize")
+
+
+def test_what_is_not_known_of_one_image_is_not_said():
+    found = fingerprint(spread=None, spread_fitted=None, height=Range(300, 600, 1200), width=Range(400, 800, 1600))
+    assert why(found, "data.resize").endswith("not known")
+    assert why(found, "augmentation.scale").endswith("not known")
+
+
+def test_what_comes_after_a_varied_key_is_left_to_each_trial():
+    given = Settings.of(RunConfig(augmentation=AUTO))
+
+    def keys(*varied):
+        return [decision.key for decision in plan_data(given, fingerprint(), varied).decisions]
+
+    assert keys("data.zoom") == ["data.resize"]
+    assert keys("augmentation", "optim.lr")[-1] == "train.batch_size"
+    assert keys("data.size")[-1] == "data.zoom"
+    assert keys()[-1] == "augmentation.translate"
+
+
 def test_a_canvas_that_images_are_fitted_to_has_their_aspect():
     assert decided(fingerprint((600, 1200)), resize="pad").data.size == [192, 384]
 
@@ -79,7 +108,7 @@ def test_large_validation_images_make_longer_epochs():
 def test_classes_that_random_crops_seldom_show_are_shown_more():
     rare = replace(CELL, name="crack", thickness=5, seen=(0.01, 0.05, 0.1, 0.3, 0.6, 0.9))
     found = fingerprint((4096, 4096), classes=(CELL, rare))
-    assert decided(found).data.foreground == pytest.approx(1 / 3)
+    assert decided(found).data.foreground == 0.33
     assert why(found, "data.foreground") == "10% of random crops of an image with crack show some"
     assert decided(found, zoom=0.25).data.foreground == 0  # a crop covers 1024 pixels a side
     assert decided(fingerprint(parts=replace(rare, parts=0, images=0))).data.foreground == 0
@@ -94,6 +123,10 @@ def test_zooms_are_as_large_as_objects_differ_in_scale():
     alike, unlike = (decided(fingerprint(spread=spread)).augmentation for spread in (0.1, 1.0))
     assert (alike.scale, alike.translate) == (0.25, 0.05)
     assert (unlike.scale, unlike.translate) == (0.5, 0.1)
+    fitted = fingerprint(spread=1.0, spread_fitted=0.1)
+    assert decided(fitted, resize="pad").augmentation.scale == 0.25  # as the network sees them
+    typed = Settings.of(RunConfig(augmentation=replace(AUTO, scale=0.1)))
+    assert plan_data(typed, fingerprint(spread=1.0)).settings.augmentation.translate == 0.05
 
 
 @pytest.mark.parametrize(
