@@ -194,13 +194,13 @@ def encoder_traits(name: str) -> EncoderTraits:
     return fixed
 
 
-def decoder_width(name: str, width: str | Sequence[int] = "auto") -> list[int]:
+def decoder_width(name: str, width: str | Sequence[int] = "auto", classes: int = 1) -> list[int]:
     """Return the channels of the decoder's stages for this encoder, deepest first; `width` is as `decoder.width`.
 
     Raises ConfigError: no such model, or another number of widths than there are stages.
     """
     measured = encoder_traits(name)
-    return [stage.width for stage in plan(measured.maps, width, measured.macs).stages]
+    return [stage.width for stage in plan(measured.maps, width, measured.macs, classes).stages]
 
 
 def _measured(name: str, native: Size, switches: Mapping[str, Any], device: str) -> EncoderTraits:

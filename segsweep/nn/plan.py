@@ -14,6 +14,7 @@ from segsweep.errors import ConfigError
 # Channels at stride 1; each halving of the resolution doubles them: 256, 128, 64, 32, 16 for strides 16, 8, 4, 2, 1.
 BASE_WIDTH = 16
 WIDEST = 256
+HEAD = 32  # channels that the last stages have at least where there are as many classes or more
 # A single-scale encoder's map is brought to these multiples of its stride (ViTDet, https://arxiv.org/abs/2203.16527).
 PYRAMID = (1 / 4, 1 / 2, 1, 2)
 
@@ -55,13 +56,17 @@ class DecoderPlan:
     stages: tuple[Stage, ...]
 
 
-def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs: float = math.inf) -> DecoderPlan:
+def plan(
+    maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs: float = math.inf, classes: int = 1
+) -> DecoderPlan:
     """Plan the decoder of an encoder with these maps, finest first, one for each stride.
 
     Args:
         width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down until the decoder costs no
-            more than the encoder, half of the whole; to an eighth at most.
+            more than the encoder, half of the whole; to an eighth at most. Then no stage has fewer channels than there
+            are classes, up to `HEAD`: fewer cannot tell them apart.
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
+        classes: logits of the head, a linear map of the last stage's channels.
 
     Raises ConfigError: `width` has another length than there are stages.
     """
@@ -79,10 +84,12 @@ def plan(maps: Sequence[Map], width: str | Sequence[int] = "auto", encoder_macs:
             )
         return _build(levels, pyramid, strides, [int(w) for w in width])
     for eighths in range(8, 0, -1):
-        candidate = _build(levels, pyramid, strides, [_scaled(stride, eighths / 8) for stride in strides])
+        widths = [_scaled(stride, eighths / 8) for stride in strides]
+        candidate = _build(levels, pyramid, strides, widths)
         if macs(candidate) <= encoder_macs:
             break
-    return candidate
+    least = min(HEAD, 8 * math.ceil(classes / 8))
+    return _build(levels, pyramid, strides, [max(least, width) for width in widths])
 
 
 def macs(plan: DecoderPlan) -> float:

@@ -84,7 +84,7 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder = Encoder(name, in_channels, pretrained, weights_file, drop_path)
         self.weights_source: str = self.encoder.weights_source
-        self.plan = plan(self.encoder.maps, decoder.width, self.encoder.macs)
+        self.plan = plan(self.encoder.maps, decoder.width, self.encoder.macs, num_classes)
         self.decoder = Decoder(self.plan, self.encoder.maps, in_channels, decoder.norm)
         self.dropout = nn.Dropout2d(decoder.dropout)
         self.head = nn.Conv2d(self.decoder.out_channels, num_classes, 1)

@@ -202,7 +202,7 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
         kind=traits.kind,
         pretrained=pretrained,
         input_size=traits.native if traits.fixed else None,
-        width=decoder_width(wanted.encoder.name, wanted.decoder.width),
+        width=decoder_width(wanted.encoder.name, wanted.decoder.width, data.labels.logits),
         data=found,
         classes=data.labels.names,
         pixels=data.counts("train")[:-1],

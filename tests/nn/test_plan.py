@@ -122,6 +122,27 @@ def test_auto_is_never_below_a_quarter_of_the_ladder_and_eight_channels():
     assert [stage.width for stage in plan(maps_at([2, 4, 8, 16, 32]), "auto", 0).stages] == [32, 16, 8, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("classes", "widths"),
+    [
+        (1, [32, 16, 8, 8, 8]),
+        (8, [32, 16, 8, 8, 8]),
+        (11, [32, 16, 16, 16, 16]),
+        (21, [32, 24, 24, 24, 24]),
+        (150, [32, 32, 32, 32, 32]),
+    ],
+)
+def test_the_head_has_channels_for_its_classes(classes, widths):
+    planned = plan(maps_at([2, 4, 8, 16, 32]), "auto", 0, classes)
+    assert [stage.width for stage in planned.stages] == widths
+
+
+def test_the_rest_is_as_wide_as_for_two_classes():
+    maps, budget = maps_at([2, 4, 8, 16, 32]), 6000.0
+    two, many = ([stage.width for stage in plan(maps, "auto", budget, k).stages] for k in (1, 20))
+    assert many == [max(24, width) for width in two]
+
+
 @pytest.mark.parametrize("strides", ([2, 4, 8, 16, 32], [4, 8, 16, 32], [1, 2, 4, 8, 16, 32], [8, 16, 32]), ids=str)
 @pytest.mark.parametrize("budget", (0.0, math.inf))
 def test_macs_are_those_torch_counts(strides, budget):
