@@ -43,7 +43,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    width: Any = key("auto", "channels of the stages from the deepest, as [256,128,64,32,16]; auto: by encoder and classes")
+    width: Any = key("auto", "channels of the stages, deepest first, as [256,128,64,32,16]; auto: by cost and classes")
     norm: str = key("batch", "batch, group or layer")
     dropout: float = key(0.0, "probability of dropping a channel before the head")
 
