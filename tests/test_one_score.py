@@ -137,6 +137,6 @@ def test_the_models_file_keeps_how_it_was_scored_and_what_its_masks_held(run):
     info, start = describe(run.folder / "best.safetensors"), journal.read(run.folder).start
     ran = start.execution
     assert (info.precision, info.channels_last) == (ran.precision, ran.channels_last)
-    assert (info.tta, info.tile) == (("hflip", (32, 40)) if len(run.values) == 3 else ("none", None))
+    assert (info.tta, info.tile) == (("hflip", (32, 40)) if len(run.values) == 3 else ("none", (1024, 1024)))
     assert info.values == run.values
     assert info.nodata == "tag"  # what auto becomes
