@@ -126,9 +126,9 @@ def test_auto_is_never_below_a_quarter_of_the_ladder_and_eight_channels():
     ("classes", "widths"),
     [
         (1, [32, 16, 8, 8, 8]),
-        (8, [32, 16, 8, 8, 8]),
-        (11, [32, 16, 16, 16, 16]),
-        (21, [32, 24, 24, 24, 24]),
+        (4, [32, 16, 8, 8, 8]),
+        (11, [32, 24, 24, 24, 24]),
+        (21, [32, 32, 32, 32, 32]),
         (150, [32, 32, 32, 32, 32]),
     ],
 )
@@ -140,7 +140,7 @@ def test_the_head_has_channels_for_its_classes(classes, widths):
 def test_the_rest_is_as_wide_as_for_two_classes():
     maps, budget = maps_at([2, 4, 8, 16, 32]), 6000.0
     two, many = ([stage.width for stage in plan(maps, "auto", budget, k).stages] for k in (1, 20))
-    assert many == [max(24, width) for width in two]
+    assert many == [max(32, width) for width in two]
 
 
 @pytest.mark.parametrize("strides", ([2, 4, 8, 16, 32], [4, 8, 16, 32], [1, 2, 4, 8, 16, 32], [8, 16, 32]), ids=str)
