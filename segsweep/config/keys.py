@@ -1,5 +1,6 @@
 """What a key is: a field of a frozen dataclass with one line of help and a role."""
 
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import field
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ def key(default: Any, help: str, role: Role = EXPERIMENT) -> Any:
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def named(key: str, names: Container[str]) -> bool:
+    """Tell whether a dotted key, or the group that it is in, is among these names."""
+    return key in names or key.partition(".")[0] in names
 
 
 def normal(name: str, value: Any) -> Any:

@@ -216,6 +216,11 @@ class TrainConfig:
             check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
 
     @property
+    def micro_batches(self) -> int:
+        """How many a batch is cut into as far as that was asked for: 1 with accumulate=auto."""
+        return 1 if self.accumulate == "auto" else self.accumulate
+
+    @property
     def epoch_limit(self) -> int | None:
         """How many epochs to train; None where the time budget alone decides."""
         return self.epochs or (None if self.time_budget else EPOCHS)

@@ -101,12 +101,12 @@ class Fingerprint:
     def table(self) -> str:
         """Return it for a person."""
         first, *others = (parts.line(self.looked_at) for parts in self.classes)
-        if self.spread is None or self.spread_fitted is None:
-            return console.table([("training parts", first), *(("", line) for line in others)])
-        scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
-        if self.height.least != self.height.largest or self.width.least != self.width.largest:
-            scale += f", of {2**self.spread_fitted:.2f} when images are brought to one size"
-        return console.table([("training parts", first), *(("", line) for line in (*others, scale))])
+        if self.spread is not None and self.spread_fitted is not None:
+            scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
+            if self.height.least != self.height.largest or self.width.least != self.width.largest:
+                scale += f", of {2**self.spread_fitted:.2f} when images are brought to one size"
+            others.append(scale)
+        return console.table([("training parts", first), *(("", line) for line in others)])
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,6 @@ def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
     """Measure these samples, of which the largest fold has so many; 0: there are no folds."""
     rows = data.store.rows
     sizes = [(rows[i].height, rows[i].width) for i in indices]
-    pixels = sum(height * width for height, width in sizes)
     chosen = evenly_spaced(indices, LOOKED_AT)
     large = sum(min(rows[i].height, EACH) * min(rows[i].width, EACH) for i in chosen)
     chosen = evenly_spaced(chosen, max(1, int(len(chosen) * min(1, PIXELS / large))))
@@ -160,12 +159,13 @@ def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
             here = classes == k
             if here.any():
                 found[k][index] = measured(here)
-    counts = data.pixels[indices, :-1].sum(axis=0)
+    pixels = data.pixels[indices]  # by class, last those that do not count
+    counts = pixels[:, :-1].sum(axis=0)
     sides = {i: math.sqrt(rows[i].height * rows[i].width) for i in chosen}
     absolute = [{i: _scale(m) for i, m in by_image.items()} for by_image in found.values()]
     fitted = [{i: scale / sides[i] for i, scale in by_image.items()} for by_image in absolute]
     validation = fold or len(data.parts["val"])
-    scored = pixels * fold // len(indices) if fold else sum(rows[i].height * rows[i].width for i in data.parts["val"])
+    scored = int(pixels.sum()) * fold // len(indices) if fold else sum(data.counts("val"))
     return Fingerprint(
         training=len(indices) - fold,
         validation=validation,
@@ -253,10 +253,8 @@ def _joined(name: str, share: float, images: Sequence[Measured]) -> ClassParts:
         return ClassParts(name, share, 0, 0, 0.0, 0.0, 0.0, 0.0, (0.0,) * len(WINDOWS))
     areas = np.concatenate([image.areas for image in images])
     extents = np.concatenate([image.extents for image in images])
-    widths: Counter[int] = Counter()
-    for image in images:
-        widths.update(dict(enumerate(image.widths.tolist())))
-    thick, pixels = np.array(list(widths)), np.array(list(widths.values()))
+    thick = np.concatenate([np.arange(len(image.widths)) for image in images])
+    pixels = np.concatenate([image.widths for image in images])
     return ClassParts(
         name=name,
         share=share,

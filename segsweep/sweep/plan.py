@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsweep.config.data import LAID
+from segsweep.config.keys import named
 from segsweep.config.schema import RunConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.paths import override
+from segsweep.sweep.scheduler import DATA
 from segsweep.sweep.space import Space, Value
 from segsweep.sweep.study import grid
 
@@ -70,12 +72,7 @@ class Plan:
     def plans_once(self) -> bool:
         """Tell whether all trials have the same data, so that what follows from them is decided once."""
         laid = {"data.fold", *(f"data.{name}" for name in LAID)}
-        varied = {key.partition(".")[0] for key in self.space.distributions if key not in laid}
-        return not varied & {"data", "debug", "recipe"}
-
-    def varies(self, key: str) -> bool:
-        """Tell whether trials differ in a key, by itself or with its group."""
-        return not {key, key.partition(".")[0]}.isdisjoint(self.space.distributions)
+        return not any(named(key, DATA) for key in self.space.distributions if key not in laid)
 
     def argv(self, sources: Mapping[str, str], decided: Sequence[str], typed: Sequence[str], encoder: str) -> list[str]:
         """Return a trial's command, without its folder, from the overrides of what is varied.

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from segsweep import console
 from segsweep.config.checks import flat
+from segsweep.config.keys import named
 from segsweep.config.schema import EPOCHS
 from segsweep.errors import ConfigError, Terminated
 from segsweep.runs import locks
@@ -111,15 +112,15 @@ def _weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
 
 def _decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
     """Decide once, for all trials and starts of the sweep, what follows from the data alone; return what to type."""
+    varied = list(plan.space.distributions)
     known: list[tuple[str, str]] | None = study.remembered("plan")
     if known is None and (study.remembered("decided") or study.trials(TrialState.COMPLETE, TrialState.PRUNED)):
         asked = dict(flat(asdict(plan.base)))
         values = {**BEFORE_PLANS, **(study.remembered("decided") or {})}
-        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not plan.varies(key)]
+        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not named(key, varied)]
     if known is None:
         known = []
         if plan.plans_once:
-            varied = list(plan.space.distributions)
             known = backend.call("segsweep.training.build:decided_data", asdict(plan.base), varied)
         study.remember("plan", known)
     return [word for word, _ in known]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from optuna.trial import TrialState
 
+from segsweep.config.keys import named
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError, DataError, SweepError
 from segsweep.runs.curve import Curve
@@ -149,7 +150,7 @@ def _ended(trial: Trial, update: JobUpdate, deaths: dict[str, tuple[int, int]]) 
     if update.error is None and trial.state == "paused":
         return "paused"
     if update.error in ("config", "data") and not trial.run.records:
-        if update.error == "data" and not any(key.partition(".")[0] in DATA for key in trial.varied):
+        if update.error == "data" and not any(named(key, DATA) for key in trial.varied):
             raise DataError(update.words)
         trial.state, trial.reason = "refused", update.words
         return "refused"

@@ -80,8 +80,7 @@ def tune(
     """
     usual = Execution(devices.precision(train.precision, device), channels_last=True, compile=train.compile == "true")
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
-    cut = device.type == "cuda" and train.accumulate == "auto"
-    if train.deterministic or (short and not cut):
+    if train.deterministic or (short and not _may_cut(train, device)):
         return Tuned(usual, workload.images, {})
     # What lies in a GPU's memory already, pixels and weights, decides what else fits; in whole GiB.
     taken = torch.cuda.memory_allocated(device) >> 30 if device.type == "cuda" else 0
@@ -113,8 +112,7 @@ def tune(
 def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Workload, device: torch.device) -> Answer:
     """Find the micro-batch that fits, then try precisions, then layouts, each with the best of what came before."""
     usual = replace(usual, compile=False)
-    cut = device.type == "cuda" and train.accumulate == "auto"
-    fits = _fitting(model, usual, workload, device) if cut else workload.images
+    fits = _fitting(model, usual, workload, device) if _may_cut(train, device) else workload.images
     few = min(fits, PROBED) if device.type == "cpu" else fits
     pixels = 255 * torch.rand(few, workload.channels, *workload.size, device=device)
     rates: dict[str, float] = {}
@@ -136,6 +134,11 @@ def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Wor
         "micro_batch": fits,
         "rates": {name: round(rate, 2) for name, rate in rates.items()},
     }
+
+
+def _may_cut(train: TrainConfig, device: torch.device) -> bool:
+    """Whether the batch is cut into as many micro-batches as the memory asks for."""
+    return device.type == "cuda" and train.accumulate == "auto"
 
 
 def _fitting(model: nn.Module, execution: Execution, workload: Workload, device: torch.device) -> int:

@@ -222,16 +222,16 @@ def _refuse_large_batch(batch: int | str, shown: int, images: int) -> None:
 def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before: Start | None, world: World) -> Tuned:
     """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, device = settings.train, next(model.parameters()).device
-    cut = 1 if train.accumulate == "auto" else train.accumulate
+    wanted = train.batch_size // train.micro_batches
     if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
         # What was chosen once stays: another precision is another training.
         ran = before.execution
         execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
-        micro_batch = ran.micro_batch if train.accumulate == "auto" else train.batch_size // cut
+        micro_batch = ran.micro_batch if train.accumulate == "auto" else wanted
         return Tuned(execution, micro_batch, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
     size, seconds = _canvas(settings.data).size, train.time_budget or math.inf
-    workload = Workload(size, model.in_channels, train.batch_size // cut, expected_images, seconds)
+    workload = Workload(size, model.in_channels, wanted, expected_images, seconds)
     architecture = asked.encoder.name.partition(".")[0]
     key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing, train.ema > 0]
     return tune(model, key, workload, asked.train, device, world)

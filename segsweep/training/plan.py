@@ -13,6 +13,7 @@ from typing import Any
 
 from segsweep import console
 from segsweep.config.data import ZOOMS
+from segsweep.config.keys import named
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import ClassParts, Fingerprint
 from segsweep.data.geometry import Size
@@ -81,7 +82,7 @@ def plan_data(wanted: Settings, found: Fingerprint, varied: Collection[str] = ()
     """
     plan = TrainingPlan(wanted)
     for key, rule in RULES.items():
-        if not {key, key.partition(".")[0]}.isdisjoint(varied):
+        if named(key, varied):
             break
         plan = rule(plan, found)
     return plan

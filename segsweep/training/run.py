@@ -105,7 +105,7 @@ def _claimed(folder: Path, resuming: bool) -> Iterator[Run]:
 
 def _fitting(train: TrainConfig, size: Sequence[int] | str) -> AbstractContextManager[None]:
     """Tell what to change where a training does not fit the memory."""
-    finer = 2 * (1 if train.accumulate == "auto" else train.accumulate)
+    finer = 2 * train.micro_batches
     divides = train.batch_size == "auto" or train.batch_size % finer == 0
     other = "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
     advice = f"Try train.accumulate={finer}: smaller micro-batches." if divides else other
