@@ -359,7 +359,7 @@ def lead(rows: list[dict[str, Any]], tasks: list[str]) -> str:
     for task in tasks:
         pairs: dict[tuple[int, int], dict[str, Any]] = {}
         for row in rows:
-            if row["task"] == task and row["who"] in ("ours", "careful") and not (row["more"] or row["paced"]):
+            if row["task"] == task and row["who"] in ("ours", "careful") and not (row["more"] or row.get("paced")):
                 pairs.setdefault((row["budget"], row["seed"]), {})[row["who"]] = row
         longest = max((budget for (budget, _), pair in pairs.items() if len(pair) == 2), default=0)
         both = [pair for (budget, _), pair in pairs.items() if len(pair) == 2 and budget == longest]
