@@ -59,6 +59,20 @@ def terminable() -> Iterator[None]:
             signal.signal(kind, handler)
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP pass, while in this context: what is written down is short, and then the process ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
 def traced() -> None:
     """Have stderr say in which line a fatal signal hit, as SIGBUS where a file that is mapped has become shorter.
 

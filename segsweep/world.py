@@ -1,11 +1,19 @@
 """The processes that train one model together. Standard library only; torch is named in types alone."""
 
+import ctypes
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-JSON = TypeVar("JSON")  # a value that JSON has
+T = TypeVar("T")
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+MEETING = "SEGSWEEP_RANKS"  # where the processes of a sweep's trial meet, a URL; torchrun has variables of its own
 
 
 class World:
@@ -18,9 +26,10 @@ class World:
 
     rank: int = 0  # of this process, from 0, which alone writes files and speaks
     size: int = 1  # number of processes
+    local: int | None = None  # number of this process on its machine, from 0, as torch counts GPUs; None: it is alone
 
-    def agreed(self, value: JSON) -> JSON:
-        """Return the value of rank 0, in every process. It is one that JSON has."""
+    def agreed(self, value: T) -> T:
+        """Return the value of rank 0, in every process: a plain value, a tensor, or a container of them."""
         return value
 
     def any(self, flag: bool) -> bool:
@@ -31,5 +40,37 @@ class World:
         """Return the sum of all processes' tensors, which have one shape and data type."""
         return tensor
 
+    def gathered(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank, in rank 0; an empty list in the others."""
+        return [value]
+
+    def shared(self, model: "nn.Module") -> "nn.Module":
+        """Return what to call in the model's place, so that a backward pass leaves the mean gradient of all processes.
+
+        Made anew whenever other parameters are trained.
+        """
+        return model
+
+    def apart(self, shared: "nn.Module") -> AbstractContextManager[None]:
+        """Leave each process its own gradient, while in this context; the next backward pass after it adds them all."""
+        return nullcontext()
+
+    def cause(self, error: BaseException) -> BaseException:
+        """Return the first error of all processes, this one's unless another has told its own before."""
+        return error
+
 
 SINGLE = World()
+
+
+def together() -> bool:
+    """Tell whether this process was started as one of several that train together."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+    return several and ("TORCHELASTIC_RUN_ID" in os.environ or MEETING in os.environ)
+
+
+def end_with_parent() -> int:
+    """Have the system send SIGTERM here when the process that began this one ends, however it does; return its pid."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    return os.getppid()

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from segsweep.config.schema import OptimConfig, TrainConfig
+from segsweep.data import batches as data
+from segsweep.data.geometry import Canvas
 from segsweep.engine import losses
 from segsweep.engine.execution import PLAIN
-from segsweep.engine.scorer import Evaluation
+from segsweep.engine.scorer import Evaluation, Scorer
 from segsweep.engine.step import TrainStep
 from segsweep.errors import NonFiniteError, OutOfMemoryError
 from segsweep.training import autotune, loop, optim
@@ -44,6 +46,10 @@ class Member(World):
 
     def summed(self, tensor):
         return sum(self._all(tensor))
+
+    def gathered(self, value):
+        found = self._all(value)
+        return found if self.rank == 0 else []
 
 
 def together(work):
@@ -104,6 +110,9 @@ def test_one_process_agrees_with_itself():
     assert SINGLE.any(True)
     assert not SINGLE.any(False)
     assert SINGLE.summed(tensor) is tensor
+    assert SINGLE.gathered(tensor) == [tensor]
+    assert SINGLE.shared(model := nn.Identity()) is model
+    assert SINGLE.cause(error := ValueError()) is error
 
 
 def test_two_members_agree():
@@ -165,3 +174,56 @@ def test_what_one_could_not_measure_is_refused_by_all(monkeypatch):
         lambda member: autotune.tune(nn.Conv2d(3, 1, 1), ["x"], workload, TrainConfig(), torch.device("cpu"), member)
     )
     assert [str(error) for error in found] == ["out of memory with 4 images"] * 2
+
+
+def test_batchnorm_has_the_mean_of_all_statistics_where_it_trains():
+    def work(member):
+        model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(2)))
+        state = TrainState(model, torch.optim.SGD(model.parameters(), 0.1), None, optim.Average(model, 0.9))
+        state.model.train()
+        state.model[1].eval()  # frozen
+        for norm in (state.model[0], state.model[1][0], state.average.model[0]):
+            norm.running_mean.fill_(member.rank + 1.0)
+            norm.running_var.fill_(10.0 * (member.rank + 1.0))
+        loop._average_statistics(state, member)
+        norms = state.model[0], state.model[1][0], state.average.model[0]
+        return [float(norm.running_mean[0]) for norm in norms], float(norms[0].running_var[1])
+
+    first, second = together(work)
+    assert first == ([1.5, 1.0, 1.5], 15.0)
+    assert second == ([1.5, 2.0, 1.5], 15.0)
+
+
+def test_members_score_what_one_alone_does():
+    """Each scores whole batches of its own: metrics, loss and matrices are the same to the last digit."""
+    indices = tuple(range(7))
+
+    class Batches:
+        def __init__(self, world):
+            self.world, self.indices = world, indices
+
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            parts = [indices[i : i + 2] for i in range(0, 7, 2)]
+            for part in parts[self.world.rank :: self.world.size]:
+                rng = torch.Generator().manual_seed(part[0])
+                image = torch.rand(len(part), 3, 8, 8, generator=rng)
+                mask = (torch.rand(len(part), 8, 8, generator=rng) > 0.5).long()
+                canvas = Canvas((8, 8), "crop")
+                placements = tuple(canvas.place((8, 8)) for _ in part)
+                yield data.Batch(image, mask, part, placements, tuple(mask))
+
+    def work(member):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 1, 1)
+        loss = losses.build({"ce": 0.5, "dice": 0.5})
+        return Scorer().evaluate(model, Batches(member), loss, ["background", "cell"], show=(3, 4))
+
+    alone = work(SINGLE)
+    first, second = together(work)
+    assert first.metrics == second.metrics == alone.metrics
+    assert list(first.matrices) == list(alone.matrices) == list(indices)
+    assert all((first.matrices[i] == alone.matrices[i]).all() for i in indices)
+    assert first.predictions.keys() == alone.predictions.keys() == {3, 4}

@@ -6,11 +6,12 @@ Nothing heavy is imported before a configuration has been checked: `--help`, `--
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,6 +34,10 @@ from segsweep.errors import ConfigError, Terminated, terminable, traced
 from segsweep.paths import CHECKOUT, outputs
 from segsweep.runs import journal
 from segsweep.tracking import client
+from segsweep.world import MEETING, SINGLE, World, end_with_parent, together
+
+if TYPE_CHECKING:
+    from segsweep.engine.ranks import Ranks
 
 
 class Stopped(BaseException):
@@ -50,13 +55,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     traced()
     words = list(sys.argv[1:] if argv is None else argv)
     words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra's parser refuses them between overrides
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # each of its processes would train the same run
-        return _refuse(
-            "a run is one process; this one was started by torchrun (TORCHELASTIC_RUN_ID is set). Type python train.py "
-            "...; to use several GPUs, a sweep: python train.py -m hydra/sweeper=optuna ... runs a trial on each. In a "
-            "shell that torchrun left behind: unset TORCHELASTIC_RUN_ID.",
-            ConfigError.exit_code,
-        )
+    if not together():
+        return _main(words, SINGLE)
+    if MEETING not in os.environ:
+        end_with_parent()  # at once: torchrun may end while torch is loaded
+    from segsweep.engine import ranks  # torch: seconds
+
+    try:
+        with ranks.joined() as world:
+            if world.rank:
+                return _follow(world)
+            code = 1
+            try:
+                code = _main(words, world)
+                return code
+            except SystemExit as left:  # of Hydra's own flags
+                code = left.code if isinstance(left.code, int) else 0
+                raise
+            finally:
+                world.leave(code)
+    except ConfigError as error:
+        return _refuse(str(error), error.exit_code)
+
+
+def _follow(world: "Ranks") -> int:
+    """Train beside the first process, which alone speaks, but for a crash here."""
+    from segsweep.training.run import follow
+
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            with terminable():
+                follow(world)
+            return 0
+        except ConfigError as error:
+            return error.exit_code
+        except Terminated:
+            return 143
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            left = world.left()
+            if left is None and world.first is error:
+                traceback.print_exc(file=sys.__stderr__)
+            return 1 if left is None else left
+
+
+def _main(words: list[str], world: World) -> int:
     register_schema()
     OmegaConf.register_new_resolver("help", _help, replace=True)
     spared = _named_folder(words)
@@ -66,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal code
         # Refused here and not in main: Hydra prints a line of its own for what a job raises.
         try:
-            code = _train(composed, words, spared) or code
+            code = _train(composed, words, spared, world) or code
         except ConfigError as error:
             code = _refuse(str(error), error.exit_code)
         if code >= 128:
@@ -82,7 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{search[0]}: a search needs -m. Type python train.py -m {shlex.join(words)}")
         with terminable():
             if any(word.startswith("resume=") for word in words) and not {"--help", "-h"} & set(words):
-                return _resume(words)
+                return _resume(words, world)
+            if world.size > 1 and any(
+                word.startswith(("-m", "--multirun", "hydra.mode=M", "sweeps=")) for word in words
+            ):
+                told = "torchrun starts one training on several GPUs; a sweep starts its own"
+                raise ConfigError(
+                    f"{told}. Type python train.py {shlex.join(words)}, with hydra.sweeper.slots=[[0,1]]."
+                )
             sys.argv = [str(CHECKOUT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except ConfigError as error:
@@ -100,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _train(composed: DictConfig, argv: list[str], spared: Path | None) -> int:
+def _train(composed: DictConfig, argv: list[str], spared: Path | None, world: World) -> int:
     hydra_config = HydraConfig.get()
     runtime: Any = OmegaConf.to_container(hydra_config.runtime, resolve=False)  # a folder may be called ${x}
     folder = Path(runtime["output_dir"])
@@ -119,14 +170,14 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None) -> int:
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
             "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
         }
-        return run(config, folder, argv=argv, hydra_files=files)
+        return run(config, folder, argv=argv, hydra_files=files, world=world)
     except BaseException:
         if not journal.exists(folder):
             _remove_empty(folder, spared)
         raise
 
 
-def _resume(argv: list[str]) -> int:
+def _resume(argv: list[str], world: World) -> int:
     """Go on with the run that `resume=DIR` names, as its journal says: nothing else of the folder is composed."""
     folder = Path(text_of([word for word in argv if word.startswith("resume=")][-1])).expanduser().resolve()
     words = [word for word in argv if not word.startswith("resume=")]
@@ -151,7 +202,7 @@ def _resume(argv: list[str]) -> int:
         client.remember(typed)
     from segsweep.training.run import run  # torch and timm: seconds
 
-    return run(asked, folder, argv=argv, hydra_files={}, resuming=True)
+    return run(asked, folder, argv=argv, hydra_files={}, resuming=True, world=world)
 
 
 def _named_folder(argv: list[str]) -> Path | None:

@@ -218,25 +218,31 @@ class TrainBatches:
 class EvalBatches:
     """Every sample once, whole and without augmentation, grouped by size.
 
-    With resize=crop an image is its own canvas; images of one size share a batch.
+    With resize=crop an image is its own canvas; images of one size share a batch. The processes of `world` take the
+    batches in turn.
     """
 
     pixels: Pixels
     indices: Sequence[int]
     canvas: Canvas
     batch_size: int  # largest number of canvases; fewer where they are larger than `canvas.size`
+    world: World = SINGLE
 
     def __len__(self) -> int:
-        return len(self._plan())
+        return len(self._own())
 
     def __iter__(self) -> Iterator[Batch]:
-        jobs = (partial(self._host_batch, canvas, chosen) for canvas, chosen in self._plan())
+        jobs = (partial(self._host_batch, canvas, chosen) for canvas, chosen in self._own())
         with closing(self.pixels.prefetched(jobs)) as host_batches:
             for part in host_batches:
                 yield self.pixels.warped(part)
 
     def _host_batch(self, canvas: Canvas, chosen: Sequence[int]) -> HostBatch:
         return self.pixels.cut(chosen, [canvas.place(self.pixels.size(i)) for i in chosen], whole=True)
+
+    def _own(self) -> list[tuple[Canvas, list[int]]]:
+        """This process's batches: whole ones, so that it sees them as one process alone does."""
+        return self._plan()[self.world.rank :: self.world.size]
 
     def _plan(self) -> list[tuple[Canvas, list[int]]]:
         """The canvas and the samples of each batch."""

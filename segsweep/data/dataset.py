@@ -1,6 +1,7 @@
 """A data set that can be trained on: found, decoded, split and labelled, with all that is wrong told at once."""
 
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +94,16 @@ class Dataset:
                 ]
             },
         )
+
+    def contents(self) -> str:
+        """Return a short hash of the files' bytes, by their keys; all of them are read."""
+        hashed = hashlib.sha256()
+        for sample in sorted(self.samples, key=lambda sample: sample.key):
+            hashed.update(sample.key.encode(errors="surrogateescape"))
+            for path in (sample.image, sample.mask):
+                with path.open("rb") as file:
+                    hashed.update(hashlib.file_digest(file, "sha256").digest())
+        return hashed.hexdigest()[:16]
 
     def write_split(self, folder: Path) -> None:
         """Write down in `SPLIT` which image is in which part; `split.read_split` reads it."""

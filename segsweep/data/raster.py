@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
 
 from segsweep.errors import DataError, first_line
 
@@ -22,6 +24,12 @@ LOSSY = ("JPEG", "MPO", "WEBP")
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of oddities that do no harm
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own check only warns at first, and warnings are no matter for threads
+
+
+def decoders() -> str:
+    """Name what decodes files here, with versions: another libjpeg may give other pixels."""
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    return f"Pillow {PIL.__version__}, libjpeg {jpeg}, tifffile {version('tifffile')}"
 
 
 @dataclass(frozen=True)

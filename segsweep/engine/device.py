@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
 from segsweep.paths import build_once, cache, load_json
 from segsweep.runs.records import Precision
-from segsweep.world import JSON
 
 log = logging.getLogger(__name__)
+
+JSON = TypeVar("JSON")  # a value that JSON has
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FATAL = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS)
@@ -83,15 +85,29 @@ def fitting(advice: str, tried: str = "") -> Iterator[None]:
         raise OutOfMemoryError(f"out of memory{tried}. {advice}") from error
 
 
-def find(name: str, option: str = "train.device=") -> torch.device:
+def find(name: str, option: str = "train.device=", local: int | None = None) -> torch.device:
     """Return the device of `train.device`; auto is the first GPU if there is one.
 
-    Raises ConfigError: it is not there; `option` is what was typed before the name.
+    Args:
+        option: what was typed before the name.
+        local: of several processes that train together, this one's number on its machine: it takes the GPU of it.
+
+    Raises ConfigError: it is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"  # mps on request only: nobody has measured it yet
     device = torch.device(name)
     count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if local is not None and device.type != "cpu":
+        if device.type == "mps" or device.index is not None:
+            raise ConfigError(f"{option}{name}: each of several processes takes a GPU of its own. Drop {option}{name}.")
+        if local >= count:
+            told = f"{count} GPUs here, and process {local + 1} on this machine wants one of its own"
+            raise ConfigError(
+                f"{option}{name}: there are {told}. Start {count} with torchrun --nproc-per-node={count}."
+            )
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= count):
         raise ConfigError(f"{option}{name}: there are {count} CUDA devices. Try {option}auto.")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -163,15 +179,23 @@ def set_threads() -> int:
     """Let torch compute on as many threads as this process may use cores; return the number.
 
     `OMP_NUM_THREADS`, if set, decides. Otherwise it is the physical cores, fewer where the process is bound to some
-    (affinity) or a container may use less (cgroup quota): more threads than cores wait for each other.
+    (affinity) or a container may use less (cgroup quota): more threads than cores wait for each other. Processes that
+    torchrun started on one machine share its cores; the 1 that it then sets the variable to is nobody's word.
     """
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if given.isdigit() and int(given):  # said again: torch may have been loaded before it was set
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if beside > 1 and given == "1":
+        torch.set_num_threads(max(1, min(_allowed(), _quota()) // beside))
+    elif given.isdigit() and int(given):  # said again: torch may have been loaded before it was set
         torch.set_num_threads(int(given))
     else:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), allowed, _quota())))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), _allowed(), _quota()) // beside))
     return torch.get_num_threads()
+
+
+def _allowed() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quota() -> int:

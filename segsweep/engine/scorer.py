@@ -1,5 +1,6 @@
 """How a model is scored: one way for validation, test, evaluation, prediction and demo."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((), (3
 class Evaluation:
     """What the scoring of some images gave."""
 
-    metrics: dict[str, float]  # scores by name without the split's prefix
+    metrics: dict[str, float]  # scores by name without the split's prefix; loss is the mean of the images' own
     predictions: dict[int, Tensor]  # the predicted masks that were asked for, uint8 `h w` by sample
     matrices: dict[int, NDArray[np.int64]]  # the confusion matrix of each image by sample, int64 `k k`, targets in rows
 
@@ -62,23 +63,32 @@ class Scorer:
     ) -> Evaluation:
         """Score each image on its mask's own pixel grid, whatever canvas the model saw.
 
-        `names` are the classes'; the predictions of the samples `show` are kept.
+        `names` are the classes'; the predictions of the samples `show` are kept. Of several processes each scores its
+        own batches; all get the metrics, and the first one what is of each image.
         """
+        losses: dict[int, float] = {}
         matrices: dict[int, NDArray[np.int64]] = {}
         predictions: dict[int, Tensor] = {}
-        total: Tensor | float = 0.0
         for batch, logits in self.iter_logits(model, batches):
-            total += loss(logits, batch.mask).double() * len(batch.indices)
+            own = [loss(logits[i : i + 1], batch.mask[i : i + 1]) for i in range(len(batch.indices))]
             predicted = [
                 torch.cat([predict(part[None])[0] for _, part in own_grid(batch, logits, i)])
                 for i in range(len(batch.indices))
             ]
             matrices |= zip(batch.indices, confusion_matrices(predicted, batch.targets, len(names)), strict=True)
+            losses |= zip(batch.indices, torch.stack(own).tolist(), strict=True)
             for index, prediction in zip(batch.indices, predicted, strict=True):
                 if index in show:
                     predictions[index] = prediction.to(torch.uint8).cpu()
-        scores = metrics.scores(list(matrices.values()), names)
-        return Evaluation({"loss": float(total) / max(len(matrices), 1), **scores}, predictions, matrices)
+        scores: dict[str, float] = {}
+        if parts := batches.world.gathered((losses, matrices, predictions)):
+            losses, matrices, predictions = (
+                {k: v for one in kind for k, v in one.items()} for kind in zip(*parts, strict=True)
+            )
+            matrices = {index: matrices[index] for index in batches.indices}  # in an order that no process decides
+            mean = math.fsum(losses.values()) / max(len(losses), 1)
+            scores = {"loss": mean, **metrics.scores(list(matrices.values()), names)}
+        return Evaluation(batches.world.agreed(scores), predictions, matrices)
 
 
 def own_grid(batch: Batch, logits: Tensor, i: int) -> Iterator[tuple[slice, Tensor]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from segsweep.data.batches import Batch
 from segsweep.engine.execution import Execution
 from segsweep.engine.losses import Loss
+from segsweep.world import SINGLE, World
 
 
 class Trained(Protocol):
@@ -28,19 +30,21 @@ class TrainStep:
     execution: Execution
     loss: Loss  # of logits `b k h w` and targets `b h w`
     grad_clip: float = 0.0  # largest norm of the gradient; 0 does not clip
-    _compiled: tuple[nn.Module, nn.Module] | None = field(default=None, init=False)
+    world: World = SINGLE  # the processes that take it together, each on micro-batches of its own
+    _called: "_Called | None" = field(default=None, init=False)
 
     def __call__(self, state: Trained, micro_batches: Iterable[Batch], number: int) -> tuple[Tensor, int]:
         """Take a step over this number of micro-batches; return the loss, a scalar on the device, and how many images.
 
-        The loss is the micro-batches' mean.
+        The loss is the micro-batches' mean; the gradient is the mean over those of all processes.
         """
         state.optimizer.zero_grad(set_to_none=True)
         total, images = torch.zeros((), device=next(state.model.parameters()).device), 0
-        model = self._called(state.model)
-        for batch in micro_batches:
-            part = self.loss(self.execution.forward(model, batch.image), batch.mask) / number
-            state.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        called = self._called_for(state.model)
+        for i, batch in enumerate(micro_batches, 1):
+            with nullcontext() if i == number else self.world.apart(called.shared):
+                part = self.loss(self.execution.forward(called.compiled, batch.image), batch.mask) / number
+                state.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
             images += len(batch.indices)
         if self.grad_clip:
@@ -50,11 +54,24 @@ class TrainStep:
         state.scaler.update()
         return total, images
 
-    def _called(self, model: nn.Module) -> nn.Module:
-        """What is called in the model's place, compiled once."""
-        if self._compiled is None or self._compiled[0] is not model:
-            self._compiled = model, self.execution.compiled(model)
-        return self._compiled[1]
+    def _called_for(self, model: nn.Module) -> "_Called":
+        """What is called in the model's place; made once, by several processes anew where other parameters train."""
+        trained = [p.requires_grad for p in model.parameters()] if self.world.size > 1 else []
+        known = self._called
+        if known is None or known.model is not model or known.trained != trained:
+            shared = self.world.shared(model)
+            known = self._called = _Called(model, trained, shared, self.execution.compiled(shared))
+        return known
+
+
+@dataclass(frozen=True)
+class _Called:
+    """What is called in a model's place: shared by the processes, then compiled."""
+
+    model: nn.Module
+    trained: list[bool]  # of its parameters, which are; empty with one process
+    shared: nn.Module
+    compiled: nn.Module
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:

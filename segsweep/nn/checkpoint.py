@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, load_file, save_file
+from torch import nn
 
 from segsweep import catalog
 from segsweep.config.checks import check, is_color, is_whole, read
@@ -121,10 +122,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
     return model.to(device).eval()
 
 
-def load_weights(path: str | Path, model: UNet) -> None:
-    """Fill an existing model of the same architecture."""
-    with safe_open(path, framework="pt") as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+def load_weights(source: str | Path | bytes, model: nn.Module) -> None:
+    """Fill an existing model of the same architecture from a file, or from its bytes."""
+    model.load_state_dict(load(source) if isinstance(source, bytes) else load_file(source))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     atomically(path, lambda target: torch.save({"version": VERSION, **state}, target))
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+def load_state(path: Path | IO[bytes], device: torch.device) -> dict[str, Any]:
     """Read a training's state. Raises ConfigError: damaged, or of a later format."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)

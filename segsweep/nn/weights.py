@@ -5,6 +5,7 @@ non-strictly: a checkpoint with other key names fills nothing and says nothing, 
 No input ever runs a pickle: files are safetensors or loaded with `weights_only=True`.
 """
 
+import hashlib
 import logging
 import os
 import threading
@@ -122,6 +123,21 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
             ) from error
     _check_filled(name, found.source, model, missing)
     return model, found.source
+
+
+def digest(name: str, pretrained: str | bool = "auto", file: str | None = None) -> str:
+    """Return a short hash of an encoder's pretrained weights, "random" where it has none; those on a hub are fetched.
+
+    Raises ConfigError: what `find` and `create` raise.
+    """
+    model, source = create(name, find(name, pretrained, file))
+    if source == "random":
+        return source
+    hashed = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        hashed.update(f"{key} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()[:16]
 
 
 def read(path: Path) -> dict[str, Tensor]:

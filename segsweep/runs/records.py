@@ -37,6 +37,7 @@ class ExecutionRecord:
     micro_batch: int  # images of one forward pass
     rates: dict[str, float] = field(default_factory=dict)  # images/s of the ways tried, by name
     peak: float = 0.0  # FLOP/s of the fastest convolution there; 0 where it was not measured
+    ranks: int = 1  # processes that trained together
 
 
 @dataclass(frozen=True)

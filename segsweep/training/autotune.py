@@ -78,7 +78,8 @@ def tune(
 
     Raises OutOfMemoryError: not even one image fits the memory.
     """
-    usual = Execution(devices.precision(train.precision, device), channels_last=True, compile=train.compile == "true")
+    precision = devices.PRECISIONS[world.agreed(devices.named(devices.precision(train.precision, device)))]
+    usual = Execution(precision, channels_last=True, compile=train.compile == "true")
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
     if train.deterministic or (short and not _may_cut(train, device)):
         return Tuned(usual, workload.images, {})
@@ -98,9 +99,10 @@ def tune(
             answer = devices.remembered(f"tuned/{name}", measure)
         except Exception as error:  # the others wait for an answer
             failed = error
-    answer, refusal = world.agreed((answer, failed and str(failed)))
+    too_large = isinstance(failed, OutOfMemoryError)
+    answer, too_large, said = world.agreed((answer, too_large, str(failed)))
     if answer is None:
-        raise failed or OutOfMemoryError(str(refusal))
+        raise failed or (OutOfMemoryError if too_large else RuntimeError)(said)
     precision, rates = devices.PRECISIONS[answer["precision"]], answer["rates"]
     execution = replace(usual, precision=precision, channels_last=answer["channels_last"])
     if train.compile == "auto" and device.type == "cuda":

@@ -14,12 +14,13 @@ from torch import nn
 
 from segsweep import console
 from segsweep.config.checks import read
-from segsweep.config.schema import DataConfig, LossConfig, RunConfig
+from segsweep.config.schema import DataConfig, LossConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
-from segsweep.data.dataset import Dataset, open_dataset
+from segsweep.data.dataset import Dataset, evenly_spaced, open_dataset
 from segsweep.data.fingerprint import Fingerprint, fingerprint
 from segsweep.data.geometry import Canvas
+from segsweep.data.raster import decoders
 from segsweep.engine import device as devices
 from segsweep.engine import losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
@@ -39,6 +40,7 @@ from segsweep.world import SINGLE, World
 
 log = logging.getLogger(__name__)
 
+SHOWN = 4  # validation images whose predictions are kept as pictures
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 
 
@@ -54,6 +56,7 @@ class Training:
     state: TrainState
     loss: losses.Loss
     tuned: Tuned
+    world: World = SINGLE  # the processes that train together
 
     @property
     def model(self) -> UNet:
@@ -64,10 +67,20 @@ class Training:
     def canvas(self) -> Canvas:
         return _canvas(self.settings.data)
 
-    def step(self) -> TrainStep:
-        return TrainStep(self.tuned.execution, self.loss, self.settings.train.clip)
+    @property
+    def shown(self) -> list[int]:
+        """Validation samples whose predictions are kept as pictures."""
+        return evenly_spaced(self.data.parts["val"], SHOWN)
 
-    def train_batches(self, world: World = SINGLE) -> TrainBatches:
+    @property
+    def scores_test(self) -> bool:
+        """Whether the test split is scored at the end."""
+        return "test" in self.data.parts and self.settings.train.test
+
+    def step(self) -> TrainStep:
+        return TrainStep(self.tuned.execution, self.loss, self.settings.train.clip, self.world)
+
+    def train_batches(self) -> TrainBatches:
         data, train = self.settings.data, self.settings.train
         sampling = Sampling(
             batch_size=train.batch_size,
@@ -78,13 +91,18 @@ class Training:
             foreground=data.foreground,
         )
         indices = self.data.parts["train"]
-        return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, world)
+        return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, self.world)
 
-    def evaluate(self, model: nn.Module, indices: Sequence[int], show: Sequence[int] = ()) -> Evaluation:
-        """Score a model on some samples, with a progress bar; the predictions of those in `show` are kept."""
+    def evaluate(
+        self, model: nn.Module, indices: Sequence[int], show: Sequence[int] = (), world: World = SINGLE
+    ) -> Evaluation:
+        """Score a model on some samples, with a progress bar; the predictions of those in `show` are kept.
+
+        `world`: the processes that score together; each has to call it.
+        """
         tile = limit(self.canvas.size, self.model.encoder.input_size, self.settings.data.tile)
         scorer = Scorer(self.tuned.execution, self.settings.train.tta, tile, console.bar)
-        batches = EvalBatches(self._pixels, indices, self.canvas, self.tuned.micro_batch)
+        batches = EvalBatches(self._pixels, indices, self.canvas, self.tuned.micro_batch, world)
         return scorer.evaluate(model, batches, self.loss, self.data.labels.names, show)
 
     @cached_property
@@ -97,11 +115,12 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
 
     Args:
         before: the record of the run that goes on: what was decided then stays, and no weights are looked for.
+        world: the processes that train together; each builds its own, and all must have the same data and weights.
 
     Raises ConfigError, DataError: what the user can mend.
     """
     encoder, train = asked.encoder, asked.train
-    device = devices.find(train.device)
+    device = devices.find(train.device, local=world.local)
     devices.set_threads()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
     torch.backends.cudnn.benchmark = not train.deterministic
@@ -109,16 +128,18 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     encoder_traits(encoder.name)
     devices.precision(train.precision, device)  # refused here if it is not there
     found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
-    data = load(asked.data, train.workers)
+    data = _loaded(asked, world)
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
     print_of_data = fingerprint(data)
     facts = _facts(wanted, data, print_of_data, source != "random")
     plan = resolve(wanted, facts)
+    own = {"device": device.type, "data": data.store.digest, "weights of the encoder": source}
+    _refuse_unlike(world, {**own, "plan": repr(plan.settings)})
     settings = plan.settings
     images = len(data.parts["train"])
     shown = images * settings.data.repeats
-    _refuse_large_batch(settings.train.batch_size, shown, images)
+    _refuse_batch(settings.train, _groups(asked, before), shown, images, world)
     console.note(data.summary().table() + "\n")
     say(data)
     decisions = () if before else plan.decisions  # made once, and told then
@@ -142,6 +163,9 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     ).to(device)
     if before:
         model.weights_source = before.weights_source
+    if world.size > 1:
+        weights_of_first = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(world.agreed(weights_of_first if world.rank == 0 else {}))
     model.encoder.freeze_norm = settings.encoder.freeze_norm
     momentum = settings.train.bn_momentum
     if momentum != "scaled":
@@ -150,10 +174,11 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     if settings.train.checkpointing and not checkpoint_gradients(model, tried):
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
     tuned = _tuned(settings, asked, model, shown, before, world)
-    accumulate = settings.train.batch_size // tuned.micro_batch
+    accumulate = _accumulate(settings.train, _groups(asked, before), tuned.micro_batch, world)
+    tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (accumulate * world.size)))
     settings = replace(settings, train=replace(settings.train, accumulate=accumulate))
     if momentum == "scaled":
-        share = min(1.0, tuned.micro_batch / USUAL_BATCH)
+        share = min(1.0, tuned.micro_batch * world.size / USUAL_BATCH)  # the processes' statistics are averaged
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
     layers = model.encoder.layers() if settings.optim.layer_decay != 1 else {}
     optimizer = optim.build(settings.optim, model, {f"encoder.{name}": layer for name, layer in layers.items()})
@@ -161,7 +186,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, decisions, data, print_of_data, state, _loss(settings.loss, facts), tuned)
+    return Training(asked, settings, decisions, data, print_of_data, state, _loss(settings.loss, facts), tuned, world)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -196,6 +221,26 @@ def decided_data(asked: Mapping[str, object], varied: Sequence[str]) -> list[tup
     return [(str(decision), decision.why) for decision in plan.decisions]
 
 
+def identity(asked: Mapping[str, object], encoders: Sequence[str]) -> dict[str, str]:
+    """Say what the trainings of a sweep are made from, so that two machines can compare it.
+
+    Args:
+        asked: a `RunConfig` as JSON has it.
+        encoders: whose weights count; none where each trial says which it starts from.
+
+    Returns:
+        hashes of the data's `files`, of their decoded `pixels` with the split, and of each encoder's weights, and the
+        `decoders`.
+
+    Raises ConfigError, DataError: what `load` and `weights.find` raise.
+    """
+    config = read(RunConfig, asked, "asked")
+    opened = load(config.data, config.train.workers)
+    given = config.encoder
+    found = {f"weights of {name}": weights.digest(name, given.pretrained, given.weights_file) for name in encoders}
+    return {"files": opened.contents(), "pixels": opened.store.digest, "decoders": decoders(), **found}
+
+
 def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool) -> Facts:
     traits = encoder_traits(wanted.encoder.name)
     return Facts(
@@ -210,8 +255,52 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
     )
 
 
-def _refuse_large_batch(batch: int | str, shown: int, images: int) -> None:
-    if isinstance(batch, int) and batch > shown:
+def _refuse_unlike(world: World, own: Mapping[str, str]) -> None:
+    """Refuse processes that would not train the same."""
+    for name, first in world.agreed(dict(own)).items():
+        if own[name] != first:
+            told = f"the {name} differ from those of rank 0 ({own[name][:200]} here, {first[:200]} there)"
+            raise ConfigError(f"{told}. All processes of a training need the same files.")
+
+
+def _loaded(asked: RunConfig, world: World) -> Dataset:
+    """Open the data; of several processes on a machine the first one decodes them, and the others wait."""
+    if world.local:
+        world.any(False)
+    data = load(asked.data, asked.train.workers)
+    if not world.local:
+        world.any(False)
+    return data
+
+
+def _groups(asked: RunConfig, before: Start | None) -> int | None:
+    """Micro-batches of all processes together that a run goes on with, unless another number was asked for."""
+    if before and asked.train.accumulate in ("auto", before.asked.train.accumulate):
+        return int(before.settings.train.accumulate) * before.execution.ranks
+    return None
+
+
+def _accumulate(train: TrainConfig, groups: int | None, micro_batch: int, world: World) -> int:
+    """Micro-batches of each process: as many as before, as were asked for, or as it takes to fit the memory."""
+    found: int
+    if groups:
+        found = math.ceil(groups / world.size)
+    elif train.accumulate != "auto":
+        found = train.accumulate
+    else:
+        found = math.ceil(train.batch_size / (micro_batch * world.size))
+    share: int = train.batch_size // world.size
+    return max(1, min(found, share))  # none is empty
+
+
+def _refuse_batch(train: TrainConfig, groups: int | None, shown: int, images: int, world: World) -> None:
+    """Refuse a batch with more images than an epoch shows, or with fewer than there are micro-batches."""
+    batch, each = train.batch_size, 1 if groups else train.micro_batches
+    least = world.size * each
+    if batch < least:
+        came = f"{world.size} processes" + f" with train.accumulate={train.accumulate} each" * (each > 1)
+        raise ConfigError(f"train.batch_size={batch}: too few for {came}. Try train.batch_size={least}.")
+    if batch > shown:
         smaller = 1 << (shown.bit_length() - 1)  # a power of two
         raise ConfigError(
             f"train.batch_size={batch}: larger than an epoch of {shown} images. "
@@ -222,13 +311,12 @@ def _refuse_large_batch(batch: int | str, shown: int, images: int) -> None:
 def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before: Start | None, world: World) -> Tuned:
     """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, device = settings.train, next(model.parameters()).device
-    wanted = train.batch_size // train.micro_batches
+    wanted = math.ceil(train.batch_size / (train.micro_batches * world.size))
     if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
         # What was chosen once stays: another precision is another training.
         ran = before.execution
         execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
-        micro_batch = ran.micro_batch if train.accumulate == "auto" else wanted
-        return Tuned(execution, micro_batch, ran.rates, ran.peak)
+        return Tuned(execution, ran.micro_batch if _groups(asked, before) else wanted, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
     size, seconds = _canvas(settings.data).size, train.time_budget or math.inf
     workload = Workload(size, model.in_channels, wanted, expected_images, seconds)

@@ -4,15 +4,17 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from segsweep.config.schema import OptimConfig, TrainConfig
-from segsweep.data.batches import TrainBatches
+from segsweep.data.batches import Batch, TrainBatches
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine.scorer import Evaluation
 from segsweep.engine.step import DataStallTimer, TrainStep
@@ -49,7 +51,8 @@ def fit(
 
     The learning rate follows the share of the training that is done: with `train.epochs` that is counted in steps, with
     `train.time_budget` in seconds of training and validation, with both the larger share counts. What `train.patience`,
-    `train.seed` (of dropout, anew in each epoch) and `optim.freeze_epochs` say holds.
+    `train.seed` (of dropout, anew for each epoch, and for each of several micro-batches) and `optim.freeze_epochs` say
+    holds.
 
     Args:
         state: where to go on; kept up to date, to be saved.
@@ -61,6 +64,7 @@ def fit(
     progress, device = state.progress, state.device
     schedule = optim.schedule(optim_config.schedule, optim_config.warmup)
     total_steps = train.epochs * len(batches) if train.epochs else None
+    parts = world.size * train.accumulate  # micro-batches of a step; with one, dropout goes on through the epoch
     for model in {state.model, state.scored}:
         step.execution.prepare(model)
     while not stop_reason(progress, train):
@@ -86,7 +90,9 @@ def fit(
             if budget:
                 done = max(done, spent / budget)
             lr = optim.set_lr(state.optimizer, schedule(min(done, 1.0)))
-            step_loss, seen = step(state, stall.over(micro_batches), train.accumulate)
+            group = [train.seed, number, done_steps, world.rank * train.accumulate]
+            drawn = stall.over(micro_batches)
+            step_loss, seen = step(state, _seeded(drawn, *group) if parts > 1 else drawn, train.accumulate)
             if state.average:
                 state.average.update(state.model)
             total += step_loss
@@ -97,6 +103,9 @@ def fit(
                 _refuse_non_finite(first_bad, number, lr, step.execution.precision, world)
         _refuse_non_finite(first_bad, number, lr, step.execution.precision, world)
         mean_loss = float(world.summed(total)) / (done_steps * world.size)
+        images = int(world.summed(torch.tensor(images, device=device)))
+        if world.size > 1:
+            _average_statistics(state, world)
         trained = time.perf_counter()
 
         validation = validate(state.scored)
@@ -113,7 +122,7 @@ def fit(
             **{f"val/{name}": value for name, value in validation.metrics.items()},
             "best/val_iou": progress.best_iou if progress.best_epoch else math.nan,
             "lr": lr,
-            "perf/images_per_s": images * world.size / (trained - started),
+            "perf/images_per_s": images / (trained - started),
             "perf/data_share": stall.seconds() / (trained - started),
             "perf/peak_memory_gb": _peak_memory(device) / 1e9,
             "perf/seconds": progress.seconds,
@@ -142,6 +151,26 @@ def share_done(progress: Progress, train: TrainConfig) -> float:
 def _validation_time(progress: Progress) -> float:
     """Seconds that the next validation will take."""
     return median(progress.validation_seconds) if progress.validation_seconds else 0.0
+
+
+def _seeded(micro_batches: Iterable[Batch], seed: int, epoch: int, step: int, group: int) -> Iterator[Batch]:
+    """Yield a process's micro-batches of a step, which are those from `group` on; each has dropout of its own."""
+    for part, batch in enumerate(micro_batches):
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, step, group + part]).generate_state(1)[0]))
+        yield batch
+
+
+def _average_statistics(state: TrainState, world: World) -> None:
+    """Let all processes have the mean of their BatchNorm statistics, which each has of its own images."""
+    norms = [name for name, m in state.model.named_modules() if isinstance(m, _BatchNorm) and m.training]
+    own = []
+    for model in {id(model): model for model in (state.model, state.scored)}.values():
+        modules = dict(model.named_modules())
+        own += [b for name in norms for b in modules[name].buffers() if b.is_floating_point()]
+    if own:
+        mean = world.summed(torch.cat([b.flatten().float() for b in own])) / world.size
+        for buffer, part in zip(own, torch.split(mean, [b.numel() for b in own]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def _train_mode(model: nn.Module) -> None:

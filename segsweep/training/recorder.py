@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import platform
 import shlex
 import time
@@ -17,7 +18,6 @@ import torch
 
 import segsweep
 from segsweep import console, metrics
-from segsweep.data.dataset import evenly_spaced
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
 from segsweep.errors import ConfigError, Failure, Terminated, first_line
@@ -33,10 +33,11 @@ from segsweep.tracking import run as tracking
 from segsweep.tracking.background import Background
 from segsweep.training.build import Training
 from segsweep.training.loop import Epoch
+from segsweep.training.state import Progress
+from segsweep.world import SINGLE, World
 
 log = logging.getLogger(__name__)
 
-SHOWN = 4  # validation images whose predictions are kept as pictures
 WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 SUMMARY = "summary.json"
@@ -83,12 +84,21 @@ class Recorder:
         tracked = training.asked.tracking
         self._journal = Journal(folder)
         self._background = Background(tracked.timeout) if tracked.name == "mlflow" else None
-        self.shown = evenly_spaced(training.data.parts["val"], SHOWN)
         self._unwritten: EpochRecord | None = None  # that last.pt has and the journal has not
 
     def restore(self) -> None:
-        """Go on from `last.pt`, and make what a kill between two files has left out."""
+        """Go on from `last.pt`, and make what a kill between two files has left out.
+
+        Without that file, of a complete run, there is only how far it came: its best model can still be scored.
+        """
         training = self.training
+        if not (self.folder / LAST).exists():
+            epoch = self.run.best
+            assert epoch
+            done = Progress(len(self.run.epochs), self.run.seconds, epoch.iou or 0.0, epoch.epoch)
+            done.validation_seconds.append(math.inf)  # there is no time left for more
+            training.state.progress = done
+            return
         state = checkpoint.load_state(self.folder / LAST, training.state.device)
         training.state.load_state_dict(state)
         progress = training.state.progress
@@ -101,7 +111,7 @@ class Recorder:
             self._save_best()
         kept = metrics.read_validation(self.folder)
         if progress.best_epoch and (kept is None or kept.epoch != progress.best_epoch):
-            self._save_validation(progress.best_epoch, self._evaluate(training.data.parts["val"], self.shown))
+            self._save_validation(progress.best_epoch, self._evaluate(training.data.parts["val"], training.shown))
 
     def start(self, argv: Sequence[str], hydra_files: Mapping[str, str]) -> None:
         """Write the `start` record, and what a person may want to read beside it."""
@@ -128,6 +138,7 @@ class Recorder:
             micro_batch=tuned.micro_batch,
             rates=tuned.rates,
             peak=tuned.peak,
+            ranks=training.world.size,
         )
         start = Start(
             run=first[0].run if first else uuid.uuid4().hex,
@@ -172,8 +183,8 @@ class Recorder:
     def finish(self) -> dict[str, float]:
         """Score the test split, if that is wanted, and draw the figures; return the scores by name."""
         tested = {}
-        if "test" in self.training.data.parts and self.training.settings.train.test:
-            found = self._evaluate(self.training.data.parts["test"])
+        if self.training.scores_test:
+            found = self._evaluate(self.training.data.parts["test"], world=self.training.world)
             tested = {f"test/{name}": value for name, value in found.metrics.items()}
         self.draw()
         return tested
@@ -226,7 +237,9 @@ class Recorder:
     def _work(self, images_per_s: float) -> dict[str, float]:
         """TFLOP/s that the training reaches, and its share of what the machine's fastest convolution does."""
         done = 3 * 2 * self.training.model.macs(self.training.canvas.size) * images_per_s
-        peak = self.training.tuned.peak  # one that is beaten was measured beside other work: it says nothing
+        peak = (
+            self.training.tuned.peak * self.training.world.size
+        )  # one that is beaten was measured beside other work: it says nothing
         share = {"perf/peak_share": done / peak} if peak > done else {}
         return {"perf/tflops": done / 1e12, **share}
 
@@ -306,11 +319,13 @@ class Recorder:
         path = self.folder / "figures" / "training.png"
         curves.training(path, epochs, best, kept.matrices.sum(0), data.labels.names)
 
-    def _evaluate(self, indices: Sequence[int], show: Sequence[int] = ()) -> Evaluation:
-        """Score the kept model, as it was at its best, on some samples."""
+    def _evaluate(self, indices: Sequence[int], show: Sequence[int] = (), world: World = SINGLE) -> Evaluation:
+        """Score the kept model, as it was at its best, on some samples: alone, or as all processes of `world` do."""
         model = checkpoint.load_model(self.folder / BEST, self.training.state.device)
+        if world.size > 1:
+            world.agreed((self.folder / BEST).read_bytes())
         self.training.tuned.execution.prepare(model)
-        return self.training.evaluate(model, indices, show)
+        return self.training.evaluate(model, indices, show, world)
 
     def _indices(self, kept: metrics.Validation) -> list[int]:
         """Return the sample of each kept matrix: those of one key come in the split's order.

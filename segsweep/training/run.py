@@ -2,22 +2,23 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
-from segsweep.errors import ConfigError, DataError
-from segsweep.nn.checkpoint import LAST
+from segsweep.errors import ConfigError, DataError, deaf
+from segsweep.nn.checkpoint import BEST, LAST, load_state, load_weights
 from segsweep.paths import override
 from segsweep.runs import journal
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
 from segsweep.training.build import Training, build
 from segsweep.training.classes import ClassWatch
-from segsweep.training.loop import fit, share_done, stop_reason
+from segsweep.training.loop import Epoch, fit, share_done, stop_reason
 from segsweep.training.recorder import SUMMARY, Outcome, Recorder
 from segsweep.world import SINGLE, World
 
@@ -40,15 +41,16 @@ def run(
         argv: the command line, for the record.
         hydra_files: text of the files to keep in `.hydra/`, for people.
         resuming: go on with the run that the folder holds.
-        world: the processes that train together, in the folder of rank 0.
+        world: the processes that train together; this is the first of them, and the others call `follow`.
 
-    Raises ConfigError: what the user can mend; `exit_code` tells the kinds apart.
+    Raises ConfigError: what the user can mend; `exit_code` tells the kinds apart. With several processes it is the
+    first error of all.
     """
-    folder = Path(world.agreed(str(folder)))
-    with _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
+    with _told(world), _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
         only_result = _refuse_complete(folder, past, asked)
-        before = _resumed_from(folder, past)
-        training = build(asked, before, world)
+        before = _resumed_from(folder, past, asked)
+        world.agreed(None if only_result else (asked, before))
+        training = build(asked, before, SINGLE if only_result else world)
         _refuse_another(training, folder, past)
         with closing(Recorder(training, folder, past)) as recorder:
             if before:
@@ -57,33 +59,80 @@ def run(
                 recorder.draw()
                 recorder.summarize()
                 return 0
+            world.any(False)  # all have come so far: nothing is recorded of a training that one of them refuses
             recorder.start(argv, hydra_files)
-            return _train(training, recorder, world)
+            if before and world.size > 1:
+                last = folder / LAST
+                world.agreed((training.state.progress, last.read_bytes() if last.exists() else b""))
+            return _train(training, recorder)
 
 
-def _train(training: Training, recorder: Recorder, world: World) -> int:
+def follow(world: World) -> None:
+    """Train as one of several processes, but the first: do as that one says, and record nothing.
+
+    Raises what `run` raises, and what went wrong in another process first.
+    """
+    with _told(world):
+        task: tuple[RunConfig, Start | None] | None = world.agreed(None)
+        if task is None:
+            return
+        asked, before = task
+        with _fitting(asked.train, asked.data.size):
+            training = build(asked, before, world)
+            world.any(False)
+            if before:
+                training.state.progress, last = world.agreed((training.state.progress, b""))
+                if last:
+                    training.state.load_state_dict(load_state(BytesIO(last), training.state.device))
+            for _ in _epochs(training):
+                pass
+            if training.scores_test:
+                load_weights(world.agreed(b""), training.state.scored)
+                training.evaluate(training.state.scored, training.data.parts["test"], world=world)
+
+
+def _train(training: Training, recorder: Recorder) -> int:
     state, settings = training.state, training.settings
-    validate = partial(training.evaluate, indices=training.data.parts["val"], show=recorder.shown)
     tested: dict[str, float] = {}
     try:
-        batches, step = training.train_batches(world), training.step()
         classes = ClassWatch(training.data.labels.names, training.data.counts("train")[:-1], recorder.run.epochs)
         with _fitting(settings.train, settings.data.size):
-            sections = settings.train, settings.optim
-            for epoch in fit(state, step, batches, validate, *sections, watch=console.bar, world=world):
+            for epoch in _epochs(training):
                 recorder.epoch(epoch)
                 classes.epoch(epoch.validation.matrices.values(), share_done(state.progress, settings.train))
             tested = recorder.finish()
         outcome = Outcome("complete", stop_reason(state.progress, settings.train))
     except BaseException as error:
-        outcome = Outcome.of(error)
-    try:
-        recorder.end(outcome, tested)
-    except BaseException as later:
-        raise later from outcome.error  # a full disk must not hide why the training failed
+        outcome = Outcome.of(training.world.cause(error))
+    # torchrun stops this process as soon as it sees that another has failed.
+    with deaf() if outcome.error and training.world.size > 1 else nullcontext():
+        try:
+            recorder.end(outcome, tested)
+        except BaseException as later:
+            raise later from outcome.error  # a full disk must not hide why the training failed
     if outcome.error:
         raise outcome.error
     return outcome.exit_code
+
+
+def _epochs(training: Training) -> Iterator[Epoch]:
+    """Train, and yield each epoch."""
+    world, settings = training.world, training.settings
+    validate = partial(training.evaluate, indices=training.data.parts["val"], show=training.shown, world=world)
+    batches, step, sections = training.train_batches(), training.step(), (settings.train, settings.optim)
+    yield from fit(training.state, step, batches, validate, *sections, watch=console.bar, world=world)
+
+
+@contextmanager
+def _told(world: World) -> Iterator[None]:
+    """Tell the other processes what goes wrong here; raise what went wrong first in any."""
+    try:
+        yield
+    except BaseException as error:
+        first = world.cause(error)
+        if first is error:
+            raise
+        raise first from error
 
 
 @contextmanager
@@ -138,11 +187,24 @@ def _has_result(folder: Path, end: End) -> bool:
         return False
 
 
-def _resumed_from(folder: Path, past: Run) -> Start | None:
+def _resumed_from(folder: Path, past: Run, asked: RunConfig) -> Start | None:
     """The record of the run to go on with; None where there is no checkpoint yet."""
-    if past.epochs and not (folder / LAST).exists():
+    if (folder / LAST).exists() or _only_scored(folder, past, asked):
+        return past.start
+    if past.epochs:
         raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
-    return past.start if (folder / LAST).exists() else None
+    return None
+
+
+def _only_scored(folder: Path, past: Run, asked: RunConfig) -> bool:
+    """Whether only the test split is left to be scored: the best model is enough for that."""
+    if past.end is None or past.start is None or past.end.status != "complete" or not (folder / BEST).exists():
+        return False
+    before = past.start.asked.train
+    same = (before.epochs, before.time_budget, before.patience) == (
+        *(asked.train.epochs, asked.train.time_budget, asked.train.patience),
+    )
+    return same and asked.train.test and not past.start.settings.train.test
 
 
 def _refuse_another(training: Training, folder: Path, past: Run) -> None:

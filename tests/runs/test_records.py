@@ -74,7 +74,7 @@ def test_unknown_fields_are_left_out():
     plain["cluster"] = "there"
     plain["settings"]["optim"]["lookahead"] = 3
     plain["asked"]["scheduler"] = {"name": "slurm"}
-    plain["execution"]["ranks"] = 8
+    plain["execution"]["nodes"] = 8
     assert decode(plain, HERE) == start()
 
 

@@ -151,7 +151,9 @@ def test_the_kind_of_a_failure(end, code, error):
 
 def test_the_slot_says_what_the_process_sees(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert Slot(0, ("2", "3"), 4).environment == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "2,3"}
+    assert Slot(0, ("2",), 4).environment == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "2"}
+    two = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "2,3", "WORLD_SIZE": "2"}  # a process for each
+    assert Slot(0, ("2", "3"), 4).environment == two
     assert Slot(0, (), 2).environment == {"OMP_NUM_THREADS": "2"}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert Slot(0, (), 2).environment == {"OMP_NUM_THREADS": "7"}

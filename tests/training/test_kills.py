@@ -14,7 +14,7 @@ import train
 from segsweep.nn.checkpoint import describe
 from segsweep.runs import journal
 from segsweep.runs.journal import Journal
-from segsweep.training import recorder
+from segsweep.training import build
 
 EPOCHS = 2
 TYPED = (
@@ -71,7 +71,7 @@ def killed(tmp_path_factory):
     root, whole, kept = write_pairs(place)(12, ("train", "val", "test")), place / "whole", place / "kept"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGSWEEP_OUTPUTS", str(place / "outputs"))
-        patch.setattr(recorder, "SHOWN", 2)
+        patch.setattr(build, "SHOWN", 2)
         writes = watched(whole, kept, [*RUN, f"data.root={root}", f"hydra.run.dir={whole}"])
     return whole, kept, writes
 
@@ -89,7 +89,7 @@ def test_every_write_is_known(killed):
 def test_a_killed_run_goes_on_to_the_same_end(number, killed, tmp_path, monkeypatch, capsys):
     whole, kept, _ = killed
     cut = shutil.copytree(kept / str(number), tmp_path / "cut")
-    monkeypatch.setattr(recorder, "SHOWN", 2)
+    monkeypatch.setattr(build, "SHOWN", 2)
     assert train.main([f"resume={cut}"]) == 0
     assert_same(whole, cut)
     capsys.readouterr()
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_end(number, killed, tmp_path, monkeypa
 
 def test_a_killed_run_goes_further_to_the_same_end(killed, tmp_path, monkeypatch):
     """A run that is complete goes further and is killed in turn: what it had written before is not taken for new."""
-    monkeypatch.setattr(recorder, "SHOWN", 2)
+    monkeypatch.setattr(build, "SHOWN", 2)
     further = shutil.copytree(killed[0], tmp_path / "further")
     writes = watched(further, tmp_path / "kept", [f"resume={further}", f"train.epochs={EPOCHS + 1}"])
     assert writes[-1] == "summary.json"

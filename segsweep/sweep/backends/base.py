@@ -59,6 +59,7 @@ class JobUpdate:
     ended: bool = False  # it runs no more; no update of it follows
     error: Failure | None = None
     words: str = ""
+    lost: bool = False  # its folder is gone with its host: it can only begin again
 
 
 # What most likely sent a signal to a training that nobody asked to stop.
@@ -82,11 +83,13 @@ class Backend(Protocol):
 
     Attributes:
         keeps: whether a job's folder outlives its host. Where it does not, a job can only go on from what was fetched.
-        capacity: how many jobs run side by side.
     """
 
     keeps: bool
-    capacity: int
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs run side by side."""
 
     def free(self) -> int:
         """Return how many jobs would begin at once if they were submitted now; never more than `capacity`."""

@@ -13,17 +13,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from platform import node
 from typing import Any
 
 from segsweep.config.checks import read_file
@@ -33,6 +36,7 @@ from segsweep.runs import journal, locks
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
 from segsweep.sweep.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
+from segsweep.world import MEETING, end_with_parent
 
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
@@ -40,7 +44,7 @@ PRELOADED = ["segsweep.training.run", "segsweep.commands.train"]
 CORES_PER_SLOT = 4
 LOOK = 0.2  # seconds between looks at the journals
 LATE = 143  # exit code of a child whose folder another took over; as if terminated
-PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
+PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL; that ranks may take longer than the first
 # Variables that make a process one of several ranks. A trial is alone, whatever a shell or a scheduler left behind.
 RANKS = re.compile("((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)")
 
@@ -56,7 +60,10 @@ class Slot:
     @property
     def environment(self) -> dict[str, str]:
         """Return what the job's process gets; a number of threads that the user set stays."""
-        found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads)}
+        ranks = max(1, len(self.devices))
+        found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, self.threads // ranks))}
+        if ranks > 1:
+            found |= {"WORLD_SIZE": str(ranks)}
         return found | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
 
     def __str__(self) -> str:
@@ -102,6 +109,8 @@ def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
                     f"hydra.sweeper.slots={given}: GPU {missing[0] if missing else '?'}: there are {len(there)} GPUs. "
                     "Try hydra.sweeper.slots=auto."
                 )
+            if len(set(numbers)) < len(numbers):
+                raise ConfigError(f"hydra.sweeper.slots={given}: {one} names a GPU twice; each process takes its own.")
             rows.append(tuple(there[n] for n in numbers))
     else:
         raise ConfigError(
@@ -116,6 +125,7 @@ class _Attempt:
 
     attempt: str
     slot: int
+    host: str = ""  # whose process it is; empty in older files
     code: int | None = None  # the exit code, if it has ended by itself
 
     @classmethod
@@ -140,16 +150,21 @@ class _Living:
 class LocalBackend:
     """A `Backend` on this machine: one job on each slot; a job's folder is its name below `folder`, the sweep's.
 
-    The fork server loads the `preloaded` modules once for all.
+    The fork server loads the `preloaded` modules once for all. Jobs outlive a controller that is killed, unless another
+    one is to begin them again elsewhere.
     """
 
     keeps = True
 
-    def __init__(self, folder: Path, slots: Sequence[Slot], preloaded: Sequence[str] = PRELOADED):
+    def __init__(self, folder: Path, slots: Sequence[Slot], preloaded: Sequence[str] = PRELOADED, outlive: bool = True):
         self.folder, self.slots, self.capacity = folder, tuple(slots), len(slots)
         self._living: dict[Id, _Living] = {}  # an id is the job's name here
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preloaded))
+        # Its other end is closed when this process ends, however it ends.
+        self._alive: Connection | None = None
+        if not outlive:
+            self._alive, self._kept_open = self._context.Pipe(duplex=False)
 
     def free(self) -> int:
         return len(self._free())
@@ -162,13 +177,13 @@ class LocalBackend:
         if journal.exists(folder) and not (job.resume or job.anew):
             raise ConfigError(f"{folder}: holds a run already. Give another folder with hydra.sweep.dir=DIR.")
         slot = self._free()[0]
-        claim = _Attempt(uuid.uuid4().hex, slot.number)
+        claim = _Attempt(uuid.uuid4().hex, slot.number, node())
         (folder / CLAIM).write_text(json.dumps(asdict(claim)), encoding="utf-8")
         if living := self.adopt(job.name):  # a killed controller's child came to life in between
             return living
         if job.anew:
             _clear(folder)
-        process = self._started(train, job, folder, claim, slot.environment)
+        process = self._started(train, job, folder, claim, slot.environment, self._alive)
         assert process.pid is not None
         self._living[Id(job.name)] = _Living(slot, process, process.pid)
         return Id(job.name)
@@ -178,6 +193,10 @@ class LocalBackend:
         if pid is None:
             return None
         claim, free = _Attempt.read(self.folder / name / CLAIM), self._free()
+        if claim and claim.host not in ("", node()):  # a shared file system tells the pid of another machine
+            raise ConfigError(
+                f"{self.folder / name}: a process of {claim.host} runs it. Go on there, or stop it there."
+            )
         known = [slot for slot in free if claim and slot.number == claim.slot]
         slot = [*known, *free, Slot(-1 - len(self._living))][0]
         self._living[Id(name)] = _Living(slot, None, pid)
@@ -257,6 +276,8 @@ class LocalBackend:
         if not ended:
             return JobUpdate(job, records) if records else None
         code = living.process.exitcode if living.process else _exit_code(folder)
+        if len(living.slot.devices) > 1:  # before its number is free again: what is left of its group holds GPUs
+            _end_group(living.pid)
         if living.process:
             living.process.join()
             living.process.close()
@@ -272,6 +293,27 @@ def _signal(pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:  # it has no group of its own yet, or is gone
         with suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _end_group(pid: int) -> None:
+    """Kill what is left of a job's ranks, and wait until it is gone."""
+    until = time.monotonic() + PATIENCE
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < until:
+            os.killpg(pid, signal.SIGKILL)
+            if not _others(pid):
+                return
+            time.sleep(LOOK / 4)
+
+
+def _others(group: int) -> bool:
+    """Whether a process group has a living member beside its first, which may wait to be asked for its exit code."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            state, _, found = path.read_text().rpartition(")")[2].split()[:3]
+            if int(found) == group and state != "Z":
+                return True
+    return False
 
 
 def _exit_code(folder: Path) -> int | None:
@@ -298,8 +340,13 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def train(job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str]) -> None:
-    """Run a job, in the child: claim the folder, call the module's `main`, and leave its exit code there."""
+def train(
+    job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str], controller: Connection | None = None
+) -> None:
+    """Run a job, in the child: claim the folder, call the module's `main`, and leave its exit code there.
+
+    `controller`: a connection that ends with it; the job ends then, too.
+    """
     os.setsid()
     output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
@@ -315,8 +362,68 @@ def train(job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str
     for name in filter(RANKS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ.update(environment)
+    with _ranks(job, folder):
+        if controller:  # the thread after the ranks, which are forked
+            threading.Thread(target=_end_with, args=(controller,), name="controller", daemon=True).start()
+        code = _called(job, folder)
+    save_json(folder / EXIT, asdict(replace(claim, code=code)))
+    sys.exit(code)
+
+
+def _end_with(controller: Connection) -> None:
+    """End this process and its ranks when the controller is gone: as if they had been asked to, and then by force."""
+    with suppress(EOFError, OSError):
+        controller.recv_bytes()
+    _signal(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    _signal(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _ranks(job: Job, folder: Path) -> Iterator[None]:
+    """Have a process for each further GPU of the slot run the job, too, beside this one; wait for them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="segsweep-ranks-") as place:
+        os.environ |= {MEETING: f"file://{place}/store", "RANK": "0", "LOCAL_RANK": "0"}
+        fork = multiprocessing.get_context("fork")  # torch is loaded here, and has not computed yet
+        others = [fork.Process(target=_rank, args=(job, folder, rank)) for rank in range(1, size)]
+        for other in others:
+            other.start()
+        threading.Thread(target=_end_when_killed, args=(others,), name="ranks", daemon=True).start()
+        yield
+        for rank, other in enumerate(others, 1):
+            other.join(PATIENCE)
+            if other.exitcode is None:
+                other.kill()
+            elif killed := signalled(other.exitcode if other.exitcode < 0 else 0):
+                print(f"train.py: rank {rank} of {size}: {killed}", file=sys.stderr, flush=True)
+
+
+def _end_when_killed(others: Sequence[BaseProcess]) -> None:
+    """Stop this process soon after a rank was killed: on a GPU it might wait for it for ever."""
+    while True:
+        wait([other.sentinel for other in others])
+        time.sleep(PATIENCE)
+        if any((other.exitcode or 0) < 0 for other in others):
+            _signal(os.getpid(), signal.SIGTERM)
+            return
+        if all(other.exitcode is not None for other in others):
+            return
+
+
+def _rank(job: Job, folder: Path, rank: int) -> None:
+    end_with_parent()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    sys.exit(_called(job, folder))
+
+
+def _called(job: Job, folder: Path) -> int:
+    """Call the module's `main`; return its exit code."""
     try:
-        code = import_module(job.module).main(job.command(folder))
+        code = import_module(job.module).main(job.command(folder)) or 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:
@@ -324,8 +431,7 @@ def train(job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    save_json(folder / EXIT, asdict(replace(claim, code=code)))
-    sys.exit(code)
+    return code
 
 
 def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
