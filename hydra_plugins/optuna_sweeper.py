@@ -69,8 +69,8 @@ class OptunaSweeper(Sweeper):
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
+        from segsweep.sweep import run, storage, together
         from segsweep.sweep.plan import Plan
-        from segsweep.sweep.run import run
         from segsweep.sweep.space import Space
 
         counted = any(o.startswith("hydra.sweeper.n_trials=") for o in self.config.hydra.overrides.hydra)
@@ -105,9 +105,11 @@ class OptunaSweeper(Sweeper):
             else:
                 parameters.append(_rates_by_kind(typed) if key == LR else _folds(unvaried))
         space = Space(tuple(parameters), unvaried.encoder.name)
-        folder, command = Path(self.config.hydra.sweep.dir).resolve(), shlex.join(sys.argv[1:])
+        folder = Path(self.config.hydra.sweep.dir).resolve()
+        command = shlex.join(map(storage.without_password, sys.argv[1:]))
         defaults = _defaults(unvaried, space.distributions)
-        run(Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper))
+        plan = Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper)
+        together.join(plan) if storage.is_shared(sweeper.storage) else run.run(plan)
 
     def _base(self, space: "Space", fixed: Sequence[str]) -> "RunConfig":
         """Return what trials have in common, as the first point has it that nothing is wrong with.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import servers
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -57,6 +58,19 @@ def nothing_left_running() -> Iterator[None]:
     # Helpers of multiprocessing and of torch's compiler stay as long as the process.
     helpers = ("resource_tracker", "forkserver", "compile_worker")
     assert not [p for p in programs if not any(h in p for h in helpers)], f"child processes left running: {programs}"
+
+
+@pytest.fixture
+def server() -> Iterator[servers.PostgreSQL]:
+    """A PostgreSQL server, to be stopped and started at will."""
+    with servers.postgresql() as made:
+        yield made
+
+
+@pytest.fixture
+def postgresql(server: servers.PostgreSQL) -> str:
+    """The address of a PostgreSQL server."""
+    return server.address
 
 
 @pytest.fixture(scope="session")

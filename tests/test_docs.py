@@ -10,6 +10,7 @@ import train
 from segsweep.commands import app as cli
 from segsweep.config.schema import keys
 from segsweep.sweep import run as multirun
+from segsweep.sweep import together
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -46,6 +47,7 @@ def test_training_commands_compose(command, capsys, monkeypatch):
     if any(word.startswith(("hydra/sweeper=", "sweeps=")) for word in typed):
         plans = []
         monkeypatch.setattr(multirun, "run", plans.append)
+        monkeypatch.setattr(together, "join", plans.append)
         assert train.main(typed) == 0, capsys.readouterr().err
         assert plans
         return

@@ -12,6 +12,8 @@ SAMPLERS = ("tpe", "gp", "random", "grid")
 PRUNERS = ("curves", "median", "hyperband", "none")
 BUDGETS = ("epochs", "seconds")
 REPEATS = ("none", "seed")
+BACKENDS = ("local", "ray")
+KEEPS = ("files", "scores")
 PREFIX = "hydra.sweeper."
 
 
@@ -38,7 +40,14 @@ class SweeperConfig:
     finalists: int = key(2, "backbones whose best setting is trained again")
     repeats: int = key(2, "times that each finalist is trained, with fresh seeds")
     mixed_weights: bool = key(False, "pretrained and random encoders may be compared")
+    backend: str = key("local", "where trials run: local, or ray: on the Ray cluster at hydra.sweeper.address")
+    address: str = key("auto", "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+    gpus: float = key(1.0, "of a trial on a Ray cluster; a part of one, or several, which train it together")
     storage: str | None = key(None, "the study's file, or a database as postgresql://...; default: in hydra.sweep.dir")
+    keep: str = key(
+        "files",
+        "of finalists' repeats, with several controllers: files (in a shared folder, or sent to MLflow) or scores",
+    )
     study_name: str | None = key(None, "the study's in its storage; default: sweep")
 
     def __post_init__(self) -> None:
@@ -47,6 +56,8 @@ class SweeperConfig:
             ("budget", BUDGETS),
             ("sampler", SAMPLERS),
             ("repeat_points", REPEATS),
+            ("keep", KEEPS),
+            ("backend", BACKENDS),
         ):
             one_of(PREFIX + name, getattr(self, name), allowed)
         for name, low in {"n_trials": 1, "finalists": 0, "repeats": 0, "max_failures": 1}.items():
@@ -56,5 +67,8 @@ class SweeperConfig:
         check(is_whole(self.seed) and 0 <= self.seed < 2**32, f"{PREFIX}seed", self.seed, "in 0..2**32-1")
         if self.n_trials is None and self.sampler != "grid":
             raise ConfigError("hydra.sweeper.n_trials: how many trials? Type hydra.sweeper.n_trials=20.")
+        check(0 <= self.gpus < math.inf, f"{PREFIX}gpus", self.gpus, "0 or more")
+        if self.backend == "ray" and not (self.slots == "auto" or is_whole(self.slots)):
+            raise ConfigError(f"{PREFIX}slots={self.slots}: on a Ray cluster a number, or auto. GPUs: {PREFIX}gpus=2.")
         if self.timeout is not None:
             check(0 < self.timeout < math.inf, f"{PREFIX}timeout", f"{self.timeout:g}", "seconds, above 0")

@@ -1,5 +1,6 @@
 """A training's way: how good it was by the share that was done. Pure values."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,8 +28,8 @@ class Curve:
 
     def at(self, done: float) -> float:
         """The best score until this share of the training; 0 before the first point."""
-        before = [point.best for point in self.points if point.done <= done + 1e-9]
-        return before[-1] if before else 0.0
+        before = bisect_right(self.points, done + 1e-9, key=lambda point: point.done)
+        return self.points[before - 1].best if before else 0.0
 
     def gain_after(self, done: float) -> float:
         """How much the best score rose after this share of the training."""

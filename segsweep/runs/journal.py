@@ -1,14 +1,18 @@
 """The journal: what a run did, one record of `segsweep.runs.records` a line. It is the truth; all else is a view."""
 
+import base64
 import json
 import os
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 from segsweep.errors import ConfigError
-from segsweep.paths import load_json, nan_to_none
-from segsweep.runs.records import Record, Run, decode, encode
+from segsweep.paths import atomically, load_json, nan_to_none
+from segsweep.runs.records import EpochRecord, Record, Run, decode, encode
 
 NAME = "metrics.jsonl"
+PACKED = ("train/loss", "val/loss", "val/iou", "perf/seconds", "perf/images_per_s")  # of an epoch, in short
 
 
 class Journal:
@@ -77,6 +81,33 @@ def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
             raise ConfigError(f"{path}: damaged: a line is no JSON: {error}") from error
         records.append(decode(plain, path))
     return records, seen + len(whole)
+
+
+def restore(folder: Path, run: Run) -> None:
+    """Write a run's records into a folder that has no journal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(nan_to_none(encode(record)), allow_nan=False) for record in run.records)
+    text = "".join(f"{line}\n" for line in lines)
+    atomically(folder / NAME, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def packed(run: Run) -> str:
+    """Return as a short text what reports need of a run, for where its folder cannot be reached."""
+    records = [
+        replace(r, metrics={n: r.metrics.get(n) for n in PACKED}) if isinstance(r, EpochRecord) else r
+        for r in run.records
+    ]
+    lines = "\n".join(json.dumps(nan_to_none(encode(record)), allow_nan=False) for record in records)
+    return base64.b64encode(zlib.compress(lines.encode(), 9)).decode()
+
+
+def unpacked(text: str) -> Run:
+    """Return what `packed` gave; ConfigError: it is damaged, or of a later format."""
+    try:
+        lines = zlib.decompress(base64.b64decode(text)).decode().splitlines()
+        return Run([decode(load_json(line.encode()), Path("study")) for line in lines])
+    except (ValueError, zlib.error) as error:
+        raise ConfigError(f"the study: a trial's record is damaged: {error}") from error
 
 
 def _whole_lines(path: Path, seen: int = 0) -> bytes:

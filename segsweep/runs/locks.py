@@ -12,18 +12,19 @@ LOCK = "lock"
 
 
 class Lock:
-    """Held as long as the process lives. ConfigError `refusal` if another process holds it.
+    """Held as long as the process lives. ConfigError `refusal` if another process holds it; a `shared` one lets others
+    share it.
 
     `lockf` and not `flock`, which forked loader workers would go on holding after a kill. Within one process a second
     `lockf` succeeds and closing either handle lets go: take it once.
     """
 
-    def __init__(self, path: Path, refusal: str):
+    def __init__(self, path: Path, refusal: str, shared: bool = False):
         self.path = path
         while True:
-            self._file = self.path.open("a")
+            self._file = self.path.open("a+")
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):  # EAGAIN or, on some systems, EACCES
                 self._file.close()
                 raise ConfigError(refusal) from None
@@ -38,11 +39,12 @@ class Lock:
 class FolderLock(Lock):
     """A folder whose lock is taken belongs to a living run, a training or another thing named by `what`."""
 
-    def __init__(self, folder: Path, what: str = "training"):
+    def __init__(self, folder: Path, what: str = "training", shared: bool = False):
         super().__init__(
             folder / LOCK,
             f"{folder}: in use by a running {what}. Wait for it, or give another folder with "
             f"hydra.{'run' if what == 'training' else 'sweep'}.dir=DIR.",
+            shared,
         )
 
 

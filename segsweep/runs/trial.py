@@ -29,6 +29,12 @@ class Trial:
     halvings: int = 0  # how often its micro-batch was halved, since the memory was too small
     run: Run = field(default_factory=Run, repr=False)  # what its journal says
     slot: str = ""
+    placed: list[str] = field(default_factory=list)  # words to go on with here, of one that was begun elsewhere
+
+    @property
+    def number(self) -> int:
+        """The trial's in its study; its folder's name may have the attempt behind a dot."""
+        return int(self.name.partition(".")[0])
 
     @property
     def varied(self) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What a person sees of a running sweep: a live board on a terminal, plain lines elsewhere; all on stderr."""
 
+import time
+
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -9,6 +11,7 @@ from segsweep.runs.trial import Trial, seconds_left
 from segsweep.sweep.finalists import FOLDER
 from segsweep.sweep.scheduler import Event
 
+REDRAWN = 0.5  # seconds between two drawings, at least
 SHOWN = {"started": "begins", "adopted": "goes on", "continued": "goes on", "halved": "begins again"}
 
 
@@ -23,6 +26,7 @@ class Board:
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
         self._told: set[str] = set()  # why trials were refused
+        self._last = 0.0  # when the board was drawn
 
     def __enter__(self) -> "Board":
         if self._console.is_terminal:
@@ -41,7 +45,9 @@ class Board:
             self._console.print(line(event, not known), highlight=False, soft_wrap=True, markup=False)
             if event.kind == "refused":
                 self._told.add(event.trial.reason)
-        if self._live:
+        # All trials are looked at for it: of thousands, at each event, that would be the controller's main work.
+        if self._live and time.monotonic() - self._last > REDRAWN:
+            self._last = time.monotonic()
             self._live.refresh()
 
     def _drawn(self) -> Group:

@@ -1,9 +1,10 @@
 """A sweep in MLflow: kept level while it runs, and sent later by `segsweep sync`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from segsweep import console
 from segsweep.errors import ConfigError
 from segsweep.runs import locks
 from segsweep.runs.trial import Trial, load_all
@@ -13,16 +14,16 @@ from segsweep.sweep.plan import Plan, again
 from segsweep.tracking import client
 from segsweep.tracking.background import Background
 from segsweep.tracking.names import number
-from segsweep.tracking.run import Child
+from segsweep.tracking.run import Child, attach
 from segsweep.tracking.run import sync as sync_run
 from segsweep.tracking.sweep import close_sweep, open_sweep
 
 
 class Mirror:
-    """A sweep in MLflow, from what lies in its folder: one parent, and a child for each trial that has an epoch."""
+    """A sweep in MLflow at `uri`, from what lies in its `folder`: one parent, a child for each trial with an epoch."""
 
     def __init__(self, folder: Path, uri: str | None):
-        self._folder, self._uri, self._about = folder, uri, about.load(folder)
+        self.folder, self.uri, self._about = folder, uri, about.load(folder)
         self._note = f"```\npython train.py {self._about.command}\n```\n"
         self._parent = ""
 
@@ -30,7 +31,7 @@ class Mirror:
         """Make the parent, or take it up again, and return its id; `since` as in `open_sweep`."""
         kept = self._about
         params = {**kept.space, "fixed": " ".join(kept.fixed), "budget": kept.budget}
-        self._parent = open_sweep(self._folder, self._uri, kept.experiment, params, self._note, list(kept.space), since)
+        self._parent = open_sweep(self.folder, self.uri, kept.experiment, params, self._note, list(kept.space), since)
         return self._parent
 
     def send(self, trial: Trial, alive: bool) -> None:
@@ -45,7 +46,7 @@ class Mirror:
             tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
             pruned_at=len(trial.run.epochs) if trial.state == "pruned" else None,
         )
-        sync_run(self._folder / trial.name, self._uri, alive, child)
+        sync_run(self.folder / trial.name, self.uri, alive, child)
 
     def close(self, status: str, text: str, results: Sequence[FinalistResult], at: float | None = None) -> None:
         """Write the result, as of now or of `at`, in seconds of the epoch."""
@@ -54,25 +55,26 @@ class Mirror:
             winner = results[0].winner
             metrics = {"best/val_iou": winner.iou or 0.0, "finalists/val_iou": results[0].iou}
             metrics |= winner.run.tested
-        best = next(iter(about.load(self._folder).cross_validation), None)
+        best = next(iter(about.load(self.folder).cross_validation), None)
         if best and best.iou is not None and best.mean is not None and best.sd is not None:
             metrics |= {"cv/val_iou": best.iou, "cv/fold_mean": best.mean, "cv/fold_sd": best.sd}
         note = f"{self._note}\n```\n{text}\n```"
-        files = [self._folder / report.PAGE, self._folder / about.NAME]
-        close_sweep(self._folder, self._uri, status, metrics, note, files, at)
+        files = [self.folder / report.PAGE, self.folder / about.NAME]
+        close_sweep(self.folder, self.uri, status, metrics, note, files, at)
 
 
 class Tracking:
     """Keeps the mirror level while the sweep runs; the sweep never waits for it."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, parent: Callable[[Callable[[], str]], str] | None = None):
+        """`parent` is called with what makes the sweep's run, or takes it up; by default that is called at once."""
         self._background: Background | None = None
         if plan.tracked:
             if uri := plan.base.tracking.uri:  # typed now
                 client.remember(uri)
             self._background = Background(plan.base.tracking.timeout)
             self._mirror = Mirror(plan.folder, plan.base.tracking.uri)
-            self._background.ask("sweep", self._mirror.open)
+            self._background.ask("sweep", partial(parent, self._mirror.open) if parent else self._mirror.open)
 
     def send(self, trial: Trial) -> None:
         """Bring its run level with its journal, some time soon."""
@@ -84,6 +86,16 @@ class Tracking:
         for trial in trials:
             if trial.state != "running":
                 self.send(trial)
+
+    def keep(self, trial: Trial, files: Sequence[Path]) -> None:
+        """Send a trial's files to MLflow, to be had from anywhere, and wait for it; raises what MLflow does."""
+        self._mirror.send(trial, alive=False)
+        attach(self._mirror.folder / trial.name, self._mirror.uri, files)
+
+    def leave(self, seconds: float | None = None) -> None:
+        """Wait for what is on its way, at most so long; the sweep goes on, run by others."""
+        if self._background and (problem := self._background.close(seconds)):
+            console.note(f"MLflow: not everything was sent: {problem}")
 
     def end(self, status: str, text: str, results: Sequence[FinalistResult] = ()) -> str | None:
         """Write the result, wait for what is on its way, and return what went wrong, if anything did."""

@@ -9,9 +9,13 @@ with a rate as high tell what can still come, and the highest of a backbone is n
 curves.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+import numpy as np
+
+from segsweep.metrics import Floats
 from segsweep.runs.curve import Curve
 
 FIRST_RUNG = 0.25  # share of the training before which nothing is judged
@@ -19,6 +23,7 @@ LEAST = 2  # epochs before which nothing is judged: the first tells of the warm-
 MARGIN = 0.005  # IoU that a trial may seem to lack and still go on: noise between seeds
 OWN = 2  # completed trials of a backbone until its own gains are enough to judge by
 ALIKE = 3  # completed trials, those that were closest at this point, whose gains are believed possible
+SHARES = 256  # of a training at which scores are kept ready
 TOP = 3  # backbones that matter at the end
 
 
@@ -30,8 +35,48 @@ class Verdict(NamedTuple):
     estimate: float  # the score that it would probably have reached
 
 
-def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
-    """Judge a running trial by the complete ones among the others; None lets it go on.
+class Complete:
+    """Curves of complete trials, by backbone, so that a judgement among ten thousand takes as long as among ten."""
+
+    def __init__(self, curves: Iterable[Curve] = ()):
+        self.of: dict[str, Backbone] = {}
+        for curve in curves:
+            self.add(curve)
+
+    def add(self, curve: Curve) -> None:
+        """Take in a trial's curve; one that is not complete says nothing."""
+        if curve.complete and curve.points:
+            self.of.setdefault(curve.encoder, Backbone()).add(curve)
+
+
+class Backbone:
+    """Complete curves of one backbone; columns have a row for each."""
+
+    def __init__(self) -> None:
+        self.best = -1.0
+        self._curves: list[Curve] = []
+        self._rates, self._bests = array("d"), array("d")
+        self._at: dict[float, array[float]] = {}  # the score at a share, of the first curves
+
+    def add(self, curve: Curve) -> None:
+        self._curves.append(curve)
+        self._rates.append(curve.lr)
+        self._bests.append(curve.best)
+        self.best = max(self.best, curve.best)
+
+    def gains(self, done: float, lr: float) -> tuple[Floats, Floats]:
+        """Return how much each curve rose after a share of the training, and its score there; of rates as high."""
+        if len(self._at) > SHARES:  # with a budget of seconds each share is another
+            self._at.clear()
+        known = self._at.setdefault(done, array("d"))
+        known.extend(curve.at(done) for curve in self._curves[len(known) :])
+        alike = np.array(self._rates) >= lr * (1 - 1e-9)
+        at = np.array(known)[alike]
+        return np.array(self._bests)[alike] - at, at
+
+
+def judge(curve: Curve, others: Complete, first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
+    """Judge a running trial by the complete ones; None lets it go on.
 
     Args:
         first_rung: share of the training before which nothing is stopped.
@@ -40,22 +85,23 @@ def judge(curve: Curve, others: Sequence[Curve], first_rung: float = FIRST_RUNG,
     if len(curve.points) < LEAST or not first_rung - 1e-9 <= curve.points[-1].done < 1:
         return None
     done, score = curve.points[-1]
-    complete = [other for other in others if other.complete and other.points]
-    best: dict[str, float] = {}
-    for other in complete:
-        best[other.encoder] = max(best.get(other.encoder, -1.0), other.best)
-    complete = [other for other in complete if other.lr >= curve.lr * (1 - 1e-9)]
-    own = [other for other in complete if other.encoder == curve.encoder]
-    if not own:
-        return None  # the first of its backbone, or the first at so high a rate
-    # One trial's gains may be unusually small: all backbones' are then believed possible.
-    alike = sorted(own, key=lambda other: abs(other.at(done) - score))[:ALIKE] if len(own) >= OWN else complete
-    gains = sorted(other.gain_after(done) for other in alike)
-    hope = score + gains[-1] + MARGIN
-    last = sorted(best.values(), reverse=True)[: max(top, 1)][-1]
-    target, of = (best[curve.encoder], curve.encoder) if best[curve.encoder] >= last else (last, "the best backbones")
+    own = others.of.get(curve.encoder)
+    if own is None:
+        return None  # the first of its backbone
+    gains, at = own.gains(done, curve.lr)
+    if not gains.size:
+        return None  # the first at so high a rate
+    enough = gains.size >= OWN
+    if enough:
+        gains = gains[np.argsort(abs(at - score), kind="stable")[:ALIKE]]
+    else:  # one trial's gains may be unusually small: all backbones' are then believed possible
+        gains = np.concatenate([backbone.gains(done, curve.lr)[0] for backbone in others.of.values()])
+    gains = np.sort(gains)
+    hope = score + float(gains[-1]) + MARGIN
+    last = sorted((backbone.best for backbone in others.of.values()), reverse=True)[: max(top, 1)][-1]
+    target, of = (own.best, curve.encoder) if own.best >= last else (last, "the best backbones")
     if hope >= target:
         return None
-    whose = "trials like it" if len(own) >= OWN else "any trial"
+    whose = "trials like it" if enough else "any trial"
     reason = f"{score:.4f} after {100 * done:.0f} %: with the gains of {whose} {hope:.4f} at most, {of} {target:.4f}"
-    return Verdict("prune", reason, score + gains[len(gains) // 2])
+    return Verdict("prune", reason, score + float(gains[len(gains) // 2]))

@@ -180,7 +180,9 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
         lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
-    return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{folder / winner.name / 'best.safetensors'}"]
+    model = folder / winner.name / "best.safetensors"
+    elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
+    return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]
 
 
 def command(trial: Trial) -> str:

@@ -3,22 +3,21 @@
 import shlex
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.pruners import BasePruner
 
 from segsweep import console
-from segsweep.config.checks import flat
-from segsweep.config.keys import named
 from segsweep.config.schema import EPOCHS
-from segsweep.errors import ConfigError, Terminated
+from segsweep.errors import Terminated
 from segsweep.runs import locks
 from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial, load_all
-from segsweep.sweep import about, crossval, finalists, report, storage
+from segsweep.sweep import about, crossval, finalists, pinned, report, storage
 from segsweep.sweep.about import About
 from segsweep.sweep.backends.base import Backend, Job, JobUpdate
 from segsweep.sweep.backends.local import LocalBackend, slots
@@ -31,10 +30,6 @@ from segsweep.sweep.scheduler import TRAINING, WAIT, Search, TrialSource, drive,
 from segsweep.sweep.study import JOURNAL, Study, optuna_pruner
 from segsweep.tracking import client
 
-# What trials of a study had that was begun before there were plans.
-BEFORE_PLANS: dict[str, object] = {"data.size": "[256,256]", "data.zoom": 1.0, "data.foreground": 0.0}
-BEFORE_PLANS |= {"train.batch_size": 16, "augmentation.scale": 0.25, "augmentation.translate": 0.05}
-
 
 def run(plan: Plan) -> list[FinalistResult]:
     """Run the sweep, or go on with the one that the folder holds; print the result to stdout."""
@@ -45,11 +40,11 @@ def run(plan: Plan) -> list[FinalistResult]:
     try:
         held = storage.hold(plan.sweeper.storage, plan.sweeper.study_name or "sweep")
         # Slots first: they need nothing written.
-        backend = LocalBackend(plan.folder, slots(plan.sweeper.slots, on_cpu=plan.base.train.device == "cpu"))
-        kept = _begin(plan)
+        backend = backend_of(plan)
+        kept = begun(plan)
         study = _study(plan, kept.id)
-        sources = _weights(plan, study, backend)
-        decided = _decided(plan, study, backend)
+        sources = pinned.weights(plan, study, backend)
+        decided = pinned.decided(plan, study, backend)
     except BaseException:
         if study:
             study.discard()
@@ -70,7 +65,17 @@ def run(plan: Plan) -> list[FinalistResult]:
         folder_lock.release()
 
 
-def _begin(plan: Plan) -> About:
+def backend_of(plan: Plan) -> Backend:
+    """Return what runs the trials; ConfigError where it cannot be had."""
+    asked = plan.sweeper
+    if asked.backend == "ray":
+        from segsweep.sweep.backends.ray import RayBackend
+
+        return RayBackend(plan.folder, asked.address, None if asked.slots == "auto" else asked.slots, asked.gpus)
+    return LocalBackend(plan.folder, slots(asked.slots, on_cpu=plan.base.train.device == "cpu"))
+
+
+def begun(plan: Plan) -> About:
     """Return what is to be written down of the sweep: anew, but for what an earlier start has chosen."""
     before = about.load(plan.folder) if (plan.folder / about.NAME).exists() else None
     return About(
@@ -88,42 +93,13 @@ def _begin(plan: Plan) -> About:
 
 
 def _study(plan: Plan, owner: str) -> Study:
-    pruner = optuna_pruner(plan.sweeper.pruner, plan.base.train.epochs or EPOCHS)
+    pruner = pruner_of(plan)
     return Study(plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=plan.fixed, owner=owner)
 
 
-def _weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
-    """Find where each encoder's weights come from, once for all trials; empty where that is varied."""
-    encoder, varied = plan.base.encoder, plan.space.distributions
-    known: dict[str, str] = study.remembered("weights") or {}
-    if not known and "encoder.pretrained" not in varied:
-        file = None if "encoder.weights_file" in varied else encoder.weights_file
-        known = backend.call("segsweep.nn.weights:sources", list(plan.space.encoders), encoder.pretrained, file)
-    random = [name for name, source in known.items() if source == "random"]
-    if random and len(random) < len(known) and not plan.sweeper.mixed_weights:
-        rows = "; ".join(f"{name}: {source}" for name, source in known.items())
-        raise ConfigError(
-            f"an unfair comparison: {len(random)} of {len(known)} encoders would start from random weights ({rows}). "
-            "Drop them, run once where the hub can be reached, or accept it with hydra.sweeper.mixed_weights=true."
-        )
-    study.remember("weights", known)  # what was refused is looked up again
-    return known
-
-
-def _decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
-    """Decide once, for all trials and starts of the sweep, what follows from the data alone; return what to type."""
-    varied = list(plan.space.distributions)
-    known: list[tuple[str, str]] | None = study.remembered("plan")
-    if known is None and (study.remembered("decided") or study.trials(TrialState.COMPLETE, TrialState.PRUNED)):
-        asked = dict(flat(asdict(plan.base)))
-        values = {**BEFORE_PLANS, **(study.remembered("decided") or {})}
-        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not named(key, varied)]
-    if known is None:
-        known = []
-        if plan.plans_once:
-            known = backend.call("segsweep.training.build:decided_data", asdict(plan.base), varied)
-        study.remember("plan", known)
-    return [word for word, _ in known]
+def pruner_of(plan: Plan) -> BasePruner | None:
+    """Return the pruner of Optuna's that is asked for; None for our own, or none."""
+    return optuna_pruner(plan.sweeper.pruner, plan.base.train.epochs or EPOCHS)
 
 
 def _run(
@@ -136,6 +112,17 @@ def _run(
         if trial.state != "running" and (job := backend.adopt(trial.name)):
             backend.stop(job)
     kept.save(plan.folder)
+    announce(plan, study, backend)
+    track = Tracking(plan)
+    track.catch_up(search.trials.values())
+    with failing(plan, track.end):
+        results = _searched(plan, search, backend, track, kept)
+    conclude(plan, list(search.trials.values()), results, track)
+    return results
+
+
+def announce(plan: Plan, study: Study, backend: Backend) -> None:
+    """Say what begins."""
     encoders = plan.space.encoders
     for word, why in study.remembered("plan") or []:
         console.note(f"plan: {word}  {why}")
@@ -143,17 +130,23 @@ def _run(
         f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
         f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {backend.capacity} at once; {plan.folder}"
     )
-    track = Tracking(plan)
-    track.catch_up(search.trials.values())
+
+
+@contextmanager
+def failing(plan: Plan, tell: Callable[[about.State, str], object]) -> Iterator[None]:
+    """Write down why the sweep stops, if it does, and tell others."""
     try:
-        results = _searched(plan, search, backend, track, kept)
+        yield
     except BaseException as error:
         state: about.State = "failed" if isinstance(error, Exception) else "stopped"
         reason = str(error) or type(error).__name__
         replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
-        track.end(state, reason)
+        tell(state, reason)
         raise
-    trials = list(search.trials.values())
+
+
+def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult], track: Tracking) -> None:
+    """Print the result, write the page, and have MLflow told."""
     replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
     text = report.summary(trials, results, plan.folder)
     print(text, flush=True)
@@ -163,7 +156,6 @@ def _run(
         console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracked:
         print(f"{'compare':16}{client.show_command(plan.folder, plan.base.tracking.uri)}")
-    return results
 
 
 def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kept: About) -> list[FinalistResult]:
@@ -173,8 +165,8 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
             "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
             f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
         )
-    _watch(search, search.study.n_trials, backend, plan.folder, track)
-    if ended := _exhausted(search, plan.sweeper.n_trials):
+    watch(search, search.study.n_trials, backend, plan.folder, track)
+    if ended := exhausted(search, plan.sweeper.n_trials):
         console.note(ended)
     if plan.cross_validates:
         return []
@@ -187,15 +179,15 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
     track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
-        _watch(TrialSource(repeats), len(repeats), backend, plan.folder, track)
+        watch(TrialSource(repeats), len(repeats), backend, plan.folder, track)
     results = finalists.ranked(plan.folder, best, repeats)
     if results:
-        _test(plan.folder, results[0].winner, backend)
+        score(plan.folder, results[0].winner, backend)
         track.send(results[0].winner)
     return results
 
 
-def _exhausted(search: Search, asked: int | None) -> str:
+def exhausted(search: Search, asked: int | None) -> str:
     """Say that a finite space has no more points, where more trials were asked for; empty where it has not."""
     states = Counter(trial.state for trial in search.trials.values())
     size = search.study.space.size
@@ -211,19 +203,19 @@ def _exhausted(search: Search, asked: int | None) -> str:
     )
 
 
-def _watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking) -> None:
+def watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking) -> None:
     with Board(source.trials, wanted, backend.capacity) as board:
         for event in drive(source, backend, folder):
             board.show(event)
             track.send(event.trial)
 
 
-def _test(folder: Path, winner: Trial, backend: Backend) -> None:
+def score(folder: Path, winner: Trial, backend: Backend) -> None:
     """Score the winner on the test split: its best run, and that once."""
     start = winner.run.start
     if winner.run.tested or not start or not start.images.get("test"):
         return
-    job = backend.submit(Job(winner.name, TRAINING, ("train.test=true",), resume=True))
+    job = backend.submit(Job(winner.name, TRAINING, ("train.test=true", *winner.placed), resume=True))
     news: list[JobUpdate] = []
     while not (news and news[-1].ended):
         news += [update for update in backend.poll(WAIT) if update.job == job]

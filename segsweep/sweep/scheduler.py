@@ -15,12 +15,11 @@ from optuna.trial import TrialState
 from segsweep.config.keys import named
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError, DataError, SweepError
-from segsweep.runs.curve import Curve
 from segsweep.runs.records import EpochRecord, Run
 from segsweep.runs.trial import State, Trial
 from segsweep.sweep.backends.base import OUTPUT, Backend, Id, Job, JobUpdate
 from segsweep.sweep.points import REFUSED
-from segsweep.sweep.pruner import FIRST_RUNG, Verdict, judge
+from segsweep.sweep.pruner import FIRST_RUNG, Complete, Verdict, judge
 from segsweep.sweep.space import Value
 from segsweep.sweep.study import Study
 
@@ -60,6 +59,10 @@ class TrialSource:
         """Return a trial to start now, or a paused one to go on with; None where there is none for now."""
         return None
 
+    def waits(self) -> bool:
+        """Tell, where nothing runs and there is no trial for now, whether one may still come."""
+        return False
+
     def epoch(self, trial: Trial) -> Verdict | None:
         """Hear of an epoch, the last of `trial.run`, once more if it goes on or is adopted; a verdict stops it."""
         return None
@@ -80,7 +83,12 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
     living: dict[Id, Trial] = {}
     deaths: dict[str, tuple[int, int]] = {}
     killed: dict[str, str] = {}  # by which signal, by the trial's name
+    lost: set[str] = set()  # names of trials whose folder is gone
     waiting = source.in_state("running")
+    if not backend.keeps:  # a controller that was killed had fetched nothing of them
+        lost |= {trial.name for trial in waiting}
+        for trial in waiting:
+            trial.run = Run()
     try:
         for trial in waiting[:]:
             if job := backend.adopt(trial.name):
@@ -93,14 +101,17 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 begins.state = "running"
                 begins.save(folder)
                 resume = bool(begins.run.records)
-                argv = () if resume else (*begins.argv, "train.test=false", "tracking=none")
-                anew = not resume and begins.halvings > 0
+                argv = tuple(begins.placed) if resume else (*begins.argv, "train.test=false", "tracking=none")
+                anew = not resume and (begins.halvings > 0 or begins.name in lost)
                 job = backend.submit(Job(begins.name, module, argv, resume, anew))
                 begins.run, begins.slot = Run(), backend.where(job)
                 living[job] = begins
                 yield Event("continued" if resume else "started", begins, killed.pop(begins.name, ""))
             if not living and backend.free():  # else strays of a killed controller hold the slots
-                break
+                if not source.waits():
+                    break
+                time.sleep(WAIT)
+                continue
             for update in backend.poll(WAIT):
                 if update.job not in living:
                     continue  # a stray of a killed controller, on its way out
@@ -122,6 +133,9 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 del living[update.job]
                 backend.fetch(update.job)
                 kind = _ended(trial, update, deaths)
+                if update.lost:
+                    trial.run = Run()
+                    lost.add(trial.name)
                 if kind in ("continued", "halved"):
                     waiting.append(trial)
                     killed[trial.name] = update.words if kind == "continued" else ""
@@ -176,9 +190,12 @@ def _smaller(trial: Trial) -> list[str] | None:
     start = trial.run.start
     if not start or trial.halvings >= HALVINGS or start.execution.micro_batch < 2:
         return None
-    micro_batch, accumulate = start.execution.micro_batch, start.settings.train.accumulate
+    batch, accumulate = start.settings.train.batch_size, start.settings.train.accumulate
+    finer = next((n for n in range(2 * accumulate, batch + 1) if batch % n == 0), None)
+    if finer is None:
+        return None
     kept = [override for override in trial.argv if not override.startswith(SIZES)]
-    return [*kept, f"{SIZES[0]}{micro_batch * accumulate}", f"{SIZES[1]}{2 * accumulate}"]
+    return [*kept, f"{SIZES[0]}{batch}", f"{SIZES[1]}{finer}"]
 
 
 def taken_up(trial: Trial, before: Trial) -> Trial:
@@ -217,7 +234,7 @@ class Search(TrialSource):
         self.study, self._argv, self._sweeper = study, argv, sweeper
         self._first_rung, self._seed = first_rung, seed
         self._clock, self._until = clock, math.inf if sweeper.timeout is None else clock() + sweeper.timeout
-        self._curves: list[Curve] = []  # of complete trials
+        self._curves = Complete()
         self._reported: dict[int, int] = {}  # the last epoch that the study has heard of, by trial
 
     def restore(self, known: Mapping[str, Trial]) -> None:
@@ -227,7 +244,7 @@ class Search(TrialSource):
             if frozen.state == TrialState.WAITING or (running and not self.study.owns(frozen)):
                 continue
             try:
-                trial = self._made(frozen.number, frozen.params)
+                trial = self._made(frozen.number, frozen.params, int(frozen.user_attrs.get("repetition", 0)))
             except ConfigError as error:
                 if frozen.state == TrialState.FAIL:
                     continue  # it was said before
@@ -239,7 +256,7 @@ class Search(TrialSource):
             self.trials[trial.name] = trial
             if frozen.state == TrialState.COMPLETE:
                 trial.state = "complete"
-                self._curves.append(trial.curve)
+                self._curves.add(trial.curve)
             elif not running:
                 without: State = "refused" if REFUSED in frozen.user_attrs else "failed"
                 trial.state = "pruned" if frozen.state == TrialState.PRUNED else without
@@ -262,7 +279,7 @@ class Search(TrialSource):
         return trial
 
     def epoch(self, trial: Trial) -> Verdict | None:
-        number, point, pruner = int(trial.name), trial.run.epochs[-1], self._sweeper.pruner
+        number, point, pruner = trial.number, trial.run.epochs[-1], self._sweeper.pruner
         if point.epoch <= self._reported.get(number, 0):
             return None  # heard and judged before
         self._reported[number] = point.epoch
@@ -274,7 +291,7 @@ class Search(TrialSource):
         return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        number = int(trial.name)
+        number = trial.number
         if trial.state == "refused":
             self.study.refuse(number, trial.reason)
             refused = len(self.in_state("refused"))
@@ -296,11 +313,12 @@ class Search(TrialSource):
             self.study.prune(number, verdict.reason, verdict.estimate if self._sweeper.pruner == "curves" else None)
         elif trial.state == "complete":
             assert trial.iou is not None
-            self._curves.append(trial.curve)
+            self._curves.add(trial.curve)
             self.study.complete(number, trial.iou)
 
-    def _made(self, number: int, values: Mapping[str, Value]) -> Trial:
+    def _made(self, number: int, values: Mapping[str, Value], again: int | None = None) -> Trial:
+        """Make a trial; `again` says how many had its point before, and is asked of the study if need be."""
         encoder, typed = self.study.space.encoder_of(values), self.study.space.typed(values)
-        if again := self.study.repetition(number):
+        if again := self.study.repetition(number) if again is None else again:
             typed.append(f"train.seed={self._seed + again}")
         return Trial(str(number), encoder, typed, self._argv(typed, encoder), dict(values))

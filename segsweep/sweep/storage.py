@@ -1,4 +1,4 @@
-"""Where studies are kept, and that each has one controller.
+"""Where studies are kept, and that each has one controller, but on PostgreSQL (`segsweep.sweep.sharing`).
 
 A second controller would take the first one's running trials for its own orphans.
 """
@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, get_storage
@@ -20,26 +19,36 @@ from segsweep.runs.locks import Lock
 KEY = "hydra.sweeper.storage"
 
 
-class Server(NamedTuple):
-    """A kind of database server: the driver that is advised and pip's name of it, and what it is asked in SQL."""
+# The driver that is advised for each kind of server, and pip's name of it.
+SERVERS = {
+    "postgresql": ("psycopg", "psycopg[binary]"),
+    "mysql": ("pymysql", "pymysql"),
+    "mariadb": ("pymysql", "pymysql"),
+}
+# In MySQL: keep an idle connection open for days; take the lock `:key` without waiting, until the connection ends.
+STAY, LOCK = "SET SESSION wait_timeout = 31536000", "SELECT GET_LOCK(CONCAT('segsweep-', :key), 0)"
 
-    driver: str
-    package: str
-    stay: str  # keeps an idle connection open for days
-    lock: str  # takes the lock `:key` without waiting; it is freed when the connection ends, however it ends
+
+def is_shared(storage: str | None) -> bool:
+    """Tell whether several controllers may use a study there at once."""
+    return bool(storage) and "://" in str(storage) and parsed(str(storage)).get_backend_name() == "postgresql"
 
 
-POSTGRESQL = Server(
-    "psycopg",
-    "psycopg[binary]",
-    "SELECT set_config(key, value, false) FROM pg_settings JOIN (VALUES ('idle_session_timeout', '0'), "
-    "('tcp_keepalives_idle', '60')) AS wanted (key, value) ON name = key",
-    "SELECT pg_try_advisory_lock(CAST(:key AS bigint))",
-)
-MYSQL = Server(
-    "pymysql", "pymysql", "SET SESSION wait_timeout = 31536000", "SELECT GET_LOCK(CONCAT('segsweep-', :key), 0)"
-)
-SERVERS = {"postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
+def without_password(word: str) -> str:
+    """Return an override of the command line as it may be printed and kept; the address is left without its password.
+
+    PGPASSWORD and ~/.pgpass give it to whoever types the rest again.
+    """
+    key, _, address = word.partition("=")
+    if key.lstrip("+") != KEY or "://" not in address:
+        return word
+    try:
+        quoted = address[:1] in "'\"" and address[-1:] == address[:1]
+        url = make_url(address[1:-1] if quoted else address)
+    except (SQLAlchemyError, ValueError):
+        return f"{KEY}=..."
+    options = {name: value for name, value in url.query.items() if "password" not in name}
+    return f"{KEY}='{url._replace(password=None).set(query=options).render_as_string()}'"
 
 
 def missing(path: Path) -> list[Path]:
@@ -69,19 +78,15 @@ class FileLock(Lock):
 
 
 class ServerLock:
-    """Locks one study of a database server, by a connection that stays open until `release`.
-
-    A pooler that lends connections for single transactions (PgBouncer) does not keep such a lock: connect past it.
-    """
+    """Locks one study of a MySQL server, by a connection that stays open until `release`."""
 
     def __init__(self, url: URL, study: str):
-        server = SERVERS[url.get_backend_name()]
-        with _told(url):
+        with told(url):
             engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
             self._connection = engine.connect()
             try:
-                self._connection.execute(text(server.stay))
-                got = self._connection.scalar(text(server.lock), {"key": _number(f"{url.database}/{study}")})
+                self._connection.execute(text(STAY))
+                got = self._connection.scalar(text(LOCK), {"key": number(f"{url.database}/{study}")})
             except BaseException:
                 self.release()
                 raise
@@ -104,20 +109,21 @@ def hold(storage: str | None, study: str) -> list[FileLock | ServerLock]:
         path = Path(storage).resolve()
         refusal = f"{KEY}={path}: in use by a running sweep. Wait for it, or give another file."
         return [FileLock(path.with_name(f"{path.name}.lock"), refusal, path)]
-    url = _parsed(storage)
+    url = parsed(storage)
     if url.get_backend_name() != "sqlite":
         return [ServerLock(url, study)]
     path = Path(url.database or "").resolve()
-    return [FileLock(path.with_name(f"{path.name}.{_number(study)}.lock"), _refusal(study, url))]
+    return [FileLock(path.with_name(f"{path.name}.{number(study)}.lock"), _refusal(study, url))]
 
 
 def database(storage: str) -> BaseStorage:
     """Open a database's URL; ConfigError says what the driver, the server or Optuna has against it."""
-    with _told(_parsed(storage)):
-        return get_storage(storage)
+    url = parsed(storage)
+    with told(url):
+        return get_storage(url.render_as_string(hide_password=False))
 
 
-def _parsed(storage: str) -> URL:
+def parsed(storage: str) -> URL:
     """The URL, of a kind that can be locked. What cannot be read is not repeated: a part may be a password."""
     try:
         url = make_url(storage)
@@ -133,19 +139,21 @@ def _parsed(storage: str) -> URL:
         raise ConfigError(f"{KEY}={_shown(url)}: must be one of {', '.join(['sqlite', *SERVERS])}, or a file's path.")
     if kind == "sqlite" and (url.database or ":memory:").startswith((":memory:", "file:")):
         raise ConfigError(f"{KEY}={_shown(url)}: must name a file. Type {KEY}=sqlite:///FILE.")
-    return url
+    # SQLAlchemy before 2.1 takes another driver than ours where none is named.
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
 
 
 @contextmanager
-def _told(url: URL) -> Iterator[None]:
+def told(url: URL) -> Iterator[None]:
     """What goes wrong with a database becomes one line."""
     try:
         yield
     except ImportError as error:
         kind = url.get_backend_name()
+        driver, package = SERVERS[kind]
         raise ConfigError(
-            f"{KEY}={_shown(url)}: its driver cannot be loaded: {first_line(error)} Type pip install "
-            f"'{SERVERS[kind].package}', and {kind}+{SERVERS[kind].driver}://... as the address."
+            f"{KEY}={_shown(url)}: its driver cannot be loaded: {first_line(error)} Type pip install '{package}', and "
+            f"{kind}+{driver}://... as the address."
         ) from None
     except (SQLAlchemyError, OptunaError, RuntimeError) as error:
         said = error.orig if isinstance(error, DBAPIError) and error.orig else error
@@ -164,6 +172,6 @@ def _refusal(study: str, url: URL) -> str:
     )
 
 
-def _number(name: str) -> int:
+def number(name: str) -> int:
     """The same for the same name everywhere, below 2^60."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)

@@ -38,7 +38,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """The trials of a sweep.
+    """The trials of a sweep; `anew` is what to type to begin another.
 
     ConfigError if it was begun with another space or other fixed values, or if the folder has runs of something else.
 
@@ -50,6 +50,8 @@ class Study:
         owner: of the trials that are asked for here; "" for nobody.
         storage: in place of what the sweeper names.
     """
+
+    anew = "hydra.sweep.dir=DIR"
 
     def __init__(
         self,
@@ -89,10 +91,14 @@ class Study:
                 self._study.enqueue_trial(dict(values), skip_if_exists=True)
             self.remember(enqueued, True)
         # Another stream of random numbers after a restart than the one that the first trials had.
-        seed = (sweeper.seed + len(self.trials())) % 2**32
+        seed = (sweeper.seed + len(self.trials()) + self._salt()) % 2**32
         sampler = _sampler(sweeper.sampler, seed, self.n_trials)
         self._study.sampler = FreshSampler(sampler, space, self._repeats, seed) if space.size else sampler
-        self._open = {t.number: Trial(self._study, t._trial_id) for t in self.trials(TrialState.RUNNING)}
+        self._open = {t.number: Trial(self._study, t._trial_id) for t in Study.trials(self, TrialState.RUNNING)}
+
+    @property
+    def name(self) -> str:
+        return self._study.study_name
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in one of these states, by number; without any, all."""
@@ -108,25 +114,34 @@ class Study:
         """Return how many trials had a trial's point before it was asked for: 0 but where points may run again."""
         return int(self._study.get_trials(deepcopy=False)[number].user_attrs.get("repetition", 0))
 
+    def _salt(self) -> int:
+        """Return what tells this controller's stream of random numbers from others'."""
+        return 0
+
     def _points(self) -> Points:
         return Points(self.space, self.trials(), self._repeats)
 
     def ask(self) -> tuple[int, dict[str, Value]]:
         """Return the next trial's number and values; it is this owner's."""
-        while True:
-            points = self._points() if self.space.size else None
-            trial = self._study.ask(self.space.distributions)
-            self._open[trial.number] = trial
-            if points is None or points.none_left or points.free(trial.params):
-                break
-            # It was enqueued, and another has had its point since.
-            self.note(trial.number, AGAIN, True)
-            self._study.tell(self._open.pop(trial.number), state=TrialState.FAIL)
-        if points and (before := points.counts[self.space.position(trial.params)]):
-            self.note(trial.number, "repetition", before)
+        trial = self._asked()
+        self._open[trial.number] = trial
         if self._owner:
             self.note(trial.number, "owner", {"sweep": self._owner, "host": node(), "pid": os.getpid()})
         return trial.number, trial.params
+
+    def _asked(self) -> Trial:
+        """Draw the next trial."""
+        while True:
+            points = self._points() if self.space.size else None
+            trial = self._study.ask(self.space.distributions)
+            if points is None or points.none_left or points.free(trial.params):
+                break
+            # It was enqueued, and another has had its point since.
+            trial.set_user_attr(AGAIN, True)
+            self._study.tell(trial, state=TrialState.FAIL)
+        if points and (before := points.counts[self.space.position(trial.params)]):
+            trial.set_user_attr("repetition", before)
+        return trial
 
     def owns(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial is this owner's to run; one that nobody owns is everybody's."""
@@ -147,24 +162,26 @@ class Study:
 
     def complete(self, number: int, value: float) -> None:
         """End a trial well."""
-        self._study.tell(self._open.pop(number), value)
+        self._end(number, TrialState.COMPLETE, value)
 
     def prune(self, number: int, reason: str, estimate: float | None = None) -> None:
         """End a trial that is not going to be the best; the sampler takes `estimate` for its score."""
-        self.note(number, "pruned", reason)
-        if estimate is not None:
-            self.note(number, "estimate", estimate)
-        self._study.tell(self._open.pop(number), state=TrialState.PRUNED)
+        known: dict[str, Any] = {} if estimate is None else {"estimate": estimate}
+        self._end(number, TrialState.PRUNED, pruned=reason, **known)
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial that gave nothing."""
-        self.note(number, "failed", reason)
-        self._study.tell(self._open.pop(number), state=TrialState.FAIL)
+        self._end(number, TrialState.FAIL, failed=reason)
 
     def refuse(self, number: int, reason: str) -> None:
         """End a trial whose values do not go together."""
-        self.note(number, REFUSED, reason)
-        self._study.tell(self._open.pop(number), state=TrialState.FAIL)
+        noted: dict[str, Any] = {REFUSED: reason}
+        self._end(number, TrialState.FAIL, **noted)
+
+    def _end(self, number: int, state: TrialState, value: float | None = None, **notes: Any) -> None:
+        for name, note in notes.items():
+            self.note(number, name, note)
+        self._study.tell(self._open.pop(number), value, state)
 
     def remember(self, name: str, value: Any) -> None:
         """Write something down about the sweep."""
@@ -208,7 +225,7 @@ class Study:
         if changes or kept != fixed:
             raise ConfigError(
                 f"study {name}: began as another sweep: {'; '.join(changes) or 'in another order'}. Type the command "
-                "as before, or start a new one with hydra.sweep.dir=DIR."
+                f"as before, or start a new one with {self.anew}."
             )
 
 

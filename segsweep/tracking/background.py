@@ -28,15 +28,20 @@ class Background:
             self._jobs[what] = job
             self._wanted.notify()
 
-    def close(self) -> str | None:
-        """Send the rest, wait for it but once, and return what went wrong, if anything did."""
+    def close(self, seconds: float | None = None) -> str | None:
+        """Send the rest, wait for it but once, and return what went wrong, if anything did.
+
+        `seconds` bounds the wait instead of `timeout`.
+        """
+        longest = self._timeout if seconds is None else seconds
         with self._wanted:
             waited, self._closing = self._closing, True
             self._wanted.notify()
         if not waited:
-            self._thread.join(self._timeout)
+            self._thread.join(longest)
         if self._thread.is_alive():
-            return f"MLflow took longer than tracking.timeout={self._timeout:g} s."
+            key = "tracking.timeout=" if seconds is None else ""
+            return f"MLflow took longer than {key}{longest:g} s."
         return self.error
 
     def _work(self) -> None:

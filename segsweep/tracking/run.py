@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ ATTACHED = (
     *("summary.json", "plan.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
     *("figures/worst.png", "figures/training.png"),
 )
+KEPT = "kept"  # folder of the files that go from one host to another
 SINGLE_RUNS = "tags.`segsweep.kind` = 'run'"
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 PRECISION_NAMES = {short: name for name, short in PRECISIONS.items()}  # in MLflow as they always were
@@ -119,6 +122,32 @@ def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[st
     server.log_batch(run, metrics=[Metric(client.mlflow_name(k), value, now, 0) for k, value in known.items()])
     server.log_artifacts(run, str(files), f"evaluations/{name}")
     return run
+
+
+def attach(folder: Path, uri: str | None, files: Sequence[Path]) -> None:
+    """Send files of a run that MLflow has, to be had again by `fetch`; `uri` is one that may be contacted."""
+    uri = client.tracking_uri(uri)
+    server, run = client.connected(uri), client.read_cursor(folder, uri).run_id
+    for path in files:
+        if path.exists():
+            server.log_artifact(run, str(path), KEPT)
+
+
+def fetch(run: str, experiment: str, folder: Path, uri: str | None) -> None:
+    """Bring the files of a run that `attach` sent into a folder; the run is named by its first record.
+
+    Raises ConfigError: MLflow has no such run.
+    """
+    server = client.connected(client.tracking_uri(uri))
+    found = server.get_experiment_by_name(experiment)
+    runs = server.search_runs([found.experiment_id], f"tags.`segsweep.run` = '{run}'", max_results=1) if found else []
+    if not runs:
+        raise ConfigError(f"{folder}: MLflow does not have its run.")
+    with tempfile.TemporaryDirectory() as place:
+        came = Path(server.download_artifacts(runs[0].info.run_id, KEPT, place))
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in came.iterdir():
+            shutil.copy2(path, folder / path.name)
 
 
 class _Sync:

@@ -6,6 +6,7 @@ Its IoU rises towards `best` (an override); `epochs`, `seconds` an epoch, and ho
 import os
 import shlex
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def _train(given):
     batch, accumulate = int(given.get("train.batch_size", 16)), int(given.get("train.accumulate", 1))
     asked = config(epochs=total, batch_size=batch, accumulate=accumulate)
     with Journal(folder) as book:
-        began = start(asked, batch // accumulate)
+        name = before.start.run if resumed else uuid.uuid4().hex
+        began = start(asked, batch // accumulate, run=name)
         book.write(replace(began, command=shlex.join(f"{k}={v}" for k, v in given.items() if k != "resume")))
         if batch // accumulate > int(given.get("fits", 1024)):
             book.write(end("failed", f"the memory is too small for train.batch_size={batch}.", "out_of_memory"))
@@ -84,6 +86,7 @@ def _train(given):
                 return 5
             if given.get("dies") == str(number):
                 os.kill(os.getpid(), int(given.get("signal", 9)))
+            (folder / "best.safetensors").write_bytes(b"a model")
             book.write(epoch(number, best * (1 - 0.5 ** (number * float(given.get("speed", 1))))))
         tested = {"test/iou": best} if given.get("train.test") == "true" else {}
         book.write(end(reason=f"{total} epochs", **tested))

@@ -3,7 +3,7 @@
 import pytest
 
 from segsweep.runs.curve import Curve, Point
-from segsweep.sweep.pruner import judge
+from segsweep.sweep import pruner
 
 
 def curve(encoder, *scores, of=10, complete=True, lr=0.0):
@@ -16,6 +16,10 @@ def curve(encoder, *scores, of=10, complete=True, lr=0.0):
 
 FAST = curve("fast", 0.5, 0.6, 0.65, 0.68, 0.7, 0.71, 0.72, 0.72, 0.73, 0.73)
 SLOW = curve("slow", 0.0, 0.0, 0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9)
+
+
+def judge(trial, others, **rule):
+    return pruner.judge(trial, pruner.Complete(others), **rule)
 
 
 def running(encoder, *scores):

@@ -11,7 +11,7 @@ from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainC
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.runs.trial import load_all
-from segsweep.sweep import about
+from segsweep.sweep import about, pinned
 from segsweep.sweep import run as module
 from segsweep.sweep.backends.local import LocalBackend
 from segsweep.sweep.plan import Plan
@@ -46,10 +46,10 @@ def opened(wanted, name="sweep"):
 def test_weights_are_asked_for_once(tmp_path):
     wanted, workers = plan(tmp_path), Calls({"resnet18": "hub", "resnet34": "cache"})
     study = opened(wanted)
-    assert module._weights(wanted, study, workers) == workers.sources
+    assert pinned.weights(wanted, study, workers) == workers.sources
     assert workers.asked == [("segsweep.nn.weights:sources", ["resnet18", "resnet34"], "auto", None)]
     again = opened(wanted)
-    assert module._weights(wanted, again, Calls({})) == workers.sources
+    assert pinned.weights(wanted, again, Calls({})) == workers.sources
 
 
 @pytest.mark.parametrize(
@@ -64,25 +64,25 @@ def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
     wanted, mixed = plan(tmp_path), Calls({"resnet18": "hub", "resnet34": "random"})
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"1 of 2 encoders .* \(resnet18: hub; resnet34: random\)"):
-            module._weights(plan(tmp_path), opened(wanted), mixed)
+            pinned.weights(plan(tmp_path), opened(wanted), mixed)
     assert len(mixed.asked) == 2  # the hub may be within reach by now
     allowed = plan(tmp_path, mixed_weights=True)
-    assert module._weights(allowed, opened(wanted), mixed) == mixed.sources
+    assert pinned.weights(allowed, opened(wanted), mixed) == mixed.sources
     all_random = Calls({"resnet18": "random", "resnet34": "random"})
     study = opened(wanted, "other")
-    assert module._weights(plan(tmp_path), study, all_random) == all_random.sources
+    assert pinned.weights(plan(tmp_path), study, all_random) == all_random.sources
 
 
 def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
     wanted = plan(tmp_path)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
     backend = Calls([("data.resize=crop", "all are large"), ("data.repeats=6", "they are few")])
-    decided = module._decided(wanted, opened(wanted), backend)
+    decided = pinned.decided(wanted, opened(wanted), backend)
     assert decided == ["data.resize=crop", "data.repeats=6"]
     ((function, asked, varied),) = backend.asked
     assert (function, asked["data"]["root"]) == ("segsweep.training.build:decided_data", "images")
     assert varied == ["encoder", "optim.lr"]
-    assert module._decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
+    assert pinned.decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
     assert "data.repeats=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
 
 
@@ -91,7 +91,7 @@ def test_a_study_from_before_plans_goes_on_as_it_began(tmp_path):
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(size=[64, 64])))
     study = opened(wanted)
     study.remember("decided", {"data.resize": "crop", "data.repeats": 6})
-    decided = module._decided(wanted, study, Calls({}))
+    decided = pinned.decided(wanted, study, Calls({}))
     assert {"data.resize=crop", "data.repeats=6", "data.zoom=1.0", "train.batch_size=16"} <= set(decided)
     assert not any(word.startswith(("data.size", "augmentation")) for word in decided)  # they were typed
 
@@ -101,7 +101,7 @@ def test_where_the_data_are_varied_each_trial_decides(tmp_path, key):
     space = Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")
     wanted = plan(tmp_path, space=space)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
-    assert module._decided(wanted, opened(wanted), Calls([("data.resize=crop", "")])) == []
+    assert pinned.decided(wanted, opened(wanted), Calls([("data.resize=crop", "")])) == []
 
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):

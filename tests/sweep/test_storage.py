@@ -1,22 +1,17 @@
 """A study has one controller, in a file, in SQLite and on a server; what is wrong with an address is one line."""
 
-import gc
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import optuna
 import pytest
 from test_run import plan
 
 from segsweep.errors import ConfigError
+from segsweep.sweep import pinned
 from segsweep.sweep import run as multirun
-from segsweep.sweep.storage import hold
+from segsweep.sweep.storage import hold, without_password
 
 
 @contextmanager
@@ -70,7 +65,7 @@ def test_a_study_in_sqlite_has_one_controller_and_another_study_is_free(tmp_path
 @pytest.mark.parametrize("address", ["{}/new/study.log", "sqlite:///{}/new/study.db"])
 def test_what_is_refused_leaves_no_study(address, tmp_path, monkeypatch):
     storage = address.format(tmp_path)
-    monkeypatch.setattr(multirun, "_weights", refuse_weights)
+    monkeypatch.setattr(pinned, "weights", refuse_weights)
     for _ in range(2):
         with pytest.raises(ConfigError, match="unfair"):
             multirun.run(plan(tmp_path / "sweep", storage=storage))
@@ -83,7 +78,7 @@ def test_what_was_there_stays(tmp_path, monkeypatch):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     optuna.create_study(storage=storage, study_name="mine")
     assert multirun._study(plan(tmp_path / "sweep", storage=storage, study_name="begun"), "me").n_trials == 4
-    monkeypatch.setattr(multirun, "_weights", refuse_weights)
+    monkeypatch.setattr(pinned, "weights", refuse_weights)
     for study in ("begun", "fresh"):
         with pytest.raises(ConfigError, match="unfair"):
             multirun.run(plan(tmp_path / "sweep", storage=storage, study_name=study))
@@ -127,53 +122,19 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path):
         multirun.run(plan(tmp_path / "sweep", storage=f"sqlite:///{tmp_path / 'study.db'}"))
 
 
-@pytest.fixture
-def postgresql():
-    """The address of a server of its own."""
-    pytest.importorskip("psycopg", reason="needs psycopg: pip install 'psycopg[binary]'")
-    found = [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
-    if not any(found):
-        pytest.skip("needs PostgreSQL's initdb")
-    programs = Path(next(filter(None, found))).resolve().parent
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path is too long for a socket, and closed to another user
-        if user:
-            shutil.chown(folder, user)
-
-        def call(program, *argv):
-            subprocess.run(
-                [programs / program, "-D", f"{folder}/db", *argv], user=user, cwd=folder, check=True, **quiet
-            )
-
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        call("initdb", "-U", "me", "-A", "trust")
-        call("pg_ctl", "-w", "-o", f"-k {folder} -c listen_addresses=''", "start")
-        try:
-            yield f"postgresql+psycopg://me:secret@/postgres?host={folder}"
-        finally:
-            call("pg_ctl", "-m", "immediate", "stop")
-
-
-@pytest.mark.services
-@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # Optuna's own connections
-def test_a_study_in_postgresql_has_one_controller_until_it_ends_or_is_killed(postgresql, tmp_path, monkeypatch):
-    with controller(postgresql) as first:
-        with pytest.raises(ConfigError, match=r"study sweep is run by another controller\. .*NAME") as refused:
-            multirun.run(plan(tmp_path / "sweep", storage=postgresql))
-        assert "secret" not in str(refused.value)
-        assert not taken(postgresql, "other")
-        first.kill()
-        first.wait()
-        end = time.monotonic() + 10
-        while taken(postgresql) and time.monotonic() < end:
-            time.sleep(0.05)
-    assert not taken(postgresql)
-    monkeypatch.setattr(multirun, "_weights", refuse_weights)
-    with pytest.raises(ConfigError, match="unfair"):
-        multirun.run(plan(tmp_path / "sweep", storage=postgresql))
-    assert names(postgresql) == []
-    assert not taken(postgresql)
-    with pytest.raises(ConfigError, match="Check the server and the address"):
-        hold(postgresql.replace("/postgres?", "/missing?"), "sweep")
-    assert not (tmp_path / "sweep").exists()
-    gc.collect()  # while the warning is let pass
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("hydra.sweeper.storage=postgresql://me:x@h/d", "hydra.sweeper.storage='postgresql://me@h/d'"),
+        (
+            "hydra.sweeper.storage='postgresql+psycopg://me:x@h/d'",
+            "hydra.sweeper.storage='postgresql+psycopg://me@h/d'",
+        ),
+        ("hydra.sweeper.storage='mysql://h/d?password=x&a=1'", "hydra.sweeper.storage='mysql://h/d?a=1'"),
+        ("hydra.sweeper.storage=://x", "hydra.sweeper.storage=..."),
+        ("hydra.sweeper.storage=study.log", "hydra.sweeper.storage=study.log"),
+        ("data.root=a://b:c@d", "data.root=a://b:c@d"),
+    ],
+)
+def test_a_password_is_not_kept_with_the_command(word, kept):
+    assert without_password(word) == kept

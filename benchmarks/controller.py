@@ -1,0 +1,105 @@
+"""What a sweep's controller costs at thousands of trials, with trainings that take no time.
+
+    python benchmarks/controller.py --trials 10000 --sampler random
+    python benchmarks/controller.py --trials 2000 --sampler tpe --slots 100
+
+Trials run in a simulated world (`worlds.py`) on a simulated clock; the study is in memory. Printed: CPU milliseconds a
+trial, in the sampler and in all else, for each tenth of the sweep.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import InMemoryStorage
+from rich.console import Console
+
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.runs.records import EpochRecord
+from segsweep.runs.trial import Trial
+from segsweep.sweep import study as studies
+from segsweep.sweep.live import Board
+from segsweep.sweep.scheduler import Event, Search
+from segsweep.sweep.space import Space, choice, rates_by_kind
+
+ENCODERS = ["resnet18", "resnet34", "convnext_tiny"]
+EPOCHS = 10
+
+
+def run(trials: int, slots: int, sampler: str) -> list[tuple[float, float]]:
+    """CPU seconds of the sampler and of the rest, of each trial in the order of their ends."""
+    space = Space((choice("encoder", ENCODERS), rates_by_kind()), ENCODERS[0])
+    sweeper = SweeperConfig(n_trials=trials, sampler=sampler, pruner="curves")
+    spent: list[tuple[float, float]] = []
+    asked = 0.0
+
+    class Timed(studies.Study):
+        def ask(self) -> Any:
+            nonlocal asked
+            before = time.process_time()
+            found = super().ask()
+            asked += time.process_time() - before
+            return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        study = Timed(Path(folder), space, sweeper, storage=InMemoryStorage())
+        search = Search(study, lambda typed, _: typed, sweeper)
+        running: list[tuple[Trial, int]] = []
+        with Board(search.trials, trials, slots, Console(stderr=True, force_terminal=True, quiet=True)) as board:
+            while True:
+                before, asked = time.process_time(), 0.0
+                while len(running) < slots and (trial := search.next()):
+                    trial.state = "running"
+                    trial.run.records.append(_start(trial))
+                    board.show(Event("started", trial))
+                    running.append((trial, 0))
+                if not running:
+                    return spent
+                trial, epoch = running.pop(0)
+                quality = 0.5 + 0.4 * float(trial.values["optim.lr"])
+                metrics = {"val/iou": quality * (1 - 0.6 ** (epoch + 1)), "perf/seconds": 1.0, "perf/images_per_s": 1.0}
+                trial.run.records.append(EpochRecord(epoch + 1, 0.0, metrics))
+                verdict = search.epoch(trial)
+                board.show(Event("epoch", trial))
+                if verdict or epoch + 1 == EPOCHS:
+                    trial.state, trial.reason = ("pruned", verdict.reason) if verdict else ("complete", "")
+                    search.over(trial, verdict)
+                    board.show(Event(trial.state, trial))
+                    spent.append((0.0, 0.0))
+                else:
+                    running.append((trial, epoch + 1))
+                own = time.process_time() - before - asked
+                if spent:
+                    spent[-1] = spent[-1][0] + asked, spent[-1][1] + own
+
+
+def _start(trial: Trial) -> Any:
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sweep"))
+    from fake_train import config, start
+
+    return start(config(trial.encoder, epochs=EPOCHS))
+
+
+def main() -> None:
+    """Print a row for each tenth of the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--slots", type=int, default=100)
+    parser.add_argument("--sampler", default="tpe")
+    given = parser.parse_args()
+    spent = run(given.trials, given.slots, given.sampler)
+    print("| trials | sampler, ms a trial | the rest, ms a trial |\n|---|---|---|")
+    tenth = max(1, len(spent) // 10)
+    for first in range(0, len(spent), tenth):
+        part = spent[first : first + tenth]
+        means = [1000 * statistics.mean(column) for column in zip(*part, strict=True)]
+        print(f"| to {first + len(part)} | {means[0]:.2f} | {means[1]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

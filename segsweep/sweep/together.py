@@ -1,0 +1,385 @@
+"""A sweep by several controllers, from its plan to its result: each joins and takes trials, and one of them concludes.
+
+That one holds the lock `leader`: it chooses the finalists, whose repeats are taken like trials, ranks them, scores the
+winner and writes the report. A repeat's files lie in a shared folder, or go to MLflow.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from platform import node
+from typing import Any
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.study import Study as OptunaStudy
+
+import segsweep
+from segsweep import console
+from segsweep.config.schema import keys
+from segsweep.errors import ConfigError, SweepError, Terminated, first_line
+from segsweep.metrics import MATRICES
+from segsweep.paths import override
+from segsweep.runs import journal, locks
+from segsweep.runs.trial import NAME, Trial
+from segsweep.sweep import about, finalists, pinned, storage
+from segsweep.sweep.backends.base import Backend
+from segsweep.sweep.backends.local import LocalBackend, slots
+from segsweep.sweep.controllers import (
+    LEADER,
+    REPEAT,
+    Shared,
+    SharedRepeats,
+    SharedSearch,
+    SharedStudy,
+    Superfluous,
+    copied,
+    repeat_of,
+)
+from segsweep.sweep.finalists import FinalistResult
+from segsweep.sweep.mirror import Tracking
+from segsweep.sweep.plan import Plan, again
+from segsweep.sweep.run import announce, begun, conclude, exhausted, failing, pruner_of, score, watch
+from segsweep.sweep.sharing import Beats, Claims, Owner, Server
+from segsweep.tracking import client
+from segsweep.tracking import run as tracking
+
+BEST = "best.safetensors"
+KEPT = (journal.NAME, BEST, MATRICES, "split.csv")  # what the next leader needs of a repeat
+TOKENS = "controllers"  # folder with a file of the first controller, by which others know a shared folder
+LEAVING = 5.0  # seconds that a controller that is stopped waits for MLflow
+TRIES = 3  # times that MLflow is asked to take a repeat's files
+
+
+def join(plan: Plan) -> list[FinalistResult]:
+    """Take part in the sweep that a study on a server holds, or begin it; print the result, if this one concludes it.
+
+    Raises:
+        ConfigError: the study is of another sweep, or of other data, weights or versions.
+        SweepError: too many trials failed, or the first ones on this host all did.
+    """
+    if plan.sweeper.backend != "local":
+        raise ConfigError(
+            f"hydra.sweeper.backend={plan.sweeper.backend}: has one controller, which keeps its study in a file. Drop "
+            "hydra.sweeper.storage, or start a controller on each machine instead."
+        )
+    made = storage.missing(plan.folder / locks.LOCK)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    lock = locks.FolderLock(plan.folder, "sweep", shared=True)
+    name = plan.sweeper.study_name or "sweep"
+    server, beats = None, None
+    try:
+        on_cpu = plan.base.train.device == "cpu"
+        backend = LocalBackend(plan.folder, slots(plan.sweeper.slots, on_cpu=on_cpu), outlive=False)
+        server = Server(storage.parsed(plan.sweeper.storage or ""), name)
+        beats = Beats(server)
+        controller = _Controller(plan, server, beats, backend)
+    except BaseException:
+        if beats:
+            beats.close()
+        if server:
+            server.close()
+        storage.remove([plan.folder / TOKENS, *made])
+        lock.release()
+        raise
+    try:
+        return controller.run()
+    except (KeyboardInterrupt, Terminated):
+        console.note(f"\nstopped; nothing is lost. Go on, here or elsewhere: {again(plan.folder, plan.command)}")
+        raise
+    finally:
+        controller.leave()
+        beats.close()
+        server.close()
+        lock.release()
+
+
+class _Controller:
+    """One of a sweep's controllers."""
+
+    def __init__(self, plan: Plan, server: Server, beats: Beats, backend: Backend):
+        self.plan, self.server, self.beats, self.backend = plan, server, beats, backend
+        pruner, fixed = pruner_of(plan), _portable(plan.fixed)
+        self.study = SharedStudy(
+            server, beats, plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=fixed
+        )
+        self.claims = [self.study.claims]
+        try:
+            _refuse_foreign(plan.folder, self.study.id)
+            own = self._identity()  # minutes, perhaps: each controller by itself
+            with server.alone("begin", stuck=0):  # the first one finds out what the others take over
+                self._compare(own)
+                self._refuse_scattered()
+                self.sources = pinned.weights(plan, self.study, backend)
+                self.decided = pinned.decided(plan, self.study, backend)
+        except BaseException:
+            self.study.discard()
+            raise
+        self.kept = replace(begun(plan), id=self.study.id)
+        self.concluded_before = self.study.remembered("ended")
+
+    def run(self) -> list[FinalistResult]:
+        plan, study = self.plan, self.study
+        argv = partial(plan.argv, self.sources, self.decided)
+        shared = self._shared(study.claims)
+        search = SharedSearch(study, shared, argv, plan.sweeper, seed=plan.base.train.seed)
+        search.restore()
+        self.kept.save(plan.folder)
+        announce(plan, study, self.backend)
+        track = Tracking(plan, self._parent)
+        try:
+            results = self._searched(search, track)
+        except Superfluous:
+            results = None
+        except BaseException as error:
+            self.leave()  # before anything that may take long
+            if self.server.is_held(LEADER):
+                with failing(plan, lambda *_: track.leave(LEAVING)):
+                    raise
+            track.leave(LEAVING)
+            raise error
+        if results is None:
+            leader = study.remembered("leader") or "another host"
+            console.note(f"nothing is left for this controller to do; {leader} ends the sweep and writes its report.")
+            track.leave()
+            return []
+        self._gather(search.trials.values())
+        conclude(plan, list(search.trials.values()), results, track)
+        study.remember("ended", {"host": node(), "folder": str(plan.folder), "time": time.time()})
+        return results
+
+    def leave(self) -> None:
+        """Stop what runs here, and give the trials back that are still this controller's."""
+        self.backend.close()
+        for claims in self.claims:
+            for number in claims.held:
+                claims.give_back(number)
+
+    def _searched(self, search: SharedSearch, track: Tracking) -> list[FinalistResult] | None:
+        """Search, and run finalists' repeats; rank them and score the winner if this controller leads, else None."""
+        plan, study = self.plan, self.study
+        watch(search, study.n_trials, self.backend, plan.folder, track)
+        if search.shared.sick:
+            raise SweepError(search.shared.sick)
+        if ended := exhausted(search, plan.sweeper.n_trials):
+            console.note(ended)
+        if plan.cross_validates:
+            return [] if self._leads() else None
+        names = self._chosen(search)
+        best = [search.trials[name] for name in names]
+        planned = [run for trial in best for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
+        repeats: list[Trial] = []
+        owners: Mapping[str, Owner] = search.shared.owners
+        if plan.sweeper.finalists and planned:
+            source = self._repeats(planned, track)
+            console.note(f"finalists: {', '.join(t.encoder for t in best)}, {plan.sweeper.repeats} fresh seeds each")
+            watch(source, len(planned), self.backend, plan.folder, track)
+            if source.shared.sick:
+                raise SweepError(source.shared.sick)
+            source.refresh()
+            repeats, owners = list(source.trials.values()), {**owners, **source.shared.owners}
+        if not self._leads():
+            return None
+        self._gather([*search.trials.values(), *repeats])
+        for trial in repeats if any(trial.state == "complete" for trial in repeats) else best:
+            self._fetch(trial, owners.get(trial.name))
+        replace(self.kept, finalists=[trial.name for trial in best]).save(plan.folder)
+        results = finalists.ranked(plan.folder, best, repeats)
+        if results:
+            self._score(results[0].winner)
+            track.send(results[0].winner)
+        return results
+
+    def _leads(self) -> bool:
+        """Tell whether it is this controller that concludes the sweep, which none has since it joined."""
+        if not self.server.hold(LEADER) or self.study.remembered("ended") != self.concluded_before:
+            return False
+        self.study.remember("leader", node())
+        return True
+
+    def _chosen(self, search: SharedSearch) -> list[str]:
+        """Return the names of the finalists, or of the best trial, as the leader has chosen them."""
+        while True:
+            names: list[str] | None = self.study.remembered("finalists")
+            if names is not None:
+                search.refresh()
+                return names
+            # Where the time is over, trials of others may still run.
+            if self.server.hold(LEADER) and not search.shared.claims.living():
+                search.refresh()
+                best = finalists.best_of_each(search.trials.values(), self.plan.sweeper.finalists or 1)
+                self.study.remember("leader", node())
+                self.study.remember("finalists", [trial.name for trial in best])
+            else:
+                time.sleep(1.0)
+
+    def _repeats(self, planned: Sequence[Trial], track: Tracking) -> SharedRepeats:
+        """Open the study that the finalists' repeats are claimed from."""
+
+        def opened() -> OptunaStudy:
+            with self.server.alone("finalists"):
+                study = optuna.create_study(
+                    storage=self.server.storage,
+                    study_name=f"{self.study.name}-finalists-{self.study.id[:8]}",
+                    direction="maximize",
+                    sampler=RandomSampler(),
+                    load_if_exists=True,
+                )
+                for i in range(len(study.get_trials(deepcopy=False)), len(planned)):
+                    study.enqueue_trial({REPEAT: i})
+                return study
+
+        study = self.server.until_answered(opened)
+        about_us = self.study.id, str(self.plan.folder)
+        claims = Claims(study, self.server, self.beats, repeat_of(len(planned)), *about_us)
+        self.claims.append(claims)
+        return SharedRepeats(study, self._shared(claims), planned, partial(self._keep, track))
+
+    def _shared(self, claims: Claims) -> Shared:
+        placed = [word for word in self.plan.fixed if word.partition("=")[0] in _placed()]
+        return Shared(claims, self.server, self.plan.folder, placed)
+
+    def _identity(self) -> dict[str, str]:
+        """Return all that two controllers of a sweep must have alike, and that the study does not compare itself."""
+        plan = self.plan
+        alike = ("n_trials", "pruner", "finalists", "repeats")
+        own = {"segsweep": segsweep.__version__, "optuna": optuna.__version__}
+        own |= {f"hydra.sweeper.{name}": str(getattr(plan.sweeper, name)) for name in alike}
+        if plan.plans_once:
+            varied = {"encoder.pretrained", "encoder.weights_file"} & plan.space.distributions.keys()
+            encoders = [] if varied else list(plan.space.encoders)
+            own |= self.backend.call("segsweep.training.build:identity", asdict(plan.base), encoders)
+        return own
+
+    def _compare(self, own: Mapping[str, str]) -> None:
+        """Refuse to join a sweep that was begun with something else that decides what comes out."""
+        first = self.study.remembered("joined")
+        if first is None:
+            self.study.remember("joined", {**own, "host": node()})
+            return
+        differ = [name for name in own if own[name] != first.get(name)]
+        if not differ:
+            return
+        rows = "; ".join(f"{name}: {first.get(name)} there, {own[name]} here" for name in differ)
+        hint = ""
+        if "pixels" in differ:
+            same = "files" not in differ
+            hint = " The files are the same, and are decoded otherwise." if same else " The files differ."
+        raise ConfigError(f"{first['host']} began this sweep with something else: {rows}.{hint} Make them alike.")
+
+    def _refuse_scattered(self) -> None:
+        """Refuse a folder that the first controller does not see, where nothing else brings models together."""
+        plan, tokens = self.plan, self.plan.folder / TOKENS
+        tokens.mkdir(exist_ok=True)
+        enough = self._to_server or plan.sweeper.keep == "scores" or not plan.sweeper.finalists
+        known: str | None = self.study.remembered("token")
+        if known is None:
+            (tokens / self.study.claims.member).touch()
+            self.study.remember("token", self.study.claims.member)
+        elif not enough and not (tokens / known).exists():
+            server = override("tracking.uri", "http://HOST:5000")
+            raise ConfigError(
+                f"hydra.sweep.dir={plan.folder}: the sweep's other controllers do not see it, so that its finalists' "
+                f"models could not be compared. Put it on a file system that all share, or give an MLflow server with "
+                f"{server}, or type hydra.sweeper.keep=scores."
+            )
+
+    @property
+    def _to_server(self) -> bool:
+        """Whether repeats' files go to an MLflow server."""
+        return self.plan.tracked and client.tracking_uri(self.plan.base.tracking.uri).startswith("http")
+
+    def _keep(self, track: Tracking, trial: Trial) -> None:
+        """Put a repeat's files where the next leader finds them."""
+        for left in reversed(range(TRIES if self._to_server else 0)):
+            try:
+                track.keep(trial, [self.plan.folder / trial.name / name for name in KEPT])
+                return
+            except Exception as error:  # whatever a server does; its folder has them
+                if not left:
+                    told = f"MLflow did not take the files of {trial.name}, which stay on {node()}"
+                    console.note(f"{told}: {first_line(error)}")
+                time.sleep(1.0)
+
+    def _gather(self, trials: Iterable[Trial]) -> None:
+        """Write down here what the study says of trials that ran elsewhere, for the report and all that reads it."""
+        trials = list(trials)
+        for trial in trials:
+            folder = self.plan.folder / trial.name
+            if not (folder / NAME).exists():
+                trial.save(self.plan.folder)
+            if trial.run.records and not journal.exists(folder):
+                journal.restore(folder, trial.run)
+        # Attempts that others took over are no trials.
+        below = {trial.name.rpartition("/")[0] for trial in trials}
+        known = {trial.name for trial in trials}
+        for path in [path for part in below for path in (self.plan.folder / part).glob(f"*/{NAME}")]:
+            if path.parent.relative_to(self.plan.folder).as_posix() not in known:
+                path.unlink(missing_ok=True)
+
+    def _fetch(self, trial: Trial, owner: Owner | None) -> None:
+        """Bring a trial's files here, if they are elsewhere and can be reached."""
+        folder = self.plan.folder / trial.name
+        if (folder / BEST).exists() or trial.state != "complete":
+            return
+        if owner and copied(Path(owner.folder) / trial.name, folder):
+            trial.save(self.plan.folder)
+        elif trial.run.start and self._to_server:
+            try:
+                tracking.fetch(trial.run.start.run, self.plan.base.experiment, folder, self.plan.base.tracking.uri)
+            except Exception as error:
+                console.note(f"the files of {trial.name} cannot be had from MLflow: {first_line(error)}")
+        if owner and not (folder / BEST).exists():
+            console.note(f"{trial.name}: its model is on {owner.host}: {Path(owner.folder) / trial.name / BEST}")
+
+    def _score(self, winner: Trial) -> None:
+        """Score the winner on the test split, unless an earlier leader has."""
+        known = self.study.remembered("winner")
+        if known and known["name"] == winner.name:
+            winner.run = journal.unpacked(known["record"])
+            return
+        if not (self.plan.folder / winner.name / BEST).exists():
+            console.note("the winner's model is not here, so the test split is not scored.")
+            return
+        winner.placed = list(self._shared(self.claims[0]).placed)
+        score(self.plan.folder, winner, self.backend)
+        self.study.remember("winner", {"name": winner.name, "record": journal.packed(winner.run)})
+
+    def _parent(self, make: Callable[[], str]) -> str:
+        """Make the sweep's run in MLflow, or take up the one that another controller made."""
+        folder, uri = self.plan.folder, client.tracking_uri(self.plan.base.tracking.uri)
+
+        def one() -> str:
+            with self.server.alone("parent"):
+                known: Mapping[str, Any] | None = self.study.remembered("mlflow")
+                if known and not client.read_cursor(folder, uri).run_id:
+                    swept = list(self.plan.space.distributions)
+                    client.write_cursor(folder, uri, client.Cursor(**known, swept=swept))
+                run_id = make()
+                cursor = client.read_cursor(folder, uri)
+                found = {"run_id": run_id, "experiment_id": cursor.experiment_id, "view": cursor.view}
+                self.study.remember("mlflow", found)
+                return run_id
+
+        return self.server.until_answered(one)
+
+
+def _placed() -> set[str]:
+    """The keys that say where things lie and what they run on, and may differ between machines."""
+    return {key.name for key in keys() if not key.role.portable and key.role.resumable}
+
+
+def _portable(words: Sequence[str]) -> list[str]:
+    return [word for word in words if word.partition("=")[0] not in _placed()]
+
+
+def _refuse_foreign(folder: Path, sweep: str) -> None:
+    """Refuse a folder that holds another sweep, or runs of something else."""
+    other = "Give another folder: hydra.sweep.dir=DIR."
+    if (folder / about.NAME).exists():
+        if about.load(folder).id != sweep:
+            raise ConfigError(f"{folder}: holds another sweep than the study does. {other}")
+    elif runs := sorted(path.parent.name for path in folder.glob(f"*/{journal.NAME}")):
+        raise ConfigError(f"{folder}: has runs of something else: {', '.join(runs[:3])}. {other}")
