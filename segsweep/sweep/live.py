@@ -12,6 +12,7 @@ from segsweep.sweep.finalists import FOLDER
 from segsweep.sweep.scheduler import Event
 
 REDRAWN = 0.5  # seconds between two drawings, at least
+ROWS = 16  # running trials that the board shows
 SHOWN = {"started": "begins", "adopted": "goes on", "continued": "goes on", "halved": "begins again"}
 
 
@@ -66,12 +67,13 @@ class Board:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in ("slot", "trial", "epoch", "IoU", ""):
             table.add_column(title, overflow="ellipsis", no_wrap=True)
-        for t in trials:
-            if t.state == "running":
-                total, epochs = t.run.start and t.run.start.settings.train.epochs, len(t.run.epochs)
-                epoch = f"{epochs}/{total}" if total else f"{epochs}"
-                table.add_row(t.slot, t.name, epoch, "" if t.iou is None else f"{t.iou:.4f}", " ".join(t.typed))
-        return Group(Text(""), head, table)
+        running = [t for t in trials if t.state == "running"]
+        for t in running[:ROWS]:
+            total, epochs = t.run.start and t.run.start.settings.train.epochs, len(t.run.epochs)
+            epoch = f"{epochs}/{total}" if total else f"{epochs}"
+            table.add_row(t.slot, t.name, epoch, "" if t.iou is None else f"{t.iou:.4f}", " ".join(t.typed))
+        more = Text(f"and {len(running) - ROWS} more" if len(running) > ROWS else "")
+        return Group(Text(""), head, table, more)
 
 
 def line(event: Event, with_reason: bool = True) -> str:
