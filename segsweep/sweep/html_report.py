@@ -26,7 +26,8 @@ from segsweep.sweep.space import distribution
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 OTHERS = "#bbbbbb"
 ENOUGH = 8  # complete trials to speak of importance
-CONDITIONS = ("input", "micro_batch", "weights", "precision", "halvings")  # a column only where they differ
+# A column only where they differ.
+CONDITIONS = ("input", "micro_batch", "weights", "precision", "halvings", *report.MACHINE)
 BOX = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 # On a vertical axis, readable over the lines.
 LABEL: Any = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 8, "va": "center", "bbox": BOX}

@@ -2,11 +2,12 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from segsweep.runs.records import Start
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweep import about, crossval
 from segsweep.sweep.about import CrossValidated
@@ -14,6 +15,14 @@ from segsweep.sweep.backends.base import OUTPUT
 from segsweep.sweep.finalists import FOLDER, FinalistResult, ranked
 
 PAGE = "report.html"
+QUIET = ("seconds", "reason", "halvings", "precision")  # columns of the page alone
+# Where a trial ran: columns where several machines, or ways to run, took part.
+MACHINE: dict[str, Callable[[Start], object]] = {
+    "host": lambda start: start.host,
+    "device": lambda start: start.execution.device,
+    "ranks": lambda start: start.execution.ranks,
+    "torch": lambda start: start.torch,
+}
 SHOWN = 12  # rows of the table at the end
 
 
@@ -47,6 +56,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
                 "weights": start and start.weights_source,
                 "precision": start and start.execution.precision,
                 "halvings": trial.halvings,
+                **{name: start and value(start) for name, value in MACHINE.items()},
                 "reason": trial.reason,
             }
         )
@@ -63,7 +73,7 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     lines = [
         "",
         "trials" if crossed else "search",
-        _text(rows.drop(columns=["seconds", "reason", "halvings", "precision"]).head(SHOWN)),
+        _text(rows.drop(columns=[*QUIET, *(name for name in MACHINE if rows[name].nunique() < 2)]).head(SHOWN)),
     ]
     if len(rows) > SHOWN:
         lines.append(f"... {len(rows)} trials in all")

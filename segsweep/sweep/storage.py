@@ -17,6 +17,7 @@ from segsweep.errors import ConfigError, first_line
 from segsweep.runs.locks import Lock
 
 KEY = "hydra.sweeper.storage"
+SEVERAL = f"Several controllers at once: {KEY}=postgresql://USER@HOST/DATABASE, see docs/scaling.md."
 
 
 # The driver that is advised for each kind of server, and pip's name of it.
@@ -107,7 +108,7 @@ def hold(storage: str | None, study: str) -> list[FileLock | ServerLock]:
         return []  # a journal in the sweep's folder, which has a lock of its own
     if "://" not in storage:
         path = Path(storage).resolve()
-        refusal = f"{KEY}={path}: in use by a running sweep. Wait for it, or give another file."
+        refusal = f"{KEY}={path}: in use by a running sweep. Wait for it, or give another file. {SEVERAL}"
         return [FileLock(path.with_name(f"{path.name}.lock"), refusal, path)]
     url = parsed(storage)
     if url.get_backend_name() != "sqlite":
@@ -168,7 +169,7 @@ def _shown(url: URL) -> str:
 def _refusal(study: str, url: URL) -> str:
     return (
         f"{KEY}={_shown(url)}: study {study} is run by another controller. Wait for it, or give another study with "
-        "hydra.sweeper.study_name=NAME."
+        f"hydra.sweeper.study_name=NAME. {SEVERAL}"
     )
 
 

@@ -438,3 +438,17 @@ def test_the_time_left():
 @pytest.mark.parametrize(("seconds", "said"), [(20, "less than a minute"), (300, "5 min"), (10_000, "2.8 h")])
 def test_durations_are_said_as_a_person_would(seconds, said):
     assert live.duration(seconds) == said
+
+
+def test_machines_are_named_where_trials_ran_on_several(tmp_path):
+    trials = [kept(tmp_path, "0"), kept(tmp_path, "1")]
+    asked(tmp_path)
+    for trial, host in zip(trials, ("one", "one"), strict=True):
+        trial.run = Run([start(config(), host=host, torch="2.15"), epoch(1, 0.5)])
+    alike = report.summary(trials, [], tmp_path)
+    assert "host" not in alike
+    trials[1].run = Run([start(config(), host="other", torch="2.15"), epoch(1, 0.5)])
+    differ = report.summary(trials, [], tmp_path)
+    assert re.search(r"\bhost\b", differ)
+    assert "other" in differ
+    assert "torch" not in differ
