@@ -1,5 +1,6 @@
 """Two members in two threads: what must be one decision is one."""
 
+import copy
 import math
 import threading
 from dataclasses import replace
@@ -215,9 +216,11 @@ def test_members_score_what_one_alone_does():
                 placements = tuple(canvas.place((8, 8)) for _ in part)
                 yield data.Batch(image, mask, part, placements, tuple(mask))
 
+    torch.manual_seed(0)
+    made = nn.Conv2d(3, 1, 1)
+
     def work(member):
-        torch.manual_seed(0)
-        model = nn.Conv2d(3, 1, 1)
+        model = copy.deepcopy(made)
         loss = losses.build({"ce": 0.5, "dice": 0.5})
         return Scorer().evaluate(model, Batches(member), loss, ["background", "cell"], show=(3, 4))
 

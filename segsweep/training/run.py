@@ -10,7 +10,7 @@ from pathlib import Path
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
-from segsweep.errors import ConfigError, DataError, deaf
+from segsweep.errors import ConfigError, DataError, Terminated, deaf
 from segsweep.nn.checkpoint import BEST, LAST, load_state, load_weights
 from segsweep.paths import override
 from segsweep.runs import journal
@@ -103,7 +103,10 @@ def _train(training: Training, recorder: Recorder) -> int:
             tested = recorder.finish()
         outcome = Outcome("complete", stop_reason(state.progress, settings.train))
     except BaseException as error:
-        outcome = Outcome.of(training.world.cause(error))
+        try:
+            outcome = Outcome.of(training.world.cause(error))
+        except (Terminated, KeyboardInterrupt) as later:  # right behind another process's end
+            outcome = Outcome.of(training.world.cause(later))
     # torchrun stops this process as soon as it sees that another has failed.
     with deaf() if outcome.error and training.world.size > 1 else nullcontext():
         try:
