@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(words, SINGLE)
     if MEETING not in os.environ:
         end_with_parent()  # at once: torchrun may end while torch is loaded
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are of what is meant to be so
     from segsweep.engine import ranks  # torch: seconds
 
     try:
@@ -130,9 +131,10 @@ def _main(words: list[str], world: World) -> int:
             if world.size > 1 and any(
                 word.startswith(("-m", "--multirun", "hydra.mode=M", "sweeps=")) for word in words
             ):
-                told = "torchrun starts one training on several GPUs; a sweep starts its own"
                 raise ConfigError(
-                    f"{told}. Type python train.py {shlex.join(words)}, with hydra.sweeper.slots=[[0,1]]."
+                    "torchrun starts one training; a sweep starts its trials itself. Type python train.py "
+                    f"{shlex.join(words)}; of a search with hydra/sweeper=optuna, 'hydra.sweeper.slots=[[0,1]]' trains "
+                    "each trial on two GPUs."
                 )
             sys.argv = [str(CHECKOUT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()

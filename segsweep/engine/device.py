@@ -101,13 +101,14 @@ def find(name: str, option: str = "train.device=", local: int | None = None) -> 
     if local is not None and device.type != "cpu":
         if device.type == "mps" or device.index is not None:
             raise ConfigError(f"{option}{name}: each of several processes takes a GPU of its own. Drop {option}{name}.")
-        if local >= count:
+        if count and local >= count:
             told = f"{count} GPUs here, and process {local + 1} on this machine wants one of its own"
             raise ConfigError(
                 f"{option}{name}: there are {told}. Start {count} with torchrun --nproc-per-node={count}."
             )
-        torch.cuda.set_device(local)
-        return torch.device("cuda", local)
+        if count:
+            torch.cuda.set_device(local)
+            return torch.device("cuda", local)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= count):
         raise ConfigError(f"{option}{name}: there are {count} CUDA devices. Try {option}auto.")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -34,6 +34,7 @@ PATIENCE = timedelta(hours=2)  # that one may work alone, as on decoding the dat
 GRACE = 3.0  # seconds from another's error, a signal or the parent's end until waits for others are broken off
 FORCED = 10.0  # seconds after that until a process that has nothing to write down is ended
 LOOK = 1.0  # seconds between looks at whether the others and the parent are well
+CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # by another that has ended
 TOLD, OVER = "error", "over"  # keys of the store
 KINDS = {
     kind.__name__: kind
@@ -46,6 +47,12 @@ class Left(Exception):
 
     def __init__(self, code: int):
         self.code = code
+
+
+class Vanished(ConfigError):
+    """Another process ended without telling why."""
+
+    exit_code, failure = 1, "crash"
 
 
 class RankError(Exception):
@@ -157,6 +164,11 @@ class Ranks(World):
         return shared.no_sync()
 
     def cause(self, error: BaseException) -> BaseException:
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in CLOSED):
+            error = Vanished(
+                "another process of this training ended without a word: it was killed, as where the memory is full, or "
+                "its machine is gone. What was trained is kept; go on with resume=DIR."
+            )
         own = Told.of(error, self.rank)
         try:
             first = Told(**json.loads(self._store.compare_set(TOLD, "", json.dumps(asdict(own)))))
