@@ -3,9 +3,9 @@
     python benchmarks/controller.py --trials 10000 --sampler random
     python benchmarks/controller.py --trials 2000 --sampler tpe --slots 100
 
-Trainings only pretend, on no clock at all; the study is in memory. Printed: CPU milliseconds a trial, in the sampler and
-in all else, for each tenth of the sweep. A live board (`--terminal`) is drawn twice a second of real time, so here, where
-a sweep takes a minute, its share is larger than in a real one.
+Trainings only pretend, on no clock at all; the study is in memory. Printed: CPU milliseconds a trial, in the sampler
+and in all else, for each tenth of the sweep. A live board (`--terminal`) is drawn twice a second of real time, so its
+share is larger here, where a sweep takes a minute, than in a real one.
 """
 
 import argparse
