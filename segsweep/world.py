@@ -1,4 +1,4 @@
-"""The processes that train one model together. Standard library only; torch is named in types alone."""
+"""The processes that train one model together, and a process's place on its machine. Standard library only."""
 
 import ctypes
 import os
@@ -67,6 +67,11 @@ def together() -> bool:
     """Tell whether this process was started as one of several that train together."""
     several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
     return several and ("TORCHELASTIC_RUN_ID" in os.environ or MEETING in os.environ)
+
+
+def cores() -> int:
+    """Return on how many cores this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> int:

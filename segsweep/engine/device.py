@@ -20,6 +20,7 @@ import torch
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
 from segsweep.paths import build_once, cache, load_json
 from segsweep.runs.records import Precision
+from segsweep.world import cores
 
 log = logging.getLogger(__name__)
 
@@ -186,17 +187,12 @@ def set_threads() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if beside > 1 and given == "1":
-        torch.set_num_threads(max(1, min(_allowed(), _quota()) // beside))
+        torch.set_num_threads(max(1, min(cores(), _quota()) // beside))
     elif given.isdigit() and int(given):  # said again: torch may have been loaded before it was set
         torch.set_num_threads(int(given))
     else:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), _allowed(), _quota()) // beside))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores(), _quota()) // beside))
     return torch.get_num_threads()
-
-
-def _allowed() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quota() -> int:

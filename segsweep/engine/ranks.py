@@ -42,13 +42,6 @@ KINDS = {
 }
 
 
-class Left(Exception):
-    """The first process ended without training; `code` is its exit code."""
-
-    def __init__(self, code: int):
-        self.code = code
-
-
 class Vanished(ConfigError):
     """Another process ended without telling why."""
 

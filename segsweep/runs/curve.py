@@ -30,7 +30,3 @@ class Curve:
         """The best score until this share of the training; 0 before the first point."""
         before = bisect_right(self.points, done + 1e-9, key=lambda point: point.done)
         return self.points[before - 1].best if before else 0.0
-
-    def gain_after(self, done: float) -> float:
-        """How much the best score rose after this share of the training."""
-        return self.best - self.at(done)

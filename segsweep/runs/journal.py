@@ -25,7 +25,7 @@ class Journal:
 
     def write(self, record: Record) -> Record:
         """Append one record, durably, and return it as a reader will see it; what no reader takes is not written."""
-        line = json.dumps(nan_to_none(encode(record)), allow_nan=False)
+        line = _line(record)
         seen = decode(json.loads(line), self._path)
         self._file.write(line.encode() + b"\n")  # readers take lines up to the last newline
         self._file.flush()
@@ -86,8 +86,7 @@ def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
 def restore(folder: Path, run: Run) -> None:
     """Write a run's records into a folder that has no journal."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(nan_to_none(encode(record)), allow_nan=False) for record in run.records)
-    text = "".join(f"{line}\n" for line in lines)
+    text = "".join(f"{_line(record)}\n" for record in run.records)
     atomically(folder / NAME, lambda target: target.write_text(text, encoding="utf-8"))
 
 
@@ -97,7 +96,7 @@ def packed(run: Run) -> str:
         replace(r, metrics={n: r.metrics.get(n) for n in PACKED}) if isinstance(r, EpochRecord) else r
         for r in run.records
     ]
-    lines = "\n".join(json.dumps(nan_to_none(encode(record)), allow_nan=False) for record in records)
+    lines = "\n".join(map(_line, records))
     return base64.b64encode(zlib.compress(lines.encode(), 9)).decode()
 
 
@@ -108,6 +107,10 @@ def unpacked(text: str) -> Run:
         return Run([decode(load_json(line.encode()), Path("study")) for line in lines])
     except (ValueError, zlib.error) as error:
         raise ConfigError(f"the study: a trial's record is damaged: {error}") from error
+
+
+def _line(record: Record) -> str:
+    return json.dumps(nan_to_none(encode(record)), allow_nan=False)
 
 
 def _whole_lines(path: Path, seen: int = 0) -> bytes:

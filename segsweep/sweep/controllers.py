@@ -7,6 +7,7 @@ ends, so everybody knows all of them.
 import shutil
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,13 +24,12 @@ from segsweep import console
 from segsweep.errors import ConfigError
 from segsweep.runs import journal, locks
 from segsweep.runs.records import Run
-from segsweep.runs.trial import NAME, State, Trial, load
+from segsweep.runs.trial import NAME, Trial, load
 from segsweep.sweep.backends.base import OUTPUT
-from segsweep.sweep.points import REFUSED
 from segsweep.sweep.pruner import Verdict
-from segsweep.sweep.scheduler import Search, TrialSource, taken_up
+from segsweep.sweep.scheduler import Search, TrialSource, ended_as, taken_up
 from segsweep.sweep.sharing import ATTEMPTS, OWNER, Beats, Claim, Claims, Gone, Owner, Server
-from segsweep.sweep.study import Study
+from segsweep.sweep.study import Study, repetition_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 LEADER, SEAT = "leader", "seat"  # locks: of who concludes the sweep, and of those who wait while others run trials
@@ -152,7 +152,7 @@ class Shared:
         """Give a trial what the study says of its end."""
         attrs, owner = frozen.user_attrs, Owner.of(frozen)
         trial.name = attempt_name(trial.name, owner.attempt if owner else int(attrs.get(ATTEMPTS, 1)))
-        trial.state = _state(frozen)
+        trial.state = ended_as(frozen)
         trial.reason = str(attrs.get(trial.state, ""))
         if owner:
             trial.slot = owner.host
@@ -223,7 +223,42 @@ class Shared:
         (self.folder / trial.name / NAME).unlink(missing_ok=True)
 
 
-class SharedSearch(Search):
+class SharedSource(TrialSource, ABC):
+    """Trials that are claimed from a study, and told to it when they end; a failure that may be this host's waits."""
+
+    shared: Shared
+
+    @abstractmethod
+    def _tell(self, trial: Trial, verdict: Verdict | None = None) -> None:
+        """Tell the study of a trial's end, unless it is another's by now."""
+
+    def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
+        if verdict is TAKEN or not self.shared.holds_back(trial):
+            self._tell(trial, verdict)
+        elif self.shared.sick:
+            for one in self.shared.held_back:
+                self.trials.pop(one.name, None)
+            self.shared.held_back = []
+
+    def _tell_held_back(self) -> None:
+        waiting, self.shared.held_back = self.shared.held_back, []
+        for trial in waiting:
+            self._tell(trial)
+
+    def _is_taken(self, trial: Trial) -> bool:
+        """Hear of an epoch; tell whether the trial is another controller's by now."""
+        if not self.shared.claims.mine(self.shared.claimed[trial.name].number):
+            return True
+        if self.shared.trained(trial):
+            self._tell_held_back()
+        return False
+
+    def _leave(self, trial: Trial, why: Gone) -> None:
+        self.shared.left(trial, why)
+        self.trials.pop(trial.name, None)
+
+
+class SharedSearch(SharedSource, Search):
     """A search that other controllers have a part in."""
 
     def __init__(self, study: SharedStudy, shared: Shared, *arguments: Any, **named: Any):
@@ -244,7 +279,7 @@ class SharedSearch(Search):
                 continue
             self._known.add(frozen.number)
             try:
-                made = self._made(frozen.number, frozen.params, int(frozen.user_attrs.get("repetition", 0)))
+                made = self._made(frozen.number, frozen.params, repetition_of(frozen))
             except ConfigError:
                 if frozen.state == TrialState.FAIL:
                     continue  # it was said where it ran
@@ -291,10 +326,8 @@ class SharedSearch(Search):
         return self.shared.waits()
 
     def epoch(self, trial: Trial) -> Verdict | None:
-        if not self.shared.claims.mine(trial.number):
+        if self._is_taken(trial):
             return TAKEN
-        if self.shared.trained(trial):
-            self._tell_held_back()
         if time.monotonic() - self._looked > FRESH:
             self.refresh()
         try:
@@ -302,33 +335,17 @@ class SharedSearch(Search):
         except Gone:
             return TAKEN
 
-    def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        if verdict is not TAKEN and self.shared.holds_back(trial):
-            if self.shared.sick:
-                for one in self.shared.held_back:
-                    self.trials.pop(one.name, None)
-                self.shared.held_back = []
-            return
-        self._tell(trial, verdict)
-
     def _tell(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        """Tell the study of a trial's end, unless it is another's by now."""
         self._known.add(trial.number)
         try:
             self._study.note(trial.number, RECORD, journal.packed(trial.run))
-            super().over(trial, verdict)
+            Search.over(self, trial, verdict)
         except Gone as gone:
-            self.shared.left(trial, gone)
-            self.trials.pop(trial.name, None)
+            self._leave(trial, gone)
             self._known.discard(trial.number)
 
-    def _tell_held_back(self) -> None:
-        waiting, self.shared.held_back = self.shared.held_back, []
-        for trial in waiting:
-            self._tell(trial)
 
-
-class SharedRepeats(TrialSource):
+class SharedRepeats(SharedSource):
     """The finalists' repeats, each run by one controller.
 
     Args:
@@ -367,20 +384,9 @@ class SharedRepeats(TrialSource):
         return not self.shared.sick and len(self._known) < len(self._planned) and self.shared.waits()
 
     def epoch(self, trial: Trial) -> Verdict | None:
-        if not self.shared.claims.mine(self.shared.claimed[trial.name].number):
-            return TAKEN
-        if self.shared.trained(trial):
-            self._tell_held_back()
-        return None
+        return TAKEN if self._is_taken(trial) else None
 
-    def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        if verdict is not TAKEN and self.shared.holds_back(trial):
-            if self.shared.sick:
-                self.shared.held_back = []
-            return
-        self._tell(trial)
-
-    def _tell(self, trial: Trial) -> None:
+    def _tell(self, trial: Trial, verdict: Verdict | None = None) -> None:
         number, complete = self.shared.claimed[trial.name].number, trial.state == "complete"
         try:
             if complete and self.shared.claims.mine(number):
@@ -390,13 +396,7 @@ class SharedRepeats(TrialSource):
             self.shared.claims.tell(number, state, trial.iou if complete else None, **notes)
             self._known.add(number)
         except Gone as gone:
-            self.shared.left(trial, gone)
-            self.trials.pop(trial.name, None)
-
-    def _tell_held_back(self) -> None:
-        waiting, self.shared.held_back = self.shared.held_back, []
-        for trial in waiting:
-            self._tell(trial)
+            self._leave(trial, gone)
 
     def _made(self, values: Mapping[str, Any]) -> Trial:
         planned: Trial = self._planned[values[REPEAT]]
@@ -435,11 +435,3 @@ def copied(before: Path, now: Path) -> bool:
         console.note(f"{before}: cannot be copied: {error}")
         shutil.rmtree(now, ignore_errors=True)
         return False
-
-
-def _state(frozen: FrozenTrial) -> State:
-    if frozen.state == TrialState.COMPLETE:
-        return "complete"
-    if frozen.state == TrialState.PRUNED:
-        return "pruned"
-    return "refused" if REFUSED in frozen.user_attrs else "failed"

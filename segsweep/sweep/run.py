@@ -3,8 +3,7 @@
 import shlex
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,14 +64,15 @@ def run(plan: Plan) -> list[FinalistResult]:
         folder_lock.release()
 
 
-def backend_of(plan: Plan) -> Backend:
-    """Return what runs the trials; ConfigError where it cannot be had."""
+def backend_of(plan: Plan, outlive: bool = True) -> Backend:
+    """Return what runs the trials; on this machine they may `outlive` the controller. ConfigError: it cannot be had."""
     asked = plan.sweeper
     if asked.backend == "ray":
         from segsweep.sweep.backends.ray import RayBackend
 
         return RayBackend(plan.folder, asked.address, None if asked.slots == "auto" else asked.slots, asked.gpus)
-    return LocalBackend(plan.folder, slots(asked.slots, on_cpu=plan.base.train.device == "cpu"))
+    places = slots(asked.slots, on_cpu=plan.base.train.device == "cpu")
+    return LocalBackend(plan.folder, places, outlive=outlive)
 
 
 def begun(plan: Plan) -> About:
@@ -115,8 +115,11 @@ def _run(
     announce(plan, study, backend)
     track = Tracking(plan)
     track.catch_up(search.trials.values())
-    with failing(plan, track.end):
+    try:
         results = _searched(plan, search, backend, track, kept)
+    except BaseException as error:
+        track.end(*stopped(plan, error))
+        raise
     conclude(plan, list(search.trials.values()), results, track)
     return results
 
@@ -132,17 +135,12 @@ def announce(plan: Plan, study: Study, backend: Backend) -> None:
     )
 
 
-@contextmanager
-def failing(plan: Plan, tell: Callable[[about.State, str], object]) -> Iterator[None]:
-    """Write down why the sweep stops, if it does, and tell others."""
-    try:
-        yield
-    except BaseException as error:
-        state: about.State = "failed" if isinstance(error, Exception) else "stopped"
-        reason = str(error) or type(error).__name__
-        replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
-        tell(state, reason)
-        raise
+def stopped(plan: Plan, error: BaseException) -> tuple[about.State, str]:
+    """Write down why the sweep stops; return its state and the reason."""
+    state: about.State = "failed" if isinstance(error, Exception) else "stopped"
+    reason = str(error) or type(error).__name__
+    replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
+    return state, reason
 
 
 def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult], track: Tracking) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from segsweep.config.keys import named
 from segsweep.config.sweeper import SweeperConfig
@@ -21,7 +21,7 @@ from segsweep.sweep.backends.base import OUTPUT, Backend, Id, Job, JobUpdate
 from segsweep.sweep.points import REFUSED
 from segsweep.sweep.pruner import FIRST_RUNG, Complete, Verdict, judge
 from segsweep.sweep.space import Value
-from segsweep.sweep.study import Study
+from segsweep.sweep.study import Study, repetition_of
 
 TRAINING = "segsweep.commands.train"
 SIZES = ("train.batch_size=", "train.accumulate=")
@@ -211,6 +211,15 @@ def taken_up(trial: Trial, before: Trial) -> Trial:
     return replace(trial, argv=argv, **left)
 
 
+def ended_as(frozen: FrozenTrial) -> State:
+    """Return the state that a finished trial of a study has for a sweep."""
+    if frozen.state == TrialState.COMPLETE:
+        return "complete"
+    if frozen.state == TrialState.PRUNED:
+        return "pruned"
+    return "refused" if REFUSED in frozen.user_attrs else "failed"
+
+
 class Search(TrialSource):
     """Trials as the sampler draws them, until enough are finished.
 
@@ -244,7 +253,7 @@ class Search(TrialSource):
             if frozen.state == TrialState.WAITING or (running and not self.study.owns(frozen)):
                 continue
             try:
-                trial = self._made(frozen.number, frozen.params, int(frozen.user_attrs.get("repetition", 0)))
+                trial = self._made(frozen.number, frozen.params, repetition_of(frozen))
             except ConfigError as error:
                 if frozen.state == TrialState.FAIL:
                     continue  # it was said before
@@ -258,8 +267,7 @@ class Search(TrialSource):
                 trial.state = "complete"
                 self._curves.add(trial.curve)
             elif not running:
-                without: State = "refused" if REFUSED in frozen.user_attrs else "failed"
-                trial.state = "pruned" if frozen.state == TrialState.PRUNED else without
+                trial.state = ended_as(frozen)
                 trial.reason = frozen.user_attrs.get(trial.state, "")
             else:
                 if trial.state != "paused":

@@ -112,7 +112,7 @@ class Study:
 
     def repetition(self, number: int) -> int:
         """Return how many trials had a trial's point before it was asked for: 0 but where points may run again."""
-        return int(self._study.get_trials(deepcopy=False)[number].user_attrs.get("repetition", 0))
+        return repetition_of(self._study.get_trials(deepcopy=False)[number])
 
     def _salt(self) -> int:
         """Return what tells this controller's stream of random numbers from others'."""
@@ -227,6 +227,11 @@ class Study:
                 f"study {name}: began as another sweep: {'; '.join(changes) or 'in another order'}. Type the command "
                 f"as before, or start a new one with {self.anew}."
             )
+
+
+def repetition_of(trial: FrozenTrial) -> int:
+    """Return how many trials had a trial's point before it was asked for."""
+    return int(trial.user_attrs.get("repetition", 0))
 
 
 def grid(space: Space) -> list[dict[str, Value]]:

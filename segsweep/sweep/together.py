@@ -26,7 +26,6 @@ from segsweep.runs import journal, locks
 from segsweep.runs.trial import NAME, Trial
 from segsweep.sweep import about, finalists, pinned, storage
 from segsweep.sweep.backends.base import Backend
-from segsweep.sweep.backends.local import LocalBackend, slots
 from segsweep.sweep.controllers import (
     LEADER,
     REPEAT,
@@ -41,7 +40,7 @@ from segsweep.sweep.controllers import (
 from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.mirror import Tracking
 from segsweep.sweep.plan import Plan, again
-from segsweep.sweep.run import announce, begun, conclude, exhausted, failing, pruner_of, score, watch
+from segsweep.sweep.run import announce, backend_of, begun, conclude, exhausted, pruner_of, score, stopped, watch
 from segsweep.sweep.sharing import Beats, Claims, Owner, Server
 from segsweep.tracking import client
 from segsweep.tracking import run as tracking
@@ -71,8 +70,7 @@ def join(plan: Plan) -> list[FinalistResult]:
     name = plan.sweeper.study_name or "sweep"
     server, beats = None, None
     try:
-        on_cpu = plan.base.train.device == "cpu"
-        backend = LocalBackend(plan.folder, slots(plan.sweeper.slots, on_cpu=on_cpu), outlive=False)
+        backend = backend_of(plan, outlive=False)
         server = Server(storage.parsed(plan.sweeper.storage or ""), name)
         beats = Beats(server)
         controller = _Controller(plan, server, beats, backend)
@@ -136,16 +134,14 @@ class _Controller:
         except BaseException as error:
             self.leave()  # before anything that may take long
             if self.server.is_held(LEADER):
-                with failing(plan, lambda *_: track.leave(LEAVING)):
-                    raise
+                stopped(plan, error)
             track.leave(LEAVING)
-            raise error
+            raise
         if results is None:
             leader = study.remembered("leader") or "another host"
             console.note(f"nothing is left for this controller to do; {leader} ends the sweep and writes its report.")
             track.leave()
             return []
-        self._gather(search.trials.values())
         conclude(plan, list(search.trials.values()), results, track)
         study.remember("ended", {"host": node(), "folder": str(plan.folder), "time": time.time()})
         return results
@@ -166,7 +162,10 @@ class _Controller:
         if ended := exhausted(search, plan.sweeper.n_trials):
             console.note(ended)
         if plan.cross_validates:
-            return [] if self._leads() else None
+            if not self._leads():
+                return None
+            self._gather(search.trials.values())
+            return []
         names = self._chosen(search)
         best = [search.trials[name] for name in names]
         planned = [run for trial in best for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]

@@ -237,9 +237,8 @@ class Recorder:
     def _work(self, images_per_s: float) -> dict[str, float]:
         """TFLOP/s that the training reaches, and its share of what the machine's fastest convolution does."""
         done = 3 * 2 * self.training.model.macs(self.training.canvas.size) * images_per_s
-        peak = (
-            self.training.tuned.peak * self.training.world.size
-        )  # one that is beaten was measured beside other work: it says nothing
+        # A peak that is beaten was measured beside other work: it says nothing.
+        peak = self.training.tuned.peak * self.training.world.size
         share = {"perf/peak_share": done / peak} if peak > done else {}
         return {"perf/tflops": done / 1e12, **share}
 

@@ -40,7 +40,7 @@ def main(address, folder, settings):
     Backend.identity = IDENTITY | settings.pop("identity", {})
     tracking = settings.pop("tracking", None)
     run.TRAINING, run.drive = "fake_train", partial(drive, module="fake_train")
-    together.LocalBackend = partial(Backend, preloaded=["segsweep.runs.journal"])
+    run.LocalBackend = partial(Backend, preloaded=["segsweep.runs.journal"])
     base = RunConfig(
         data=DataConfig("shapes"),
         train=TrainConfig(epochs=4, seed=5),

@@ -36,7 +36,7 @@ from segsweep.runs import journal, locks
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
 from segsweep.sweep.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
-from segsweep.world import MEETING, end_with_parent
+from segsweep.world import MEETING, cores, end_with_parent
 
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
@@ -80,10 +80,6 @@ def gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(i) for i in range(sum(row.startswith("GPU ") for row in listed.splitlines()))]
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:

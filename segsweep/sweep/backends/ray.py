@@ -19,7 +19,8 @@ from typing import Any
 from segsweep.errors import ConfigError, first_line
 from segsweep.runs import journal
 from segsweep.sweep.backends.base import Id, Job, JobUpdate
-from segsweep.sweep.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend, Slot, cores
+from segsweep.sweep.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend, Slot
+from segsweep.world import cores
 
 KEY = "hydra.sweeper.address"
 WAIT = 1.0  # seconds that an actor waits for news at a time
