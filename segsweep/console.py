@@ -50,6 +50,11 @@ def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([title, *lines, "", about])
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 trial, 2 trials."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def note(text: str) -> None:
     """Print lines for a person, on stderr."""
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)

@@ -56,7 +56,8 @@ class SharedStudy(Study):
             self._refuse_older()
             self.id: str = self.remembered("id") or uuid.uuid4().hex
             self.remember("id", self.id)
-        self.claims = Claims(self._study, server, beats, self.space.distributions, self.id, str(folder))
+        self.me = Owner.here(self.id, folder)
+        self.claims = Claims(self._study, server, beats, self.space.distributions, self.me)
 
     def claim(self) -> Claim | None:
         """Take a trial to run now; None where there is none."""
@@ -181,12 +182,12 @@ class Shared:
             return False
         self.streak += 1
         hosts = {*self.claimed[trial.name].unstarted}
-        if not hosts - {self.claims.host}:
+        if not hosts - {self.claims.me.host}:
             self.held_back.append(trial)
         if self.streak >= SICK:
             for one in self.held_back:
                 claim = self.claimed[one.name]
-                self.claims.give_back(claim.number, {*claim.unstarted, self.claims.host})
+                self.claims.give_back(claim.number, {*claim.unstarted, self.claims.me.host})
             self.sick = (
                 f"{SICK} trials in a row failed here before their first epoch, so this host asks for no more; they are "
                 f"given back. The last: {trial.reason}"
@@ -199,15 +200,18 @@ class Shared:
 
         Raises Superfluous: enough of them wait.
         """
-        running = self.claims.elsewhere()
+        running = len(self.claims.elsewhere())
         if not running:
             return True  # somebody gave one back at this moment
         if self.seat is not None and self.seat < running and self.server.hold(f"{SEAT} {self.seat}"):
             return True
+        said = self.seat is not None
         self.leave_seat()
         for number in range(running):
             if self.server.hold(f"{SEAT} {number}"):
                 self.seat = number
+                if not said:
+                    console.note("nothing is left to begin; waits in case a trial that runs elsewhere comes back")
                 return True
         raise Superfluous
 

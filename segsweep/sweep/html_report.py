@@ -111,6 +111,8 @@ def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str])
     encoders = pd.Series([trial.encoder for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())
     said = f"<pre>{html.escape(chr(10).join(found))}</pre>" if found else ""
+    if kept.state in ("stopped", "failed"):
+        said = f"<p><b>{kept.state}</b>: {html.escape(kept.reason)}</p>{said}"
     return (
         f"<h1>{html.escape(name)}</h1><p>{len(trials)} trials ({counted}); equal for all: "
         f"{html.escape(kept.budget)}. By encoder: {html.escape(of_each)}.</p>"

@@ -130,8 +130,8 @@ def announce(plan: Plan, study: Study, backend: Backend) -> None:
     for word, why in study.remembered("plan") or []:
         console.note(f"plan: {word}  {why}")
     console.note(
-        f"sweep of {study.n_trials} trials over {', '.join(plan.space.distributions)}; "
-        f"{len(encoders)} encoder{'s' if len(encoders) > 1 else ''}; {backend.capacity} at once; {plan.folder}"
+        f"sweep of {console.counted(study.n_trials, 'trial')} over {', '.join(plan.space.distributions)}; "
+        f"{console.counted(len(encoders), 'encoder')}; {backend.capacity} at once; {plan.folder}"
     )
 
 

@@ -14,8 +14,9 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import update_wrapper
+from pathlib import Path
 from platform import node
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -76,6 +77,14 @@ class Owner:
     sweep: str  # names the sweep
     attempt: int  # from 1
     folder: str  # of the sweep, on that host
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.folder}"
+
+    @classmethod
+    def here(cls, sweep: str, folder: Path) -> "Owner":
+        """Return a controller on this host, under a name of its own."""
+        return cls(uuid.uuid4().hex, node(), sweep, 1, str(folder))
 
     @classmethod
     def of(cls, trial: FrozenTrial, attribute: str = OWNER) -> "Owner | None":
@@ -266,7 +275,7 @@ class Claims:
 
     Args:
         distributions: of a trial's values.
-        sweep, folder: what an owner is to say of this controller's.
+        me: who takes them.
     """
 
     def __init__(
@@ -275,12 +284,9 @@ class Claims:
         server: Server,
         beats: Beats,
         distributions: Mapping[str, BaseDistribution],
-        sweep: str,
-        folder: str,
+        me: Owner,
     ):
-        self._study, self.server, self._beats, self._distributions = study, server, beats, distributions
-        self.member, self.host = uuid.uuid4().hex, node()
-        self._about = {"member": self.member, "host": self.host, "sweep": sweep, "folder": folder}
+        self._study, self.server, self._beats, self._distributions, self.me = study, server, beats, distributions, me
         self._mine: dict[int, Trial] = {}
         self._waiting: Claim | None = None  # taken, and not handed out yet
 
@@ -345,9 +351,9 @@ class Claims:
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
-    def elsewhere(self) -> int:
-        """Return how many trials other controllers run, or left."""
-        return sum(trial.number not in self._mine for trial in self.trials(TrialState.RUNNING))
+    def elsewhere(self) -> list[Owner | None]:
+        """Return who runs the trials that this controller does not; None of one that was left."""
+        return [Owner.of(trial) for trial in self.trials(TrialState.RUNNING) if trial.number not in self._mine]
 
     @patient
     def living(self) -> int:
@@ -377,7 +383,7 @@ class Claims:
             stale = set(self.server.beats._get_stale_trial_ids(self._study._study_id))
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = Owner.of(trial)
-            lost = owner is None or owner.member == self.member or trial._trial_id in stale
+            lost = owner is None or owner.member == self.me.member or trial._trial_id in stale
             if lost and trial.number not in self._mine:
                 yield trial
 
@@ -401,7 +407,7 @@ class Claims:
         # First the sign of life: without one an owner that dies now would be believed alive for ever.
         self._beats.add(trial._trial_id)
         trial.set_user_attr(ATTEMPTS, claim.attempt)
-        trial.set_user_attr(OWNER, {**self._about, "attempt": claim.attempt})
+        trial.set_user_attr(OWNER, asdict(replace(self.me, attempt=claim.attempt)))
         self._mine[trial.number] = trial
         self._waiting = claim
 
@@ -411,10 +417,10 @@ class Claims:
             raise Gone("another controller has taken it over")
         with self.server.alone():
             frozen = self._frozen(number)
-            if frozen.state.is_finished() and frozen.user_attrs.get("told") == self.member:
+            if frozen.state.is_finished() and frozen.user_attrs.get("told") == self.me.member:
                 return  # the answer was lost on its way
             with self._ours(number) as trial:
-                for name, note in {**notes, "told": self.member}.items():
+                for name, note in {**notes, "told": self.me.member}.items():
                     trial.set_user_attr(name, note)
                 self._study.tell(trial, value, state)
 
@@ -432,7 +438,7 @@ class Claims:
 
     def _is_mine(self, number: int) -> bool:
         owner = Owner.of(self._frozen(number))
-        return owner is not None and owner.member == self.member
+        return owner is not None and owner.member == self.me.member
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study._storage.get_trial(self._mine[number]._trial_id)

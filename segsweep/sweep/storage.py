@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage, get_storage
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, first_line, suggestion
 from segsweep.runs.locks import Lock
 
 KEY = "hydra.sweeper.storage"
@@ -49,7 +49,7 @@ def without_password(word: str) -> str:
     except (SQLAlchemyError, ValueError):
         return f"{KEY}=..."
     options = {name: value for name, value in url.query.items() if "password" not in name}
-    return f"{KEY}='{url._replace(password=None).set(query=options).render_as_string()}'"
+    return f'{KEY}="{url._replace(password=None).set(query=options).render_as_string()}"'
 
 
 def missing(path: Path) -> list[Path]:
@@ -136,8 +136,10 @@ def parsed(storage: str) -> URL:
             f"{KEY}: cannot be read as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE. Write @ in a password as %40."
         )
     kind = url.get_backend_name()
-    if kind not in ("sqlite", *SERVERS):
-        raise ConfigError(f"{KEY}={_shown(url)}: must be one of {', '.join(['sqlite', *SERVERS])}, or a file's path.")
+    kinds = ("sqlite", *SERVERS)
+    if kind not in kinds:
+        hint = suggestion(f"{kind}://", [f"{name}://" for name in kinds], f"Try {KEY}=")
+        raise ConfigError(f"{KEY}={_shown(url)}: must be one of {', '.join(kinds)}, or a file's path.{hint}")
     if kind == "sqlite" and (url.database or ":memory:").startswith((":memory:", "file:")):
         raise ConfigError(f"{KEY}={_shown(url)}: must name a file. Type {KEY}=sqlite:///FILE.")
     # SQLAlchemy before 2.1 takes another driver than ours where none is named.

@@ -1,15 +1,14 @@
 """A sweep by several controllers, from its plan to its result: each joins and takes trials, and one of them concludes.
 
 That one holds the lock `leader`: it chooses the finalists, whose repeats are taken like trials, ranks them, scores the
-winner and writes the report. A repeat's files lie in a shared folder, or go to MLflow.
+winner and writes the report.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from platform import node
 from typing import Any
 
 import optuna
@@ -19,11 +18,9 @@ from optuna.study import Study as OptunaStudy
 import segsweep
 from segsweep import console
 from segsweep.config.schema import keys
-from segsweep.errors import ConfigError, SweepError, Terminated, first_line
-from segsweep.metrics import MATRICES
-from segsweep.paths import override
+from segsweep.errors import ConfigError, SweepError, Terminated
 from segsweep.runs import journal, locks
-from segsweep.runs.trial import NAME, Trial
+from segsweep.runs.trial import Trial
 from segsweep.sweep import about, finalists, pinned, storage
 from segsweep.sweep.backends.base import Backend
 from segsweep.sweep.controllers import (
@@ -34,22 +31,18 @@ from segsweep.sweep.controllers import (
     SharedSearch,
     SharedStudy,
     Superfluous,
-    copied,
     repeat_of,
 )
+from segsweep.sweep.files import BEST, SEEN, Files
 from segsweep.sweep.finalists import FinalistResult
 from segsweep.sweep.mirror import Tracking
 from segsweep.sweep.plan import Plan, again
 from segsweep.sweep.run import announce, backend_of, begun, conclude, exhausted, pruner_of, score, stopped, watch
 from segsweep.sweep.sharing import Beats, Claims, Owner, Server
 from segsweep.tracking import client
-from segsweep.tracking import run as tracking
 
-BEST = "best.safetensors"
-KEPT = (journal.NAME, BEST, MATRICES, "split.csv")  # what the next leader needs of a repeat
-TOKENS = "controllers"  # folder with a file of the first controller, by which others know a shared folder
+NAMED = 3  # folders that are named where any of them may get the report
 LEAVING = 5.0  # seconds that a controller that is stopped waits for MLflow
-TRIES = 3  # times that MLflow is asked to take a repeat's files
 
 
 def join(plan: Plan) -> list[FinalistResult]:
@@ -79,7 +72,7 @@ def join(plan: Plan) -> list[FinalistResult]:
             beats.close()
         if server:
             server.close()
-        storage.remove([plan.folder / TOKENS, *made])
+        storage.remove([plan.folder / SEEN, *made])
         lock.release()
         raise
     try:
@@ -103,16 +96,16 @@ class _Controller:
         self.study = SharedStudy(
             server, beats, plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=fixed
         )
-        self.claims = [self.study.claims]
+        self.claims, self.files = [self.study.claims], Files(plan, self.study.me)
         try:
             _refuse_foreign(plan.folder, self.study.id)
             own = self._identity()  # minutes, perhaps: each controller by itself
             with server.alone("begin", stuck=0):  # the first one finds out what the others take over
-                self._compare(own)
-                self._refuse_scattered()
+                self.files.enter(self._compare(own))
                 self.sources = pinned.weights(plan, self.study, backend)
                 self.decided = pinned.decided(plan, self.study, backend)
         except BaseException:
+            self.files.retract()
             self.study.discard()
             raise
         self.kept = replace(begun(plan), id=self.study.id)
@@ -126,6 +119,7 @@ class _Controller:
         search.restore()
         self.kept.save(plan.folder)
         announce(plan, study, self.backend)
+        self._announce(search)
         track = Tracking(plan, self._parent)
         try:
             results = self._searched(search, track)
@@ -138,13 +132,37 @@ class _Controller:
             track.leave(LEAVING)
             raise
         if results is None:
-            leader = study.remembered("leader") or "another host"
-            console.note(f"nothing is left for this controller to do; {leader} ends the sweep and writes its report.")
+            self._leave_to_others()
             track.leave()
             return []
         conclude(plan, list(search.trials.values()), results, track)
-        study.remember("ended", {"host": node(), "folder": str(plan.folder), "time": time.time()})
+        study.remember("ended", {"by": asdict(study.me), "time": time.time()})
         return results
+
+    def _announce(self, search: SharedSearch) -> None:
+        """Say how far the sweep is already."""
+        if self.concluded_before:
+            by, at = Owner(**self.concluded_before["by"]), time.localtime(self.concluded_before["time"])
+            ended = f"ended on {time.strftime('%Y-%m-%d at %H:%M', at)}, by {by}; what follows is its result once more"
+            console.note(f"study {self.study.name}: {ended}")
+            return
+        done = sum(trial.state in ("complete", "pruned") for trial in search.trials.values())
+        others = self.study.claims.elsewhere()
+        controllers = console.counted(len({owner.member for owner in others if owner}), "controller")
+        told = f"{done} of {self.study.n_trials} trials are finished; {len(others)} run elsewhere, by {controllers}"
+        console.note(f"study {self.study.name}: {told}")
+
+    def _leave_to_others(self) -> None:
+        """Say who ends the sweep, and where its report will be; this folder's own is of a part of it."""
+        leader = self.study.remembered("leader")
+        others = [Owner(**leader)] if leader else [owner for owner in self.claims[-1].elsewhere() if owner]
+        shared = any(self.files.sees(owner) for owner in others)
+        places = sorted({str(owner) for owner in others})[:NAMED]
+        where = str(self.plan.folder) if shared else " or ".join(places) or "another controller's folder"
+        reason = f"others end the sweep, and its report comes to {where}"
+        console.note(f"nothing is left for this controller to do; {reason}")
+        if not shared:
+            replace(about.load(self.plan.folder), state="stopped", reason=reason).save(self.plan.folder)
 
     def leave(self) -> None:
         """Stop what runs here, and give the trials back that are still this controller's."""
@@ -164,7 +182,7 @@ class _Controller:
         if plan.cross_validates:
             if not self._leads():
                 return None
-            self._gather(search.trials.values())
+            self.files.gather(search.trials.values())
             return []
         names = self._chosen(search)
         best = [search.trials[name] for name in names]
@@ -181,9 +199,9 @@ class _Controller:
             repeats, owners = list(source.trials.values()), {**owners, **source.shared.owners}
         if not self._leads():
             return None
-        self._gather([*search.trials.values(), *repeats])
+        self.files.gather([*search.trials.values(), *repeats])
         for trial in repeats if any(trial.state == "complete" for trial in repeats) else best:
-            self._fetch(trial, owners.get(trial.name))
+            self.files.fetch(trial, owners.get(trial.name))
         replace(self.kept, finalists=[trial.name for trial in best]).save(plan.folder)
         results = finalists.ranked(plan.folder, best, repeats)
         if results:
@@ -195,7 +213,7 @@ class _Controller:
         """Tell whether it is this controller that concludes the sweep, which none has since it joined."""
         if not self.server.hold(LEADER) or self.study.remembered("ended") != self.concluded_before:
             return False
-        self.study.remember("leader", node())
+        self.study.remember("leader", asdict(self.study.me))
         return True
 
     def _chosen(self, search: SharedSearch) -> list[str]:
@@ -209,7 +227,7 @@ class _Controller:
             if self.server.hold(LEADER) and not search.shared.claims.living():
                 search.refresh()
                 best = finalists.best_of_each(search.trials.values(), self.plan.sweeper.finalists or 1)
-                self.study.remember("leader", node())
+                self.study.remember("leader", asdict(self.study.me))
                 self.study.remember("finalists", [trial.name for trial in best])
             else:
                 time.sleep(1.0)
@@ -231,10 +249,9 @@ class _Controller:
                 return study
 
         study = self.server.until_answered(opened)
-        about_us = self.study.id, str(self.plan.folder)
-        claims = Claims(study, self.server, self.beats, repeat_of(len(planned)), *about_us)
+        claims = Claims(study, self.server, self.beats, repeat_of(len(planned)), self.study.me)
         self.claims.append(claims)
-        return SharedRepeats(study, self._shared(claims), planned, partial(self._keep, track))
+        return SharedRepeats(study, self._shared(claims), planned, partial(self.files.keep, track))
 
     def _shared(self, claims: Claims) -> Shared:
         placed = [word for word in self.plan.fixed if word.partition("=")[0] in _placed()]
@@ -252,86 +269,22 @@ class _Controller:
             own |= self.backend.call("segsweep.training.build:identity", asdict(plan.base), encoders)
         return own
 
-    def _compare(self, own: Mapping[str, str]) -> None:
-        """Refuse to join a sweep that was begun with something else that decides what comes out."""
-        first = self.study.remembered("joined")
-        if first is None:
-            self.study.remember("joined", {**own, "host": node()})
-            return
-        differ = [name for name in own if own[name] != first.get(name)]
+    def _compare(self, own: Mapping[str, str]) -> Owner:
+        """Refuse to join a sweep that was begun with something else that decides what comes out; return who began."""
+        known: Mapping[str, Any] | None = self.study.remembered("begun")
+        if known is None:
+            self.study.remember("begun", {"by": asdict(self.study.me), "with": dict(own)})
+            return self.study.me
+        first, there = Owner(**known["by"]), known["with"]
+        differ = [name for name in own if own[name] != there.get(name)]
         if not differ:
-            return
-        rows = "; ".join(f"{name}: {first.get(name)} there, {own[name]} here" for name in differ)
+            return first
+        rows = "; ".join(f"{name}: {there.get(name)} there, {own[name]} here" for name in differ)
         hint = ""
         if "pixels" in differ:
             same = "files" not in differ
             hint = " The files are the same, and are decoded otherwise." if same else " The files differ."
-        raise ConfigError(f"{first['host']} began this sweep with something else: {rows}.{hint} Make them alike.")
-
-    def _refuse_scattered(self) -> None:
-        """Refuse a folder that the first controller does not see, where nothing else brings models together."""
-        plan, tokens = self.plan, self.plan.folder / TOKENS
-        tokens.mkdir(exist_ok=True)
-        enough = self._to_server or plan.sweeper.keep == "scores" or not plan.sweeper.finalists
-        known: str | None = self.study.remembered("token")
-        if known is None:
-            (tokens / self.study.claims.member).touch()
-            self.study.remember("token", self.study.claims.member)
-        elif not enough and not (tokens / known).exists():
-            server = override("tracking.uri", "http://HOST:5000")
-            raise ConfigError(
-                f"hydra.sweep.dir={plan.folder}: the sweep's other controllers do not see it, so that its finalists' "
-                f"models could not be compared. Put it on a file system that all share, or give an MLflow server with "
-                f"{server}, or type hydra.sweeper.keep=scores."
-            )
-
-    @property
-    def _to_server(self) -> bool:
-        """Whether repeats' files go to an MLflow server."""
-        return self.plan.tracked and client.tracking_uri(self.plan.base.tracking.uri).startswith("http")
-
-    def _keep(self, track: Tracking, trial: Trial) -> None:
-        """Put a repeat's files where the next leader finds them."""
-        for left in reversed(range(TRIES if self._to_server else 0)):
-            try:
-                track.keep(trial, [self.plan.folder / trial.name / name for name in KEPT])
-                return
-            except Exception as error:  # whatever a server does; its folder has them
-                if not left:
-                    told = f"MLflow did not take the files of {trial.name}, which stay on {node()}"
-                    console.note(f"{told}: {first_line(error)}")
-                time.sleep(1.0)
-
-    def _gather(self, trials: Iterable[Trial]) -> None:
-        """Write down here what the study says of trials that ran elsewhere, for the report and all that reads it."""
-        trials = list(trials)
-        for trial in trials:
-            folder = self.plan.folder / trial.name
-            if not (folder / NAME).exists():
-                trial.save(self.plan.folder)
-            if trial.run.records and not journal.exists(folder):
-                journal.restore(folder, trial.run)
-        # Attempts that others took over are no trials.
-        below = {trial.name.rpartition("/")[0] for trial in trials}
-        known = {trial.name for trial in trials}
-        for path in [path for part in below for path in (self.plan.folder / part).glob(f"*/{NAME}")]:
-            if path.parent.relative_to(self.plan.folder).as_posix() not in known:
-                path.unlink(missing_ok=True)
-
-    def _fetch(self, trial: Trial, owner: Owner | None) -> None:
-        """Bring a trial's files here, if they are elsewhere and can be reached."""
-        folder = self.plan.folder / trial.name
-        if (folder / BEST).exists() or trial.state != "complete":
-            return
-        if owner and copied(Path(owner.folder) / trial.name, folder):
-            trial.save(self.plan.folder)
-        elif trial.run.start and self._to_server:
-            try:
-                tracking.fetch(trial.run.start.run, self.plan.base.experiment, folder, self.plan.base.tracking.uri)
-            except Exception as error:
-                console.note(f"the files of {trial.name} cannot be had from MLflow: {first_line(error)}")
-        if owner and not (folder / BEST).exists():
-            console.note(f"{trial.name}: its model is on {owner.host}: {Path(owner.folder) / trial.name / BEST}")
+        raise ConfigError(f"{first.host} began this sweep with something else: {rows}.{hint} Make them alike.")
 
     def _score(self, winner: Trial) -> None:
         """Score the winner on the test split, unless an earlier leader has."""

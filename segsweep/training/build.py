@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from segsweep import console
 from segsweep.config.checks import read
@@ -177,6 +178,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     accumulate = _accumulate(settings.train, _groups(asked, before), tuned.micro_batch, world)
     tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (accumulate * world.size)))
     settings = replace(settings, train=replace(settings.train, accumulate=accumulate))
+    _say_share(model, tuned.micro_batch, world)
     if momentum == "scaled":
         share = min(1.0, tuned.micro_batch * world.size / USUAL_BATCH)  # the processes' statistics are averaged
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
@@ -327,6 +329,18 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
 
 def _canvas(data: DataConfig) -> Canvas:
     return Canvas((data.size[0], data.size[1]), data.resize, data.zoom)
+
+
+def _say_share(model: UNet, images: int, world: World) -> None:
+    """Say how many images of a batch a process trains on at a time, if there are several or that is too few."""
+    if world.size > 1:
+        each = console.counted(images, "image")
+        console.note(f"{world.size} processes train together, each {each} of a batch at a time\n")
+    if images == 1 and any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules()):
+        log.warning(
+            "BatchNorm learns from one image at a time, whose statistics say little. Take a larger train.batch_size, "
+            "or decoder.norm=group, with encoder.freeze_norm=true where the encoder has BatchNorm."
+        )
 
 
 def _loss(loss: LossConfig, facts: Facts) -> losses.Loss:

@@ -36,7 +36,7 @@ class Backend(LocalBackend):
 def main(address, folder, settings):
     words = tuple(settings.pop("words", ()))
     if host := settings.pop("host", ""):
-        sharing.node = together.node = lambda: host
+        sharing.node = lambda: host
     Backend.identity = IDENTITY | settings.pop("identity", {})
     tracking = settings.pop("tracking", None)
     run.TRAINING, run.drive = "fake_train", partial(drive, module="fake_train")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -17,7 +18,7 @@ from conftest import write_pairs
 import train
 from segsweep.engine import device
 from segsweep.errors import ConfigError
-from segsweep.runs import journal
+from segsweep.runs import journal, locks
 from segsweep.runs.records import EpochRecord
 from segsweep.sweep.backends.base import OUTPUT, Job
 from segsweep.sweep.backends.local import LocalBackend, Slot, slots
@@ -216,6 +217,26 @@ def test_a_trial_that_is_stopped_leaves_no_rank(backend, root):
     assert ended(backend, "0").error is None
     end = journal.read(backend.folder / "0").end
     assert (end.status, end.reason) == ("stopped", "terminated (SIGTERM)")
+
+
+def test_a_first_process_that_is_killed_leaves_nothing_behind(backend, root):
+    backend.submit(Job("0", "rank_train", tuple(typed(root, "train.epochs=1000"))))
+    while not any(update.records for update in backend.poll(0.2)):
+        pass
+    claim = json.loads((backend.folder / "0" / "process").read_text())
+    meeting = Path(tempfile.gettempdir()) / f"segsweep-ranks-{claim['attempt']}"
+    assert meeting.exists()
+    os.kill(locks.holder(backend.folder / "0" / "process"), signal.SIGKILL)
+    assert ended(backend, "0").words.startswith("signal 9 (SIGKILL)")
+    assert not meeting.exists()
+
+
+def test_one_image_a_process_is_little_for_batchnorm(backend, root):
+    words = [word for word in typed(root, encoder="test_resnet") if not word.startswith(("decoder", "train.batch"))]
+    update = on_two(backend, "0", [*words, "train.epochs=1", "train.batch_size=2"])
+    assert update.error is None
+    assert "2 processes train together, each 1 image of a batch at a time" in said(backend, "0")
+    assert "BatchNorm learns from one image at a time" in said(backend, "0")
 
 
 def test_a_run_that_is_refused_ends_every_rank(backend, root):

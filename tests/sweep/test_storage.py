@@ -92,7 +92,7 @@ def test_what_was_there_stays(tmp_path, monkeypatch):
             "oracle://me:secret@host/db",
             r"=oracle://me:\*\*\*@host/db: must be one of sqlite, postgresql, mysql, mariadb",
         ),
-        ("postgres://me:secret@host/db", "must be one of sqlite, postgresql"),
+        ("postgres://me:secret@host/db", "Try hydra.sweeper.storage=postgresql://."),
         ("postgresql://me:x@secret@host/db", "Write @ in a password as %40"),
         ("postgresql://host:secret/db", "cannot be read as postgresql"),
         ("://secret", "cannot be read as postgresql"),

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
+from segsweep.sweep import about
 from segsweep.sweep.storage import number
 from segsweep.tracking.server import server as serving
 
@@ -137,6 +138,27 @@ def test_forty_trials_are_forty_though_two_controllers_are_killed(controllers, p
     leader = next(process for process in first[2:] if "best   " in controllers.said(process))
     folder = tmp_path / str(first.index(leader))
     assert sum(trial.state == "complete" for trial in load_all(folder)) == 40  # its report is of all
+
+
+def test_as_many_controllers_wait_as_trials_run_and_the_others_end(controllers, postgresql, tmp_path):
+    settings = {"n_trials": 1, "finalists": 0, "slots": 1, "words": ["seconds=2.5"]}
+    first = controllers.start("0", **settings)
+    controllers.until(lambda: sum(trial.state == TrialState.RUNNING for trial in trials(postgresql)) == 1)
+    others = [controllers.start(str(i), **settings) for i in range(1, 4)]
+    controllers.until(lambda: sum(process.poll() == 0 for process in others) == 2)
+    assert not finished(postgresql)
+    ended = [process for process in others if process.poll() == 0]
+    for process in ended:
+        left = about.load(tmp_path / str(controllers.running.index(process)))
+        assert left.state == "stopped" and f"{tmp_path / '0'}" in left.reason
+        assert left.reason.partition("its report comes to ")[2] in controllers.said(process)
+    (waiting,) = set(others) - set(ended)
+    assert controllers.wait(first, waiting) == [0, 0]
+    assert "waits in case a trial that runs elsewhere comes back" in controllers.said(waiting)
+    assert sum("best   " in controllers.said(process) for process in (first, waiting)) == 1
+    again = controllers.start("0", **settings)
+    assert controllers.wait(again) == [0]
+    assert "what follows is its result once more" in controllers.said(again)
 
 
 def test_sigterm_gives_the_trials_back_to_whoever_is_left(controllers, postgresql):

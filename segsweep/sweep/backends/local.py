@@ -124,6 +124,11 @@ class _Attempt:
     host: str = ""  # whose process it is; empty in older files
     code: int | None = None  # the exit code, if it has ended by itself
 
+    @property
+    def meeting(self) -> Path:
+        """The folder where its ranks meet: no place for a shared file system, whose locks may not hold."""
+        return Path(tempfile.gettempdir()) / f"segsweep-ranks-{self.attempt}"
+
     @classmethod
     def read(cls, path: Path) -> "_Attempt | None":
         """Read it; None where there is none, or where a killed controller left it torn."""
@@ -274,6 +279,8 @@ class LocalBackend:
         code = living.process.exitcode if living.process else _exit_code(folder)
         if len(living.slot.devices) > 1:  # before its number is free again: what is left of its group holds GPUs
             _end_group(living.pid)
+            if claim := _Attempt.read(folder / CLAIM):
+                shutil.rmtree(claim.meeting, ignore_errors=True)  # a process that was killed leaves it
         if living.process:
             living.process.join()
             living.process.close()
@@ -358,7 +365,7 @@ def train(
     for name in filter(RANKS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ.update(environment)
-    with _ranks(job, folder):
+    with _ranks(job, folder, claim.meeting):
         if controller:  # the thread after the ranks, which are forked
             threading.Thread(target=_end_with, args=(controller,), name="controller", daemon=True).start()
         code = _called(job, folder)
@@ -376,26 +383,27 @@ def _end_with(controller: Connection) -> None:
 
 
 @contextmanager
-def _ranks(job: Job, folder: Path) -> Iterator[None]:
+def _ranks(job: Job, folder: Path, meeting: Path) -> Iterator[None]:
     """Have a process for each further GPU of the slot run the job, too, beside this one; wait for them at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="segsweep-ranks-") as place:
-        os.environ |= {MEETING: f"file://{place}/store", "RANK": "0", "LOCAL_RANK": "0"}
-        fork = multiprocessing.get_context("fork")  # torch is loaded here, and has not computed yet
-        others = [fork.Process(target=_rank, args=(job, folder, rank)) for rank in range(1, size)]
-        for other in others:
-            other.start()
-        threading.Thread(target=_end_when_killed, args=(others,), name="ranks", daemon=True).start()
-        yield
-        for rank, other in enumerate(others, 1):
-            other.join(PATIENCE)
-            if other.exitcode is None:
-                other.kill()
-            elif killed := signalled(other.exitcode if other.exitcode < 0 else 0):
-                print(f"train.py: rank {rank} of {size}: {killed}", file=sys.stderr, flush=True)
+    meeting.mkdir(mode=0o700)
+    os.environ |= {MEETING: f"file://{meeting}/store", "RANK": "0", "LOCAL_RANK": "0"}
+    fork = multiprocessing.get_context("fork")  # torch is loaded here, and has not computed yet
+    others = [fork.Process(target=_rank, args=(job, folder, rank)) for rank in range(1, size)]
+    for other in others:
+        other.start()
+    threading.Thread(target=_end_when_killed, args=(others,), name="ranks", daemon=True).start()
+    yield
+    for rank, other in enumerate(others, 1):
+        other.join(PATIENCE)
+        if other.exitcode is None:
+            other.kill()
+        elif killed := signalled(other.exitcode if other.exitcode < 0 else 0):
+            print(f"train.py: rank {rank} of {size}: {killed}", file=sys.stderr, flush=True)
+    shutil.rmtree(meeting, ignore_errors=True)
 
 
 def _end_when_killed(others: Sequence[BaseProcess]) -> None:
