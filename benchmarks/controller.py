@@ -21,10 +21,10 @@ from rich.console import Console
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs.records import EpochRecord
 from segsweep.runs.trial import Trial
-from segsweep.sweep import study as studies
-from segsweep.sweep.live import Board
-from segsweep.sweep.scheduler import Event, Search
-from segsweep.sweep.space import Space, choice, rates_by_kind
+from segsweep.sweeping import study as studies
+from segsweep.sweeping.live import Board
+from segsweep.sweeping.scheduler import Event, Search
+from segsweep.sweeping.space import Space, choice, rates_by_kind
 
 ENCODERS = ["resnet18", "resnet34", "convnext_tiny"]
 EPOCHS = 10

@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py --kills 100
 
-Trainings pretend (tests/sweep/fake_train.py keeps a real journal in milliseconds); the controller, its study, its
+Trainings pretend (tests/sweeping/fake_train.py keeps a real journal in milliseconds); the controller, its study, its
 backend and the processes are the real ones. In turn the controller, running trials, or both get a kill -9; the same
 command goes on until the sweep is over. Counted: finished trials that were lost or changed, epochs that were recorded
 twice, complete trials with gaps, and states at the end.
@@ -28,8 +28,8 @@ from test_scheduler import SPACE
 
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs import journal, locks
-from segsweep.sweep.backends.local import CLAIM
-from segsweep.sweep.study import JOURNAL, Study
+from segsweep.sweeping.backends.local import CLAIM
+from segsweep.sweeping.study import JOURNAL, Study
 
 CONTROLLER = """
 import sys

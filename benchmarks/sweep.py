@@ -6,7 +6,7 @@
     python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
     python benchmarks/sweep.py --refill 30                       # how soon a free slot has its next trial
 
-Ours is `segsweep.sweep` as it runs real trainings: its loop, its study, its pruner; only the backend pretends. The
+Ours is `segsweep.sweeping` as it runs real trainings: its loop, its study, its pruner; only the backend pretends. The
 clock is simulated, so seconds are those that the trainings would have taken.
 """
 
@@ -34,11 +34,11 @@ from fake_train import config, end, epoch, start
 
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs.records import Record
-from segsweep.sweep.backends.base import Id, Job, JobUpdate
-from segsweep.sweep.backends.local import LocalBackend, Slot
-from segsweep.sweep.scheduler import Search, drive
-from segsweep.sweep.space import Parameter, Space, interval
-from segsweep.sweep.study import Study
+from segsweep.sweeping.backends.base import Id, Job, JobUpdate
+from segsweep.sweeping.backends.local import LocalBackend, Slot
+from segsweep.sweeping.scheduler import Search, drive
+from segsweep.sweeping.space import Parameter, Space, interval
+from segsweep.sweeping.study import Study
 
 NEAR = 0.01  # IoU: one point
 HEAD = (

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.sweep.plan.Plan`. Translates, decides nothing.
+"""`hydra/sweeper=optuna`: Hydra's override grammar becomes a `segsweep.sweeping.plan.Plan`. It decides nothing.
 
 Hydra imports this module at every start, so it imports nothing heavy.
 """
@@ -22,21 +22,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from segsweep.compose import absolute, to_config
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
-from segsweep.paths import CHECKOUT
+from segsweep.paths import ROOT
 
 if TYPE_CHECKING:
     from segsweep.config.schema import RunConfig
-    from segsweep.sweep.space import Parameter, Space, Value
+    from segsweep.sweeping.space import Parameter, Space, Value
 
 AUTO = "auto"  # in hydra.sweeper.params: of a rate the range of each encoder's kind, of a fold all that there are
 LR, FOLD = "optim.lr", "data.fold"
 
 
 class Questions(SearchPathPlugin):
-    """`sweeps=NAME` finds `sweeps/NAME.yaml` in the checkout."""
+    """`sweeps=NAME` finds `sweeps/NAME.yaml`, beside the package or inside it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="sweeps", path=f"file://{CHECKOUT}")
+        search_path.append(provider="sweeps", path=f"file://{ROOT}")
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class OptunaSweeper(Sweeper):
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from segsweep.sweep import run, storage, together
-        from segsweep.sweep.plan import Plan
-        from segsweep.sweep.space import Space
+        from segsweep.sweeping import run, storage, together
+        from segsweep.sweeping.plan import Plan
+        from segsweep.sweeping.space import Space
 
         counted = any(o.startswith("hydra.sweeper.n_trials=") for o in self.config.hydra.overrides.hydra)
         if self.settings["sampler"] == "grid" and not counted:
@@ -117,7 +117,7 @@ class OptunaSweeper(Sweeper):
         A value that is refused whatever the other keys are is refused here, before the first trial: every option, and
         both ends of each interval. Values that are only refused together end the trial that has them.
         """
-        from segsweep.sweep.space import ENCODER
+        from segsweep.sweeping.space import ENCODER
 
         point, base = space.first, None
         for parameter in space.parameters:
@@ -173,7 +173,7 @@ def _checked(composed: DictConfig) -> "RunConfig":
 
 
 def _parameter(key: str, override: Override) -> "Parameter":
-    from segsweep.sweep import space
+    from segsweep.sweeping import space
 
     value = override.value()
     if isinstance(value, IntervalSweep):
@@ -189,7 +189,7 @@ def _parameter(key: str, override: Override) -> "Parameter":
 
 
 def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
-    from segsweep.sweep.space import rates_by_kind
+    from segsweep.sweeping.space import rates_by_kind
 
     if any(key in ("optim", "optim.name") and "sgd" in str(o.input_line) for key, o in typed.items()):
         raise ConfigError(
@@ -200,7 +200,7 @@ def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
 
 
 def _folds(unvaried: DictConfig) -> "Parameter":
-    from segsweep.sweep.space import steps
+    from segsweep.sweeping.space import steps
 
     if unvaried.data.folds is None:
         raise ConfigError(f"{FOLD}={AUTO} is each of data.folds: type data.folds=5.")

@@ -1,6 +1,12 @@
 """segsweep: which backbone and which learning rate are best for my segmentation data?"""
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segsweep.api import choice, interval, load, sweep, train
+
+__all__ = ["__version__", "choice", "interval", "load", "sweep", "train"]
 
 # Large maps on a CPU come in huge pages, where Linux gives them on request. In small ones a training step spends a
 # fifth of its time on page faults: maps beyond glibc's 32 MB are given back and fetched anew each time. Here, since
@@ -8,3 +14,12 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Find what one uses from Python, without loading it before it is asked for."""
+    if name in __all__:
+        from segsweep import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from segsweep.errors import ConfigError, closest, suggestion
-from segsweep.paths import CHECKOUT
+from segsweep.paths import ROOT
 
-CENSUS = CHECKOUT / "docs" / "encoders.csv"
+CENSUS = ROOT / "docs" / "encoders.csv"
 _FILE = Path(__file__).with_name("timm_names.txt")
 
 

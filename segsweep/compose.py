@@ -20,16 +20,16 @@ from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from segsweep import catalog, datafile
+from segsweep import catalog, valuefile
 from segsweep.config.checks import read, spoken
 from segsweep.config.keys import normal
 from segsweep.config.schema import DataConfig, RunConfig, keys, meant, unknown, unknown_keys
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import ConfigError, suggestion
-from segsweep.paths import CHECKOUT, for_shell, is_pattern, literal, outputs, override, quoted
+from segsweep.paths import ROOT, for_shell, is_pattern, literal, outputs, override, program, quoted
 
 T = TypeVar("T")
-CONF = str(CHECKOUT / "conf")
+CONF = str(ROOT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 FAILURES = (HydraException, OmegaConfBaseException)
 KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, PREFIX))}
@@ -63,25 +63,59 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
     return _composed(expanded(overrides), to_config)
 
 
+def prepared(overrides: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:
+    """Return what `python train.py OVERRIDES` trains with, with absolute paths, and the files to keep beside it."""
+
+    def of(composed: DictConfig) -> tuple[RunConfig, dict[str, str]]:
+        files = kept(composed, absolute(composed, words))
+        return to_config(composed), files
+
+    words = expanded(overrides)
+    return _composed(words, of)
+
+
+def kept(composed: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """Return what `.hydra/` keeps of a configuration for people: the text of each file by its name."""
+    return {
+        "config.yaml": OmegaConf.to_yaml(composed),
+        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
+    }
+
+
 def expanded(words: Sequence[str]) -> list[str]:
     """Say in Hydra's grammar what was typed.
 
-    `data=FILE.yaml` becomes what the file says, as one would type it; what is typed beside it wins. A text that the
-    grammar cannot read and that can be nothing else, such as a path with letters beyond ASCII, gets its quotes.
+    `data=FILE.yaml` becomes what the file says, as one would type it, and so does an option of the working folder's
+    own; what is typed beside it wins. A text that the grammar cannot read and that can be nothing else, such as a path
+    with letters beyond ASCII, gets its quotes.
 
-    Raises ConfigError: what `segsweep.datafile.words` refuses.
+    Raises ConfigError: what `segsweep.valuefile` refuses.
     """
     beside = list(map(key_of, words))
     found: list[str] = []
     for word in words:
         name, _, text = word.partition("=")
-        if name == "data" and text_of(word).endswith(datafile.SUFFIXES):
-            found += datafile.words(Path(text_of(word)).expanduser(), beside)
+        if name == "data" and text_of(word).endswith(valuefile.SUFFIXES):
+            found += valuefile.words(Path(text_of(word)).expanduser(), beside)
+        elif own := valuefile.own_option(name, text):
+            if _is_option(name, text):
+                raise ConfigError(f"{own}: segsweep has a {name}={text} itself. Give the file another name.")
+            found += valuefile.group_words(name, own, beside)
         elif name in TEXTS and PLAIN.fullmatch(text) and not _parsed(word):
             found.append(f"{name}={quoted(text)}")
         else:
             found.append(word)
     return found
+
+
+def _is_option(group: str, name: str) -> bool:
+    """Tell whether a group of segsweep's own has an option."""
+    if group == "encoder":
+        with suppress(ConfigError):
+            catalog.check(name)
+            return True
+    above = ROOT if group == "sweeps" else Path(CONF)
+    return (above / group / f"{name}.yaml").exists()
 
 
 def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
@@ -295,7 +329,7 @@ def _needs_multirun(word: str) -> str:
         one = f" As one text: {override(name, text)}"
     elif name in KEYS and (KEYS[name].kind is Any or "list" in str(KEYS[name].kind)):
         one = f" As a list: {for_shell(f'{name}=[{text}]')}"
-    return f"{word}: several values, to train with each: python train.py -m hydra/sweeper=optuna ...{one}"
+    return f"{word}: several values, to train with each: {program()} -m hydra/sweeper=optuna ...{one}"
 
 
 def _wrong_type(said: str) -> str | None:

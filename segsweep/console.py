@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segsweep.metrics import SHOWN
-from segsweep.paths import override
+from segsweep.paths import override, program
 
 SCORES = {**SHOWN, "boundary_iou": "boundary IoU"}  # of an evaluation
 
@@ -85,7 +85,7 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
         rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{peak}"))
     rows += [("run", f"  {summary['status']}: {reason}"), ("folder", f"  {folder}")]
     if summary["status"] == "stopped":
-        rows.append(("go on", f"  python train.py {override('resume', folder)}"))
+        rows.append(("go on", f"  {program()} {override('resume', folder)}"))
     return f"\n{table(rows)}"
 
 

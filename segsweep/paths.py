@@ -13,12 +13,24 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
-CHECKOUT = PACKAGE.parent
+# What lies beside the package in a checkout lies inside it once it is installed from a wheel.
+INSTALLED = (PACKAGE / "conf").is_dir()
+ROOT = PACKAGE if INSTALLED else PACKAGE.parent  # of conf/, sweeps/ and docs/
 
 
 def outputs() -> Path:
-    """`$SEGSWEEP_OUTPUTS`, by default `outputs/` in the checkout; absolute."""
-    return Path(os.environ.get("SEGSWEEP_OUTPUTS") or CHECKOUT / "outputs").resolve()
+    """`$SEGSWEEP_OUTPUTS`, by default `outputs/` in the working folder; absolute."""
+    return Path(os.environ.get("SEGSWEEP_OUTPUTS") or "outputs").resolve()
+
+
+def program() -> str:
+    """Return what one types here to train: a checkout's `train.py`, where one is in it, or the installed command."""
+    return "segsweep train" if INSTALLED or Path.cwd() != ROOT else "python train.py"
+
+
+def speaker() -> str:
+    """Return the name that errors of `program()` begin with."""
+    return "train.py" if program().endswith(".py") else "segsweep"
 
 
 def cache() -> Path:

@@ -9,7 +9,7 @@ from segsweep.config.schema import RunConfig
 from segsweep.config.settings import Normalization, Settings
 from segsweep.runs.journal import Journal
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Record, Start
-from segsweep.sweep.about import About
+from segsweep.sweeping.about import About
 
 
 def undecided(settings: Settings) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 import train
 from segsweep.commands import app as cli
 from segsweep.config.schema import keys
-from segsweep.sweep import run as multirun
-from segsweep.sweep import together
+from segsweep.sweeping import run as multirun
+from segsweep.sweeping import together
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

@@ -1,4 +1,4 @@
-"""The `segsweep` command: what one does with runs. Training is `python train.py`."""
+"""The `segsweep` command: training and searching, and what one does with runs."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from segsweep import __version__
 from segsweep.commands import compare, data, demo, encoders, evaluate, export, predict, register, report, sync, ui
-from segsweep.errors import ConfigError, Terminated, terminable, traced
+from segsweep.errors import ConfigError, Terminated, suggestion, terminable, traced
 
 
 class Command(Protocol):
@@ -30,6 +30,7 @@ class Command(Protocol):
 
 # As --help lists them: before a training, then with many runs, then with one model.
 ORDER: tuple[Command, ...] = (data, encoders, ui, compare, report, sync, predict, evaluate, demo, export, register)
+TRAIN = "train"  # takes Hydra's words, and is no `Command`
 COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 
 
@@ -39,19 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head.
     """
     traced()
-    about = "What one does with runs. Training is: python train.py"
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == [TRAIN]:
+        from segsweep.commands.train import main as train  # Hydra: half a second
+
+        return train(given[1:])
+    about = "Train a segmentation network, search for the best one, and use it."
     parser = argparse.ArgumentParser(prog="segsweep", description=about)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser(TRAIN, help="train a U-Net, or search encoders and learning rates; segsweep train --help")
     for name, command in COMMANDS.items():
         text = command.HELP
         made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.arguments(made)
         made.set_defaults(command=command)
-    given = sys.argv[1:] if argv is None else argv
     if not given:
         parser.print_help(sys.stderr)
         return 2
+    if unknown := _unknown(given[0]):
+        print(f"segsweep: {unknown}", file=sys.stderr)
+        return ConfigError.exit_code
     options = parser.parse_args(given)
     try:
         with terminable():
@@ -68,6 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return 141
+
+
+def _unknown(word: str) -> str:
+    """Say of a command that there is none such; empty if there is, or it is an option."""
+    names = (TRAIN, *COMMANDS)
+    if word in names or (word.startswith("-") and word not in ("-m", "--multirun")):
+        return ""
+    if "=" in word or word.startswith("-"):
+        return f"{word}: no such command. To train: segsweep {TRAIN} {word}"
+    return f"{word}: no such command. There are: {', '.join(names)}.{suggestion(word, names)}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Print a table of the runs, of all where none is given; of exactly two runs what got better and what worse."""
     from segsweep.inference.find import find
-    from segsweep.sweep.compare import pair, runs, shown, table
+    from segsweep.sweeping.compare import pair, runs, shown, table
 
     folders = [Path(run) if Path(run).is_dir() else find(run).run for run in options.runs]
     keys = options.group_by.split(",") if options.group_by else ()

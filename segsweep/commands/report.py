@@ -12,7 +12,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Write report.html into the sweep's folder and print its path."""
-    from segsweep.sweep.html_report import write
+    from segsweep.sweeping.html_report import write
 
     print(write(options.folder))
     return 0

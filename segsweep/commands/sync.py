@@ -19,7 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Send each run, and each sweep as a whole, once; return 1 if one could not be sent."""
-    from segsweep.sweep import about
+    from segsweep.sweeping import about
     from segsweep.tracking.run import sync
 
     done, failed = set[Path](), 0
@@ -48,7 +48,7 @@ def run(options: Namespace) -> int:
 
 def _untracked(folder: Path, sweep: bool) -> str:
     """Say why MLflow was not to hear of a run or sweep; empty if it was."""
-    from segsweep.sweep import about
+    from segsweep.sweeping import about
 
     if sweep and about.load(folder).state == "unknown":
         return "a sweep of an older segsweep"
@@ -57,7 +57,7 @@ def _untracked(folder: Path, sweep: bool) -> str:
 
 
 def _send_sweep(folder: Path, uri: str | None) -> None:
-    from segsweep.sweep import mirror  # brings Optuna
+    from segsweep.sweeping import mirror  # brings Optuna
 
     try:
         print(f"{folder}: sweep {mirror.sync(folder.resolve(), uri)}")

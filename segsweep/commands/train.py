@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,16 +24,19 @@ from segsweep.compose import (
     changed,
     expanded,
     explain,
+    kept,
     key_of,
     register_schema,
     text_of,
     to_config,
 )
-from segsweep.config.schema import keys
+from segsweep.config.schema import Key, keys
+from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import ConfigError, Terminated, terminable, traced
-from segsweep.paths import CHECKOUT, outputs
+from segsweep.paths import INSTALLED, ROOT, outputs, program, speaker
 from segsweep.runs import journal
 from segsweep.tracking import client
+from segsweep.valuefile import own_options
 from segsweep.world import MEETING, SINGLE, World, end_with_parent, together
 
 if TYPE_CHECKING:
@@ -102,6 +105,24 @@ def _follow(world: "Ranks") -> int:
 
 
 def _main(words: list[str], world: World) -> int:
+    try:
+        return launch(words, world)
+    except ConfigError as error:
+        return _refuse(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _refuse("interrupted.", 130)
+    except Terminated:
+        return _refuse("terminated.", 143)
+
+
+def launch(words: list[str], world: World) -> int:
+    """Train, or search, as the words say; return the exit code, which is not 0 where a training was refused or stopped.
+
+    Raises:
+        ConfigError: what the user can mend, but for a training's own refusal, which is printed.
+        KeyboardInterrupt, Terminated: a sweep was stopped.
+        SystemExit: of Hydra's own flags (`--help`).
+    """
     register_schema()
     OmegaConf.register_new_resolver("help", _help, replace=True)
     spared = _named_folder(words)
@@ -124,7 +145,7 @@ def _main(words: list[str], world: World) -> int:
         words = expanded(words)
         search = [word for word in words if word.startswith("hydra/sweeper=")]
         if search and not any(word.startswith(("-", "hydra.mode=", "sweeps=")) for word in words):
-            raise ConfigError(f"{search[0]}: a search needs -m. Type python train.py -m {shlex.join(words)}")
+            raise ConfigError(f"{search[0]}: a search needs -m. Type {program()} -m {shlex.join(words)}")
         with terminable():
             if any(word.startswith("resume=") for word in words) and not {"--help", "-h"} & set(words):
                 return _resume(words, world)
@@ -132,22 +153,16 @@ def _main(words: list[str], world: World) -> int:
                 word.startswith(("-m", "--multirun", "hydra.mode=M", "sweeps=")) for word in words
             ):
                 raise ConfigError(
-                    "torchrun starts one training; a sweep starts its trials itself. Type python train.py "
+                    f"torchrun starts one training; a sweep starts its trials itself. Type {program()} "
                     f"{shlex.join(words)}; of a search with hydra/sweeper=optuna, 'hydra.sweeper.slots=[[0,1]]' trains "
                     "each trial on two GPUs."
                 )
-            sys.argv = [str(CHECKOUT / "train.py"), *words]
+            sys.argv = [str(ROOT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
-    except ConfigError as error:
-        return _refuse(str(error), error.exit_code)
     except FAILURES as error:
-        return _refuse(explain(error, words), ConfigError.exit_code)
+        raise ConfigError(explain(error, words)) from error
     except Stopped as stopped:
         return stopped.code
-    except KeyboardInterrupt:
-        return _refuse("interrupted.", 130)
-    except Terminated:
-        return _refuse("terminated.", 143)
     finally:
         sys.argv = saved
     return code
@@ -167,12 +182,8 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None, world: Wo
 
         from segsweep.training.run import run  # torch and timm: seconds
 
-        files = {
-            "config.yaml": OmegaConf.to_yaml(composed),
-            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
-            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config})),
-        }
-        return run(config, folder, argv=argv, hydra_files=files, world=world)
+        hydra_file = {"hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config}))}
+        return run(config, folder, argv=argv, hydra_files={**kept(composed, overrides), **hydra_file}, world=world)
     except BaseException:
         if not journal.exists(folder):
             _remove_empty(folder, spared)
@@ -224,20 +235,20 @@ def _remove_empty(folder: Path, spared: Path | None) -> None:
 
 
 def _refuse(message: str, code: int) -> int:
-    print(f"train.py: {message}", file=sys.stderr)
+    print(f"{speaker()}: {message}", file=sys.stderr)
     return code
 
 
 HELP = """\
 Train a U-Net on any timm encoder and log its IoU to MLflow.
 
-  python train.py                                        the embedded example
-  python train.py encoder=resnet34 optim.lr=1e-4
-  python train.py data=folder data.images=DIR data.masks=DIR
-  python train.py data=my.yaml                           with the keys of data in a file of your own
-  python train.py resume=outputs/DATE/TIME               go on where a run stopped
-  python train.py -m hydra/sweeper=optuna                search encoders and learning rates
-  python train.py sweeps=lr_by_encoder                   a search kept in sweeps/
+  {program:15}                                        the embedded example
+  {program:15} encoder=resnet34 optim.lr=1e-4
+  {program:15} data=folder data.images=DIR data.masks=DIR
+  {program:15} data=my.yaml                           with the keys of data in a file of your own
+  {program:15} resume=outputs/DATE/TIME               go on where a run stopped
+  {program:15} -m hydra/sweeper=optuna                search encoders and learning rates
+  {program:15} sweeps=lr_by_encoder                   a search kept in sweeps/
 
 Groups (GROUP=OPTION):
   encoder                      any timm model; <TAB> completes it
@@ -246,20 +257,33 @@ Groups (GROUP=OPTION):
 Keys (KEY=VALUE), with the schema's default; groups may set others, --cfg job shows the result:
 {keys}
   hydra.run.dir                the run folder [outputs/DATE/TIME]
-  hydra.sweep.dir              a sweep's folder [outputs/DATE/TIME-multirun]
-  hydra.sweeper.KEY            how to search: conf/hydra/sweeper/optuna.yaml
 
-Completion of groups, keys and encoder names: eval "$(python train.py -sc install=bash)"
-More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)"""
+Keys of a search (-m hydra/sweeper=optuna; grid and cv set others):
+{search}
+  hydra.sweep.dir              its folder [outputs/DATE/TIME-multirun]
+
+{completion}More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)"""
 
 
 def _help() -> str:
     groups = []
     for group in ("recipe", "optim", "augmentation", "data", "loss", "tracking", "debug"):
-        options = sorted(path.stem for path in (CHECKOUT / "conf" / group).glob("*.yaml"))
+        options = sorted([*(path.stem for path in Path(CONF, group).glob("*.yaml")), *own_options(group)])
         groups.append(f"  {group:28} {', '.join(options)}")
-    rows = [f"  {key.name:28} {key.help} [{_shown(key.default)}]" for key in keys()]
-    return HELP.format(groups="\n".join(groups), keys="\n".join(rows)).replace("$", "$$")
+    typed = program()
+    in_checkout = f'Completion of groups, keys and encoder names: eval "$({typed} -sc install=bash)"\n'
+    shown = {
+        "program": typed,
+        "groups": "\n".join(groups),
+        "keys": _rows(keys()),
+        "search": _rows(keys(SweeperConfig, PREFIX)),
+        "completion": "" if INSTALLED else in_checkout,
+    }
+    return HELP.format(**shown).replace("$", "$$")
+
+
+def _rows(known: Iterable[Key]) -> str:
+    return "\n".join(f"  {key.name:28} {key.help} [{_shown(key.default)}]" for key in known)
 
 
 def _shown(value: Any) -> str:

@@ -17,6 +17,7 @@ from segsweep.config.checks import check, flat, is_count, is_number, is_positive
 from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
 from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
 from segsweep.errors import ConfigError, closest, one_of
+from segsweep.paths import program
 
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
 SCHEDULES = ("cosine", "onecycle", "constant")  # segsweep/training/optim.py
@@ -292,4 +293,4 @@ def unknown(name: str, line: str = "") -> str:
     """Say of a key that it does not exist: with the line to type instead, else with the closest key."""
     near = meant(name)
     hint = f" Try {line}." if line else f" Closest: {near}." if near else ""
-    return f"{name}: no such key.{hint} List all with: python train.py --help"
+    return f"{name}: no such key.{hint} List all with: {program()} --help"

@@ -19,7 +19,7 @@ PREFIX = "hydra.sweeper."
 
 @dataclass(frozen=True)
 class SweeperConfig:
-    """How a sweep searches; what it varies is `segsweep.sweep.space.Space`."""
+    """How a sweep searches; what it varies is `segsweep.sweeping.space.Space`."""
 
     n_trials: int | None = key(8, "finished trials, complete or pruned, until the search ends; null: the whole grid")
     slots: Any = key(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segsweep.errors import ConfigError
 from segsweep.nn.checkpoint import BEST
-from segsweep.paths import outputs
+from segsweep.paths import outputs, program
 from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.tracking.run import folder_of, folders_of
@@ -64,7 +64,7 @@ def _in_folder(folder: Path) -> Found:
         if not (folder / BEST).is_file():
             raise ConfigError(f"{folder}: the run has no {BEST}: no epoch of it has been scored yet.")
         return Found(folder / BEST, folder)
-    from segsweep.sweep import about, report  # pandas and Optuna are needed here only
+    from segsweep.sweeping import about, report  # pandas and Optuna are needed here only
 
     where = f"{folder}"
     if (folder / about.NAME).exists():
@@ -99,7 +99,7 @@ def _best(folders: Iterable[Path], where: str) -> Found:
             scores[folder] = run.best.iou
             data.add(run.start.data_digest)
     if not scores:
-        raise ConfigError(f"{where}: no trained model there. Train one: python train.py. Or give {FORMS}.")
+        raise ConfigError(f"{where}: no trained model there. Train one: {program()}. Or give {FORMS}.")
     best = max(scores, key=lambda folder: scores[folder])
     among = f"the best of {len(scores)} runs" if len(scores) > 1 else "the only run"
     among += f" (on {len(data)} data sets, whose scores do not compare)" if len(data) > 1 else ""

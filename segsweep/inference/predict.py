@@ -28,6 +28,7 @@ from segsweep.inference.output import INDICES, MaskForm, Places, is_own, probabi
 from segsweep.inference.running import canvas, described, execution
 from segsweep.nn.checkpoint import load_model
 from segsweep.nn.tiles import bands, limit
+from segsweep.nn.unet import predict as classes_of
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +142,16 @@ class Predictor:
             maps = torch.cat([logits for _, logits in whole], dim=2)
         return [_fitting(strips(m, p, s)) for m, p, s in zip(maps, placements, own, strict=True)]
 
+    def decided(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the class indices of one image, uint8 `h w`, and what `probabilities` does."""
+        (found,) = self.logits([image])
+        parts = [(classes_of(logits[None])[0], probability(logits)) for _, logits in found]
+        classes = np.concatenate([rows.cpu().numpy().astype(np.uint8) for rows, _ in parts])
+        return classes, np.concatenate([rows.cpu().numpy() for _, rows in parts], axis=1)
+
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Return the probabilities of one image, `k h w` float32: of each class, or of two the foreground's (k = 1)."""
-        (found,) = self.logits([image])
-        return np.concatenate([probability(logits).cpu().numpy() for _, logits in found], axis=1)
+        return self.decided(image)[1]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from segsweep.inference.export import Exported, Sizes, export, preparation
 from segsweep.inference.find import Found
 from segsweep.nn.checkpoint import ModelInfo, describe
 from segsweep.nn.weights import about as pretrained
+from segsweep.paths import program
 from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.tracking import registry
@@ -105,7 +106,7 @@ segsweep {start.segsweep}, commit {start.commit or "unknown"}{" with changes" * 
 torch {start.torch}, seed {start.settings.train.seed}:
 
 ```
-{f"python train.py {start.command}".rstrip()}
+{f"{program()} {start.command}".rstrip()}
 ```
 """
 

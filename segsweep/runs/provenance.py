@@ -4,14 +4,16 @@ import getpass
 import os
 import subprocess
 
-from segsweep.paths import CHECKOUT
+from segsweep.paths import INSTALLED, ROOT
 
 
 def code() -> tuple[str | None, bool, str]:
-    """The checkout's commit, whether anything differs from it, and how; None, False and "" where there is no git."""
+    """The checkout's commit, whether anything differs from it, and how; None, False and "" where there is none."""
+    if INSTALLED:  # git would tell of whatever project the environment lies in
+        return None, False, ""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(CHECKOUT), *words]
+        command = ["git", "-C", str(ROOT), *words]
         return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode(errors="replace")
 
     try:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from segsweep.paths import program
 from segsweep.runs.records import Run, Start
 
 LONGEST = 100  # characters of a name
@@ -26,7 +27,7 @@ def number(name: str) -> int:
 def note(run: Run) -> str:
     """Return what a run is and gave, in Markdown; it has begun at least."""
     start, end = run.starts[0], run.end
-    lines = ["```", f"python train.py {start.command}".rstrip(), "```", ""]
+    lines = ["```", f"{program()} {start.command}".rstrip(), "```", ""]
     lines += [f"U-Net on `{start.settings.encoder.name}`, weights: **{start.weights_source}**.", ""]
     if end:
         results = [(name, v) for name, v in end.metrics.items() if "/" in name and v is not None]

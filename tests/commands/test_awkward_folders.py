@@ -12,7 +12,7 @@ from segsweep.commands import app
 from segsweep.paths import quoted
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
-from segsweep.sweep.plan import again
+from segsweep.sweeping.plan import again
 
 AWKWARD = ["a,b", "it's", 'say "hi"', "Zürich 細胞", "${oc.env:HOME}", "a b", "back\\", "[x]={y}"]
 FAST = (*TINY, "train.batch_size=4", "train.epochs=1", "tracking=none", "data.size=32")

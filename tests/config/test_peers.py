@@ -4,13 +4,13 @@ import pytest
 
 from segsweep.config import peers
 from segsweep.config.schema import keys
-from segsweep.paths import CHECKOUT
+from segsweep.paths import ROOT
 
 KEYS = [key.name for key in keys()]
 
 
 def test_every_target_exists():
-    groups = {path.name for path in (CHECKOUT / "conf").iterdir() if path.is_dir()}
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
     assert set(peers.WORDS) <= {*KEYS, *groups, "hydra.run.dir"}
 
 

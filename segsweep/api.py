@@ -1,0 +1,277 @@
+"""Training, searching, predicting from Python, as in a notebook: `segsweep.train`, `segsweep.sweep`, `segsweep.load`.
+
+The keys, records and refusals are the command line's own; what ends it with an exit code is an exception here.
+"""
+
+import base64
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segsweep.commands.train import launch
+from segsweep.compose import expanded, prepared
+from segsweep.config.sweeper import PREFIX
+from segsweep.errors import Terminated
+from segsweep.paths import outputs, quoted
+from segsweep.runs import journal
+from segsweep.runs.records import Run
+from segsweep.tracking import client
+from segsweep.world import SINGLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from segsweep.inference.predict import Predictor
+
+
+@dataclass(frozen=True)
+class Varied:
+    """What a search tries of a key, in Hydra's grammar; `choice` and `interval` make it."""
+
+    text: str
+
+
+def choice(*values: object) -> Varied:
+    """Have a search try each of these values: `choice("resnet18", "resnet34")`."""
+    return Varied(f"choice({','.join(map(_text, values))})")
+
+
+def interval(low: float, high: float, log: bool = False) -> Varied:
+    """Have a search try numbers from `low` to `high`; with `log` evenly on a logarithmic scale, as suits rates."""
+    found = f"interval({low!r},{high!r})"
+    return Varied(f"tag(log,{found})" if log else found)
+
+
+def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = None) -> "TrainedRun":
+    """Train one network, as `segsweep train KEY=VALUE ...` does; `resume` goes on with a run.
+
+    Args:
+        keys: as on the command line, as `{"data": "folder", "data.root": "cells", "optim.lr": 1e-4}`.
+        folder: the run's; by default outputs/DATE/TIME.
+
+    Raises:
+        segsweep.errors.ConfigError: keys, data, memory or the loss, as its kinds tell; nothing is left of what is
+            refused before the first epoch.
+        KeyboardInterrupt: the kernel was interrupted; `resume` goes on after the last epoch.
+    """
+    from segsweep.training.run import run  # torch and timm: seconds
+
+    words = _words(keys or {})
+    if any(word.startswith("resume=") for word in words):
+        place = Path(str((keys or {})["resume"])).expanduser().resolve()
+        code = launch(words, SINGLE)
+    else:
+        place = _place(folder, "")
+        config, files = prepared(words)
+        if config.tracking.uri:
+            client.remember(config.tracking.uri)
+        code = run(config, place, argv=expanded(words), hydra_files=files)
+    _raise_stopped(code)
+    return TrainedRun(place)
+
+
+def sweep(
+    keys: Mapping[str, object] | None = None, folder: str | Path | None = None, **search: object
+) -> "FinishedSweep":
+    """Search for the best encoder, learning rate or whatever is varied, as `segsweep train -m hydra/sweeper=optuna`.
+
+    Args:
+        keys: as for `train`; of what is varied a `choice` or an `interval`. "sweeps" takes a kept question.
+        folder: the sweep's, where the same call goes on; by default outputs/DATE/TIME-multirun.
+        search: keys of `hydra.sweeper`, as `n_trials=24`.
+
+    Raises:
+        segsweep.errors.ConfigError: what is refused; `SweepError`: too many trials failed.
+        KeyboardInterrupt: the kernel was interrupted; the same call with the folder goes on.
+    """
+    words = _words({**(keys or {}), **{f"{PREFIX}{name}": value for name, value in search.items()}})
+    place = _place(folder, "-multirun")
+    if not any(word.startswith("sweeps=") for word in words):
+        words = ["-m", "hydra/sweeper=optuna", *words]
+    _raise_stopped(launch([*words, f"hydra.sweep.dir={quoted(place)}"], SINGLE))
+    return FinishedSweep(place)
+
+
+def load(run: str | Path, device: str = "auto") -> "TrainedModel":
+    """Load a trained model.
+
+    Args:
+        run: a run's folder, a sweep's (its winner), a model's file, an MLflow run id, "best", or "best:EXPERIMENT".
+        device: as `train.device`.
+
+    Raises ConfigError: there is none, or it cannot run there.
+    """
+    from segsweep.inference.find import find  # torch: seconds
+    from segsweep.inference.predict import Predictor
+
+    return TrainedModel(Predictor(find(str(run)).model, device=device))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run: what it recorded, and its model. A notebook shows its scores and curves."""
+
+    folder: Path
+
+    @property
+    def record(self) -> Run:
+        """All that was recorded: `start`, `epochs`, `end`."""
+        return journal.read(self.folder)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The scores of the best epoch by name, as `val/iou`; of the test split, if it was scored, as `test/iou`."""
+        end = self.record.end
+        return {name: value for name, value in (end.metrics if end else {}).items() if value is not None}
+
+    @property
+    def epochs(self) -> "pd.DataFrame":
+        """The metrics of each epoch, a row each."""
+        import pandas as pd
+
+        epochs = self.record.epochs
+        return pd.DataFrame([epoch.metrics for epoch in epochs], [epoch.epoch for epoch in epochs])
+
+    def load(self, device: str = "auto") -> "TrainedModel":
+        """Load the model of the best epoch."""
+        return load(self.folder, device)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:.4f}</td></tr>" for k, v in self.metrics.items())
+        figures = [self.folder / "figures" / name for name in ("training.png", "worst.png")]
+        pictures = "".join(_inline(path.read_bytes()) for path in figures if path.exists())
+        return f"<p>{html.escape(str(self.folder))}</p><table>{rows}</table>{pictures}"
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """A sweep: its trials, and what came out. A notebook shows its ranking."""
+
+    folder: Path
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """A row for each trial, best first."""
+        from segsweep.runs.trial import load_all
+        from segsweep.sweeping.report import table
+
+        return table(list(load_all(self.folder)))
+
+    @property
+    def ranking(self) -> "pd.DataFrame":
+        """A row for each finalist, best first: means over fresh seeds."""
+        from segsweep.sweeping.report import ranking, results
+
+        return ranking(results(self.folder))
+
+    @property
+    def winner(self) -> TrainedRun:
+        """The run of the winner."""
+        from segsweep.inference.find import find
+
+        return TrainedRun(find(str(self.folder)).run)
+
+    def load(self, device: str = "auto") -> "TrainedModel":
+        """Load the winner's model."""
+        return load(self.folder, device)
+
+    def _repr_html_(self) -> str:
+        link = html.escape(str(self.folder / "report.html"))
+        rows = self.ranking if len(self.ranking) else self.trials
+        return f'<p><a href="{link}">{link}</a></p>{rows.to_html(index=False, float_format="{:.4f}".format)}'
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, which sees images as it saw those of its training."""
+
+    predictor: "Predictor"
+
+    @property
+    def classes(self) -> list[str]:
+        """Names, in the order of their indices."""
+        return list(self.predictor.classes)
+
+    def predict(self, image: "str | Path | np.ndarray") -> "Prediction":
+        """Segment one image.
+
+        Args:
+            image: a file, or pixels, `h w` or `h w c`, of the data type and scale that the training's images have.
+
+        Raises DataError: it cannot be read, or has other channels or another kind of pixels.
+        """
+        model = self.predictor
+        if isinstance(image, (str, Path)):
+            pixels = model.read(Path(image))
+        else:
+            pixels = np.asarray(image)
+            pixels = model.accept(pixels[..., None] if pixels.ndim == 2 else pixels, "image")
+        classes, probabilities = model.decided(pixels)
+        return Prediction(pixels, classes, probabilities, self.classes, (model.range[0], model.range[1]))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image. A notebook shows the image with the classes painted over it."""
+
+    image: np.ndarray  # as the model takes it, `h w c`
+    classes: np.ndarray  # class indices, uint8 `h w`
+    probabilities: np.ndarray  # float32 `k h w`: of each class, or of two the foreground's (k = 1)
+    names: list[str]  # of the classes
+    range: tuple[float, float]  # of the training's pixels: what is shown black and white
+
+    def save(self, path: str | Path) -> None:
+        """Write the class indices as a PNG with a palette."""
+        from segsweep.figures.pictures import indexed
+
+        indexed(self.classes).save(path)
+
+    def _repr_png_(self) -> bytes:
+        from PIL import Image
+
+        from segsweep.figures.pictures import overlay, shown
+
+        made = BytesIO()
+        Image.fromarray(overlay(shown(self.image, *self.range), self.classes)).save(made, "PNG")
+        return made.getvalue()
+
+
+def _words(keys: Mapping[str, object]) -> list[str]:
+    return [f"{key}={_text(value)}" for key, value in keys.items()]
+
+
+def _text(value: Any) -> str:
+    """Write a value in Hydra's grammar."""
+    if isinstance(value, Varied):
+        return value.text
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{quoted(key)}:{_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_text, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value) if isinstance(value, (int, float)) else quoted(value)
+
+
+def _place(folder: str | Path | None, end: str) -> Path:
+    if folder is not None:
+        return Path(folder).expanduser().resolve()
+    now = datetime.now()
+    return outputs() / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}{end}"
+
+
+def _raise_stopped(code: int) -> None:
+    if code == 143:
+        raise Terminated
+    if code:
+        raise KeyboardInterrupt
+
+
+def _inline(png: bytes) -> str:
+    return f'<img style="max-width: 100%" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

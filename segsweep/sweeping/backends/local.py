@@ -1,0 +1,450 @@
+"""Trainings on this machine: slots, and a process for each training. Standard library only.
+
+Children come from a fork server that has torch and timm loaded, so one starts in a fraction of a second, and takes its
+memory with it when it ends. They outlive a controller that is killed; the next one adopts them.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from platform import node
+from typing import Any
+
+from segsweep.config.checks import read_file
+from segsweep.errors import ConfigError, DataError
+from segsweep.paths import save_json, speaker
+from segsweep.runs import journal, locks
+from segsweep.runs.records import End
+from segsweep.runs.trial import NAME
+from segsweep.sweeping.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
+from segsweep.world import MEETING, cores, end_with_parent
+
+CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
+EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
+PRELOADED = ["segsweep.training.run", "segsweep.commands.train"]
+CORES_PER_SLOT = 4
+LOOK = 0.2  # seconds between looks at the journals
+LATE = 143  # exit code of a child whose folder another took over; as if terminated
+PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL; that ranks may take longer than the first
+# Variables that make a process one of several ranks. A trial is alone, whatever a shell or a scheduler left behind.
+RANKS = re.compile("((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one job runs."""
+
+    number: int  # from 0
+    devices: tuple[str, ...] = ()  # of `CUDA_VISIBLE_DEVICES`; empty for a CPU
+    threads: int = 1  # that the job may compute on
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what the job's process gets; a number of threads that the user set stays."""
+        ranks = max(1, len(self.devices))
+        found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, self.threads // ranks))}
+        if ranks > 1:
+            found |= {"WORLD_SIZE": str(ranks)}
+        return found | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
+
+    def __str__(self) -> str:
+        return f"GPU {'+'.join(self.devices)}" if self.devices else f"CPU {self.number}"
+
+
+def gpus() -> list[str]:
+    """Find the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i in range(sum(row.startswith("GPU ") for row in listed.splitlines()))]
+
+
+def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
+    """Return the slots that `hydra.sweeper.slots` asks for; ConfigError for none, or a GPU that is not there.
+
+    Args:
+        given: "auto": one for each GPU, on a CPU one for every four cores; a number; or for each slot its GPU, or its
+            list of GPUs, counted among the visible ones.
+        on_cpu: GPUs are left alone.
+    """
+    there = [] if on_cpu else gpus()
+    if given == "auto":
+        given = len(there) or max(1, cores() // CORES_PER_SLOT)
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+        rows: list[tuple[str, ...]] = [(there[i % len(there)],) if there else () for i in range(given)]
+    elif isinstance(given, Sequence) and not isinstance(given, str) and given:
+        rows = []
+        for one in given:
+            numbers = [one] if isinstance(one, int) else list(one)
+            missing = [n for n in numbers if not isinstance(n, int) or not 0 <= n < len(there)]
+            if missing or not numbers:
+                raise ConfigError(
+                    f"hydra.sweeper.slots={given}: GPU {missing[0] if missing else '?'}: there are {len(there)} GPUs. "
+                    "Try hydra.sweeper.slots=auto."
+                )
+            if len(set(numbers)) < len(numbers):
+                raise ConfigError(f"hydra.sweeper.slots={given}: {one} names a GPU twice; each process takes its own.")
+            rows.append(tuple(there[n] for n in numbers))
+    else:
+        raise ConfigError(
+            f"hydra.sweeper.slots={given}: must be auto, a number from 1, or GPUs as [0,0,1] or [[0,1],[2,3]]."
+        )
+    return tuple(Slot(i, row, max(1, cores() // len(rows))) for i, row in enumerate(rows))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Which attempt at a job a folder belongs to."""
+
+    attempt: str
+    slot: int
+    host: str = ""  # whose process it is; empty in older files
+    code: int | None = None  # the exit code, if it has ended by itself
+
+    @property
+    def meeting(self) -> Path:
+        """The folder where its ranks meet: no place for a shared file system, whose locks may not hold."""
+        return Path(tempfile.gettempdir()) / f"segsweep-ranks-{self.attempt}"
+
+    @classmethod
+    def read(cls, path: Path) -> "_Attempt | None":
+        """Read it; None where there is none, or where a killed controller left it torn."""
+        with suppress(FileNotFoundError, ConfigError):
+            return read_file(cls, path, path.name)
+        return None
+
+
+@dataclass
+class _Living:
+    slot: Slot
+    process: BaseProcess | None  # None: adopted
+    pid: int
+    seen: int = 0  # bytes of its journal
+    end: End | None = None  # the last record, if it is one
+    stopping: float | None = None  # when it was asked to stop
+    killed: bool = False
+
+
+class LocalBackend:
+    """A `Backend` on this machine: one job on each slot; a job's folder is its name below `folder`, the sweep's.
+
+    The fork server loads the `preloaded` modules once for all. Jobs outlive a controller that is killed, unless another
+    one is to begin them again elsewhere.
+    """
+
+    keeps = True
+
+    def __init__(self, folder: Path, slots: Sequence[Slot], preloaded: Sequence[str] = PRELOADED, outlive: bool = True):
+        self.folder, self.slots, self.capacity = folder, tuple(slots), len(slots)
+        self._living: dict[Id, _Living] = {}  # an id is the job's name here
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preloaded))
+        # Its other end is closed when this process ends, however it ends.
+        self._alive: Connection | None = None
+        if not outlive:
+            self._alive, self._kept_open = self._context.Pipe(duplex=False)
+
+    def free(self) -> int:
+        return len(self._free())
+
+    def submit(self, job: Job) -> Id:
+        folder = self.folder / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if living := self.adopt(job.name):
+            return living
+        if journal.exists(folder) and not (job.resume or job.anew):
+            raise ConfigError(f"{folder}: holds a run already. Give another folder with hydra.sweep.dir=DIR.")
+        slot = self._free()[0]
+        claim = _Attempt(uuid.uuid4().hex, slot.number, node())
+        (folder / CLAIM).write_text(json.dumps(asdict(claim)), encoding="utf-8")
+        if living := self.adopt(job.name):  # a killed controller's child came to life in between
+            return living
+        if job.anew:
+            _clear(folder)
+        process = self._started(train, job, folder, claim, slot.environment, self._alive)
+        assert process.pid is not None
+        self._living[Id(job.name)] = _Living(slot, process, process.pid)
+        return Id(job.name)
+
+    def adopt(self, name: str) -> Id | None:
+        pid = locks.holder(self.folder / name / CLAIM)
+        if pid is None:
+            return None
+        claim, free = _Attempt.read(self.folder / name / CLAIM), self._free()
+        if claim and claim.host not in ("", node()):  # a shared file system tells the pid of another machine
+            raise ConfigError(
+                f"{self.folder / name}: a process of {claim.host} runs it. Go on there, or stop it there."
+            )
+        known = [slot for slot in free if claim and slot.number == claim.slot]
+        slot = [*known, *free, Slot(-1 - len(self._living))][0]
+        self._living[Id(name)] = _Living(slot, None, pid)
+        return Id(name)
+
+    def where(self, job: Id) -> str:
+        return str(self._living[job].slot)
+
+    def stop(self, job: Id) -> None:
+        living = self._living[job]
+        if living.stopping is None:
+            living.stopping = time.monotonic()
+            _signal(living.pid, signal.SIGTERM)
+
+    def poll(self, seconds: float) -> list[JobUpdate]:
+        until = time.monotonic() + seconds
+        while True:
+            updates = [update for job in list(self._living) if (update := self._look(job))]
+            left = until - time.monotonic()
+            if updates or left <= 0 or not self._living:
+                return updates
+            ends = [living.process.sentinel for living in self._living.values() if living.process]
+            wait(ends, min(LOOK, left)) if ends else time.sleep(min(LOOK, left))
+
+    def fetch(self, job: Id) -> None:
+        """Do nothing: a job's folder lies below the sweep's."""
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        here, there = self._context.Pipe(duplex=False)
+        process = self._started(answer, there, function, arguments)
+        there.close()
+        try:
+            result = here.recv()
+        except EOFError:
+            result = RuntimeError(f"{function}: it died.")
+        finally:
+            here.close()
+            process.join()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        for job in self._living:
+            self.stop(job)
+        while self._living:
+            self.poll(LOOK)
+
+    def _free(self) -> list[Slot]:
+        taken = {living.slot.number for living in self._living.values()}
+        return [slot for slot in self.slots if slot.number not in taken]
+
+    def _started(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
+        """Have the fork server make a child that calls the function."""
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"  # else the server finds what it preloads in the working folder first
+        try:
+            ensure_running()
+        finally:
+            del os.environ["PYTHONSAFEPATH"]
+            if before is not None:
+                os.environ["PYTHONSAFEPATH"] = before
+        process = self._context.Process(target=target, args=arguments)
+        process.start()
+        return process
+
+    def _look(self, job: Id) -> JobUpdate | None:
+        living, folder = self._living[job], self.folder / job
+        # Before the journal, which grows until the end.
+        ended = not (living.process.is_alive() if living.process else locks.holder(folder / CLAIM) == living.pid)
+        records, living.seen = journal.read_from(folder, living.seen)
+        if records:
+            living.end = records[-1] if isinstance(records[-1], End) else None
+        if living.stopping is not None and not living.killed and time.monotonic() - living.stopping > PATIENCE:
+            living.killed = True
+            _signal(living.pid, signal.SIGKILL)
+        if not ended:
+            return JobUpdate(job, records) if records else None
+        code = living.process.exitcode if living.process else _exit_code(folder)
+        if len(living.slot.devices) > 1:  # before its number is free again: what is left of its group holds GPUs
+            _end_group(living.pid)
+            if claim := _Attempt.read(folder / CLAIM):
+                shutil.rmtree(claim.meeting, ignore_errors=True)  # a process that was killed leaves it
+        if living.process:
+            living.process.join()
+            living.process.close()
+        del self._living[job]
+        error = failure(living.end, code)
+        words = _last_words(folder) if error else "" if living.stopping is not None else signalled(code)
+        return JobUpdate(job, records, True, error, words)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:  # it has no group of its own yet, or is gone
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _end_group(pid: int) -> None:
+    """Kill what is left of a job's ranks, and wait until it is gone."""
+    until = time.monotonic() + PATIENCE
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < until:
+            os.killpg(pid, signal.SIGKILL)
+            if not _others(pid):
+                return
+            time.sleep(LOOK / 4)
+
+
+def _others(group: int) -> bool:
+    """Whether a process group has a living member beside its first, which may wait to be asked for its exit code."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            state, _, found = path.read_text().rpartition(")")[2].split()[:3]
+            if int(found) == group and state != "Z":
+                return True
+    return False
+
+
+def _exit_code(folder: Path) -> int | None:
+    """Return what the last attempt in the folder ended with; None if it was killed."""
+    claim, written = _Attempt.read(folder / CLAIM), _Attempt.read(folder / EXIT)
+    return written.code if claim and written and claim.attempt == written.attempt else None
+
+
+def _last_words(folder: Path) -> str:
+    """Return the last line that a job printed."""
+    lines: list[str] = []
+    with suppress(FileNotFoundError):
+        lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix(f"{speaker()}: ") if lines else "it died without a word"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier attempt left, but for what it printed and the sweep noted."""
+    (folder / journal.NAME).unlink(missing_ok=True)  # first: what is left without it is no run
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (OUTPUT, NAME, CLAIM):
+            path.unlink()
+
+
+def train(
+    job: Job, folder: Path, claim: _Attempt, environment: Mapping[str, str], controller: Connection | None = None
+) -> None:
+    """Run a job, in the child: claim the folder, call the module's `main`, and leave its exit code there.
+
+    `controller`: a connection that ends with it; the job ends then, too.
+    """
+    os.setsid()
+    output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    locked = (folder / CLAIM).open("r+", encoding="utf-8")
+    # Locked first and read then: a controller that takes the folder over writes first and asks who holds it then.
+    try:
+        fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os._exit(LATE)
+    if json.load(locked)["attempt"] != claim.attempt:
+        os._exit(LATE)
+    for name in filter(RANKS.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ.update(environment)
+    with _ranks(job, folder, claim.meeting):
+        if controller:  # the thread after the ranks, which are forked
+            threading.Thread(target=_end_with, args=(controller,), name="controller", daemon=True).start()
+        code = _called(job, folder)
+    save_json(folder / EXIT, asdict(replace(claim, code=code)))
+    sys.exit(code)
+
+
+def _end_with(controller: Connection) -> None:
+    """End this process and its ranks when the controller is gone: as if they had been asked to, and then by force."""
+    with suppress(EOFError, OSError):
+        controller.recv_bytes()
+    _signal(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    _signal(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _ranks(job: Job, folder: Path, meeting: Path) -> Iterator[None]:
+    """Have a process for each further GPU of the slot run the job, too, beside this one; wait for them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield
+        return
+    meeting.mkdir(mode=0o700)
+    os.environ |= {MEETING: f"file://{meeting}/store", "RANK": "0", "LOCAL_RANK": "0"}
+    fork = multiprocessing.get_context("fork")  # torch is loaded here, and has not computed yet
+    others = [fork.Process(target=_rank, args=(job, folder, rank)) for rank in range(1, size)]
+    for other in others:
+        other.start()
+    threading.Thread(target=_end_when_killed, args=(others,), name="ranks", daemon=True).start()
+    yield
+    for rank, other in enumerate(others, 1):
+        other.join(PATIENCE)
+        if other.exitcode is None:
+            other.kill()
+        elif killed := signalled(other.exitcode if other.exitcode < 0 else 0):
+            print(f"{speaker()}: rank {rank} of {size}: {killed}", file=sys.stderr, flush=True)
+    shutil.rmtree(meeting, ignore_errors=True)
+
+
+def _end_when_killed(others: Sequence[BaseProcess]) -> None:
+    """Stop this process soon after a rank was killed: on a GPU it might wait for it for ever."""
+    while True:
+        wait([other.sentinel for other in others])
+        time.sleep(PATIENCE)
+        if any((other.exitcode or 0) < 0 for other in others):
+            _signal(os.getpid(), signal.SIGTERM)
+            return
+        if all(other.exitcode is not None for other in others):
+            return
+
+
+def _rank(job: Job, folder: Path, rank: int) -> None:
+    end_with_parent()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    sys.exit(_called(job, folder))
+
+
+def _called(job: Job, folder: Path) -> int:
+    """Call the module's `main`; return its exit code."""
+    try:
+        code = import_module(job.module).main(job.command(folder)) or 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
+    """Call the function, in the child, and send what it returns or raises."""
+    module, _, name = function.partition(":")
+    try:
+        connection.send(getattr(import_module(module), name)(*arguments))
+    except ConfigError as error:
+        kind = DataError if isinstance(error, DataError) else ConfigError  # one that its message alone makes again
+        connection.send(kind(str(error)))
+    except Exception as error:
+        connection.send(RuntimeError(f"{function}: {type(error).__name__}: {error}"))

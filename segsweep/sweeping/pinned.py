@@ -1,0 +1,50 @@
+"""What all trials of a sweep have alike: found and decided once, and kept in the study."""
+
+from dataclasses import asdict
+
+from optuna.trial import TrialState
+
+from segsweep.config.checks import flat
+from segsweep.config.keys import named
+from segsweep.errors import ConfigError
+from segsweep.sweeping.backends.base import Backend
+from segsweep.sweeping.plan import Plan
+from segsweep.sweeping.study import Study
+
+# What trials of a study had that was begun before there were plans.
+BEFORE_PLANS: dict[str, object] = {"data.size": "[256,256]", "data.zoom": 1.0, "data.foreground": 0.0}
+BEFORE_PLANS |= {"train.batch_size": 16, "augmentation.scale": 0.25, "augmentation.translate": 0.05}
+
+
+def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
+    """Find where each encoder's weights come from, once for all trials; empty where that is varied."""
+    encoder, varied = plan.base.encoder, plan.space.distributions
+    known: dict[str, str] = study.remembered("weights") or {}
+    if not known and "encoder.pretrained" not in varied:
+        file = None if "encoder.weights_file" in varied else encoder.weights_file
+        known = backend.call("segsweep.nn.weights:sources", list(plan.space.encoders), encoder.pretrained, file)
+    random = [name for name, source in known.items() if source == "random"]
+    if random and len(random) < len(known) and not plan.sweeper.mixed_weights:
+        rows = "; ".join(f"{name}: {source}" for name, source in known.items())
+        raise ConfigError(
+            f"an unfair comparison: {len(random)} of {len(known)} encoders would start from random weights ({rows}). "
+            "Drop them, run once where the hub can be reached, or accept it with hydra.sweeper.mixed_weights=true."
+        )
+    study.remember("weights", known)  # what was refused is looked up again
+    return known
+
+
+def decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
+    """Decide once, for all trials and starts of the sweep, what follows from the data alone; return what to type."""
+    varied = list(plan.space.distributions)
+    known: list[tuple[str, str]] | None = study.remembered("plan")
+    if known is None and (study.remembered("decided") or study.trials(TrialState.COMPLETE, TrialState.PRUNED)):
+        asked = dict(flat(asdict(plan.base)))
+        values = {**BEFORE_PLANS, **(study.remembered("decided") or {})}
+        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not named(key, varied)]
+    if known is None:
+        known = []
+        if plan.plans_once:
+            known = backend.call("segsweep.training.build:decided_data", asdict(plan.base), varied)
+        study.remember("plan", known)
+    return [word for word, _ in known]

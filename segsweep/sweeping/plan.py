@@ -1,0 +1,91 @@
+"""A sweep, as it was asked for; `hydra_plugins/optuna_sweeper.py` makes it from the command line."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segsweep.config.data import LAID
+from segsweep.config.keys import named
+from segsweep.config.schema import RunConfig
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.errors import ConfigError
+from segsweep.paths import override, program
+from segsweep.sweeping.scheduler import DATA
+from segsweep.sweeping.space import Space, Value
+from segsweep.sweeping.study import grid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, as it was asked for."""
+
+    folder: Path  # `hydra.sweep.dir`
+    command: str  # as it was typed, without the program
+    space: Space
+    defaults: Mapping[str, Value]  # what trials have of the varied keys where nothing is said; of a group its option
+    fixed: tuple[str, ...]  # the overrides that all trials have
+    base: RunConfig  # what all trials have where nothing is varied
+    sweeper: SweeperConfig
+
+    def __post_init__(self) -> None:
+        if self.sweeper.budget == "seconds" and not self.base.train.time_budget:
+            raise ConfigError(
+                "hydra.sweeper.budget=seconds gives each trial the same time: say how much, as train.time_budget=300."
+            )
+        if self.sweeper.repeat_points == "seed" and "train.seed" in self.space.distributions:
+            raise ConfigError(
+                "hydra.sweeper.repeat_points=seed varies train.seed, and so does the sweep itself: drop one of the two."
+            )
+
+    @property
+    def tracked(self) -> bool:
+        """Tell whether MLflow hears of it."""
+        return self.base.tracking.name != "none"
+
+    @property
+    def seeds(self) -> list[dict[str, Value]]:
+        return self.space.seeds(self.defaults) if self.sweeper.seed_trials else []
+
+    @property
+    def fresh_seeds(self) -> list[int]:
+        """Return values of `train.seed` that the search does not have, one for each of a finalist's repeats."""
+        varied = [int(end) for p in self.space.parameters if p.key == "train.seed" for end in p.ends]
+        if self.sweeper.repeat_points == "seed":
+            varied.append(self.base.train.seed + (self.sweeper.n_trials or 0))
+        first = max([self.base.train.seed, *varied]) + 1
+        return list(range(first, first + self.sweeper.repeats))
+
+    @property
+    def folds(self) -> list[Value]:
+        """Return the folds that are varied."""
+        varied = tuple(parameter for parameter in self.space.parameters if parameter.key == "data.fold")
+        return [cell["data.fold"] for cell in grid(Space(varied, ""))] if varied else []
+
+    @property
+    def cross_validates(self) -> bool:
+        """Tell whether every setting is run on every fold, and nobody is chosen: `sweeps=cv`."""
+        folds = self.base.data.folds is not None and "data.fold" in self.space.distributions
+        return folds and self.sweeper.sampler == "grid" and self.sweeper.finalists == 0
+
+    @property
+    def plans_once(self) -> bool:
+        """Tell whether all trials have the same data, so that what follows from them is decided once."""
+        laid = {"data.fold", *(f"data.{name}" for name in LAID)}
+        return not any(named(key, DATA) for key in self.space.distributions if key not in laid)
+
+    def argv(self, sources: Mapping[str, str], decided: Sequence[str], typed: Sequence[str], encoder: str) -> list[str]:
+        """Return a trial's command, without its folder, from the overrides of what is varied.
+
+        Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
+        """
+        source = sources.get(encoder)
+        pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
+        return [*self.fixed, *decided, *typed, *pinned]
+
+
+def again(folder: Path, command: str) -> str:
+    """Return what to type to go on with the sweep in this folder."""
+    named = any(word.startswith("hydra.sweep.dir=") for word in shlex.split(command))
+    where = "" if named else f" {override('hydra.sweep.dir', folder)}"
+    return f"{program()} {command}{where}"

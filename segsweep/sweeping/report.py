@@ -1,0 +1,219 @@
+"""What came out of a sweep: a table, the best command, a page."""
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from segsweep.paths import program
+from segsweep.runs.records import Start
+from segsweep.runs.trial import Trial, load_all
+from segsweep.sweeping import about, crossval
+from segsweep.sweeping.about import CrossValidated
+from segsweep.sweeping.backends.base import OUTPUT
+from segsweep.sweeping.finalists import FOLDER, FinalistResult, ranked
+
+PAGE = "report.html"
+QUIET = ("seconds", "reason", "halvings", "precision")  # columns of the page alone
+# Where a trial ran: columns where several machines, or ways to run, took part.
+MACHINE: dict[str, Callable[[Start], object]] = {
+    "host": lambda start: start.host,
+    "device": lambda start: start.execution.device,
+    "ranks": lambda start: start.execution.ranks,
+    "torch": lambda start: start.torch,
+}
+SHOWN = 12  # rows of the table at the end
+
+
+def results(folder: Path, trials: Sequence[Trial] | None = None) -> list[FinalistResult]:
+    """Rank the finalists of the sweep in this folder, best first; ConfigError if none lies there, or it is damaged.
+
+    `trials` are the search's, where they have been read already.
+    """
+    chosen = about.load(folder).finalists
+    searched = load_all(folder) if trials is None else trials
+    return ranked(folder, [trial for trial in searched if trial.name in chosen], load_all(folder, FOLDER))
+
+
+def table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Make a row for each trial, best first: what was varied, its score, and what makes comparisons fair."""
+    rows = []
+    for trial in trials:
+        start = trial.run.start
+        rows.append(
+            {
+                "trial": trial.name,
+                "state": trial.state,
+                **trial.varied,
+                "val/iou": trial.iou,
+                "epochs": len(trial.run.epochs),
+                "seconds": trial.run.seconds,
+                "images/s": trial.speed,
+                "parameters": start and start.parameters,
+                "input": start and "x".join(map(str, start.input_size)),
+                "micro_batch": start and start.execution.micro_batch,
+                "weights": start and start.weights_source,
+                "precision": start and start.execution.precision,
+                "halvings": trial.halvings,
+                **{name: start and value(start) for name, value in MACHINE.items()},
+                "reason": trial.reason,
+            }
+        )
+    found = pd.DataFrame(rows)
+    return found.sort_values("val/iou", ascending=False, kind="stable", ignore_index=True) if len(found) else found
+
+
+def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> str:
+    """Return what is printed at the end."""
+    rows = table(trials)
+    if not len(rows):
+        return f"\nno trial\nfolder          {folder}"
+    crossed = crossval.results(folder, trials)
+    lines = [
+        "",
+        "trials" if crossed else "search",
+        _text(rows.drop(columns=[*QUIET, *(name for name in MACHINE if rows[name].nunique() < 2)]).head(SHOWN)),
+    ]
+    if len(rows) > SHOWN:
+        lines.append(f"... {len(rows)} trials in all")
+    if failed := [trial.name for trial in trials if trial.state == "failed"]:
+        lines.append(f"failed: {', '.join(failed)}; what each said is in its {OUTPUT}")
+    for reason in dict.fromkeys(trial.reason for trial in trials if trial.state == "refused"):
+        names = ", ".join(trial.name for trial in trials if (trial.state, trial.reason) == ("refused", reason))
+        lines.append(f"refused: {names}: {reason}")
+    if any(result.runs != (result.trial,) for result in results):
+        lines += ["", "finalists: the best setting of each of the best backbones, with fresh seeds"]
+        lines += [_text(ranking(results)), *caption(results)]
+        absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
+        if lost := [trial.encoder for trial in trials if trial.name in absent]:
+            lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
+    if crossed:
+        lines += ["", "cross-validation: each image predicted by the model that had not seen it"]
+        lines += [_text(cross_ranking(crossed)), *cross_caption(crossed)]
+    if results:
+        lines += ["", *verdict(trials, results, folder)]
+    elif crossed and crossed[0].iou is not None:
+        lines += ["", *cross_verdict(trials, crossed[0], folder)]
+    lines.append(f"{'report':16}{folder / PAGE}")
+    return "\n".join(lines)
+
+
+def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
+    """Make a row for each finalist."""
+    return pd.DataFrame(
+        [
+            {
+                "encoder": result.trial.encoder,
+                "setting": " ".join(o for o in result.setting if not o.startswith(("encoder=", "encoder.name="))),
+                "val/iou": result.iou,
+                "sd": math.nan if result.sd is None else result.sd,
+                "n": f"{len(result.runs)} of {len(result.runs) + result.failed}" if result.failed else len(result.runs),
+                "search": result.trial.iou,
+                "behind": _interval(result, results[0]),
+                "weights": result.trial.run.start and result.trial.run.start.weights_source,
+            }
+            for result in results
+        ]
+    )
+
+
+def caption(results: Sequence[FinalistResult]) -> list[str]:
+    """Say what "behind" means in the ranking, and who may be as good as the first."""
+    alone = any(len(result.runs) < 2 for result in results)
+    seeds = "; of seeds it says nothing where there is one run" if alone else ""
+    lines = [f"Behind: how far behind the first, 95 % by a bootstrap over images and runs{seeds}."]
+    if ties := [result.trial.encoder for result in results if result.tied]:
+        lines.append(f"A tie: {', '.join(ties)} may be as good as {results[0].trial.encoder}.")
+    return lines
+
+
+def cross_ranking(results: Sequence[CrossValidated]) -> pd.DataFrame:
+    """Make a row for each setting that ran on folds."""
+    rows = []
+    for result in results:
+        row = {
+            "setting": " ".join(result.setting) or "as typed",
+            "val/iou": result.iou,
+            "95 %": _between(result.interval),
+        }
+        if result.mean is not None and result.sd is not None:
+            row["spread of folds"] = f"{result.mean:.4f} ± {result.sd:.4f}"
+        row |= {"behind": _between(result.behind, "+"), "folds": result.folds, "images": result.images}
+        rows.append(row | ({"problem": result.problem} if any(other.problem for other in results) else {}))
+    return pd.DataFrame(rows)
+
+
+def cross_caption(results: Sequence[CrossValidated]) -> list[str]:
+    """Say what the columns of the cross-validation mean."""
+    first = results[0]
+    drawn = f"{first.groups} groups of images" if first.groups < first.images else "images"
+    lines = [
+        f"val/iou: of all out-of-fold predictions together; 95 % by a bootstrap over {drawn}.",
+        "A fold's model is that of its best epoch on this fold: slightly optimistic.",
+        "Spread of folds: mean ± sd of the folds' own IoU; they share training images, so it is no interval.",
+    ]
+    if any(result.behind for result in results):
+        lines.append("Behind: how far behind the first, 95 %, on the same images; of seeds it says nothing.")
+    return lines
+
+
+def cross_verdict(trials: Sequence[Trial], best: CrossValidated, folder: Path) -> list[str]:
+    """Name the best setting, its score, its folds' models, and the command that trains the first of them again."""
+    between = f"   95 % {_between(best.interval)}" if best.interval else ""
+    commands = [command(trial) for trial in trials if trial.name == best.trials[0]]  # none if somebody removed it
+    models = f"{folder}/{{{','.join(best.trials)}}}/best.safetensors"
+    return [
+        f"{'best':16}{' '.join(best.setting) or 'the one setting'}",
+        f"{'IoU':16}{best.iou:.4f}{between}, out of fold, {best.images} images",
+        f"{'spread of folds':16}{best.mean:.4f} ± {best.sd:.4f}",
+        *(f"{'command':16}{typed}" for typed in commands),
+        f"{'models':16}{models}",
+    ]
+
+
+def number(value: float) -> str:
+    """Write a number: up to one, as a score, with four digits; a count without decimals; else with one."""
+    if abs(value) <= 1:
+        return f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.3g}"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
+
+
+def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> list[str]:
+    """Name the winner, its score and its command."""
+    first, winner = results[0], results[0].winner
+    tested = winner.run.tested.get("test/iou")
+    lines = [f"{'best':16}{' '.join(first.setting)}"]
+    if tested is not None:
+        looks = sum("test/iou" in trial.run.tested for trial in (*trials, *load_all(folder, FOLDER)))
+        once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
+        lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
+    else:
+        lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
+    model = folder / winner.name / "best.safetensors"
+    elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
+    return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]
+
+
+def command(trial: Trial) -> str:
+    """Return what to type to have a trial's training again."""
+    alone = ["hydra.mode=RUN"] if any(o.startswith("sweeps=") for o in trial.argv) else []
+    last = {override.partition("=")[0]: override for override in trial.argv}
+    return f"{program()} {shlex.join([*last.values(), *alone])}"
+
+
+def _between(interval: tuple[float, float] | None, sign: str = "") -> str:
+    return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+
+
+def _interval(result: FinalistResult, first: FinalistResult) -> str:
+    if result is first:
+        return ""
+    gap = result.gap_to_best
+    return "other images" if gap is None else _between(gap, "+")
+
+
+def _text(rows: pd.DataFrame) -> str:
+    formats = {"images/s": lambda value: "" if pd.isna(value) else f"{value:.1f}"}
+    return str(rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=formats))

@@ -1,0 +1,223 @@
+"""The composition root of a sweep: a plan, refused if wrong, becomes study, backend, search, finalists, a winner."""
+
+import shlex
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from optuna.pruners import BasePruner
+
+from segsweep import console
+from segsweep.config.schema import EPOCHS
+from segsweep.errors import Terminated
+from segsweep.runs import locks
+from segsweep.runs.records import Run
+from segsweep.runs.trial import Trial, load_all
+from segsweep.sweeping import about, crossval, finalists, pinned, report, storage
+from segsweep.sweeping.about import About
+from segsweep.sweeping.backends.base import Backend, Job, JobUpdate
+from segsweep.sweeping.backends.local import LocalBackend, slots
+from segsweep.sweeping.finalists import FinalistResult
+from segsweep.sweeping.html_report import write
+from segsweep.sweeping.live import Board
+from segsweep.sweeping.mirror import Tracking
+from segsweep.sweeping.plan import Plan, again
+from segsweep.sweeping.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up
+from segsweep.sweeping.study import JOURNAL, Study, optuna_pruner
+from segsweep.tracking import client
+
+
+def run(plan: Plan) -> list[FinalistResult]:
+    """Run the sweep, or go on with the one that the folder holds; print the result to stdout."""
+    made = storage.missing(plan.folder / locks.LOCK)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    folder_lock, held, study = locks.FolderLock(plan.folder, "sweep"), [], None
+    made = [*storage.missing(plan.folder / JOURNAL), *made]
+    try:
+        held = storage.hold(plan.sweeper.storage, plan.sweeper.study_name or "sweep")
+        # Slots first: they need nothing written.
+        backend = backend_of(plan)
+        kept = begun(plan)
+        study = _study(plan, kept.id)
+        sources = pinned.weights(plan, study, backend)
+        decided = pinned.decided(plan, study, backend)
+    except BaseException:
+        if study:
+            study.discard()
+        for lock in held:
+            lock.discard()
+        storage.remove(made)
+        folder_lock.release()
+        raise
+    try:
+        return _run(plan, study, backend, partial(plan.argv, sources, decided), kept)
+    except (KeyboardInterrupt, Terminated):
+        console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
+        raise
+    finally:
+        backend.close()
+        for lock in held:
+            lock.release()
+        folder_lock.release()
+
+
+def backend_of(plan: Plan, outlive: bool = True) -> Backend:
+    """Return what runs the trials; on this machine they may `outlive` the controller. ConfigError: it cannot be had."""
+    asked = plan.sweeper
+    if asked.backend == "ray":
+        from segsweep.sweeping.backends.ray import RayBackend
+
+        return RayBackend(plan.folder, asked.address, None if asked.slots == "auto" else asked.slots, asked.gpus)
+    places = slots(asked.slots, on_cpu=plan.base.train.device == "cpu")
+    return LocalBackend(plan.folder, places, outlive=outlive)
+
+
+def begun(plan: Plan) -> About:
+    """Return what is to be written down of the sweep: anew, but for what an earlier start has chosen."""
+    before = about.load(plan.folder) if (plan.folder / about.NAME).exists() else None
+    return About(
+        id=(before and before.id) or uuid.uuid4().hex,
+        command=plan.command,
+        space=plan.space.described(),
+        fixed=list(plan.fixed),
+        budget=plan.sweeper.budget,
+        finalists=before.finalists if before else [],
+        experiment=plan.base.experiment,
+        tracked=plan.tracked,
+        cross_validates=plan.cross_validates,
+        state="running",
+    )
+
+
+def _study(plan: Plan, owner: str) -> Study:
+    pruner = pruner_of(plan)
+    return Study(plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=plan.fixed, owner=owner)
+
+
+def pruner_of(plan: Plan) -> BasePruner | None:
+    """Return the pruner of Optuna's that is asked for; None for our own, or none."""
+    return optuna_pruner(plan.sweeper.pruner, plan.base.train.epochs or EPOCHS)
+
+
+def _run(
+    plan: Plan, study: Study, backend: Backend, argv: Callable[[list[str], str], list[str]], kept: About
+) -> list[FinalistResult]:
+    search = Search(study, argv, plan.sweeper, seed=plan.base.train.seed)
+    search.restore({trial.name: trial for trial in load_all(plan.folder)})
+    for trial in search.trials.values():
+        # Its end was known when the last controller was killed; its job may not have heard.
+        if trial.state != "running" and (job := backend.adopt(trial.name)):
+            backend.stop(job)
+    kept.save(plan.folder)
+    announce(plan, study, backend)
+    track = Tracking(plan)
+    track.catch_up(search.trials.values())
+    try:
+        results = _searched(plan, search, backend, track, kept)
+    except BaseException as error:
+        track.end(*stopped(plan, error))
+        raise
+    conclude(plan, list(search.trials.values()), results, track)
+    return results
+
+
+def announce(plan: Plan, study: Study, backend: Backend) -> None:
+    """Say what begins."""
+    encoders = plan.space.encoders
+    for word, why in study.remembered("plan") or []:
+        console.note(f"plan: {word}  {why}")
+    console.note(
+        f"sweep of {console.counted(study.n_trials, 'trial')} over {', '.join(plan.space.distributions)}; "
+        f"{console.counted(len(encoders), 'encoder')}; {backend.capacity} at once; {plan.folder}"
+    )
+
+
+def stopped(plan: Plan, error: BaseException) -> tuple[about.State, str]:
+    """Write down why the sweep stops; return its state and the reason."""
+    state: about.State = "failed" if isinstance(error, Exception) else "stopped"
+    reason = str(error) or type(error).__name__
+    replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
+    return state, reason
+
+
+def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult], track: Tracking) -> None:
+    """Print the result, write the page, and have MLflow told."""
+    replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
+    text = report.summary(trials, results, plan.folder)
+    print(text, flush=True)
+    write(plan.folder)
+    replace(about.load(plan.folder), state="complete").save(plan.folder)
+    if problem := track.end("complete", text, results):
+        console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
+    elif plan.tracked:
+        print(f"{'compare':16}{client.show_command(plan.folder, plan.base.tracking.uri)}")
+
+
+def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kept: About) -> list[FinalistResult]:
+    """Search, train the finalists, score the winner; nothing but the search where it is a cross-validation."""
+    if "data.fold" in plan.space.distributions and not plan.cross_validates:
+        console.note(
+            "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
+            f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
+        )
+    watch(search, search.study.n_trials, backend, plan.folder, track)
+    if ended := exhausted(search, plan.sweeper.n_trials):
+        console.note(ended)
+    if plan.cross_validates:
+        return []
+    chosen = finalists.best_of_each(search.trials.values(), plan.sweeper.finalists)
+    best = chosen or finalists.best_of_each(search.trials.values(), 1)
+    replace(kept, finalists=[trial.name for trial in best]).save(plan.folder)
+    before = {run.name: run for run in load_all(plan.folder, finalists.FOLDER)}
+    planned = [run for trial in chosen for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
+    repeats = [taken_up(run, before.get(run.name, run)) for run in planned]
+    track.catch_up(repeats)
+    if any(run.state == "running" for run in repeats):
+        console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
+        watch(TrialSource(repeats), len(repeats), backend, plan.folder, track)
+    results = finalists.ranked(plan.folder, best, repeats)
+    if results:
+        score(plan.folder, results[0].winner, backend)
+        track.send(results[0].winner)
+    return results
+
+
+def exhausted(search: Search, asked: int | None) -> str:
+    """Say that a finite space has no more points, where more trials were asked for; empty where it has not."""
+    states = Counter(trial.state for trial in search.trials.values())
+    size = search.study.space.size
+    if not search.study.exhausted or states["complete"] + states["pruned"] >= (asked or size or 0):
+        return ""
+    counted = [f"{states[state]} {state}" for state in ("complete", "pruned", "failed", "refused") if states[state]]
+    done = f"all {size} points of the space are done: {', '.join(counted)}"
+    if asked is None:
+        return f"{done}."
+    return (
+        f"{done}, n_trials={asked} asked. More: a wider range or choice in a new sweep, or these points again with "
+        "other seeds: hydra.sweeper.repeat_points=seed."
+    )
+
+
+def watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking) -> None:
+    with Board(source.trials, wanted, backend.capacity) as board:
+        for event in drive(source, backend, folder):
+            board.show(event)
+            track.send(event.trial)
+
+
+def score(folder: Path, winner: Trial, backend: Backend) -> None:
+    """Score the winner on the test split: its best run, and that once."""
+    start = winner.run.start
+    if winner.run.tested or not start or not start.images.get("test"):
+        return
+    job = backend.submit(Job(winner.name, TRAINING, ("train.test=true", *winner.placed), resume=True))
+    news: list[JobUpdate] = []
+    while not (news and news[-1].ended):
+        news += [update for update in backend.poll(WAIT) if update.job == job]
+    backend.fetch(job)
+    winner.run = Run([record for update in news for record in update.records])
+    if not winner.run.tested:
+        console.note(f"the winner could not be scored on the test split: see {shlex.quote(str(folder / winner.name))}")

@@ -1,0 +1,354 @@
+"""A sweep's memory: Optuna's study, in a file that a killed controller leaves readable.
+
+Finished trials are those that were completed or pruned. A failed or refused one has no value, and the sampler still
+learns that its place is a bad one. Of a finite space no point is asked for twice before all have run. Trials that were
+running are there again after a restart, with all that was noted of them.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from platform import node
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.errors import ConfigError
+from segsweep.runs import journal
+from segsweep.sweeping.finalists import FOLDER
+from segsweep.sweeping.points import AGAIN, REFUSED, FreshSampler, Points
+from segsweep.sweeping.space import Space, Value, spoken
+from segsweep.sweeping.storage import database
+
+JOURNAL = "optuna-journal.log"
+STARTUP = 10  # trials that TPE draws at random before it models
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Study:
+    """The trials of a sweep; `anew` is what to type to begin another.
+
+    ConfigError if it was begun with another space or other fixed values, or if the folder has runs of something else.
+
+    Args:
+        folder: of the sweep, which only one controller uses at a time.
+        seeds: the values of the first trials.
+        pruner: Optuna's, for `should_prune`.
+        fixed: what all trials have, to be compared with on the next start.
+        owner: of the trials that are asked for here; "" for nobody.
+        storage: in place of what the sweeper names.
+    """
+
+    anew = "hydra.sweep.dir=DIR"
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        sweeper: SweeperConfig,
+        *,
+        seeds: Sequence[Mapping[str, Value]] = (),
+        pruner: BasePruner | None = None,
+        fixed: Sequence[str] = (),
+        owner: str = "",
+        storage: BaseStorage | None = None,
+    ):
+        self.space, self._owner, gridded = space, owner, sweeper.sampler == "grid"
+        self._repeats = sweeper.repeat_points == "seed"
+        if gridded:
+            seeds = grid(space)
+        # A grid without a number is the whole of it; a finite space has no more trials than points.
+        most = space.size if space.size and not self._repeats else math.inf
+        self.n_trials = int(min(sweeper.n_trials or len(seeds), most))
+        name = sweeper.study_name or "sweep"
+        storage = storage or _opened(folder, sweeper.storage)
+        self._refuse_foreign(folder, storage, name)
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            sampler=RandomSampler(sweeper.seed),
+            pruner=pruner or NopPruner(),
+            load_if_exists=True,
+        )
+        self._new = not self.remembered("began") and not self.trials()
+        self._compare(space.described(), list(fixed), name)
+        enqueued = "gridded" if gridded else "seeded"
+        if not self.remembered(enqueued):
+            for values in seeds:
+                self._study.enqueue_trial(dict(values), skip_if_exists=True)
+            self.remember(enqueued, True)
+        # Another stream of random numbers after a restart than the one that the first trials had.
+        seed = (sweeper.seed + len(self.trials()) + self._salt()) % 2**32
+        sampler = _sampler(sweeper.sampler, seed, self.n_trials)
+        self._study.sampler = FreshSampler(sampler, space, self._repeats, seed) if space.size else sampler
+        self._open = {t.number: Trial(self._study, t._trial_id) for t in Study.trials(self, TrialState.RUNNING)}
+
+    @property
+    def name(self) -> str:
+        return self._study.study_name
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in one of these states, by number; without any, all."""
+        found = self._study.get_trials(deepcopy=False, states=states or None)
+        return [trial for trial in found if AGAIN not in trial.user_attrs]
+
+    @property
+    def exhausted(self) -> bool:
+        """Tell whether all points of a finite space have run, or run now, and none may run again."""
+        return self.space.size is not None and self._points().none_left
+
+    def repetition(self, number: int) -> int:
+        """Return how many trials had a trial's point before it was asked for: 0 but where points may run again."""
+        return repetition_of(self._study.get_trials(deepcopy=False)[number])
+
+    def _salt(self) -> int:
+        """Return what tells this controller's stream of random numbers from others'."""
+        return 0
+
+    def _points(self) -> Points:
+        return Points(self.space, self.trials(), self._repeats)
+
+    def ask(self) -> tuple[int, dict[str, Value]]:
+        """Return the next trial's number and values; it is this owner's."""
+        trial = self._asked()
+        self._open[trial.number] = trial
+        if self._owner:
+            self.note(trial.number, "owner", {"sweep": self._owner, "host": node(), "pid": os.getpid()})
+        return trial.number, trial.params
+
+    def _asked(self) -> Trial:
+        """Draw the next trial."""
+        while True:
+            points = self._points() if self.space.size else None
+            trial = self._study.ask(self.space.distributions)
+            if points is None or points.none_left or points.free(trial.params):
+                break
+            # It was enqueued, and another has had its point since.
+            trial.set_user_attr(AGAIN, True)
+            self._study.tell(trial, state=TrialState.FAIL)
+        if points and (before := points.counts[self.space.position(trial.params)]):
+            trial.set_user_attr("repetition", before)
+        return trial
+
+    def owns(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial is this owner's to run; one that nobody owns is everybody's."""
+        owner = trial.user_attrs.get("owner")
+        return not isinstance(owner, dict) or owner.get("sweep") == self._owner
+
+    def note(self, number: int, name: str, value: Any) -> None:
+        """Write something down about a running trial."""
+        self._open[number].set_user_attr(name, value)
+
+    def report(self, number: int, step: int, value: float | None) -> None:
+        """Note a running trial's score after so many epochs; what has no number is left out."""
+        if value is not None:
+            self._open[number].report(value, step)
+
+    def should_prune(self, number: int) -> bool:
+        return self._open[number].should_prune()
+
+    def complete(self, number: int, value: float) -> None:
+        """End a trial well."""
+        self._end(number, TrialState.COMPLETE, value)
+
+    def prune(self, number: int, reason: str, estimate: float | None = None) -> None:
+        """End a trial that is not going to be the best; the sampler takes `estimate` for its score."""
+        known: dict[str, Any] = {} if estimate is None else {"estimate": estimate}
+        self._end(number, TrialState.PRUNED, pruned=reason, **known)
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial that gave nothing."""
+        self._end(number, TrialState.FAIL, failed=reason)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """End a trial whose values do not go together."""
+        noted: dict[str, Any] = {REFUSED: reason}
+        self._end(number, TrialState.FAIL, **noted)
+
+    def _end(self, number: int, state: TrialState, value: float | None = None, **notes: Any) -> None:
+        for name, note in notes.items():
+            self.note(number, name, note)
+        self._study.tell(self._open.pop(number), value, state)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Write something down about the sweep."""
+        self._study.set_user_attr(name, value)
+
+    def remembered(self, name: str) -> Any:
+        """Return what was written down about the sweep, or None."""
+        return self._study.user_attrs.get(name)
+
+    def discard(self) -> None:
+        """Take the study out of its storage if this start began it: the sweep was refused."""
+        if self._new:
+            with suppress(Exception):  # the storage itself may be why
+                optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
+
+    def _refuse_foreign(self, folder: Path, storage: BaseStorage, name: str) -> None:
+        """Refuse a folder with runs if no trial of the study is of this sweep: they would be taken for its trials."""
+        with suppress(KeyError):  # no such study yet
+            began = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+            if any(self.owns(trial) for trial in began if trial.state != TrialState.WAITING):
+                return
+        found = [path.parent for run in ("*", f"{FOLDER}/*") for path in folder.glob(f"{run}/{journal.NAME}")]
+        if runs := sorted(str(path.relative_to(folder)) for path in found):
+            shown = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
+            raise ConfigError(
+                f"{folder}: has runs that study {name} does not know: {shown}. "
+                "Give another folder with hydra.sweep.dir=DIR."
+            )
+
+    def _compare(self, space: Mapping[str, str], fixed: Sequence[str], name: str) -> None:
+        """Refuse another sweep than the one that the study was begun with."""
+        before = self.remembered("began")
+        if before is None:
+            self.remember("began", {"space": space, "fixed": fixed})
+            return
+        old, kept = before["space"], before["fixed"]
+        differ = [key for key in sorted(old.keys() | space.keys()) if old.get(key) != space.get(key)]
+        changes = [f"{key}: {spoken(old.get(key))} -> {spoken(space.get(key))}" for key in differ]
+        changes += [f"{override}: gone" for override in kept if override not in fixed]
+        changes += [f"{override}: new" for override in fixed if override not in kept]
+        if changes or kept != fixed:
+            raise ConfigError(
+                f"study {name}: began as another sweep: {'; '.join(changes) or 'in another order'}. Type the command "
+                f"as before, or start a new one with {self.anew}."
+            )
+
+
+def repetition_of(trial: FrozenTrial) -> int:
+    """Return how many trials had a trial's point before it was asked for."""
+    return int(trial.user_attrs.get("repetition", 0))
+
+
+def grid(space: Space) -> list[dict[str, Value]]:
+    """Return all points of a space; ConfigError if a key has infinitely many values."""
+    if space.size is None:
+        key = next(parameter.key for parameter in space.parameters if parameter.count is None)
+        raise ConfigError(
+            f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
+            f"{key}='choice(...)' or 'range(...)'. What is not typed comes from hydra.sweeper.params."
+        )
+    return list(space.points)
+
+
+def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
+    """Return Optuna's pruner of that name, with its first rung after a third of the epochs; None if it has none."""
+    first = max(1, math.ceil(epochs / 3))
+    if name == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=first - 1)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=first, max_resource=max(epochs, first))
+    return None
+
+
+def _opened(folder: Path, storage: str | None) -> BaseStorage:
+    if storage and "://" in storage:
+        return database(storage)
+    path = Path(storage) if storage else folder / JOURNAL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    journal.cut_torn_line(path)
+    return JournalStorage(JournalFileBackend(str(path), _Unlocked(str(path))))
+
+
+class _Unlocked(JournalFileOpenLock):
+    """The folder's lock keeps a second controller out; Optuna's own would outlive a killed one by half a minute."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
+    if name in ("random", "grid"):
+        return RandomSampler(seed)
+    if name == "gp":
+        return _GP(seed=seed)
+    startup = max(1, min(STARTUP, n_trials // 3))  # at most a third of a short sweep
+    return _TPE(n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed)
+
+
+class _TPE(TPESampler):
+    """Learns more from trials without a final score.
+
+    Optuna leaves failed ones out, and ranks all pruned ones below all completed ones: among unlike backbones a good
+    one's second best trial, pruned, would count less than a bad one's best.
+    """
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self._learnt: dict[int, FrozenTrial] = {}
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Value]:
+        return super().sample_relative(_Learnt(study, self._learnt), trial, search_space)  # type: ignore[arg-type]
+
+
+class _GP(GPSampler):
+    """Learns from refused trials, too: they look as bad as the worst one. Optuna leaves them out."""
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Value]:
+        return super().sample_relative(_Worst(study), trial, search_space)  # type: ignore[arg-type]
+
+
+class _Worst:
+    """A study whose refused trials look completed, with the lowest score of all."""
+
+    def __init__(self, study: OptunaStudy):
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        found = self._study._get_trials(deepcopy, states, use_cache)
+        refused = [copy.copy(t) for t in self._study._get_trials(False, (TrialState.FAIL,)) if REFUSED in t.user_attrs]
+        lowest = min((t.value for t in found if t.state == TrialState.COMPLETE and t.value is not None), default=0.0)
+        for trial in refused:
+            trial.state, trial.values = TrialState.COMPLETE, [lowest]
+        return [*found, *refused]
+
+
+class _Learnt:
+    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated."""
+
+    def __init__(self, study: OptunaStudy, known: dict[int, FrozenTrial]):
+        self._study, self._known = study, known  # such trials: what is finished does not change between samplings
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        wanted = None if states is None else {*states, TrialState.FAIL}
+        found = self._study._get_trials(deepcopy, wanted, use_cache)
+        for trial in found:
+            if trial.state in (TrialState.PRUNED, TrialState.FAIL) and trial.number not in self._known:
+                self._known[trial.number] = _learnt(trial)
+        return [self._known.get(trial.number, trial) for trial in found]
+
+
+def _learnt(trial: FrozenTrial) -> FrozenTrial:
+    learnt, estimate = copy.copy(trial), trial.user_attrs.get("estimate")
+    if trial.state == TrialState.FAIL:
+        learnt.state, learnt.intermediate_values = TrialState.PRUNED, {}
+    elif estimate is not None:
+        learnt.state, learnt.values = TrialState.COMPLETE, [estimate]
+    return learnt

@@ -1,0 +1,213 @@
+"""The composition root: weights found once, pinned, and compared for fairness."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import fake_train
+import pytest
+
+from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
+from segsweep.config.sweeper import SweeperConfig
+from segsweep.errors import ConfigError
+from segsweep.runs.trial import load_all
+from segsweep.sweeping import about, pinned
+from segsweep.sweeping import run as module
+from segsweep.sweeping.backends.local import LocalBackend
+from segsweep.sweeping.plan import Plan
+from segsweep.sweeping.scheduler import drive
+from segsweep.sweeping.space import Space, choice, interval, rates_by_kind, steps
+from segsweep.sweeping.study import Study
+
+SPACE = Space((choice("encoder", ["resnet18", "resnet34"]), rates_by_kind()), "resnet18")
+
+
+class Calls:
+    """In place of a backend: knows where weights come from."""
+
+    def __init__(self, sources):
+        self.sources, self.asked = sources, []
+
+    def call(self, function, *arguments):
+        self.asked.append((function, *arguments))
+        return self.sources
+
+
+def plan(tmp_path, space=SPACE, **settings):
+    base = RunConfig(data=DataConfig("shapes"), train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
+    sweeper = SweeperConfig(**({"n_trials": 4} | settings))
+    return Plan(tmp_path, "", space, {}, ("data=shapes",), base, sweeper)
+
+
+def opened(wanted, name="sweep"):
+    return Study(wanted.folder, SPACE, SweeperConfig(n_trials=4, study_name=name))
+
+
+def test_weights_are_asked_for_once(tmp_path):
+    wanted, workers = plan(tmp_path), Calls({"resnet18": "hub", "resnet34": "cache"})
+    study = opened(wanted)
+    assert pinned.weights(wanted, study, workers) == workers.sources
+    assert workers.asked == [("segsweep.nn.weights:sources", ["resnet18", "resnet34"], "auto", None)]
+    again = opened(wanted)
+    assert pinned.weights(wanted, again, Calls({})) == workers.sources
+
+
+@pytest.mark.parametrize(
+    ("source", "pinned"), [("hub", ["encoder.pretrained=true"]), ("random", ["encoder.pretrained=false"]), ("file", [])]
+)
+def test_weights_are_pinned(tmp_path, source, pinned):
+    argv = plan(tmp_path).argv({"resnet18": source}, [], ["encoder=resnet18"], "resnet18")
+    assert argv == ["data=shapes", "encoder=resnet18", *pinned]
+
+
+def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
+    wanted, mixed = plan(tmp_path), Calls({"resnet18": "hub", "resnet34": "random"})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"1 of 2 encoders .* \(resnet18: hub; resnet34: random\)"):
+            pinned.weights(plan(tmp_path), opened(wanted), mixed)
+    assert len(mixed.asked) == 2  # the hub may be within reach by now
+    allowed = plan(tmp_path, mixed_weights=True)
+    assert pinned.weights(allowed, opened(wanted), mixed) == mixed.sources
+    all_random = Calls({"resnet18": "random", "resnet34": "random"})
+    study = opened(wanted, "other")
+    assert pinned.weights(plan(tmp_path), study, all_random) == all_random.sources
+
+
+def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
+    wanted = plan(tmp_path)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
+    backend = Calls([("data.resize=crop", "all are large"), ("data.repeats=6", "they are few")])
+    decided = pinned.decided(wanted, opened(wanted), backend)
+    assert decided == ["data.resize=crop", "data.repeats=6"]
+    ((function, asked, varied),) = backend.asked
+    assert (function, asked["data"]["root"]) == ("segsweep.training.build:decided_data", "images")
+    assert varied == ["encoder", "optim.lr"]
+    assert pinned.decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
+    assert "data.repeats=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
+
+
+def test_a_study_from_before_plans_goes_on_as_it_began(tmp_path):
+    wanted = plan(tmp_path)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(size=[64, 64])))
+    study = opened(wanted)
+    study.remember("decided", {"data.resize": "crop", "data.repeats": 6})
+    decided = pinned.decided(wanted, study, Calls({}))
+    assert {"data.resize=crop", "data.repeats=6", "data.zoom=1.0", "train.batch_size=16"} <= set(decided)
+    assert not any(word.startswith(("data.size", "augmentation")) for word in decided)  # they were typed
+
+
+@pytest.mark.parametrize("key", ["data.classes", "data", "recipe"])
+def test_where_the_data_are_varied_each_trial_decides(tmp_path, key):
+    space = Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")
+    wanted = plan(tmp_path, space=space)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
+    assert pinned.decided(wanted, opened(wanted), Calls([("data.resize=crop", "")])) == []
+
+
+def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):
+    assert plan(tmp_path, repeats=3).fresh_seeds == [6, 7, 8]
+    varied = Space((*SPACE.parameters, steps("train.seed", 0, 9, 4)), "resnet18")
+    assert plan(tmp_path, repeats=2, space=varied).fresh_seeds == [9, 10]
+    chosen = Space((*SPACE.parameters, choice("train.seed", ["7", "6"])), "resnet18")
+    assert plan(tmp_path, repeats=2, space=chosen).fresh_seeds == [8, 9]
+
+
+def test_finalists_share_the_varied_folds(tmp_path):
+    assert plan(tmp_path).folds == []
+    varied = Space((*SPACE.parameters, steps("data.fold", 0, 3)), "resnet18")
+    assert plan(tmp_path, space=varied).folds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("setting", [{"sampler": "tpee"}, {"pruner": "x"}, {"budget": "x"}, {"repeats": -1}])
+def test_bad_settings_are_refused_before_anything_is_looked_up(tmp_path, setting):
+    with pytest.raises(ConfigError, match=f"hydra.sweeper.{next(iter(setting))}="):
+        plan(tmp_path, **setting)
+
+
+def test_sources_say_where_weights_come_from(monkeypatch):
+    from segsweep.nn import weights
+
+    names = ["tf_efficientnet_lite0", "test_resnet"]
+    assert weights.sources(names) == {"tf_efficientnet_lite0": "package", "test_resnet": "random"}
+    assert weights.sources(names, pretrained=False) == dict.fromkeys(names, "random")
+    monkeypatch.setattr(weights, "_reachable", lambda url: True)
+    monkeypatch.setattr(weights, "create", lambda name, found: (None, "hub"))
+    assert weights.sources(["test_resnet"]) == {"test_resnet": "hub"}
+
+
+def test_a_finite_space_ends_with_a_line_and_goes_on_with_other_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    space = Space((choice("best", ["0.5", "0.25"]), choice("refuses", ["", "2"])), "resnet18")
+    settings = {"space": space, "slots": 2, "finalists": 0, "n_trials": 6, "pruner": "none"}
+    line = "all 4 points of the space are done: 2 complete, 2 refused, n_trials=6 asked. More: a wider range"
+    for _ in range(2):
+        module.run(plan(tmp_path / "s", **settings))
+        assert " ".join(capsys.readouterr().err.split()).count(line) == 1
+    module.run(plan(tmp_path / "s", **settings, repeat_points="seed"))
+    assert "points of the space are done" not in capsys.readouterr().err
+    states = [trial.state for trial in load_all(tmp_path / "s")]
+    assert (states.count("complete"), states.count("refused")) == (6, 2)
+    seeds = {trial.varied.get("train.seed") for trial in load_all(tmp_path / "s") if trial.state == "complete"}
+    assert seeds == {None, "6", "7"}  # the plan's own is 5
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_study_leaves_a_folder_with_runs_as_it_is(tmp_path, monkeypatch):
+    """Runs of Hydra's own sweeper are numbered, too; and so are those of a study of another name."""
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    basic, ours = tmp_path / "basic", tmp_path / "ours"
+    for number in range(4):
+        (basic / str(number)).mkdir(parents=True)
+        fake_train.main([f"hydra.run.dir={basic / str(number)}", "train.epochs=1"])
+    (basic / "0" / "notes.txt").write_text("mine")
+    space = Space((interval("best", 0.5, 1.0),), "resnet18")
+    module.run(plan(ours, space=space, n_trials=1, finalists=0))
+    for folder, name, shown in ((basic, "sweep", "0, 1, 2, ..."), (ours, "second", "0")):
+        before = snapshot(folder)
+        says = f"{folder}: has runs that study {name} does not know: {shown}. Give another folder with hydra.sweep.dir="
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            module.run(plan(folder, space=space, n_trials=1, study_name=name))
+        assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_refused_sweep_leaves_nothing(tmp_path, there):
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="infinitely many values"):
+        module.run(plan(folder, space=Space((interval("best", 0.5, 1.0),), "resnet18"), sampler="grid"))
+    assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
+
+
+def test_a_sweep_from_plan_to_winner_and_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    space = Space((choice("encoder", ["resnet18", "resnet34"]), interval("best", 0.5, 1.0)), "resnet18")
+    wanted = plan(tmp_path / "s", space=space, slots=2, repeats=1, mixed_weights=True)
+    first = module.run(wanted)
+    text = capsys.readouterr().out
+    assert [len(result.runs) for result in first] == [1, 1]
+    kept = about.load(wanted.folder)
+    assert (kept.state, kept.finalists) == (
+        "complete",
+        [r.trial.name for r in sorted(first, key=lambda r: -r.trial.iou)],
+    )
+    finalists = list(load_all(wanted.folder, "finalists"))
+    assert all(run.argv[-1] == "train.seed=6" for run in finalists)
+    every = [*load_all(wanted.folder), *finalists]
+    assert [run.name for run in every if run.run.end.tested] == [first[0].winner.name]  # one, once
+    written = {run.name: (wanted.folder / run.name / "metrics.jsonl").read_bytes() for run in every}
+
+    assert [result.iou for result in module.run(wanted)] == [result.iou for result in first]
+    assert capsys.readouterr().out == text
+    assert {name: (wanted.folder / name / "metrics.jsonl").read_bytes() for name in written} == written
+    assert about.load(wanted.folder).id == kept.id
