@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from segsweep.sweeping import run, storage, together
+        from segsweep.sweeping import dry, run, storage, together
         from segsweep.sweeping.plan import Plan
         from segsweep.sweeping.space import Space
 
@@ -109,7 +109,12 @@ class OptunaSweeper(Sweeper):
         command = shlex.join(map(storage.without_password, sys.argv[1:]))
         defaults = _defaults(unvaried, space.distributions)
         plan = Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper)
-        together.join(plan) if storage.is_shared(sweeper.storage) else run.run(plan)
+        if sweeper.dry:
+            dry.run(plan)
+        elif storage.is_shared(sweeper.storage):
+            together.join(plan)
+        else:
+            run.run(plan)
 
     def _base(self, space: "Space", fixed: Sequence[str]) -> "RunConfig":
         """Return what trials have in common, as the first point has it that nothing is wrong with.

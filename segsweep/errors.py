@@ -40,6 +40,13 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; as `KeyboardInterrupt`, nobody's to swallow."""
 
 
+class Asked(BaseException):
+    """`segsweep stop` asks a run or a sweep to end; what it has is kept. As `Terminated`, nobody's to swallow."""
+
+    def __str__(self) -> str:
+        return "asked to (segsweep stop)"
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Raise `Terminated` on SIGTERM and a closed terminal; what is ignored, as under nohup, stays so."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from segsweep import __version__
-from segsweep.commands import compare, data, demo, encoders, evaluate, export, predict, register, report, sync, ui
+from segsweep.commands import compare, data, demo, encoders, evaluate, export, predict, register, report, stop, sync, ui
 from segsweep.errors import ConfigError, Terminated, suggestion, terminable, traced
 
 
@@ -29,7 +29,20 @@ class Command(Protocol):
 
 
 # As --help lists them: before a training, then with many runs, then with one model.
-ORDER: tuple[Command, ...] = (data, encoders, ui, compare, report, sync, predict, evaluate, demo, export, register)
+ORDER: tuple[Command, ...] = (
+    data,
+    encoders,
+    stop,
+    ui,
+    compare,
+    report,
+    sync,
+    predict,
+    evaluate,
+    demo,
+    export,
+    register,
+)
 TRAIN = "train"  # takes Hydra's words, and is no `Command`
 COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 

@@ -32,7 +32,7 @@ from segsweep.compose import (
 )
 from segsweep.config.schema import Key, keys
 from segsweep.config.sweeper import PREFIX, SweeperConfig
-from segsweep.errors import ConfigError, Terminated, terminable, traced
+from segsweep.errors import Asked, ConfigError, Terminated, terminable, traced
 from segsweep.paths import INSTALLED, ROOT, outputs, program, speaker
 from segsweep.runs import journal
 from segsweep.tracking import client
@@ -93,6 +93,8 @@ def _follow(world: "Ranks") -> int:
             return 0
         except ConfigError as error:
             return error.exit_code
+        except Asked:
+            return 0
         except Terminated:
             return 143
         except KeyboardInterrupt:
@@ -163,6 +165,8 @@ def launch(words: list[str], world: World) -> int:
         raise ConfigError(explain(error, words)) from error
     except Stopped as stopped:
         return stopped.code
+    except Asked:  # a sweep was
+        return 0
     finally:
         sys.argv = saved
     return code

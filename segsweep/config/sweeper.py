@@ -49,6 +49,7 @@ class SweeperConfig:
         "of finalists' repeats, with several controllers: files (in a shared folder, or sent to MLflow) or scores",
     )
     study_name: str | None = key(None, "the study's in its storage; default: sweep")
+    dry: bool = key(False, "true: print how many trainings it has and how long they take, and begin nothing")
 
     def __post_init__(self) -> None:
         for name, allowed in (

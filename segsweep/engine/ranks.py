@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from segsweep.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError, Terminated
+from segsweep.errors import Asked, ConfigError, DataError, NonFiniteError, OutOfMemoryError, Terminated
 from segsweep.world import MEETING, World, end_with_parent
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe"
 TOLD, OVER = "error", "over"  # keys of the store
 KINDS = {
     kind.__name__: kind
-    for kind in (ConfigError, DataError, OutOfMemoryError, NonFiniteError, Terminated, KeyboardInterrupt)
+    for kind in (ConfigError, DataError, OutOfMemoryError, NonFiniteError, Asked, Terminated, KeyboardInterrupt)
 }
 
 

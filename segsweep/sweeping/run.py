@@ -12,9 +12,10 @@ from optuna.pruners import BasePruner
 
 from segsweep import console
 from segsweep.config.schema import EPOCHS
-from segsweep.errors import Terminated
+from segsweep.errors import Asked, Terminated
 from segsweep.runs import locks
 from segsweep.runs.records import Run
+from segsweep.runs.stop import Sign
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval, finalists, pinned, report, storage
 from segsweep.sweeping.about import About
@@ -33,6 +34,7 @@ from segsweep.tracking import client
 def run(plan: Plan) -> list[FinalistResult]:
     """Run the sweep, or go on with the one that the folder holds; print the result to stdout."""
     made = storage.missing(plan.folder / locks.LOCK)
+    sign = Sign(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
     folder_lock, held, study = locks.FolderLock(plan.folder, "sweep"), [], None
     made = [*storage.missing(plan.folder / JOURNAL), *made]
@@ -53,8 +55,8 @@ def run(plan: Plan) -> list[FinalistResult]:
         folder_lock.release()
         raise
     try:
-        return _run(plan, study, backend, partial(plan.argv, sources, decided), kept)
-    except (KeyboardInterrupt, Terminated):
+        return _run(plan, study, backend, partial(plan.argv, sources, decided), kept, sign)
+    except (KeyboardInterrupt, Terminated, Asked):
         console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
         raise
     finally:
@@ -103,7 +105,7 @@ def pruner_of(plan: Plan) -> BasePruner | None:
 
 
 def _run(
-    plan: Plan, study: Study, backend: Backend, argv: Callable[[list[str], str], list[str]], kept: About
+    plan: Plan, study: Study, backend: Backend, argv: Callable[[list[str], str], list[str]], kept: About, sign: Sign
 ) -> list[FinalistResult]:
     search = Search(study, argv, plan.sweeper, seed=plan.base.train.seed)
     search.restore({trial.name: trial for trial in load_all(plan.folder)})
@@ -116,7 +118,7 @@ def _run(
     track = Tracking(plan)
     track.catch_up(search.trials.values())
     try:
-        results = _searched(plan, search, backend, track, kept)
+        results = _searched(plan, search, backend, track, kept, sign)
     except BaseException as error:
         track.end(*stopped(plan, error))
         raise
@@ -156,14 +158,16 @@ def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResu
         print(f"{'compare':16}{client.show_command(plan.folder, plan.base.tracking.uri)}")
 
 
-def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kept: About) -> list[FinalistResult]:
+def _searched(
+    plan: Plan, search: Search, backend: Backend, track: Tracking, kept: About, sign: Sign
+) -> list[FinalistResult]:
     """Search, train the finalists, score the winner; nothing but the search where it is a cross-validation."""
     if "data.fold" in plan.space.distributions and not plan.cross_validates:
         console.note(
             "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
             f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
         )
-    watch(search, search.study.n_trials, backend, plan.folder, track)
+    watch(search, search.study.n_trials, backend, plan.folder, track, sign)
     if ended := exhausted(search, plan.sweeper.n_trials):
         console.note(ended)
     if plan.cross_validates:
@@ -177,7 +181,7 @@ def _searched(plan: Plan, search: Search, backend: Backend, track: Tracking, kep
     track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
-        watch(TrialSource(repeats), len(repeats), backend, plan.folder, track)
+        watch(TrialSource(repeats), len(repeats), backend, plan.folder, track, sign)
     results = finalists.ranked(plan.folder, best, repeats)
     if results:
         score(plan.folder, results[0].winner, backend)
@@ -201,9 +205,9 @@ def exhausted(search: Search, asked: int | None) -> str:
     )
 
 
-def watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking) -> None:
+def watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, track: Tracking, sign: Sign) -> None:
     with Board(source.trials, wanted, backend.capacity) as board:
-        for event in drive(source, backend, folder):
+        for event in drive(source, backend, folder, sign=sign):
             board.show(event)
             track.send(event.trial)
 

@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from segsweep.config.keys import named
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import ConfigError, DataError, SweepError
+from segsweep.errors import Asked, ConfigError, DataError, SweepError
 from segsweep.runs.records import EpochRecord, Run
+from segsweep.runs.stop import Sign
 from segsweep.runs.trial import State, Trial
 from segsweep.sweeping.backends.base import OUTPUT, Backend, Id, Job, JobUpdate
 from segsweep.sweeping.points import REFUSED
@@ -71,14 +72,19 @@ class TrialSource:
         """Hear that a trial is complete, pruned, failed or refused, or that a paused one has left its slot."""
 
 
-def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRAINING) -> Iterator[Event]:
+def drive(
+    source: TrialSource, backend: Backend, folder: Path, module: str = TRAINING, sign: Sign | None = None
+) -> Iterator[Event]:
     """Run a source's trials until there is none left; on the way out none is left running.
+
+    When the `sign` is up none begins any more, and the running ones end after their epoch.
 
     The running ones go on first. Those that are paused when nothing runs and `next` gives nothing are pruned.
 
     Raises:
         DataError: a trial's data are at fault, as they would be in all.
         SweepError: raised by the source, after too many failures or refusals.
+        Asked: the sign was up; each trial's epochs are recorded.
     """
     living: dict[Id, Trial] = {}
     deaths: dict[str, tuple[int, int]] = {}
@@ -97,7 +103,12 @@ def drive(source: TrialSource, backend: Backend, folder: Path, module: str = TRA
                 living[job] = trial
                 yield Event("adopted", trial)
         while True:
-            while backend.free() and (begins := waiting.pop(0) if waiting else source.next()):
+            stopping = sign is not None and sign.is_up()
+            if stopping and not living:
+                raise Asked
+            for job in living if stopping else ():
+                backend.finish(job)
+            while not stopping and backend.free() and (begins := waiting.pop(0) if waiting else source.next()):
                 begins.state = "running"
                 begins.save(folder)
                 resume = bool(begins.run.records)

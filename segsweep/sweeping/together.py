@@ -18,8 +18,9 @@ from optuna.study import Study as OptunaStudy
 import segsweep
 from segsweep import console
 from segsweep.config.schema import keys
-from segsweep.errors import ConfigError, SweepError, Terminated
+from segsweep.errors import Asked, ConfigError, SweepError, Terminated
 from segsweep.runs import journal, locks
+from segsweep.runs.stop import Sign
 from segsweep.runs.trial import Trial
 from segsweep.sweeping import about, finalists, pinned, storage
 from segsweep.sweeping.backends.base import Backend
@@ -77,7 +78,7 @@ def join(plan: Plan) -> list[FinalistResult]:
         raise
     try:
         return controller.run()
-    except (KeyboardInterrupt, Terminated):
+    except (KeyboardInterrupt, Terminated, Asked):
         console.note(f"\nstopped; nothing is lost. Go on, here or elsewhere: {again(plan.folder, plan.command)}")
         raise
     finally:
@@ -92,6 +93,7 @@ class _Controller:
 
     def __init__(self, plan: Plan, server: Server, beats: Beats, backend: Backend):
         self.plan, self.server, self.beats, self.backend = plan, server, beats, backend
+        self.sign = Sign(plan.folder)
         pruner, fixed = pruner_of(plan), _portable(plan.fixed)
         self.study = SharedStudy(
             server, beats, plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=fixed
@@ -174,7 +176,7 @@ class _Controller:
     def _searched(self, search: SharedSearch, track: Tracking) -> list[FinalistResult] | None:
         """Search, and run finalists' repeats; rank them and score the winner if this controller leads, else None."""
         plan, study = self.plan, self.study
-        watch(search, study.n_trials, self.backend, plan.folder, track)
+        watch(search, study.n_trials, self.backend, plan.folder, track, self.sign)
         if search.shared.sick:
             raise SweepError(search.shared.sick)
         if ended := exhausted(search, plan.sweeper.n_trials):
@@ -192,7 +194,7 @@ class _Controller:
         if plan.sweeper.finalists and planned:
             source = self._repeats(planned, track)
             console.note(f"finalists: {', '.join(t.encoder for t in best)}, {plan.sweeper.repeats} fresh seeds each")
-            watch(source, len(planned), self.backend, plan.folder, track)
+            watch(source, len(planned), self.backend, plan.folder, track, self.sign)
             if source.shared.sick:
                 raise SweepError(source.shared.sick)
             source.refresh()

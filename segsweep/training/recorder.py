@@ -20,7 +20,7 @@ import segsweep
 from segsweep import console, metrics
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
-from segsweep.errors import ConfigError, Failure, Terminated, first_line
+from segsweep.errors import Asked, ConfigError, Failure, Terminated, first_line
 from segsweep.figures import pictures
 from segsweep.nn import UNet, checkpoint
 from segsweep.nn.checkpoint import BEST, LAST
@@ -60,6 +60,8 @@ class Outcome:
             return cls("stopped", "interrupted (Ctrl-C)", 130)
         if isinstance(error, Terminated):
             return cls("stopped", "terminated (SIGTERM)", 143)
+        if isinstance(error, Asked):
+            return cls("stopped", str(error))
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         return cls("failed", reason, error=error)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
-from segsweep.errors import ConfigError, DataError, Terminated, deaf
+from segsweep.errors import Asked, ConfigError, DataError, Terminated, deaf
 from segsweep.nn.checkpoint import BEST, LAST, load_state, load_weights
 from segsweep.paths import override
-from segsweep.runs import journal
+from segsweep.runs import journal, stop
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
 from segsweep.training.build import Training, build
@@ -46,6 +46,7 @@ def run(
     Raises ConfigError: what the user can mend; `exit_code` tells the kinds apart. With several processes it is the
     first error of all.
     """
+    sign = stop.Sign(folder)
     with _told(world), _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past, asked)
@@ -64,7 +65,7 @@ def run(
             if before and world.size > 1:
                 last = folder / LAST
                 world.agreed((training.state.progress, last.read_bytes() if last.exists() else b""))
-            return _train(training, recorder)
+            return _train(training, recorder, sign)
 
 
 def follow(world: World) -> None:
@@ -91,7 +92,7 @@ def follow(world: World) -> None:
                 training.evaluate(training.state.scored, training.data.parts["test"], world=world)
 
 
-def _train(training: Training, recorder: Recorder) -> int:
+def _train(training: Training, recorder: Recorder, sign: stop.Sign) -> int:
     state, settings = training.state, training.settings
     tested: dict[str, float] = {}
     try:
@@ -100,6 +101,9 @@ def _train(training: Training, recorder: Recorder) -> int:
             for epoch in _epochs(training):
                 recorder.epoch(epoch)
                 classes.epoch(epoch.validation.matrices.values(), share_done(state.progress, settings.train))
+                if sign.is_up() and not stop_reason(state.progress, settings.train):
+                    recorder.draw()
+                    raise Asked
             tested = recorder.finish()
         outcome = Outcome("complete", stop_reason(state.progress, settings.train))
     except BaseException as error:

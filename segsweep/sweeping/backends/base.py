@@ -116,6 +116,12 @@ class Backend(Protocol):
         It has a while to write its last checkpoint and is killed then. `poll` reports when it has ended.
         """
 
+    def finish(self, job: Id) -> None:
+        """Ask a job to end after its epoch, and return at once; `poll` reports when it has.
+
+        One that is only beginning may not hear it: ask again.
+        """
+
     def poll(self, seconds: float) -> list[JobUpdate]:
         """Return news as soon as there are some; an empty list after so many seconds without.
 
@@ -148,7 +154,7 @@ def failure(end: End | None, code: int | None) -> Failure | None:
     if end and end.status == "failed":
         return end.error or KINDS.get(code or 0, "crash")
     signalled = code is None or code < 0 or code > 128
-    return None if signalled or (end and end.status == "complete") else KINDS.get(code or 0, "crash")
+    return None if signalled or (end and end.status != "failed") else KINDS.get(code or 0, "crash")
 
 
 def signalled(code: int | None) -> str:

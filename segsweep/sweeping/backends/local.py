@@ -32,7 +32,7 @@ from typing import Any
 from segsweep.config.checks import read_file
 from segsweep.errors import ConfigError, DataError
 from segsweep.paths import save_json, speaker
-from segsweep.runs import journal, locks
+from segsweep.runs import journal, locks, stop
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
 from segsweep.sweeping.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
@@ -211,6 +211,9 @@ class LocalBackend:
         if living.stopping is None:
             living.stopping = time.monotonic()
             _signal(living.pid, signal.SIGTERM)
+
+    def finish(self, job: Id) -> None:
+        stop.ask(self.folder / job)
 
     def poll(self, seconds: float) -> list[JobUpdate]:
         until = time.monotonic() + seconds

@@ -55,6 +55,9 @@ class Worker:
     def stop(self, name: str) -> None:
         self._backend.stop(Id(name))
 
+    def finish(self, name: str) -> None:
+        self._backend.finish(Id(name))
+
     def files(self, name: str) -> dict[str, bytes]:
         """Return all files of an ended job, and forget it."""
         found = _read(self._folder / name)
@@ -161,6 +164,9 @@ class RayBackend:
 
     def stop(self, job: Id) -> None:
         self._of(job).handle.stop.remote(job)
+
+    def finish(self, job: Id) -> None:
+        self._of(job).handle.finish.remote(job)
 
     def poll(self, seconds: float) -> list[JobUpdate]:
         asked = {actor.asked: actor for actor in self._actors if actor.job and not actor.ended}

@@ -1,0 +1,32 @@
+"""`segsweep stop`: a run or a sweep ends after the epoch, and keeps everything."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from segsweep.errors import ConfigError
+from segsweep.runs import locks, stop
+
+HELP = "have a run or a sweep end after the epoch"
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of the run, or of the sweep")
+
+
+def run(options: Namespace) -> int:
+    """Ask, and say what happens next."""
+    from segsweep.sweeping import about
+
+    folder = options.folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder. Give the folder of a run or a sweep that runs.")
+    if (sweep := about.sweep_of(folder)) and locks.alive(sweep):
+        raise ConfigError(f"{folder}: a trial of the sweep in {sweep}, which would start it again. Stop that one.")
+    if not locks.alive(folder):
+        raise ConfigError(f"{folder}: nothing runs there.")
+    stop.ask(folder)
+    what = (
+        "the sweep ends when each running trial has" if (folder / about.NAME).exists() else "the run ends when it has"
+    )
+    print(f"asked: {what} finished its epoch, and can go on later")
+    return 0

@@ -1,0 +1,63 @@
+"""How long a training takes, from a few steps of it."""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from segsweep.config.checks import read
+from segsweep.config.schema import RunConfig
+from segsweep.engine import device as devices
+from segsweep.training.build import Training, build
+
+STEPS = 3  # that are timed, after one that allocates
+SCORED = 8  # validation images that are timed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training is expected to take."""
+
+    images_per_s: float
+    seconds: float
+
+
+def estimates(asked: Mapping[str, object], encoders: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Estimate what a training with each encoder takes; an `Estimate` as JSON by the encoder's name.
+
+    Args:
+        asked: a `RunConfig` as JSON has it.
+
+    Raises ConfigError, DataError: what `build` raises.
+    """
+    config, found = read(RunConfig, asked, "asked"), {}
+    for name in encoders:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+            training = build(replace(config, encoder=replace(config.encoder, name=name)))
+            found[name] = asdict(_estimate(training))
+    return found
+
+
+def _estimate(training: Training) -> Estimate:
+    train, device = training.settings.train, training.state.device
+    step, batches = training.step(), training.train_batches()
+    training.tuned.execution.prepare(training.state.model).train()
+    images, spent = 0, 0.0
+    for number, micro_batches in zip(range(STEPS + 1), batches.epoch(1), strict=False):
+        started = time.perf_counter()
+        _, seen = step(training.state, micro_batches, train.accumulate)
+        devices.synchronize(device)
+        if number or len(batches) == 1:
+            images, spent = images + seen, spent + time.perf_counter() - started
+    rate = images / spent
+    val = training.data.parts["val"]
+    timed = val[:SCORED]
+    started = time.perf_counter()
+    training.evaluate(training.state.scored, timed)
+    validation = (time.perf_counter() - started) * len(val) / len(timed)
+    an_epoch = len(training.data.parts["train"]) * training.settings.data.repeats / rate + validation
+    seconds = an_epoch * train.epochs if train.epochs else math.inf
+    return Estimate(rate, min(seconds, train.time_budget or math.inf))
