@@ -3,6 +3,7 @@
 import faulthandler
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -83,8 +84,10 @@ def deaf() -> Iterator[None]:
 def traced() -> None:
     """Have stderr say in which line a fatal signal hit, as SIGBUS where a file that is mapped has become shorter.
 
-    A handler that is there already, such as pytest's, stays.
+    A handler that is there already, such as pytest's, stays. Warnings of libraries, which are for their developers, are
+    shown where they are asked for: `python -W default train.py`.
     """
+    warnings.filterwarnings("ignore", append=True)  # after what -W or pytest says
     if not faulthandler.is_enabled():
         faulthandler.enable(2)  # sys.stderr may be no file, as in a notebook
 

@@ -82,6 +82,27 @@ def image_iou(matrices: Matrices) -> Floats:
     return overall(iou(matrices))
 
 
+def examples(matrices: Matrices, each: int = 2) -> list[tuple[int, str]]:
+    """Choose images to look at by their own IoU, from `n k k`: the worst, some in the middle, the best.
+
+    Those without any foreground say little: they are left out, but for one among the worst where too much was found.
+
+    Returns:
+        positions, each with what it is an example of, the worst first.
+    """
+    scores, has_foreground = image_iou(matrices), matrices[:, 1:].sum((1, 2)) > 0
+    order = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
+    telling = [i for i in order if has_foreground[i]] or order
+    worst = order[:1] + [i for i in telling if i not in order[:1]]
+    found = dict.fromkeys(worst[:each], "worst")
+    middle = max(0, (len(telling) - each) // 2)
+    for i in telling[middle : middle + each]:
+        found.setdefault(i, "median")
+    for i in telling[-each:]:
+        found.setdefault(i, "best")
+    return list(found.items())
+
+
 def foreground_iou(matrices: Matrices) -> Floats:
     """Return the mean IoU over the classes in the targets without the first class, `... k k` to `...`.
 

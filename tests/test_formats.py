@@ -40,4 +40,4 @@ def test_old_journals_are_read_and_sent(name, tmp_path, database):
     assert [epoch.epoch for epoch in read.epochs] == [1, 2]
     run = MlflowClient(tracking_uri=tracking_uri()).get_run(sync(tmp_path))
     assert run.data.metrics["best/val_iou"] == read.end.metrics["val/iou"]
-    assert (run.data.params["optim.lr"], run.data.params["precision_used"]) == ("0.001", "float32")
+    assert (run.data.params["optim.lr"], run.data.params["precision_used"]) == ("0.001", "fp32")

@@ -41,7 +41,9 @@ def run(options: Namespace) -> int:
     pairs = []
     for part, indices in dataset.parts.items():
         share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))
-        for i in evenly_spaced(indices, share):
+        empty = set(dataset.empty(part))
+        telling = [i for i in indices if i not in empty]
+        for i in evenly_spaced(telling if len(telling) >= share else indices, share):
             classes = dataset.labels.table[dataset.store.mask(i).numpy()]
             pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
     named = hashlib.sha256(repr((dataset.labels.names, dataset.labels.groups)).encode()).hexdigest()[:6]

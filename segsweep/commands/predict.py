@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segsweep.commands.common import RUN, add_inference, find_model, load_predictor
 from segsweep.errors import DataError
+from segsweep.paths import outputs
 
 HELP = "masks for images, by a trained model"
 VALUES = ("classes", "original")
@@ -16,8 +17,8 @@ def arguments(parser: ArgumentParser) -> None:
     add_inference(parser)
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
-    where = "where the masks go; not searched for images"
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help=where)
+    where = "where the masks go; not searched for images (default: outputs/predictions/RUN)"
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
     values = "class indices with a palette (default), or the values or colours of the training's masks"
     parser.add_argument("--values", choices=VALUES, default="classes", help=values)
     parser.add_argument("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
@@ -33,21 +34,22 @@ def run(options: Namespace) -> int:
 
     found = find_model(options.run)
     form = MaskForm.original(describe(found.model)) if options.values == "original" else INDICES
-    images = find_images(options.images, options.output, form.suffix)
+    folder = options.output or outputs() / "predictions" / _named(found.model)
+    images = find_images(options.images, folder, form.suffix)
     predictor = load_predictor(options, found)
     started, problems, lacking = time.perf_counter(), 0, 0
     overlay, probabilities = options.overlay, options.probabilities
     for outcome in predict(
-        predictor, images, options.output, form=form, overlay=overlay, probabilities=probabilities, watch=console.bar
+        predictor, images, folder, form=form, overlay=overlay, probabilities=probabilities, watch=console.bar
     ):
         lacking += outcome.lacking
         if outcome.problem:
             problems += 1
             print(f"segsweep: {outcome.problem}", file=sys.stderr)
     done = len(images) - problems
-    print(f"masks           {done} in {options.output}, {done / (time.perf_counter() - started):.1f} images/s")
+    print(f"masks           {done} in {folder}, {done / (time.perf_counter() - started):.1f} images/s")
     for name in [OVERLAYS] * overlay + [PROBABILITIES] * probabilities:
-        print(f"{name:16}{options.output / name}")
+        print(f"{name:16}{folder / name}")
     values = zip(form.values(len(predictor.classes)), predictor.classes, strict=True)
     print(f"classes         {', '.join(f'{value} {name}' for value, name in values)}")
     if lacking:
@@ -55,3 +57,10 @@ def run(options: Namespace) -> int:
     if problems:
         print(f"not done        {problems} of {len(images)}")
     return DataError.exit_code if problems else 0
+
+
+def _named(model: Path) -> str:
+    """Return a name for a model's predictions: where its run lies below outputs/, else the last two folders."""
+    folder = model.resolve().parent
+    parts = folder.relative_to(outputs()).parts if folder.is_relative_to(outputs()) else folder.parts[-2:]
+    return "-".join(part for part in parts if part != folder.anchor) or model.stem

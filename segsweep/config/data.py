@@ -115,8 +115,12 @@ class DataConfig:
 
     @property
     def title(self) -> str:
-        """What a person calls it: the folder's name, if it has one."""
-        return Path(self.root).expanduser().resolve().name if self.root else self.name
+        """What a person calls it: the names of its folder and of the one above, or of its table; else the source's."""
+        place = self.table or self.root or self.images
+        if not place or set(place) & set("*?"):
+            return self.name
+        path = Path(place).expanduser().resolve()
+        return f"{path.parent.name}-{path.stem if self.table else path.name}".removeprefix("-")
 
     @property
     def of_crops(self) -> list[str]:

@@ -6,6 +6,7 @@ component takes its own section. OmegaConf has neither `Literal` nor unions with
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -243,9 +244,9 @@ class RunConfig:
 
     @property
     def experiment(self) -> str:
-        """MLflow's: the data set, and the classes where they are chosen."""
-        if self.tracking.experiment:
-            return self.tracking.experiment
+        """MLflow's: what was asked for, by MLFLOW_EXPERIMENT_NAME, too; else the data set, and classes if chosen."""
+        if asked := self.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            return asked
         chosen = list(self.data.classes or [])
         parts = [self.data.title, *(map(str, chosen) if len(chosen) <= 3 else [f"{len(chosen)}classes"])]
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))  # its files get a folder of this name

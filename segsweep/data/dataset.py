@@ -77,7 +77,8 @@ class Dataset:
             shares = {name: n / max(sum(counts), 1) for name, n in zip(self.labels.names, counts, strict=True)}
             groups = len({self.groups[i] for i in indices})
             shares["void"] = void / (sum(counts) + void)
-            parts[part] = PartSummary(len(indices), groups, len(self.empty(part)), shares)
+            showing = dict(zip(shares, (self.pixels[indices] > 0).sum(axis=0).tolist(), strict=True))
+            parts[part] = PartSummary(len(indices), groups, len(self.empty(part)), shares, showing)
         return DataSummary(
             digest=self.store.digest,
             sizes=dict(Counter((row.height, row.width) for row in rows).most_common()),

@@ -7,6 +7,7 @@ from segsweep import console
 from segsweep.data.images import channels_named
 
 SHOWN = 6  # mask values of a class
+CELL = 17  # letters of a part's column
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class PartSummary:
     groups: int
     empty: int  # masks without a pixel of any class but the first
     shares: dict[str, float]  # of each class in the pixels that count; "void": in all
+    showing: dict[str, int]  # images that show some of it
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class DataSummary:
         """Return it for a person."""
 
         def line(title: str, values: Iterable[object]) -> tuple[str, str]:
-            return title, "".join(f"{value!s:>10}" for value in values)
+            return title, "".join(f"{value!s:>{CELL}}" for value in values)
 
         parts = self.parts.values()
         rows = [
@@ -41,8 +43,8 @@ class DataSummary:
             line("groups", (p.groups for p in parts)),
         ]
         for name in next(iter(parts)).shares:
-            rows.append(line(name, (f"{100 * p.shares[name]:.2f} %" for p in parts)))
-        rows += [line("empty masks", (p.empty for p in parts)), ("", "")]
+            rows.append(line(name, (f"{100 * p.shares[name]:.2f} % in {p.showing[name]:<4}" for p in parts)))
+        rows += [line("empty masks", (p.empty for p in parts)), ("", "% of pixels, in so many images"), ("", "")]
         meaning = [
             f"{name} = {', '.join(values[:SHOWN])}{', ...' if len(values) > SHOWN else ''}"
             for name, values in self.values.items()

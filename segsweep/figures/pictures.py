@@ -20,10 +20,12 @@ _HUES = np.array(PALETTE[1:], np.float32)
 _SHADES = np.concatenate([_HUES, _HUES * 0.5 + 127, _HUES * 0.55])
 COLORS = np.concatenate([[PALETTE[0]], *[_SHADES] * 13])[:256].astype(np.float32)
 COLORS[VOID] = 0
-MISSED, TOO_MUCH = ("missed", (0, 114, 178)), ("too much", (213, 94, 0))
-WRONG = ("wrong", (255, 255, 255))  # beside many classes, whose colours are taken
+# Over a dark image every class's colour can be told from it; stripes, from any colour.
+DARKENED, STRIPES = 0.4, (255, 255, 255)
+ERRORS = [("errors: what was missed, in its colour", None), ("striped: too much", STRIPES)]
 SMALLEST, LARGEST, WIDEST = 192, 512, 1600  # pixels of a panel's longer side, and of all panels of a row
-MARGIN, HEADER, FONT = 6, 22, 14
+MARGIN, HEADER, FONT, CAPTION = 6, 22, 14, 300  # pixels; a narrow panel gets so much room for what stands above it
+FRAME = (130, 130, 130)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def comparison(
     entries = [(names[index] if index != VOID else "void", COLORS[index]) for index in seen if index]
     if len(names) > 2 and 0 in seen:
         entries.append((f"{names[0]}: not painted", None))
-    entries += [MISSED, TOO_MUCH] if len(names) == 2 else [WRONG]
+    entries += ERRORS
     legend = _legend(entries, max(strip.width for strip in strips))
     sheet = Image.new("RGB", (legend.width, sum(strip.height for strip in strips) + legend.height), "white")
     top = 0
@@ -63,40 +65,48 @@ def comparison(
 
 def _panels(row: Compared, names: Sequence[str], low: float, high: float, columns: int) -> Image.Image:
     rgb = shown(row.image, low, high)
+    side, largest = max(rgb.shape[:2]), min(LARGEST, WIDEST // columns)
+    factor = -(-SMALLEST // side) if side < SMALLEST else min(1.0, largest / side)
+    height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
     score = caption(row.truth, row.prediction, len(names))
     panels = [
         (row.title, rgb),
         ("truth", overlay(rgb, row.truth)),
         (f"prediction · {score}", overlay(rgb, np.where(row.truth == VOID, VOID, row.prediction))),
-        ("errors", _errors(rgb, row.truth, row.prediction, len(names))),
+        ("errors", _errors(rgb, row.truth, row.prediction, max(1, round(3 / factor)))),
     ]
-    side, largest = max(rgb.shape[:2]), min(LARGEST, WIDEST // columns)
-    factor = -(-SMALLEST // side) if side < SMALLEST else min(1.0, largest / side)
-    height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
-    lines = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, lines * (height + HEADER) + MARGIN), "white")
-    pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=FONT)
+    cell = max(width, min(CAPTION, max(-int(-font.getlength(title)) for title, _ in panels)))
+    lines = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, lines * (height + HEADER) + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
     resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
     for i, (title, panel) in enumerate(panels):
-        left, top = MARGIN + i % columns * (width + MARGIN), i // columns * (height + HEADER)
-        sheet.paste(Image.fromarray(panel).resize((width, height), resample), (left, top + HEADER))
-        pen.text((left, top + 3), _cut(title, width, font), fill="black", font=font)
+        left, top = MARGIN + i % columns * (cell + MARGIN), i // columns * (height + HEADER)
+        _framed(sheet, Image.fromarray(panel).resize((width, height), resample), (left, top + HEADER))
+        pen.text((left, top + 3), _cut(title, cell, font), fill="black", font=font)
     return sheet
 
 
-def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
-    """Paint where they differ: over the faded image; of more than two classes white over the darkened one."""
-    grey, wrong = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2), truth != prediction
-    if classes == 2:
-        painted = grey * 0.5 + 96
-        painted[wrong & (truth != 0)] = MISSED[1]
-        painted[wrong & (truth == 0)] = TOO_MUCH[1]
-    else:
-        painted = grey * 0.4
-        painted[wrong] = WRONG[1]
-    painted[truth == VOID] = COLORS[VOID]
-    return painted.round().astype(np.uint8)
+def _framed(sheet: Image.Image, panel: Image.Image, at: tuple[int, int]) -> None:
+    """Paste a panel, with a line around it: white in it may be the sheet's own."""
+    left, top = at
+    sheet.paste(panel, at)
+    ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + panel.width, top + panel.height), outline=FRAME)
+
+
+def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, stripe: int) -> np.ndarray:
+    """Paint what is wrong over the darkened image: the class that was missed, and stripes where there is none.
+
+    Args:
+        stripe: their width in pixels.
+    """
+    painted = np.repeat(rgb.mean(2, keepdims=True), 3, axis=2) * DARKENED
+    wrong, (rows, columns) = truth != prediction, np.indices(truth.shape)
+    missed = wrong & (truth != 0)
+    painted[missed] = COLORS[truth[missed]]
+    painted[wrong & (truth == 0) & ((rows + columns) // stripe % 2 == 0)] = STRIPES
+    return np.asarray(painted.round(), np.uint8)
 
 
 def contact_sheet(
@@ -125,7 +135,7 @@ def contact_sheet(
         for j, panel in enumerate((rgb, overlay(rgb, classes, 0.7))):
             tile = Image.fromarray(panel)
             tile.thumbnail((side, side), Image.Resampling.BILINEAR)
-            sheet.paste(tile, (left + j * (side + 2), top + HEADER - 4))
+            _framed(sheet, tile, (left + j * (side + 2), top + HEADER - 4))
         pen.text((left, top), _cut(title, 2 * side, font), fill="black", font=font)
     return sheet
 

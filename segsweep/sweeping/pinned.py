@@ -20,9 +20,10 @@ def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
     """Find where each encoder's weights come from, once for all trials; empty where that is varied."""
     encoder, varied = plan.base.encoder, plan.space.distributions
     known: dict[str, str] = study.remembered("weights") or {}
-    if not known and "encoder.pretrained" not in varied:
+    unknown = [name for name in plan.space.encoders if name not in known]
+    if unknown and "encoder.pretrained" not in varied:
         file = None if "encoder.weights_file" in varied else encoder.weights_file
-        known = backend.call("segsweep.nn.weights:sources", list(plan.space.encoders), encoder.pretrained, file)
+        known |= backend.call("segsweep.nn.weights:sources", unknown, encoder.pretrained, file)
     random = [name for name, source in known.items() if source == "random"]
     if random and len(random) < len(known) and not plan.sweeper.mixed_weights:
         rows = "; ".join(f"{name}: {source}" for name, source in known.items())

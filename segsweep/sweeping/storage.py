@@ -30,9 +30,14 @@ SERVERS = {
 STAY, LOCK = "SET SESSION wait_timeout = 31536000", "SELECT GET_LOCK(CONCAT('segsweep-', :key), 0)"
 
 
+def is_database(storage: str | None) -> bool:
+    """Tell whether a study is kept in a database, and not in a file of its own."""
+    return "://" in str(storage)
+
+
 def is_shared(storage: str | None) -> bool:
     """Tell whether several controllers may use a study there at once."""
-    return bool(storage) and "://" in str(storage) and parsed(str(storage)).get_backend_name() == "postgresql"
+    return is_database(storage) and parsed(str(storage)).get_backend_name() == "postgresql"
 
 
 def without_password(word: str) -> str:

@@ -23,13 +23,15 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from segsweep import console
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
+from segsweep.sweeping.extend import BEGAN, extend
 from segsweep.sweeping.finalists import FOLDER
 from segsweep.sweeping.points import AGAIN, REFUSED, FreshSampler, Points
 from segsweep.sweeping.space import Space, Value, spoken
-from segsweep.sweeping.storage import database
+from segsweep.sweeping.storage import database, is_database
 
 JOURNAL = "optuna-journal.log"
 STARTUP = 10  # trials that TPE draws at random before it models
@@ -73,6 +75,10 @@ class Study:
         most = space.size if space.size and not self._repeats else math.inf
         self.n_trials = int(min(sweeper.n_trials or len(seeds), most))
         name = sweeper.study_name or "sweep"
+        if storage is None and not is_database(sweeper.storage):
+            path = Path(sweeper.storage) if sweeper.storage else folder / JOURNAL
+            if added := extend(path, _in_file, name, space, fixed, self.n_trials):
+                console.note(f"study {name}: goes on with {', '.join(added)} beside what it has")
         storage = storage or _opened(folder, sweeper.storage)
         self._refuse_foreign(folder, storage, name)
         self._study = optuna.create_study(
@@ -83,7 +89,7 @@ class Study:
             pruner=pruner or NopPruner(),
             load_if_exists=True,
         )
-        self._new = not self.remembered("began") and not self.trials()
+        self._new = not self.remembered(BEGAN) and not self.trials()
         self._compare(space.described(), list(fixed), name)
         enqueued = "gridded" if gridded else "seeded"
         if not self.remembered(enqueued):
@@ -213,9 +219,9 @@ class Study:
 
     def _compare(self, space: Mapping[str, str], fixed: Sequence[str], name: str) -> None:
         """Refuse another sweep than the one that the study was begun with."""
-        before = self.remembered("began")
+        before = self.remembered(BEGAN)
         if before is None:
-            self.remember("began", {"space": space, "fixed": fixed})
+            self.remember(BEGAN, {"space": space, "fixed": fixed})
             return
         old, kept = before["space"], before["fixed"]
         differ = [key for key in sorted(old.keys() | space.keys()) if old.get(key) != space.get(key)]
@@ -256,10 +262,14 @@ def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
 
 
 def _opened(folder: Path, storage: str | None) -> BaseStorage:
-    if storage and "://" in storage:
+    if storage and is_database(storage):
         return database(storage)
     path = Path(storage) if storage else folder / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
+    return _in_file(path)
+
+
+def _in_file(path: Path) -> BaseStorage:
     journal.cut_torn_line(path)
     return JournalStorage(JournalFileBackend(str(path), _Unlocked(str(path))))
 

@@ -18,6 +18,8 @@ from segsweep.errors import ConfigError
 from segsweep.paths import atomically, locked, outputs, override, save_json
 from segsweep.tracking import views
 
+log = logging.getLogger(__name__)
+
 CURSOR = "tracking.json"
 TRUSTED = "tracking-uris"
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -38,6 +40,7 @@ class Cursor:
     parent: str | None = None  # run id of the sweep that a trial lies below
     swept: list[str] = field(default_factory=list)  # keys that a sweep varies
     closed: str = ""  # hash of the result that a sweep was closed with; empty while it goes on
+    model: str = ""  # id of the logged model that stands for the run's best checkpoint
 
 
 def read_cursor(folder: Path, uri: str) -> Cursor:
@@ -158,14 +161,22 @@ def alone() -> AbstractContextManager[None]:
 
 
 def open_experiment(client: Any, uri: str, name: str) -> str:
-    """Return an experiment's id; one that is not there is made, a deleted one is restored."""
+    """Return an experiment's id; one that is not there is made, a deleted one is restored, and that is said."""
+    from mlflow.utils import mlflow_tags as tags
+
+    kind = {
+        "mlflow.experimentKind": "custom_model_development",  # has no constant; else MLflow asks on the first visit
+        tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME: views.SCORE,
+        tags.MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER: "true",
+    }
     with alone():
         experiment = client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
+            log.warning("MLflow: experiment %s had been deleted, and is restored with all its runs.", name)
         # Absolute, whatever the working folder is. A record may name anything: no name leads out of the folder.
         local = None if uri.startswith("http") else (outputs() / "mlartifacts" / mlflow_name(name)).as_uri()
-        made = None if experiment else client.create_experiment(name, artifact_location=local)
+        made = None if experiment else client.create_experiment(name, artifact_location=local, tags=kind)
         return str(made or experiment.experiment_id)
 
 

@@ -1,6 +1,7 @@
 """What a run is called, and what it is and gave, in words. Standard library only."""
 
 import re
+import shlex
 from collections.abc import Mapping
 
 from segsweep.paths import program
@@ -8,13 +9,23 @@ from segsweep.runs.records import Run, Start
 
 LONGEST = 100  # characters of a name
 NAMED = ("encoder", "encoder.name", "optim.lr")  # are in every name
+# Say where things lie and what they run on; the data are the experiment's name.
+UNSAID = ("hydra", "tracking", "data.root", "data.images", "data.masks", "data.table", "train.device", "resume")
 
 
 def name(start: Start, number: int, varied: Mapping[str, str]) -> str:
-    """Return a run's name, as `007-convnext_atto-lr3e-4`, with what else was varied: typed values by key."""
+    """Return a run's name, as `007-convnext_atto-lr3e-4-focal-epochs40`: what was typed beside encoder and rate, too.
+
+    Args:
+        varied: of a sweep's trial, what takes the place of that: typed values by key.
+    """
     mantissa, _, exponent = f"{start.settings.optim.lr:.1e}".partition("e")
     parts = [f"{number:03d}", start.settings.encoder.name, f"lr{mantissa.removesuffix('.0')}e{int(exponent)}"]
-    parts += [f"{key.rpartition('.')[2]}{value}" for key, value in varied.items() if key not in NAMED]
+    said = varied or dict(word.partition("=")[::2] for word in shlex.split(start.command) if "=" in word)
+    for key, value in said.items():
+        group, _, last = key.lstrip("+~").rpartition(".")
+        if key not in NAMED and not key.startswith(UNSAID) and key != "data":
+            parts.append(f"{last if group else ''}{value}")
     return "-".join(parts)[:LONGEST]
 
 

@@ -14,17 +14,17 @@ from PIL import Image
 from segsweep.errors import ConfigError, first_line, suggestion
 from segsweep.paths import locked
 from segsweep.runs import journal
-from segsweep.runs.records import PRECISIONS, End, EpochRecord, Record, Run, Start
+from segsweep.runs.records import End, EpochRecord, Record, Run, Start
 from segsweep.tracking import client, names, views
 
 ATTACHED = (
     *("summary.json", "plan.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
-    *("figures/worst.png", "figures/training.png"),
+    *("figures/worst.png", "figures/training.png", "figures/augmented.png"),
 )
 KEPT = "kept"  # folder of the files that go from one host to another
+SCORES = ("val/", "test/")  # of the best epoch, that a model is compared by
 SINGLE_RUNS = "tags.`segsweep.kind` = 'run'"
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
-PRECISION_NAMES = {short: name for name, short in PRECISIONS.items()}  # in MLflow as they always were
 
 
 def run_id(folder: Path, uri: str | None = None) -> str | None:
@@ -213,26 +213,24 @@ class _Sync:
             cursor.run_id = found[0].info.run_id
             self._save()
             return
-        number, varied = (child.number, child.first) if child else (self._number(), {})
-        run = self.server.create_run(
-            cursor.experiment_id,
-            start_time=_milliseconds(start),
-            run_name=names.name(start, number, varied),
-            tags={
-                "segsweep.run": start.run,
-                "segsweep.folder": str(self.folder),
-                "segsweep.kind": "run",
-                "mlflow.source.type": "LOCAL",
-                "mlflow.source.name": "train.py",
-                "mlflow.user": start.user,
-                "mlflow.note.content": names.note(self.run)[: client.NOTE_LENGTH],
-                **({"mlflow.source.git.commit": start.commit} if start.commit else {}),
-                "dirty": str(start.dirty).lower(),
-                "weights_source": start.weights_source,
-                "data_digest": start.data_digest,
-                **self.child_tags,
-            },
-        )
+        tags = {
+            "segsweep.run": start.run,
+            "segsweep.folder": str(self.folder),
+            "segsweep.kind": "run",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": "train.py",
+            "mlflow.user": start.user,
+            "mlflow.note.content": names.note(self.run)[: client.NOTE_LENGTH],
+            **({"mlflow.source.git.commit": start.commit} if start.commit else {}),
+            "dirty": str(start.dirty).lower(),
+            "weights_source": start.weights_source,
+            "data_digest": start.data_digest,
+            **self.child_tags,
+        }
+        with client.alone():  # each run gets a number of its own
+            number, varied = (child.number, child.first) if child else (self._number(), {})
+            called = names.name(start, number, varied)
+            run = self.server.create_run(cursor.experiment_id, _milliseconds(start), tags, called)
         cursor.run_id, cursor.parent = run.info.run_id, child.parent if child else None
         self._save()
 
@@ -273,7 +271,7 @@ class _Sync:
             "weights_source": start.weights_source,
             "parameters": start.parameters,
             "device": start.execution.device,
-            "precision_used": PRECISION_NAMES[start.execution.precision],
+            "precision_used": start.execution.precision,
         }
         varied = self.child.first if self.child else {}
         return {**{name: params.get(name, value) for name, value in varied.items()}, **params}
@@ -307,6 +305,7 @@ class _Sync:
         step = int(end.metrics.get("best/epoch") or 0)
         if tested := [Metric(client.mlflow_name(name), value, when, step) for name, value in end.tested.items()]:
             self.server.log_batch(run_id, metrics=tested)
+        self._send_model(end)
         for name in ATTACHED:
             if (self.folder / name).exists():
                 inside = name.rpartition("/")[0].lstrip(".")
@@ -317,6 +316,41 @@ class _Sync:
         self.server.set_terminated(run_id, client.STATUS[end.status], end_time=when)
         for path in {path.parent: path for path in self.pictures}.values():  # each image's last, of the best epoch
             self._send_picture(path, views.BEST)
+
+    def _send_model(self, end: End) -> None:
+        """Have the best checkpoint among MLflow's models, with its scores, so that they can be compared there."""
+        from mlflow.entities import LoggedModelStatus, Metric
+        from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+        best, path = self.run.best, self.folder / "best.safetensors"
+        if best is None or not path.exists():
+            return
+        cursor, start = self.cursor, self.first
+        if not cursor.model:
+            found = self.server.search_logged_models([cursor.experiment_id], f"source_run_id = '{cursor.run_id}'")
+            cursor.model = found[0].model_id if found else ""
+        if not cursor.model:
+            varied = {key: str(start.keys()[key]) for key in ("encoder.name", "optim.lr", "data.size")}
+            made = self.server.create_logged_model(
+                cursor.experiment_id,
+                start.settings.encoder.name,
+                cursor.run_id,
+                tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "segsweep.model": str(path)},
+                params={**varied, "weights_source": start.weights_source, "parameters": str(start.parameters)},
+                model_type="segmentation",
+            )
+            cursor.model = made.model_id
+            self.server.finalize_logged_model(cursor.model, LoggedModelStatus.READY)
+        self._save()
+        scores = {name: value for name, value in {**best.metrics, **end.tested}.items() if name.startswith(SCORES)}
+        data = {"dataset_name": start.asked.data.name, "dataset_digest": start.data_digest}
+        when = _milliseconds(end)
+        metrics = [
+            Metric(client.mlflow_name(f"model/{name}"), value, when, best.epoch, cursor.model, **data)
+            for name, value in scores.items()
+            if value is not None
+        ]
+        self.server.log_batch(cursor.run_id, metrics=metrics)
 
     def _tag(self, tags: Mapping[str, object]) -> None:
         for name, value in tags.items():

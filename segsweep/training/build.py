@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,6 +30,7 @@ from segsweep.engine.execution import Execution, checkpoint_gradients, set_momen
 from segsweep.engine.scorer import Evaluation, Scorer
 from segsweep.engine.step import TrainStep
 from segsweep.errors import ConfigError
+from segsweep.figures import pictures
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import decoder_width, encoder_traits
 from segsweep.nn.tiles import limit
@@ -42,6 +45,7 @@ from segsweep.world import SINGLE, World
 log = logging.getLogger(__name__)
 
 SHOWN = 4  # validation images whose predictions are kept as pictures
+AUGMENTED = 16  # images of the first batch that are kept as a picture
 USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are averaged over more steps
 
 
@@ -93,6 +97,17 @@ class Training:
         )
         indices = self.data.parts["train"]
         return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, self.world)
+
+    def sheet(self) -> Image:
+        """Draw some of the first batch as the network sees it: cut, warped, coloured."""
+        (batch, *_) = next(iter(self.train_batches().epoch(1)))
+        pairs = []
+        for i, index in enumerate(batch.indices[:AUGMENTED]):
+            image = batch.image[i].permute(1, 2, 0).cpu().numpy()
+            if self.data.store.dtype == np.uint8:
+                image = image.clip(0, 255).astype(np.uint8)
+            pairs.append((self.data.samples[index].key, image, batch.mask[i].cpu().numpy()))
+        return pictures.contact_sheet(pairs, self.data.labels.names)
 
     def evaluate(
         self, model: nn.Module, indices: Sequence[int], show: Sequence[int] = (), world: World = SINGLE
@@ -198,6 +213,9 @@ def load(data: DataConfig, workers: int | None = None) -> Dataset:
 
 def say(data: Dataset) -> None:
     """Print what was decided about a data set, and warn of what makes its scores look better than they are."""
+    if data.parts["train"] == data.parts["val"]:
+        keys = ", ".join(data.samples[index].key for index in data.parts["train"])
+        console.note(f"note: learns by heart, and is scored on, {keys}")
     for line in data.notes:
         console.note(f"note: {line}")
     for warning in data.warnings():

@@ -38,7 +38,6 @@ from segsweep.world import SINGLE, World
 
 log = logging.getLogger(__name__)
 
-WORST = 6  # validation images, those with the lowest IoU, that are shown at the end
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 SUMMARY = "summary.json"
 PLAN = "plan.json"  # the data's fingerprint, what was decided by it, and why
@@ -167,6 +166,7 @@ class Recorder:
         self._write(start)
         if self._unwritten:
             self._write(self._unwritten)
+        self._draw_batch()
         self._ask()
 
     def epoch(self, epoch: Epoch) -> None:
@@ -289,12 +289,30 @@ class Recorder:
 
         atomically(self.folder / metrics.MATRICES, write)
 
-    def _compare(self, predictions: Mapping[int, torch.Tensor], path: Path, columns: int = 4) -> None:
-        """Draw truth and predictions of some samples as one picture."""
+    def _draw_batch(self) -> None:
+        """Draw what the network sees of the first batch, once."""
+        path = self.folder / "figures" / "augmented.png"
+        if path.exists():
+            return
+        try:
+            path.parent.mkdir(exist_ok=True)
+            sheet = self.training.sheet()
+            atomically(path, lambda target: sheet.save(target, "PNG"))
+        except Exception as error:  # a training is not lost over a picture
+            log.warning("%s was not drawn: %s", path.name, first_line(error))
+
+    def _compare(
+        self,
+        predictions: Mapping[int, torch.Tensor],
+        path: Path,
+        columns: int = 4,
+        said: Mapping[int, str] | None = None,
+    ) -> None:
+        """Draw truth and predictions of some samples as one picture; `said` stands before a sample's name."""
         data = self.training.data
         rows = [
             pictures.Compared(
-                data.samples[index].key,
+                " · ".join(filter(None, ((said or {}).get(index), data.samples[index].key))),
                 data.store.image(index).cpu().numpy(),
                 data.labels.table[data.store.mask(index).cpu().numpy()],
                 prediction.numpy(),
@@ -310,11 +328,11 @@ class Recorder:
         from segsweep.figures import curves  # matplotlib: a second
 
         data, indices = self.training.data, self._indices(kept)
-        scores = np.nan_to_num(metrics.image_iou(kept.matrices), nan=np.inf)  # nothing there, nothing said: all is well
-        worst = [indices[i] for i in scores.argsort(kind="stable")[:WORST] if scores[i] < np.inf]
-        if worst:
-            found = self._evaluate(worst, worst).predictions
-            self._compare({index: found[index] for index in worst}, self.folder / "figures" / "worst.png")
+        if chosen := metrics.examples(kept.matrices):
+            shown = {indices[place]: what for place, what in chosen}
+            found = self._evaluate(list(shown), list(shown)).predictions
+            path = self.folder / "figures" / "worst.png"
+            self._compare({index: found[index] for index in shown}, path, said=shown)
         epochs = [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.run.epochs]
         best = epochs[self.run.epochs.index(self.run.best)] if self.run.best else None
         path = self.folder / "figures" / "training.png"

@@ -6,19 +6,20 @@ from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
 from segsweep.figures.pictures import (
+    COLORS,
+    FRAME,
     HEADER,
     MARGIN,
-    MISSED,
     PALETTE,
     SMALLEST,
-    TOO_MUCH,
+    STRIPES,
     WIDEST,
-    WRONG,
     Compared,
     caption,
     comparison,
     overlay,
 )
+from segsweep.metrics import examples
 
 NAMES = ("background", "cell", "border")
 VOID = 255
@@ -54,7 +55,7 @@ def test_a_sheet_holds_three_panels_of_a_sensible_size(height, width, factor, ch
     sheet = compared(image, mask, mask)
     assert sheet.mode == "RGB"
     strip = HEADER + int(height * factor) + MARGIN
-    assert sheet.width == 4 * width * factor + 5 * MARGIN
+    assert sheet.width >= 4 * width * factor + 5 * MARGIN
     assert sheet.height > strip  # a legend above
     assert np.array(sheet)[:-strip].min() < 255
     assert SMALLEST <= max(height, width) * factor <= WIDEST / 4
@@ -102,9 +103,9 @@ def test_errors_are_told_apart(names):
     prediction[100:120], prediction[180:] = 1, 1
     sheet = comparison([Compared("input", grey(200, 220), truth, prediction)], names, 0, 255)
     errors = panels(sheet, 220, 200)[3]
-    missed, too_much = (MISSED, TOO_MUCH) if len(names) == 2 else (WRONG, WRONG)
-    assert (errors[:50] == missed[1]).all()
-    assert (errors[100:120] == too_much[1]).all()
+    assert (errors[:50] == COLORS[len(names) - 1]).all()  # missed
+    striped = (errors[100:120] == STRIPES).all(-1)
+    assert 0.4 < striped.mean() < 0.6
     assert (errors[150:] == 0).all()
     rest = errors[120:150]
     assert (rest == rest[..., :1]).all()  # grey: right
@@ -113,8 +114,29 @@ def test_errors_are_told_apart(names):
 def test_a_class_in_the_place_of_another_is_wrong():
     truth = square(200, 220, 1)
     errors = panels(compared(grey(200, 220), truth, 2 * truth), 220, 200)[3]
-    assert (errors[truth == 1] == WRONG[1]).all()
+    assert (errors[truth == 1] == COLORS[1]).all()
     assert (errors[truth == 0] < 255).all()
+
+
+def test_what_stands_above_a_narrow_panel_is_not_cut_off_and_a_line_is_around_it():
+    white = np.full((200, 20, 1), 255, np.uint8)
+    sheet = np.array(compared(white, np.zeros((200, 20), int), np.zeros((200, 20), int)))
+    assert sheet.shape[1] > 4 * 150  # "prediction · no IoU (empty)" is as long
+    frame = (sheet == FRAME).all(-1)
+    assert frame.sum() >= 4 * 2 * (200 + 20)
+
+
+def test_examples_are_the_worst_the_middle_and_the_best_with_something_to_see():
+    good, empty = [[90, 0], [0, 10]], [[100, 0], [0, 0]]
+
+    def part(found):
+        return [[90, 0], [10 - found, found]]
+
+    matrices = np.array([part(i) for i in (5, 1, 9, 3, 7)] + [empty, [[90, 10], [0, 0]], good])
+    chosen = examples(matrices)
+    assert chosen == [(6, "worst"), (1, "worst"), (0, "median"), (4, "median"), (2, "best"), (7, "best")]
+    assert examples(np.array([empty, empty])) == []
+    assert [place for place, _ in examples(np.array([good]))] == [0]
 
 
 @pytest.mark.parametrize(
