@@ -99,7 +99,7 @@ def expanded(words: Sequence[str]) -> list[str]:
             found += valuefile.words(Path(text_of(word)).expanduser(), beside)
         elif own := valuefile.own_option(name, text):
             if _is_option(name, text):
-                raise ConfigError(f"{own}: segsweep has a {name}={text} itself. Give the file another name.")
+                raise ConfigError(f"{own}: segsweep has {name}={text} already. Give the file another name.")
             found += valuefile.group_words(name, own, beside)
         elif name in TEXTS and PLAIN.fullmatch(text) and not _parsed(word):
             found.append(f"{name}={quoted(text)}")

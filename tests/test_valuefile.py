@@ -7,9 +7,9 @@ import shlex
 import pytest
 
 from segsweep.compose import changed, configuration, expanded, with_data
-from segsweep.config.schema import DataConfig, RunConfig
+from segsweep.config.schema import DataConfig, OptimConfig, RunConfig
 from segsweep.errors import ConfigError
-from segsweep.valuefile import KEYS, LIMIT
+from segsweep.valuefile import KEYS, LIMIT, own_options
 
 ALL = """\
 # A comment.
@@ -66,6 +66,74 @@ def test_a_file_is_what_one_would_type(here, tmp_path):
         group=r"^(\d+)_",
         folds=5,
     )
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes files below conf/ of a working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(group, text, name="mine"):
+        path = tmp_path / "conf" / group / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    return write
+
+
+def test_the_working_folder_adds_options(own, tmp_path):
+    own("encoder", "name: resnet34\ndrop_path: 0.1\nweights_file: w.safetensors\n")
+    own("optim", "name: sgd\nlr: 0.1\n")
+    own("loss", "focal: 1.0\n")
+    own("data", "root: ../../cells\nclasses: {Gebäude: 8, x: 9}\n", "cells")
+    own("recipe", "train:\n  epochs: 7\n  ema: 0.9\ndata: {repeats: 2}\n", "long")
+    words = ["encoder=mine", "optim=mine", "loss=mine", "data=cells", "recipe=long", "train.ema=0.5"]
+    found = configuration(words)
+    assert (found.encoder.name, found.encoder.drop_path) == ("resnet34", 0.1)
+    assert found.encoder.weights_file == str(tmp_path / "conf" / "encoder" / "w.safetensors")
+    assert (found.optim.name, found.optim.lr, found.optim.momentum) == ("sgd", 0.1, OptimConfig().momentum)
+    assert (found.loss.focal, found.loss.ce, found.loss.dice) == (1, 0, 0)  # and nothing of the default loss
+    assert (found.data.root, found.data.classes) == (str(tmp_path / "cells"), {"Gebäude": 8, "x": 9})
+    assert (found.train.epochs, found.train.ema, found.data.repeats) == (7, 0.5, 2)
+    assert own_options("encoder") == ["mine"]
+
+
+def test_a_question_of_ones_own_is_a_search(own):
+    own("sweeps", "sweeper:\n  n_trials: 24\n  params: {encoder: 'choice(a,b)', optim.lr: auto}\ntrain: {ema: 0.9}\n")
+    assert expanded(["sweeps=mine"]) == [
+        "hydra.mode=MULTIRUN",
+        "hydra/sweeper=optuna",
+        "hydra.sweep.dir=${outputs:}/sweeps/mine-${hydra.runtime.choices.data}",
+        "hydra.sweeper.params={encoder:'choice(a,b)',optim.lr:auto}",
+        "hydra.sweeper.n_trials=24",
+        "train.ema=0.9",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group", "text", "says"),
+    [
+        ("encoder", "drop_path: 0.1", "must name the encoder, as name: resnet34"),
+        ("encoder", "_target_: os.system", "_target_: no such key of encoder"),
+        ("optim", "hydra: {job: {env_set: {A: b}}}", "hydra: no such key of optim"),
+        ("optim", "lr: fast", "must be"),
+        ("sweeps", "hydra: {sweeper: {n_trials: 3}}", "hydra: no such section"),
+        ("sweeps", "sweeper: {_target_: x}", "_target_: no such key of hydra.sweeper"),
+        ("sweeps", "sweeper: {params: {encoder: '${oc.env:HOME}'}}", "encoder: must be a key with what is tried"),
+        ("recipe", "epochs: 3", "epochs: must be a section"),
+        ("recipe", "optimizer: {lr: 3}", "optimizer: no such section"),
+    ],
+)
+def test_nothing_but_values_of_our_keys_is_taken(own, group, text, says):
+    own(group, text)
+    assert says in refused(f"{group}=mine")
+
+
+def test_an_option_that_there_is_already_is_not_replaced(own):
+    own("optim", "name: sgd", "adamw")
+    own("encoder", "name: resnet34", "resnet18")
+    assert "segsweep has optim=adamw already" in refused("optim=adamw")
+    assert "segsweep has encoder=resnet18 already" in refused("encoder=resnet18")
 
 
 def test_every_key_may_stand_in_it(here):

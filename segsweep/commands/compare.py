@@ -15,7 +15,7 @@ def arguments(parser: ArgumentParser) -> None:
     several = f"{RUN}; or folders with runs below them; two runs: what got better"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=several)
     parser.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
-    shared = "mean ± sd over the runs that share these, as encoder.name,optim.lr"
+    shared = "mean ± sd over repeats: runs that share these, as encoder.name,optim.lr, and all other settings"
     parser.add_argument("--group-by", metavar="KEYS", help=shared)
     parser.add_argument("--format", choices=FORMATS, default="text")
 

@@ -11,6 +11,7 @@ import pandas as pd
 from segsweep import metrics
 from segsweep.errors import ConfigError, suggestion
 from segsweep.runs import journal, locks
+from segsweep.runs.trial import NAME as TRIAL
 from segsweep.sweeping import finalists
 from segsweep.sweeping.report import number
 
@@ -51,7 +52,8 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
 def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     """Show what differs between the runs and their scores, best first; with `group_by` mean ± sd over complete runs.
 
-    Runs on different data stay apart: their scores do not compare. A key that no run has is a ConfigError.
+    Only repeats of one setting are averaged, and those of a search, the best of many, not with finalists': what else
+    differs splits the groups further. Runs on different data stay apart. A key that no run has is a ConfigError.
     """
     scores = [name for name in SCORES if name in rows and rows[name].notna().any()]
     cost = [name for name in COST if name in rows]
@@ -64,7 +66,10 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
             raise ConfigError(f"--group-by {key}: no run has this key.{hint}")
     complete = rows[rows["status"] == "complete"]  # pruned ones would lower a mean
     told = (complete if len(complete) else rows).assign(**{key: rows[key].astype(str) for key in group_by})
-    grouped = told.groupby(list(dict.fromkeys([*group_by, *data])), sort=False)
+    apart = [name for name in _differing(told) if name not in finalists.ANEW]
+    told = told.assign(**{name: told[name].map(_typed) for name in apart})
+    of = ["of"] if told["of"].nunique() > 1 else []
+    grouped = told.groupby(list(dict.fromkeys([*group_by, *apart, *of, *data])), sort=False)
     found = grouped.size().rename("n").to_frame()
     for name in scores:
         found[name], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std(ddof=1)
@@ -83,13 +88,16 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     changed = _differing(rows)
     values = {side: [_typed(row[c]) for c in changed] for side, row in sides.items()}
     settings = pd.DataFrame({"setting": changed, **values})
+    weights = {side: [row["weights"]] for side, row in sides.items()}
+    settings = pd.concat([settings, pd.DataFrame({"setting": ["weights_source"], **weights})], ignore_index=True)
     names = [name for name in (*SCORES, *COST) if name in rows and rows[name].notna().all()]
     columns = {side: pd.Series([row[n] for n in names], dtype=object) for side, row in sides.items()}
     scores = pd.DataFrame({"score": names, **columns, "change": columns["second"] - columns["first"]})
     parts = [f"first           {first}", f"second          {second}"]
     if _several(rows):
         parts.append("data            not the same: the scores do not compare")
-    parts += ["", shown(settings, kind) if len(settings) else "the same settings", "", shown(scores, kind), ""]
+    same = [] if changed else ["the same settings", ""]
+    parts += ["", *same, shown(settings, kind), "", shown(scores, kind), ""]
     return "\n".join([*parts, _images(first, second, kind)])
 
 
@@ -156,8 +164,16 @@ def _row(folder: Path) -> dict[str, object]:
         "perf/images_per_s": run.steady_median("perf/images_per_s"),
         "parameters": start.parameters,
         "weights": start.weights_source,
+        "of": _role(folder),
         "status": run.end.status if run.end else "running" if locks.alive(folder) else "interrupted",
     }
+
+
+def _role(folder: Path) -> str:
+    """Say whether a run is a search's trial, a finalist's repeat, or by itself."""
+    if not (folder / TRIAL).exists():
+        return "itself"
+    return "finalists" if folder.parent.name == finalists.FOLDER else "search"
 
 
 def _differing(rows: pd.DataFrame) -> list[str]:

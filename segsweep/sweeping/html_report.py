@@ -1,5 +1,6 @@
 """`report.html`: one file with everything a reader of a sweep asks, figures inside, nothing loaded from elsewhere."""
 
+import base64
 import html
 import io
 import math
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from PIL import Image
 
 from segsweep.paths import program
 from segsweep.runs.trial import Trial, load_all
@@ -26,6 +28,7 @@ from segsweep.sweeping.space import distribution
 # Okabe and Ito's colours, which colour-blind readers tell apart (https://jfly.uni-koeln.de/color/).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 OTHERS = "#bbbbbb"
+PICTURE = 560  # pixels of a prediction's longer side
 ENOUGH = 8  # complete trials to speak of importance
 # A column only where they differ.
 CONDITIONS = ("input", "micro_batch", "weights", "precision", "halvings", *report.MACHINE)
@@ -42,7 +45,10 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 td, th { padding: .25em .7em; text-align: left; border-bottom: 1px solid #eee; white-space: nowrap }
 td:last-child { white-space: normal; min-width: 14em }
 td.n, th.n { text-align: right } div.wide { overflow-x: auto } tr.pruned, tr.failed, tr.refused { color: #888 }
-pre { background: #f5f5f3; padding: .7em 1em; white-space: pre-wrap } svg { max-width: 100%; height: auto }
+pre { background: #f5f5f3; padding: .7em 1em; white-space: pre-wrap; overflow-wrap: anywhere }
+h1, p { overflow-wrap: anywhere } svg { max-width: 100%; height: auto }
+table.pictures td { border: none; padding: .2em; min-width: 15em } table.pictures img { width: 100% }
+@media (max-width: 800px) { body { margin: 1em auto; padding: 0 .7em } td:last-child { min-width: 9em } }
 p.note { color: #666 }
 @media (prefers-color-scheme: dark) {
   html { color-scheme: dark } body { background: #191919; color: #ddd } p.note { color: #aaa }
@@ -67,6 +73,8 @@ def write(folder: Path) -> Path:
     sections = [_head(trials, kept, folder.name, found)]
     if results:
         sections += [_section("Finalists", _finalists(results))]
+        if pictures := _predictions(folder, results):
+            sections.append(_section("The same images, by each finalist", pictures, PREDICTIONS))
     if crossed:
         caption = " ".join(report.cross_caption(crossed))
         sections += [_section("Cross-validation", _table(report.cross_ranking(crossed)), caption)]
@@ -87,11 +95,14 @@ def write(folder: Path) -> Path:
     told = ", ".join(f"{name} {report.number(v) if isinstance(v, float) else v}" for name, v in same.items())
     note = f"The same in all: {told}." if same else ""
     sections.append(_section("Trials", _table(rows.drop(columns=list(same))), note))
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>segsweep: {html.escape(folder.name)}</title>'
+    head = '<!doctype html><html lang="en"><meta charset="utf-8">'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>segsweep: {html.escape(folder.name)}</title>"
     path.write_text(f"{head}<style>{STYLE}</style>{''.join(sections)}</html>\n", encoding="utf-8")
     return path
 
 
+PREDICTIONS = "The winner's and the others' best runs. Validation images that were chosen before the training."
 CURVES = "A line for each trial, in its encoder's colour. A cross: pruned there."
 RATES = "Each trial's best validation IoU. Hollow: pruned, with its score until then. A star: the finalists' mean."
 COSTS = (
@@ -126,6 +137,34 @@ def _finalists(results: Sequence[FinalistResult]) -> str:
         '<p class="note">Mean validation IoU over n runs with fresh seeds; the search had no part in them, and '
         f'"search" is the score there, the best of many. {html.escape(" ".join(report.caption(results)))}</p>'
     )
+
+
+def _predictions(folder: Path, results: Sequence[FinalistResult]) -> str:
+    """Show the images that all finalists predicted, one below the other, and the finalists side by side."""
+    found = {result.trial.encoder: _pictures(folder / result.winner.name) for result in results}
+    shown = [name for name in next(iter(found.values())) if all(name in of for of in found.values())]
+    if not shown:
+        return ""
+    head = "".join(f"<th>{html.escape(encoder)}</th>" for encoder in found)
+    rows = "".join(f"<tr>{''.join(f'<td>{_jpeg(of[name])}</td>' for of in found.values())}</tr>" for name in shown)
+    return f'<div class="wide"><table class="pictures"><tr>{head}</tr>{rows}</table></div>'
+
+
+def _pictures(run: Path) -> dict[str, Path]:
+    """Return a run's last picture of each validation image it keeps, by the image's name."""
+    return {path.parent.name: path for path in sorted(run.glob("predictions/*/*.png"))}
+
+
+def _jpeg(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError:  # a report is not lost over a picture
+        return ""
+    small.thumbnail((PICTURE, PICTURE))
+    made = io.BytesIO()
+    small.save(made, "JPEG", quality=85)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(made.getvalue()).decode()}">'
 
 
 def _section(title: str, content: str, note: str = "") -> str:

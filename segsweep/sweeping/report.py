@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from segsweep import console
 from segsweep.paths import program
 from segsweep.runs.records import Start
 from segsweep.runs.trial import Trial, load_all
@@ -25,6 +26,8 @@ MACHINE: dict[str, Callable[[Start], object]] = {
     "torch": lambda start: start.torch,
 }
 SHOWN = 12  # rows of the table at the end
+ENOUGH, FAR = 3, 3.0  # fresh seeds of a finalist, and sd that the search's score may be off them
+TINY = 1e-9  # an sd that is none
 
 
 def results(folder: Path, trials: Sequence[Trial] | None = None) -> list[FinalistResult]:
@@ -185,6 +188,7 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     first, winner = results[0], results[0].winner
     tested = winner.run.tested.get("test/iou")
     lines = [f"{'best':16}{' '.join(first.setting)}"]
+    lines += [f"{'doubtful':16}{why}"] if (why := doubt(first)) else []
     if tested is not None:
         looks = sum("test/iou" in trial.run.tested for trial in (*trials, *load_all(folder, FOLDER)))
         once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
@@ -194,6 +198,21 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     model = folder / winner.name / "best.safetensors"
     elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
     return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]
+
+
+def doubt(result: FinalistResult) -> str:
+    """Say why a finalist's score is not to be relied on; empty if there is no reason."""
+    search, seeds = result.trial.iou, len(result.runs)
+    if result.runs == (result.trial,):
+        return "not trained again: the best of many is too good to be true. hydra.sweeper.repeats=3 trains it anew"
+    sd, found = result.sd, []
+    if seeds < ENOUGH:
+        found.append(f"the mean of {console.counted(seeds, 'fresh seed')}: hydra.sweeper.repeats={ENOUGH} tells more")
+    if sd is not None and search is not None and abs(search - result.iou) > FAR * sd:
+        far = abs(search - result.iou)
+        apart = "far from all fresh seeds" if sd < TINY else f"{far / sd:.1f} sd from their mean"
+        found.append(f"{search:.4f} in the search, which is {apart}")
+    return "; ".join(found)
 
 
 def command(trial: Trial) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from segsweep.config.schema import EncoderConfig, OptimConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
-from segsweep.errors import Terminated, terminable
+from segsweep.errors import Asked, Terminated, terminable
 from segsweep.runs.journal import Journal, read
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Start
+from segsweep.runs.stop import Sign
 
 
 def config(encoder="resnet18", lr=1e-3, **train):
@@ -59,7 +60,7 @@ def main(argv):
 def _train(given):
     resumed = "resume" in given
     folder = Path(given["resume" if resumed else "hydra.run.dir"].strip("'"))
-    lock = FolderLock(folder)
+    lock, sign = FolderLock(folder), Sign(folder)
     (folder / "environment").write_text("\n".join(os.environ))
     before = read(folder)
     assert bool(before.records) == resumed, (given, before)
@@ -88,6 +89,9 @@ def _train(given):
                 os.kill(os.getpid(), int(given.get("signal", 9)))
             (folder / "best.safetensors").write_bytes(b"a model")
             book.write(epoch(number, best * (1 - 0.5 ** (number * float(given.get("speed", 1))))))
+            if sign.is_up() and number < total:
+                book.write(end("stopped", str(Asked())))
+                return 0
         tested = {"test/iou": best} if given.get("train.test") == "true" else {}
         book.write(end(reason=f"{total} epochs", **tested))
     lock.release()

@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import TrialState
 
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import ConfigError, DataError, SweepError
-from segsweep.runs import journal, locks
+from segsweep.errors import Asked, ConfigError, DataError, SweepError
+from segsweep.runs import journal, locks, stop
 from segsweep.runs.trial import Trial, load, load_all
 from segsweep.sweeping.backends.local import CLAIM, LocalBackend, Slot
 from segsweep.sweeping.pruner import Verdict
@@ -102,6 +102,23 @@ def test_optunas_pruners_are_asked(tmp_path, pruner):
     if pruner == "median":
         assert found[-1] == "PRUNED"
         assert study.trials()[-1].user_attrs["pruned"].startswith("median: ")
+
+
+def test_a_sweep_that_is_asked_to_stop_lets_each_trial_finish_its_epoch(tmp_path):
+    stop.ask(tmp_path)  # an earlier request is over
+    study, search, backend = began(tmp_path, argv=["seconds=0.2", "train.epochs=20"], pruner="none", n_trials=4)
+    with pytest.raises(Asked):
+        for event in drive(search, backend, tmp_path, FAKE, stop.Sign(tmp_path)):
+            if event.kind == "epoch":
+                stop.ask(tmp_path)
+    assert states(study) == ["RUNNING"] * 2
+    epochs = [len(journal.read(tmp_path / str(i)).epochs) for i in range(2)]
+    assert all(0 < done < 20 for done in epochs)
+    assert [journal.read(tmp_path / str(i)).end.reason for i in range(2)] == ["asked to (segsweep stop)"] * 2
+    study, search, backend = began(tmp_path, pruner="none", n_trials=2)
+    events = list(drive(search, backend, tmp_path, FAKE, stop.Sign(tmp_path)))
+    assert [event.kind for event in events].count("continued") == 2
+    assert states(study) == ["COMPLETE"] * 2
 
 
 def test_failures_do_not_count_and_are_told(tmp_path):

@@ -52,6 +52,45 @@ def test_all_is_there_again(tmp_path):
     assert opened(tmp_path).trials(TrialState.COMPLETE)[1].value == 0.7
 
 
+def test_a_sweep_is_given_more_encoders_and_goes_on(tmp_path, capsys):
+    def seeds(*encoders):
+        return [{"encoder": encoder, "optim.lr": 1e-3} for encoder in encoders]
+
+    def space(*encoders):
+        return Space((choice("encoder", encoders), SPACE.parameters[1]), encoders[0])
+
+    study = opened(tmp_path, seeds=seeds("resnet18", "resnet34"), n_trials=3)
+    for i in range(3):
+        study.ask()
+        study.report(i, 1, 0.1 * i)
+        study.complete(i, 0.2 + 0.1 * i)
+    study.remember("weights", {"resnet18": "hub", "resnet34": "hub"})
+    study.ask()  # one that runs
+    before = [(t.number, t.state, t.value, t.params, t.intermediate_values) for t in study.trials()]
+    kept = (tmp_path / JOURNAL).read_bytes()
+    more = space("convnext_atto", "resnet18", "resnet34")
+    with pytest.raises(
+        ConfigError, match=r"3 trials are finished, so convnext_atto .* Type hydra.sweeper.n_trials=7\."
+    ):
+        opened(tmp_path, more, seeds("convnext_atto", "resnet18", "resnet34"), n_trials=3)
+    assert (tmp_path / JOURNAL).read_bytes() == kept  # what is refused changes nothing
+    again = opened(tmp_path, more, seeds("convnext_atto", "resnet18", "resnet34"), n_trials=7)
+    assert "goes on with convnext_atto" in capsys.readouterr().err
+    found = again.trials()
+    assert [(t.number, t.state, t.value, t.params, t.intermediate_values) for t in found[:4]] == before
+    assert again.remembered("weights") == {"resnet18": "hub", "resnet34": "hub"}
+    again.complete(3, 0.9)
+    assert again.ask() == (
+        4,
+        {"encoder": "convnext_atto", "optim.lr": 1e-3},
+    )  # its default first, the others' not again
+    assert again.ask()[1]["encoder"] in more.encoders
+    for other in (SPACE, space("resnet18", "convnext_atto"), Space((choice("encoder", ["resnet18"]),), "resnet18")):
+        with pytest.raises(ConfigError, match="began as another sweep"):
+            opened(tmp_path, other, n_trials=9)
+    assert len(opened(tmp_path, more, n_trials=7).trials()) == 6
+
+
 @pytest.mark.parametrize("tail", [b'{"op_code": 4, "stu', b"\xff", b'{"op_code": 8'])
 def test_a_torn_last_line_costs_that_line_only(tmp_path, tail):
     study = opened(tmp_path)

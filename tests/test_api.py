@@ -1,0 +1,91 @@
+"""Python's front door: what the command line does, as objects and exceptions."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segsweep
+from segsweep.api import _words
+from segsweep.compose import PARSER
+from segsweep.errors import ConfigError, DataError
+from segsweep.runs import journal
+
+TINY = {
+    "encoder": "test_resnet",
+    "encoder.pretrained": False,
+    "train.device": "cpu",
+    "train.precision": "fp32",
+    "data": "folder",
+    "data.size": [32, 48],
+    "data.resize": "pad",
+    "data.repeats": 1,
+    "train.batch_size": 4,
+    "tracking": "none",
+}
+
+
+def test_values_come_back_from_hydras_grammar_as_they_are():
+    values = ["a b", "1e3", "null", "${x}", "it's", True, None, 3, 1e-4, ["a,b", 2], {"Zelle": 255}]
+    for word, value in zip(_words({f"k{i}": v for i, v in enumerate(values)}), values, strict=True):
+        read = PARSER.parse_override(word).value()
+        assert str(read).replace("\\$", "$") == str(value), word
+    assert _words({"encoder": segsweep.choice("resnet18", "resnet34")}) == ["encoder=choice(resnet18,resnet34)"]
+    assert _words({"optim.lr": segsweep.interval(1e-4, 1e-2, log=True)}) == ["optim.lr=tag(log,interval(0.0001,0.01))"]
+
+
+def test_a_training_is_what_the_command_line_records(pairs, tmp_path, outputs):
+    root = pairs()
+    run = segsweep.train({**TINY, "data.root": root, "train.epochs": 2}, tmp_path / "a folder")
+    assert run.folder == tmp_path / "a folder"
+    assert run.record.end.status == "complete"
+    assert list(run.epochs.index) == [1, 2]
+    assert run.metrics["val/iou"] == max(run.epochs["val/iou"])
+    assert f"data.root={root}" in run.record.start.command
+    assert (run.folder / ".hydra" / "config.yaml").exists()
+    assert "data:image/png;base64," in run._repr_html_()
+    further = segsweep.train({"resume": run.folder, "train.epochs": 3})
+    assert len(further.epochs) == 3
+    assert segsweep.train({**TINY, "data.root": root, "train.epochs": 1}).folder.is_relative_to(outputs)
+
+
+def test_what_is_refused_raises_and_leaves_nothing(pairs, tmp_path):
+    with pytest.raises(ConfigError, match="Closest: resnet"):
+        segsweep.train({**TINY, "data.root": pairs(), "encoder": "resnet43"}, tmp_path / "run")
+    with pytest.raises(DataError):
+        segsweep.train({**TINY, "data.root": tmp_path / "nowhere"}, tmp_path / "run")
+    with pytest.raises(ConfigError, match="no such key"):
+        segsweep.train({**TINY, "data.root": pairs(), "optim.learning_rate": 1}, tmp_path / "run")
+    with pytest.raises(ConfigError, match="no such run"):
+        segsweep.load("nothing")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_predicts_files_and_pixels_alike(trained, tmp_path):
+    model = segsweep.load(trained.folder)
+    assert model.classes == ["background", "foreground"]
+    path = sorted((trained.root / "images").rglob("*.png"))[0]
+    found, pixels = model.predict(path), np.array(Image.open(path))
+    assert found.classes.shape == pixels.shape[:2] and found.classes.dtype == np.uint8
+    assert found.probabilities.shape == (1, *pixels.shape[:2])
+    assert (found.classes == (found.probabilities[0] > 0.5)).all()
+    assert (model.predict(pixels).classes == found.classes).all()
+    assert found._repr_png_().startswith(b"\x89PNG")
+    found.save(tmp_path / "mask.png")
+    assert (np.array(Image.open(tmp_path / "mask.png")) == found.classes).all()
+    with pytest.raises(DataError, match="image: float64 pixels"):
+        model.predict(pixels / 255)
+
+
+def test_a_search_ranks_and_loads_its_winner(pairs, tmp_path):
+    keys = {**TINY, "data.root": pairs(), "train.epochs": 1, "optim.lr": segsweep.choice(1e-3, 1e-2)}
+    found = segsweep.sweep(keys, tmp_path / "search", n_trials=2, finalists=1, repeats=1, slots=1)
+    assert set(found.trials["optim.lr"]) == {"0.001", "0.01"}
+    assert len(found.ranking) == 1
+    assert journal.read(found.winner.folder).end.status == "complete"
+    assert found.winner.folder.parent.name == "finalists"
+    assert "report.html" in found._repr_html_()
+    assert found.load().classes == ["background", "foreground"]
+    with pytest.raises(ConfigError, match="nothing is varied"):
+        segsweep.sweep(
+            {**TINY, "data.root": pairs(name="other"), "optim.lr": 1e-3, "train.epochs": 1}, tmp_path / "none"
+        )
