@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from segsweep.metrics import SHOWN
 from segsweep.paths import override, program
 
+SILENCE = 30.0  # seconds after which a log hears how far something is
 SCORES = {**SHOWN, "boundary_iou": "boundary IoU"}  # of an evaluation
 
 
 def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
-    """Yield the items with a progress bar over them, with nothing where stderr is no terminal."""
+    """Yield the items with a progress bar over them; where stderr is no terminal, with a line now and then."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from items
+        said = time.monotonic()
+        for done, item in enumerate(items):
+            if time.monotonic() - said > SILENCE:
+                said = time.monotonic()
+                note(f"{title}: {done} of {total}")
+            yield item
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:

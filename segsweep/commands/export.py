@@ -24,6 +24,9 @@ def run(options: Namespace) -> int:
     found = find_model(options.run)
     path = options.output or found.model.with_name(f"model.{options.format}")
     data = training_data(found.folder)
+    console.note(
+        "export          building the program, then comparing it with PyTorch: a minute, more for large models"
+    )
     done = export(found.model, path, options.format, data, console.bar)
     ours, theirs = done.comparison.rates
     runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[options.format]

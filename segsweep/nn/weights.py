@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
+from segsweep import console
 from segsweep.errors import ConfigError, first_line, unloaded
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
     if found.source == "random":
         return timm.create_model(name, pretrained=False, **arguments), "random"
     overlay = {"state_dict": dict(found.tensors), "custom_load": False} if found.tensors else None
+    if found.source == "hub":
+        console.note(f"weights: fetching those of {name} from the hub")
     with _loads() as missing:
         try:
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from segsweep import console
 from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution, unchanged
@@ -90,6 +91,7 @@ def tune(
     name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
 
     def measure() -> Answer:
+        console.note("probe: which precision and memory layout are fastest here; a few seconds, kept for later")
         with unchanged(model):
             return _probe(model, usual, train, workload, device)
 
