@@ -159,6 +159,7 @@ class TrackingConfig:
     uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db", PLACE)
     experiment: str | None = key(None, "MLflow's experiment; default: the data set and its chosen classes", PLACE)
     timeout: float = key(60.0, "seconds to wait for MLflow at a run's end; what is missed is sent later", PLACE)
+    system: bool = key(False, "MLflow also shows the machine's CPU, memory and GPU (extra: system)", PLACE)
 
     def __post_init__(self) -> None:
         one_of("tracking.name", self.name, ("mlflow", "none"))

@@ -31,6 +31,7 @@ from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Run, Start,
 from segsweep.tracking import client
 from segsweep.tracking import run as tracking
 from segsweep.tracking.background import Background
+from segsweep.tracking.system import SystemMonitor
 from segsweep.training.build import Training
 from segsweep.training.loop import Epoch
 from segsweep.training.state import Progress
@@ -85,6 +86,7 @@ class Recorder:
         tracked = training.asked.tracking
         self._journal = Journal(folder)
         self._background = Background(tracked.timeout) if tracked.name == "mlflow" else None
+        self._system = SystemMonitor(folder, tracked.uri) if self._background and tracked.system else None
         self._unwritten: EpochRecord | None = None  # that last.pt has and the journal has not
 
     def restore(self) -> None:
@@ -235,6 +237,8 @@ class Recorder:
         """Have MLflow told, some time soon."""
         if self._background:
             self._background.ask(self.folder, partial(tracking.sync, self.folder, self.training.asked.tracking.uri))
+        if self._background and self._system:
+            self._background.ask("system", self._system.end if self.run.end else self._system.begin)
 
     def _work(self, images_per_s: float) -> dict[str, float]:
         """TFLOP/s that the training reaches, and its share of what the machine's fastest convolution does."""

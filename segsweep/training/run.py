@@ -16,6 +16,7 @@ from segsweep.paths import override
 from segsweep.runs import journal, stop
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
+from segsweep.tracking.system import needs
 from segsweep.training.build import Training, build
 from segsweep.training.classes import ClassWatch
 from segsweep.training.loop import Epoch, fit, share_done, stop_reason
@@ -51,6 +52,8 @@ def run(
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past, asked)
         world.agreed(None if only_result else (asked, before))
+        if asked.tracking.system and not only_result:
+            needs()
         training = build(asked, before, SINGLE if only_result else world)
         _refuse_another(training, folder, past)
         with closing(Recorder(training, folder, past)) as recorder:
