@@ -1,5 +1,7 @@
 """What a run is called."""
 
+from dataclasses import replace
+
 import pytest
 import records
 
@@ -20,8 +22,14 @@ def test_names_begin_with_number_encoder_and_rate(lr, said):
 
 def test_what_else_was_varied_is_in_the_name():
     varied = {"encoder": "convnext_atto", "optim.lr": "0.0003", "augmentation": "strong", "data.fold": "2"}
-    assert summary.name(start(), 12, varied) == "012-convnext_atto-lr3e-4-augmentationstrong-fold2"
+    assert summary.name(start(), 12, varied) == "012-convnext_atto-lr3e-4-strong-fold2"
     assert len(summary.name(start(), 12, {f"loss.{i}": "x" * 20 for i in range(20)})) == summary.LONGEST
+
+
+def test_what_was_typed_is_in_a_single_runs_name():
+    typed = "data=folder data.root=/x encoder=convnext_atto optim.lr=3e-4 loss=focal train.epochs=40 tracking.uri=x"
+    begun = replace(start(), command=f"{typed} hydra.run.dir=y train.device=cpu +data.classes.car=8")
+    assert summary.name(begun, 3, {}) == "003-convnext_atto-lr3e-4-focal-epochs40-car8"
 
 
 def test_other_names_have_no_number():

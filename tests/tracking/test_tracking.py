@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -16,10 +17,12 @@ from mlflow import MlflowClient
 
 import train
 from segsweep.commands import app as cli
+from segsweep.config.schema import DataConfig, RunConfig
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
 from segsweep.runs.trial import Trial
 from segsweep.tracking import client as mlflow_client
+from segsweep.tracking import names
 from segsweep.tracking import sweep as sweeps
 from segsweep.tracking import views as saved_view
 from segsweep.tracking.background import Background
@@ -42,7 +45,7 @@ def folder(three_epochs, tmp_path):
 
 def runs():
     client = MlflowClient(tracking_uri=tracking_uri())
-    experiments = [e.experiment_id for e in client.search_experiments() if e.name.startswith("data")]
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
     return client, client.search_runs(experiments)
 
 
@@ -69,6 +72,61 @@ def test_records_are_sent_as_they_come(folder, database):
         client, (run,) = runs()
         assert run.info.status == status
         assert steps(client, run) == list(range(1, min(n, 4)))
+
+
+def test_the_best_checkpoint_is_a_model_that_mlflow_compares(folder, database):
+    for _ in range(2):
+        sync(folder)
+    client, (run,) = runs()
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.source_run_id, model.status, model.model_type) == (run.info.run_id, "READY", "segmentation")
+    assert model.tags["segsweep.model"] == str(folder / "best.safetensors")
+    best = journal.read(folder).best
+    found = {metric.key: metric for metric in model.metrics}
+    assert found["model/val/iou"].value == best.iou
+    assert found["model/val/iou"].dataset_digest == journal.read(folder).start.data_digest
+    assert model.params["encoder.name"] == "test_resnet"
+
+
+def test_eight_runs_at_once_get_eight_numbers(database, tmp_path):
+    asked = RunConfig(data=DataConfig("folder", root="/x/data"))
+    begun = [records.start(asked, run=f"{i}" * 4) for i in range(8)]
+    folders = [records.write(tmp_path / str(i), start, records.epoch(1, 0.5)) for i, start in enumerate(begun)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sync, folders))
+    _, found = runs()
+    assert sorted(names.number(run.info.run_name) for run in found) == list(range(1, 9))
+
+
+def test_the_machine_is_shown_beside_the_run(pairs, outputs, database, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    words = [*TINY, "data=folder", f"data.root={pairs()}", "data.size=[32,32]", "train.batch_size=4", "train.epochs=40"]
+    assert train.main([*words, "tracking.system=true", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    _, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert any(name.startswith("system/cpu") for name in run.data.metrics)
+    monkeypatch.setattr("segsweep.tracking.system.find_spec", lambda name: None)
+    assert train.main([*words, "tracking.system=true", f"hydra.run.dir={tmp_path / 'other'}"]) == 2
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"root": "/one/cells"}, "one-cells"),
+        ({"root": "/two/cells"}, "two-cells"),
+        ({"root": "/one/cells", "classes": ["car"]}, "one-cells-car"),
+        ({"table": "/lists/a.csv", "root": "/one/cells"}, "lists-a"),
+        ({"table": "/lists/b.csv", "root": "/one/cells"}, "lists-b"),
+        ({"images": "/one/images", "masks": "/one/masks"}, "one-images"),
+        ({"images": "/one/*/x.png", "masks": "/one/*/y.png"}, "folder"),
+    ],
+)
+def test_two_data_sets_have_experiments_of_their_own(data, name, monkeypatch):
+    asked = RunConfig(data=DataConfig("folder", **data))
+    assert asked.experiment == name
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert asked.experiment == "mine"
 
 
 @pytest.mark.parametrize("lost", ["after", "before"])
