@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segsweep.commands.train import launch
-from segsweep.compose import expanded, prepared
+from segsweep.commands.train import begin, launch
 from segsweep.config.sweeper import PREFIX
-from segsweep.errors import Terminated
+from segsweep.errors import ConfigError, Terminated
 from segsweep.paths import outputs, quoted
 from segsweep.runs import journal
 from segsweep.runs.records import Run
-from segsweep.tracking import client
+from segsweep.valuefile import typed
 from segsweep.world import SINGLE
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def choice(*values: object) -> Varied:
 
 def interval(low: float, high: float, log: bool = False) -> Varied:
     """Have a search try numbers from `low` to `high`; with `log` evenly on a logarithmic scale, as suits rates."""
-    found = f"interval({low!r},{high!r})"
+    found = f"interval({_text(low)},{_text(high)})"
     return Varied(f"tag(log,{found})" if log else found)
 
 
@@ -60,19 +59,13 @@ def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = 
             refused before the first epoch.
         KeyboardInterrupt: the kernel was interrupted; `resume` goes on after the last epoch.
     """
-    from segsweep.training.run import run  # torch and timm: seconds
-
     words = _words(keys or {})
-    if any(word.startswith("resume=") for word in words):
-        place = Path(str((keys or {})["resume"])).expanduser().resolve()
-        code = launch(words, SINGLE)
+    if resumed := (keys or {}).get("resume"):
+        place = Path(str(resumed)).expanduser().resolve()
+        _raise_stopped(launch(words, SINGLE))
     else:
         place = _place(folder, "")
-        config, files = prepared(words)
-        if config.tracking.uri:
-            client.remember(config.tracking.uri)
-        code = run(config, place, argv=expanded(words), hydra_files=files)
-    _raise_stopped(code)
+        _raise_stopped(begin(words, place))
     return TrainedRun(place)
 
 
@@ -90,6 +83,8 @@ def sweep(
         segsweep.errors.ConfigError: what is refused; `SweepError`: too many trials failed.
         KeyboardInterrupt: the kernel was interrupted; the same call with the folder goes on.
     """
+    if search.get("dry"):
+        raise ConfigError("dry: has no result to return. Type segsweep train -m hydra/sweeper=optuna with it.")
     words = _words({**(keys or {}), **{f"{PREFIX}{name}": value for name, value in search.items()}})
     place = _place(folder, "-multirun")
     if not any(word.startswith("sweeps=") for word in words):
@@ -250,13 +245,9 @@ def _text(value: Any) -> str:
     """Write a value in Hydra's grammar."""
     if isinstance(value, Varied):
         return value.text
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{quoted(key)}:{_text(item)}' for key, item in value.items())}}}"
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_text, value))}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return repr(value) if isinstance(value, (int, float)) else quoted(value)
+    if isinstance(value, Path):
+        return quoted(value)
+    return typed(value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value)
 
 
 def _place(folder: str | Path | None, end: str) -> Path:

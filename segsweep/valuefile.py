@@ -1,7 +1,8 @@
 """A user's own files: `data=FILE.yaml`, and `GROUP=NAME` for `conf/GROUP/NAME.yaml` in the working folder.
 
 They mean what their keys mean when they are typed. Values alone: no interpolation, no class to call, no defaults list,
-no aliases, nothing of Hydra's own, so that a folder from elsewhere can be worked in. Paths are relative to the file's.
+no aliases, nothing of Hydra's own. An option of the working folder, which may come from elsewhere, also names no file
+of Hydra's, no server and no machine: it says what is trained. Paths are relative to the file's folder.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from segsweep import catalog
 from segsweep.config.checks import read_value
 from segsweep.config.data import SOURCES
 from segsweep.config.schema import Key, keys, meant
@@ -30,6 +32,12 @@ KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, SWEEPER))}
 # Groups that a working folder may add options to; the last two hold sections, as train: with its keys below.
 GROUPS = ("encoder", "optim", "augmentation", "data", "loss", "recipe", "sweeps")
 SECTIONED = ("recipe", "sweeps")
+SECTIONS = tuple(dict.fromkeys(key.name.partition(".")[0] for key in keys() if "." in key.name))
+SWEEPERS = ("optuna", "grid", "cv")
+# What an option may set: what the experiment is, and where its data and weights are.
+OWN = {key.name for key in keys() if key.role.portable or key.role.is_path}
+OWN |= {key.name for key in keys(SweeperConfig, SWEEPER)} - {f"{SWEEPER}{n}" for n in ("storage", "address", "backend")}
+TRIED = re.compile(r"[\w.,()\[\] +-]*")  # values that a group is searched over: names of options, and no paths
 FOLDER = "hydra.sweep.dir"
 DEPTH = 8  # of lists and mappings in each other; colours of classes take 4
 OPENING = (
@@ -63,21 +71,29 @@ def group_words(group: str, path: Path, beside: Collection[str] = ()) -> list[st
     Raises ConfigError: the file is too large or malformed; a key is unknown; a value is of another type.
     """
     if group == "data":
-        return words(path, beside)
+        return words(path, beside, OWN)
     found = _tree(path, f"the keys of {group}")
     if group not in SECTIONED:
-        values = _values(path, found, f"{group}.")
+        values = _values(path, found, f"{group}.", OWN)
         if group == "encoder":
-            if "encoder.name" not in values:
+            name = str(values.pop("encoder.name", ""))
+            if not name:
                 raise ConfigError(f"{path}: must name the encoder, as name: resnet34")
-            return [f"encoder={values.pop('encoder.name')}", *_assigned(values, beside)]
+            catalog.check(name)
+            return [f"encoder={quoted(name)}", *_assigned(values, beside)]
         return [f"~{group}", *_assigned(values, beside)]
     search = found.pop("sweeper", {}) if group == "sweeps" else {}
     values = {}
     for section, inside in found.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{path}: {section}: no such section. There are: {', '.join(SECTIONS)}.")
         if not isinstance(inside, dict):
             raise ConfigError(f"{path}: {section}: must be a section with its keys below, as train: and epochs: 12")
-        values |= _values(path, inside, f"{section}.")
+        if section == "data":
+            read_data = _data(path, inside, f"{PREFIX}root" in beside, OWN)
+            values |= {f"{PREFIX}{name}": value for name, value in read_data.items()}
+        else:
+            values |= _values(path, inside, f"{section}.", OWN)
     if group == "recipe":
         return ["~recipe", *_assigned(values, beside)]
     return [*_search(path, search, beside), *_assigned(values, beside)]
@@ -90,25 +106,27 @@ def _search(path: Path, search: Value, beside: Collection[str]) -> Iterator[str]
     name, params = search.pop("name", "optuna"), search.pop("params", {})
     if not isinstance(params, dict):
         raise ConfigError(f"{path}: params: must be keys with what is tried, as optim.lr: auto")
+    one_of("sweeper.name", name, SWEEPERS)
     for key, value in params.items():
-        if not re.fullmatch(r"[\w.]+", key) or "${" in str(value) or isinstance(value, dict):
+        plain = key in OWN and "${" not in str(value) and not isinstance(value, dict)
+        if not (plain or (key in GROUPS and TRIED.fullmatch(str(value)))) or key.startswith(SWEEPER):
             raise ConfigError(f"{path}: {key}: must be a key with what is tried, as encoder: choice(resnet18,resnet34)")
     yield "hydra.mode=MULTIRUN"
     yield f"hydra/sweeper={name}"
     if FOLDER not in beside:
         yield f"{FOLDER}=${{outputs:}}/sweeps/{path.stem}-${{hydra.runtime.choices.data}}"
     if params:
-        yield f"{SWEEPER}params={{{','.join(f'{key}:{_typed(value)}' for key, value in params.items())}}}"
-    yield from _assigned(_values(path, search, SWEEPER), beside)
+        yield f"+{SWEEPER}params={{{','.join(f'{key}:{typed(value)}' for key, value in params.items())}}}"
+    yield from _assigned(_values(path, search, SWEEPER, OWN), beside)
 
 
-def words(path: Path, beside: Collection[str] = ()) -> list[str]:
+def words(path: Path, beside: Collection[str] = (), allowed: Collection[str] = KEYS) -> list[str]:
     """Return what one would type instead of `data=FILE`, in Hydra's grammar, without the keys that are typed beside it.
 
     Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type; a
     single class is typed beside those of the file.
     """
-    values = read(path, f"{PREFIX}root" in beside)
+    values = read(path, f"{PREFIX}root" in beside, allowed)
     single = [key for key in beside if key.startswith(CLASS)]
     if single and values.get("classes") is not None and f"{PREFIX}classes" not in beside:
         label = single[0].removeprefix(CLASS)
@@ -120,17 +138,23 @@ def words(path: Path, beside: Collection[str] = ()) -> list[str]:
     return [f"data={name}", *_assigned({f"{PREFIX}{key}": value for key, value in values.items()}, beside)]
 
 
-def read(path: Path, rooted: bool = False) -> dict[str, Value]:
+def read(path: Path, rooted: bool = False, allowed: Collection[str] = KEYS) -> dict[str, Value]:
     """Read keys of the data section with their values; paths come back absolute.
 
     Patterns stay as they are where there is a root for them, in the file or, as `rooted` says, elsewhere.
 
     Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type.
     """
-    found = _tree(path, "keys of data with their values, a line each, as root: images/of/mine")
+    expected = "keys of data with their values, a line each, as root: images/of/mine"
+    return _data(path, _tree(path, expected), rooted, allowed)
+
+
+def _data(path: Path, found: dict[str, Value], rooted: bool, allowed: Collection[str]) -> dict[str, Value]:
     rooted = rooted or "root" in found
     patterns = {name: found.pop(name) for name in ("images", "masks") if rooted and is_pattern(found.get(name, ""))}
-    values = {key.removeprefix(PREFIX): value for key, value in _values(path, found, PREFIX).items()} | patterns
+    values = {
+        key.removeprefix(PREFIX): value for key, value in _values(path, found, PREFIX, allowed).items()
+    } | patterns
     if "name" in values:
         one_of("data.name", values["name"], SOURCES)
     return values
@@ -150,17 +174,19 @@ def _tree(path: Path, expected: str) -> dict[str, Value]:
     return found
 
 
-def _values(path: Path, found: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+def _values(path: Path, found: Mapping[str, Value], prefix: str, allowed: Collection[str] = KEYS) -> dict[str, Value]:
     """Check a section's values, and return them by their keys."""
     for name in found:
         if prefix + name not in KEYS:
             raise ConfigError(_unknown(path, prefix, name))
+        if prefix + name not in allowed:
+            raise ConfigError(f"{path}: {name}: says where and not what, and may come from elsewhere: type it.")
     return {prefix + name: _checked(KEYS[prefix + name], value, path) for name, value in found.items()}
 
 
 def _assigned(values: Mapping[str, Value], beside: Collection[str]) -> list[str]:
     """Return values as one types them, but for the keys that are typed beside them."""
-    return [f"{key}={_typed(value)}" for key, value in values.items() if key not in beside]
+    return [f"{key}={typed(value)}" for key, value in values.items() if key not in beside]
 
 
 def _text(path: Path) -> str:
@@ -222,9 +248,6 @@ def _checked(key: Key, value: Value, path: Path) -> Value:
 
 def _unknown(path: Path, prefix: str, name: str) -> str:
     section, there = prefix.rstrip("."), [key.removeprefix(prefix) for key in KEYS if key.startswith(prefix)]
-    if not there:
-        sections = dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key)
-        return f"{path}: {section}: no such section. There are: {', '.join(sections)}."
     if name == section:
         return f"{path}: holds the keys of {name} alone: write them at the left margin, without {name}: above them."
     near = meant(prefix + name) or ""
@@ -232,10 +255,10 @@ def _unknown(path: Path, prefix: str, name: str) -> str:
     return f"{path}: {name}: no such key of {section}.{hint} There are: {', '.join(there)}."
 
 
-def _typed(value: Value) -> str:
+def typed(value: Value) -> str:
     """Write a value in Hydra's override grammar; a mapping as JSON, since Hydra cannot quote the keys of one."""
     if isinstance(value, dict):
         return quoted(json.dumps(value, ensure_ascii=False))
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(typed, value))}]"
     return quoted(value) if isinstance(value, str) else json.dumps(value)

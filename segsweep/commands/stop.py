@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, first_line
 from segsweep.runs import locks, stop
 
 HELP = "have a run or a sweep end after the epoch"
@@ -15,9 +15,19 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Ask, and say what happens next."""
+    folder = options.folder.expanduser().resolve()
+    try:
+        what = _asked(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder}: not yours to stop: {first_line(error)} Ask whose it is.") from error
+    print(f"asked: {what} finished its epoch, and can go on later")
+    return 0
+
+
+def _asked(folder: Path) -> str:
+    """Ask whoever runs in a folder to stop; return who it is that ends when something has."""
     from segsweep.sweeping import about
 
-    folder = options.folder.expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give the folder of a run or a sweep that runs.")
     if (sweep := about.sweep_of(folder)) and locks.alive(sweep):
@@ -25,8 +35,5 @@ def run(options: Namespace) -> int:
     if not locks.alive(folder):
         raise ConfigError(f"{folder}: nothing runs there.")
     stop.ask(folder)
-    what = (
-        "the sweep ends when each running trial has" if (folder / about.NAME).exists() else "the run ends when it has"
-    )
-    print(f"asked: {what} finished its epoch, and can go on later")
-    return 0
+    is_sweep = (folder / about.NAME).exists()
+    return "the sweep ends when each running trial has" if is_sweep else "the run ends when it has"

@@ -7,8 +7,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,12 @@ from segsweep.compose import (
     explain,
     kept,
     key_of,
+    prepared,
     register_schema,
     text_of,
     to_config,
 )
-from segsweep.config.schema import Key, keys
+from segsweep.config.schema import Key, RunConfig, keys
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import Asked, ConfigError, Terminated, terminable, traced
 from segsweep.paths import INSTALLED, ROOT, outputs, program, speaker
@@ -177,17 +178,37 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None, world: Wo
     runtime: Any = OmegaConf.to_container(hydra_config.runtime, resolve=False)  # a folder may be called ${x}
     folder = Path(runtime["output_dir"])
     overrides = absolute(composed, list(hydra_config.overrides.task))
-    try:
-        config = to_config(composed)
-        if config.resume:
-            raise ConfigError("resume: give it on the command line, as resume=DIR; it reads the rest from DIR.")
-        if config.tracking.uri:
-            client.remember(config.tracking.uri)
-
-        from segsweep.training.run import run  # torch and timm: seconds
-
+    with _leaving_nothing(folder, spared):
         hydra_file = {"hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config}))}
-        return run(config, folder, argv=argv, hydra_files={**kept(composed, overrides), **hydra_file}, world=world)
+        return _begun(to_config(composed), folder, argv, {**kept(composed, overrides), **hydra_file}, world)
+
+
+def begin(words: list[str], folder: Path) -> int:
+    """Train one network as the words say, in this folder; return the exit code of a run that was stopped, or 0.
+
+    Raises ConfigError: it is refused, and leaves nothing, or fails.
+    """
+    with terminable(), _leaving_nothing(folder, folder if folder.exists() else None):
+        config, files = prepared(words)
+        return _begun(config, folder, expanded(words), files, SINGLE)
+
+
+def _begun(config: RunConfig, folder: Path, argv: list[str], files: Mapping[str, str], world: World) -> int:
+    if config.resume:
+        raise ConfigError("resume: give it on the command line, as resume=DIR; it reads the rest from DIR.")
+    if config.tracking.uri:
+        client.remember(config.tracking.uri)
+
+    from segsweep.training.run import run  # torch and timm: seconds
+
+    return run(config, folder, argv=argv, hydra_files=files, world=world)
+
+
+@contextmanager
+def _leaving_nothing(folder: Path, spared: Path | None) -> Iterator[None]:
+    """Remove the folder of a run that is refused, and the day's, unless they are `spared` or hold something."""
+    try:
+        yield
     except BaseException:
         if not journal.exists(folder):
             _remove_empty(folder, spared)

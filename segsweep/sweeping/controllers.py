@@ -105,7 +105,10 @@ class SharedStudy(Study):
         """Leave it to the folder's `sweep.json`, which says which sweep it is of."""
 
     def _refuse_older(self) -> None:
-        if any("member" not in (trial.user_attrs.get(OWNER) or {"member": ""}) for trial in Study.trials(self)):
+        older = "joined" in self._study.user_attrs  # as a study was begun before `begun`
+        if older or any(
+            "member" not in (trial.user_attrs.get(OWNER) or {"member": ""}) for trial in Study.trials(self)
+        ):
             told = "was begun by an earlier version, for one controller"
             raise ConfigError(f"study {self.name}: {told}. Give another name: {self.anew}.")
 

@@ -4,11 +4,12 @@ from dataclasses import asdict
 from statistics import mean
 
 from segsweep import console
-from segsweep.errors import ConfigError
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.live import duration
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.run import backend_of
+from segsweep.sweeping.space import ENCODER, LR
+from segsweep.sweeping.study import grid, trials_of
 
 
 def run(plan: Plan) -> None:
@@ -23,26 +24,29 @@ def run(plan: Plan) -> None:
 def told(plan: Plan, backend: Backend) -> str:
     """Return the trainings and the time that the sweep would take, from a few steps with each encoder.
 
-    Raises ConfigError: what a training would be refused for, or a size that has no end.
+    Raises ConfigError: what a training would be refused for, or a grid without an end.
     """
-    asked, encoders = plan.sweeper, plan.space.encoders
-    trials = min(asked.n_trials or plan.space.size or 0, plan.space.size or asked.n_trials or 0)
-    if not trials:
-        raise ConfigError("hydra.sweeper.dry=true: the sweep has no end. Type hydra.sweeper.n_trials=N.")
+    asked, encoders, space = plan.sweeper, plan.space.encoders, plan.space
+    trials = trials_of(space, asked, len(grid(space) if asked.sampler == "grid" else plan.seeds))
     finalists = min(asked.finalists, len(encoders))
     trainings = trials + finalists * asked.repeats
     console.note(f"timing a few steps with each encoder: {', '.join(encoders)}")
-    found = backend.call("segsweep.training.estimate:estimates", asdict(plan.base), list(encoders))
+    arguments = asdict(plan.base), list(encoders), dict(backend.environment)
+    found = backend.call("segsweep.training.estimate:estimates", *arguments)
     width = max(map(len, encoders))
     rows = [
         f"{name:{width}}  {one['images_per_s']:8.1f} images/s  {duration(one['seconds'])}"
         for name, one in found.items()
     ]
     seconds = trainings * mean(one["seconds"] for one in found.values()) / min(backend.capacity, trainings)
+    first = [
+        o for o in space.typed(space.first) if o.partition("=")[0] not in (*ENCODER, LR, "train.seed", "data.fold")
+    ]
     how = [console.counted(trials, "trial"), *([f"{finalists} x {asked.repeats} finalists' repeats"] * bool(finalists))]
     lines = [
         ("trainings", f"{trainings}: {', '.join(how)}; {backend.capacity} at once"),
         *(("one training" * (not i), row) for i, row in enumerate(rows)),
+        *([("timed with", f"{' '.join(first)}: trials have other values, too")] * bool(first)),
         ("all", f"about {duration(seconds)}{'; less where trials are pruned' * (asked.pruner != 'none')}"),
     ]
     return console.table(lines)

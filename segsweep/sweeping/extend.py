@@ -33,6 +33,8 @@ def extend(
     if not path.exists():
         return []
     old = opened(path)
+    if len(old.get_all_studies()) > 1:  # the others would have to be copied, too
+        return []
     with suppress(KeyError):  # no such study yet
         study = old.get_study_id_from_name(name)
         began = old.get_study_user_attrs(study).get(BEGAN)
@@ -45,7 +47,12 @@ def extend(
                 f"hydra.sweeper.n_trials={n_trials}: {finished} trials are finished, so {', '.join(added)} would not "
                 f"be tried. Type hydra.sweeper.n_trials={finished + EACH * len(added)}."
             )
-        atomically(path, lambda target: _copy(old, opened(target), name, space))
+
+        def write(target: Path) -> None:
+            target.unlink(missing_ok=True)  # of a start that was killed
+            _copy(old, opened(target), name, space)
+
+        atomically(path, write)
         return added
     return []
 

@@ -204,7 +204,8 @@ def doubt(result: FinalistResult) -> str:
     """Say why a finalist's score is not to be relied on; empty if there is no reason."""
     search, seeds = result.trial.iou, len(result.runs)
     if result.runs == (result.trial,):
-        return "not trained again: the best of many is too good to be true. hydra.sweeper.repeats=3 trains it anew"
+        again = f"hydra.sweeper.finalists=1 hydra.sweeper.repeats={ENOUGH} trains it anew"
+        return f"the best of many, and too good to be true; {again}"
     sd, found = result.sd, []
     if seeds < ENOUGH:
         found.append(f"the mean of {console.counted(seeds, 'fresh seed')}: hydra.sweeper.repeats={ENOUGH} tells more")

@@ -164,8 +164,8 @@ def _searched(
     """Search, train the finalists, score the winner; nothing but the search where it is a cross-validation."""
     if "data.fold" in plan.space.distributions and not plan.cross_validates:
         console.note(
-            "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. Means over the folds: "
-            f"segsweep compare --sweep {shlex.quote(str(plan.folder))} --group-by encoder.name"
+            "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. To score each setting on "
+            "every fold: sweeps=cv"
         )
     watch(search, search.study.n_trials, backend, plan.folder, track, sign)
     if ended := exhausted(search, plan.sweeper.n_trials):

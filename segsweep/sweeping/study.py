@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from segsweep import console
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
+from segsweep.paths import atomically
 from segsweep.runs import journal
 from segsweep.sweeping.extend import BEGAN, extend
 from segsweep.sweeping.finalists import FOLDER
@@ -71,16 +72,17 @@ class Study:
         self._repeats = sweeper.repeat_points == "seed"
         if gridded:
             seeds = grid(space)
-        # A grid without a number is the whole of it; a finite space has no more trials than points.
-        most = space.size if space.size and not self._repeats else math.inf
-        self.n_trials = int(min(sweeper.n_trials or len(seeds), most))
+        self.n_trials = trials_of(space, sweeper, len(seeds))
         name = sweeper.study_name or "sweep"
-        if storage is None and not is_database(sweeper.storage):
-            path = Path(sweeper.storage) if sweeper.storage else folder / JOURNAL
-            if added := extend(path, _in_file, name, space, fixed, self.n_trials):
-                console.note(f"study {name}: goes on with {', '.join(added)} beside what it has")
+        self._file = None if storage or is_database(sweeper.storage) else Path(sweeper.storage or folder / JOURNAL)
         storage = storage or _opened(folder, sweeper.storage)
         self._refuse_foreign(folder, storage, name)
+        self._before = b""  # the file, if this start has written it anew
+        if self._file:
+            before = self._file.read_bytes() if self._file.exists() else b""
+            if added := extend(self._file, _in_file, name, space, fixed, self.n_trials):
+                console.note(f"study {name}: goes on with {', '.join(added)} beside what it has")
+                self._before, storage = before, _in_file(self._file)
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -198,7 +200,10 @@ class Study:
         return self._study.user_attrs.get(name)
 
     def discard(self) -> None:
-        """Take the study out of its storage if this start began it: the sweep was refused."""
+        """Leave the storage as it was before this start: the sweep was refused."""
+        if self._file and self._before:
+            before = self._before
+            atomically(self._file, lambda target: target.write_bytes(before))
         if self._new:
             with suppress(Exception):  # the storage itself may be why
                 optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
@@ -238,6 +243,13 @@ class Study:
 def repetition_of(trial: FrozenTrial) -> int:
     """Return how many trials had a trial's point before it was asked for."""
     return int(trial.user_attrs.get("repetition", 0))
+
+
+def trials_of(space: Space, sweeper: SweeperConfig, seeds: int) -> int:
+    """Return how many trials a sweep finishes; `seeds` are those that are tried first, of a grid all."""
+    # A grid without a number is the whole of it; a finite space has no more trials than points.
+    most = space.size if space.size and sweeper.repeat_points != "seed" else math.inf
+    return int(min(sweeper.n_trials or seeds, most))
 
 
 def grid(space: Space) -> list[dict[str, Value]]:

@@ -60,14 +60,14 @@ def join(plan: Plan) -> list[FinalistResult]:
         )
     made = storage.missing(plan.folder / locks.LOCK)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    lock = locks.FolderLock(plan.folder, "sweep", shared=True)
+    sign, lock = Sign(plan.folder), locks.FolderLock(plan.folder, "sweep", shared=True)
     name = plan.sweeper.study_name or "sweep"
     server, beats = None, None
     try:
         backend = backend_of(plan, outlive=False)
         server = Server(storage.parsed(plan.sweeper.storage or ""), name)
         beats = Beats(server)
-        controller = _Controller(plan, server, beats, backend)
+        controller = _Controller(plan, server, beats, backend, sign)
     except BaseException:
         if beats:
             beats.close()
@@ -91,9 +91,8 @@ def join(plan: Plan) -> list[FinalistResult]:
 class _Controller:
     """One of a sweep's controllers."""
 
-    def __init__(self, plan: Plan, server: Server, beats: Beats, backend: Backend):
-        self.plan, self.server, self.beats, self.backend = plan, server, beats, backend
-        self.sign = Sign(plan.folder)
+    def __init__(self, plan: Plan, server: Server, beats: Beats, backend: Backend, sign: Sign):
+        self.plan, self.server, self.beats, self.backend, self.sign = plan, server, beats, backend, sign
         pruner, fixed = pruner_of(plan), _portable(plan.fixed)
         self.study = SharedStudy(
             server, beats, plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=fixed
@@ -225,6 +224,8 @@ class _Controller:
             if names is not None:
                 search.refresh()
                 return names
+            if self.sign.is_up():
+                raise Asked
             # Where the time is over, trials of others may still run.
             if self.server.hold(LEADER) and not search.shared.claims.living():
                 search.refresh()

@@ -1,7 +1,9 @@
 """A run in MLflow, which is a view of its journal: `sync(folder)` brings it level, now or later, once or again."""
 
 import json
+import logging
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -11,11 +13,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from segsweep.errors import ConfigError, first_line, suggestion
+from segsweep.errors import ConfigError, first_line, short, suggestion
 from segsweep.paths import locked
 from segsweep.runs import journal
 from segsweep.runs.records import End, EpochRecord, Record, Run, Start
 from segsweep.tracking import client, names, views
+
+log = logging.getLogger(__name__)
 
 ATTACHED = (
     *("summary.json", "plan.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
@@ -227,7 +231,7 @@ class _Sync:
             "data_digest": start.data_digest,
             **self.child_tags,
         }
-        with client.alone():  # each run gets a number of its own
+        with client.alone():  # each run that begins on this machine gets a number of its own
             number, varied = (child.number, child.first) if child else (self._number(), {})
             called = names.name(start, number, varied)
             run = self.server.create_run(cursor.experiment_id, _milliseconds(start), tags, called)
@@ -305,7 +309,6 @@ class _Sync:
         step = int(end.metrics.get("best/epoch") or 0)
         if tested := [Metric(client.mlflow_name(name), value, when, step) for name, value in end.tested.items()]:
             self.server.log_batch(run_id, metrics=tested)
-        self._send_model(end)
         for name in ATTACHED:
             if (self.folder / name).exists():
                 inside = name.rpartition("/")[0].lstrip(".")
@@ -316,6 +319,10 @@ class _Sync:
         self.server.set_terminated(run_id, client.STATUS[end.status], end_time=when)
         for path in {path.parent: path for path in self.pictures}.values():  # each image's last, of the best epoch
             self._send_picture(path, views.BEST)
+        try:
+            self._send_model(end)
+        except Exception as error:  # a server without a page of models, as before MLflow 3
+            log.warning("MLflow: the model of %s is not among its models: %s", self.folder, short(error))
 
     def _send_model(self, end: End) -> None:
         """Have the best checkpoint among MLflow's models, with its scores, so that they can be compared there."""
@@ -330,18 +337,19 @@ class _Sync:
             found = self.server.search_logged_models([cursor.experiment_id], f"source_run_id = '{cursor.run_id}'")
             cursor.model = found[0].model_id if found else ""
         if not cursor.model:
+            called = re.sub(r"[^\w-]", "_", start.settings.encoder.name)  # MLflow takes no dots here
             varied = {key: str(start.keys()[key]) for key in ("encoder.name", "optim.lr", "data.size")}
             made = self.server.create_logged_model(
                 cursor.experiment_id,
-                start.settings.encoder.name,
+                called,
                 cursor.run_id,
                 tags={MLFLOW_MODEL_IS_EXTERNAL: "true", "segsweep.model": str(path)},
                 params={**varied, "weights_source": start.weights_source, "parameters": str(start.parameters)},
                 model_type="segmentation",
             )
             cursor.model = made.model_id
-            self.server.finalize_logged_model(cursor.model, LoggedModelStatus.READY)
         self._save()
+        self.server.finalize_logged_model(cursor.model, LoggedModelStatus.READY)
         scores = {name: value for name, value in {**best.metrics, **end.tested}.items() if name.startswith(SCORES)}
         data = {"dataset_name": start.asked.data.name, "dataset_digest": start.data_digest}
         when = _milliseconds(end)

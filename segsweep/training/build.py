@@ -100,7 +100,7 @@ class Training:
 
     def sheet(self) -> Image:
         """Draw some of the first batch as the network sees it: cut, warped, coloured."""
-        (batch, *_) = next(iter(self.train_batches().epoch(1)))
+        batch = next(next(iter(self.train_batches().epoch(1))))
         pairs = []
         for i, index in enumerate(batch.indices[:AUGMENTED]):
             image = batch.image[i].permute(1, 2, 0).cpu().numpy()

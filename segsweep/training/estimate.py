@@ -11,7 +11,7 @@ from pathlib import Path
 from segsweep.config.checks import read
 from segsweep.config.schema import RunConfig
 from segsweep.engine import device as devices
-from segsweep.training.build import Training, build
+from segsweep.training.build import build
 
 STEPS = 3  # that are timed, after one that allocates
 SCORED = 8  # validation images that are timed
@@ -25,23 +25,28 @@ class Estimate:
     seconds: float
 
 
-def estimates(asked: Mapping[str, object], encoders: Sequence[str]) -> dict[str, dict[str, float]]:
+def estimates(
+    asked: Mapping[str, object], encoders: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
     """Estimate what a training with each encoder takes; an `Estimate` as JSON by the encoder's name.
 
     Args:
         asked: a `RunConfig` as JSON has it.
+        environment: variables that a trial would have: which GPU, how many threads.
 
-    Raises ConfigError, DataError: what `build` raises.
+    Raises ConfigError, DataError: what `build` raises, or the memory is too small.
     """
+    os.environ.update(environment)
     config, found = read(RunConfig, asked, "asked"), {}
     for name in encoders:
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
-            training = build(replace(config, encoder=replace(config.encoder, name=name)))
-            found[name] = asdict(_estimate(training))
+        advice = f"Leave {name} out, or try a smaller train.batch_size or data.size."
+        with devices.fitting(advice), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+            found[name] = asdict(_estimate(replace(config, encoder=replace(config.encoder, name=name))))
     return found
 
 
-def _estimate(training: Training) -> Estimate:
+def _estimate(config: RunConfig) -> Estimate:
+    training = build(config)
     train, device = training.settings.train, training.state.device
     step, batches = training.step(), training.train_batches()
     training.tuned.execution.prepare(training.state.model).train()

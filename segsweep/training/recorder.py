@@ -228,6 +228,8 @@ class Recorder:
         """Let go of the journal and of MLflow, whatever happened."""
         self._journal.close()
         if self._background:
+            if self._system:
+                self._background.ask("system", self._system.end)
             self._background.close()
 
     def _write(self, record: Start | EpochRecord | End) -> None:

@@ -6,7 +6,7 @@ nothing else passes between it and the sweep. Standard library only.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
@@ -86,6 +86,10 @@ class Backend(Protocol):
     """
 
     keeps: bool
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that a job gets, as far as they are known before it begins: which GPUs, how many threads."""
 
     @property
     def capacity(self) -> int:

@@ -167,6 +167,10 @@ class LocalBackend:
         if not outlive:
             self._alive, self._kept_open = self._context.Pipe(duplex=False)
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return self.slots[0].environment
+
     def free(self) -> int:
         return len(self._free())
 

@@ -120,6 +120,10 @@ class RayBackend:
         self._coming: tuple[_Actor, Any] | None = None  # an actor that Ray has not placed yet, and its first answer
 
     @property
+    def environment(self) -> Mapping[str, str]:
+        return {}
+
+    @property
     def capacity(self) -> int:
         if self._slots is not None:
             return self._slots
