@@ -5,8 +5,9 @@ import os
 import shlex
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from segsweep.compose import changed, configuration, expanded, with_data
+from segsweep.compose import CONF, changed, configuration, expanded, register_schema, with_data
 from segsweep.config.schema import DataConfig, OptimConfig, RunConfig
 from segsweep.errors import ConfigError
 from segsweep.valuefile import KEYS, LIMIT, own_options
@@ -108,6 +109,17 @@ def test_a_question_of_ones_own_is_a_search(own):
         "hydra.sweeper.n_trials=24",
         "train.ema=0.9",
     ]
+
+
+@pytest.mark.parametrize("name", ["optuna", "grid", "cv"])
+def test_any_key_may_be_tried_in_a_question(own, name):
+    own("sweeps", f"sweeper: {{name: {name}, params: {{train.ema: 'choice(0,0.5)', loss: 'choice(dice,focal)'}}}}\n")
+    register_schema()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        composed = compose("config", expanded(["sweeps=mine"]), return_hydra_config=True)
+    params = composed.hydra.sweeper.params
+    assert (params["train.ema"], params["loss"]) == ("choice(0,0.5)", "choice(dice,focal)")
+    assert composed.hydra.sweep.dir.endswith("/sweeps/mine-shapes")
 
 
 @pytest.mark.parametrize(
