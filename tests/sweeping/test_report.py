@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_train import config, end, epoch, start
+from PIL import Image
 from records import write_about
 from rich.console import Console
 
@@ -17,10 +18,12 @@ from segsweep import catalog
 from segsweep.commands import app as cli
 from segsweep.config.schema import TrackingConfig
 from segsweep.errors import ConfigError
+from segsweep.runs import journal
 from segsweep.runs.journal import Journal
 from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial, load_all, seconds_left
 from segsweep.sweeping import about, compare, live, report
+from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.html_report import write
 from segsweep.sweeping.mirror import sync
 from segsweep.sweeping.scheduler import Event
@@ -452,3 +455,59 @@ def test_machines_are_named_where_trials_ran_on_several(tmp_path):
     assert re.search(r"\bhost\b", differ)
     assert "other" in differ
     assert "torch" not in differ
+
+
+def test_only_repeats_of_one_setting_are_averaged(tmp_path):
+    asked(tmp_path, ["0"])
+    for name, lr, seed, score in (
+        *(("0", 1e-3, 0, 0.9), ("1", 1e-2, 0, 0.3)),
+        *(("finalists/0-1", 1e-3, 1, 0.5), ("finalists/0-2", 1e-3, 2, 0.6)),
+    ):
+        kept(tmp_path, name, lr=lr, seed=seed, scores=(0.1, score))
+    found = compare.table(compare.runs([tmp_path]), ["encoder.name"])
+    means = {(row["optim.lr"], row["of"]): (row["n"], round(row["val/iou"], 4)) for row in found.to_dict("records")}
+    assert means == {
+        ("0.001", "finalists"): (2, 0.55),
+        ("0.001", "search"): (1, 0.9),
+        ("0.01", "search"): (1, 0.3),
+    }
+    assert "weights_source" in compare.pair(tmp_path / "0", tmp_path / "1")
+
+
+@pytest.mark.parametrize(
+    ("search", "scores", "says"),
+    [
+        (0.0006, [0.1445], "the mean of 1 fresh seed: hydra.sweeper.repeats=3 tells more"),
+        (0.51, [0.50, 0.52], "the mean of 2 fresh seeds"),
+        (0.51, [0.50, 0.51, 0.52], ""),
+        (0.60, [0.50, 0.51, 0.52], "0.6000 in the search, which is 9.0 sd from their mean"),
+        (0.60, [0.50, 0.50, 0.50], "0.6000 in the search, which is far from all fresh seeds"),
+        (0.60, None, "the best of many, and too good to be true; hydra.sweeper.finalists=1 hydra.sweeper.repeats=3"),
+    ],
+)
+def test_a_winner_is_doubted_where_little_is_known(tmp_path, search, scores, says):
+    trial = kept(tmp_path, "0", scores=(search,))
+    trial.run = journal.read(tmp_path / "0")
+    runs = []
+    for i, score in enumerate(scores or ()):
+        runs.append(kept(tmp_path, f"finalists/0-{i}", scores=(score,), seed=i + 1))
+        runs[-1].run = journal.read(tmp_path / f"finalists/0-{i}")
+    result = FinalistResult(trial, tuple(runs) or (trial,), np.mean(scores or [search]))
+    assert report.doubt(result).startswith(says)
+    assert bool(report.doubt(result)) == bool(says)
+
+
+def test_the_page_fits_a_phone_and_shows_what_each_finalist_predicts(tmp_path):
+    asked(tmp_path, ["0", "1"])
+    for name, encoder in (("0", "resnet18"), ("1", "resnet34")):
+        kept(tmp_path, name, encoder)
+        for repeat in (f"finalists/{name}-1", f"finalists/{name}-2"):
+            kept(tmp_path, repeat, encoder, seed=1)
+            for image in ("a.png", "b.png"):
+                folder = tmp_path / repeat / "predictions" / image
+                folder.mkdir(parents=True)
+                Image.new("RGB", (900, 700), "red").save(folder / "0001.png")
+    page = write(tmp_path).read_text()
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in page
+    assert page.count("data:image/jpeg;base64,") == 4  # two images by two finalists
+    assert "doubtful" in page
