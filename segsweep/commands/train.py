@@ -3,6 +3,7 @@
 Nothing heavy is imported before a configuration has been checked: `--help`, `--cfg job` and completion answer at once.
 """
 
+import io
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep.compose import (
     CONF,
     FAILURES,
+    KEYS,
     absolute,
     changed,
     expanded,
@@ -59,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     traced()
     words = list(sys.argv[1:] if argv is None else argv)
     words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra's parser refuses them between overrides
+    if {"-sc", "--shell-completion"} & set(words) and any(word.startswith("query=") for word in words):
+        with redirect_stdout(io.StringIO()) as said:
+            code = _main(words, SINGLE)
+        print(" ".join(_completions(said.getvalue().split())))
+        return code
     if not together():
         return _main(words, SINGLE)
     if MEETING not in os.environ:
@@ -81,6 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 world.leave(code)
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
+
+
+def _completions(found: Iterable[str]) -> Iterator[str]:
+    """Yield what completes a word: Hydra takes a list for a section, and its places for keys."""
+    for word in found:
+        key = word.rstrip(".")
+        if word.endswith(".") and key in KEYS:
+            yield f"{key}="
+        elif word.count("=") < 2:
+            yield word
 
 
 def _follow(world: "Ranks") -> int:

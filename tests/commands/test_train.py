@@ -676,13 +676,21 @@ def test_a_search_without_m_trains_nothing(outputs, capsys):
     assert not outputs.exists()
 
 
-def test_completion_knows_encoders():
-    line = "python train.py encoder=convnext_at"
+@pytest.mark.parametrize(
+    ("word", "completed"),
+    [
+        ("encoder=convnext_at", ["encoder=convnext_atto", "encoder=convnext_atto_ols", "encoder=convnext_atto_rms"]),
+        ("data.si", ["data.size="]),  # a list, and no section
+        ("data.size=", []),
+    ],
+)
+def test_completion_knows_encoders_and_keys(word, completed):
+    line = f"python train.py {word}"
     env = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
     done = subprocess.run(
         [sys.executable, "train.py", "-sc", "query=bash"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.split() == ["encoder=convnext_atto", "encoder=convnext_atto_ols", "encoder=convnext_atto_rms"]
+    assert done.stdout.split() == completed
 
 
 def test_any_timm_name_composes_without_a_file(capsys):
