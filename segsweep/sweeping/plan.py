@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segsweep.config.data import LAID
 from segsweep.config.keys import named
-from segsweep.config.schema import RunConfig
+from segsweep.config.schema import EPOCHS, RunConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.paths import override, program
@@ -79,9 +79,12 @@ class Plan:
 
         Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
         """
-        source = sources.get(encoder)
+        source, train = sources.get(encoder), self.base.train
+        # By itself each training would decide by its own encoder's speed.
+        asked = train.epochs or train.time_budget or {"train.epochs", "train.time_budget"} & {*self.space.distributions}
+        length = [] if asked else [f"train.epochs={EPOCHS}"]
         pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
-        return [*self.fixed, *decided, *typed, *pinned]
+        return [*self.fixed, *decided, *length, *typed, *pinned]
 
 
 def again(folder: Path, command: str) -> str:

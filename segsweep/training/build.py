@@ -37,7 +37,7 @@ from segsweep.nn.tiles import limit
 from segsweep.runs.records import Start
 from segsweep.training import normalization, optim
 from segsweep.training.autotune import Tuned, Workload, tune
-from segsweep.training.plan import Decision, plan_data
+from segsweep.training.plan import Decision, length, plan_data
 from segsweep.training.resolve import Facts, resolve
 from segsweep.training.state import TrainState
 from segsweep.world import SINGLE, World
@@ -147,6 +147,9 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     data = _loaded(asked, world)
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
+    open_ended = not (train.epochs or train.time_budget)
+    if before and open_ended and not (before.asked.train.epochs or before.asked.train.time_budget):
+        wanted = replace(wanted, train=replace(wanted.train, epochs=before.settings.train.epochs))
     print_of_data = fingerprint(data)
     facts = _facts(wanted, data, print_of_data, source != "random")
     plan = resolve(wanted, facts)
@@ -190,6 +193,12 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     if settings.train.checkpointing and not checkpoint_gradients(model, tried):
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
     tuned = _tuned(settings, asked, model, shown, before, world)
+    if open_ended and not before and tuned.rates:
+        longer = length(plan, print_of_data, max(tuned.rates.values()) * world.size)
+        for decision in longer.decisions[len(decisions) :]:
+            console.note(f"plan            {decision}  {decision.why}\n")
+        decisions = longer.decisions
+        settings = replace(settings, train=replace(settings.train, epochs=longer.settings.train.epochs))
     accumulate = _accumulate(settings.train, _groups(asked, before), tuned.micro_batch, world)
     tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (accumulate * world.size)))
     settings = replace(settings, train=replace(settings.train, accumulate=accumulate))

@@ -14,6 +14,7 @@ from typing import Any
 from segsweep import console
 from segsweep.config.data import ZOOMS
 from segsweep.config.keys import named
+from segsweep.config.schema import EPOCHS
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import ClassParts, Fingerprint
 from segsweep.data.geometry import Size
@@ -27,6 +28,9 @@ LESS = 0.8  # by which the objects' spread has to shrink before each image gets 
 SHORTEST = 180  # images that an epoch shows at least
 FORWARD = 1 / 3  # time of scoring a pixel, of training on one: a forward pass of forward and backward
 VALIDATION = 1 / 5  # share of an epoch that validation may take
+FIRST = 480.0  # seconds that a first training may take
+FEWEST = 3  # epochs that it has at least
+BESIDE = 1.2  # time of a step with its data and the optimizer, of forward and backward passes alone
 SELDOM = 0.5  # of random crops: a class that fewer of them show is seldom seen
 SHOWN_MORE = 0.33  # share of crops that are then laid over a class, as nnU-Net's
 BATCH = 16
@@ -58,8 +62,11 @@ class TrainingPlan:
     def deciding(self, key: str, value: Any, why: str) -> "TrainingPlan":
         """Return the plan with this value, if the key says `auto`; else as it is."""
         section, name = key.split(".")
-        if getattr(getattr(self.settings, section), name) != "auto":
-            return self
+        return self.fixing(key, value, why) if getattr(getattr(self.settings, section), name) == "auto" else self
+
+    def fixing(self, key: str, value: Any, why: str) -> "TrainingPlan":
+        """Return the plan with this value."""
+        section, name = key.split(".")
         changed = replace(getattr(self.settings, section), **{name: value})
         return replace(self.quietly(**{section: changed}), decisions=(*self.decisions, Decision(key, value, why)))
 
@@ -208,6 +215,25 @@ RULES: dict[str, Callable[[TrainingPlan, Fingerprint], TrainingPlan]] = {
     "augmentation.scale": _zooms,
     "augmentation.translate": _shifts,
 }
+
+
+def length(plan: TrainingPlan, found: Fingerprint, images_per_s: float) -> TrainingPlan:
+    """Decide how many epochs a training has that was asked for neither epochs nor seconds: a first result comes soon.
+
+    Args:
+        images_per_s: canvases that are trained on in a second, without what data and optimizer take.
+    """
+    data = plan.settings.data
+    shown = found.training * data.repeats
+    scored = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * math.prod(data.size)
+    seconds = BESIDE * (shown + FORWARD * scored / math.prod(data.size)) / images_per_s
+    epochs = max(FEWEST, min(EPOCHS, int(FIRST / seconds)))
+    if epochs == EPOCHS:
+        return plan
+    why = (
+        f"{EPOCHS} would take {EPOCHS * seconds / 60:.0f} minutes here; train.epochs={EPOCHS} trains them all the same"
+    )
+    return plan.fixing("train.epochs", epochs, why)
 
 
 def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> TrainingPlan:

@@ -113,3 +113,21 @@ ROW = {
     "input_size": "any",
     "runs": "yes",
 }
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("encoder=resnet34", "encoder=resnet34: no such command. To train: segsweep train encoder=resnet34"),
+        ("-m", "-m: no such command. To train: segsweep train -m"),
+        ("trian", "Closest: train."),
+    ],
+)
+def test_a_training_without_its_command_is_told_how(word, says, capsys):
+    assert cli.main([word]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_train_is_a_command(capsys):
+    assert cli.main(["train", "--cfg", "job", "encoder=resnet34"]) == 0
+    assert "name: resnet34" in capsys.readouterr().out

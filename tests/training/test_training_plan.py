@@ -8,7 +8,7 @@ from fingerprints import CELL, fingerprint
 from segsweep.config.schema import AugmentationConfig, DataConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import Range
-from segsweep.training.plan import plan_data, tiles
+from segsweep.training.plan import length, plan_data, tiles
 
 AUTO = AugmentationConfig(scale="auto", translate="auto")
 
@@ -160,3 +160,15 @@ def test_every_decision_is_a_line_with_what_to_type_and_its_reason():
         assert f" {decision.key}=" in line
     assert "data.size=[256,256]" in plan.table()
     assert planned(fingerprint(), resize="squash", size=64).table().startswith("plan")
+
+
+@pytest.mark.parametrize(("images_per_s", "epochs"), [(100.0, None), (20.0, 7), (1.0, 3)])
+def test_a_first_training_is_over_soon(images_per_s, epochs):
+    found = fingerprint((256, 256), training=1000, validation=100)
+    plan = planned(found)
+    longer = length(plan, found, images_per_s)
+    assert longer.settings.train.epochs == epochs
+    said = longer.decisions[len(plan.decisions) :]
+    assert [str(decision) for decision in said] == ([f"train.epochs={epochs}"] if epochs else [])
+    if epochs == 7:
+        assert said[0].why.startswith("10 would take 10 minutes here")  # 10 x (1000 + 100/3) / 20 x 1.2 s
