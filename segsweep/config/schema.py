@@ -173,7 +173,9 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int | None = key(None, "to train; default: 10, fewer where these take over eight minutes, or what time_budget allows", EXTENT)
+    epochs: int | None = key(
+        None, "to train; default: 10, fewer where these take over eight minutes, or what time_budget allows", EXTENT
+    )
     time_budget: float | None = key(None, "seconds of training and validation; with epochs, the first ends it", EXTENT)
     batch_size: Any = key("auto", "images of a step, over all devices and micro-batches; auto: by the data")
     accumulate: Any = key(
