@@ -101,7 +101,7 @@ def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if data.of_crops:
         return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} is of crops")
     if all(side.largest <= UNLIKE * side.least for side in (found.height, found.width)):
-        return plan.deciding("data.resize", "crop", f"images are alike in size, {sizes}")
+        return plan.deciding("data.resize", "crop", f"images are alike in size, {sizes}: one zoom suits all")
     if found.spread is None or found.spread_fitted is None:
         return plan.deciding("data.resize", "crop", "whether objects grow with their images is not known")
     if found.spread_fitted >= LESS * found.spread:
@@ -121,15 +121,17 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("data.zoom", 1.0, "of crops alone")
     whole, thin = _whole(plan, found), _thinnest(found)
     if whole == 1 or thin is None:
-        why = "a typical image is no larger than the canvas" if thin else "there is no object"
+        why = f"a typical image fits a canvas of {CANVAS} as it is" if thin else "there is no object"
         return plan.deciding("data.zoom", 1.0, why)
     zoom = max(ZOOMS[0], _rounded(max(whole, _least(found))))
+    typical = f"{thin.name} is typically {thin.thickness:.0f} px thick"
     if zoom == 1:
-        why = f"{thin.name} is {thin.thickness:.0f} px thick, at half the size {thin.thickness / 2:.0f} would be left"
+        why = f"{typical}: shrinking would lose it"
+    elif whole >= _least(found):
+        why = f"a typical image then fits one canvas; {typical} and keeps {zoom * thin.thickness:.0f}"
     else:
         shown = math.prod(min(1.0, part / zoom) for part in _parts(plan, found))
-        kept = f"{thin.thickness:.0f} px thick and keeps {zoom * thin.thickness:.0f}"
-        why = f"{thin.name} is {kept}; a canvas shows {shown:.0%} of a typical image"
+        why = f"a canvas then shows {shown:.0%} of a typical image; {typical}, and {THICK} are kept"
     return plan.deciding("data.zoom", zoom, why)
 
 
@@ -141,7 +143,11 @@ def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
         seen = f"{width:.0f}x{height:.0f}"
-        why = f"a typical image, seen at {seen}, fits" if whole else f"a crop of what is seen at {seen}"
+        why = (
+            f"a typical image fits, seen at {seen}"
+            if whole
+            else f"crops of what is seen at {seen}; larger ones cost steps"
+        )
     else:
         scale = min(1.0, CANVAS / math.sqrt(height * width))
         size = [_stepped(height * scale), _stepped(width * scale)]
@@ -157,12 +163,14 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     needed = FORWARD * scored * (1 / VALIDATION - 1) / (found.training * area)
     few = math.ceil(SHORTEST / found.training)
     passes = max(few, math.ceil(needed), 1)
+    scoring = f"validation takes {_share(needed, passes):.0%} of the time"
     if passes == 1:
-        why = f"an epoch shows {found.training} images; validation then takes {_share(needed, passes):.0%} of the time"
+        why = f"{found.training} images are an epoch; {scoring}"
     elif passes == few:
-        why = f"an epoch then shows {passes * found.training}, {SHORTEST} or more"
+        shown = passes * found.training
+        why = f"{passes} x {found.training} = {shown} images are an epoch; at least {SHORTEST} are wanted"
     else:
-        why = f"validation on {found.validation} images then takes {_share(needed, passes):.0%} of the time"
+        why = f"{passes} x {found.training} images are an epoch, so that {scoring}"
     return plan.deciding("data.repeats", passes, why)
 
 
@@ -177,13 +185,15 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("data.foreground", 0.0, "there is no object")
     chance, name = min(seen)
     why = f"{chance:.0%} of random crops of an image with {name} show some"
-    return plan.deciding("data.foreground", SHOWN_MORE if chance < SELDOM else 0.0, why)
+    if chance < SELDOM:
+        return plan.deciding("data.foreground", SHOWN_MORE, f"crops laid over rare classes: {why}")
+    return plan.deciding("data.foreground", 0.0, f"no crops need to be laid over objects: {why}")
 
 
 def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     shown = found.training * plan.settings.data.repeats
     if shown >= BATCH:
-        return plan.deciding("train.batch_size", BATCH, "8 was no better on six data sets")
+        return plan.deciding("train.batch_size", BATCH, "the default; 8 was no better in our tests on six data sets")
     largest = 1 << (shown.bit_length() - 1)  # a power of two
     return plan.deciding("train.batch_size", largest, f"an epoch shows no more than {shown} images")
 
@@ -194,13 +204,14 @@ def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if spread is None:
         return plan.deciding("augmentation.scale", SMALL_ZOOMS, "how objects' scale varies is not known")
     varies = 2**spread
-    why = f"objects' scale varies by a factor of {varies:.2f} between images"
-    return plan.deciding("augmentation.scale", LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS, why)
+    drawn = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
+    why = f"zooms by up to {1 + drawn:g}: objects' scale varies by {varies:.2f} between images"
+    return plan.deciding("augmentation.scale", drawn, why)
 
 
 def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scale = plan.settings.augmentation.scale
-    why = f"goes with augmentation.scale={scale:g}"
+    why = "beside the crops' own places; chosen together with the zooms"
     return plan.deciding("augmentation.translate", LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS, why)
 
 
@@ -244,7 +255,7 @@ def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> Tr
     sides = list(limit((data.size[0], data.size[1]), input_size))
     seen = [round(data.zoom * found.height.largest), round(data.zoom * found.width.largest)]
     if all(side <= most for side, most in zip(seen, sides, strict=True)):
-        why = "no training image is larger: they are scored whole"
+        why = "images up to this size, as all in training are, are scored whole"
     else:
         why = f"the largest image is seen at {seen[1]}x{seen[0]}; neighbours overlap by {OVERLAP:.0%}"
     return plan.deciding("data.tile", sides, why)

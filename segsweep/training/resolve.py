@@ -34,11 +34,16 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     rates = catalog.RATES[facts.kind]
     plan = plan_data(wanted, facts.data)
     plan = tiles(plan, facts.input_size, facts.data)
-    plan = plan.deciding("decoder.width", list(facts.width), "as wide as the encoder's cost allows")
-    plan = plan.deciding("optim.lr", rates.lr, f"the rate of {facts.kind} encoders")
+    why = "the decoder costs no more than the encoder, and has two channels for each class"
+    plan = plan.deciding("decoder.width", list(facts.width), why)
+    measured = facts.kind == "convolutional"
+    source = "best in our tests" if measured else "as papers fine-tune them"
+    plan = plan.deciding("optim.lr", rates.lr, f"of Adam's kind, with {facts.kind} encoders: {source}")
     if facts.pretrained:
-        why = f"of optim.lr: the rate of {facts.kind} encoders' pretrained weights"
-        plan = plan.deciding("optim.encoder_lr_scale", rates.encoder_lr_scale, why)
+        share = (
+            "pretrained weights at the full rate" if rates.encoder_lr_scale == 1 else "pretrained weights more slowly"
+        )
+        plan = plan.deciding("optim.encoder_lr_scale", rates.encoder_lr_scale, f"{share}: {source}")
     else:
         plan = plan.deciding("optim.encoder_lr_scale", 1.0, "random weights learn as fast as the decoder")
     photographs = facts.data.channels == 3 and (facts.data.lowest, facts.data.highest) == (0, 255)
@@ -47,8 +52,9 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     elif photographs and facts.pretrained:
         plan = plan.deciding("data.normalize", "encoder", "8-bit colour, as the pretrained weights know it")
     else:
-        what = "pixels are no 8-bit colour" if facts.pretrained else "random weights know no pixels"
-        plan = plan.deciding("data.normalize", "dataset", what)
+        kind = "grey" if facts.data.channels == 1 else "no 8-bit colour"
+        what = f"pixels are {kind}" if facts.pretrained else "random weights know no pixels"
+        plan = plan.deciding("data.normalize", "dataset", f"by the training images' own mean and spread: {what}")
     return replace(plan, settings=_plain(plan.settings, facts))
 
 

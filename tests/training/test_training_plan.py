@@ -30,14 +30,14 @@ def test_what_is_thick_is_shrunk_until_an_image_fits_and_what_is_thin_is_not():
     thick, thin = replace(CELL, thickness=400), replace(CELL, thickness=5)
     assert decided(fingerprint((1024, 1024), thick)).data.zoom == 0.25
     assert decided(fingerprint((1024, 1024), thin)).data.zoom == 1
-    assert "cell is 5 px thick" in why(fingerprint((1024, 1024), thin), "data.zoom")
+    assert "cell is typically 5 px thick: shrinking would lose it" in why(fingerprint((1024, 1024), thin), "data.zoom")
 
 
 def test_the_thinnest_class_decides():
     both = (replace(CELL, thickness=400), replace(CELL, name="crack", thickness=4))
     found = fingerprint((1024, 1024), classes=both)
     assert decided(found).data.zoom == 1
-    assert "crack is 4 px thick" in why(found, "data.zoom")
+    assert "crack is typically 4 px thick" in why(found, "data.zoom")
 
 
 def test_each_image_gets_a_scale_of_its_own_where_objects_grow_with_their_images():
@@ -109,7 +109,7 @@ def test_classes_that_random_crops_seldom_show_are_shown_more():
     rare = replace(CELL, name="crack", thickness=5, seen=(0.01, 0.05, 0.1, 0.3, 0.6, 0.9))
     found = fingerprint((4096, 4096), classes=(CELL, rare))
     assert decided(found).data.foreground == 0.33
-    assert why(found, "data.foreground") == "10% of random crops of an image with crack show some"
+    assert why(found, "data.foreground").endswith("10% of random crops of an image with crack show some")
     assert decided(found, zoom=0.25).data.foreground == 0  # a crop covers 1024 pixels a side
     assert decided(fingerprint(parts=replace(rare, parts=0, images=0))).data.foreground == 0
 
