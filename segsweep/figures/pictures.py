@@ -1,5 +1,6 @@
 """Pictures of predictions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,15 +77,17 @@ def _panels(row: Compared, names: Sequence[str], low: float, high: float, column
         ("errors", _errors(rgb, row.truth, row.prediction, max(1, round(3 / factor)))),
     ]
     font = ImageFont.load_default(size=FONT)
-    cell = max(width, min(CAPTION, max(-int(-font.getlength(title)) for title, _ in panels)))
+    said = [min(CAPTION, math.ceil(font.getlength(title))) for title, _ in panels]
+    cells = [max(width, *said[i::columns]) for i in range(columns)]
     lines = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, lines * (height + HEADER) + MARGIN), "white")
+    sheet = Image.new("RGB", (sum(cells) + (columns + 1) * MARGIN, lines * (height + HEADER) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     resample = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
     for i, (title, panel) in enumerate(panels):
-        left, top = MARGIN + i % columns * (cell + MARGIN), i // columns * (height + HEADER)
+        column = i % columns
+        left, top = sum(cells[:column]) + (column + 1) * MARGIN, i // columns * (height + HEADER)
         _framed(sheet, Image.fromarray(panel).resize((width, height), resample), (left, top + HEADER))
-        pen.text((left, top + 3), _cut(title, cell, font), fill="black", font=font)
+        pen.text((left, top + 3), _cut(title, cells[column], font), fill="black", font=font)
     return sheet
 
 
@@ -155,6 +158,9 @@ def _legend(entries: Sequence[tuple[str, Any]], width: int) -> Image.Image:
     for x, y, name, color in places:
         if color is not None:
             pen.rectangle((x, y + 1, x + 14, y + 15), fill=tuple(int(v) for v in color), outline="black")
+            for shift in (4, 9, 14, 19, 24) if color is STRIPES else ():
+                ends = (x + max(0, shift - 14), y + 1 + min(14, shift), x + min(14, shift), y + 1 + max(0, shift - 14))
+                pen.line(ends, fill="black", width=2)
             x += 20
         pen.text((x, y), name, fill="black", font=font)
     return sheet
