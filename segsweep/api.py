@@ -17,7 +17,7 @@ import numpy as np
 from segsweep.commands.train import begin, launch
 from segsweep.config.sweeper import PREFIX
 from segsweep.errors import ConfigError, Terminated
-from segsweep.paths import outputs, quoted
+from segsweep.paths import outputs
 from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.valuefile import typed
@@ -89,7 +89,7 @@ def sweep(
     place = _place(folder, "-multirun")
     if not any(word.startswith("sweeps=") for word in words):
         words = ["-m", "hydra/sweeper=optuna", *words]
-    _raise_stopped(launch([*words, f"hydra.sweep.dir={quoted(place)}"], SINGLE))
+    _raise_stopped(launch([*words, f"hydra.sweep.dir={_text(place)}"], SINGLE))
     return FinishedSweep(place)
 
 
@@ -246,7 +246,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Varied):
         return value.text
     if isinstance(value, Path):
-        return quoted(value)
+        return typed(str(value))
     return typed(value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value)
 
 

@@ -186,7 +186,11 @@ def _values(path: Path, found: Mapping[str, Value], prefix: str, allowed: Collec
 
 def _assigned(values: Mapping[str, Value], beside: Collection[str]) -> list[str]:
     """Return values as one types them, but for the keys that are typed beside them."""
-    return [f"{key}={typed(value)}" for key, value in values.items() if key not in beside]
+    classes = f"{PREFIX}classes"  # as JSON in any form: Hydra cannot quote a mapping's keys
+    shown = {
+        key: json.dumps(v, ensure_ascii=False) if key == classes and v is not None else v for key, v in values.items()
+    }
+    return [f"{key}={typed(value)}" for key, value in shown.items() if key not in beside]
 
 
 def _text(path: Path) -> str:

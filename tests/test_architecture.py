@@ -44,7 +44,12 @@ FLOORS = {
     "segsweep.world": 0,
 }
 # The front doors are the commands themselves.
-BESIDE = {("train", "segsweep.commands"), ("segsweep.__main__", "segsweep.commands")}
+BESIDE = {
+    ("train", "segsweep.commands"),
+    ("segsweep.__main__", "segsweep.commands"),
+    ("segsweep.api", "segsweep.commands"),
+}
+BESIDE |= {("segsweep", "segsweep.api")}  # when one asks for it
 # On floor 0 everybody may ask for these.
 GROUND = {"segsweep.errors", "segsweep.paths", "segsweep.metrics", "segsweep"}
 ONLY_IN = {
@@ -65,7 +70,7 @@ ONLY_IN = {
     "hydra": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
     "omegaconf": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
     "yaml": {"segsweep.valuefile"},
-    "pandas": {"segsweep.commands", "segsweep.sweeping"},
+    "pandas": {"segsweep.commands", "segsweep.sweeping", "segsweep.api"},
     "matplotlib": {"segsweep.figures", "segsweep.sweeping"},
     "rich": {"segsweep.console", "segsweep.sweeping"},
 }

@@ -27,6 +27,7 @@ ATTACHED = (
 )
 KEPT = "kept"  # folder of the files that go from one host to another
 SCORES = ("val/", "test/")  # of the best epoch, that a model is compared by
+LATEST = 50  # runs of which one has the highest number
 SINGLE_RUNS = "tags.`segsweep.kind` = 'run'"
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 
@@ -239,9 +240,9 @@ class _Sync:
         self._save()
 
     def _number(self) -> int:
-        """Return one more than the last single run's."""
-        last = self.server.search_runs([self.cursor.experiment_id], SINGLE_RUNS, max_results=1)
-        return names.number(last[0].info.run_name) + 1 if last else 1
+        """Return one more than the highest of the latest single runs; they may have begun in another order."""
+        latest = self.server.search_runs([self.cursor.experiment_id], SINGLE_RUNS, max_results=LATEST)
+        return max((names.number(run.info.run_name) for run in latest), default=0) + 1
 
     def _send_records(self, records: Sequence[Record], arrived: set[int]) -> None:
         """Send records, but for the epochs that a killed sync had sent."""

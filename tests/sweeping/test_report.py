@@ -257,8 +257,20 @@ def test_speed_is_that_of_the_usual_epoch():
     assert Trial("1", "a", [], []).speed is None
 
 
-def test_compare_means_over_complete_runs(sweep):
-    rows = compare.table(compare.runs([sweep]), ["encoder.name"])
+@pytest.fixture
+def repeated(tmp_path):
+    """One setting with five seeds, beside another encoder's and trials that were not completed."""
+    for seed, score in enumerate((0.41, 0.43, 0.45, 0.47, 0.46)):
+        kept(tmp_path, str(seed), scores=(0.3, score), seed=seed)
+    kept(tmp_path, "5", "resnet34", scores=(0.3, 0.4))
+    kept(tmp_path, "6", scores=(0.1,), state="pruned", seed=6)
+    kept(tmp_path, "7", scores=(), state="failed", seed=7)
+    asked(tmp_path)
+    return tmp_path
+
+
+def test_compare_means_over_complete_runs(repeated):
+    rows = compare.table(compare.runs([repeated]), ["encoder.name"])
     expected = [0.41, 0.43, 0.45, 0.47, 0.46]
     resnet18 = rows.set_index("encoder.name").loc["resnet18"]
     assert resnet18["n"] == 5  # neither the pruned one nor the failed one
@@ -276,8 +288,8 @@ def test_compare_means_over_complete_runs(sweep):
         ("csv", r"resnet18,5,0\.444\d*,0\.0240\d*"),
     ],
 )
-def test_compare_on_the_command_line(sweep, kind, says, capsys):
-    assert cli.main(["compare", "--sweep", str(sweep), "--group-by", "encoder.name", "--format", kind]) == 0
+def test_compare_on_the_command_line(repeated, kind, says, capsys):
+    assert cli.main(["compare", "--sweep", str(repeated), "--group-by", "encoder.name", "--format", kind]) == 0
     assert re.search(says, capsys.readouterr().out)
 
 

@@ -127,12 +127,12 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("word", "kept"),
     [
-        ("hydra.sweeper.storage=postgresql://me:x@h/d", "hydra.sweeper.storage='postgresql://me@h/d'"),
+        ("hydra.sweeper.storage=postgresql://me:x@h/d", 'hydra.sweeper.storage="postgresql://me@h/d"'),
         (
             "hydra.sweeper.storage='postgresql+psycopg://me:x@h/d'",
-            "hydra.sweeper.storage='postgresql+psycopg://me@h/d'",
+            'hydra.sweeper.storage="postgresql+psycopg://me@h/d"',
         ),
-        ("hydra.sweeper.storage='mysql://h/d?password=x&a=1'", "hydra.sweeper.storage='mysql://h/d?a=1'"),
+        ("hydra.sweeper.storage='mysql://h/d?password=x&a=1'", 'hydra.sweeper.storage="mysql://h/d?a=1"'),
         ("hydra.sweeper.storage=://x", "hydra.sweeper.storage=..."),
         ("hydra.sweeper.storage=study.log", "hydra.sweeper.storage=study.log"),
         ("data.root=a://b:c@d", "data.root=a://b:c@d"),
