@@ -15,6 +15,7 @@ from segsweep.errors import ConfigError
 BASE_WIDTH = 16
 WIDEST = 256
 HEAD = 32  # channels that the last stages need at most, however many the classes
+SEVERAL = 24  # that they have at least where classes compete
 # A single-scale encoder's map is brought to these multiples of its stride (ViTDet, https://arxiv.org/abs/2203.16527).
 PYRAMID = (1 / 4, 1 / 2, 1, 2)
 
@@ -63,8 +64,9 @@ def plan(
 
     Args:
         width: the stages' channels, deepest first; `auto` scales 256, 128, 64, 32, 16 down until the decoder costs no
-            more than the encoder, half of the whole; to an eighth at most. Then no stage has less than two channels a
-            class, up to `HEAD`: fewer do not tell them apart (CamVid, docs/log.md).
+            more than the encoder, half of the whole; to an eighth at most. Then, where classes compete, no stage has
+            less than `SEVERAL` channels, nor than two a class, up to `HEAD`: in fewer a rare class is lost with some
+            seeds (MicroNet ebc2, CamVid, docs/log.md).
         encoder_macs: the encoder's multiply-adds for one pixel of the image.
         classes: logits of the head, a linear map of the last stage's channels.
 
@@ -88,7 +90,7 @@ def plan(
         candidate = _build(levels, pyramid, strides, widths)
         if macs(candidate) <= encoder_macs:
             break
-    least = min(HEAD, 8 * math.ceil(2 * classes / 8))
+    least = 8 if classes == 1 else min(HEAD, max(SEVERAL, 8 * math.ceil(2 * classes / 8)))
     return _build(levels, pyramid, strides, [max(least, width) for width in widths])
 
 

@@ -34,7 +34,7 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     rates = catalog.RATES[facts.kind]
     plan = plan_data(wanted, facts.data)
     plan = tiles(plan, facts.input_size, facts.data)
-    why = "the decoder costs no more than the encoder, and has two channels for each class"
+    why = "the decoder costs no more than the encoder, but has enough channels to tell the classes apart"
     plan = plan.deciding("decoder.width", list(facts.width), why)
     measured = facts.kind == "convolutional"
     source = "best in our tests" if measured else "as papers fine-tune them"
