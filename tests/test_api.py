@@ -49,6 +49,8 @@ def test_a_training_is_what_the_command_line_records(pairs, tmp_path, outputs):
     assert run.metrics["val/iou"] == max(run.epochs["val/iou"])
     assert f"data.root={root}" in run.record.start.command
     assert (run.folder / ".hydra" / "config.yaml").exists()
+    with Image.open(run.folder / "figures" / "augmented.png") as sheet:
+        assert sheet.width > 500
     assert "data:image/png;base64," in run._repr_html_()
     further = segsweep.train({"resume": run.folder, "train.epochs": 3})
     assert len(further.epochs) == 3

@@ -49,7 +49,7 @@ def test_the_default_run_with_its_pretrained_encoder_reaches_mlflow(outputs, dat
     assert run.data.metrics["best/val_iou"] == max(history.values())
     assert "test/iou" in run.data.metrics
     assert run.inputs.dataset_inputs[0].dataset.digest == recorded.start.data_digest
-    assert "python train.py data.count=60" in run.data.tags["mlflow.note.content"]
+    assert "segsweep train data.count=60" in run.data.tags["mlflow.note.content"]
     attached = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"summary.json", "split.csv", "hydra", "images"} <= attached
 

@@ -115,7 +115,12 @@ class DataConfig:
 
     @property
     def title(self) -> str:
-        """What a person calls it: the names of its folder and of the one above, or of its table; else the source's."""
+        """What a person calls it: the folder's name, if it has one."""
+        return Path(self.root).expanduser().resolve().name if self.root else self.name
+
+    @property
+    def long_title(self) -> str:
+        """What tells it from others: the names of its folder, or table, and of the folder above; else the source's."""
         place = self.table or self.root or self.images
         if not place or set(place) & set("*?"):
             return self.name

@@ -251,7 +251,7 @@ class RunConfig:
         if asked := self.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             return asked
         chosen = list(self.data.classes or [])
-        parts = [self.data.title, *(map(str, chosen) if len(chosen) <= 3 else [f"{len(chosen)}classes"])]
+        parts = [self.data.long_title, *(map(str, chosen) if len(chosen) <= 3 else [f"{len(chosen)}classes"])]
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))  # its files get a folder of this name
 
 

@@ -87,7 +87,7 @@ def begun(plan: Plan) -> About:
         fixed=list(plan.fixed),
         budget=plan.sweeper.budget,
         finalists=before.finalists if before else [],
-        experiment=plan.base.experiment,
+        experiment=(before and before.experiment) or plan.base.experiment,
         tracked=plan.tracked,
         cross_validates=plan.cross_validates,
         state="running",

@@ -100,7 +100,8 @@ class Training:
 
     def sheet(self) -> Image:
         """Draw some of the first batch as the network sees it: cut, warped, coloured."""
-        batch = next(next(iter(self.train_batches().epoch(1))))
+        steps = iter(self.train_batches().epoch(1))  # by name: it has to live while a batch is made
+        batch = next(iter(next(steps)))
         pairs = []
         for i, index in enumerate(batch.indices[:AUGMENTED]):
             image = batch.image[i].permute(1, 2, 0).cpu().numpy()

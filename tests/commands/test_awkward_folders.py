@@ -60,7 +60,7 @@ def test_train_resume_sweep_data_and_evaluate_work_there_with_a_file_of_ones_own
     assert [trial.state for trial in trials] == ["complete", "complete"]
     assert [trial.run.start.asked.data.root for trial in trials] == [str(root)] * 2
     assert [trial.run.start.asked.data.classes for trial in trials] == [{"Zelle": 1}] * 2
-    command = pasted(capsys.readouterr().out, "python train.py")
+    command = pasted(capsys.readouterr().out, "segsweep train")
     assert f"data.root={quoted(root)}" in command and not any(".yaml" in word for word in command)
 
     (place / "files" / "my.yaml").unlink()

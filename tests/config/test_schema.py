@@ -406,10 +406,10 @@ def test_what_no_term_of_the_loss_uses_is_refused(setting):
     ("data", "tracking", "experiment"),
     [
         ({}, {}, "shapes"),
-        ({"name": "folder", "root": "a/nuclei/"}, {}, "nuclei"),
-        ({"name": "camvid", "root": "a/camvid", "classes": ["car"]}, {}, "camvid-car"),
-        ({"name": "folder", "root": "a/my scans", "classes": ["a/b", "c"]}, {}, "my_scans-a_b-c"),
-        ({"name": "folder", "root": "a", "classes": list("abcd")}, {}, "a-4classes"),
+        ({"name": "folder", "root": "a/nuclei/"}, {}, "a-nuclei"),
+        ({"name": "camvid", "root": "a/camvid", "classes": ["car"]}, {}, "a-camvid-car"),
+        ({"name": "folder", "root": "a/my scans", "classes": ["a/b", "c"]}, {}, "a-my_scans-a_b-c"),
+        ({"name": "folder", "root": "/a", "classes": list("abcd")}, {}, "a-4classes"),
         ({"name": "folder", "root": "a"}, {"experiment": "mine"}, "mine"),
     ],
 )

@@ -297,7 +297,7 @@ def test_a_sweep_is_killed_gone_on_with_and_ends(sweep, pairs, tmp_path, databas
     assert "<svg" in (folder / "report.html").read_text()
 
     client = connected(f"sqlite:///{database}")
-    runs = client.search_runs([client.get_experiment_by_name("data").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name(f"{tmp_path.name}-data").experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     assert parents[0].info.status == "FINISHED"
