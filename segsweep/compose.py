@@ -110,10 +110,8 @@ def expanded(words: Sequence[str]) -> list[str]:
 
 def _is_option(group: str, name: str) -> bool:
     """Tell whether a group of segsweep's own has an option."""
-    if group == "encoder":
-        with suppress(ConfigError):
-            catalog.check(name)
-            return True
+    if group == "encoder" and name.partition(".")[0] in catalog.architectures():
+        return True
     above = ROOT if group == "sweeps" else Path(CONF)
     return (above / group / f"{name}.yaml").exists()
 

@@ -169,7 +169,7 @@ def test_sigterm_gives_the_trials_back_to_whoever_is_left(controllers, postgresq
     first.send_signal(signal.SIGTERM)
     assert controllers.wait(first) == [143]
     assert time.monotonic() - started < 20
-    assert "Go on, here or elsewhere: python train.py" in controllers.said(first)
+    assert "Go on, here or elsewhere: segsweep train" in controllers.said(first)
     assert controllers.wait(other) == [0]
     done = finished(postgresql)
     assert len(done) == 4
