@@ -37,6 +37,7 @@ SWEEPERS = ("optuna", "grid", "cv")
 # What an option may set: what the experiment is, and where its data and weights are.
 OWN = {key.name for key in keys() if key.role.portable or key.role.is_path}
 OWN |= {key.name for key in keys(SweeperConfig, SWEEPER)} - {f"{SWEEPER}{n}" for n in ("storage", "address", "backend")}
+NAME = re.compile(r"\w[\w.-]*")  # of an option or an encoder
 TRIED = re.compile(r"[\w.,()\[\] +-]*")  # values that a group is searched over: names of options, and no paths
 FOLDER = "hydra.sweep.dir"
 DEPTH = 8  # of lists and mappings in each other; colours of classes take 4
@@ -54,7 +55,7 @@ WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 def own_option(group: str, name: str) -> Path | None:
     """Return the file of an option that the working folder's conf/ adds to a group; None if there is none."""
     path = Path("conf", group, f"{name}.yaml")
-    if group not in GROUPS or not re.fullmatch(r"\w[\w.-]*", name) or Path.cwd() == ROOT or not path.is_file():
+    if group not in GROUPS or not NAME.fullmatch(name) or Path.cwd() == ROOT or not path.is_file():
         return None
     return path
 
@@ -79,6 +80,8 @@ def group_words(group: str, path: Path, beside: Collection[str] = ()) -> list[st
             name = str(values.pop("encoder.name", ""))
             if not name:
                 raise ConfigError(f"{path}: must name the encoder, as name: resnet34")
+            if not NAME.fullmatch(name):  # another timm than the listed one may know any name, but no path
+                raise ConfigError(f"{path}: encoder={name}: not a timm model.")
             catalog.check(name)
             return [f"encoder={quoted(name)}", *_assigned(values, beside)]
         return [f"~{group}", *_assigned(values, beside)]
