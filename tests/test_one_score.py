@@ -20,6 +20,7 @@ from segsweep.errors import ConfigError
 from segsweep.nn.checkpoint import describe
 from segsweep.paths import load_json
 from segsweep.runs import journal
+from segsweep.sweeping.report import number
 
 VALUES = {"two": [0, 1], "three": [0, 7, 200]}  # mask values, by class
 RUNS = {
@@ -118,7 +119,7 @@ def test_every_place_says_the_same_number_of_an_image(run, capsys):
     for key, matrix in zip(kept.keys, kept.matrices, strict=True):
         wanted = own_score(run, key)
         assert metrics.image_iou(matrix) == table[key] == pytest.approx(wanted, rel=1e-12)
-        assert f"| {key} | {wanted:.4f} | {wanted:.4f} |" in said
+        assert f"| {key} | {number(wanted)} | {number(wanted)} |" in said
         if key in run.captions:
             assert run.captions[key] == f"{'mean ' * (len(run.values) > 2)}IoU {wanted:.4f}"
     assert len(run.captions) >= 6  # those of worst.png
