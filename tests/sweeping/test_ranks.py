@@ -16,12 +16,17 @@ import torch
 from conftest import write_pairs
 
 import train
+from segsweep.commands.train import launch
+from segsweep.config.schema import DecoderConfig
 from segsweep.engine import device
 from segsweep.errors import ConfigError
+from segsweep.nn import UNet
 from segsweep.runs import journal, locks
 from segsweep.runs.records import EpochRecord
 from segsweep.sweeping.backends.base import OUTPUT, Job
 from segsweep.sweeping.backends.local import LocalBackend, Slot, slots
+from segsweep.training import build
+from segsweep.world import World
 
 ROOT = Path(train.__file__).parent
 TWO = Slot(0, ("0", "1"), 2)  # GPUs that are not there: the ranks run on the CPU
@@ -113,16 +118,16 @@ def test_two_ranks_train_as_one_process_with_two_micro_batches(encoder, backend,
 
 def test_micro_batches_on_ranks_add_up(backend, root, tmp_path):
     """Nine images on two ranks with two micro-batches each: groups of 3, 2, 2 and 2, as one process has with four."""
-    words = [word.replace("batch_size=8", "batch_size=9") for word in typed(root, "train.epochs=2")]
+    words = [word.replace("batch_size=8", "batch_size=9") for word in typed(root, "train.epochs=1")]
     assert on_two(backend, "two", [*words, "train.accumulate=auto"]).error is None, said(backend, "two")
-    words = [word.replace("batch_size=8", "batch_size=12") for word in typed(root, "train.epochs=2")]
+    words = [word.replace("batch_size=8", "batch_size=12") for word in typed(root, "train.epochs=1")]
     one = alone(tmp_path / "one", [*words, "train.accumulate=4"])
     assert on_two(backend, "four", [*words, "train.accumulate=2"]).error is None, said(backend, "four")
     assert losses(tmp_path / "four") == pytest.approx(losses(one), abs=1e-6)
 
 
 def test_what_began_on_two_goes_on_alone_and_is_scored_alike(backend, root, tmp_path):
-    words = typed(root, "train.epochs=12", "train.test=false")
+    words = typed(root, "train.epochs=6", "train.test=false")
     whole = alone(tmp_path / "whole", [*words, "train.accumulate=2"])
     backend.submit(Job("two", "rank_train", tuple(words)))
     seen = 0
@@ -133,7 +138,7 @@ def test_what_began_on_two_goes_on_alone_and_is_scored_alike(backend, root, tmp_
     os.kill(backend._living["two"].pid, signal.SIGKILL)
     ended(backend, "two")
     two = tmp_path / "two"
-    assert 1 <= len(losses(two)) < 12
+    assert 1 <= len(losses(two)) < 6
     assert train.main([f"resume={two}"]) == 0
     assert losses(two) == pytest.approx(losses(whole), abs=2e-6)
     assert journal.read(two).start.settings.train.accumulate == 2
@@ -193,10 +198,10 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(backend, root):
 
 
 def test_the_budget_goes_by_the_clock_of_the_first(backend, root):
-    words = typed(root, "train.time_budget=3")
+    words = typed(root, "train.time_budget=2")
     assert on_two(backend, "0", ["fault=clock", *words]).error is None, said(backend, "0")
     end = journal.read(backend.folder / "0").end
-    assert end.reason == "time budget of 3 s"
+    assert end.reason == "time budget of 2 s"
 
 
 def test_frozen_parts_are_trained_later(backend, root, tmp_path):
@@ -231,12 +236,16 @@ def test_a_first_process_that_is_killed_leaves_nothing_behind(backend, root):
     assert not meeting.exists()
 
 
-def test_one_image_a_process_is_little_for_batchnorm(backend, root):
-    words = [word for word in typed(root, encoder="test_resnet") if not word.startswith(("decoder", "train.batch"))]
-    update = on_two(backend, "0", [*words, "train.epochs=1", "train.batch_size=2"])
-    assert update.error is None
-    assert "2 processes train together, each 1 image of a batch at a time" in said(backend, "0")
-    assert "BatchNorm learns from one image at a time" in said(backend, "0")
+def test_one_image_a_process_is_little_for_batchnorm(capsys, caplog):
+    world = World()
+    world.size = 2
+    build._say_share(UNet("test_resnet", 1), 1, world)
+    assert "2 processes train together, each 1 image of a batch at a time" in capsys.readouterr().err
+    assert "BatchNorm learns from one image at a time" in caplog.text
+    caplog.clear()
+    build._say_share(UNet("test_vit", 1, decoder=DecoderConfig(norm="group")), 1, World())
+    build._say_share(UNet("test_resnet", 1), 2, World())
+    assert not capsys.readouterr().err and not caplog.text
 
 
 def test_a_run_that_is_refused_ends_every_rank(backend, root):
@@ -286,10 +295,10 @@ def ranks_of(outputs):
 
 
 def test_sweeps_are_not_for_torchrun(outputs):
-    process = torchrun("-m", "hydra/sweeper=optuna", SEGSWEEP_OUTPUTS=str(outputs))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode
-    assert errors.count("a sweep starts its trials itself") == 1
+    world = World()
+    world.size = 2
+    with pytest.raises(ConfigError, match="a sweep starts its trials itself"):
+        launch(["-m", "hydra/sweeper=optuna"], world)
     assert not outputs.exists()
 
 
