@@ -63,14 +63,13 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
     return _composed(expanded(overrides), to_config)
 
 
-def prepared(overrides: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:
-    """Return what `python train.py OVERRIDES` trains with, with absolute paths, and the files to keep beside it."""
+def prepared(words: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:
+    """Return what `expanded` words train with, with absolute paths, and the files to keep beside it."""
 
     def of(composed: DictConfig) -> tuple[RunConfig, dict[str, str]]:
         files = kept(composed, absolute(composed, words))
         return to_config(composed), files
 
-    words = expanded(overrides)
     return _composed(words, of)
 
 

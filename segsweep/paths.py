@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent
 # What lies beside the package in a checkout lies inside it once it is installed from a wheel.
 INSTALLED = (PACKAGE / "conf").is_dir()
 ROOT = PACKAGE if INSTALLED else PACKAGE.parent  # of conf/, sweeps/ and docs/
+BEST = "best.safetensors"  # in a run's folder: the model of its best epoch
 
 
 def outputs() -> Path:

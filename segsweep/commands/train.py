@@ -206,8 +206,9 @@ def begin(words: list[str], folder: Path) -> int:
     Raises ConfigError: it is refused, and leaves nothing, or fails.
     """
     with terminable(), _leaving_nothing(folder, folder if folder.exists() else None):
+        words = expanded(words)  # which reads files: once
         config, files = prepared(words)
-        return _begun(config, folder, expanded(words), files, SINGLE)
+        return _begun(config, folder, words, files, SINGLE)
 
 
 def _begun(config: RunConfig, folder: Path, argv: list[str], files: Mapping[str, str], world: World) -> int:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsweep.errors import ConfigError
-from segsweep.nn.checkpoint import BEST
-from segsweep.paths import outputs, program
+from segsweep.paths import BEST, outputs, program
 from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.tracking.run import folder_of, folders_of

@@ -9,7 +9,8 @@ from segsweep.data.geometry import Canvas
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
 from segsweep.errors import ConfigError
-from segsweep.nn.checkpoint import BEST, ModelInfo, describe
+from segsweep.nn.checkpoint import ModelInfo, describe
+from segsweep.paths import BEST
 from segsweep.runs import journal
 
 

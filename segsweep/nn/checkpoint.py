@@ -21,10 +21,10 @@ from segsweep.config.schema import VIEWS
 from segsweep.errors import ConfigError, first_line, one_of, unloaded
 from segsweep.nn import UNet
 from segsweep.nn.unet import Architecture, upgraded
-from segsweep.paths import atomically, load_json
+from segsweep.paths import BEST, atomically, load_json
 
 VERSION = 1
-BEST, LAST = "best.safetensors", "last.pt"
+LAST = "last.pt"
 _HINT = f"A run's model is its {BEST}."
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from segsweep import console
 from segsweep.errors import ConfigError, first_line
 from segsweep.metrics import MATRICES
-from segsweep.paths import override
+from segsweep.paths import BEST, override
 from segsweep.runs import journal
 from segsweep.runs.trial import NAME, Trial
 from segsweep.sweeping.controllers import copied
@@ -20,7 +20,6 @@ from segsweep.sweeping.sharing import Owner
 from segsweep.tracking import client
 from segsweep.tracking import run as tracking
 
-BEST = "best.safetensors"  # of `segsweep.nn.checkpoint`, which needs torch
 KEPT = (journal.NAME, BEST, MATRICES, "split.csv")  # what the next leader needs of a repeat
 SEEN = "controllers"  # folder with an empty file of each controller, by which others know a folder that they share
 TRIES = 3  # times that MLflow is asked to take a repeat's files

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from segsweep import console
-from segsweep.paths import program
+from segsweep.paths import BEST, program
 from segsweep.runs.records import Start
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval
@@ -166,7 +166,7 @@ def cross_verdict(trials: Sequence[Trial], best: CrossValidated, folder: Path) -
     """Name the best setting, its score, its folds' models, and the command that trains the first of them again."""
     between = f"   95 % {_between(best.interval)}" if best.interval else ""
     commands = [command(trial) for trial in trials if trial.name == best.trials[0]]  # none if somebody removed it
-    models = f"{folder}/{{{','.join(best.trials)}}}/best.safetensors"
+    models = f"{folder}/{{{','.join(best.trials)}}}/{BEST}"
     return [
         f"{'best':16}{' '.join(best.setting) or 'the one setting'}",
         f"{'IoU':16}{best.iou:.4f}{between}, out of fold, {best.images} images",
@@ -195,7 +195,7 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
         lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
-    model = folder / winner.name / "best.safetensors"
+    model = folder / winner.name / BEST
     elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
     return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]
 

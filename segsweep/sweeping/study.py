@@ -75,7 +75,7 @@ class Study:
         self.n_trials = trials_of(space, sweeper, len(seeds))
         name = sweeper.study_name or "sweep"
         self._file = None if storage or is_database(sweeper.storage) else Path(sweeper.storage or folder / JOURNAL)
-        storage = storage or _opened(folder, sweeper.storage)
+        storage = storage or (_in_file(self._file) if self._file else database(str(sweeper.storage)))
         self._refuse_foreign(folder, storage, name)
         self._before = b""  # the file, if this start has written it anew
         if self._file:
@@ -273,15 +273,8 @@ def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
     return None
 
 
-def _opened(folder: Path, storage: str | None) -> BaseStorage:
-    if storage and is_database(storage):
-        return database(storage)
-    path = Path(storage) if storage else folder / JOURNAL
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _in_file(path)
-
-
 def _in_file(path: Path) -> BaseStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
     journal.cut_torn_line(path)
     return JournalStorage(JournalFileBackend(str(path), _Unlocked(str(path))))
 

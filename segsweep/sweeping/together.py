@@ -19,6 +19,7 @@ import segsweep
 from segsweep import console
 from segsweep.config.schema import keys
 from segsweep.errors import Asked, ConfigError, SweepError, Terminated
+from segsweep.paths import BEST
 from segsweep.runs import journal, locks
 from segsweep.runs.stop import Sign
 from segsweep.runs.trial import Trial
@@ -34,7 +35,7 @@ from segsweep.sweeping.controllers import (
     Superfluous,
     repeat_of,
 )
-from segsweep.sweeping.files import BEST, SEEN, Files
+from segsweep.sweeping.files import SEEN, Files
 from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.mirror import Tracking
 from segsweep.sweeping.plan import Plan, again

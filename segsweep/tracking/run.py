@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from segsweep.errors import ConfigError, first_line, short, suggestion
-from segsweep.paths import locked
+from segsweep.paths import BEST, locked
 from segsweep.runs import journal
 from segsweep.runs.records import End, EpochRecord, Record, Run, Start
 from segsweep.tracking import client, names, views
@@ -330,7 +330,7 @@ class _Sync:
         from mlflow.entities import LoggedModelStatus, Metric
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-        best, path = self.run.best, self.folder / "best.safetensors"
+        best, path = self.run.best, self.folder / BEST
         if best is None or not path.exists():
             return
         cursor, start = self.cursor, self.first

@@ -196,8 +196,8 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     tuned = _tuned(settings, asked, model, shown, before, world)
     if open_ended and not before and tuned.rates:
         longer = length(plan, print_of_data, max(tuned.rates.values()) * world.size)
-        for decision in longer.decisions[len(decisions) :]:
-            console.note(f"plan            {decision}  {decision.why}\n")
+        if further := longer.decisions[len(decisions) :]:
+            console.note(replace(longer, decisions=further).table() + "\n")
         decisions = longer.decisions
         settings = replace(settings, train=replace(settings.train, epochs=longer.settings.train.epochs))
     accumulate = _accumulate(settings.train, _groups(asked, before), tuned.micro_batch, world)

@@ -159,8 +159,7 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     """Show each image as often as validation is worth it."""
     data = plan.settings.data
     area = math.prod(data.size)
-    scored = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * area
-    needed = FORWARD * scored * (1 / VALIDATION - 1) / (found.training * area)
+    needed = FORWARD * _scored(plan, found) * (1 / VALIDATION - 1) / (found.training * area)
     few = math.ceil(SHORTEST / found.training)
     passes = max(few, math.ceil(needed), 1)
     scoring = f"validation takes {_share(needed, passes):.0%} of the time"
@@ -236,8 +235,7 @@ def length(plan: TrainingPlan, found: Fingerprint, images_per_s: float) -> Train
     """
     data = plan.settings.data
     shown = found.training * data.repeats
-    scored = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * math.prod(data.size)
-    seconds = BESIDE * (shown + FORWARD * scored / math.prod(data.size)) / images_per_s
+    seconds = BESIDE * (shown + FORWARD * _scored(plan, found) / math.prod(data.size)) / images_per_s
     epochs = max(FEWEST, min(EPOCHS, int(FIRST / seconds)))
     if epochs == EPOCHS:
         return plan
@@ -263,6 +261,13 @@ def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> Tr
 
 def _thinnest(found: Fingerprint) -> ClassParts | None:
     return min((parts for parts in found.classes if parts.parts), key=lambda parts: parts.thickness, default=None)
+
+
+def _scored(plan: TrainingPlan, found: Fingerprint) -> float:
+    """Pixels that a validation scores, as the network sees them."""
+    data = plan.settings.data
+    pixels: float = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * math.prod(data.size)
+    return pixels
 
 
 def _share(needed: float, passes: int) -> float:

@@ -23,8 +23,8 @@ from segsweep.engine.scorer import Evaluation
 from segsweep.errors import Asked, ConfigError, Failure, Terminated, first_line
 from segsweep.figures import pictures
 from segsweep.nn import UNet, checkpoint
-from segsweep.nn.checkpoint import BEST, LAST
-from segsweep.paths import atomically, nan_to_none, save_json
+from segsweep.nn.checkpoint import LAST
+from segsweep.paths import BEST, atomically, nan_to_none, save_json
 from segsweep.runs import provenance
 from segsweep.runs.journal import Journal
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Run, Start, Status, decode, encode

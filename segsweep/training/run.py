@@ -11,8 +11,8 @@ from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
 from segsweep.errors import Asked, ConfigError, DataError, Terminated, deaf
-from segsweep.nn.checkpoint import BEST, LAST, load_state, load_weights
-from segsweep.paths import override
+from segsweep.nn.checkpoint import LAST, load_state, load_weights
+from segsweep.paths import BEST, override
 from segsweep.runs import journal, stop
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start
