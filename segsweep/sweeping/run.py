@@ -13,13 +13,12 @@ from optuna.pruners import BasePruner
 from segsweep import console
 from segsweep.config.schema import EPOCHS
 from segsweep.errors import Asked, Terminated
-from segsweep.runs import locks
-from segsweep.runs.records import Run
+from segsweep.runs import journal, locks
 from segsweep.runs.stop import Sign
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval, finalists, pinned, report, storage
 from segsweep.sweeping.about import About
-from segsweep.sweeping.backends.base import Backend, Job, JobUpdate
+from segsweep.sweeping.backends.base import Backend, Job
 from segsweep.sweeping.backends.local import LocalBackend, slots
 from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.html_report import write
@@ -218,10 +217,9 @@ def score(folder: Path, winner: Trial, backend: Backend) -> None:
     if winner.run.tested or not start or not start.images.get("test"):
         return
     job = backend.submit(Job(winner.name, TRAINING, ("train.test=true", *winner.placed), resume=True))
-    news: list[JobUpdate] = []
-    while not (news and news[-1].ended):
-        news += [update for update in backend.poll(WAIT) if update.job == job]
+    while not any(update.ended for update in backend.poll(WAIT) if update.job == job):
+        pass
     backend.fetch(job)
-    winner.run = Run([record for update in news for record in update.records])
+    winner.run = journal.read(folder / winner.name)
     if not winner.run.tested:
         console.note(f"the winner could not be scored on the test split: see {shlex.quote(str(folder / winner.name))}")

@@ -142,9 +142,9 @@ def drive(
                 if not update.ended:
                     continue
                 del living[update.job]
-                backend.fetch(update.job)
-                kind = _ended(trial, update, deaths)
-                if update.lost:
+                fetched = backend.fetch(update.job)
+                kind = _ended(trial, update, fetched, deaths)
+                if not fetched and kind in ("continued", "paused"):
                     trial.run = Run()
                     lost.add(trial.name)
                 if kind in ("continued", "halved"):
@@ -164,12 +164,12 @@ def drive(
         backend.close()
 
 
-def _ended(trial: Trial, update: JobUpdate, deaths: dict[str, tuple[int, int]]) -> Kind:
-    """Decide what the end of its job means for a trial."""
+def _ended(trial: Trial, update: JobUpdate, fetched: bool, deaths: dict[str, tuple[int, int]]) -> Kind:
+    """Decide what the end of its job means for a trial; one that is complete without its files is not."""
     end = trial.run.end
     if trial.state == "pruned":
         return "pruned"
-    if end and end.status == "complete":
+    if end and end.status == "complete" and fetched:
         trial.state, trial.reason = ("complete", "") if trial.iou is not None else ("failed", "no epoch had a score")
         return trial.state
     if update.error is None and trial.state == "paused":

@@ -121,6 +121,29 @@ def test_a_sweep_that_is_asked_to_stop_lets_each_trial_finish_its_epoch(tmp_path
     assert states(study) == ["COMPLETE"] * 2
 
 
+def test_a_trial_whose_files_are_gone_with_its_host_begins_again(tmp_path):
+    class Fragile(LocalBackend):
+        """Tells once that a job is complete, and never brings its model."""
+
+        keeps, gone = False, False
+
+        def fetch(self, job):
+            if self.gone:
+                return True
+            self.gone = True
+            (self.folder / job / "best.safetensors").unlink()
+            return False
+
+    study, search, _ = began(tmp_path, pruner="none", n_trials=2)
+    backend = Fragile(tmp_path, [Slot(0)], preloaded=["segsweep.runs.journal"])
+    events = [(event.kind, event.trial.name) for event in drive(search, backend, tmp_path, FAKE)]
+    assert events.count(("started", "0")) == 2
+    assert states(study) == ["COMPLETE"] * 2
+    for name in ("0", "1"):
+        assert len(journal.read(tmp_path / name).epochs) == 4
+        assert (tmp_path / name / "best.safetensors").exists()
+
+
 def test_failures_do_not_count_and_are_told(tmp_path):
     seeds = [{"encoder": "resnet18", "best": 0.5}, {"encoder": "resnet34", "best": 0.25}]
     study, search, backend = began(tmp_path, n_trials=3, seeds=seeds, pruner="none")

@@ -59,7 +59,6 @@ class JobUpdate:
     ended: bool = False  # it runs no more; no update of it follows
     error: Failure | None = None
     words: str = ""
-    lost: bool = False  # its folder is gone with its host: it can only begin again
 
 
 # What most likely sent a signal to a training that nobody asked to stop.
@@ -135,8 +134,11 @@ class Backend(Protocol):
         Raises ConfigError: a journal is damaged.
         """
 
-    def fetch(self, job: Id) -> None:
-        """Have all files of an ended job below the sweep's folder, each of them whole."""
+    def fetch(self, job: Id) -> bool:
+        """Have all files of an ended job below the sweep's folder, each of them whole.
+
+        Return False where they are gone with the job's host, whatever its journal says: it can only begin again.
+        """
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call `module:function` where jobs run, with torch at hand and nothing kept, and wait for what it returns.

@@ -229,8 +229,9 @@ class LocalBackend:
             ends = [living.process.sentinel for living in self._living.values() if living.process]
             wait(ends, min(LOOK, left)) if ends else time.sleep(min(LOOK, left))
 
-    def fetch(self, job: Id) -> None:
-        """Do nothing: a job's folder lies below the sweep's."""
+    def fetch(self, job: Id) -> bool:
+        """Return True: a job's folder lies below the sweep's."""
+        return True
 
     def call(self, function: str, *arguments: Any) -> Any:
         here, there = self._context.Pipe(duplex=False)

@@ -78,6 +78,7 @@ class _Actor:
     where: str = ""
     job: str = ""  # that it runs, or whose files it has; empty of an idle one
     asked: Any = None  # the outstanding question for news
+    first: bool = True  # no record has come yet; the first ones that do are its whole journal
     unheard: float | None = None  # since when it cannot be reached
     ended: bool = False
 
@@ -152,11 +153,9 @@ class RayBackend:
             raise ConfigError(f"{folder}: holds a run already. Give another folder with hydra.sweep.dir=DIR.")
         actor = next(actor for actor in self._actors if not actor.job)
         files = _read(folder, ()) if job.resume else {}
-        actor.job, actor.ended, actor.unheard = job.name, False, None
+        actor.job, actor.ended, actor.first, actor.unheard = job.name, False, True, None
         actor.handle.submit.remote(job, files)
         actor.asked = actor.handle.poll.remote()
-        if job.resume:  # its journal comes anew, from the beginning
-            (folder / journal.NAME).unlink(missing_ok=True)
         return Id(job.name)
 
     def adopt(self, name: str) -> Id | None:
@@ -183,13 +182,15 @@ class RayBackend:
             found += self._heard(asked[reference], reference)
         return found
 
-    def fetch(self, job: Id) -> None:
+    def fetch(self, job: Id) -> bool:
         actor = self._of(job)
         try:
             _write(self.folder / job, self._ray.get(actor.handle.files.remote(job)))
-            actor.job = ""
         except self._ray.exceptions.RayError:
             self._actors.remove(actor)
+            return False
+        actor.job = ""
+        return True
 
     def call(self, function: str, *arguments: Any) -> Any:
         idle = next((actor for actor in self._actors if not actor.job), None)
@@ -233,6 +234,9 @@ class RayBackend:
         except self._ray.exceptions.RayActorError:
             return [self._gone(actor)]
         for update in updates:
+            if actor.first and update.records:  # a job that goes on sends what there was, too
+                (self.folder / update.job / journal.NAME).unlink(missing_ok=True)
+                actor.first = False
             with journal.Journal(self.folder / update.job) as book:
                 for record in update.records:
                     book.write(record)
@@ -243,7 +247,8 @@ class RayBackend:
 
     def _gone(self, actor: _Actor) -> JobUpdate:
         actor.ended = True
-        return JobUpdate(Id(actor.job), ended=True, lost=True, words=f"{actor.where} is gone")
+        self._ray.kill(actor.handle)  # one that only could not be reached must not train on
+        return JobUpdate(Id(actor.job), ended=True, words=f"{actor.where} is gone")
 
     def _of(self, job: Id) -> _Actor:
         return next(actor for actor in self._actors if actor.job == job)
