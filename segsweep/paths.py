@@ -73,9 +73,17 @@ def override(key: str, value: object) -> str:
     return for_shell(f"{key}={quoted(value)}")
 
 
+def beside(path: Path) -> Path:
+    """Make an empty file beside `path`, to be written and moved there; a link in its place is removed, not followed."""
+    target = path.with_name(f"{path.name}.writing")
+    target.unlink(missing_ok=True)
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return target
+
+
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file beside `path`, then move it there: readers see the old or the new one, whole."""
-    target = path.with_name(f"{path.name}.writing")
+    target = beside(path)
     try:
         write(target)
     except BaseException:

@@ -45,6 +45,14 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_planted_link_is_not_followed(tmp_path):
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "file.writing").symlink_to(tmp_path / "other")
+    paths.save_json(tmp_path / "file", {})
+    assert (tmp_path / "other").read_text() == "mine"
+    assert not (tmp_path / "file").is_symlink()
+
+
 def test_json_replaces_a_file_whole_and_without_nan(tmp_path):
     path = tmp_path / "summary.json"
     paths.save_json(path, {"val/iou": 0.5})

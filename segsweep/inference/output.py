@@ -20,7 +20,7 @@ from segsweep.figures import pictures
 from segsweep.inference.geotiff import Georeference, nodata_tag
 from segsweep.nn.checkpoint import ModelInfo
 from segsweep.nn.unet import predict as classes_of
-from segsweep.paths import atomically
+from segsweep.paths import atomically, beside
 
 OVERLAYS, PROBABILITIES = "overlays", "probabilities"
 PNG = (np.uint8, np.uint16)  # that a PNG can hold
@@ -152,7 +152,7 @@ def write(
         if place.probabilities:
             if maps is None:
                 place.probabilities.parent.mkdir(parents=True, exist_ok=True)
-                writing = place.probabilities.with_name(f"{place.probabilities.name}.writing")
+                writing = beside(place.probabilities)
                 maps = _maps(writing, (len(logits), *placed.stored(size)), ground, lacking is not None)
             found = placed.upright(maps)[:, rows]
             found[:] = probability(logits).cpu().numpy()

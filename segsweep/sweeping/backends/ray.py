@@ -11,13 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from platform import node
 from typing import Any
 
 from segsweep.errors import ConfigError, first_line
-from segsweep.paths import outputs
+from segsweep.paths import atomically, outputs
 from segsweep.runs import journal
 from segsweep.sweeping.backends.base import Id, Job, JobUpdate
 from segsweep.sweeping.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend, Slot
@@ -263,6 +264,4 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.coming")
-        aside.write_bytes(content)
-        aside.replace(path)
+        atomically(path, partial(Path.write_bytes, data=content))
