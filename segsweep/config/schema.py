@@ -22,7 +22,7 @@ from segsweep.paths import program
 
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
 SCHEDULES = ("cosine", "onecycle", "constant")  # segsweep/training/optim.py
-VIEWS = ("none", "hflip", "flips")  # segsweep/engine/scorer.py
+VIEWS = {"none": 1, "hflip": 2, "flips": 4}  # that scoring averages over: segsweep/engine/scorer.py
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 EPOCHS = 10  # without train.epochs and train.time_budget
 

@@ -109,7 +109,8 @@ class Sampling:
     accumulate: int = 1  # micro-batches that each process cuts its share of a batch into
     repeats: int = 1  # passes over the samples in an epoch
     rarity: Sequence[float] | None = None  # a pass shows each sample as often, up to a factor; default: each once
-    foreground: float = 0.0  # share of crops laid over a pixel of a random class of their image; of two, the foreground
+    foreground: float = 0.0  # share of crops laid over a pixel of an object; which of an image's classes: by `counts`
+    counts: Sequence[int] = ()  # pixels of each class: the fewer, the likelier; default: all alike
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,12 @@ class TrainBatches:
     def _spotted(self, index: int, window: np.ndarray, spot: np.ndarray) -> np.ndarray:
         """Where a crop lies so that it holds a certain pixel, `window` saying where in the crop."""
         chance, which, pixel = spot
-        labels, row = self.pixels.labels, self.pixels.store.rows[index]
-        table = labels.table
-        classes = sorted({int(table[value]) for value in row.values} - {VOID} - ({0} if labels.logits == 1 else set()))
+        table, row = self.pixels.labels.table, self.pixels.store.rows[index]
+        classes = sorted({int(table[value]) for value in row.values} - {VOID, 0})  # 0: the background
         if chance >= self.sampling.foreground or not classes:
             return window
-        found = self._pixels_of(index, classes[int(which * len(classes))])
+        rarity = np.cumsum([1 / self.sampling.counts[k] if self.sampling.counts else 1 for k in classes])
+        found = self._pixels_of(index, classes[int(np.searchsorted(rarity, which * rarity[-1], side="right"))])
         y, x = divmod(int(found[int(pixel * len(found))]), row.width)
         space = self.canvas.extent
         room = np.maximum(np.array([row.width, row.height]) - space, 0)

@@ -22,9 +22,9 @@ from segsweep.paths import save_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raised when what is measured changes: what older versions kept is then not used
-LOOKED_AT = 48  # images at most
-PIXELS = 30_000_000  # of them at most
+VERSION = 2  # raised when what is measured changes: what older versions kept is then not used
+LOOKED_AT = 48  # images, or one for each class if that is more
+PIXELS = 30_000_000  # of them
 EACH = 2048  # pixels a side of an image whose parts are measured, at most
 WINDOWS = (64, 128, 256, 512, 1024, 2048)  # pixels a side, where it is counted how many show a class
 BLOCK = 32  # pixels a side that windows are counted in
@@ -65,12 +65,12 @@ class ClassParts:
         """Return the share of windows of this many pixels a side that show some of the class."""
         return float(np.interp(math.log2(side), np.log2(WINDOWS), self.seen))
 
-    def line(self, images: int) -> str:
-        """Say it for a person; `images` were looked at."""
+    def __str__(self) -> str:
         if not self.parts:
-            return f"{self.name}: none in {images} images"
+            return f"{self.name}: in no image"
         return (
-            f"{self.name}: {self.parts / images:.3g} parts an image, half of them below {self.area:.0f} px; "
+            f"{self.name}: {self.parts / self.images:.3g} parts in an image that has it, half of them below "
+            f"{self.area:.0f} px; "
             f"half of its area in parts up to {self.extent:.0f} px long; "
             f"{self.thickness:.0f} px thick, a quarter of it up to {self.thinnest:.0f} px"
         )
@@ -92,15 +92,20 @@ class Fingerprint:
     lowest: float  # that a pixel can be
     highest: float
     classes: tuple[ClassParts, ...]  # of two the foreground alone
-    # How unlike in scale objects of a class are in different images: standard deviation of log2; None where no class is
-    # in two of them.
+    # How unlike in scale objects of a class are in different images: standard deviation of log2; None where no class but
+    # the background is in two of them.
     spread: float | None
     spread_fitted: float | None  # the same when each image is brought to one size
     looked_at: int  # images whose masks were measured
 
+    @property
+    def objects(self) -> tuple[ClassParts, ...]:
+        """The classes that are there, without the background: of several the first."""
+        return tuple(parts for parts in self.classes[len(self.classes) > 1 :] if parts.parts)
+
     def table(self) -> str:
         """Return it for a person."""
-        first, *others = (parts.line(self.looked_at) for parts in self.classes)
+        first, *others = map(str, self.classes)
         if self.spread is not None and self.spread_fitted is not None:
             scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
             if self.height.least != self.height.largest or self.width.least != self.width.largest:
@@ -120,7 +125,7 @@ class Measured:
 
 
 def fingerprint(data: Dataset) -> Fingerprint:
-    """Look at evenly spaced training masks, as many as take a few seconds; what was found is kept beside the store."""
+    """Look at some training masks, of every class, in a few seconds; what was found is kept beside the store."""
     folds = data.folds if data.parts["train"] != data.parts["val"] else None  # they are the same with data.overfit
     indices = sorted({*data.parts["train"], *(data.parts["val"] if folds else [])})
     largest = max(Counter(folds[i] for i in indices).values()) if folds else 0
@@ -148,10 +153,8 @@ def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
     """Measure these samples, of which the largest fold has so many; 0: there are no folds."""
     rows = data.store.rows
     sizes = [(rows[i].height, rows[i].width) for i in indices]
-    chosen = evenly_spaced(indices, LOOKED_AT)
-    large = sum(min(rows[i].height, EACH) * min(rows[i].width, EACH) for i in chosen)
-    chosen = evenly_spaced(chosen, max(1, int(len(chosen) * min(1, PIXELS / large))))
     first = 1 if data.labels.logits == 1 else 0
+    chosen = _chosen(data, indices, range(first, len(data.labels.names)))
     found: dict[int, dict[int, Measured]] = {k: {} for k in range(first, len(data.labels.names))}
     for index in chosen:
         classes = data.labels.table[data.store.host_mask(index)]
@@ -162,7 +165,7 @@ def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
     pixels = data.pixels[indices]  # by class, last those that do not count
     counts = pixels[:, :-1].sum(axis=0)
     sides = {i: math.sqrt(rows[i].height * rows[i].width) for i in chosen}
-    absolute = [{i: _scale(m) for i, m in by_image.items()} for by_image in found.values()]
+    absolute = [{i: _scale(m) for i, m in by_image.items()} for k, by_image in found.items() if k]
     fitted = [{i: scale / sides[i] for i, scale in by_image.items()} for by_image in absolute]
     validation = fold or len(data.parts["val"])
     scored = int(pixels.sum()) * fold // len(indices) if fold else sum(data.counts("val"))
@@ -185,6 +188,19 @@ def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
     )
 
 
+def _chosen(data: Dataset, indices: Sequence[int], classes: Sequence[int]) -> list[int]:
+    """Choose the samples to look at: half of them for the classes, however few images have one, the rest evenly."""
+    rows, candidates = data.store.rows, evenly_spaced(indices, LOOKED_AT)
+    large = sum(min(rows[i].height, EACH) * min(rows[i].width, EACH) for i in candidates)
+    most = max(1, int(len(candidates) * min(1, PIXELS / large)))
+    each = max(1, most // (2 * len(classes)))
+    chosen: set[int] = set()
+    for k in classes:
+        chosen |= set(evenly_spaced([i for i in indices if data.pixels[i][k]], each))
+    others = [i for i in indices if i not in chosen]
+    return sorted(chosen | set(evenly_spaced(others, max(0, min(most - len(chosen), len(others))))))
+
+
 def measured(mask: NDArray[np.bool_]) -> Measured:
     """Measure the parts of a mask `h w` that has some; of a large one in a window around its middle pixel."""
     seen = tuple(_seen(mask))
@@ -198,8 +214,10 @@ def measured(mask: NDArray[np.bool_]) -> Measured:
 
 def _window(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Cut a mask to EACH pixels a side around its middle pixel, in the order of rows."""
-    found = np.flatnonzero(mask)
-    middle = divmod(int(found[len(found) // 2]), mask.shape[1])
+    reached = np.count_nonzero(mask, axis=1).cumsum()  # the pixels' own places would take eight bytes each
+    half = int(reached[-1]) // 2
+    row = int(np.searchsorted(reached, half, side="right"))
+    middle = row, int(np.flatnonzero(mask[row])[half - (reached[row - 1] if row else 0)])
     first = [min(max(0, at - EACH // 2), max(0, side - EACH)) for at, side in zip(middle, mask.shape, strict=True)]
     return mask[first[0] : first[0] + EACH, first[1] : first[1] + EACH]
 
@@ -208,9 +226,10 @@ def _seen(mask: NDArray[np.bool_]) -> Iterator[float]:
     """Count the windows that show some of a mask, in steps of BLOCK, one no larger than the image."""
     rows, columns = (BLOCK * np.arange(math.ceil(side / BLOCK)) for side in mask.shape)
     blocks = np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), columns, 1)
+    sums = np.pad(blocks.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))  # over all that is above and left
     for window in WINDOWS:
-        shape = [min(window // BLOCK, side) for side in blocks.shape]
-        yield float(np.lib.stride_tricks.sliding_window_view(blocks, shape).any((2, 3)).mean())
+        h, w = (min(window // BLOCK, side) for side in blocks.shape)
+        yield float((sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w] > 0).mean())
 
 
 def thickness(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -47,12 +47,14 @@ class Canvas:
     size: Size
     resize: str  # "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": a part of it
     zoom: float = 1.0  # with crops: canvas pixels for each image pixel along a side
+    filled: bool = False  # with crops: no canvas is smaller than `size`, since the encoder stretches it to its own size
 
     def whole(self, image: Size) -> "Canvas":
         """Return the canvas that a whole image is seen on: with crops one of the zoomed image's height and width."""
         if self.resize != "crop":
             return self
-        height, width = (max(SMALLEST, round(side * self.zoom)) for side in image)
+        least = self.size if self.filled else (SMALLEST, SMALLEST)
+        height, width = (max(low, round(side * self.zoom)) for low, side in zip(least, image, strict=True))
         return replace(self, size=(height, width))
 
     @property

@@ -30,7 +30,7 @@ def described(model: Path) -> ModelInfo:
 
 def canvas(info: ModelInfo) -> Canvas:
     """Return how a model's training laid images on canvases."""
-    return Canvas(info.size, info.resize, info.zoom)
+    return Canvas(info.size, info.resize, info.zoom, info.filled)
 
 
 def execution(info: ModelInfo, device: torch.device, asked: str | None = None) -> tuple[Execution, str]:

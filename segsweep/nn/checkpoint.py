@@ -50,6 +50,7 @@ class ModelInfo:
     values: list[int | list[int]] | None = None  # the mask value or colour that stands for each class
     nodata: Any = "auto"  # as `data.nodata`
     zoom: float = 1.0  # as `data.zoom`
+    filled: bool = False  # as `segsweep.data.geometry.Canvas.filled`
 
     def __post_init__(self) -> None:
         one_of("resize", self.resize, ("pad", "squash", "crop"))

@@ -1,9 +1,10 @@
 """`hydra.sweeper.dry=true`: how many trainings a sweep has and how long they take, before any begins."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import mean
 
 from segsweep import console
+from segsweep.config.schema import EPOCHS
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.live import duration
 from segsweep.sweeping.plan import Plan
@@ -31,7 +32,8 @@ def told(plan: Plan, backend: Backend) -> str:
     finalists = min(asked.finalists, len(encoders))
     trainings = trials + finalists * asked.repeats
     console.note(f"timing a few steps with each encoder: {', '.join(encoders)}")
-    arguments = asdict(plan.base), list(encoders), dict(backend.environment)
+    base = replace(plan.base, train=replace(plan.base.train, epochs=EPOCHS)) if plan.open_ended else plan.base
+    arguments = asdict(base), list(encoders), dict(backend.environment)
     found = backend.call("segsweep.training.estimate:estimates", *arguments)
     width = max(map(len, encoders))
     rows = [
@@ -44,7 +46,7 @@ def told(plan: Plan, backend: Backend) -> str:
     ]
     how = [console.counted(trials, "trial"), *([f"{finalists} x {asked.repeats} finalists' repeats"] * bool(finalists))]
     lines = [
-        ("trainings", f"{trainings}: {', '.join(how)}; {backend.capacity} at once"),
+        ("trainings", f"{trainings} from the beginning: {', '.join(how)}; {backend.capacity} at once"),
         *(("one training" * (not i), row) for i, row in enumerate(rows)),
         *([("timed with", f"{' '.join(first)}: trials have other values, too")] * bool(first)),
         ("all", f"about {duration(seconds)}{'; less where trials are pruned' * (asked.pruner != 'none')}"),

@@ -15,6 +15,10 @@ from segsweep.sweeping.scheduler import DATA
 from segsweep.sweeping.space import Space, Value
 from segsweep.sweeping.study import grid
 
+LENGTH = {"train.epochs", "train.time_budget"}
+# Keys of data that say how they are shown to the network, and not which they are.
+SHOWN = {f"data.{name}" for name in (*LAID, "fold", "balance", "normalize", "window")}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -71,18 +75,21 @@ class Plan:
     @property
     def plans_once(self) -> bool:
         """Tell whether all trials have the same data, so that what follows from them is decided once."""
-        laid = {"data.fold", *(f"data.{name}" for name in LAID)}
-        return not any(named(key, DATA) for key in self.space.distributions if key not in laid)
+        return not any(named(key, DATA) for key in self.space.distributions if key not in SHOWN)
+
+    @property
+    def open_ended(self) -> bool:
+        """Tell whether nobody says how long trials train: by itself each would decide by its own encoder's speed."""
+        train = self.base.train
+        return not (train.epochs or train.time_budget or LENGTH & {*self.space.distributions})
 
     def argv(self, sources: Mapping[str, str], decided: Sequence[str], typed: Sequence[str], encoder: str) -> list[str]:
         """Return a trial's command, without its folder, from the overrides of what is varied.
 
         Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
         """
-        source, train = sources.get(encoder), self.base.train
-        # By itself each training would decide by its own encoder's speed.
-        asked = train.epochs or train.time_budget or {"train.epochs", "train.time_budget"} & {*self.space.distributions}
-        length = [] if asked else [f"train.epochs={EPOCHS}"]
+        source = sources.get(encoder)
+        length = [f"train.epochs={EPOCHS}"] if self.open_ended else []
         pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
         return [*self.fixed, *decided, *length, *typed, *pinned]
 

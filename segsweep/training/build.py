@@ -70,7 +70,8 @@ class Training:
 
     @property
     def canvas(self) -> Canvas:
-        return _canvas(self.settings.data)
+        data = self.settings.data
+        return Canvas((data.size[0], data.size[1]), data.resize, data.zoom, self.model.encoder.input_size is not None)
 
     @property
     def shown(self) -> list[int]:
@@ -94,6 +95,7 @@ class Training:
             repeats=data.repeats,
             rarity=self.data.rarity(data.balance) if data.balance else None,
             foreground=data.foreground,
+            counts=self.data.counts("train")[:-1],
         )
         indices = self.data.parts["train"]
         return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, self.world)
@@ -151,8 +153,8 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     open_ended = not (train.epochs or train.time_budget)
     if before and open_ended and not (before.asked.train.epochs or before.asked.train.time_budget):
         wanted = replace(wanted, train=replace(wanted.train, epochs=before.settings.train.epochs))
-    print_of_data = fingerprint(data)
-    facts = _facts(wanted, data, print_of_data, source != "random")
+    seen = fingerprint(data)
+    facts = _facts(wanted, data, seen, source != "random")
     plan = resolve(wanted, facts)
     own = {"device": device.type, "data": data.store.digest, "weights of the encoder": source}
     _refuse_unlike(world, {**own, "plan": repr(plan.settings)})
@@ -195,7 +197,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
         log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
     tuned = _tuned(settings, asked, model, shown, before, world)
     if open_ended and not before and tuned.rates:
-        longer = length(plan, print_of_data, max(tuned.rates.values()) * world.size)
+        longer = length(plan, seen, max(tuned.rates.values()) * world.size)
         if further := longer.decisions[len(decisions) :]:
             console.note(replace(longer, decisions=further).table() + "\n")
         decisions = longer.decisions
@@ -213,7 +215,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, decisions, data, print_of_data, state, _loss(settings.loss, facts), tuned, world)
+    return Training(asked, settings, decisions, data, seen, state, _loss(settings.loss, facts), tuned, world)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -348,15 +350,12 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
         execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
         return Tuned(execution, ran.micro_batch if _groups(asked, before) else wanted, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
-    size, seconds = _canvas(settings.data).size, train.time_budget or math.inf
-    workload = Workload(size, model.in_channels, wanted, expected_images, seconds)
+    height, width = settings.data.size
+    seconds = train.time_budget or math.inf
+    workload = Workload((height, width), model.in_channels, wanted, expected_images, seconds)
     architecture = asked.encoder.name.partition(".")[0]
     key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing, train.ema > 0]
     return tune(model, key, workload, asked.train, device, world)
-
-
-def _canvas(data: DataConfig) -> Canvas:
-    return Canvas((data.size[0], data.size[1]), data.resize, data.zoom)
 
 
 def _say_share(model: UNet, images: int, world: World) -> None:

@@ -2,8 +2,8 @@
 
 Pure: from a fingerprint to values, each with its reason. What was asked for is never changed, and later rules go by it.
 The model is nnU-Net's planner (https://doi.org/10.1038/s41592-020-01008-z): a fingerprint, fixed rules, nothing
-searched. Canvas, zoom, batch and zooms in augmentation were measured on six data sets (docs/log.md,
-`benchmarks/queue.py`); the share of crops over a class is nnU-Net's, the other constants are judgement.
+searched. What a constant was measured on stands beside it (docs/log.md, `benchmarks/queue.py`): one seed each, validation
+of a few sets, five or ten minutes on one CPU core. The others are judgement.
 """
 
 import math
@@ -12,29 +12,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from segsweep import console
-from segsweep.config.data import ZOOMS
+from segsweep.config.data import OF_CROPS, ZOOMS
 from segsweep.config.keys import named
-from segsweep.config.schema import EPOCHS
+from segsweep.config.schema import EPOCHS, VIEWS
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import ClassParts, Fingerprint
 from segsweep.data.geometry import Size
 from segsweep.nn.tiles import OVERLAP, limit
 
-CANVAS = 256  # pixels a side
+CANVAS = 256  # pixels a side; 384 lost 5.6 points on one set and none on another
 STEP = 32  # of a canvas's sides: the stride of the deepest map of most encoders
-THICK = 16  # pixels that the thinnest class keeps when images are shrunk
+THICK = 16  # pixels that the thinnest class keeps when images are shrunk; from six sets
+SHORT = 128  # pixels that the shorter side keeps
 UNLIKE = 1.5  # largest image over the smallest: from here sizes differ
 LESS = 0.8  # by which the objects' spread has to shrink before each image gets a scale of its own
-SHORTEST = 180  # images that an epoch shows at least
+SHORTEST, LONGEST = 180, 1800  # images that an epoch shows at least, and at most by several passes
 FORWARD = 1 / 3  # time of scoring a pixel, of training on one: a forward pass of forward and backward
 VALIDATION = 1 / 5  # share of an epoch that validation may take
 FIRST = 480.0  # seconds that a first training may take
 FEWEST = 3  # epochs that it has at least
 BESIDE = 1.2  # time of a step with its data and the optimizer, of forward and backward passes alone
 SELDOM = 0.5  # of random crops: a class that fewer of them show is seldom seen
-SHOWN_MORE = 0.33  # share of crops that are then laid over a class, as nnU-Net's
-BATCH = 16
-VARIES = 1.3  # factor by which objects' scale varies between images: from here larger zooms
+SHOWN_MORE = 0.33  # share of crops that are then laid over a class: nnU-Net's
+BATCH = 16  # 8 was 0.6 points worse on the mean of six sets
+VARIES = 1.3  # factor by which objects' scale varies between images: from here larger zooms; from three sets
 SMALL_ZOOMS, LARGE_ZOOMS = 0.25, 0.5  # augmentation.scale
 SMALL_SHIFTS, LARGE_SHIFTS = 0.05, 0.1  # augmentation.translate
 
@@ -85,13 +86,14 @@ def plan_data(wanted: Settings, found: Fingerprint, varied: Collection[str] = ()
     """Decide what follows from the data alone, and is the same for all encoders.
 
     Args:
-        varied: keys and groups that a sweep varies: what comes after the first of them may depend on it, and is left.
+        varied: keys and groups that a sweep varies: they are left, and so is what depends on them.
     """
-    plan = TrainingPlan(wanted)
-    for key, rule in RULES.items():
-        if named(key, varied):
-            break
-        plan = rule(plan, found)
+    plan, left = TrainingPlan(wanted), set(varied)
+    for key, (rule, reads) in RULES.items():
+        if any(named(name, left) for name in (key, *reads)):
+            left.add(key)
+        else:
+            plan = rule(plan, found)
     return plan
 
 
@@ -106,52 +108,51 @@ def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("data.resize", "crop", "whether objects grow with their images is not known")
     if found.spread_fitted >= LESS * found.spread:
         return plan.deciding("data.resize", "crop", f"objects are as large in small images as in large ones, {sizes}")
-    whole, thin = _whole(plan, found), _thinnest(found)
-    if thin and whole < _least(found):
-        left = f"{thin.thickness:.0f} px thick, would have {whole * thin.thickness:.0f} left"
+    fitted, thin = _fitted(found), _thinnest(found)
+    if thin and fitted * thin.thickness < THICK:
+        left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f} left"
         return plan.deciding("data.resize", "crop", f"{thin.name}, {left} where {sizes} are shrunk")
-    unlike, fitted = 2**found.spread, 2**found.spread_fitted
-    why = f"objects' scale varies by a factor of {unlike:.2f}, and of {fitted:.2f} when images are brought to one size"
+    why = f"objects' scale varies by a factor of {2**found.spread:.2f}, and of {2**found.spread_fitted:.2f} when images are"
+    why += " brought to one size"
     return plan.deciding("data.resize", "pad", why)
 
 
 def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Shrink images until one fits the canvas, but not what is thin in them."""
+    """Shrink images until one fits the canvas, but not what is thin in them, nor an image to a thread."""
     if plan.settings.data.resize != "crop":
         return plan.deciding("data.zoom", 1.0, "of crops alone")
-    whole, thin = _whole(plan, found), _thinnest(found)
-    if whole == 1 or thin is None:
-        why = f"a typical image fits a canvas of {CANVAS} as it is" if thin else "there is no object"
-        return plan.deciding("data.zoom", 1.0, why)
-    zoom = max(ZOOMS[0], _rounded(max(whole, _least(found))))
+    parts, thin = _parts(plan, found), _thinnest(found)
+    whole = min(1.0, *parts)
+    if whole == 1:
+        return plan.deciding("data.zoom", 1.0, "a typical image fits the canvas as it is")
+    if thin is None:
+        return plan.deciding("data.zoom", 1.0, "there is no object that says how far one may shrink")
+    short = min(found.height.median, found.width.median)
+    zoom = max(ZOOMS[0], _rounded(min(1.0, max(whole, THICK / thin.thickness, SHORT / short))))
     typical = f"{thin.name} is typically {thin.thickness:.0f} px thick"
     if zoom == 1:
-        why = f"{typical}: shrinking would lose it"
-    elif whole >= _least(found):
-        why = f"a typical image then fits one canvas; {typical} and keeps {zoom * thin.thickness:.0f}"
+        lost = f"{typical}: shrinking would lose it"
+        why = lost if thin.thickness < THICK + 1 else f"the shorter side has {short:.0f} px"
     else:
-        shown = math.prod(min(1.0, part / zoom) for part in _parts(plan, found))
-        why = f"a canvas then shows {shown:.0%} of a typical image; {typical}, and {THICK} are kept"
+        shown = math.prod(min(1.0, part / zoom) for part in parts)
+        then = "a typical image then fits one canvas" if shown > 0.999 else f"a canvas then shows {shown:.0%} of an image"
+        why = f"{then}; {typical} and keeps {zoom * thin.thickness:.0f}"
     return plan.deciding("data.zoom", zoom, why)
 
 
 def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """As large as a step of training affords, no larger than the images."""
+    """As large as a step of training affords, and as the images are."""
     data = plan.settings.data
     height, width = found.height.median * data.zoom, found.width.median * data.zoom
     if data.resize == "crop":
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
-        seen = f"{width:.0f}x{height:.0f}"
-        why = (
-            f"a typical image fits, seen at {seen}"
-            if whole
-            else f"crops of what is seen at {seen}; larger ones cost steps"
-        )
+        seen = f"{height:.0f} x {width:.0f} px (height x width)"
+        why = f"a typical image fits, seen at {seen}" if whole else f"crops of what is seen at {seen}; larger ones cost steps"
     else:
-        scale = min(1.0, CANVAS / math.sqrt(height * width))
-        size = [_stepped(height * scale), _stepped(width * scale)]
-        why = f"the aspect of a typical image, {width:.0f}x{height:.0f}"
+        fitted = _fitted(found)
+        size = [_stepped(height * fitted), _stepped(width * fitted)]
+        why = f"the aspect of a typical image, {height:.0f} x {width:.0f} px (height x width)"
     return plan.deciding("data.size", size, why)
 
 
@@ -160,39 +161,42 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     data = plan.settings.data
     area = math.prod(data.size)
     needed = FORWARD * _scored(plan, found) * (1 / VALIDATION - 1) / (found.training * area)
-    few = math.ceil(SHORTEST / found.training)
-    passes = max(few, math.ceil(needed), 1)
+    few, many = math.ceil(SHORTEST / found.training), max(1, LONGEST // found.training)
+    passes = max(few, min(many, math.ceil(needed)), 1)
     scoring = f"validation takes {_share(needed, passes):.0%} of the time"
+    shown = passes * found.training
     if passes == 1:
-        why = f"{found.training} images are an epoch; {scoring}"
+        why = f"{shown} images are an epoch; {scoring}"
     elif passes == few:
-        shown = passes * found.training
         why = f"{passes} x {found.training} = {shown} images are an epoch; at least {SHORTEST} are wanted"
+    elif passes < needed:
+        why = f"{passes} x {found.training} = {shown} images are an epoch, at most {LONGEST}; {scoring}"
     else:
-        why = f"{passes} x {found.training} images are an epoch, so that {scoring}"
+        why = f"{passes} x {found.training} = {shown} images are an epoch, so that {scoring}"
     return plan.deciding("data.repeats", passes, why)
 
 
 def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Lay crops over classes that random ones seldom show."""
+    """Lay crops over objects where random ones seldom show one of their classes."""
     data = plan.settings.data
     if data.resize != "crop":
         return plan.deciding("data.foreground", 0.0, "of crops alone")
     window = math.sqrt(math.prod(data.size)) / data.zoom
-    seen = [(parts.share_seen(window), parts.name) for parts in found.classes if parts.parts]
+    seen = [(parts.share_seen(window), parts.name) for parts in found.objects]
     if not seen:
         return plan.deciding("data.foreground", 0.0, "there is no object")
     chance, name = min(seen)
     why = f"{chance:.0%} of random crops of an image with {name} show some"
     if chance < SELDOM:
-        return plan.deciding("data.foreground", SHOWN_MORE, f"crops laid over rare classes: {why}")
+        over = "objects" if len(found.classes) == 1 else "classes, the rarer the likelier"
+        return plan.deciding("data.foreground", SHOWN_MORE, f"crops laid over {over}: {why}")
     return plan.deciding("data.foreground", 0.0, f"no crops need to be laid over objects: {why}")
 
 
 def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     shown = found.training * plan.settings.data.repeats
     if shown >= BATCH:
-        return plan.deciding("train.batch_size", BATCH, "the default; 8 was no better in our tests on six data sets")
+        return plan.deciding("train.batch_size", BATCH, "8, twice the steps, was no better on six data sets")
     largest = 1 << (shown.bit_length() - 1)  # a power of two
     return plan.deciding("train.batch_size", largest, f"an epoch shows no more than {shown} images")
 
@@ -210,20 +214,22 @@ def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
 
 def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scale = plan.settings.augmentation.scale
-    why = "beside the crops' own places; chosen together with the zooms"
+    why = "shares of a side, chosen together with the zooms"
     return plan.deciding("augmentation.translate", LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS, why)
 
 
-# In this order: later rules go by what earlier ones have decided.
-RULES: dict[str, Callable[[TrainingPlan, Fingerprint], TrainingPlan]] = {
-    "data.resize": _resize,
-    "data.zoom": _zoom,
-    "data.size": _canvas,
-    "data.repeats": _passes,
-    "data.foreground": _foreground,
-    "train.batch_size": _batch,
-    "augmentation.scale": _zooms,
-    "augmentation.translate": _shifts,
+Rule = Callable[[TrainingPlan, Fingerprint], TrainingPlan]
+CROPPED = ("data.resize", "data.zoom", "data.size")
+# What decides a key, and the keys that it reads; in this order, since later rules go by what earlier ones have decided.
+RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
+    "data.resize": (_resize, tuple(f"data.{name}" for name in OF_CROPS)),
+    "data.zoom": (_zoom, ("data.resize", "data.size")),
+    "data.size": (_canvas, ("data.resize", "data.zoom")),
+    "data.repeats": (_passes, (*CROPPED, "train.tta")),
+    "data.foreground": (_foreground, CROPPED),
+    "train.batch_size": (_batch, ("data.repeats",)),
+    "augmentation.scale": (_zooms, ("data.resize",)),
+    "augmentation.translate": (_shifts, ("augmentation.scale",)),
 }
 
 
@@ -260,14 +266,14 @@ def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> Tr
 
 
 def _thinnest(found: Fingerprint) -> ClassParts | None:
-    return min((parts for parts in found.classes if parts.parts), key=lambda parts: parts.thickness, default=None)
+    return min(found.objects, key=lambda parts: parts.thickness, default=None)
 
 
 def _scored(plan: TrainingPlan, found: Fingerprint) -> float:
-    """Pixels that a validation scores, as the network sees them."""
+    """Pixels that a validation scores, as the network sees them, in all views."""
     data = plan.settings.data
     pixels: float = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * math.prod(data.size)
-    return pixels
+    return pixels * VIEWS[plan.settings.train.tta]
 
 
 def _share(needed: float, passes: int) -> float:
@@ -282,15 +288,9 @@ def _parts(plan: TrainingPlan, found: Fingerprint) -> tuple[float, float]:
     return height / found.height.median, width / found.width.median
 
 
-def _whole(plan: TrainingPlan, found: Fingerprint) -> float:
-    """The zoom at which a typical image fits the canvas, 1 at most."""
-    return min(1.0, *_parts(plan, found))
-
-
-def _least(found: Fingerprint) -> float:
-    """The least zoom that leaves the thinnest class thick enough, 1 at most."""
-    thin = _thinnest(found)
-    return min(1.0, THICK / thin.thickness) if thin else 1.0
+def _fitted(found: Fingerprint) -> float:
+    """How far images are shrunk that are brought to a canvas of their aspect, 1 at most."""
+    return min(1.0, CANVAS / math.sqrt(found.height.median * found.width.median))
 
 
 def _rounded(zoom: float) -> float:

@@ -124,9 +124,8 @@ class Recorder:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         training.data.write_split(self.folder)
-        if training.decisions:
-            found = {"fingerprint": asdict(training.fingerprint), "plan": [asdict(d) for d in training.decisions]}
-            (self.folder / PLAN).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        plan = [asdict(decision) for decision in training.decisions]
+        save_json(self.folder / PLAN, {"fingerprint": asdict(training.fingerprint), "plan": plan})
         commit, dirty, diff = provenance.code()
         if diff:
             (self.folder / "code.diff").write_text(diff, encoding="utf-8")
@@ -261,6 +260,7 @@ class Recorder:
             size=data.size,
             resize=data.resize,
             zoom=data.zoom,
+            filled=training.canvas.filled,
             epoch=progress.best_epoch,
             val_iou=progress.best_iou,
             range=training.data.store.range,

@@ -34,16 +34,15 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     rates = catalog.RATES[facts.kind]
     plan = plan_data(wanted, facts.data)
     plan = tiles(plan, facts.input_size, facts.data)
-    why = "the decoder costs no more than the encoder, but has enough channels to tell the classes apart"
+    why = "about the encoder's cost at most, and enough channels to tell the classes apart"
     plan = plan.deciding("decoder.width", list(facts.width), why)
-    measured = facts.kind == "convolutional"
-    source = "best in our tests" if measured else "as papers fine-tune them"
-    plan = plan.deciding("optim.lr", rates.lr, f"of Adam's kind, with {facts.kind} encoders: {source}")
+    source = f"for {facts.kind} encoders, as {rates.source}"
+    plan = plan.deciding("optim.lr", rates.lr, f"peak of Adam's kind, {source}")
     if facts.pretrained:
         share = (
             "pretrained weights at the full rate" if rates.encoder_lr_scale == 1 else "pretrained weights more slowly"
         )
-        plan = plan.deciding("optim.encoder_lr_scale", rates.encoder_lr_scale, f"{share}: {source}")
+        plan = plan.deciding("optim.encoder_lr_scale", rates.encoder_lr_scale, f"{share}, {source}")
     else:
         plan = plan.deciding("optim.encoder_lr_scale", 1.0, "random weights learn as fast as the decoder")
     photographs = facts.data.channels == 3 and (facts.data.lowest, facts.data.highest) == (0, 255)

@@ -61,7 +61,7 @@ def noisy(root, sizes, classes=3, channels=3):
     return stored(root, images, [blobs(size, classes, i) for i, size in enumerate(sizes)])
 
 
-SAMPLING = ("batch_size", "seed", "accumulate", "repeats", "rarity", "foreground")
+SAMPLING = ("batch_size", "seed", "accumulate", "repeats", "rarity", "foreground", "counts")
 
 
 def trained(store, meaning=CLASSES, indices=None, *, size=(32, 40), resize="squash", world=SINGLE, **given):
@@ -717,16 +717,15 @@ def test_an_image_of_void_alone_is_cropped_as_before(tmp_path):
         assert np.array_equal(one[2].center, other[2].center)
 
 
-def test_each_class_of_an_image_has_the_same_chance_however_few_its_pixels(tmp_path):
-    """Two far single pixels in a sea of the third class: each is shown in a third of the crops, and no more often."""
+@pytest.mark.parametrize(("counts", "share"), [((), 0.5), ((9, 10, 0, 30), 0.75)])
+def test_the_fewer_pixels_a_class_has_the_likelier_is_a_crop_over_it(tmp_path, counts, share):
+    """Two far single pixels in a sea of background, which no crop is laid over."""
     mask = np.zeros((300, 300), np.uint8)
     mask[10, 10], mask[290, 280] = 1, 3
-    batches = cropped(stored(tmp_path, [mask], [mask]), CLASSES, batch_size=1)
+    batches = cropped(stored(tmp_path, [mask], [mask]), CLASSES, batch_size=1, counts=counts)
     found = [set(mask.unique().tolist()) for _, mask, _ in shown(batches, range(300))]
-    for rare in (1, 3):
-        assert 0.25 < sum(rare in each for each in found) / 300 < 0.45
-    assert not any({1, 3} <= each for each in found)
-    assert not any(2 in each for each in found)
+    assert sum(1 in each for each in found) / 300 == pytest.approx(share, abs=0.1)
+    assert all((1 in each) != (3 in each) for each in found)
 
 
 @pytest.mark.parametrize("foreground", [0.3, 0.7])

@@ -126,6 +126,24 @@ def test_objects_that_grow_with_their_images_have_one_scale_when_those_are_fitte
     assert 2**found.spread_fitted == pytest.approx(1, abs=0.1)
 
 
+def test_a_class_that_one_image_has_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKED_AT", 6)
+    for i in range(40):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:32] = 1
+        if i == 17:
+            mask[40:43, 10:60] = 2
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(mask).save(tmp_path / folder / f"{i:02d}.png")
+    split = {"split": [0.99, 0.01], "classes": ["ground", "road", "crack"]}
+    data = open_dataset(DataConfig(root=str(tmp_path), **split, seed=1))
+    ground, _, crack = fingerprint(data).classes
+    assert (crack.images, crack.thickness) == (1, 3)
+    assert fingerprint(data).looked_at <= 7
+    assert [parts.name for parts in fingerprint(data).objects] == ["road", "crack"]
+
+
 def test_all_folds_have_one_fingerprint(disks):
     found = [fingerprint(disks(folds=4, fold=fold)) for fold in range(4)]
     assert all(one == found[0] for one in found)
@@ -161,5 +179,5 @@ def test_the_data_command_says_it(pairs, capsys):
     root = pairs()
     assert main(["data", "data=folder", f"data.root={root}"]) == 0
     said = capsys.readouterr().out
-    assert "parts an image" in said
+    assert "parts in an image that has it" in said
     assert "data.zoom=" in said

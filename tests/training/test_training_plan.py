@@ -8,7 +8,7 @@ from fingerprints import CELL, fingerprint
 from segsweep.config.schema import AugmentationConfig, DataConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import Range
-from segsweep.training.plan import length, plan_data, tiles
+from segsweep.training.plan import RULES, length, plan_data, tiles
 
 AUTO = AugmentationConfig(scale="auto", translate="auto")
 
@@ -62,7 +62,27 @@ def test_a_whole_image_is_one_whose_sides_both_fit():
     thick = replace(CELL, thickness=400)
     assert decided(fingerprint((1024, 1024), thick), size=[256, 512]).data.zoom == 0.25
     assert decided(fingerprint((500, 1000), thick), size=[512, 256]).data.zoom == 0.25
-    assert decided(fingerprint((4000, 12000), replace(CELL, thickness=4000))).data.zoom == 0.05  # the least
+    assert decided(fingerprint((8000, 8000), replace(CELL, thickness=4000))).data.zoom == 0.05  # the least
+
+
+def test_long_images_are_not_shrunk_to_a_thread():
+    strips = fingerprint((300, 6000), replace(CELL, thickness=300))
+    assert decided(strips).data.zoom == 0.42  # 128 of 300 pixels
+    assert "a canvas then shows 10% of an image" in why(strips, "data.zoom")
+    assert "the shorter side has 120 px" in why(fingerprint((120, 6000), replace(CELL, thickness=100)), "data.zoom")
+
+
+def test_what_is_fitted_is_as_thin_as_its_canvas_makes_it():
+    sizes = {"height": Range(200, 400, 800), "width": Range(800, 1600, 3200)}
+    grows = fingerprint(parts=replace(CELL, thickness=60), spread=1.0, spread_fitted=0.2, **sizes)
+    assert decided(grows).data.resize == "pad"  # 256/800 of 60 px are 19
+
+
+def test_background_is_no_object():
+    sky = replace(CELL, name="sky", thickness=3, seen=(0.1,) * 6)
+    thick = replace(CELL, thickness=400)
+    found = fingerprint((1024, 1024), classes=(sky, thick, thick))
+    assert (decided(found).data.zoom, decided(found).data.foreground) == (0.25, 0)
 
 
 def test_long_images_of_one_size_are_alike():
@@ -75,16 +95,28 @@ def test_what_is_not_known_of_one_image_is_not_said():
     assert why(found, "augmentation.scale").endswith("not known")
 
 
-def test_what_comes_after_a_varied_key_is_left_to_each_trial():
+def test_what_depends_on_a_varied_key_is_left_to_each_trial():
     given = Settings.of(RunConfig(augmentation=AUTO))
 
     def keys(*varied):
-        return [decision.key for decision in plan_data(given, fingerprint(), varied).decisions]
+        return {decision.key for decision in plan_data(given, fingerprint(), varied).decisions}
 
-    assert keys("data.zoom") == ["data.resize"]
-    assert keys("augmentation", "optim.lr")[-1] == "train.batch_size"
-    assert keys("data.size")[-1] == "data.zoom"
-    assert keys()[-1] == "augmentation.translate"
+    assert keys() == set(RULES)
+    assert keys("data.zoom") == keys("data") == keys("data.resize") == set()
+    assert keys("data.size") == {"data.resize", "augmentation.scale", "augmentation.translate"}
+    assert keys("augmentation", "optim.lr") == set(RULES) - {"augmentation.scale", "augmentation.translate"}
+    assert keys("train.tta") == set(RULES) - {"data.repeats", "train.batch_size"}
+
+
+@pytest.mark.parametrize(("key", "ends"), [("size", [[128, 128], [512, 512]]), ("zoom", [1.0, 0.5])])
+def test_trials_of_a_varied_key_are_planned_as_alone(key, ends):
+    grows = {"height": Range(300, 1024, 2000), "width": Range(300, 1024, 2000), "spread": 1.0, "spread_fitted": 0.2}
+    found = fingerprint(parts=replace(CELL, thickness=400), **grows)
+    for value in ends:
+        base = Settings.of(RunConfig(data=DataConfig(**{key: ends[0]}), augmentation=AUTO))
+        fixed = plan_data(base, found, [f"data.{key}"])
+        words = {str(d).partition("=")[0].partition(".")[2]: d.value for d in fixed.decisions if d.key[:5] == "data."}
+        assert decided(found, **{**words, key: value}).data == decided(found, **{key: value}).data
 
 
 def test_a_canvas_that_images_are_fitted_to_has_their_aspect():
@@ -98,11 +130,14 @@ def test_few_images_are_shown_until_an_epoch_has_180(images, passes):
 
 def test_large_validation_images_make_longer_epochs():
     thin = replace(CELL, thickness=5)
-    found = fingerprint((2048, 2048), thin, training=200, validation=100)
+    found = fingerprint((2048, 2048), thin, training=200, validation=20)
     passes = decided(found).data.repeats
-    training, scoring = passes * 200 * 256 * 256, 100 * 2048 * 2048 / 3
+    training, scoring = passes * 200 * 256 * 256, 20 * 2048 * 2048 / 3
     assert 0.15 < scoring / (scoring + training) <= 0.2
-    assert why(found, "data.repeats").endswith("20% of the time")
+    assert why(found, "data.repeats").endswith("so that validation takes 19% of the time")
+    mirrored = planned(found, train=TrainConfig(tta="flips"))
+    assert mirrored.settings.data.repeats == 9  # no more than 1800 images
+    assert mirrored.decisions[3].why.endswith("at most 1800; validation takes 49% of the time")
 
 
 def test_classes_that_random_crops_seldom_show_are_shown_more():
