@@ -16,7 +16,7 @@ import numpy as np
 
 from segsweep.commands.train import begin, launch
 from segsweep.config.sweeper import PREFIX
-from segsweep.errors import ConfigError, Terminated
+from segsweep.errors import ConfigError, DataError, Terminated
 from segsweep.paths import outputs
 from segsweep.runs import journal
 from segsweep.runs.records import Run
@@ -60,7 +60,12 @@ def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = 
         KeyboardInterrupt: the kernel was interrupted; `resume` goes on after the last epoch.
     """
     words = _words(keys or {})
+    if search := [key for key in keys or {} if key.startswith("hydra") or key == "sweeps"]:
+        what = "give the folder as folder=" if search[0] == "hydra.run.dir" else "segsweep.sweep takes it"
+        raise ConfigError(f"{search[0]}: is not of a single training: {what}.")
     if resumed := (keys or {}).get("resume"):
+        if folder is not None:
+            raise ConfigError(f"folder={folder}: resume goes on in the run's own folder. Drop one of the two.")
         place = Path(str(resumed)).expanduser().resolve()
         _raise_stopped(launch(words, SINGLE))
     else:
@@ -83,9 +88,12 @@ def sweep(
         segsweep.errors.ConfigError: what is refused; `SweepError`: too many trials failed.
         KeyboardInterrupt: the kernel was interrupted; the same call with the folder goes on.
     """
-    if search.get("dry"):
+    given = {**(keys or {}), **{f"{PREFIX}{name}": value for name, value in search.items()}}
+    if given.get(f"{PREFIX}dry"):
         raise ConfigError("dry: has no result to return. Type segsweep train -m hydra/sweeper=optuna with it.")
-    words = _words({**(keys or {}), **{f"{PREFIX}{name}": value for name, value in search.items()}})
+    if other := [key for key in given if key.startswith("hydra") and not key.startswith(PREFIX)]:
+        raise ConfigError(f"{other[0]}: give the folder as folder=, and keys of {PREFIX.rstrip('.')} by their names.")
+    words = _words(given)
     place = _place(folder, "-multirun")
     if not any(word.startswith("sweeps=") for word in words):
         words = ["-m", "hydra/sweeper=optuna", *words]
@@ -199,15 +207,24 @@ class TrainedModel:
         Args:
             image: a file, or pixels, `h w` or `h w c`, of the data type and scale that the training's images have.
 
-        Raises DataError: it cannot be read, or has other channels or another kind of pixels.
+        Raises DataError: it cannot be read, or has other channels or another kind of pixels; or pixels that are given
+            are not finite.
         """
-        model = self.predictor
+        model, lacking = self.predictor, None
         if isinstance(image, (str, Path)):
-            pixels = model.read(Path(image))
+            picture = model.picture(Path(image))
+            pixels, lacking = picture.pixels, picture.lacking
         else:
             pixels = np.asarray(image)
             pixels = model.accept(pixels[..., None] if pixels.ndim == 2 else pixels, "image")
+            if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+                raise DataError("image: has pixels that are not finite. Give the file, or fill them.")
         classes, probabilities = model.decided(pixels)
+        if lacking is not None:
+            from segsweep.data.labels import VOID  # torch: seconds
+
+            nowhere = lacking.any(2)
+            classes[nowhere], probabilities[:, nowhere] = VOID, np.nan
         return Prediction(pixels, classes, probabilities, self.classes, (model.range[0], model.range[1]))
 
 
@@ -216,8 +233,8 @@ class Prediction:
     """What a model says of an image. A notebook shows the image with the classes painted over it."""
 
     image: np.ndarray  # as the model takes it, `h w c`
-    classes: np.ndarray  # class indices, uint8 `h w`
-    probabilities: np.ndarray  # float32 `k h w`: of each class, or of two the foreground's (k = 1)
+    classes: np.ndarray  # class indices, uint8 `h w`; 255 where the file has no data
+    probabilities: np.ndarray  # float32 `k h w`: of each class, or of two the foreground's (k = 1); NaN without data
     names: list[str]  # of the classes
     range: tuple[float, float]  # of the training's pixels: what is shown black and white
 

@@ -34,7 +34,7 @@ class Rates:
 # ConvNeXt (https://arxiv.org/abs/2103.14030, https://arxiv.org/abs/2105.15203, https://arxiv.org/abs/2201.03545), and
 # 3e-5 to 5e-5 for plain ViTs (https://arxiv.org/abs/2106.08254); SegFormer's decoder has ten times its encoder's.
 RATES = {
-    "convolutional": Rates(3e-3, 3e-4, 1e-2, 1.0, "tf_efficientnet_lite0 on two data sets"),
+    "convolutional": Rates(3e-3, 3e-4, 1e-2, 1.0, "measured with tf_efficientnet_lite0 on two data sets"),
     "hierarchical": Rates(1e-3, 1e-4, 5e-3, 0.1, "Swin's, SegFormer's and ConvNeXt's papers fine-tune"),
     "plain": Rates(5e-4, 5e-5, 3e-3, 0.1, "BEiT's paper fine-tunes"),
 }

@@ -96,15 +96,19 @@ def expanded(words: Sequence[str]) -> list[str]:
         name, _, text = word.partition("=")
         if name == "data" and text_of(word).endswith(valuefile.SUFFIXES):
             found += valuefile.words(Path(text_of(word)).expanduser(), beside)
-        elif own := valuefile.own_option(name, text):
-            if _is_option(name, text):
-                raise ConfigError(f"{own}: segsweep has {name}={text} already. Give the file another name.")
+        elif (own := valuefile.own_option(name, text)) and not _is_option(name, text):
             found += valuefile.group_words(name, own, beside)
         elif name in TEXTS and PLAIN.fullmatch(text) and not _parsed(word):
             found.append(f"{name}={quoted(text)}")
         else:
             found.append(word)
     return found
+
+
+def passed_over(words: Sequence[str]) -> list[str]:
+    """Return the words that name an option of segsweep's own, though the working folder has a file of that name."""
+    pairs = {word: word.partition("=")[::2] for word in words}
+    return [word for word, (name, text) in pairs.items() if valuefile.own_option(name, text) and _is_option(name, text)]
 
 
 def _is_option(group: str, name: str) -> bool:
@@ -143,7 +147,8 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
 
     ConfigError if anything is wrong with the words, or one would make another training of it.
     """
-    words = expanded(words)
+    own = {f"~{name}" for name, _, text in (word.partition("=") for word in words) if valuefile.own_option(name, text)}
+    words = [word for word in expanded(words) if word not in own]
     for word in words:
         if word.startswith("~") or key_of(word).startswith("hydra"):
             raise ConfigError(f"a run that goes on takes its own keys alone, as KEY=VALUE: drop {word}.")
@@ -265,6 +270,8 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
         except ConfigError as refusal:
             return str(refusal)
     hint = suggestion(name, options, f"Try {group}=")
+    if valuefile.own_option(group, name):
+        return f"{group}={name}: an option of your own stands for its keys, and cannot be varied: vary those."
     if group == "data" and Path(name).expanduser().is_dir():
         hint = f" Try data=folder {override('data.root', name)}"
     return f"{group}={name}: no such option. There are: {', '.join(options)}.{hint}"

@@ -4,7 +4,7 @@ import faulthandler
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -104,7 +104,7 @@ def suggestion(word: str, known: Iterable[str], before: str = "Closest: ", *, n:
     return f" {before}{', '.join(near)}." if near else ""
 
 
-def one_of(name: str, value: Any, allowed: Sequence[str], shown: str = "") -> None:
+def one_of(name: str, value: Any, allowed: Collection[str], shown: str = "") -> None:
     """Refuse a key's value that is not among the allowed ones, with the closest."""
     if value not in allowed:
         hint = suggestion(str(value), allowed, f"Try {name}=")

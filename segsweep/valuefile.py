@@ -36,8 +36,9 @@ SECTIONS = tuple(dict.fromkeys(key.name.partition(".")[0] for key in keys() if "
 SWEEPERS = ("optuna", "grid", "cv")
 # What an option may set: what the experiment is, and where its data and weights are.
 OWN = {key.name for key in keys() if key.role.portable or key.role.is_path}
-OWN |= {key.name for key in keys(SweeperConfig, SWEEPER)} - {f"{SWEEPER}{n}" for n in ("storage", "address", "backend")}
-NAME = re.compile(r"\w[\w.-]*")  # of an option or an encoder
+MACHINES = ("storage", "address", "backend", "slots", "gpus")  # of a sweep
+OWN |= {key.name for key in keys(SweeperConfig, SWEEPER)} - {f"{SWEEPER}{name}" for name in MACHINES}
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # of an option or an encoder
 TRIED = re.compile(r"[\w.,()\[\] +-]*")  # values that a group is searched over: names of options, and no paths
 FOLDER = "hydra.sweep.dir"
 DEPTH = 8  # of lists and mappings in each other; colours of classes take 4
@@ -111,7 +112,7 @@ def _search(path: Path, search: Value, beside: Collection[str]) -> Iterator[str]
         raise ConfigError(f"{path}: params: must be keys with what is tried, as optim.lr: auto")
     one_of("sweeper.name", name, SWEEPERS)
     for key, value in params.items():
-        plain = key in OWN and "${" not in str(value) and not isinstance(value, dict)
+        plain = key in OWN and not (KEYS[key].role.is_path or "${" in str(value) or isinstance(value, dict))
         if not (plain or (key in GROUPS and TRIED.fullmatch(str(value)))) or key.startswith(SWEEPER):
             raise ConfigError(f"{path}: {key}: must be a key with what is tried, as encoder: choice(resnet18,resnet34)")
     yield "hydra.mode=MULTIRUN"

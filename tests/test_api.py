@@ -1,15 +1,20 @@
 """Python's front door: what the command line does, as objects and exceptions."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import segsweep
 from segsweep.api import _words
 from segsweep.compose import PARSER, configuration
 from segsweep.errors import ConfigError, DataError
+from segsweep.paths import ROOT
 from segsweep.runs import journal
 
 TINY = {
@@ -66,7 +71,27 @@ def test_what_is_refused_raises_and_leaves_nothing(pairs, tmp_path):
         segsweep.train({**TINY, "data.root": pairs(), "optim.learning_rate": 1}, tmp_path / "run")
     with pytest.raises(ConfigError, match="no such run"):
         segsweep.load("nothing")
+    for key in ("sweeps", "hydra/sweeper"):
+        with pytest.raises(ConfigError, match=rf"{key}: is not of a single training: segsweep\.sweep takes it"):
+            segsweep.train({**TINY, key: "optuna"}, tmp_path / "run")
+    with pytest.raises(ConfigError, match="give the folder as folder="):
+        segsweep.train({**TINY, "hydra.run.dir": "run"})
+    with pytest.raises(ConfigError, match="Drop one of the two"):
+        segsweep.train({"resume": tmp_path / "run"}, tmp_path / "run")
+    for keys in ({"hydra.sweeper.dry": True}, {"hydra.sweep.dir": "run"}):
+        with pytest.raises(ConfigError, match=r"dry: has no result|folder as folder="):
+            segsweep.sweep({**TINY, **keys}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_script_without_a_guard_runs_once(pairs, tmp_path):
+    keys = {**TINY, "data.root": str(pairs()), "train.epochs": 1}
+    search = f"{{**{keys}, 'optim.lr': segsweep.choice(1e-3, 1e-2)}}, 'search', n_trials=1, finalists=0, slots=1"
+    script = tmp_path / "a.py"
+    script.write_text(f"open('begun', 'a').write('x')\nimport segsweep\nsegsweep.sweep({search})\n")
+    subprocess.run([sys.executable, script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert (tmp_path / "begun").read_text() == "x"
+    assert journal.read(tmp_path / "search" / "0").end.status == "complete"
 
 
 def test_a_model_predicts_files_and_pixels_alike(trained, tmp_path):
@@ -83,6 +108,15 @@ def test_a_model_predicts_files_and_pixels_alike(trained, tmp_path):
     assert (np.array(Image.open(tmp_path / "mask.png")) == found.classes).all()
     with pytest.raises(DataError, match="image: float64 pixels"):
         model.predict(pixels / 255)
+
+
+def test_pixels_without_data_have_no_class(trained, tmp_path):
+    pixels = np.array(Image.open(trained.root / "images" / "003.png"))
+    pixels[:20] = 7
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(42113, "s", 0, "7", True)])
+    found = segsweep.load(trained.folder).predict(tmp_path / "a.tif")
+    assert (found.classes[:20] == 255).all() and np.isnan(found.probabilities[:, :20]).all()
+    assert (found.classes[20:] < 2).all() and np.isfinite(found.probabilities[:, 20:]).all()
 
 
 def test_a_search_ranks_and_loads_its_winner(pairs, tmp_path):

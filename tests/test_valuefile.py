@@ -7,7 +7,8 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
-from segsweep.compose import CONF, changed, configuration, expanded, register_schema, with_data
+from segsweep.commands.train import main
+from segsweep.compose import CONF, changed, configuration, expanded, passed_over, register_schema, with_data
 from segsweep.config.schema import DataConfig, OptimConfig, RunConfig
 from segsweep.errors import ConfigError
 from segsweep.valuefile import KEYS, LIMIT, own_options
@@ -138,6 +139,8 @@ def test_any_key_may_be_tried_in_a_question(own, name):
         ("sweeps", "sweeper: {params: {tracking.uri: x}}", "tracking.uri: must be a key with what is tried"),
         ("sweeps", "sweeper: {name: ../../x}", "sweeper.name=../../x: must be one of optuna, grid, cv"),
         ("sweeps", "sweeper: {storage: 'postgresql://x/y'}", "storage: says where and not what"),
+        ("sweeps", "sweeper: {slots: 500}", "slots: says where and not what"),
+        ("sweeps", "sweeper: {params: {encoder.weights_file: w}}", "encoder.weights_file: must be a key with what is"),
         ("encoder", "name: ../../proc/self/cwd/x", "not a timm model"),
         ("recipe", "tracking: {uri: 'http://x'}", "uri: says where and not what"),
         ("recipe", "hydra.sweeper: {n_trials: 3}", "hydra.sweeper: no such section"),
@@ -152,11 +155,22 @@ def test_nothing_but_values_of_our_keys_is_taken(own, group, text, says, monkeyp
     assert says in refused(f"{group}=mine")
 
 
-def test_an_option_that_there_is_already_is_not_replaced(own):
-    own("optim", "name: sgd", "adamw")
+def test_an_option_that_there_is_already_is_passed_over(own, caplog):
+    """A folder may have another project's conf/; what a name means does not depend on it."""
+    own("optim", "_target_: torch.optim.Adam", "adamw")
     own("encoder", "name: resnet34", "resnet18")
-    assert "segsweep has optim=adamw already" in refused("optim=adamw")
-    assert "segsweep has encoder=resnet18 already" in refused("encoder=resnet18")
+    assert configuration(["optim=adamw"]).optim.name == "adamw"
+    assert configuration(["encoder=resnet18"]).encoder.name == "resnet18"
+    assert passed_over(["optim=adamw", "encoder=resnet18", "loss=dice"]) == ["optim=adamw", "encoder=resnet18"]
+    main(["optim=adamw", "--cfg", "job"])
+    assert "optim=adamw: segsweep's own; the file in conf/ is passed over" in caplog.text
+
+
+def test_an_option_of_ones_own_cannot_be_varied_and_may_be_typed_again(own, capsys):
+    own("optim", "lr: 0.1")
+    assert main(["-m", "optim=mine,adamw"]) == 2
+    assert "optim=mine: an option of your own stands for its keys, and cannot be varied" in capsys.readouterr().err
+    assert changed(RunConfig(optim=OptimConfig("adam", lr=0.1)), ["optim=mine"]).optim.lr == 0.1
 
 
 def test_every_key_may_stand_in_it(here):
@@ -166,7 +180,7 @@ def test_every_key_may_stand_in_it(here):
 
 def test_a_named_data_set_brings_its_own_values(here):
     found = configuration([here("name: camvid\nroot: here\nclasses: [car, road]\n")]).data
-    assert (found.name, found.ignore_index, found.size) == ("camvid", 11, [256, 320])  # conf/data/camvid.yaml
+    assert (found.name, found.ignore_index, found.size) == ("camvid", 11, "auto")  # conf/data/camvid.yaml
     assert found.classes == ["car", "road"]
 
 

@@ -36,4 +36,4 @@ def _asked(folder: Path) -> str:
         raise ConfigError(f"{folder}: nothing runs there.")
     stop.ask(folder)
     is_sweep = (folder / about.NAME).exists()
-    return "the sweep ends when each running trial has" if is_sweep else "the run ends when it has"
+    return "the sweep ends here when each trial that runs here has" if is_sweep else "the run ends when it has"

@@ -4,6 +4,7 @@ Nothing heavy is imported before a configuration has been checked: `--help`, `--
 """
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -28,6 +29,7 @@ from segsweep.compose import (
     explain,
     kept,
     key_of,
+    passed_over,
     prepared,
     register_schema,
     text_of,
@@ -44,6 +46,9 @@ from segsweep.world import MEETING, SINGLE, World, end_with_parent, together
 
 if TYPE_CHECKING:
     from segsweep.engine.ranks import Ranks
+
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(BaseException):
@@ -162,6 +167,8 @@ def launch(words: list[str], world: World) -> int:
     try:
         if "hydra.run.dir=" in words:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
+        if passed := passed_over(words):
+            log.warning("%s: segsweep's own; the file in conf/ is passed over. Give it another name.", passed[0])
         words = expanded(words)
         search = [word for word in words if word.startswith("hydra/sweeper=")]
         if search and not any(word.startswith(("-", "hydra.mode=", "sweeps=")) for word in words):

@@ -95,8 +95,8 @@ class DataConfig:
     window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
     foreground: Any = key(
         "auto",
-        "resize=crop: share of crops laid over a pixel of an object, of several classes the rarer the likelier; auto: a "
-        "third where random crops seldom show a class, else 0",
+        "resize=crop: share of crops laid over a pixel of an object, the rarer its class the likelier; auto: a third "
+        "where random crops seldom show a class, else 0",
     )
     tile: Any = key(
         "auto",

@@ -92,8 +92,8 @@ class Fingerprint:
     lowest: float  # that a pixel can be
     highest: float
     classes: tuple[ClassParts, ...]  # of two the foreground alone
-    # How unlike in scale objects of a class are in different images: standard deviation of log2; None where no class but
-    # the background is in two of them.
+    # How unlike in scale objects of a class are in different images: standard deviation of log2; None where no class is
+    # in two of them. The background is none.
     spread: float | None
     spread_fitted: float | None  # the same when each image is brought to one size
     looked_at: int  # images whose masks were measured

@@ -6,7 +6,7 @@ from typing import Literal
 
 from segsweep.config.checks import read_file
 from segsweep.errors import ConfigError
-from segsweep.paths import save_json
+from segsweep.paths import locked, save_json
 from segsweep.runs.trial import NAME as TRIAL
 
 NAME = "sweep.json"
@@ -47,9 +47,11 @@ class About:
     cross_validates: bool = False  # every setting is run on every fold, and nobody is chosen
     cross_validation: list[CrossValidated] = field(default_factory=list)  # its settings, best first, once it is over
     id: str = ""  # names it in its study, wherever its folder is moved
+    repeats: list[str] = field(default_factory=list)  # names of the finalists' trainings that count; empty: all
 
     def save(self, folder: Path) -> None:
-        save_json(folder / NAME, asdict(self))
+        with locked(folder / f".{NAME}.lock"):  # of several controllers that share the folder
+            save_json(folder / NAME, asdict(self))
 
 
 def load(folder: Path) -> About:

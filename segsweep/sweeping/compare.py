@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from segsweep import metrics
+from segsweep.config.schema import keys
 from segsweep.errors import ConfigError, suggestion
 from segsweep.runs import journal, locks
 from segsweep.runs.trial import NAME as TRIAL
@@ -20,8 +21,9 @@ log = logging.getLogger(__name__)
 SCORES = ("val/iou", "test/iou", *(f"val/{name}" for name in metrics.SHOWN if name != "iou"))
 CHANGED = 5  # images that lost most, and that won most
 COST = ("epochs", "seconds", "perf/images_per_s", "parameters")
-# Keys that say where and not what.
-UNTOLD = ("tracking.", "train.test", "train.device", "train.workers", "data.cache", "resume")
+# Keys that say where and not what; of weights the table tells.
+UNTOLD = {key.name for key in keys() if key.role.resumable and not key.role.portable} - {"encoder.weights_file"}
+UNTOLD |= {"train.test", "resume"}
 
 
 def runs(folders: Iterable[Path]) -> pd.DataFrame:
@@ -83,7 +85,7 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
 
 def pair(first: Path, second: Path, kind: str = "text") -> str:
     """Tell how the second run differs from the first: settings, scores, and the images that got better and worse."""
-    rows = runs([first, second])
+    rows = pd.concat([runs([folder]).head(1) for folder in (first, second)], ignore_index=True)
     sides = {"first": rows.iloc[0], "second": rows.iloc[1]}
     changed = _differing(rows)
     values = {side: [_typed(row[c]) for c in changed] for side, row in sides.items()}
@@ -191,7 +193,7 @@ def _typed(value: Any) -> str:
 
 
 def _is_setting(column: str) -> bool:
-    return "." in column and not column.startswith(UNTOLD)
+    return "." in column and column not in UNTOLD
 
 
 def _best_first(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from PIL import Image
 
-from segsweep.paths import program
+from segsweep.paths import atomically, program
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval, report
 from segsweep.sweeping.about import About
@@ -98,7 +98,8 @@ def write(folder: Path) -> Path:
     head = '<!doctype html><html lang="en"><meta charset="utf-8">'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>segsweep: {html.escape(folder.name)}</title>"
-    path.write_text(f"{head}<style>{STYLE}</style>{''.join(sections)}</html>\n", encoding="utf-8")
+    page = f"{head}<style>{STYLE}</style>{''.join(sections)}</html>\n"
+    atomically(path, lambda target: target.write_text(page, encoding="utf-8"))
     return path
 
 

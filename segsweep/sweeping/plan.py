@@ -33,6 +33,8 @@ class Plan:
     sweeper: SweeperConfig
 
     def __post_init__(self) -> None:
+        if self.base.tracking.system:
+            raise ConfigError("tracking.system=true: is of a single training; trials are told to MLflow by the sweep.")
         if self.sweeper.budget == "seconds" and not self.base.train.time_budget:
             raise ConfigError(
                 "hydra.sweeper.budget=seconds gives each trial the same time: say how much, as train.time_budget=300."

@@ -35,9 +35,10 @@ def results(folder: Path, trials: Sequence[Trial] | None = None) -> list[Finalis
 
     `trials` are the search's, where they have been read already.
     """
-    chosen = about.load(folder).finalists
+    kept = about.load(folder)
     searched = load_all(folder) if trials is None else trials
-    return ranked(folder, [trial for trial in searched if trial.name in chosen], load_all(folder, FOLDER))
+    repeats = [run for run in load_all(folder, FOLDER) if not kept.repeats or run.name in kept.repeats]
+    return ranked(folder, [trial for trial in searched if trial.name in kept.finalists], repeats)
 
 
 def table(trials: Sequence[Trial]) -> pd.DataFrame:
@@ -203,6 +204,9 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
 def doubt(result: FinalistResult) -> str:
     """Say why a finalist's score is not to be relied on; empty if there is no reason."""
     search, seeds = result.trial.iou, len(result.runs)
+    if result.runs == (result.trial,) and result.failed:
+        all_failed = f"the best of many: its {console.counted(result.failed, 'repeat')} with fresh seeds failed"
+        return f"{all_failed}; what each said is in its {OUTPUT}"
     if result.runs == (result.trial,):
         again = f"hydra.sweeper.finalists=1 hydra.sweeper.repeats={ENOUGH} trains it anew"
         return f"the best of many, and too good to be true; {again}"

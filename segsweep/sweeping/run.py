@@ -173,9 +173,9 @@ def _searched(
         return []
     chosen = finalists.best_of_each(search.trials.values(), plan.sweeper.finalists)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
-    replace(kept, finalists=[trial.name for trial in best]).save(plan.folder)
-    before = {run.name: run for run in load_all(plan.folder, finalists.FOLDER)}
     planned = [run for trial in chosen for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
+    replace(kept, finalists=[trial.name for trial in best], repeats=[run.name for run in planned]).save(plan.folder)
+    before = {run.name: run for run in load_all(plan.folder, finalists.FOLDER)}
     repeats = [taken_up(run, before.get(run.name, run)) for run in planned]
     track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):

@@ -204,7 +204,8 @@ class _Controller:
         self.files.gather([*search.trials.values(), *repeats])
         for trial in repeats if any(trial.state == "complete" for trial in repeats) else best:
             self.files.fetch(trial, owners.get(trial.name))
-        replace(self.kept, finalists=[trial.name for trial in best]).save(plan.folder)
+        counted = [run.name for run in planned]
+        replace(self.kept, finalists=[trial.name for trial in best], repeats=counted).save(plan.folder)
         results = finalists.ranked(plan.folder, best, repeats)
         if results:
             self._score(results[0].winner)

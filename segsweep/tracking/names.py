@@ -4,13 +4,14 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from segsweep.config.schema import keys
 from segsweep.paths import program
 from segsweep.runs.records import Run, Start
 
 LONGEST = 100  # characters of a name
 NAMED = ("encoder", "encoder.name", "optim.lr")  # are in every name
 # Say where things lie and what they run on; the data are the experiment's name.
-UNSAID = ("hydra", "tracking", "data.root", "data.images", "data.masks", "data.table", "train.device", "resume")
+UNSAID = {key.name for key in keys() if key.role.resumable and not key.role.portable} | {"data", "resume", *NAMED}
 
 
 def name(start: Start, number: int, varied: Mapping[str, str]) -> str:
@@ -24,7 +25,7 @@ def name(start: Start, number: int, varied: Mapping[str, str]) -> str:
     said = varied or dict(word.partition("=")[::2] for word in shlex.split(start.command) if "=" in word)
     for key, value in said.items():
         group, _, last = key.lstrip("+~").rpartition(".")
-        if key not in NAMED and not key.startswith(UNSAID) and key != "data":
+        if key.lstrip("+~") not in UNSAID and not key.startswith("hydra"):
             parts.append(f"{last if group else ''}{value}")
     return "-".join(parts)[:LONGEST]
 

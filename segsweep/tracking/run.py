@@ -25,8 +25,10 @@ ATTACHED = (
     *("summary.json", "plan.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
     *("figures/worst.png", "figures/training.png", "figures/augmented.png"),
 )
+ARRIVED = "val/loss"  # an epoch's last metric to be sent: where it is, all are
 KEPT = "kept"  # folder of the files that go from one host to another
 SCORES = ("val/", "test/")  # of the best epoch, that a model is compared by
+NO_MODELS = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")  # says a server without a page of models, as before MLflow 3
 LATEST = 50  # runs of which one has the highest number
 SINGLE_RUNS = "tags.`segsweep.kind` = 'run'"
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
@@ -175,7 +177,7 @@ class _Sync:
             cursor.parent = self.child.parent
             self._save()
         if cursor.sent < len(records) or cursor.sending:
-            history = self.server.get_metric_history(cursor.run_id, "val/loss") if cursor.sending else ()
+            history = self.server.get_metric_history(cursor.run_id, ARRIVED) if cursor.sending else ()
             arrived = {metric.step for metric in history}
             cursor.sending = True
             self._save()
@@ -261,8 +263,7 @@ class _Sync:
             Metric(client.mlflow_name(name), value, _milliseconds(record), record.epoch)
             for record in records
             if isinstance(record, EpochRecord) and record.epoch not in arrived
-            # MLflow's page of compared runs begins with what was logged first.
-            for name, value in sorted(record.metrics.items(), key=lambda item: item[0] != views.SCORE)
+            for name, value in sorted(record.metrics.items(), key=_order)
             if value is not None
         ]
         for first in range(0, len(metrics), METRICS_PER_CALL):
@@ -305,6 +306,7 @@ class _Sync:
 
     def _send_end(self, end: End) -> None:
         from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
 
         run_id, when = self.cursor.run_id, _milliseconds(end)
         step = int(end.metrics.get("best/epoch") or 0)
@@ -322,7 +324,9 @@ class _Sync:
             self._send_picture(path, views.BEST)
         try:
             self._send_model(end)
-        except Exception as error:  # a server without a page of models, as before MLflow 3
+        except MlflowException as error:
+            if error.error_code not in NO_MODELS:
+                raise
             log.warning("MLflow: the model of %s is not among its models: %s", self.folder, short(error))
 
     def _send_model(self, end: End) -> None:
@@ -367,6 +371,11 @@ class _Sync:
 
     def _save(self) -> None:
         client.write_cursor(self.folder, self.uri, self.cursor)
+
+
+def _order(metric: tuple[str, object]) -> tuple[bool, bool]:
+    """First what MLflow's page of compared runs is to begin with, last what tells of arrival."""
+    return metric[0] == ARRIVED, metric[0] != views.SCORE
 
 
 def _milliseconds(record: Record) -> int:

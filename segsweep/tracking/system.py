@@ -20,7 +20,7 @@ class SystemMonitor:
     """Sends a run's machine to MLflow every ten seconds, once MLflow has the run; to be used by one thread."""
 
     def __init__(self, folder: Path, uri: str | None):
-        self._folder, self._uri = folder, client.tracking_uri(client.allowed(uri, uri))
+        self._folder, self._uri = folder, client.tracking_uri(uri)  # which was checked when the run began
         self._monitor: Any = None
 
     def begin(self) -> None:

@@ -2,8 +2,8 @@
 
 Pure: from a fingerprint to values, each with its reason. What was asked for is never changed, and later rules go by it.
 The model is nnU-Net's planner (https://doi.org/10.1038/s41592-020-01008-z): a fingerprint, fixed rules, nothing
-searched. What a constant was measured on stands beside it (docs/log.md, `benchmarks/queue.py`): one seed each, validation
-of a few sets, five or ten minutes on one CPU core. The others are judgement.
+searched. What a constant was measured on stands beside it (docs/log.md, `benchmarks/queue.py`): one seed each, the
+validation images of a few sets, five or ten minutes on one CPU core. The others are judgement.
 """
 
 import math
@@ -112,8 +112,8 @@ def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if thin and fitted * thin.thickness < THICK:
         left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f} left"
         return plan.deciding("data.resize", "crop", f"{thin.name}, {left} where {sizes} are shrunk")
-    why = f"objects' scale varies by a factor of {2**found.spread:.2f}, and of {2**found.spread_fitted:.2f} when images are"
-    why += " brought to one size"
+    unlike, then = 2**found.spread, 2**found.spread_fitted
+    why = f"objects' scale varies by a factor of {unlike:.2f}, and of {then:.2f} when images are brought to one size"
     return plan.deciding("data.resize", "pad", why)
 
 
@@ -135,8 +135,8 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         why = lost if thin.thickness < THICK + 1 else f"the shorter side has {short:.0f} px"
     else:
         shown = math.prod(min(1.0, part / zoom) for part in parts)
-        then = "a typical image then fits one canvas" if shown > 0.999 else f"a canvas then shows {shown:.0%} of an image"
-        why = f"{then}; {typical} and keeps {zoom * thin.thickness:.0f}"
+        seen = "a typical image fits one canvas" if shown > 0.999 else f"a canvas shows {shown:.0%} of an image"
+        why = f"{seen} then; {typical} and keeps {zoom * thin.thickness:.0f}"
     return plan.deciding("data.zoom", zoom, why)
 
 
@@ -147,8 +147,8 @@ def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if data.resize == "crop":
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
-        seen = f"{height:.0f} x {width:.0f} px (height x width)"
-        why = f"a typical image fits, seen at {seen}" if whole else f"crops of what is seen at {seen}; larger ones cost steps"
+        seen = f"seen at {height:.0f} x {width:.0f} px (height x width)"
+        why = f"a typical image fits, {seen}" if whole else f"crops of what is {seen}; larger ones cost steps"
     else:
         fitted = _fitted(found)
         size = [_stepped(height * fitted), _stepped(width * fitted)]

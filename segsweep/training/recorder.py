@@ -124,8 +124,10 @@ class Recorder:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         training.data.write_split(self.folder)
-        plan = [asdict(decision) for decision in training.decisions]
-        save_json(self.folder / PLAN, {"fingerprint": asdict(training.fingerprint), "plan": plan})
+        if not self.run.starts:  # what was decided then stays
+            plan = [asdict(decision) for decision in training.decisions]
+            found = {"fingerprint": asdict(training.fingerprint), "plan": plan}
+            (self.folder / PLAN).write_text(json.dumps(found, indent=1), encoding="utf-8")
         commit, dirty, diff = provenance.code()
         if diff:
             (self.folder / "code.diff").write_text(diff, encoding="utf-8")

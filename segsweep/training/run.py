@@ -52,7 +52,7 @@ def run(
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past, asked)
         world.agreed(None if only_result else (asked, before))
-        if asked.tracking.system and not only_result:
+        if asked.tracking.system and asked.tracking.name != "none" and not only_result:
             needs()
         training = build(asked, before, SINGLE if only_result else world)
         _refuse_another(training, folder, past)

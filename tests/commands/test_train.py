@@ -838,7 +838,7 @@ def test_what_auto_chose_is_recorded_and_kept(image, encoder, chosen, pairs, out
     data = folder_data(pairs(12, size=image))
     assert train.main([*SMALL, *data, f"encoder={encoder}", "train.epochs=1"]) == 0
     (folder,) = run_folders(outputs)
-    monkeypatch.setitem(catalog.RATES, "convolutional", catalog.Rates(1.0, 1.0, 1.0, 1.0))
+    monkeypatch.setitem(catalog.RATES, "convolutional", catalog.Rates(1.0, 1.0, 1.0, 1.0, "nobody says"))
     assert train.main([f"resume={folder}", "train.epochs=2"]) == 0
     starts = journal.read(folder).starts
     assert len(starts) == 2

@@ -131,15 +131,15 @@ def test_a_class_that_one_image_has_is_looked_at(tmp_path, monkeypatch):
     for i in range(40):
         mask = np.zeros((64, 64), np.uint8)
         mask[:32] = 1
-        if i == 17:
+        if i in (17, 23):  # one of them at least is trained on
             mask[40:43, 10:60] = 2
-        for folder in ("images", "masks"):
+        for folder, pixels in (("images", mask + np.uint8(i)), ("masks", mask)):
             (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(mask).save(tmp_path / folder / f"{i:02d}.png")
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i:02d}.png")
     split = {"split": [0.99, 0.01], "classes": ["ground", "road", "crack"]}
     data = open_dataset(DataConfig(root=str(tmp_path), **split, seed=1))
-    ground, _, crack = fingerprint(data).classes
-    assert (crack.images, crack.thickness) == (1, 3)
+    crack = fingerprint(data).classes[2]
+    assert crack.images >= 1 and crack.thickness == 3
     assert fingerprint(data).looked_at <= 7
     assert [parts.name for parts in fingerprint(data).objects] == ["road", "crack"]
 

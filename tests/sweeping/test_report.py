@@ -484,6 +484,14 @@ def test_only_repeats_of_one_setting_are_averaged(tmp_path):
         ("0.01", "search"): (1, 0.3),
     }
     assert "weights_source" in compare.pair(tmp_path / "0", tmp_path / "1")
+    assert not {"data.root", "data.annotations", "train.workers"} & set(compare.table(compare.runs([tmp_path])))
+
+
+def test_of_a_folder_with_runs_below_it_the_first_is_compared(tmp_path):
+    for name, lr in (("x", 1e-3), ("x/y", 1e-2), ("z", 1e-1)):
+        kept(tmp_path, name, lr=lr)
+    said = compare.pair(tmp_path / "x", tmp_path / "z")
+    assert re.search(r"optim\.lr +0\.001 +0\.1$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -507,6 +515,8 @@ def test_a_winner_is_doubted_where_little_is_known(tmp_path, search, scores, say
     result = FinalistResult(trial, tuple(runs) or (trial,), np.mean(scores or [search]))
     assert report.doubt(result).startswith(says)
     assert bool(report.doubt(result)) == bool(says)
+    if scores is None:
+        assert "its 4 repeats with fresh seeds failed" in report.doubt(replace(result, failed=4))
 
 
 def test_the_page_fits_a_phone_and_shows_what_each_finalist_predicts(tmp_path):

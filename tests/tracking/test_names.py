@@ -32,5 +32,11 @@ def test_what_was_typed_is_in_a_single_runs_name():
     assert summary.name(begun, 3, {}) == "003-convnext_atto-lr3e-4-focal-epochs40-car8"
 
 
+def test_where_things_lie_is_in_no_name():
+    words = "data.annotations=/home/x/a.json train.workers=3 data.cache=none encoder.weights_file=w hydra.run.dir=y"
+    begun = replace(start(), command=f"{words} train.epochs=3")
+    assert summary.name(begun, 1, {}) == "001-convnext_atto-lr3e-4-epochs3"
+
+
 def test_other_names_have_no_number():
     assert summary.number("resnet18-lr0.1") == 0

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
 import records
 from conftest import TINY, train_once, unpacked, write_pairs
 from mlflow import MlflowClient
+from mlflow.exceptions import ErrorCode, MlflowException
 
 import train
 from segsweep.commands import app as cli
@@ -86,6 +88,41 @@ def test_the_best_checkpoint_is_a_model_that_mlflow_compares(folder, database):
     assert found["model/val/iou"].value == best.iou
     assert found["model/val/iou"].dataset_digest == journal.read(folder).start.data_digest
     assert model.params["encoder.name"] == "test_resnet"
+
+
+@pytest.mark.parametrize("code", ["INTERNAL_ERROR", "ENDPOINT_NOT_FOUND"])
+def test_a_model_that_was_not_taken_is_sent_later_if_there_is_a_place_for_it(folder, database, monkeypatch, code):
+    def refuse(*_, **__):
+        raise MlflowException("no", error_code=ErrorCode.Value(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_logged_model", refuse)
+        with nullcontext() if code == "ENDPOINT_NOT_FOUND" else pytest.raises(MlflowException):
+            sync(folder)
+    sync(folder)
+    client, (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert len(client.search_logged_models([run.info.experiment_id])) == (code == "INTERNAL_ERROR")
+
+
+def test_an_epoch_whose_metrics_arrived_by_half_is_sent_again(folder, database, monkeypatch):
+    monkeypatch.setattr("segsweep.tracking.run.METRICS_PER_CALL", 7)
+    sent, whole = [], MlflowClient.log_batch
+
+    def breaks(self, *arguments, metrics=(), **named):
+        sent.append(metrics)
+        if metrics and len([batch for batch in sent if batch]) == 4:  # amid an epoch
+            raise MlflowException("gone", error_code=ErrorCode.Value("INTERNAL_ERROR"))
+        return whole(self, *arguments, metrics=metrics, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", breaks)
+        with pytest.raises(MlflowException):
+            sync(folder)
+    sync(folder)
+    client, (run,) = runs()
+    for name in journal.read(folder).epochs[0].metrics:
+        assert steps(client, run, mlflow_client.mlflow_name(name)) == [1, 2, 3], name
 
 
 def test_eight_runs_at_once_get_eight_numbers(database, tmp_path):

@@ -27,6 +27,7 @@ from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from platform import node
+from types import ModuleType
 from typing import Any
 
 from segsweep.config.checks import read_file
@@ -269,7 +270,12 @@ class LocalBackend:
             if before is not None:
                 os.environ["PYTHONSAFEPATH"] = before
         process = self._context.Process(target=target, args=arguments)
-        process.start()
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # else each child would run the user's script from its top
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = script
         return process
 
     def _look(self, job: Id) -> JobUpdate | None:
