@@ -12,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from segsweep.metrics import SHOWN
 from segsweep.paths import override, program
+from segsweep.process import printable
 
+MOST_CLASSES = 25  # whose IoU the result shows one by one
 SILENCE = 30.0  # seconds after which a log hears how far something is
 SCORES = {**SHOWN, "boundary_iou": "boundary IoU"}  # of an evaluation
 
@@ -64,7 +66,7 @@ def counted(number: int, noun: str) -> str:
 
 def note(text: str) -> None:
     """Print lines for a person, on stderr."""
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+    Console(stderr=True).print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
@@ -77,6 +79,7 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
             rows.append((SCORES[name], "".join(f"{summary[f'{part}/{name}']:10.4f}" for part in parts)))
         if "lowest/iou" in summary:
             rows.append(("lowest IoU", f"{summary['lowest/iou']:10.4f}    {summary['lowest/image']}"))
+        rows += _of_classes(summary, parts)
         rows += [("", ""), ("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}")]
     often = f" (each {summary['repeats']} times an epoch)" if summary["repeats"] > 1 else ""
     images = ", ".join(f"{n} {part}{often if part == 'train' else ''}" for part, n in summary["images"].items())
@@ -91,9 +94,28 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
         peak = f", {100 * share:{digits}} % of the machine's convolution peak" if share else ""
         rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{peak}"))
     rows += [("run", f"  {summary['status']}: {reason}"), ("folder", f"  {folder}")]
+    resume = f"  {program()} {override('resume', folder)}"
     if summary["status"] == "stopped":
-        rows.append(("go on", f"  {program()} {override('resume', folder)}"))
+        rows.append(("go on", resume))
+    if parts:
+        predict = f"segsweep predict {shlex.quote(str(folder))} IMAGES"
+        rows += [("pictures", f"  {folder / 'figures'}"), ("masks", f"  {predict}")]
+    epochs = summary.get("epochs") or 0
+    if summary.get("best/epoch") == epochs and reason == counted(epochs, "epoch"):
+        rows.append(("longer", f"{resume} train.epochs={2 * epochs}   the last epoch was the best"))
     return f"\n{table(rows)}"
+
+
+def _of_classes(summary: Mapping[str, Any], parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the IoU of each class, of more than two."""
+    classes = summary["classes"]
+    if not 2 < len(classes) <= MOST_CLASSES:
+        return []
+    rows = [("", "")]
+    for name in classes:
+        values = [summary.get(f"{part}/iou/{name}") for part in parts]
+        rows.append((f"IoU {name}"[:15], "".join(f"{'-':>10}" if v is None else f"{v:10.4f}" for v in values)))
+    return rows
 
 
 def evaluation(

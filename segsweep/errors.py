@@ -1,16 +1,18 @@
 """What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback."""
 
-import faulthandler
-import signal
-import threading
-import warnings
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
+# A password after a user's name, or a token in that place, and options that are called like secrets.
+SECRETS = re.compile(
+    r"(?<=://)(?P<user>[^\s/:@'\"]*):[^\s'\"]*@|(?<=://)[\w.~-]{20,}@"
+    r"|(?P<option>[?&;][\w.-]*(?:passw|pwd|token|secret|api[_-]?key|access[_-]?key|signature|credential)[\w.-]*=)[^&;\s'\"#]+",
+    re.IGNORECASE,
+)
 Failure = Literal["config", "data", "out_of_memory", "non_finite", "crash"]
 
 
@@ -48,50 +50,6 @@ class Asked(BaseException):
         return "asked to (segsweep stop)"
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM and a closed terminal; what is ignored, as under nohup, stays so."""
-    if threading.current_thread() is not threading.main_thread():  # where no signals arrive
-        yield
-        return
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) != signal.SIG_IGN]
-    before = {kind: signal.signal(kind, terminate) for kind in kinds}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-@contextmanager
-def deaf() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP pass, while in this context: what is written down is short, and then the process ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-def traced() -> None:
-    """Have stderr say in which line a fatal signal hit, as SIGBUS where a file that is mapped has become shorter.
-
-    A handler that is there already, such as pytest's, stays. Warnings of libraries, which are for their developers, are
-    shown where they are asked for: `python -W default train.py`.
-    """
-    warnings.filterwarnings("ignore", append=True)  # after what -W or pytest says
-    if not faulthandler.is_enabled():
-        faulthandler.enable(2)  # sys.stderr may be no file, as in a notebook
-
-
 def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
     """The `n` known words most like `word` in any case, best first; empty when none is near."""
     by_lower = {name.lower(): name for name in known}
@@ -123,9 +81,21 @@ def unloaded(error: BaseException) -> str:
     return first_line(error)
 
 
+def redacted(text: str) -> str:
+    """Return a text without the passwords and tokens that are in its URIs."""
+
+    def hidden(found: re.Match[str]) -> str:
+        if found["option"]:
+            return f"{found['option']}***"
+        return f"{found['user']}:***@" if found["user"] is not None else "***@"
+
+    return SECRETS.sub(hidden, text)
+
+
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one sentence; its type where it says nothing."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library's error says, in one sentence, without passwords; its type where it says nothing."""
+    lines = redacted(str(error).strip() or type(error).__name__).splitlines()
+    line = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])  # SQLAlchemy's
     return line if line.endswith(".") else f"{line}."
 
 

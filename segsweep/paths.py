@@ -34,6 +34,11 @@ def speaker() -> str:
     return "train.py" if program().endswith(".py") else "segsweep"
 
 
+def extra(name: str) -> str:
+    """Return what one types here to install an extra."""
+    return f"pip install 'segsweep[{name}]'" if INSTALLED else f"pip install -e '.[{name}]'"
+
+
 def cache() -> Path:
     """Decoded data sets and generated images; may be deleted at any time."""
     return outputs() / "cache"

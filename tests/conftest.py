@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
+os.environ["SEGSWEEP_DEBUG"] = "1"  # errors that nobody foresaw are raised
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more by sharing work than they win
 
 # timm's smallest models: a pretrained encoder is not the point of most tests.

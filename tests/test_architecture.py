@@ -40,6 +40,7 @@ FLOORS = {
     "segsweep.console": 0,
     "segsweep.ports": 0,
     "segsweep.errors": 0,
+    "segsweep.process": 0,
     "segsweep.paths": 0,
     "segsweep.world": 0,
 }
@@ -51,7 +52,7 @@ BESIDE = {
 }
 BESIDE |= {("segsweep", "segsweep.api")}  # when one asks for it
 # On floor 0 everybody may ask for these.
-GROUND = {"segsweep.errors", "segsweep.paths", "segsweep.metrics", "segsweep"}
+GROUND = {"segsweep.errors", "segsweep.paths", "segsweep.process", "segsweep.metrics", "segsweep"}
 ONLY_IN = {
     "torch": {
         "segsweep.nn",

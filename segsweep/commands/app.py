@@ -8,7 +8,8 @@ from typing import Protocol
 
 from segsweep import __version__
 from segsweep.commands import compare, data, demo, encoders, evaluate, export, predict, register, report, stop, sync, ui
-from segsweep.errors import ConfigError, Terminated, suggestion, terminable, traced
+from segsweep.errors import ConfigError, Terminated, suggestion
+from segsweep.process import complain, failed, ready, terminable
 
 
 class Command(Protocol):
@@ -50,14 +51,19 @@ COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: the command's, an error's own (`segsweep.errors`), or a signal's.
 
-    130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head.
+    130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head; 7 and 70 are of
+    `segsweep.process`.
     """
-    traced()
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == [TRAIN]:
         from segsweep.commands.train import main as train  # Hydra: half a second
 
         return train(given[1:])
+    with ready(view=True):
+        return _commanded(given)
+
+
+def _commanded(given: list[str]) -> int:
     about = "Train a segmentation network, search for the best one, and use it."
     parser = argparse.ArgumentParser(prog="segsweep", description=about)
     parser.add_argument("--version", action="version", version=__version__)
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     if unknown := _unknown(given[0]):
-        print(f"segsweep: {unknown}", file=sys.stderr)
+        complain(f"segsweep: {unknown}")
         return ConfigError.exit_code
     options = parser.parse_args(given)
     try:
@@ -81,15 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # now and not at exit, where it would be too late to catch anything
             return code
     except ConfigError as error:
-        print(f"segsweep: {error}", file=sys.stderr)
+        complain(f"segsweep: {error}")
         return error.exit_code
     except (KeyboardInterrupt, Terminated) as stopped:
         what, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
-        print(f"segsweep: {what}", file=sys.stderr)
+        complain(f"segsweep: {what}")
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return 141
+    except Exception as error:
+        line, code = failed(error)
+        complain(f"segsweep: {line}")
+        return code
 
 
 def _unknown(word: str) -> str:

@@ -4,6 +4,8 @@ import csv
 import sys
 from argparse import ArgumentParser, Namespace
 
+from segsweep.process import show
+
 HELP = "list timm's encoders: size, cost, strides, weights, how they are run"
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
 
@@ -31,5 +33,5 @@ def run(options: Namespace) -> int:
         writer.writeheader()
         writer.writerows(rows)
     else:
-        print(console.encoder_table(rows))
+        show(console.encoder_table(rows))
     return 0

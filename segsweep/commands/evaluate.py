@@ -1,11 +1,11 @@
 """`segsweep evaluate`: every score of a trained model."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 
 from segsweep.commands.common import RUN, add_device, find_model
 from segsweep.config.schema import VIEWS
 from segsweep.errors import first_line
+from segsweep.process import complain, show
 
 HELP = "score a trained model: every metric, by image and by class"
 
@@ -39,11 +39,9 @@ def run(options: Namespace) -> int:
     how = {"title": config.data.title, "device": options.device, "tta": options.tta}
     result = evaluate(found, data, options.split, options.name, **how, watch=console.bar)
     console.note(f"run in          {result.how}")
-    print(
-        console.evaluation(result.split, result.images, result.metrics, result.intervals, result.folder, result.looks)
-    )
+    show(console.evaluation(result.split, result.images, result.metrics, result.intervals, result.folder, result.looks))
     try:
         log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does
-        print(f"segsweep: MLflow was not told: {first_line(error)}", file=sys.stderr)
+        complain(f"segsweep: MLflow was not told: {first_line(error)}")
     return 0

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segsweep.commands.common import RUN, compared, find_model, training_data
+from segsweep.process import show
 
 HELP = "a trained model as one file that needs no segsweep (extra: export)"
 FORMATS = ("onnx", "pt2")
@@ -31,5 +32,5 @@ def run(options: Namespace) -> int:
     ours, theirs = done.comparison.rates
     runtime = {"onnx": "onnxruntime", "pt2": "torch.export"}[options.format]
     speed = f"  {runtime} {theirs:.1f} images/s, PyTorch {ours:.1f}: {theirs / ours:.2f}x"
-    print(console.table([("file", f"  {done.path}"), *compared(done, data is not None), ("speed", speed)]))
+    show(console.table([("file", f"  {done.path}"), *compared(done, data is not None), ("speed", speed)]))
     return 0

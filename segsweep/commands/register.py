@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from segsweep.commands.common import RUN, compared, find_model, training_data
+from segsweep.process import show
 
 HELP = "a trained model into MLflow's registry, as its champion"
 
@@ -26,5 +27,5 @@ def run(options: Namespace) -> int:
     rows += [*compared(done, data is not None), ("load", "  import mlflow")]
     rows.append(("", f'  mlflow.set_tracking_uri("{version.uri}")'))
     rows.append(("", f'  mlflow.pytorch.load_model("models:/{options.name}@champion")'))
-    print(console.table(rows))
+    show(console.table(rows))
     return 0

@@ -3,6 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from segsweep.process import show
+
 HELP = "write a sweep's report.html anew"
 
 
@@ -14,5 +16,5 @@ def run(options: Namespace) -> int:
     """Write report.html into the sweep's folder and print its path."""
     from segsweep.sweeping.html_report import write
 
-    print(write(options.folder))
+    show(write(options.folder))
     return 0

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segsweep.errors import ConfigError, first_line
+from segsweep.process import show
 from segsweep.runs import locks, stop
 
 HELP = "have a run or a sweep end after the epoch"
@@ -20,7 +21,7 @@ def run(options: Namespace) -> int:
         what = _asked(folder)
     except OSError as error:
         raise ConfigError(f"{folder}: not yours to stop: {first_line(error)} Ask whose it is.") from error
-    print(f"asked: {what} finished its epoch, and can go on later")
+    show(f"asked: {what} finished its epoch, and can go on later")
     return 0
 
 

@@ -1,10 +1,10 @@
 """`segsweep sync`: runs and sweeps that MLflow does not have yet."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segsweep.errors import ConfigError
+from segsweep.process import complain, show
 from segsweep.runs import journal, locks
 
 HELP = "send to MLflow what it does not have yet"
@@ -33,16 +33,16 @@ def run(options: Namespace) -> int:
             sweep, named = folder not in runs, folder in (given, about.sweep_of(given))
             try:
                 if not named and (why := _untracked(folder, sweep)):
-                    print(f"{folder}: left out, {why}; name it alone to send it")
+                    show(f"{folder}: left out, {why}; name it alone to send it")
                     continue
                 done.add(folder)
                 if sweep:
                     _send_sweep(folder, options.uri)
                 else:
-                    print(f"{folder}: run {sync(folder.resolve(), options.uri, locks.alive(folder))}")
+                    show(f"{folder}: run {sync(folder.resolve(), options.uri, locks.alive(folder))}")
             except Exception as error:  # one run's trouble does not keep the others back
                 failed += 1
-                print(f"segsweep: {folder}: not sent: {error}", file=sys.stderr)
+                complain(f"segsweep: {folder}: not sent: {error}")
     return 1 if failed else 0
 
 
@@ -60,6 +60,6 @@ def _send_sweep(folder: Path, uri: str | None) -> None:
     from segsweep.sweeping import mirror  # brings Optuna
 
     try:
-        print(f"{folder}: sweep {mirror.sync(folder.resolve(), uri)}")
+        show(f"{folder}: sweep {mirror.sync(folder.resolve(), uri)}")
     except mirror.Running as error:
-        print(error)
+        show(error)

@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,24 +21,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.compose import (
     CONF,
-    FAILURES,
     KEYS,
     absolute,
     changed,
     expanded,
     explain,
+    is_hydras,
     kept,
     key_of,
     passed_over,
     prepared,
+    refuse_flags,
     register_schema,
     text_of,
     to_config,
 )
 from segsweep.config.schema import Key, RunConfig, keys
 from segsweep.config.sweeper import PREFIX, SweeperConfig
-from segsweep.errors import Asked, ConfigError, Terminated, terminable, traced
+from segsweep.errors import Asked, ConfigError, Terminated
 from segsweep.paths import INSTALLED, ROOT, outputs, program, speaker
+from segsweep.process import complain, failed, ready, show, terminable
 from segsweep.runs import journal
 from segsweep.tracking import client
 from segsweep.valuefile import own_options
@@ -50,21 +52,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MULTIRUN = "multirun.yaml"  # Hydra's own, in the folder of several runs
+
 
 class Stopped(BaseException):
-    """A signal ended a run; the jobs behind it in a multirun are not begun."""
+    """A signal ended a run, or an error that is told elsewhere; the jobs behind it in a multirun are not begun."""
 
-    def __init__(self, code: int):
-        self.code = code
+    def __init__(self, code: int, error: Exception | None = None):
+        self.code, self.error = code, error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code, as `segsweep.errors` has them.
 
-    130 is for Ctrl-C, 143 for SIGTERM. `SystemExit` of Hydra's own flags (`--help`) passes through.
+    130 is for Ctrl-C, 143 for SIGTERM; 7 and 70 are of `segsweep.process`. `SystemExit` of Hydra's own flags (`--help`)
+    passes through.
     """
-    traced()
-    words = list(sys.argv[1:] if argv is None else argv)
+    with ready():
+        return _commanded(list(sys.argv[1:] if argv is None else argv))
+
+
+def _commanded(words: list[str]) -> int:
     words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra's parser refuses them between overrides
     if {"-sc", "--shell-completion"} & set(words) and any(word.startswith("query=") for word in words):
         with redirect_stdout(io.StringIO()) as said:
@@ -138,6 +146,8 @@ def _main(words: list[str], world: World) -> int:
         return _refuse("interrupted.", 130)
     except Terminated:
         return _refuse("terminated.", 143)
+    except Exception as error:
+        return _refuse(*failed(error))
 
 
 def launch(words: list[str], world: World) -> int:
@@ -160,6 +170,8 @@ def launch(words: list[str], world: World) -> int:
             code = _train(composed, words, spared, world) or code
         except ConfigError as error:
             code = _refuse(str(error), error.exit_code)
+        except Exception as error:
+            raise Stopped(1, error) from error
         if code >= 128:
             raise Stopped(code)
 
@@ -167,6 +179,7 @@ def launch(words: list[str], world: World) -> int:
     try:
         if "hydra.run.dir=" in words:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
+        refuse_flags(words)
         if passed := passed_over(words):
             log.warning("%s: segsweep's own; the file in conf/ is passed over. Give it another name.", passed[0])
         words = expanded(words)
@@ -186,12 +199,16 @@ def launch(words: list[str], world: World) -> int:
                 )
             sys.argv = [str(ROOT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
-    except FAILURES as error:
-        raise ConfigError(explain(error, words)) from error
     except Stopped as stopped:
+        if stopped.error:
+            raise stopped.error from None
         return stopped.code
     except Asked:  # a sweep was
         return 0
+    except Exception as error:
+        if not is_hydras(error):
+            raise
+        raise ConfigError(explain(error, words)) from error
     finally:
         sys.argv = saved
     return code
@@ -259,7 +276,7 @@ def _resume(argv: list[str], world: World) -> int:
     except ConfigError as error:
         raise ConfigError(f"resume={folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     if asking:
-        print(OmegaConf.to_yaml(OmegaConf.create(asdict(asked))), end="")
+        show(OmegaConf.to_yaml(OmegaConf.create(asdict(asked))).rstrip())
         return 0
     if typed:
         client.remember(typed)
@@ -276,16 +293,20 @@ def _named_folder(argv: list[str]) -> Path | None:
 
 
 def _remove_empty(folder: Path, spared: Path | None) -> None:
-    """Remove the folder that Hydra made for a run that was refused, and the day's folder when it was the first."""
-    ours = [folder, folder.parent] if folder.is_relative_to(outputs()) else [folder]
-    for path in ours:
-        if path not in (outputs(), spared):
-            with suppress(OSError):  # not empty, or another process was faster
-                path.rmdir()
+    """Remove the folder that Hydra made for a run that was refused, and those above it that hold nothing else."""
+    for path in (folder, *folder.parents):
+        if path == spared or not (path == folder or path.is_relative_to(outputs())) or path == outputs():
+            return
+        try:
+            if [inside.name for inside in path.iterdir()] == [MULTIRUN]:
+                (path / MULTIRUN).unlink()
+            path.rmdir()
+        except OSError:  # not empty, or another process was faster
+            return
 
 
 def _refuse(message: str, code: int) -> int:
-    print(f"{speaker()}: {message}", file=sys.stderr)
+    complain(f"{speaker()}: {message}")
     return code
 
 

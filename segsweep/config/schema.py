@@ -17,7 +17,7 @@ from segsweep.config import peers
 from segsweep.config.checks import check, flat, is_count, is_number, is_positive, is_share
 from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
 from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
-from segsweep.errors import ConfigError, closest, one_of
+from segsweep.errors import ConfigError, closest, one_of, redacted
 from segsweep.paths import program
 
 LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.py
@@ -163,10 +163,11 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         one_of("tracking.name", self.name, ("mlflow", "none"))
-        if self.uri and "@" in urlsplit(self.uri).netloc:
+        if self.uri and ("@" in urlsplit(self.uri).netloc or redacted(self.uri) != self.uri):
             raise ConfigError(
-                "tracking.uri: holds a password, which every record of the run would keep. Drop it, and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+                "tracking.uri: holds a password or a token, which every record of the run would keep. Drop it, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; of a database, "
+                "MLFLOW_TRACKING_URI."
             )
         check(0 <= self.timeout < math.inf, "tracking.timeout", self.timeout, "0 or more")
 

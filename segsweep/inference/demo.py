@@ -4,10 +4,12 @@ import os
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -16,18 +18,22 @@ from PIL import Image
 from segsweep import console
 from segsweep.data.images import read_image
 from segsweep.data.split import SPLIT, read_split
-from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated, terminable
+from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
 from segsweep.figures import pictures
 from segsweep.inference.find import Found
 from segsweep.inference.predict import Predictor
 from segsweep.nn.checkpoint import ModelInfo
 from segsweep.nn.unet import predict as classes_of
+from segsweep.paths import extra
 from segsweep.ports import available
+from segsweep.process import show as say
+from segsweep.process import terminable
 
 if TYPE_CHECKING:
     import gradio
 
 HOST, PORT = "127.0.0.1", 7860
+NAMES = (HOST, "localhost", "::1")  # of this machine
 EXAMPLES = 8
 THUMBNAIL, SHORTEST, LONGEST = 256, 640, 2048  # pixels of the longer side: of an example, and of what is shown
 KEPT = 3600  # seconds that a visitor's files are kept
@@ -96,7 +102,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
     try:
         import gradio as gr
     except ImportError as error:
-        raise ConfigError("segsweep demo needs Gradio. Type: pip install -e '.[demo]'") from error
+        raise ConfigError(f"segsweep demo needs Gradio. Type: {extra('demo')}") from error
 
     binary, shown = len(predictor.classes) == 2, examples(found)
 
@@ -162,8 +168,10 @@ def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
     """Show the page on this machine, at port 0 on any that is free, until Ctrl-C or SIGTERM; print its address."""
     port = available(HOST, port, "segsweep demo")
     with tempfile.TemporaryDirectory(prefix="segsweep-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # else others may read what is shown, and it stays
         blocks = page(predictor, found, Path(folder))
         import gradio as gr
+        from starlette.middleware import Middleware
 
         # Gradio's own theme asks for fonts from elsewhere.
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -172,15 +180,43 @@ def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
                 _, address, _ = blocks.launch(
                     server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
                     ssr_mode=False, mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
-                    allowed_paths=[folder], theme=theme,
+                    allowed_paths=[folder], theme=theme, app_kwargs={"middleware": [Middleware(OwnPage)]},
                 )  # fmt: skip
-                print(f"demo            {address}", flush=True)
+                say(f"demo            {address}")
                 console.note("Ctrl-C stops it")
                 threading.Event().wait()
         except (KeyboardInterrupt, Terminated):
             pass
         finally:
             blocks.close(verbose=False)
+
+
+class OwnPage:
+    """Answers what this machine's own page asks, as ASGI: a name that somebody has pointed here is no name of ours.
+
+    Otherwise any page that is open in the browser could read the images (DNS rebinding), or send some.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        origin = headers.get(b"origin")
+        asked = [f"//{headers.get(b'host', '')}", *([origin] if origin else [])]
+        if scope["type"] == "lifespan" or all(_hostname(address) in NAMES for address in asked):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"for this machine's own page alone"})
+
+
+def _hostname(address: str) -> str | None:
+    with suppress(ValueError):
+        return urlsplit(address).hostname
+    return None
 
 
 def _about(info: ModelInfo, found: Found) -> str:

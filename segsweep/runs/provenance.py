@@ -2,13 +2,24 @@
 
 import getpass
 import os
+import re
 import subprocess
 
 from segsweep.paths import INSTALLED, ROOT
 
+# Names of files that hold secrets.
+SECRET = re.compile(
+    r"(^|/)(\.env[^/]*|\.netrc|\.pgpass|\.npmrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519)[^/]*)$"
+    r"|\.(env|pem|key|p12|pfx|jks|kdbx?|gpg)$|[^/]*(secret|credential|passw|token|api_?key)[^/]*$",
+    re.IGNORECASE,
+)
+
 
 def code() -> tuple[str | None, bool, str]:
-    """The checkout's commit, whether anything differs from it, and how; None, False and "" where there is none."""
+    """The checkout's commit, whether anything differs from it, and how; None, False and "" where there is none.
+
+    Files that look as if they held secrets are left out of the difference, which says so.
+    """
     if INSTALLED:  # git would tell of whatever project the environment lies in
         return None, False, ""
 
@@ -18,7 +29,10 @@ def code() -> tuple[str | None, bool, str]:
 
     try:
         commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
-        return commit, bool(changes), git("diff", "HEAD", "--no-ext-diff")
+        secret = [name for name in git("diff", "HEAD", "--name-only", "-z").split("\0") if SECRET.search(name)]
+        apart = [f":(exclude,top,literal){name}" for name in secret]
+        said = f"# left out, since their names are those of secrets: {', '.join(secret)}\n" if secret else ""
+        return commit, bool(changes), said + git("diff", "HEAD", "--no-ext-diff", "--", ":(top)", *apart)
     except (OSError, subprocess.SubprocessError):
         return None, False, ""
 

@@ -13,6 +13,7 @@ from optuna.pruners import BasePruner
 from segsweep import console
 from segsweep.config.schema import EPOCHS
 from segsweep.errors import Asked, Terminated
+from segsweep.process import show
 from segsweep.runs import journal, locks
 from segsweep.runs.stop import Sign
 from segsweep.runs.trial import Trial, load_all
@@ -148,13 +149,13 @@ def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResu
     """Print the result, write the page, and have MLflow told."""
     replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
     text = report.summary(trials, results, plan.folder)
-    print(text, flush=True)
+    show(text)
     write(plan.folder)
     replace(about.load(plan.folder), state="complete").save(plan.folder)
     if problem := track.end("complete", text, results):
         console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracked:
-        print(f"{'compare':16}{client.show_command(plan.folder, plan.base.tracking.uri)}")
+        show(f"{'compare':16}{client.show_command(plan.folder, plan.base.tracking.uri)}")
 
 
 def _searched(

@@ -11,21 +11,32 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, Any
 from urllib import request
 
 from segsweep import console
-from segsweep.errors import ConfigError, Terminated, first_line, terminable
+from segsweep.errors import ConfigError, Terminated, first_line
 from segsweep.paths import outputs
 from segsweep.ports import available
+from segsweep.process import show, terminable
 from segsweep.tracking import views
-from segsweep.tracking.client import connected, tracking_uri, without_password
+from segsweep.tracking.client import connected, file_of, tracking_uri, without_password
 
 PORT, HOST = 5000, "127.0.0.1"
 START = 120.0  # seconds that a server may take to answer; usually five
 STOP = 10.0  # seconds between SIGTERM and SIGKILL
 # Defaults are four workers and a queue for evaluating language models: 15 processes.
+# Begins the server, and ends it and all that it has begun when whoever began this has gone, however it went.
+GUARD = """
+import os, signal, subprocess, sys, threading
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+def gone():
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=gone, daemon=True).start()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends when the server has
+sys.exit(server.wait())
+"""
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
@@ -33,11 +44,11 @@ def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
     """Show MLflow's page until Ctrl-C or SIGTERM; print its address, which is all where the URI is a server already."""
     uri = tracking_uri(uri)
     if uri.startswith("http"):
-        print(front_page(without_password(uri)), flush=True)
+        show(front_page(without_password(uri)))
         return
     try:
         with terminable(), server(uri, host, port) as (address, process):
-            print(front_page(address), flush=True)
+            show(front_page(address))
             if not _loopback(host):
                 console.note(_without_a_lock(uri, host, port))
             console.note("Ctrl-C stops it")
@@ -54,7 +65,7 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
     A port that is taken and a server that does not start are a `ConfigError`.
     """
     port = available(host, port, "segsweep ui")
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (database := file_of(uri)) and not database.exists():
         connected(uri)  # makes it, while no other process does
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
     command += ["--artifacts-destination", str(outputs() / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
@@ -62,7 +73,10 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
     address = f"http://{HOST if host == '0.0.0.0' else f'[{host}]' if ':' in host else host}:{port}"
     with tempfile.TemporaryFile() as said:
         # A session of its own: Ctrl-C is for us alone, and a signal to the group reaches all of the server.
-        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
+        guarded = [sys.executable, "-c", GUARD, *command]
+        process = subprocess.Popen(
+            guarded, env=env, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True
+        )
         try:
             _wait(address, process, said)
             yield address, process

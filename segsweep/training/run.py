@@ -10,9 +10,10 @@ from pathlib import Path
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
-from segsweep.errors import Asked, ConfigError, DataError, Terminated, deaf
+from segsweep.errors import Asked, ConfigError, DataError, Terminated
 from segsweep.nn.checkpoint import LAST, load_state, load_weights
 from segsweep.paths import BEST, override
+from segsweep.process import deaf
 from segsweep.runs import journal, stop
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, Run, Start

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_it_is_served_to_this_machine_until_it_is_stopped(trained, tmp_path):
         assert address.startswith("http://127.0.0.1:")
         with urlopen(f"{address}config", timeout=20) as answer:
             config = json.load(answer)
+        for header in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Host": "127.0.0.1.evil.example"}):
+            with pytest.raises(HTTPError, match="403"):
+                urlopen(Request(f"{address}config", headers=header), timeout=20)
+        kept = [path for path in tmp_path.rglob("*") if path.is_file()]  # thumbnails
+        assert kept and all(path.relative_to(tmp_path).parts[0].startswith("segsweep-demo-") for path in kept)
+        assert all(place.stat().st_mode & 0o077 == 0 for place in tmp_path.iterdir())
         busy = cli.main(["demo", str(trained.folder), "--device=cpu", f"--port={address.split(':')[2].strip('/')}"])
         run.send_signal(signal.SIGTERM)
         assert run.wait(20) == 0
@@ -81,7 +88,7 @@ def test_it_is_served_to_this_machine_until_it_is_stopped(trained, tmp_path):
     assert not config["analytics_enabled"]
     shown = {component["props"].get("elem_id") for component in config["components"]}
     assert shown >= {"image", "threshold", "opacity", "overlay", "shares", "mask", "examples"}
-    assert not list(tmp_path.glob("segsweep-demo-*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_examples_are_validation_images_that_are_there(trained, tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import ConfigError, SweepError, Terminated, terminable
+from segsweep.errors import ConfigError, SweepError, Terminated
+from segsweep.process import terminable
 from segsweep.sweeping import run, sharing, together
 from segsweep.sweeping.backends.local import LocalBackend
 from segsweep.sweeping.plan import Plan

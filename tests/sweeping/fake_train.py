@@ -12,7 +12,8 @@ from pathlib import Path
 
 from segsweep.config.schema import EncoderConfig, OptimConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
-from segsweep.errors import Asked, Terminated, terminable
+from segsweep.errors import Asked, Terminated
+from segsweep.process import terminable
 from segsweep.runs.journal import Journal, read
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Start

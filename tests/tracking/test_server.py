@@ -48,6 +48,23 @@ def test_it_answers_says_where_and_leaves_nothing(database):
             os.killpg(group, 0)
 
 
+def _answers(port):
+    with socket.socket() as door:
+        return door.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_no_server_is_left_when_the_command_is_killed(database):
+    command = [sys.executable, "-m", "segsweep.commands.app", "ui", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        page = process.stdout.readline()
+        process.kill()
+    port = int(page.partition("/#")[0].rpartition(":")[2])
+    until = time.monotonic() + 20
+    while _answers(port):
+        assert time.monotonic() < until, "it still answers"
+        time.sleep(0.2)
+
+
 def test_a_taken_port_is_one_line_with_another_to_type(outputs, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

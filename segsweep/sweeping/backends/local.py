@@ -33,6 +33,7 @@ from typing import Any
 from segsweep.config.checks import read_file
 from segsweep.errors import ConfigError, DataError
 from segsweep.paths import save_json, speaker
+from segsweep.process import DEBUG, complain
 from segsweep.runs import journal, locks, stop
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
@@ -270,8 +271,8 @@ class LocalBackend:
             if before is not None:
                 os.environ["PYTHONSAFEPATH"] = before
         process = self._context.Process(target=target, args=arguments)
-        script = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")  # else each child would run the user's script from its top
+        # Else each child would run the user's script from its top.
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             process.start()
         finally:
@@ -379,6 +380,7 @@ def train(
     for name in filter(RANKS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ.update(environment)
+    os.environ.setdefault(DEBUG, "1")  # its output is a file, where a traceback belongs
     with _ranks(job, folder, claim.meeting):
         if controller:  # the thread after the ranks, which are forked
             threading.Thread(target=_end_with, args=(controller,), name="controller", daemon=True).start()
@@ -416,7 +418,7 @@ def _ranks(job: Job, folder: Path, meeting: Path) -> Iterator[None]:
         if other.exitcode is None:
             other.kill()
         elif killed := signalled(other.exitcode if other.exitcode < 0 else 0):
-            print(f"{speaker()}: rank {rank} of {size}: {killed}", file=sys.stderr, flush=True)
+            complain(f"{speaker()}: rank {rank} of {size}: {killed}")
     shutil.rmtree(meeting, ignore_errors=True)
 
 
