@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from segsweep.config.checks import read
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, redacted
 from segsweep.paths import atomically, locked, outputs, override, save_json
 from segsweep.tracking import views
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CURSOR = "tracking.json"
 TRUSTED = "tracking-uris"
+SQLITE = "sqlite:///"
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 PARAM_LENGTH, NOTE_LENGTH = 6000, 8000  # letters that MLflow takes
 
@@ -37,6 +38,7 @@ class Cursor:
     sending: bool = False  # more of them are on their way; a killed sync leaves it so
     ended: int | None = None  # records that there were when the run's end was sent; None while it goes on
     pictures: list[str] = field(default_factory=list)  # that have arrived, by their paths in the folder
+    drawing: bool = False  # more of them are on their way; a killed sync leaves it so
     parent: str | None = None  # run id of the sweep that a trial lies below
     swept: list[str] = field(default_factory=list)  # keys that a sweep varies
     closed: str = ""  # hash of the result that a sweep was closed with; empty while it goes on
@@ -70,13 +72,20 @@ def _read(folder: Path, name: str) -> tuple[Cursor, Mapping[str, object]]:
 
 def tracking_uri(uri: str | None = None) -> str:
     """Return `uri`, else `$MLFLOW_TRACKING_URI`, else an SQLite file in the outputs folder, as an absolute URI."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs() / 'mlflow.db'}"
+    path = re.sub(r"%(?=[0-9a-fA-F]{2})|\?", lambda found: f"%{ord(found[0]):X}", str(outputs() / "mlflow.db"))
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{path}"
+
+
+def file_of(uri: str) -> Path | None:
+    """Return the file of an SQLite database's URI; None of another."""
+    return Path(unquote(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
 
 
 def without_password(uri: str) -> str:
     """Return the URI as it may be printed and written down."""
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    return redacted(bare)
 
 
 def remember(uri: str) -> None:
@@ -145,13 +154,17 @@ def connected(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from mlflow import MlflowClient
 
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It logs with a traceback what it raises, too.
+    for chatty, level in (("mlflow", logging.CRITICAL), ("alembic", logging.WARNING)):
+        logging.getLogger(chatty).setLevel(level)
     outputs().mkdir(parents=True, exist_ok=True)
     with alone():
         client = MlflowClient(tracking_uri=uri)
         if not uri.startswith("http"):
             client.search_experiments(max_results=1)  # creates the file
+            if (database := file_of(uri)) and (written := Path(uri.removeprefix(SQLITE))) != database:
+                with suppress(OSError):  # MLflow makes the folder as it is written, too
+                    written.parent.rmdir()
     return client
 
 

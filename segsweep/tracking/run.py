@@ -25,6 +25,7 @@ ATTACHED = (
     *("summary.json", "plan.json", "split.csv", "code.diff", ".hydra/config.yaml", ".hydra/overrides.yaml"),
     *("figures/worst.png", "figures/training.png", "figures/augmented.png"),
 )
+FILES_OF_PICTURE = 2  # that MLflow makes: one is small
 ARRIVED = "val/loss"  # an epoch's last metric to be sent: where it is, all are
 KEPT = "kept"  # folder of the files that go from one host to another
 SCORES = ("val/", "test/")  # of the best epoch, that a model is compared by
@@ -163,6 +164,7 @@ class _Sync:
     def __init__(self, folder: Path, uri: str, run: Run, child: Child | None):
         self.folder, self.uri, self.run, self.child, self.first = folder, uri, run, child, run.starts[0]
         self.cursor, self.server = client.read_cursor(folder, uri), client.connected(uri)
+        self.drawn: set[str] = set()  # what arrived of a sync that was killed
         self.pictures = sorted((folder / "predictions").glob("*/*.png"))  # predictions/NAME/EPOCH.png
         self.child_tags = {"segsweep.kind": "trial", "mlflow.parentRunId": child.parent, **child.tags} if child else {}
 
@@ -184,20 +186,27 @@ class _Sync:
             self._send_records(records[cursor.sent :], arrived)
             cursor.sent, cursor.sending = len(records), False
             self._save()
-        for path in self.pictures:
-            name = path.relative_to(self.folder).as_posix()
-            if name not in cursor.pictures:
-                self._send_picture(path, int(path.stem))
-                cursor.pictures = sorted([*cursor.pictures, name])
-                self._save()
         end = self.run.end
-        if end and cursor.ended != len(records):
-            self._send_end(end)
+        ends = end if cursor.ended != len(records) else None
+        unsent = [path for path in self.pictures if path.relative_to(self.folder).as_posix() not in cursor.pictures]
+        if unsent or ends:
+            if cursor.drawing:
+                self.drawn = {Path(file.path).name for file in self.server.list_artifacts(cursor.run_id, "images")}
+            cursor.drawing = True
+            self._save()
+        for path in unsent:
+            self._send_picture(path, int(path.stem))
+            cursor.pictures = sorted([*cursor.pictures, path.relative_to(self.folder).as_posix()])
+            self._save()
+        if ends:
+            self._send_end(ends)
             if not self.child:  # the sweep has a view of its own
                 self._save_view()
             cursor.ended = len(records)
+        if cursor.drawing:
+            cursor.drawing = False
             self._save()
-        elif not end and not alive:
+        if not end and not alive:
             self.server.set_terminated(cursor.run_id, "KILLED", end_time=_milliseconds(records[-1]))
             cursor.ended = len(records)
             self._save()
@@ -212,12 +221,12 @@ class _Sync:
         start, child, cursor = self.first, self.child, self.cursor
         name = child.experiment if child else start.asked.experiment
         cursor.experiment_id = client.open_experiment(self.server, self.uri, name)
-        cursor.sent, cursor.sending, cursor.pictures = 0, True, []
+        cursor.sent, cursor.sending, cursor.pictures, cursor.drawing = 0, True, [], False
         # A sync that was killed after create_run left a run with this tag: go on with that.
         mine = f"tags.`segsweep.run` = '{start.run}'"
         found = self.server.search_runs([cursor.experiment_id], mine, max_results=1)
         if found:
-            cursor.run_id = found[0].info.run_id
+            cursor.run_id, cursor.drawing = found[0].info.run_id, True
             self._save()
             return
         tags = {
@@ -294,8 +303,18 @@ class _Sync:
             self.server.log_inputs(self.cursor.run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _send_picture(self, path: Path, step: int) -> None:
-        with Image.open(path) as image:
-            self.server.log_image(self.cursor.run_id, image.copy(), key=client.picture_key(path.parent), step=step)
+        """Send a picture that has not arrived, by MLflow's names of files; of a damaged one, say so."""
+        key, when = client.picture_key(path.parent), path.stat().st_mtime_ns // 1_000_000
+        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{when}+"
+        if sum(file.startswith(name) for file in self.drawn) >= FILES_OF_PICTURE:
+            return
+        try:
+            with Image.open(path) as opened:
+                image = opened.copy()
+        except (OSError, ValueError) as error:
+            log.warning("MLflow: %s is left out: %s", path, short(error))
+            return
+        self.server.log_image(self.cursor.run_id, image, key=key, step=step, timestamp=when)
 
     def _save_view(self) -> None:
         pictures = list(dict.fromkeys(client.picture_key(path.parent) for path in self.pictures))

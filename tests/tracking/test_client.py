@@ -166,6 +166,19 @@ def test_cursors_of_several_servers_lie_side_by_side(tmp_path):
     assert "secret" not in (tmp_path / CURSOR).read_text()
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a?b", "a%b", "a#b ü"])
+def test_the_database_lies_in_the_outputs_folder_whatever_that_is_called(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSWEEP_OUTPUTS", str(tmp_path / name))
+    uri = client.tracking_uri()
+    assert client.file_of(uri) == tmp_path / name / "mlflow.db"
+    number = client.open_experiment(client.connected(uri), uri, "x")
+    run = client.connected(uri).create_run(number)
+    client.connected(uri).log_text(run.info.run_id, "said", "file.txt")
+    assert (tmp_path / name / "mlflow.db").exists()
+    assert [path.name for path in (tmp_path / name).rglob("file.txt")] == ["file.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_an_experiment_of_any_name_keeps_its_files_in_the_outputs_folder(database, outputs, tmp_path):
     asked = RunConfig(tracking=TrackingConfig(experiment="../../elsewhere"))
     run_id = sync(records.write(tmp_path / "run", records.start(asked)))

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -182,6 +183,69 @@ def test_a_sync_killed_while_sending_is_made_good(folder, database, lost):
     sync(folder)
     client, (run,) = runs()
     assert steps(client, run) == ([1, 2] if lost == "after" else [1, 2, 3])
+
+
+def everything(client, run):
+    """All that MLflow has of a run, without ids and times of its own."""
+    metrics = {
+        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+    }
+    files = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
+    pictures = sorted(re.sub(r"\+[0-9a-f-]{36}", "", path) for path in files)
+    tags = {name: value for name, value in run.data.tags.items() if name != "segsweep.folder"}
+    return metrics, pictures, run.data.params, tags, run.info.status
+
+
+def test_wherever_a_sync_is_killed_one_more_makes_all_level(folder, tmp_path, database, monkeypatch):
+    """Killed before and after each of its calls: what MLflow has then is what one sync gives, every value once."""
+    names = ("create_run", "log_batch", "log_image", "log_artifact", "log_inputs", "set_tag", "set_terminated")
+    names += ("create_logged_model", "finalize_logged_model")
+    calls, whole = [], {name: getattr(MlflowClient, name) for name in names}
+
+    def counted(name, stop=None):
+        def call(self, *arguments, **named):
+            own = len(calls)
+            calls.append(name)
+            if stop == (own, "before"):
+                raise KeyboardInterrupt
+            result = whole[name](self, *arguments, **named)
+            if stop == (own, "after"):
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    def synced(where, stop=None):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(MlflowClient, name, counted(name, stop))
+            return sync(where)
+
+    monkeypatch.setattr("segsweep.tracking.run.METRICS_PER_CALL", 20)
+    synced(folder)
+    client, (first,) = runs()
+    expected, number = everything(client, first), len(calls)
+    assert number > 20
+    client.delete_run(first.info.run_id)
+    ends = {name: i for i, name in enumerate(calls)}  # the first and the last call of each kind
+    chosen = sorted({*ends.values(), *(calls.index(name) for name in ends)})
+    for at in chosen:
+        for moment in ("before", "after"):
+            cut = shutil.copytree(folder, tmp_path / f"{at}-{moment}")
+            (cut / CURSOR).unlink()
+            with pytest.raises(KeyboardInterrupt):
+                synced(cut, (at, moment))
+            number = sync(cut)
+            found = client.get_run(number)
+            torn = calls[at] == "log_artifact"  # of the two files that a picture is: it is sent again
+            level = everything(client, found)
+            if torn:
+                level[1][:] = sorted(set(level[1]))
+            assert level == expected, (at, moment)
+            assert len(client.search_logged_models([found.info.experiment_id], f"source_run_id = '{number}'")) == 1
+            client.delete_run(number)
+            shutil.rmtree(cut)
 
 
 def test_a_lost_cursor_finds_its_run_again(folder, database):
