@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +15,14 @@ import PIL
 from PIL import Image, UnidentifiedImageError, features
 
 from segsweep.errors import DataError, first_line
+from segsweep.paths import extra
 
 TIFF = (".tif", ".tiff")
 LARGEST = 400_000_000  # pixels, all pages together; a file may state any size and unpack to it
 ORIENTATION, GDAL_NODATA = 274, 42113  # tags, the first of EXIF and TIFF
 WHITE_IS_ZERO, RGB, PALETTE, MASK, CMYK = 0, 2, 3, 4, 5  # TIFF's photometric interpretations; 1: black is zero
+PIECE = 1 << 20  # bytes that are unpacked at a time to see how many there are
+DEFLATE = (8, 32946)  # TIFF's compressions by zlib
 ALPHA = (1, 2)  # TIFF's extra samples that are alpha, multiplied into the colours or not
 GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 LOSSY = ("JPEG", "MPO", "WEBP")
@@ -118,10 +123,30 @@ def _deep_png(path: Path) -> Raster:
     """A PNG with 16 bits in each of several channels, of which Pillow would drop 8."""
     import png
 
-    width, height, rows, about = png.Reader(bytes=path.read_bytes()).read()
+    content = path.read_bytes()
+    reader = png.Reader(bytes=content)
+    reader.preamble()
+    size = reader.height * (1 + 2 * reader.planes * reader.width)
+    _refuse_bomb(path, (data for kind, data in png.Reader(bytes=content).chunks() if kind == b"IDAT"), size)
+    width, height, rows, about = png.Reader(bytes=content).read()
     pixels = np.vstack([np.array(row, np.uint16) for row in rows]).reshape(height, width, about["planes"])
     has_alpha = about["planes"] in (2, 4)
     return Raster(pixels[..., :-1], pixels[..., -1]) if has_alpha else Raster(pixels)
+
+
+def _refuse_bomb(path: Path, packed: Iterable[bytes], size: int) -> None:
+    """Refuse what unpacks to far more than its header says, by DEFLATE, which packs a thousand bytes into one.
+
+    Damaged data are left to whoever decodes them.
+    """
+    unpacker, left = zlib.decompressobj(), 2 * size + 4096  # interlaced rows are more
+    with suppress(zlib.error):
+        for block in packed:
+            while block and left > 0:
+                left -= len(unpacker.decompress(block, min(left, PIECE)))
+                block = unpacker.unconsumed_tail
+    if left <= 0:
+        raise DataError(f"{path}: unpacks to more than its header says: damaged, or made to fill the memory.")
 
 
 def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
@@ -144,13 +169,18 @@ def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
                     raise DataError(f"{path}: holds {part.axes or 'nothing'} and no image with height and width.")
             if one_page and pages > 1:
                 raise DataError(f"{path}: holds {pages} pages; one is needed. Save them apart.")
+            for whole in (page for page in full if page.compression in DEFLATE):
+                size = math.prod(whole.chunks) * whole.dtype.itemsize
+                for start, length in zip(whole.dataoffsets, whole.databytecounts, strict=True):
+                    file.filehandle.seek(start)
+                    _refuse_bomb(path, [file.filehandle.read(length)], size)
             try:
                 stacked = [_stacked(part) for part in parts]
                 found = _interpreted(path, page, np.concatenate(stacked, 2) if len(parts) > 1 else stacked[0], one_page)
             except (ValueError, NotImplementedError) as error:  # a codec that tifffile lacks
                 by_pillow = _by_pillow(path, page, parts) if _pillow_reads(page) else None
                 if by_pillow is None:
-                    hint = ' pip install -e ".[tiff]" reads more of them.' if "imagecodecs" in str(error) else ""
+                    hint = f" {extra('tiff')} reads more of them." if "imagecodecs" in str(error) else ""
                     raise DataError(f"{path}: cannot be read: {first_line(error)}{hint}") from error
                 found = by_pillow
             if not found.samples.size:

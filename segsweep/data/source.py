@@ -78,7 +78,8 @@ def image_files(root: Path) -> list[Path]:
 def walk_images(folder: Path, deep: bool = True, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Yield the images in a folder in any order, and with `deep` those in its folders; none where there is no folder.
 
-    `above` are the folders on the way: a link back into one is not followed. ConfigError: a folder cannot be listed.
+    `above` are the folders on the way: a link back into one is not followed. ConfigError: a folder cannot be listed;
+    DataError: an image's name is no text.
     """
     real = os.path.realpath(folder)
     if real in above or not folder.is_dir():
@@ -94,6 +95,9 @@ def walk_images(folder: Path, deep: bool = True, above: frozenset[str] = frozens
             if deep:
                 yield from walk_images(folder / entry.name, above=above | {real})
         elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):  # bytes that are no UTF-8
+                how = "Rename it, as convmv -f latin1 -t utf8 -r --notest does with all in a folder."
+                raise DataError(f"{folder / entry.name}: its name is no text in UTF-8. {how}")
             yield folder / entry.name
 
 

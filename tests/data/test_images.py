@@ -844,6 +844,29 @@ def test_a_file_that_states_a_monstrous_size_is_refused_without_room_made_for_it
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_what_unpacks_to_more_than_the_header_says_is_not_unpacked(tmp_path, kind):
+    """100 MB of zeros, of which the image needs 24 KB."""
+    packed = zlib.compress(bytes(100_000_000), 9)
+    path = tmp_path / f"a.{kind}"
+    if kind == "png":
+
+        def chunk(name, data):
+            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+        header = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+    else:
+        tifffile.imwrite(path, iter([packed]), shape=(64, 64), dtype=np.uint16, compression="zlib", rowsperstrip=64)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="unpacks to more than its header says"):
+            raster.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_long_thin_image_is_not_large(tmp_path):
     assert read_image(saved(tmp_path / "a.png", np.zeros((1, 60_000), np.uint8))).shape == (1, 60_000, 1)
 
