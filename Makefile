@@ -2,7 +2,7 @@ PYTHON ?= python
 # Names the raw results.
 HARDWARE ?= cpu
 
-.PHONY: check test test-browser lint bench bench-gpu
+.PHONY: check test test-browser fuzz lint bench bench-gpu
 
 check: lint test  ## everything a change must pass
 
@@ -29,3 +29,6 @@ bench:  ## what benchmarks/RESULTS.md reports; needs pip install -e ".[bench]" a
 bench-gpu:  ## one GPU, twelve minutes; the same again measures what is missing
 	for part in A B C; do $(PYTHON) benchmarks/gpu.py --part $$part; done
 	$(PYTHON) benchmarks/gpu.py --table
+
+fuzz:  ## words and files as nobody means them; MINUTES=60 for each of three tests
+	SEGSWEEP_FUZZ=$(or $(MINUTES),1) $(PYTHON) -m pytest -m fuzz tests/fuzz -s

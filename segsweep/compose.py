@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -31,11 +32,15 @@ from segsweep.paths import ROOT, for_shell, is_pattern, literal, outputs, overri
 T = TypeVar("T")
 CONF = str(ROOT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
-FAILURES = (HydraException, OmegaConfBaseException)
 KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, PREFIX))}
 PATHS = tuple(key.name for key in keys() if key.role.is_path)
 TEXTS = ("hydra.run.dir", "hydra.sweep.dir", *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
 GROUPS = ("sweeps", *(path.name for path in Path(CONF).iterdir() if path.is_dir()))
+# Hydra's, which may be cut short.
+FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
 PATTERNS = ("data.images", "data.masks")  # may be patterns, below data.root
 PLAIN = re.compile(r"""(?!['"\s])([^][(){},$]|\$(?!\{))+""")  # it asks for no quotes, list, function or interpolation
 PARSER = OverridesParser.create()
@@ -103,6 +108,14 @@ def expanded(words: Sequence[str]) -> list[str]:
         else:
             found.append(word)
     return found
+
+
+def refuse_flags(words: Sequence[str]) -> None:
+    """Refuse what looks like a flag and is none of Hydra's, with the key that was meant."""
+    for word in words:
+        flag, _, text = word.partition("=")
+        if flag.startswith("--") and len(flag) > 2 and not any(known.startswith(flag) for known in FLAGS):
+            raise ConfigError(f"{flag}: no such flag. {_no_such_key(flag.lstrip('-').replace('-', '_'), text)}")
 
 
 def passed_over(words: Sequence[str]) -> list[str]:
@@ -201,7 +214,9 @@ def _composed(words: Sequence[str], of: Callable[[DictConfig], T]) -> T:
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
             return of(compose("config", list(words)))
-    except FAILURES as error:
+    except Exception as error:
+        if not is_hydras(error):
+            raise
         raise ConfigError(explain(error, words)) from error
     finally:
         restore_gh_from_backup(around)
@@ -234,6 +249,15 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def is_hydras(error: BaseException) -> bool:
+    """Tell whether an error is of Hydra, or of OmegaConf: then the words are at fault, whatever its type is."""
+    if isinstance(error, ConfigError):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    by = str(frames[-1].f_globals.get("__name__")).partition(".")[0] if frames else ""
+    return isinstance(error, (HydraException, OmegaConfBaseException)) or by in ("hydra", "omegaconf", "antlr4")
+
+
 def explain(error: Exception, argv: Sequence[str]) -> str:
     """Hydra's and OmegaConf's errors in one line, with the closest name where a name was wrong."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -243,6 +267,8 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
     for name, _, text in (word.lstrip("+~").partition("=") for word in argv if "=" in word):
         if re.fullmatch(r"[\w.]+", name) and not _is_known(name):
             return _no_such_key(name, text)
+    if wrong_option := next(filter(None, map(_no_name, argv)), None):
+        return wrong_option
     if "--multirun" in str(error) and (swept := [word for word in argv if _is_sweep(word)]):
         return _needs_multirun(swept[0])
     if find_spec(STOCK) and any("sweeper" in text for text in (*argv, str(error))):
@@ -257,7 +283,24 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
     lines = [line.strip() for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     noise = ("full_key:", "reference_type", "object_type", "Set the environment variable")
     kept = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
-    return " ".join(kept)
+    said = " ".join(kept) or type(error).__name__
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return said
+    own = [word for word in argv if word.startswith(("-", "~", "hydra"))] or argv
+    return f"{' '.join(own)}: Hydra does not take that: {said}"
+
+
+def _no_name(word: str) -> str | None:
+    """Say of a group that it is given by an option's name, where its value is something else."""
+    group = key_of(word)
+    parsed = _parsed(word)
+    value = parsed.value() if parsed and not parsed.is_sweep_override() else ""
+    if isinstance(value, str) or value is None or not (group in GROUPS or "/" in group):
+        return None
+    above = ROOT if group == "sweeps" else Path(CONF)
+    options = sorted(path.stem for path in (above / group).glob("*.yaml"))
+    known = f" There are: {', '.join(options)}." if options and group != "encoder" else ""
+    return f"{word}: must be {group}=NAME.{known}"
 
 
 def _no_such_option(file: str, options: Sequence[str]) -> str:
@@ -311,7 +354,10 @@ def _unreadable(word: str) -> str:
     name, equals, text = word.partition("=")
     said = f"{word}: cannot be read as KEY=VALUE."
     if not equals:
-        return said
+        path = Path(word).expanduser()
+        if path.suffix in valuefile.SUFFIXES and path.is_file():
+            return f"{said} Try {override('data', word)}"
+        return f"{said} Try data=folder {override('data.root', word)}" if path.is_dir() else said
     key = name.lstrip("+")
     if _parsed(f"{name}=x") and not _is_known(key):
         return _no_such_key(key, text)

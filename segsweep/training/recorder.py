@@ -20,11 +20,12 @@ import segsweep
 from segsweep import console, metrics
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
-from segsweep.errors import Asked, ConfigError, Failure, Terminated, first_line
+from segsweep.errors import Asked, ConfigError, Failure, Terminated, first_line, redacted
 from segsweep.figures import pictures
 from segsweep.nn import UNet, checkpoint
 from segsweep.nn.checkpoint import LAST
 from segsweep.paths import BEST, atomically, nan_to_none, save_json
+from segsweep.process import show
 from segsweep.runs import provenance
 from segsweep.runs.journal import Journal
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Run, Start, Status, decode, encode
@@ -63,7 +64,7 @@ class Outcome:
         if isinstance(error, Asked):
             return cls("stopped", str(error))
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        return cls("failed", reason, error=error)
+        return cls("failed", redacted(reason), error=error)
 
     @property
     def failure(self) -> Failure | None:
@@ -103,12 +104,17 @@ class Recorder:
             training.state.progress = done
             return
         state = checkpoint.load_state(self.folder / LAST, training.state.device)
-        training.state.load_state_dict(state)
-        progress = training.state.progress
-        if progress.epoch > len(self.run.epochs):  # killed between the checkpoint and its record
-            record = decode(nan_to_none(state["record"] | {"kind": "epoch"}), self.folder / LAST)
-            assert isinstance(record, EpochRecord)
-            self._unwritten = record
+        try:
+            training.state.load_state_dict(state)
+            progress = training.state.progress
+            if progress.epoch > len(self.run.epochs):  # killed between the checkpoint and its record
+                record = decode(nan_to_none(state["record"] | {"kind": "epoch"}), self.folder / LAST)
+                assert isinstance(record, EpochRecord)
+                self._unwritten = record
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"{self.folder / LAST}: damaged: {first_line(error)} Start a new run.") from error
         best = self.folder / BEST
         if progress.best_epoch == progress.epoch != (checkpoint.describe(best).epoch if best.exists() else 0):
             self._save_best()
@@ -217,13 +223,13 @@ class Recorder:
     def summarize(self) -> None:
         """Write `summary.json` from the journal, print it, and close MLflow."""
         summary, end = self._save_summary(), self.run.end
-        print(console.result(self.folder, summary, end.reason if end else ""), flush=True)
+        show(console.result(self.folder, summary, end.reason if end else ""))
         if self._background:
             self._ask()
             problem = self._background.close()
             self._save_summary()  # again, for the run's id
             shown_by = client.show_command(self.folder, self.training.asked.tracking.uri)
-            print(console.tracked(self.folder, shown_by, problem), flush=True)
+            show(console.tracked(self.folder, shown_by, problem))
 
     def close(self) -> None:
         """Let go of the journal and of MLflow, whatever happened."""

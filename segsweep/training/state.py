@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segsweep.config.checks import read
 from segsweep.training.optim import Average
 
 
@@ -49,7 +50,7 @@ class TrainState:
         for name, part in self._parts():
             if state[name]:  # a scaler that is switched off gives nothing
                 part.load_state_dict(state[name])
-        self.progress = Progress(**state["progress"])
+        self.progress = read(Progress, state["progress"], "progress")
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         yield from {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}.items()
