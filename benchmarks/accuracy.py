@@ -414,6 +414,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RAW / "accuracy.jsonl")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     parser.add_argument("--lead", action="store_true", help="only print how far ours is ahead of careful")
+    parser.add_argument("--commit", default="", help="whose rows count, as it begins: others are as if not there")
     arguments = parser.parse_intermixed_args()
     tasks = [word for word in arguments.tasks if word in TASKS]
     typed = [word for word in arguments.tasks if word not in TASKS]
@@ -422,6 +423,7 @@ def main() -> None:
     if arguments.core is not None:
         os.sched_setaffinity(0, {arguments.core})
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    rows = [row for row in rows if row["commit"].startswith(arguments.commit)]
     if arguments.lead:
         print(lead(rows, tasks))
         return

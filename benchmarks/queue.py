@@ -14,7 +14,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -62,6 +61,10 @@ ARMS = {
     "batch 8": ("train.batch_size=8",),
     "large zooms": ("augmentation.scale=0.5", "augmentation.translate=0.1"),
     "wide": ("decoder.width=[128,64,32,16,16]",),
+    "last 24": ("decoder.width=[96,48,24,24,24]",),
+    "lr 6e-3": ("optim.lr=6e-3",),
+    "symmetries": ("augmentation.vflip=0.5", "augmentation.transpose=0.5"),
+    "foreground": ("data.foreground=0.333",),
 }
 BASE = "base"  # the arm that cells have
 
@@ -140,15 +143,15 @@ def rows(stage: str) -> list[dict[str, Any]]:
 
 
 def table(stage: str) -> str:
-    """Best validation IoU of each group, mean over the seeds, and the mean over the groups that all have."""
+    """Best validation IoU of each group, mean over the seeds, and the mean over the groups that are there."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows(stage):
         found.setdefault(row["name"], {}).setdefault(row["group"], []).append(row["best"])
     lines = [f"| {stage} | {' | '.join(GROUPS)} | mean |", "|---" * (len(GROUPS) + 2) + "|"]
     for name, by_group in found.items():
-        means = [statistics.mean(by_group[g]) if g in by_group else math.nan for g in GROUPS]
-        shown = [f"{m:.3f} ({len(by_group.get(g, []))})" for m, g in zip(means, GROUPS, strict=True)]
-        lines.append(f"| {name} | {' | '.join(shown)} | {statistics.mean(means):.3f} |")
+        means = {group: statistics.mean(scores) for group, scores in by_group.items()}
+        shown = [f"{means[group]:.3f} ({len(by_group[group])})" if group in means else "" for group in GROUPS]
+        lines.append(f"| {name} | {' | '.join(shown)} | {statistics.mean(means.values()):.3f} of {len(means)} |")
     return "\n".join(lines)
 
 

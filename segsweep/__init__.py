@@ -1,4 +1,11 @@
-"""segsweep: which backbone and which learning rate are best for my segmentation data?"""
+"""segsweep: which backbone and which learning rate are best for my segmentation data?
+
+    run = segsweep.train({"data": "folder", "data.root": "cells", "optim.lr": 1e-3})
+    found = segsweep.sweep({"data": "folder", "data.root": "cells"}, n_trials=8)
+    segsweep.load(run.folder).predict("scan.png").classes
+
+`segsweep.choice` and `segsweep.interval` say what a sweep tries. Keys are those of `segsweep train --help`.
+"""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -14,6 +21,10 @@ __all__ = ["__version__", "choice", "interval", "load", "sweep", "train"]
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

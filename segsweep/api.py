@@ -215,7 +215,9 @@ class TrainedModel:
             picture = model.picture(Path(image))
             pixels, lacking = picture.pixels, picture.lacking
         else:
-            pixels = np.asarray(image)
+            pixels = np.array(image)  # a copy: what Pillow gives may not be written
+            if pixels.ndim not in (2, 3):
+                raise DataError(f"image: must be one file, or pixels h w or h w c, not {type(image).__name__}.")
             pixels = model.accept(pixels[..., None] if pixels.ndim == 2 else pixels, "image")
             if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
                 raise DataError("image: has pixels that are not finite. Give the file, or fill them.")
@@ -228,7 +230,7 @@ class TrainedModel:
         return Prediction(pixels, classes, probabilities, self.classes, (model.range[0], model.range[1]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What a model says of an image. A notebook shows the image with the classes painted over it."""
 
@@ -237,6 +239,11 @@ class Prediction:
     probabilities: np.ndarray  # float32 `k h w`: of each class, or of two the foreground's (k = 1); NaN without data
     names: list[str]  # of the classes
     range: tuple[float, float]  # of the training's pixels: what is shown black and white
+
+    def __repr__(self) -> str:
+        height, width = self.classes.shape
+        shares = [f"{name} {100 * float((self.classes == i).mean()):.1f} %" for i, name in enumerate(self.names)]
+        return f"Prediction({height} x {width}: {', '.join(shares)})"
 
     def save(self, path: str | Path) -> None:
         """Write the class indices as a PNG with a palette."""

@@ -103,5 +103,5 @@ def check(name: str) -> None:
         what = "not a timm model"
         near = closest(architecture, known, n=3)
     if not near:
-        raise ConfigError(f"encoder={name}: {what}. List them with: python -c 'import timm; print(timm.list_models())'")
+        raise ConfigError(f"encoder={name}: {what}. List them: segsweep encoders")
     raise ConfigError(f"encoder={name}: {what}. Closest: {', '.join(near)}. Try encoder={near[0]}.")

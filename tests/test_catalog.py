@@ -50,7 +50,7 @@ def test_the_tags_are_timms():
         ),
         ("resnet34.qqqqqqqq", r"no pretrained tag 'qqqqqqqq'\. Closest: resnet34\.a1_in1k"),
         ("botnet50ts_256.in1k", r"no pretrained tag 'in1k'\. Closest: botnet50ts_256\. Try encoder=botnet50ts_256\.$"),
-        ("qqqqqqqqqqqq", r"^encoder=qqqqqqqqqqqq: not a timm model\. List them with: python -c"),
+        ("qqqqqqqqqqqq", r"^encoder=qqqqqqqqqqqq: not a timm model\. List them: segsweep encoders"),
         ("", "not a timm model"),
     ],
 )

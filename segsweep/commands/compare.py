@@ -5,6 +5,7 @@ from pathlib import Path
 
 from segsweep.commands.common import RUN
 from segsweep.paths import outputs
+from segsweep.process import complain, show
 from segsweep.runs import journal
 
 HELP = "runs side by side: what differs, and how well they did"
@@ -29,8 +30,11 @@ def run(options: Namespace) -> int:
     keys = options.group_by.split(",") if options.group_by else ()
     detailed = options.format in ("text", "markdown") and not keys and not options.sweep
     if len(folders) == 2 and detailed and all(map(journal.exists, folders)):
-        print(pair(folders[0], folders[1], options.format))
+        show(pair(folders[0], folders[1], options.format))
     else:
         folders += [options.sweep] if options.sweep else []
-        print(shown(table(runs(folders or [outputs()]), keys), options.format))
+        rows = table(runs(folders or [outputs()]), keys)
+        show(shown(rows, options.format))
+        if "data" in rows:
+            complain("segsweep: the runs are of several data sets, whose scores do not compare")
     return 0

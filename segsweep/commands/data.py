@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segsweep.paths import outputs
+from segsweep.process import show
 
 HELP = "look at a data set: what is in it, what is wrong, a plan, a sheet of pictures"
 SHEET = 24  # pairs on the sheet of pictures
@@ -29,15 +30,18 @@ def run(options: Namespace) -> int:
 
     config = configuration(options.overrides)
     dataset = load(config.data, config.train.workers)
-    print(dataset.summary().table())
+    show(dataset.summary().table())
     found = fingerprint(dataset)
-    print(found.table())
+    show(found.table())
     if plan := plan_data(Settings.of(config), found).table():
-        print(plan)
+        show(plan)
     for note in dataset.notes:
-        print(f"note            {note}")
+        show(f"note            {note}")
     for warning in dataset.warnings():
-        print(f"warning         {warning}")
+        show(f"warning         {warning}")
+    for parts in found.classes:
+        if not parts.parts:
+            show(f"warning         {parts.name}: in no training mask. Check data.classes, or drop it")
     pairs = []
     for part, indices in dataset.parts.items():
         share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))
@@ -45,10 +49,11 @@ def run(options: Namespace) -> int:
         telling = [i for i in indices if i not in empty]
         for i in evenly_spaced(telling if len(telling) >= share else indices, share):
             classes = dataset.labels.table[dataset.store.mask(i).numpy()]
-            pairs.append((f"{part}: {dataset.samples[i].key}", dataset.store.image(i).numpy(), classes))
+            key = dataset.samples[i].key.removeprefix(f"{part}/")
+            pairs.append((f"{part}: {key}", dataset.store.image(i).numpy(), classes))
     named = hashlib.sha256(repr((dataset.labels.names, dataset.labels.groups)).encode()).hexdigest()[:6]
     path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}-{named}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.contact_sheet(pairs, dataset.labels.names).save(path)
-    print(f"pictures        {path}")
+    show(f"pictures        {path}")
     return 0

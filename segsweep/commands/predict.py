@@ -1,13 +1,13 @@
 """`segsweep predict`: masks for images."""
 
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from segsweep.commands.common import RUN, add_inference, find_model, load_predictor
-from segsweep.errors import DataError
+from segsweep.errors import ConfigError, DataError
 from segsweep.paths import outputs
+from segsweep.process import complain, show
 
 HELP = "masks for images, by a trained model"
 VALUES = ("classes", "original")
@@ -16,7 +16,7 @@ VALUES = ("classes", "original")
 def arguments(parser: ArgumentParser) -> None:
     add_inference(parser)
     parser.add_argument("run", metavar="RUN", help=RUN)
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or patterns in quotes")
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, or patterns in quotes")
     where = "where the masks go; not searched for images (default: outputs/predictions/RUN)"
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
     values = "class indices with a palette (default), or the values or colours of the training's masks"
@@ -32,30 +32,37 @@ def run(options: Namespace) -> int:
     from segsweep.inference.predict import find_images, predict
     from segsweep.nn.checkpoint import describe
 
+    if not options.images:
+        raise ConfigError(f"{options.run}: is that the model, or an image? Type segsweep predict RUN IMAGES.")
     found = find_model(options.run)
     form = MaskForm.original(describe(found.model)) if options.values == "original" else INDICES
     folder = options.output or outputs() / "predictions" / _named(found.model)
     images = find_images(options.images, folder, form.suffix)
     predictor = load_predictor(options, found)
-    started, problems, lacking = time.perf_counter(), 0, 0
+    started, problems, lacking, grey = time.perf_counter(), 0, 0, 0
     overlay, probabilities = options.overlay, options.probabilities
     for outcome in predict(
         predictor, images, folder, form=form, overlay=overlay, probabilities=probabilities, watch=console.bar
     ):
         lacking += outcome.lacking
+        grey += outcome.grey
         if outcome.problem:
             problems += 1
-            print(f"segsweep: {outcome.problem}", file=sys.stderr)
+            complain(f"segsweep: {outcome.problem}")
     done = len(images) - problems
-    print(f"masks           {done} in {folder}, {done / (time.perf_counter() - started):.1f} images/s")
+    if grey:
+        show(f"note            {console.counted(grey, 'image')} of {len(images)} grey; the model was trained on colour")
+    if not done:
+        return DataError.exit_code
+    show(f"masks           {done} in {folder}, {done / (time.perf_counter() - started):.1f} images/s")
     for name in [OVERLAYS] * overlay + [PROBABILITIES] * probabilities:
-        print(f"{name:16}{folder / name}")
+        show(f"{name:16}{folder / name}")
     values = zip(form.values(len(predictor.classes)), predictor.classes, strict=True)
-    print(f"classes         {', '.join(f'{value} {name}' for value, name in values)}")
+    show(f"classes         {', '.join(f'{value} {name}' for value, name in values)}")
     if lacking:
-        print(f"no data         {lacking} pixels of the images: {form.void} in the masks, which no class has")
+        show(f"no data         {lacking} pixels of the images: {form.void} in the masks, which no class has")
     if problems:
-        print(f"not done        {problems} of {len(images)}")
+        show(f"not done        {problems} of {len(images)}")
     return DataError.exit_code if problems else 0
 
 

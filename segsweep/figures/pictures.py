@@ -124,7 +124,8 @@ def contact_sheet(
     """
     side, font = 160, ImageFont.load_default(size=11)
     width = 2 * side + 2 * MARGIN
-    legend = _legend([*zip(names, COLORS, strict=False), ("void", COLORS[VOID])], columns * width)
+    void = [("void", COLORS[VOID])] if any((mask == VOID).any() for _, _, mask in pairs) else []
+    legend = _legend([*zip(names, COLORS, strict=False), *void], columns * width)
     longest = [side * mask.shape[0] / max(mask.shape) for _, _, mask in pairs]
     heights = [HEADER + int(max(longest[i : i + columns])) for i in range(0, len(pairs), columns)]
     tops = np.cumsum([legend.height, *heights])
@@ -135,7 +136,7 @@ def contact_sheet(
         left, top = (i % columns) * width + MARGIN, int(tops[i // columns])
         low, high = (0.0, 255.0) if image.dtype == np.uint8 else np.percentile(image, (0.5, 99.5))
         rgb = shown(image, low, high)
-        for j, panel in enumerate((rgb, overlay(rgb, classes, 0.7))):
+        for j, panel in enumerate((rgb, overlay(rgb, classes))):
             tile = Image.fromarray(panel)
             tile.thumbnail((side, side), Image.Resampling.BILINEAR)
             _framed(sheet, tile, (left + j * (side + 2), top + HEADER - 4))

@@ -33,7 +33,7 @@ from segsweep.nn.checkpoint import ModelInfo, load_model
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import UNet, predict
-from segsweep.paths import atomically
+from segsweep.paths import atomically, extra
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def export(
 def needs(kind: str) -> None:
     """Refuse a format whose packages are not installed by a `ConfigError`."""
     if missing := ", ".join(name for name in NEEDED[kind] if find_spec(name) is None):
-        raise ConfigError(f"--format {kind}: needs {missing}, not installed. Type: pip install -e '.[export]'")
+        raise ConfigError(f"--format {kind}: needs {missing}, not installed. Type: {extra('export')}")
 
 
 def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]:

@@ -76,6 +76,11 @@ class Predictor:
         given = (tile, tile) if tile else self.info.tile
         self._tile = limit(self.info.size, self._model.encoder.input_size, given)
 
+    @property
+    def channels(self) -> int:
+        """Of the images that the model was trained on."""
+        return self._model.in_channels
+
     def read(self, path: Path) -> np.ndarray:
         """Read an image's file as training did, `h w c`; a `DataError` where it cannot be taken."""
         return self.picture(path).pixels
@@ -161,6 +166,7 @@ class Outcome:
     image: Path
     mask: Path
     problem: str = ""
+    grey: bool = False  # an image of one channel, by a model of colour
     lacking: int = 0  # pixels without data, which are of no class in the mask
 
 
@@ -254,7 +260,8 @@ def predict(
                 write(picture.pixels, parts, place, predictor.range, form, georeference(path), lacking)
             except OSError as error:
                 raise unwritable(folder, error, "DIR") from error
-            yield Outcome(path, place.mask, lacking=0 if lacking is None else int(lacking.sum()))
+            grey = picture.pixels.shape[2] == 1 and predictor.channels == 3
+            yield Outcome(path, place.mask, grey=grey, lacking=0 if lacking is None else int(lacking.sum()))
         group.clear()
 
     jobs = (partial(read, path) for path, _ in images)

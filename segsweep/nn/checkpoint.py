@@ -79,7 +79,13 @@ def save_model(
     info = ModelInfo(model.arguments, list(classes), (size[0], size[1]), resize, model.weights_source, **more)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"segsweep": json.dumps({"version": VERSION, **asdict(info)})}
-    atomically(path, lambda target: save_file(tensors, target, metadata=metadata))
+
+    def write(target: Path) -> None:
+        mode = target.stat().st_mode
+        save_file(tensors, target, metadata=metadata)
+        target.chmod(mode)  # safetensors lets nobody else read it
+
+    atomically(path, write)
 
 
 def describe(path: str | Path) -> ModelInfo:

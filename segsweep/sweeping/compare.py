@@ -61,7 +61,9 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     cost = [name for name in COST if name in rows]
     data = ["data"] if _several(rows) else []
     if not group_by:
-        return _best_first(rows[["run", *data, *_differing(rows), "weights", *scores, *cost, "status"]])
+        differ = _differing(rows)
+        told = rows.assign(run=rows["run"].map(_from_here), **{name: rows[name].map(_typed) for name in differ})
+        return _best_first(told[["run", *data, *differ, "weights", *scores, *cost, "status"]])
     for key in group_by:
         if key not in rows:
             hint = suggestion(key, [str(column) for column in rows if _is_setting(str(column))], "Try ")
@@ -181,6 +183,11 @@ def _role(folder: Path) -> str:
 def _differing(rows: pd.DataFrame) -> list[str]:
     """Return the settings that are not the same in all rows; `auto`, in old ones' records, may be any value."""
     return [c for c in rows if _is_setting(c) and len({*rows[c].map(_typed)} - {"auto"}) > 1]
+
+
+def _from_here(folder: str) -> str:
+    """Return a path as one types it in the working folder."""
+    return str(Path(folder).relative_to(Path.cwd())) if Path(folder).is_relative_to(Path.cwd()) else folder
 
 
 def _several(rows: pd.DataFrame) -> bool:

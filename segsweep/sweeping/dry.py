@@ -5,6 +5,7 @@ from statistics import mean
 
 from segsweep import console
 from segsweep.config.schema import EPOCHS
+from segsweep.process import show
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.live import duration
 from segsweep.sweeping.plan import Plan
@@ -17,7 +18,7 @@ def run(plan: Plan) -> None:
     """Print what the sweep would take; nothing is begun, and no folder made. Raises what `told` raises."""
     backend = backend_of(plan)
     try:
-        print(told(plan, backend), flush=True)
+        show(told(plan, backend))
     finally:
         backend.close()
 
@@ -47,6 +48,7 @@ def told(plan: Plan, backend: Backend) -> str:
     how = [console.counted(trials, "trial"), *([f"{finalists} x {asked.repeats} finalists' repeats"] * bool(finalists))]
     lines = [
         ("trainings", f"{trainings} from the beginning: {', '.join(how)}; {backend.capacity} at once"),
+        ("each", f"{base.train.epochs} epochs" if base.train.epochs else f"{base.train.time_budget:g} s"),
         *(("one training" * (not i), row) for i, row in enumerate(rows)),
         *([("timed with", f"{' '.join(first)}: trials have other values, too")] * bool(first)),
         ("all", f"about {duration(seconds)}{'; less where trials are pruned' * (asked.pruner != 'none')}"),

@@ -7,6 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from segsweep.console import SILENCE
 from segsweep.runs.trial import Trial, seconds_left
 from segsweep.sweeping.finalists import FOLDER
 from segsweep.sweeping.scheduler import Event
@@ -27,7 +28,7 @@ class Board:
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
         self._told: set[str] = set()  # why trials were refused
-        self._last = 0.0  # when the board was drawn
+        self._last = 0.0  # when the board was drawn, or a line was printed
 
     def __enter__(self) -> "Board":
         if self._console.is_terminal:
@@ -46,6 +47,12 @@ class Board:
             self._console.print(line(event, not known), highlight=False, soft_wrap=True, markup=False)
             if event.kind == "refused":
                 self._told.add(event.trial.reason)
+            self._last = time.monotonic()
+        elif not self._live and time.monotonic() - self._last > SILENCE:
+            self._last = time.monotonic()
+            over = sum(trial.state in ("complete", "pruned") for trial in self._trials.values())
+            said = f"{line(event)}, epoch {event.trial.run.epochs[-1].epoch}; {over} of {self._wanted} finished"
+            self._console.print(said, highlight=False, soft_wrap=True, markup=False)
         # All trials are looked at for it: of thousands, at each event, that would be the controller's main work.
         if self._live and time.monotonic() - self._last > REDRAWN:
             self._last = time.monotonic()
@@ -65,8 +72,8 @@ class Board:
         if best:
             head.append(f"; best IoU {best.iou:.4f}: {' '.join(best.typed)}")
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("slot", "trial", "epoch", "IoU", ""):
-            table.add_column(title, overflow="ellipsis", no_wrap=True)
+        for title, width in (("slot", 5), ("trial", 5), ("epoch", 5), ("IoU", 6), ("", None)):  # the last one gives way
+            table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=width)
         running = [t for t in trials if t.state == "running"]
         for t in running[:ROWS]:
             total, epochs = t.run.start and t.run.start.settings.train.epochs, len(t.run.epochs)

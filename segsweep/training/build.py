@@ -228,6 +228,9 @@ def say(data: Dataset) -> None:
     if data.parts["train"] == data.parts["val"]:
         keys = ", ".join(data.samples[index].key for index in data.parts["train"])
         console.note(f"note: learns by heart, and is scored on, {keys}")
+    elif not data.folds and not any(sample.split for sample in data.samples):
+        held = len(data.parts["val"])
+        console.note(f"note: no split in the files: a hash of their names holds out {held} for validation (data.split)")
     for line in data.notes:
         console.note(f"note: {line}")
     for warning in data.warnings():

@@ -388,7 +388,7 @@ def test_missing_annotations_are_told(tmp_path):
 
 def test_without_pycocotools_the_line_to_install_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(ConfigError, match=r'pip install -e "\.\[coco\]"'):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[coco\]'"):
         find(written(tmp_path, {"a.json": content((0, 2, [SQUARE]))}))
 
 

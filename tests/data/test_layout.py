@@ -567,3 +567,13 @@ def test_any_mixture_of_names_is_found(tmp_path, seed):
     result = found(tmp_path)
     assert result.problems == []
     assert pairs(result, tmp_path) == expected
+
+
+def test_a_folder_one_too_high_is_refused_with_the_line_to_type(tmp_path):
+    drawn(
+        tmp_path,
+        *(f"a/{part}/{kind}/1.png" for part in ("train", "val") for kind in ("images", "masks")),
+        *(f"b/{kind}/{n}.png" for n in range(2) for kind in ("images", "masks")),
+    )
+    with pytest.raises(DataError, match=rf"a/ has a split of its own \(train/\).*Type data\.root={tmp_path}/a$"):
+        found(tmp_path)

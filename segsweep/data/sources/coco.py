@@ -21,7 +21,7 @@ from segsweep.data.raster import LARGEST, ORIENTATION
 from segsweep.data.reading import KEPT
 from segsweep.data.source import Pairs, Sample, existing_folder, image_files, to_type
 from segsweep.errors import ConfigError, DataError, first_line, suggestion
-from segsweep.paths import build_once, cache, load_json, save_json, sync
+from segsweep.paths import build_once, cache, extra, load_json, save_json, sync
 
 VERSION = 2  # raise when masks come out otherwise
 VOID = 255  # of crowds; no class has this number
@@ -421,7 +421,7 @@ def _runs(segmentation: Any, height: int, width: int) -> list[int]:
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise ConfigError('data=coco needs pycocotools. Type: pip install -e ".[coco]"') from error
+        raise ConfigError(f"data=coco needs pycocotools. Type: {extra('coco')}") from error
     # Not its `decode`: where runs do not fill their image, the rest is what happens to be in memory.
     return _unpacked(mask.merge(mask.frPyObjects(outlines, height, width))["counts"].decode())
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 from segsweep.config.schema import DataConfig
 from segsweep.data.layout import detect
 from segsweep.data.pairing import in_folders, matched, part_of
-from segsweep.data.source import Pairs, existing_folder, listed
-from segsweep.errors import ConfigError
+from segsweep.data.source import Pairs, existing_folder, listed, to_type
+from segsweep.errors import ConfigError, DataError
 from segsweep.paths import is_pattern
 
 
@@ -28,10 +28,21 @@ def _find(data: DataConfig) -> Pairs:
     if any(is_pattern(given) for given in (data.images, data.masks) if given):
         return matched(_given("images", data.images), _given("masks", data.masks), data.root, data.mask_suffix)
     if data.root and not data.images and not data.masks:
-        return detect(existing_folder("root", data.root, None), data.mask_suffix)
+        root = existing_folder("root", data.root, None)
+        pairs = detect(root, data.mask_suffix)
+        return pairs if data.class_from else _without_inner_splits(root, pairs)
     images = existing_folder("images", data.images, data.root)
     masks = existing_folder("masks", data.masks, data.root)
     return in_folders(images, masks, data.mask_suffix)
+
+
+def _without_inner_splits(root: Path, pairs: Pairs) -> Pairs:
+    """Refuse a folder one too high: a split that a folder below it has would not count."""
+    for above, *rest in (sample.key.split("/") for sample in pairs.samples):
+        if len(rest) > 1 and not part_of(above) and part_of(rest[0]):
+            what = f"{above}/ has a split of its own ({rest[0]}/), which would not count"
+            raise DataError(f"data.root={root}: {what}. Type {to_type(root=root / above)}")
+    return pairs
 
 
 def _given(name: str, pattern: str | None) -> str:
