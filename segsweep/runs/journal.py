@@ -6,6 +6,7 @@ import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from segsweep.errors import ConfigError
 from segsweep.paths import atomically, load_json, nan_to_none
@@ -16,24 +17,29 @@ PACKED = ("train/loss", "val/loss", "val/iou", "perf/seconds", "perf/images_per_
 
 
 class Journal:
-    """Appends records to `<folder>/metrics.jsonl`, cutting a torn last line first. The caller holds its lock."""
+    """Appends records to `<folder>/metrics.jsonl`, cutting a torn last line first. The caller holds its lock.
+
+    Without a record there is no file.
+    """
 
     def __init__(self, folder: Path):
         self._path = folder / NAME
+        self._file: BinaryIO | None = None
         cut_torn_line(self._path)
-        self._file = self._path.open("ab")
 
     def write(self, record: Record) -> Record:
         """Append one record, durably, and return it as a reader will see it; what no reader takes is not written."""
         line = _line(record)
         seen = decode(json.loads(line), self._path)
+        self._file = self._file or self._path.open("ab")
         self._file.write(line.encode() + b"\n")  # readers take lines up to the last newline
         self._file.flush()
         os.fsync(self._file.fileno())
         return seen
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def __enter__(self) -> "Journal":
         return self

@@ -189,7 +189,7 @@ def _table(rows: pd.DataFrame) -> str:
     head = "".join(cell(name, name, "th") for name in rows)
     body = []
     for row in rows.to_dict("records"):
-        state = f' class="{row["state"]}"' if "state" in row else ""
+        state = f' class="{html.escape(str(row["state"]))}"' if "state" in row else ""
         body.append(f"<tr{state}>{''.join(cell(name, value) for name, value in row.items())}</tr>")
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
 

@@ -199,3 +199,9 @@ def test_each_line_is_one_flat_json_object(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / journal.NAME).read_text(encoding="utf-8").splitlines()]
     assert [line["kind"] for line in lines] == ["start", "epoch", "end"]
     assert (lines[1]["val/iou"], lines[2]["test/iou"]) == (0.5, 0.25)
+
+
+def test_a_journal_without_a_record_is_no_file(tmp_path):
+    with Journal(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
