@@ -51,7 +51,7 @@ class Board:
         elif not self._live and time.monotonic() - self._last > SILENCE:
             self._last = time.monotonic()
             over = sum(trial.state in ("complete", "pruned") for trial in self._trials.values())
-            said = f"{line(event)}, epoch {event.trial.run.epochs[-1].epoch}; {over} of {self._wanted} finished"
+            said = f"{line(event)}; {over} of {self._wanted} finished"
             self._console.print(said, highlight=False, soft_wrap=True, markup=False)
         # All trials are looked at for it: of thousands, at each event, that would be the controller's main work.
         if self._live and time.monotonic() - self._last > REDRAWN:
@@ -88,6 +88,8 @@ def line(event: Event, with_reason: bool = True) -> str:
     trial = event.trial
     typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
+    if event.kind == "epoch":
+        return f"trial {name:>3}  epoch {trial.run.epochs[-1].epoch:<2}  {score}{typed}"
     if event.kind == "halved":
         return f"trial {name:>3}  out of memory: begins again with half the micro-batch"
     if event.kind in SHOWN:
