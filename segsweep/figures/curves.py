@@ -22,6 +22,11 @@ STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size":
 Epoch = Mapping[str, Any]  # its number and its metrics, by name
 
 
+def plain(name: str) -> str:
+    """Return a name as Matplotlib writes it and takes it for no formula."""
+    return name.replace("$", r"\$")
+
+
 def training(path: Path, epochs: Sequence[Epoch], best: Epoch | None, matrix: np.ndarray, names: Sequence[str]) -> None:
     """Write loss, IoU and learning rate by epoch, IoU of each class and the confusion matrix as a PNG.
 
@@ -30,7 +35,7 @@ def training(path: Path, epochs: Sequence[Epoch], best: Epoch | None, matrix: np
         matrix: of the best epoch's validation, int64 `k k`, targets in rows.
         names: of the classes.
     """
-    names = [name.replace("$", r"\$") for name in names]  # no formulas
+    names = list(map(plain, names))
     with mpl.rc_context(STYLE):
         tall, longest = max(2.8, 0.24 * len(names)), max(map(len, names))
         below = 0.5 if len(names) < UPRIGHT else 0.5 + 0.055 * longest  # inches

@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from PIL import Image
 
+from segsweep.figures.curves import plain
 from segsweep.paths import atomically, program
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval, report
@@ -216,7 +217,7 @@ def _colors(trials: Iterable[Trial]) -> dict[str, str]:
 
 def _legend(ax: Axes, colors: Mapping[str, str]) -> None:
     for name, color in list(colors.items())[: len(COLORS)]:
-        ax.plot([], [], color=color, lw=3, label=name)
+        ax.plot([], [], color=color, lw=3, label=plain(name))
     if len(colors) > len(COLORS):
         ax.plot([], [], color=OTHERS, lw=3, label=f"{len(colors) - len(COLORS)} others")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -263,7 +264,7 @@ def _costs(
         for name, (x, y) in sorted(points.items()):
             face = colors[name] if name in fresh or not fresh else "none"
             ax.plot([abs(x)], [y], "o", color=colors[name], markerfacecolor=face, ms=8)
-            ax.annotate(name, (abs(x), y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            ax.annotate(plain(name), (abs(x), y), xytext=(6, 5), textcoords="offset points", fontsize=8)
         ax.set(xlabel=label, ylabel="val IoU")
         ax.margins(x=0.25, y=0.12)
 
@@ -294,7 +295,7 @@ def _parallel(
             choices = list(map(str, distribution.choices))
             positions = [float(choices.index(str(v))) if str(v) in choices else 0.0 for v in values]
             low, high = 0.0, max(1.0, len(choices) - 1.0)
-            labels = [(choice, i / high) for i, choice in enumerate(choices)]
+            labels = [(plain(choice), i / high) for i, choice in enumerate(choices)]
         else:
             log = key == "optim.lr" or getattr(distribution, "log", False)
             numbers = [float(v or 0.0) for v in values]

@@ -1,10 +1,15 @@
 """The figure of a training: there, on white, whatever the classes and however short the training."""
 
+import io
+from xml.etree import ElementTree
+
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from segsweep.figures.curves import training
+from segsweep.figures.curves import plain, training
 
 
 @pytest.mark.parametrize("classes", [2, 11, 40])
@@ -41,3 +46,12 @@ def test_an_epoch_without_a_score(tmp_path):
     rows = [{"epoch": 1, "train/loss": 1.0, "val/loss": None, "val/iou": None, "lr": 1e-3}]
     training(tmp_path / "x.png", rows, None, np.ones((2, 2), int), ["background", "foreground"])
     assert (tmp_path / "x.png").exists()
+
+
+def test_names_are_no_formulas():
+    for name in (r"$\frac{a$", "$x$", "a$b"):
+        figure, file = Figure(), io.StringIO()
+        figure.text(0, 0, plain(name))
+        with mpl.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(file, format="svg")
+        assert name in "".join(ElementTree.fromstring(file.getvalue()).itertext())
