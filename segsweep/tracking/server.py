@@ -82,6 +82,8 @@ def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, 
             yield address, process
         finally:
             _stop(process)
+            if process.stdin:
+                process.stdin.close()
 
 
 def front_page(address: str) -> str:
