@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from segsweep.commands.train import main
 from segsweep.compose import changed, configuration, expanded, text_of, with_data
 from segsweep.config.schema import DataConfig, OptimConfig, RunConfig, TrainConfig, keys
 from segsweep.errors import ConfigError
@@ -262,3 +263,11 @@ def test_a_search_that_does_not_exist_is_refused_with_the_closest():
 
 def test_another_groups_name_is_no_unknown_key():
     assert refusal("recipe=best", "train.epochs=ten").startswith("train.epochs=ten: must be a whole number or null.")
+
+
+@pytest.mark.parametrize("word", ["data.binarize=${x}", "data.threshold=[${x},1]"])
+def test_an_interpolation_that_fails_in_a_run_is_one_line_and_leaves_nothing(word, outputs, capsys):
+    assert main([word]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{word}: what stands in ${{}} must be a key" in line
+    assert not outputs.exists() or not list(outputs.iterdir())

@@ -200,6 +200,8 @@ def launch(words: list[str], world: World) -> int:
             sys.argv = [str(ROOT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except Stopped as stopped:
+        if stopped.error and is_hydras(stopped.error):  # what was composed is resolved in the run
+            raise ConfigError(explain(stopped.error, words)) from stopped.error
         if stopped.error:
             raise stopped.error from None
         return stopped.code
@@ -218,8 +220,8 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None, world: Wo
     hydra_config = HydraConfig.get()
     runtime: Any = OmegaConf.to_container(hydra_config.runtime, resolve=False)  # a folder may be called ${x}
     folder = Path(runtime["output_dir"])
-    overrides = absolute(composed, list(hydra_config.overrides.task))
     with _leaving_nothing(folder, spared):
+        overrides = absolute(composed, list(hydra_config.overrides.task))
         hydra_file = {"hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config}))}
         return _begun(to_config(composed), folder, argv, {**kept(composed, overrides), **hydra_file}, world)
 
