@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsweep.data.source import SPLITS, Sample
-from segsweep.errors import ConfigError, DataError
+from segsweep.errors import ConfigError, DataError, first_line
 
 SPLIT = "split.csv"  # in a run's folder
 
@@ -197,9 +197,20 @@ def place(name: str, seed: int = 0) -> float:
 
 
 def read_split(folder: Path) -> list[dict[str, str]]:
-    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample."""
-    with (folder / SPLIT).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample.
+
+    Raises ConfigError: it is damaged.
+    """
+    path = folder / SPLIT
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
+    torn = any(None in row or None in row.values() for row in rows)
+    if torn or (rows and not {"key", "split", "image"} <= {*rows[0]}):
+        raise ConfigError(f"{path}: damaged: must have columns key, split, group, fold, image and mask.")
+    return rows
 
 
 def _cut(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segsweep.data.source import Sample
-from segsweep.data.split import apart, assign, fold_of, group, joined, place
+from segsweep.data.split import SPLIT, apart, assign, fold_of, group, joined, place, read_split
 from segsweep.errors import ConfigError, DataError
 
 TWO, THREE = (0.8, 0.2), (0.6, 0.2, 0.2)
@@ -464,3 +464,10 @@ def test_a_given_split_is_not_stratified_but_where_it_lacks_val_or_is_cut_into_f
     folds = [Sample(s.key, s.image, s.mask, fold=i % 2) for i, s in enumerate(samples)]
     with pytest.raises(ConfigError, match=r"folds of their own, so there is nothing to stratify\. Drop it\."):
         fold_of(folds, groups, 2, pixels=pixels)
+
+
+@pytest.mark.parametrize("content", [b"\x87\xff", b"key,split\na,train\n", b"key,split,image,mask\na,train\n"])
+def test_a_damaged_record_of_the_split_is_one_line(tmp_path, content):
+    (tmp_path / SPLIT).write_bytes(content)
+    with pytest.raises(ConfigError, match="damaged"):
+        read_split(tmp_path)
