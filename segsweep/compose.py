@@ -124,12 +124,17 @@ def passed_over(words: Sequence[str]) -> list[str]:
     return [word for word, (name, text) in pairs.items() if valuefile.own_option(name, text) and _is_option(name, text)]
 
 
+def _options(group: str) -> list[str]:
+    """List the options that have files of segsweep's own."""
+    above = ROOT if group == "sweeps" else Path(CONF)
+    return sorted(path.stem for path in (above / group).glob("*.yaml"))
+
+
 def _is_option(group: str, name: str) -> bool:
     """Tell whether a group of segsweep's own has an option."""
     if group == "encoder" and name.partition(".")[0] in catalog.architectures():
         return True
-    above = ROOT if group == "sweeps" else Path(CONF)
-    return (above / group / f"{name}.yaml").exists()
+    return name in _options(group)
 
 
 def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
@@ -297,8 +302,7 @@ def _no_name(word: str) -> str | None:
     value = parsed.value() if parsed and not parsed.is_sweep_override() else ""
     if isinstance(value, str) or value is None or not (group in GROUPS or "/" in group):
         return None
-    above = ROOT if group == "sweeps" else Path(CONF)
-    options = sorted(path.stem for path in (above / group).glob("*.yaml"))
+    options = _options(group)
     known = f" There are: {', '.join(options)}." if options and group != "encoder" else ""
     return f"{word}: must be {group}=NAME.{known}"
 

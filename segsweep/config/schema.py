@@ -277,6 +277,11 @@ def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[Key]:
             yield Key(f"{prefix}{item.name}", value, **item.metadata, kind=kinds[item.name])
 
 
+def places() -> set[str]:
+    """The keys that say where things lie and what they run on, and may differ between machines."""
+    return {key.name for key in keys() if key.role.resumable and not key.role.portable}
+
+
 def unknown_keys(composed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield keys of a configuration that no schema has, with their values: Hydra lets `+train.epoch=3` pass."""
     known = {key.name for key in keys()}

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from segsweep import metrics
-from segsweep.config.schema import keys
+from segsweep.config.schema import places
 from segsweep.errors import ConfigError, suggestion
 from segsweep.runs import journal, locks
 from segsweep.runs.trial import NAME as TRIAL
@@ -22,7 +22,7 @@ SCORES = ("val/iou", "test/iou", *(f"val/{name}" for name in metrics.SHOWN if na
 CHANGED = 5  # images that lost most, and that won most
 COST = ("epochs", "seconds", "perf/images_per_s", "parameters")
 # Keys that say where and not what; of weights the table tells.
-UNTOLD = {key.name for key in keys() if key.role.resumable and not key.role.portable} - {"encoder.weights_file"}
+UNTOLD = places() - {"encoder.weights_file"}
 UNTOLD |= {"train.test", "resume"}
 
 

@@ -28,7 +28,8 @@ class Board:
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
         self._told: set[str] = set()  # why trials were refused
-        self._last = 0.0  # when the board was drawn, or a line was printed
+        self._last = 0.0  # when the board was drawn
+        self._said = 0.0  # when a line was printed
 
     def __enter__(self) -> "Board":
         if self._console.is_terminal:
@@ -47,9 +48,9 @@ class Board:
             self._console.print(line(event, not known), highlight=False, soft_wrap=True, markup=False)
             if event.kind == "refused":
                 self._told.add(event.trial.reason)
-            self._last = time.monotonic()
-        elif not self._live and time.monotonic() - self._last > SILENCE:
-            self._last = time.monotonic()
+            self._said = time.monotonic()
+        elif not self._live and time.monotonic() - self._said > SILENCE:
+            self._said = time.monotonic()
             over = sum(trial.state in ("complete", "pruned") for trial in self._trials.values())
             said = f"{line(event)}; {over} of {self._wanted} finished"
             self._console.print(said, highlight=False, soft_wrap=True, markup=False)

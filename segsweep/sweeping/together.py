@@ -17,7 +17,7 @@ from optuna.study import Study as OptunaStudy
 
 import segsweep
 from segsweep import console
-from segsweep.config.schema import keys
+from segsweep.config.schema import places
 from segsweep.errors import Asked, ConfigError, SweepError, Terminated
 from segsweep.paths import BEST
 from segsweep.runs import journal, locks
@@ -259,7 +259,7 @@ class _Controller:
         return SharedRepeats(study, self._shared(claims), planned, partial(self.files.keep, track))
 
     def _shared(self, claims: Claims) -> Shared:
-        placed = [word for word in self.plan.fixed if word.partition("=")[0] in _placed()]
+        placed = [word for word in self.plan.fixed if word.partition("=")[0] in places()]
         return Shared(claims, self.server, self.plan.folder, placed)
 
     def _identity(self) -> dict[str, str]:
@@ -323,13 +323,8 @@ class _Controller:
         return self.server.until_answered(one)
 
 
-def _placed() -> set[str]:
-    """The keys that say where things lie and what they run on, and may differ between machines."""
-    return {key.name for key in keys() if not key.role.portable and key.role.resumable}
-
-
 def _portable(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word.partition("=")[0] not in _placed()]
+    return [word for word in words if word.partition("=")[0] not in places()]
 
 
 def _refuse_foreign(folder: Path, sweep: str) -> None:

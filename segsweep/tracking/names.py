@@ -4,14 +4,14 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from segsweep.config.schema import keys
+from segsweep.config.schema import places
 from segsweep.paths import program
 from segsweep.runs.records import Run, Start
 
 LONGEST = 100  # characters of a name
 NAMED = ("encoder", "encoder.name", "optim.lr")  # are in every name
 # Say where things lie and what they run on; the data are the experiment's name.
-UNSAID = {key.name for key in keys() if key.role.resumable and not key.role.portable} | {"data", "resume", *NAMED}
+UNSAID = places() | {"data", "resume", *NAMED}
 
 
 def name(start: Start, number: int, varied: Mapping[str, str]) -> str:
