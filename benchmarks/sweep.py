@@ -35,7 +35,8 @@ from fake_train import config, end, epoch, start
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs.records import Record
 from segsweep.sweeping.backends.base import Id, Job, JobUpdate
-from segsweep.sweeping.backends.local import LocalBackend, Slot
+from segsweep.sweeping.backends.local import LocalBackend
+from segsweep.sweeping.backends.slots import Slot
 from segsweep.sweeping.scheduler import Search, drive
 from segsweep.sweeping.space import Parameter, Space, interval
 from segsweep.sweeping.study import Study

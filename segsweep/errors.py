@@ -1,7 +1,10 @@
 """What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback."""
 
+import errno
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,7 +16,10 @@ SECRETS = re.compile(
     r"|(?P<option>[?&;][\w.-]*(?:passw|pwd|token|secret|api[_-]?key|access[_-]?key|signature|credential)[\w.-]*=)[^&;\s'\"#]+",
     re.IGNORECASE,
 )
-Failure = Literal["config", "data", "out_of_memory", "non_finite", "crash"]
+Failure = Literal["config", "data", "out_of_memory", "non_finite", "disk", "crash"]
+# What the system says where there is no room, and where nothing can be written, whatever it is.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK = FULL | {errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
 
 
 class ConfigError(Exception):
@@ -37,6 +43,10 @@ class NonFiniteError(ConfigError):
 
 class SweepError(ConfigError):
     exit_code = 6  # too many trials of a sweep failed
+
+
+class DiskError(ConfigError):
+    exit_code, failure = 7, "disk"  # the file system refuses: a full disk, a folder that may not be written
 
 
 class Terminated(BaseException):
@@ -72,6 +82,28 @@ def one_of(name: str, value: Any, allowed: Collection[str], shown: str = "") -> 
 def unwritable(place: Path, error: OSError, other: str) -> ConfigError:
     """Say that an output cannot be written, and what to give instead: another FILE or DIR."""
     return ConfigError(f"-o {place}: cannot be written: {first_line(error)} Give another -o {other}.")
+
+
+def of_the_disk(error: BaseException) -> bool:
+    """Tell whether it is a file system that refuses to write, as it would whatever is written."""
+    return isinstance(error, OSError) and error.errno in DISK
+
+
+def refused_by_system(error: OSError) -> str:
+    """Say in one sentence which file the system refuses, and why."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{os.strerror(error.errno or 0)}."
+
+
+@contextmanager
+def named_by(path: Path) -> Iterator[None]:
+    """Have an error of the system name this file, where it names none: as of one that is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
+        raise
 
 
 def unloaded(error: BaseException) -> str:

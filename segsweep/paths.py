@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from segsweep.errors import named_by
+
 PACKAGE = Path(__file__).resolve().parent
 # What lies beside the package in a checkout lies inside it once it is installed from a wheel.
 INSTALLED = (PACKAGE / "conf").is_dir()
@@ -86,16 +88,24 @@ def beside(path: Path) -> Path:
     return target
 
 
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, then move it there: readers see the old or the new one, whole."""
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield a file beside `path`, and move it there when it is written: readers see the old or the new one, whole."""
     target = beside(path)
     try:
-        write(target)
+        with named_by(path):
+            yield target
+            sync(target)
+        target.replace(path)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
-    sync(target)
-    target.replace(path)
+
+
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file, which is then moved to `path`, whole."""
+    with aside(path) as target:
+        write(target)
 
 
 def nan_to_none(value: Any) -> Any:
@@ -109,10 +119,14 @@ def nan_to_none(value: Any) -> Any:
     return value
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, whole."""
+    atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write JSON that every reader takes, whole: NaN becomes null."""
-    text = json.dumps(nan_to_none(value), indent=1, allow_nan=False) + "\n"
-    atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+    save_text(path, json.dumps(nan_to_none(value), indent=1, allow_nan=False) + "\n")
 
 
 def load_json(text: str | bytes) -> Any:
@@ -159,6 +173,16 @@ def build_once(target: Path, whole: Callable[[Path], bool], write: Callable[[Pat
             making.rename(target)
             sync(target.parent)
     return target
+
+
+def reserve(path: Path) -> None:
+    """Have the system set the whole file's room aside; OSError where there is none.
+
+    Writing into a map of a file with holes would kill the process on a full disk.
+    """
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """This process: its signals, its two outputs, and what it says when it fails. Standard library only."""
 
+import errno
 import faulthandler
 import io
 import os
@@ -14,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from segsweep.errors import Terminated, redacted
+from segsweep.errors import DiskError, Terminated, of_the_disk, redacted, refused_by_system
 
-UNWRITTEN = 7  # exit code where the file system refuses: a full disk, a folder that may not be written
 UNFORESEEN = 70  # exit code of an error that nobody foresaw: EX_SOFTWARE of sysexits.h
 DEBUG = "SEGSWEEP_DEBUG"  # a variable: where it is set, such an error is raised with its traceback
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -135,13 +135,16 @@ def complain(text: str) -> None:
 def failed(error: Exception) -> tuple[str, int]:
     """Return a line on an error that no other words will mend, and the exit code.
 
-    The traceback of one that nobody foresaw is kept in a file. Raises the error where `SEGSWEEP_DEBUG` is set.
+    The traceback of one that nobody foresaw is kept in a file; where `SEGSWEEP_DEBUG` is set, the error is raised.
     """
-    if os.environ.get(DEBUG):
+    debugged = bool(os.environ.get(DEBUG))
+    # Of `Path.resolve`, until Python 3.13.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):
+        error = OSError(errno.ELOOP, "", str(error).partition("from ")[2].strip("'"))
+    if of_the_disk(error) or (isinstance(error, OSError) and error.errno is not None and not debugged):
+        return refused_by_system(cast(OSError, error)), DiskError.exit_code
+    if debugged:
         raise error
-    if isinstance(error, OSError) and error.errno is not None:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{os.strerror(error.errno)}.", UNWRITTEN
     kept = ""
     with suppress(OSError), tempfile.NamedTemporaryFile("w", prefix="segsweep-", suffix=".txt", delete=False) as file:
         file.write(redacted("".join(traceback.format_exception(error))))

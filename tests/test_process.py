@@ -3,9 +3,11 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -78,6 +80,27 @@ def test_output_that_fails_ends_no_training(pairs, tmp_path, output):
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert journal.read(run).end.status == "complete"
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("begun", ["lock", ".hydra", "metrics.jsonl"])
+def test_ctrl_c_twice_early_is_one_line_and_leaves_no_empty_journal(begun, pairs, tmp_path):
+    """As soon as the folder is claimed, while the first files are written, and right behind the first record."""
+    run, environment = tmp_path / "run", {name: value for name, value in os.environ.items() if name != DEBUG}
+    typed = [*TINY, "data=folder", f"data.root={pairs()}", "data.size=[32,32]", "train.batch_size=4", "train.epochs=50"]
+    command = [sys.executable, "train.py", *typed, "tracking=none", f"hydra.run.dir={run}"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (run / begun).exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert not (run / journal.NAME).exists() or journal.exists(run)
 
 
 @pytest.mark.services

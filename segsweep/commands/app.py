@@ -51,7 +51,7 @@ COMMANDS = {command.__name__.rpartition(".")[2]: command for command in ORDER}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: the command's, an error's own (`segsweep.errors`), or a signal's.
 
-    130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head; 7 and 70 are of
+    130 is for Ctrl-C, 143 for SIGTERM, 141 for a reader of stdout that has gone, such as head; 70 is of
     `segsweep.process`.
     """
     given = list(sys.argv[1:] if argv is None else argv)

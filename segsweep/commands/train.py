@@ -65,7 +65,7 @@ class Stopped(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code, as `segsweep.errors` has them.
 
-    130 is for Ctrl-C, 143 for SIGTERM; 7 and 70 are of `segsweep.process`. `SystemExit` of Hydra's own flags (`--help`)
+    130 is for Ctrl-C, 143 for SIGTERM; 70 is of `segsweep.process`. `SystemExit` of Hydra's own flags (`--help`)
     passes through.
     """
     with ready():

@@ -157,7 +157,7 @@ class LossConfig:
 class TrackingConfig:
     name: str = key("mlflow", "mlflow or none", PLACE)
     uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db", PLACE)
-    experiment: str | None = key(None, "MLflow's experiment; default: the data set and its chosen classes", PLACE)
+    experiment: str | None = key(None, "MLflow's experiment; default: by the data's folders and chosen classes", PLACE)
     timeout: float = key(60.0, "seconds to wait for MLflow at a run's end; what is missed is sent later", PLACE)
     system: bool = key(False, "MLflow also shows the machine's CPU, memory and GPU (extra: system)", PLACE)
 

@@ -8,7 +8,6 @@ samples are decoded whenever they are asked for.
 Each sample's checksum is compared when it is first read. Damaged means absent: what is damaged is decoded again.
 """
 
-import errno
 import hashlib
 import logging
 import math
@@ -32,7 +31,7 @@ from segsweep.data.masks import NO_DATA, Value
 from segsweep.data.prefetch import prefetch
 from segsweep.data.scan import IMAGES, MASKS, Decoded, Decoding, Manifest
 from segsweep.data.source import Sample, Unusable
-from segsweep.errors import DataError
+from segsweep.errors import FULL, DataError, DiskError
 from segsweep.paths import build_once, cache
 
 log = logging.getLogger(__name__)
@@ -291,9 +290,9 @@ def _opened(
             try:
                 scan.write(folder, samples, progress(decoded, len(samples), "decoding"), how, named, keep)
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in FULL:
                     raise
-                raise DataError(
+                raise DiskError(
                     f"{target.parent}: no room for the decoded images. Try data.cache=none, which decodes them again "
                     "and again, or another place: SEGSWEEP_OUTPUTS=DIR before the command."
                 ) from error

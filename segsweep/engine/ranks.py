@@ -24,7 +24,17 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from segsweep.errors import Asked, ConfigError, DataError, NonFiniteError, OutOfMemoryError, Terminated
+from segsweep.errors import (
+    Asked,
+    ConfigError,
+    DataError,
+    DiskError,
+    NonFiniteError,
+    OutOfMemoryError,
+    Terminated,
+    of_the_disk,
+    refused_by_system,
+)
 from segsweep.world import MEETING, World, end_with_parent
 
 T = TypeVar("T")
@@ -36,10 +46,8 @@ FORCED = 10.0  # seconds after that until a process that has nothing to write do
 LOOK = 1.0  # seconds between looks at whether the others and the parent are well
 CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # by another that has ended
 TOLD, OVER = "error", "over"  # keys of the store
-KINDS = {
-    kind.__name__: kind
-    for kind in (ConfigError, DataError, OutOfMemoryError, NonFiniteError, Asked, Terminated, KeyboardInterrupt)
-}
+MENDED = (ConfigError, DataError, OutOfMemoryError, NonFiniteError, DiskError)
+KINDS = {kind.__name__: kind for kind in (*MENDED, Asked, Terminated, KeyboardInterrupt)}
 
 
 class Vanished(ConfigError):
@@ -65,6 +73,8 @@ class Told:
     @classmethod
     def of(cls, error: BaseException, rank: int) -> "Told":
         trace = "".join(traceback.format_exception(error))
+        if isinstance(error, OSError) and of_the_disk(error):
+            error = DiskError(refused_by_system(error))
         return cls(rank, platform.node(), type(error).__name__, str(error), trace)
 
     def error(self) -> BaseException:

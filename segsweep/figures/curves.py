@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from segsweep import metrics
+from segsweep.paths import atomically
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # of Okabe and Ito, as in segsweep.figures.pictures
 WRITTEN = 12  # classes up to which the confusion matrix has its numbers written in
@@ -54,7 +55,7 @@ def training(path: Path, epochs: Sequence[Epoch], best: Epoch | None, matrix: np
         _bars(figure.add_subplot(lower[0]), metrics.where_present(matrix, metrics.iou(matrix)), names)
         _confusion(figure.add_subplot(lower[1]), matrix, names)
         path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+        atomically(path, FigureCanvasAgg(figure).print_png)
 
 
 def _curve(axes: Axes, epochs: Iterable[Epoch], lines: Mapping[str, tuple[str, str]], title: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from segsweep.figures import pictures
 from segsweep.inference.geotiff import Georeference, nodata_tag
 from segsweep.nn.checkpoint import ModelInfo
 from segsweep.nn.unet import predict as classes_of
-from segsweep.paths import atomically, beside
+from segsweep.paths import aside, atomically, reserve
 
 OVERLAYS, PROBABILITIES = "overlays", "probabilities"
 PNG = (np.uint8, np.uint16)  # that a PNG can hold
@@ -143,24 +144,24 @@ def write(
     classes = placed.upright(mask)
     painted = np.empty((*size, 3 if place.overlay else 0), np.uint8)
     maps: np.ndarray | None = None
-    for rows, logits in parts:
-        classes[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
-        if lacking is not None:
-            classes[rows][lacking[rows]] = VOID
-        if place.overlay:
-            painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *limits), classes[rows])
-        if place.probabilities:
-            if maps is None:
-                place.probabilities.parent.mkdir(parents=True, exist_ok=True)
-                writing = beside(place.probabilities)
-                maps = _maps(writing, (len(logits), *placed.stored(size)), ground, lacking is not None)
-            found = placed.upright(maps)[:, rows]
-            found[:] = probability(logits).cpu().numpy()
+    with ExitStack() as written:
+        for rows, logits in parts:
+            classes[rows] = classes_of(logits[None])[0].to(torch.uint8).cpu().numpy()
             if lacking is not None:
-                found[:, lacking[rows]] = np.nan
-    if maps is not None and place.probabilities:
-        maps.flush()  # type: ignore[attr-defined]
-        writing.replace(place.probabilities)
+                classes[rows][lacking[rows]] = VOID
+            if place.overlay:
+                painted[rows] = pictures.overlay(pictures.shown(pixels[rows], *limits), classes[rows])
+            if place.probabilities:
+                if maps is None:
+                    place.probabilities.parent.mkdir(parents=True, exist_ok=True)
+                    writing = written.enter_context(aside(place.probabilities))
+                    maps = _maps(writing, (len(logits), *placed.stored(size)), ground, lacking is not None)
+                found = placed.upright(maps)[:, rows]
+                found[:] = probability(logits).cpu().numpy()
+                if lacking is not None:
+                    found[:, lacking[rows]] = np.nan
+        if maps is not None:
+            maps.flush()  # type: ignore[attr-defined]
     if place.overlay:
         _save(Image.fromarray(painted), place.overlay, "JPEG", quality=90, comment=MARK)
     form.save(mask, place.mask, placed)
@@ -178,6 +179,7 @@ def _maps(path: Path, shape: tuple[int, int, int], ground: Georeference | None, 
         how = {"metadata": None, "extratags": tags, "planarconfig": "separate" if shape[0] > 1 else None}
     how |= {"photometric": "minisblack", "software": MARK}
     made: np.ndarray = tifffile.memmap(path, shape=shape, dtype=np.float32, **how)
+    reserve(path)
     return made
 
 

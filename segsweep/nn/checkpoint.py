@@ -6,12 +6,14 @@ Both are written whole, by `atomically`. No file ever runs a pickle.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file, save
 from torch import nn
 
 from segsweep import catalog
@@ -79,13 +81,8 @@ def save_model(
     info = ModelInfo(model.arguments, list(classes), (size[0], size[1]), resize, model.weights_source, **more)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"segsweep": json.dumps({"version": VERSION, **asdict(info)})}
-
-    def write(target: Path) -> None:
-        mode = target.stat().st_mode
-        save_file(tensors, target, metadata=metadata)
-        target.chmod(mode)  # safetensors lets nobody else read it
-
-    atomically(path, write)
+    # Written by Python, since what safetensors raises of a full disk is no OSError.
+    atomically(path, lambda target: target.write_bytes(save(tensors, metadata)))
 
 
 def describe(path: str | Path) -> ModelInfo:
@@ -136,7 +133,29 @@ def load_weights(source: str | Path | bytes, model: nn.Module) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training's state: tensors, numbers, strings and containers of them."""
-    atomically(path, lambda target: torch.save({"version": VERSION, **state}, target))
+    atomically(path, partial(_save, {"version": VERSION, **state}))
+
+
+class _Written(FileIO):
+    """Remembers why the system refused to write: what torch raises then says nothing of it."""
+
+    refused: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.refused = error
+            raise
+
+
+def _save(state: object, path: Path) -> None:
+    file = _Written(path, "wb")
+    try:
+        with BufferedWriter(file) as whole:  # which goes on where a write was short: torch does not look
+            torch.save(state, whole)
+    except RuntimeError as error:
+        raise file.refused or error from error
 
 
 def load_state(path: Path | IO[bytes], device: torch.device) -> dict[str, Any]:

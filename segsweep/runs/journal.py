@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, named_by
 from segsweep.paths import atomically, load_json, nan_to_none
 from segsweep.runs.records import EpochRecord, Record, Run, decode, encode
 
@@ -32,14 +32,16 @@ class Journal:
         line = _line(record)
         seen = decode(json.loads(line), self._path)
         self._file = self._file or self._path.open("ab")
-        self._file.write(line.encode() + b"\n")  # readers take lines up to the last newline
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with named_by(self._path):
+            self._file.write(line.encode() + b"\n")  # readers take lines up to the last newline
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return seen
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
+            with named_by(self._path):
+                self._file.close()
 
     def __enter__(self) -> "Journal":
         return self

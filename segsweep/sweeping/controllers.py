@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import Trial as OptunaTrial
 
 from segsweep import console
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DiskError, named_by, refused_by_system
 from segsweep.runs import journal, locks
 from segsweep.runs.records import Run
 from segsweep.runs.trial import NAME, Trial, load
@@ -137,20 +137,20 @@ class Shared:
         trial.name = attempt_name(name, claim.attempt)
         self.claimed[trial.name] = claim
         self.epochs[trial.name] = 0
-        if claim.before is None:
+        if not claim.before:
             return
         trial.placed = list(self.placed)
-        before = Path(claim.before.folder) / attempt_name(name, claim.before.attempt)
-        if copied(before, self.folder / trial.name):
+        left = [(Path(owner.folder), attempt_name(name, owner.attempt)) for owner in claim.before]
+        # An attempt may have ended before it had taken over an earlier one's files.
+        if before := next((one for one in left if copied(one[0] / one[1], self.folder / trial.name)), None):
             with suppress(FileNotFoundError, ConfigError):
-                old = load(Path(claim.before.folder), before.relative_to(claim.before.folder).as_posix())
-                taken = taken_up(trial, old)
+                taken = taken_up(trial, load(*before))
                 trial.argv, trial.halvings = taken.argv, taken.halvings
             trial.run = journal.read(self.folder / trial.name)
         self.epochs[trial.name] = len(trial.run.epochs)
         done = f"after epoch {len(trial.run.epochs)}" if trial.run.epochs else "from its beginning"
-        where = "" if trial.run.records else f": {before} cannot be reached from here"
-        console.note(f"trial {name} of {claim.before.host} is taken over and goes on {done}{where}")
+        where = "" if trial.run.records else f": {Path(*left[0])} cannot be reached from here"
+        console.note(f"trial {name} of {claim.before[0].host} is taken over and goes on {done}{where}")
 
     def filled(self, trial: Trial, frozen: FrozenTrial) -> Trial:
         """Give a trial what the study says of its end."""
@@ -428,17 +428,27 @@ def copied(before: Path, now: Path) -> bool:
     """Copy what an earlier attempt left, to go on from there; tell whether there was something, and it could be had.
 
     Its journal as it was before the checkpoint was copied: that one is of the last recorded epoch or of the next, and
-    not of an earlier one.
+    not of an earlier one. Raises DiskError: there is no room for it here.
     """
     try:
         if not journal.exists(before):
             return False
         recorded = (before / journal.NAME).read_bytes()
         shutil.rmtree(now, ignore_errors=True)
-        shutil.copytree(before, now, ignore=shutil.ignore_patterns(*OWN, journal.NAME, ".*.lock"))
+        left_out = shutil.ignore_patterns(*OWN, journal.NAME, ".*.lock")
+        shutil.copytree(before, now, ignore=left_out, copy_function=_copy)
         (now / journal.NAME).write_bytes(recorded)
         return True
     except (OSError, shutil.Error) as error:
         console.note(f"{before}: cannot be copied: {error}")
         shutil.rmtree(now, ignore_errors=True)
         return False
+
+
+def _copy(source: str, target: str) -> None:
+    content = Path(source).read_bytes()
+    try:
+        with named_by(Path(target)):
+            Path(target).write_bytes(content)
+    except OSError as error:
+        raise DiskError(refused_by_system(error)) from error

@@ -4,6 +4,7 @@ import shlex
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from optuna.pruners import BasePruner
 
 from segsweep import console
 from segsweep.config.schema import EPOCHS
-from segsweep.errors import Asked, Terminated
+from segsweep.errors import Asked, DiskError, Terminated
 from segsweep.process import show
 from segsweep.runs import journal, locks
 from segsweep.runs.stop import Sign
@@ -20,7 +21,8 @@ from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval, finalists, pinned, report, storage
 from segsweep.sweeping.about import About
 from segsweep.sweeping.backends.base import Backend, Job
-from segsweep.sweeping.backends.local import LocalBackend, slots
+from segsweep.sweeping.backends.local import LocalBackend
+from segsweep.sweeping.backends.slots import slots
 from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.html_report import write
 from segsweep.sweeping.live import Board
@@ -55,8 +57,9 @@ def run(plan: Plan) -> list[FinalistResult]:
         folder_lock.release()
         raise
     try:
-        return _run(plan, study, backend, partial(plan.argv, sources, decided), kept, sign)
-    except (KeyboardInterrupt, Terminated, Asked):
+        with storage.full_disk_told():
+            return _run(plan, study, backend, partial(plan.argv, sources, decided), kept, sign)
+    except (KeyboardInterrupt, Terminated, Asked, DiskError, OSError):
         console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
         raise
     finally:
@@ -141,7 +144,8 @@ def stopped(plan: Plan, error: BaseException) -> tuple[about.State, str]:
     """Write down why the sweep stops; return its state and the reason."""
     state: about.State = "failed" if isinstance(error, Exception) else "stopped"
     reason = str(error) or type(error).__name__
-    replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
+    with suppress(OSError):  # a full disk must not hide why
+        replace(about.load(plan.folder), state=state, reason=reason).save(plan.folder)
     return state, reason
 
 
@@ -218,8 +222,10 @@ def score(folder: Path, winner: Trial, backend: Backend) -> None:
     if winner.run.tested or not start or not start.images.get("test"):
         return
     job = backend.submit(Job(winner.name, TRAINING, ("train.test=true", *winner.placed), resume=True))
-    while not any(update.ended for update in backend.poll(WAIT) if update.job == job):
+    while not (ended := [update for update in backend.poll(WAIT) if update.job == job and update.ended]):
         pass
+    if ended[0].error == "disk":
+        raise DiskError(f"the winner cannot write its folder: {ended[0].words}")
     backend.fetch(job)
     winner.run = journal.read(folder / winner.name)
     if not winner.run.tested:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from segsweep.config.keys import named
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import Asked, ConfigError, DataError, SweepError
+from segsweep.errors import Asked, ConfigError, DataError, DiskError, SweepError
 from segsweep.runs.records import EpochRecord, Run
 from segsweep.runs.stop import Sign
 from segsweep.runs.trial import State, Trial
@@ -83,6 +83,7 @@ def drive(
 
     Raises:
         DataError: a trial's data are at fault, as they would be in all.
+        DiskError: a trial could not write, as none could; it goes on with the sweep.
         SweepError: raised by the source, after too many failures or refusals.
         Asked: the sign was up; each trial's epochs are recorded.
     """
@@ -174,6 +175,9 @@ def _ended(trial: Trial, update: JobUpdate, fetched: bool, deaths: dict[str, tup
         return trial.state
     if update.error is None and trial.state == "paused":
         return "paused"
+    said = end.reason if end and end.status == "failed" and end.reason else update.words
+    if update.error == "disk":
+        raise DiskError(f"trial {trial.name} cannot write its folder: {said}")
     if update.error in ("config", "data") and not trial.run.records:
         if update.error == "data" and not any(named(key, DATA) for key in trial.varied):
             raise DataError(update.words)
@@ -190,7 +194,6 @@ def _ended(trial: Trial, update: JobUpdate, fetched: bool, deaths: dict[str, tup
         deaths[trial.name] = times, epochs
         if times < DEATHS:
             return "continued"
-    said = end.reason if end and end.status == "failed" and end.reason else update.words
     died = f"died {DEATHS} times in epoch {epochs + 1}{f', {update.words}' if update.words else ''}"
     trial.state, trial.reason = "failed", said if update.error else died
     return "failed"

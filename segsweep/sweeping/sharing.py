@@ -92,6 +92,13 @@ class Owner:
         found = trial.user_attrs.get(attribute)
         return cls(**found) if isinstance(found, dict) else None
 
+    @classmethod
+    def earlier(cls, trial: FrozenTrial) -> tuple["Owner", ...]:
+        """Return who ran a trial before whoever asks now, the last one first."""
+        known = trial.user_attrs.get(LAST) or []
+        owner = cls.of(trial)
+        return (*([owner] if owner else []), *(cls(**one) for one in ([known] if isinstance(known, dict) else known)))
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -100,7 +107,7 @@ class Claim:
     number: int
     values: Mapping[str, Any]
     attempt: int = 1
-    before: Owner | None = None  # who ran it before
+    before: tuple[Owner, ...] = ()  # who ran it before, the last one first
     last_step: int = 0  # the last epoch that the study has heard of
     unstarted: tuple[str, ...] = ()  # hosts where it failed before its first epoch
 
@@ -337,7 +344,7 @@ class Claims:
         with suppress(exc.SQLAlchemyError, OptunaError), self.server.alone():
             if self._is_mine(number):
                 trial = self._mine[number]
-                trial.set_user_attr(LAST, trial.user_attrs[OWNER])
+                trial.set_user_attr(LAST, [asdict(owner) for owner in Owner.earlier(self._frozen(number))])
                 trial.set_user_attr(UNSTARTED, sorted(unstarted))
                 trial.set_user_attr(OWNER, None)
         self._dropped(number)
@@ -397,7 +404,7 @@ class Claims:
             frozen.number,
             dict(trial.params),
             attempt=int(attrs.get(ATTEMPTS, 0)) + 1,
-            before=Owner.of(frozen) or Owner.of(frozen, LAST),
+            before=Owner.earlier(frozen),
             last_step=frozen.last_step or 0,
             unstarted=tuple(attrs.get(UNSTARTED, ())),
         )
@@ -407,6 +414,8 @@ class Claims:
         # First the sign of life: without one an owner that dies now would be believed alive for ever.
         self._beats.add(trial._trial_id)
         trial.set_user_attr(ATTEMPTS, claim.attempt)
+        if claim.before:
+            trial.set_user_attr(LAST, [asdict(owner) for owner in claim.before])
         trial.set_user_attr(OWNER, asdict(replace(self.me, attempt=claim.attempt)))
         self._mine[trial.number] = trial
         self._waiting = claim

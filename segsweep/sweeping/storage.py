@@ -4,16 +4,17 @@ A second controller would take the first one's running trials for its own orphan
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from optuna.exceptions import OptunaError
+from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.storages import BaseStorage, get_storage
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from segsweep.errors import ConfigError, first_line, suggestion
+from segsweep.errors import ConfigError, DiskError, first_line, suggestion
 from segsweep.runs.locks import Lock
 
 KEY = "hydra.sweeper.storage"
@@ -166,6 +167,18 @@ def told(url: URL) -> Iterator[None]:
     except (SQLAlchemyError, OptunaError, RuntimeError) as error:
         said = error.orig if isinstance(error, DBAPIError) and error.orig else error
         raise ConfigError(f"{KEY}={_shown(url)}: {first_line(said)} Check the server and the address.") from None
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Raise DiskError where SQLite's file cannot be written."""
+    try:
+        yield
+    except StorageInternalError as error:
+        said = str(error.__cause__ or error)
+        if not re.search("disk is full|readonly database|disk I/O error", said):
+            raise
+        raise DiskError(f"{KEY}: {first_line(error.__cause__ or error)}") from error
 
 
 def _shown(url: URL) -> str:

@@ -18,7 +18,7 @@ from optuna.study import Study as OptunaStudy
 import segsweep
 from segsweep import console
 from segsweep.config.schema import places
-from segsweep.errors import Asked, ConfigError, SweepError, Terminated
+from segsweep.errors import Asked, ConfigError, DiskError, SweepError, Terminated
 from segsweep.paths import BEST
 from segsweep.runs import journal, locks
 from segsweep.runs.stop import Sign
@@ -79,7 +79,7 @@ def join(plan: Plan) -> list[FinalistResult]:
         raise
     try:
         return controller.run()
-    except (KeyboardInterrupt, Terminated, Asked):
+    except (KeyboardInterrupt, Terminated, Asked, DiskError, OSError):
         console.note(f"\nstopped; nothing is lost. Go on, here or elsewhere: {again(plan.folder, plan.command)}")
         raise
     finally:

@@ -1,6 +1,5 @@
 """What a training leaves: journal, checkpoints, pictures, its run in MLflow, the result."""
 
-import json
 import logging
 import math
 import platform
@@ -20,11 +19,21 @@ import segsweep
 from segsweep import console, metrics
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
-from segsweep.errors import Asked, ConfigError, Failure, Terminated, first_line, redacted
+from segsweep.errors import (
+    Asked,
+    ConfigError,
+    DiskError,
+    Failure,
+    Terminated,
+    first_line,
+    of_the_disk,
+    redacted,
+    refused_by_system,
+)
 from segsweep.figures import pictures
 from segsweep.nn import UNet, checkpoint
 from segsweep.nn.checkpoint import LAST
-from segsweep.paths import BEST, atomically, nan_to_none, save_json
+from segsweep.paths import BEST, atomically, nan_to_none, save_json, save_text
 from segsweep.process import show
 from segsweep.runs import provenance
 from segsweep.runs.journal import Journal
@@ -63,6 +72,8 @@ class Outcome:
             return cls("stopped", "terminated (SIGTERM)", 143)
         if isinstance(error, Asked):
             return cls("stopped", str(error))
+        if isinstance(error, OSError) and of_the_disk(error):
+            error = DiskError(refused_by_system(error))
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         return cls("failed", redacted(reason), error=error)
 
@@ -128,15 +139,15 @@ class Recorder:
         for name, text in hydra_files.items():
             path = self.folder / ".hydra" / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            save_text(path, text)
         training.data.write_split(self.folder)
         if not self.run.starts:  # what was decided then stays
             plan = [asdict(decision) for decision in training.decisions]
             found = {"fingerprint": asdict(training.fingerprint), "plan": plan}
-            (self.folder / PLAN).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            save_json(self.folder / PLAN, found)
         commit, dirty, diff = provenance.code()
         if diff:
-            (self.folder / "code.diff").write_text(diff, encoding="utf-8")
+            save_text(self.folder / "code.diff", diff)
         model, tuned, first = training.model, training.tuned, self.run.starts[:1]
         size = model.encoder.input_size or training.canvas.size
         execution = ExecutionRecord(
@@ -211,11 +222,12 @@ class Recorder:
     def end(self, outcome: Outcome, tested: Mapping[str, float | None]) -> None:
         """Write the `end` record and the result, print it to stdout, and wait for MLflow within bounds.
 
-        A crash has no result: its traceback comes next.
+        A crash has no result: its traceback comes next; nor has a training that could not write.
         """
-        scores = {} if outcome.failure == "crash" else {**self._best_metrics(), **tested}
+        broken = outcome.failure in ("crash", "disk")
+        scores = {} if broken else {**self._best_metrics(), **tested}
         self._write(End(time.time(), outcome.status, outcome.reason, outcome.failure, scores))
-        if outcome.failure == "crash":
+        if broken:
             self._ask()
         else:
             self.summarize()
@@ -233,11 +245,13 @@ class Recorder:
 
     def close(self) -> None:
         """Let go of the journal and of MLflow, whatever happened."""
-        self._journal.close()
-        if self._background:
-            if self._system:
-                self._background.ask("system", self._system.end)
-            self._background.close()
+        try:
+            self._journal.close()  # fails where the disk is full
+        finally:
+            if self._background:
+                if self._system:
+                    self._background.ask("system", self._system.end)
+                self._background.close()
 
     def _write(self, record: Start | EpochRecord | End) -> None:
         self.run.records.append(self._journal.write(record))

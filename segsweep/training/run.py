@@ -10,9 +10,9 @@ from pathlib import Path
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
-from segsweep.errors import Asked, ConfigError, DataError, Terminated
+from segsweep.errors import Asked, ConfigError, DataError, DiskError, Terminated, of_the_disk
 from segsweep.nn.checkpoint import LAST, load_state, load_weights
-from segsweep.paths import BEST, override
+from segsweep.paths import BEST, override, program
 from segsweep.process import deaf
 from segsweep.runs import journal, stop
 from segsweep.runs.locks import FolderLock
@@ -69,7 +69,13 @@ def run(
             if before and world.size > 1:
                 last = folder / LAST
                 world.agreed((training.state.progress, last.read_bytes() if last.exists() else b""))
-            return _train(training, recorder, sign)
+            try:
+                return _train(training, recorder, sign)
+            except (DiskError, OSError) as error:
+                if not (isinstance(error, DiskError) or of_the_disk(error)):
+                    raise
+                console.note(f"\nstopped; go on when there is room again: {program()} {override('resume', folder)}")
+                raise
 
 
 def follow(world: World) -> None:

@@ -18,7 +18,7 @@ from segsweep.data.scan import STOP, Decoding
 from segsweep.data.source import Sample
 from segsweep.data.sources import folder
 from segsweep.data.store import open_store
-from segsweep.errors import DataError
+from segsweep.errors import DataError, DiskError
 from segsweep.paths import cache
 
 SHAPES = [(40, 48, 3), (20, 31), (5, 64, 3), (33, 33)]
@@ -780,6 +780,6 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store.scan, "write", full)
-    with pytest.raises(DataError, match=r"no room for the decoded images\. Try data\.cache=none.*SEGSWEEP_OUTPUTS"):
+    with pytest.raises(DiskError, match=r"no room for the decoded images\. Try data\.cache=none.*SEGSWEEP_OUTPUTS"):
         open_store(written(tmp_path))
     assert not stores()

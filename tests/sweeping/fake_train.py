@@ -3,6 +3,7 @@
 Its IoU rises towards `best` (an override); `epochs`, `seconds` an epoch, and how it fails can be overridden, too.
 """
 
+import errno
 import os
 import shlex
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from segsweep.config.schema import EncoderConfig, OptimConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.errors import Asked, Terminated
-from segsweep.process import terminable
+from segsweep.process import failed, terminable
 from segsweep.runs.journal import Journal, read
 from segsweep.runs.locks import FolderLock
 from segsweep.runs.records import End, EpochRecord, ExecutionRecord, Start
@@ -54,6 +55,10 @@ def main(argv):
     try:
         with terminable():
             return _train(given)
+    except OSError as error:
+        line, code = failed(error)
+        print(f"train.py: {line}")
+        return code
     except Terminated:
         return 143
 
@@ -86,6 +91,8 @@ def _train(given):
             if given.get("nan") == str(number):
                 book.write(end("failed", "NaN in the loss.", "non_finite"))
                 return 5
+            if given.get("full") == str(number) and not resumed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "last.pt"))
             if given.get("dies") == str(number):
                 os.kill(os.getpid(), int(given.get("signal", 9)))
             (folder / "best.safetensors").write_bytes(b"a model")

@@ -15,8 +15,10 @@ from segsweep.errors import ConfigError
 from segsweep.runs import journal, locks
 from segsweep.runs.records import End, EpochRecord, Start
 from segsweep.sweeping.backends import local as module
+from segsweep.sweeping.backends import slots as places
 from segsweep.sweeping.backends.base import OUTPUT, Job, failure, signalled
-from segsweep.sweeping.backends.local import CLAIM, EXIT, LocalBackend, Slot, slots
+from segsweep.sweeping.backends.local import CLAIM, EXIT, LocalBackend
+from segsweep.sweeping.backends.slots import Slot, slots
 
 FAKE = "fake_train"
 HERE = str(Path(__file__).parent)
@@ -204,7 +206,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from segsweep.sweeping.backends.base import Job
-from segsweep.sweeping.backends.local import LocalBackend, Slot
+from segsweep.sweeping.backends.local import LocalBackend
+from segsweep.sweeping.backends.slots import Slot
 backend = LocalBackend(Path(sys.argv[1]), [Slot(1)], preloaded=["segsweep.runs.journal"])
 backend.submit(Job("0", "fake_train", tuple(sys.argv[3:])))
 while True:
@@ -337,11 +340,11 @@ def test_slots(given, visible, expected, monkeypatch):
 
 def test_a_cpus_threads_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(module, "cores", lambda: 16)
+    monkeypatch.setattr(places, "cores", lambda: 16)
     assert [slot.threads for slot in slots("auto")] == [4, 4, 4, 4]
     assert [slot.threads for slot in slots(2)] == [8, 8]
     assert [slot.threads for slot in slots(32)] == [1] * 32
-    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(places, "cores", lambda: 2)
     assert [slot.threads for slot in slots("auto")] == [2]
 
 
@@ -364,6 +367,6 @@ def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
     )
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert module.gpus() == ["0", "1"]
+    assert places.gpus() == ["0", "1"]
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
-    assert module.gpus() == []
+    assert places.gpus() == []

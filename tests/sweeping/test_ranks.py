@@ -24,7 +24,8 @@ from segsweep.nn import UNet
 from segsweep.runs import journal, locks
 from segsweep.runs.records import EpochRecord
 from segsweep.sweeping.backends.base import OUTPUT, Job
-from segsweep.sweeping.backends.local import LocalBackend, Slot, slots
+from segsweep.sweeping.backends.local import LocalBackend
+from segsweep.sweeping.backends.slots import Slot, slots
 from segsweep.training import build
 from segsweep.world import World
 

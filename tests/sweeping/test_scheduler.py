@@ -14,10 +14,11 @@ import pytest
 from optuna.trial import TrialState
 
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import Asked, ConfigError, DataError, SweepError
+from segsweep.errors import Asked, ConfigError, DataError, DiskError, SweepError
 from segsweep.runs import journal, locks, stop
 from segsweep.runs.trial import Trial, load, load_all
-from segsweep.sweeping.backends.local import CLAIM, LocalBackend, Slot
+from segsweep.sweeping.backends.local import CLAIM, LocalBackend
+from segsweep.sweeping.backends.slots import Slot
 from segsweep.sweeping.pruner import Verdict
 from segsweep.sweeping.scheduler import Search, TrialSource, drive, taken_up
 from segsweep.sweeping.space import Space, choice, interval, steps
@@ -102,6 +103,19 @@ def test_optunas_pruners_are_asked(tmp_path, pruner):
     if pruner == "median":
         assert found[-1] == "PRUNED"
         assert study.trials()[-1].user_attrs["pruned"].startswith("median: ")
+
+
+def test_a_full_disk_stops_a_sweep_and_costs_it_no_trial(tmp_path):
+    study, search, backend = began(tmp_path, argv=["full=3"], pruner="none", n_trials=4)
+    with pytest.raises(DiskError, match=r"last\.pt: No space left on device"):
+        list(drive(search, backend, tmp_path, FAKE))
+    assert set(states(study)) == {"RUNNING"}
+    study, search, backend = began(tmp_path, argv=[], pruner="none", n_trials=4)
+    events = list(drive(search, backend, tmp_path, FAKE))
+    assert "continued" in [event.kind for event in events]
+    assert states(study) == ["COMPLETE"] * 4
+    for trial in study.trials():
+        assert [epoch.epoch for epoch in journal.read(tmp_path / str(trial.number)).epochs] == [1, 2, 3, 4]
 
 
 def test_a_sweep_that_is_asked_to_stop_lets_each_trial_finish_its_epoch(tmp_path):
@@ -390,7 +404,7 @@ for event in drive(search, backend, folder, FAKE):
 
 
 def test_kills_lose_no_finished_trial_and_run_none_twice(tmp_path):
-    """The controller, trials and both are killed at random moments; benchmarks/kills.py does it a hundred times."""
+    """The controller, trials and both are killed at random moments; `make soak` does it for as long as one likes."""
     rng = random.Random(0)
     command = [sys.executable, "-c", CONTROLLER, str(tmp_path), str(Path(__file__).parent)]
     finished = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
-from segsweep.errors import ConfigError, DataError, Failure, NonFiniteError, OutOfMemoryError
+from segsweep.errors import ConfigError, DataError, DiskError, Failure, NonFiniteError, OutOfMemoryError
 from segsweep.paths import quoted
 from segsweep.runs.records import End, Record
 
@@ -18,7 +18,8 @@ Id = NewType("Id", str)
 """Names a job for the backend that gave it, for as long as the backend lives; it means nothing to anybody else."""
 
 OUTPUT = "out.log"  # of a job's folder: all that it printed
-KINDS = {kind.exit_code: kind.failure for kind in (ConfigError, DataError, OutOfMemoryError, NonFiniteError)}
+FAILURES = (ConfigError, DataError, OutOfMemoryError, NonFiniteError, DiskError)
+KINDS = {kind.exit_code: kind.failure for kind in FAILURES}
 
 
 @dataclass(frozen=True)

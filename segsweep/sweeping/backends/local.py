@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -28,93 +27,27 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from platform import node
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from segsweep.config.checks import read_file
-from segsweep.errors import ConfigError, DataError
+from segsweep.errors import ConfigError, DataError, DiskError, of_the_disk, refused_by_system
 from segsweep.paths import save_json, speaker
 from segsweep.process import DEBUG, complain
 from segsweep.runs import journal, locks, stop
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
 from segsweep.sweeping.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
-from segsweep.world import MEETING, cores, end_with_parent
+from segsweep.sweeping.backends.slots import Slot
+from segsweep.world import MEETING, end_with_parent
 
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
 PRELOADED = ["segsweep.training.run", "segsweep.commands.train"]
-CORES_PER_SLOT = 4
 LOOK = 0.2  # seconds between looks at the journals
 LATE = 143  # exit code of a child whose folder another took over; as if terminated
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL; that ranks may take longer than the first
 # Variables that make a process one of several ranks. A trial is alone, whatever a shell or a scheduler left behind.
 RANKS = re.compile("((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place where one job runs."""
-
-    number: int  # from 0
-    devices: tuple[str, ...] = ()  # of `CUDA_VISIBLE_DEVICES`; empty for a CPU
-    threads: int = 1  # that the job may compute on
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Return what the job's process gets; a number of threads that the user set stays."""
-        ranks = max(1, len(self.devices))
-        found = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, self.threads // ranks))}
-        if ranks > 1:
-            found |= {"WORLD_SIZE": str(ranks)}
-        return found | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
-
-    def __str__(self) -> str:
-        return f"GPU {'+'.join(self.devices)}" if self.devices else f"CPU {self.number}"
-
-
-def gpus() -> list[str]:
-    """Find the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1")]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i in range(sum(row.startswith("GPU ") for row in listed.splitlines()))]
-
-
-def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
-    """Return the slots that `hydra.sweeper.slots` asks for; ConfigError for none, or a GPU that is not there.
-
-    Args:
-        given: "auto": one for each GPU, on a CPU one for every four cores; a number; or for each slot its GPU, or its
-            list of GPUs, counted among the visible ones.
-        on_cpu: GPUs are left alone.
-    """
-    there = [] if on_cpu else gpus()
-    if given == "auto":
-        given = len(there) or max(1, cores() // CORES_PER_SLOT)
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
-        rows: list[tuple[str, ...]] = [(there[i % len(there)],) if there else () for i in range(given)]
-    elif isinstance(given, Sequence) and not isinstance(given, str) and given:
-        rows = []
-        for one in given:
-            numbers = [one] if isinstance(one, int) else list(one)
-            missing = [n for n in numbers if not isinstance(n, int) or not 0 <= n < len(there)]
-            if missing or not numbers:
-                raise ConfigError(
-                    f"hydra.sweeper.slots={given}: GPU {missing[0] if missing else '?'}: there are {len(there)} GPUs. "
-                    "Try hydra.sweeper.slots=auto."
-                )
-            if len(set(numbers)) < len(numbers):
-                raise ConfigError(f"hydra.sweeper.slots={given}: {one} names a GPU twice; each process takes its own.")
-            rows.append(tuple(there[n] for n in numbers))
-    else:
-        raise ConfigError(
-            f"hydra.sweeper.slots={given}: must be auto, a number from 1, or GPUs as [0,0,1] or [[0,1],[2,3]]."
-        )
-    return tuple(Slot(i, row, max(1, cores() // len(rows))) for i, row in enumerate(rows))
 
 
 @dataclass(frozen=True)
@@ -366,7 +299,10 @@ def train(
     `controller`: a connection that ends with it; the job ends then, too.
     """
     os.setsid()
-    output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        os._exit(DiskError.exit_code if of_the_disk(error) else 1)
     os.dup2(output, 1)
     os.dup2(output, 2)
     locked = (folder / CLAIM).open("r+", encoding="utf-8")
@@ -385,7 +321,8 @@ def train(
         if controller:  # the thread after the ranks, which are forked
             threading.Thread(target=_end_with, args=(controller,), name="controller", daemon=True).start()
         code = _called(job, folder)
-    save_json(folder / EXIT, asdict(replace(claim, code=code)))
+    with suppress(OSError):  # a full disk: only a controller that adopts this job has to know the code
+        save_json(folder / EXIT, asdict(replace(claim, code=code)))
     sys.exit(code)
 
 
@@ -455,12 +392,16 @@ def _called(job: Job, folder: Path) -> int:
 
 
 def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
-    """Call the function, in the child, and send what it returns or raises."""
+    """Call the function, in the child, and send what it returns or raises, unless who has asked is gone."""
     module, _, name = function.partition(":")
     try:
-        connection.send(getattr(import_module(module), name)(*arguments))
+        result = getattr(import_module(module), name)(*arguments)
     except ConfigError as error:
-        kind = DataError if isinstance(error, DataError) else ConfigError  # one that its message alone makes again
-        connection.send(kind(str(error)))
+        kinds = (kind for kind in (DataError, DiskError) if isinstance(error, kind))
+        result = next(kinds, ConfigError)(str(error))  # one that its message alone makes again
     except Exception as error:
-        connection.send(RuntimeError(f"{function}: {type(error).__name__}: {error}"))
+        disk = isinstance(error, OSError) and of_the_disk(error)
+        said = f"{function}: {type(error).__name__}: {error}"
+        result = DiskError(refused_by_system(cast(OSError, error))) if disk else RuntimeError(said)
+    with suppress(BrokenPipeError):
+        connection.send(result)

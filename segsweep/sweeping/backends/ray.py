@@ -17,11 +17,12 @@ from pathlib import Path
 from platform import node
 from typing import Any
 
-from segsweep.errors import ConfigError, first_line
+from segsweep.errors import ConfigError, first_line, refused_by_system
 from segsweep.paths import atomically, outputs
 from segsweep.runs import journal
 from segsweep.sweeping.backends.base import Id, Job, JobUpdate
-from segsweep.sweeping.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend, Slot
+from segsweep.sweeping.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend
+from segsweep.sweeping.backends.slots import Slot
 from segsweep.world import cores
 
 KEY = "hydra.sweeper.address"
@@ -78,6 +79,7 @@ class _Actor:
     handle: Any
     where: str = ""
     job: str = ""  # that it runs, or whose files it has; empty of an idle one
+    begun: Any = None  # the answer to its job, until that has come
     asked: Any = None  # the outstanding question for news
     first: bool = True  # no record has come yet; the first ones that do are its whole journal
     unheard: float | None = None  # since when it cannot be reached
@@ -155,7 +157,7 @@ class RayBackend:
         actor = next(actor for actor in self._actors if not actor.job)
         files = _read(folder, ()) if job.resume else {}
         actor.job, actor.ended, actor.first, actor.unheard = job.name, False, True, None
-        actor.handle.submit.remote(job, files)
+        actor.begun = actor.handle.submit.remote(job, files)
         actor.asked = actor.handle.poll.remote()
         return Id(job.name)
 
@@ -224,8 +226,17 @@ class RayBackend:
     def _heard(self, actor: _Actor, reference: Any) -> list[JobUpdate]:
         """Take an actor's news, and ask for more."""
         try:
+            if actor.begun is not None:
+                self._ray.get(actor.begun)
+                actor.begun = None
             updates: list[JobUpdate] = self._ray.get(reference)
             actor.unheard = None
+        except self._ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, OSError):
+                raise
+            actor.ended = True
+            words = f"{actor.where}: {refused_by_system(error.cause)}"
+            return [JobUpdate(Id(actor.job), ended=True, error="disk", words=words)]
         except self._ray.exceptions.ActorUnavailableError:
             actor.unheard = actor.unheard or time.monotonic()
             if time.monotonic() - actor.unheard < UNHEARD:
