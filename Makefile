@@ -2,7 +2,7 @@ PYTHON ?= python
 # Names the raw results.
 HARDWARE ?= cpu
 
-.PHONY: check test test-browser fuzz lint bench bench-gpu
+.PHONY: check test test-browser fuzz soak audit docs lint bench bench-gpu
 
 check: lint test  ## everything a change must pass
 
@@ -32,3 +32,15 @@ bench-gpu:  ## one GPU, twelve minutes; the same again measures what is missing
 
 fuzz:  ## words and files as nobody means them; MINUTES=60 for each of three tests
 	SEGSWEEP_FUZZ=$(or $(MINUTES),1) $(PYTHON) -m pytest -m fuzz tests/fuzz -s
+
+docs:  ## a site of docs/ in outputs/docs/
+	$(PYTHON) .ci/reference.py
+	$(PYTHON) -m pip install --quiet sphinx myst-parser furo
+	$(PYTHON) -m sphinx --quiet --fail-on-warning docs outputs/docs
+
+soak:  ## kills, full disks, servers that hang, clocks that jump: what is lost; MINUTES=600 for a night
+	$(PYTHON) benchmarks/soak.py --minutes $(or $(MINUTES),10)
+
+audit:  ## known security holes of what is installed, and of what pyproject.toml allows
+	-$(PYTHON) -m pip install --quiet pip-audit
+	$(PYTHON) .ci/audit.py

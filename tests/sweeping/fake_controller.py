@@ -1,6 +1,7 @@
-"""A controller of a shared sweep whose trainings only pretend: `fake_controller.py ADDRESS FOLDER SETTINGS`.
+"""A controller of a sweep whose trainings only pretend: `fake_controller.py ADDRESS FOLDER SETTINGS`.
 
-SETTINGS is a JSON object: of the sweeper; and `words`, which all trials have, `identity`, what the data are said to be.
+With an empty address it is the only one. SETTINGS is a JSON object: of the sweeper; and `words`, which all trials have,
+`identity`, what the data are said to be.
 """
 
 import json
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import ConfigError, SweepError, Terminated
-from segsweep.process import terminable
+from segsweep.errors import ConfigError, Terminated
+from segsweep.process import failed, terminable
 from segsweep.sweeping import run, sharing, together
 from segsweep.sweeping.backends.local import LocalBackend
 from segsweep.sweeping.plan import Plan
@@ -48,14 +49,21 @@ def main(address, folder, settings):
         tracking=TrackingConfig("mlflow", uri=tracking, experiment="shared") if tracking else TrackingConfig("none"),
     )
     space = Space((choice("encoder", ENCODERS), interval("best", 0.1, 0.9)), ENCODERS[0])
-    sweeper = SweeperConfig(**({"n_trials": 6, "slots": 2, "pruner": "none", "storage": address} | settings))
+    sweeper = SweeperConfig(**({"n_trials": 6, "slots": 2, "pruner": "none", "storage": address or None} | settings))
     seeds = {"encoder": "resnet18", "best": 0.5}
     try:
         with terminable():
-            together.join(Plan(Path(folder), "-m hydra/sweeper=optuna", space, seeds, words, base, sweeper))
-    except (ConfigError, SweepError) as error:
+            begin = together.join if address else run.run
+            begin(Plan(Path(folder), "-m hydra/sweeper=optuna", space, seeds, words, base, sweeper))
+    except ConfigError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        line, code = failed(error)
+        print(f"train.py: {line}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        return 130
     except Terminated:
         return 143
     return 0
