@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import train
+from segsweep import errors
 from segsweep.commands import app as cli
 from segsweep.config.schema import keys
+from segsweep.runs import journal
 from segsweep.sweeping import run as multirun
 from segsweep.sweeping import together
 
@@ -19,6 +22,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "sweeps" / "README.md",
 ]
+HISTORY = ("log", "decisions", "moves", "architecture")  # where old names stay
 PLACEHOLDERS = {"DIR": "some/where", "PATH": "some/file", "N": "3", "TAG": "a1_in1k"}
 
 
@@ -77,25 +81,64 @@ def test_the_documents_have_commands():
     assert len(commands("segsweep ")) >= 1
 
 
+def anchors(document):
+    """The names that a page's headings have in links."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_paths_exist(document):
     text = document.read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text)):
         if not target.startswith("http"):
-            assert (document.parent / target).exists(), target
+            other = document.parent / target if target else document
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other), f"{target}#{anchor}"
     for path in re.findall(r"`((?:segsweep|conf|docs|tests|hydra_plugins)/[\w/.]*\w)`", text):
         assert (ROOT / path).exists(), path
 
 
-def test_every_key_is_in_the_help_and_every_key_named_in_the_readme_exists(capsys):
+def test_every_key_is_in_the_help_and_every_key_named_in_the_documents_exists(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     shown = capsys.readouterr().out
     known = [key.name for key in keys()]
     assert all(f"  {name} " in shown for name in known)
     groups = "encoder|decoder|optim|augmentation|data|loss|tracking|train"
-    for name in re.findall(rf"`((?:{groups})\.[a-z_]+)", (ROOT / "README.md").read_text()):
-        assert name in known or name == "train.py", name
+    for page in (page for page in DOCUMENTS if page.stem not in HISTORY):
+        for name in re.findall(rf"`((?:{groups})\.[a-z_]+)", page.read_text()):
+            assert name in known or name == "train.py" or name.endswith((".md", ".yaml")), f"{page.name}: {name}"
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / ".ci"))
+    import reference
+
+    yield reference
+    sys.modules.pop("reference")
+
+
+def test_the_reference_is_what_its_script_writes(reference):
+    assert (ROOT / "docs" / "reference.md").read_text() == reference.reference(), "python .ci/reference.py"
+
+
+def test_the_reference_has_every_metric_file_and_exit_code(reference, trained):
+    text, run = (ROOT / "docs" / "reference.md").read_text(), journal.read(trained.folder)
+    classes = run.start.classes
+    for name in {name for record in (*run.epochs, run.end) for name in record.metrics}:
+        shown = "val/" + name.partition("/")[2] if name.startswith("test/") else name
+        shown = "val/iou/<class>" if shown.removeprefix("val/iou/") in classes else shown
+        assert f"`{shown}`" in text, name
+    for path in trained.folder.iterdir():
+        assert f"DATE/TIME/{path.name}" in text, path.name
+    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.ConfigError)]
+    assert {kind.exit_code for kind in kinds} < reference.CODES.keys()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
 def test_the_repository_names_no_machine():
