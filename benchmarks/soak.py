@@ -341,7 +341,7 @@ class Soak:
 
     def alone(self) -> None:
         with self.round("alone") as place:
-            self._search(place, place / "sweep", {}, number=25)
+            self._search(place, place / "sweep", {}, number=40)
 
     def full(self) -> None:
         """On a disk that fills up, while trials write."""
@@ -367,12 +367,12 @@ class Soak:
                     (disk / "filler").unlink()
                     return True
 
-                self._search(place, disk / "sweep", {"the disk is full": fill}, number=12)
+                self._search(place, disk / "sweep", {"the disk is full": fill}, number=20)
             finally:
                 subprocess.run(["umount", "-l", str(disk)], check=True)
 
     def _search(self, place: Path, folder: Path, more: dict[str, Callable[[], bool]], number: int) -> None:
-        wanted, known = 16, dict[int, float | None]()
+        wanted, known = 32, dict[int, float | None]()
         processes = self.fakes(place, folder, n_trials=wanted, finalists=0, slots=3, words=["seconds=0.15"])
         faults = more or self.on_controllers(processes, folder)
 
@@ -392,7 +392,7 @@ class Soak:
             return True
 
         watched = {kind: (lambda act=act: note() and act()) for kind, act in faults.items()}
-        disturb(self.tally, self.rng, processes, watched, number=number, pause=(0.2, 1.2))
+        disturb(self.tally, self.rng, processes, watched, number=number, pause=(0.1, 0.9))
         found = study()
         now = {trial.number: trial.value for trial in found}
         self.tally.lost += sum(now.get(number) != value for number, value in known.items())
@@ -421,7 +421,7 @@ class Soak:
             faults = self.on_controllers(processes, folder)
             faults |= {"PostgreSQL restarts": restart, "PostgreSQL hangs": hang}
             faults |= {"a controller's machine sleeps": freeze}
-            disturb(self.tally, self.rng, processes, faults, number=16, pause=(0.3, 1.5))
+            disturb(self.tally, self.rng, processes, faults, number=24, pause=(0.2, 1.2))
             storage = RDBStorage(server.address, {"pool_pre_ping": True})
             stack.callback(storage.engine.dispose)
             self.count(optuna.load_study(study_name="sweep", storage=storage).get_trials(), wanted, folder)

@@ -111,7 +111,8 @@ class AugmentationConfig:
             value = getattr(self, name)
             check(0 <= value < math.inf, f"augmentation.{name}", value, "0 or more")
         scale, shift = self.scale, self.translate
-        check(scale == "auto" or (is_number(scale) and scale >= 0), "augmentation.scale", scale, "auto, or 0 or more")
+        valid = scale == "auto" or (is_number(scale) and 0 <= scale <= 100)
+        check(valid, "augmentation.scale", scale, "auto, or in [0, 100]")
         valid = shift == "auto" or (is_number(shift) and is_share(shift))
         check(valid, "augmentation.translate", shift, "auto, or in [0, 1]")
         check(0 <= self.rotate <= 180, "augmentation.rotate", self.rotate, "in [0, 180]")
@@ -206,7 +207,8 @@ class TrainConfig:
         check(valid, "train.accumulate", self.accumulate, "auto, or 1 or more")
         valid = is_count(self.batch_size) or self.batch_size == "auto"
         check(valid, "train.batch_size", self.batch_size, "auto, or 1 or more")
-        check(self.time_budget is None or self.time_budget > 0, "train.time_budget", self.time_budget, "above 0")
+        valid = self.time_budget is None or 0 < self.time_budget < math.inf
+        check(valid, "train.time_budget", self.time_budget, "above 0")
         if "auto" not in (self.batch_size, self.accumulate):
             expected = f"a divisor of train.batch_size={self.batch_size}"
             check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)

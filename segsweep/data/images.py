@@ -8,6 +8,7 @@ import numpy as np
 from segsweep.data import raster
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *raster.TIFF, ".bmp", ".webp", ".gif")  # of files that are taken for images
+WIDEST = 1e31  # between two pixels: float32 holds no sums over an image of larger ones
 OFTEN = 1e-3  # share of an image's values from which on one far outside of the rest may stand for no data
 
 

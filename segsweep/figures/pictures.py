@@ -176,7 +176,8 @@ def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFo
 def shown(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """Bring `h w c` from low to high to uint8 `h w 3`; of other than one or three channels the first are shown."""
     image = image[..., : 3 if image.shape[2] >= 3 else 1]
-    scaled = (np.clip((image.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    with np.errstate(over="ignore"):  # far outside is black or white
+        scaled = (np.clip((image.astype(np.float32) - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
     return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
 
 

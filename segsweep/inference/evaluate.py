@@ -27,7 +27,7 @@ from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.scorer import Scorer, own_grid
 from segsweep.errors import ConfigError
 from segsweep.inference.find import Found
-from segsweep.inference.running import canvas, described, execution
+from segsweep.inference.running import canvas, described, execution, refuse_far
 from segsweep.nn.checkpoint import ModelInfo, load_model
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import predict
@@ -307,6 +307,7 @@ def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
         raise ConfigError(f"the data have {channels} channels; the model was trained on {wanted}. Convert them.")
     if str(data.store.dtype) != info.dtype:
         raise ConfigError(f"the data are {data.store.dtype}; the model was trained on {info.dtype}. Convert them.")
+    refuse_far("the data", *data.store.range, info.range)
 
 
 @torch.inference_mode()

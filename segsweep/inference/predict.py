@@ -25,7 +25,7 @@ from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.inference.geotiff import georeference
 from segsweep.inference.output import INDICES, MaskForm, Places, is_own, probability, write
-from segsweep.inference.running import canvas, described, execution
+from segsweep.inference.running import canvas, described, execution, refuse_far
 from segsweep.nn.checkpoint import load_model
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
@@ -107,6 +107,7 @@ class Predictor:
                 f"{name}: {image.dtype} pixels from {image.min():g} to {image.max():g}; the model was trained on "
                 f"{self.info.dtype} from {low:g} to {high:g}. Bring it to that scale."
             )
+        refuse_far(name, float(image.min()), float(image.max()), self.range)
         return image
 
     def canvas(self, image: np.ndarray) -> Size:

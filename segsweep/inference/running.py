@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from segsweep.data.geometry import Canvas
+from segsweep.data.images import WIDEST
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DataError
 from segsweep.nn.checkpoint import ModelInfo, describe
 from segsweep.paths import BEST
 from segsweep.runs import journal
@@ -26,6 +27,18 @@ def described(model: Path) -> ModelInfo:
         info = replace(info, precision=ran.precision, channels_last=ran.channels_last)
         info = replace(info, tta=start.settings.train.tta, tile=(tile[0], tile[1]) if tile else None)
     return info
+
+
+def refuse_far(name: object, low: float, high: float, trained: tuple[float, float]) -> None:
+    """Refuse pixels between these values if all logits would be NaN: a float's lowest value that no tag names.
+
+    `trained` is the range of the training's pixels. Raises DataError, which begins with the `name`.
+    """
+    if max(-low, high) > WIDEST:
+        raise DataError(
+            f"{name}: pixels from {low:g} to {high:g}, too far apart to compute with; the model was trained on "
+            f"{trained[0]:g} to {trained[1]:g}. If an end stands for no data, write it as NaN."
+        )
 
 
 def canvas(info: ModelInfo) -> Canvas:

@@ -48,10 +48,10 @@ def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
         return
     try:
         with terminable(), server(uri, host, port) as (address, process):
-            show(front_page(address))
             if not _loopback(host):
                 console.note(_without_a_lock(uri, host, port))
             console.note("Ctrl-C stops it")
+            show(front_page(address))  # last: who waits for it may stop us then
             code = process.wait()
     except (KeyboardInterrupt, Terminated):
         return

@@ -23,13 +23,14 @@ from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.dataset import Dataset, evenly_spaced, open_dataset
 from segsweep.data.fingerprint import Fingerprint, fingerprint
 from segsweep.data.geometry import Canvas
+from segsweep.data.images import WIDEST
 from segsweep.data.raster import decoders
 from segsweep.engine import device as devices
 from segsweep.engine import losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
 from segsweep.engine.scorer import Evaluation, Scorer
 from segsweep.engine.step import TrainStep
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DataError
 from segsweep.figures import pictures
 from segsweep.nn import UNet, weights
 from segsweep.nn.encoder import decoder_width, encoder_traits
@@ -164,6 +165,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     _refuse_batch(settings.train, _groups(asked, before), shown, images, world)
     console.note(data.summary().table() + "\n")
     say(data)
+    _refuse_range(*data.store.range)
     decisions = () if before else plan.decisions  # made once, and told then
     if decisions:
         console.note(plan.table() + "\n")
@@ -326,6 +328,16 @@ def _accumulate(train: TrainConfig, groups: int | None, micro_batch: int, world:
         found = math.ceil(train.batch_size / (micro_batch * world.size))
     share: int = train.batch_size // world.size
     return max(1, min(found, share))  # none is empty
+
+
+def _refuse_range(low: float, high: float) -> None:
+    """Refuse pixels so far apart that they are no measured values."""
+    if high - low > WIDEST:
+        end = low if -low > high else high
+        raise DataError(
+            f"data: pixels lie between {low:g} and {high:g}, too far apart to compute with. If {end:g} stands for no "
+            f"data, type data.nodata={end!r}."
+        )
 
 
 def _refuse_batch(train: TrainConfig, groups: int | None, shown: int, images: int, world: World) -> None:

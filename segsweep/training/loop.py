@@ -59,7 +59,7 @@ def fit(
         watch: wraps the iterator over steps.
         world: the processes that train together.
 
-    Raises NonFiniteError: the loss became NaN or infinite.
+    Raises NonFiniteError: the loss became NaN or infinite, in training or in validation.
     """
     progress, device = state.progress, state.device
     schedule = optim.schedule(optim_config.schedule, optim_config.warmup)
@@ -109,6 +109,9 @@ def fit(
         trained = time.perf_counter()
 
         validation = validate(state.scored)
+        if not math.isfinite(validation.metrics["loss"]):
+            peak = state.optimizer.param_groups[-1]["peak_lr"]
+            raise _non_finite(number, "validation", peak, step.execution.precision)
         finished = time.perf_counter()
         progress.validation_seconds.append(world.agreed(finished - trained))
         progress.seconds = world.agreed(progress.seconds + finished - started)
@@ -145,7 +148,7 @@ def stop_reason(progress: Progress, train: TrainConfig) -> str:
 def share_done(progress: Progress, train: TrainConfig) -> float:
     """Return the share of a training that is done, in epochs or in seconds, whichever is more."""
     of_epochs = progress.epoch / train.epochs if train.epochs else 0.0
-    return max(of_epochs, progress.seconds / train.time_budget if train.time_budget else 0.0)
+    return min(1.0, max(of_epochs, progress.seconds / train.time_budget if train.time_budget else 0.0))
 
 
 def _validation_time(progress: Progress) -> float:
@@ -186,11 +189,15 @@ def _refuse_non_finite(first_bad: Tensor, epoch: int, lr: float, precision: torc
     step = int(first_bad)
     if world.any(step >= 0):
         where = f"step {step + 1}" if step >= 0 else "in another process"
-        likely = f"a learning rate that is too high. Try optim.lr={lr / 10:.1g}"
-        if precision == torch.float16:
-            likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
-        found = f"in epoch {epoch}, {where}, at learning rate {lr:.3g}"
-        raise NonFiniteError(f"the loss became NaN or infinite {found}. Most likely {likely}.")
+        raise _non_finite(epoch, where, lr, precision)
+
+
+def _non_finite(epoch: int, where: str, lr: float, precision: torch.dtype) -> NonFiniteError:
+    likely = f"a learning rate that is too high. Try optim.lr={lr / 10:.1g}"
+    if precision == torch.float16:
+        likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
+    found = f"in epoch {epoch}, {where}, at learning rate {lr:.3g}"
+    return NonFiniteError(f"the loss became NaN or infinite {found}. Most likely {likely}.")
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -78,7 +78,7 @@ def killed(tmp_path_factory):
 
 
 BEST = ["last.pt", "best.safetensors", "predictions", "predictions", "val_matrices.npz", "EpochRecord"]
-ORDER = ["Start", "figures", *BEST * EPOCHS, "figures", "End", "summary.json"]
+ORDER = ["Start", "figures", *BEST * EPOCHS, "figures", "figures", "End", "summary.json"]
 
 
 def test_every_write_is_known(killed):
