@@ -3,7 +3,7 @@
 project = "segsweep"
 author = "The segsweep authors"
 extensions = ["myst_parser"]
-root_doc = "README"
+root_doc = "index"
 html_theme = "furo"
 html_title = "segsweep"
 exclude_patterns = ["conf.py"]
