@@ -89,6 +89,8 @@ def load(sweep: Path, name: str) -> Trial:
     """
     trial = read_file(Trial, sweep / name / NAME, "trial")
     trial.name, trial.run = name, journal.read(sweep / name)  # whatever the file says: it may name another folder
+    if trial.state == "complete" and trial.iou is None:
+        trial.state, trial.reason = "failed", "its journal has no score any more"
     return trial
 
 

@@ -27,3 +27,11 @@ def test_a_damaged_one_is_one_line_that_names_the_file(tmp_path, text):
         load(tmp_path, "0")
     assert str(refusal.value).startswith(f"{tmp_path / '0' / NAME}: damaged: ")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_complete_trial_whose_journal_was_lost_is_no_complete_one(tmp_path):
+    write(tmp_path / "0", start(), epoch(1, 0.5))
+    Trial("0", "resnet18", [], [], state="complete").save(tmp_path)
+    assert load(tmp_path, "0").state == "complete"
+    (tmp_path / "0" / "metrics.jsonl").write_bytes(b"")
+    assert (load(tmp_path, "0").state, load(tmp_path, "0").reason) == ("failed", "its journal has no score any more")

@@ -141,7 +141,7 @@ def test_forty_trials_are_forty_though_two_controllers_are_killed(controllers, p
 
 
 def test_as_many_controllers_wait_as_trials_run_and_the_others_end(controllers, postgresql, tmp_path):
-    settings = {"n_trials": 1, "finalists": 0, "slots": 1, "words": ["seconds=2.5"]}
+    settings = {"n_trials": 1, "finalists": 0, "slots": 1, "words": ["seconds=4"]}
     first = controllers.start("0", **settings)
     controllers.until(lambda: sum(trial.state == TrialState.RUNNING for trial in trials(postgresql)) == 1)
     others = [controllers.start(str(i), **settings) for i in range(1, 4)]
