@@ -587,6 +587,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="kinds of rounds")
     parser.add_argument("--name", help="keep the table's numbers as benchmarks/raw/NAME.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and by children then
     print(f"--seed {options.seed}", file=sys.stderr)
     if not os.geteuid():  # mounts of our own, that end with us
         ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS

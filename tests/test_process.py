@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,10 @@ def test_ctrl_c_twice_early_is_one_line_and_leaves_no_empty_journal(begun, pairs
     run, environment = tmp_path / "run", {name: value for name, value in os.environ.items() if name != DEBUG}
     typed = [*TINY, "data=folder", f"data.root={pairs()}", "data.size=[32,32]", "train.batch_size=4", "train.epochs=50"]
     command = [sys.executable, "train.py", *typed, "tracking=none", f"hydra.run.dir={run}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    # Where tests run in the background SIGINT is ignored, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=heed, **pipes)
     until = time.monotonic() + 60
     while not (run / begun).exists():
         assert process.poll() is None and time.monotonic() < until
@@ -98,7 +102,7 @@ def test_ctrl_c_twice_early_is_one_line_and_leaves_no_empty_journal(begun, pairs
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode in (130, -signal.SIGINT), said  # the latter in Python's own end; a shell says 130 of both
     assert "Traceback" not in said
     assert not (run / journal.NAME).exists() or journal.exists(run)
 
