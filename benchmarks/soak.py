@@ -244,7 +244,9 @@ class MlflowServer:
         while time.monotonic() < until:
             with suppress(OSError), urllib.request.urlopen(f"{self._uri}/health", timeout=5):
                 return
-            time.sleep(0.2)
+            if self._process.poll() is not None:  # another's connection had its port for a moment
+                self._process = self._begun()
+            time.sleep(0.5)
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):
