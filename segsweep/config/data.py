@@ -15,6 +15,8 @@ SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob
 
 ZOOMS = (0.05, 8)  # least and largest
 LAID = ("size", "resize", "zoom", "repeats", "foreground", "tile")  # how data are laid on canvases, and how often shown
+LARGEST_SIDE = 65536  # pixels of a canvas or a tile
+MOST_PASSES = 1_000_000  # over the training images in an epoch
 OF_CROPS = {"foreground": "lays crops", "zoom": "resizes crops", "tile": "cuts whole images"}  # need data.resize=crop
 
 
@@ -134,7 +136,7 @@ class DataConfig:
         return [name for name in OF_CROPS if getattr(self, name) not in unset[name]]
 
     def __post_init__(self) -> None:
-        form = "one number or [height,width], 32 pixels or more, as"
+        form = f"one number or [height,width], of 32 to {LARGEST_SIDE} pixels, as"
         check(self.size == "auto" or _is_size(self.size), "data.size", self.size, f"auto, or {form} 256")
         valid = self.tile in ("auto", None) or _is_size(self.tile)
         check(valid, "data.tile", self.tile, f"auto, or {form} 1024")
@@ -158,7 +160,8 @@ class DataConfig:
         if self.of_crops and self.resize not in ("auto", "crop"):
             name = self.of_crops[0]
             raise ConfigError(f"data.{name}={getattr(self, name)} {OF_CROPS[name]}: it needs data.resize=crop.")
-        check(is_count(self.repeats) or self.repeats == "auto", "data.repeats", self.repeats, "auto, or 1 or more")
+        valid = self.repeats == "auto" or (is_count(self.repeats) and self.repeats <= MOST_PASSES)
+        check(valid, "data.repeats", self.repeats, f"auto, or in 1..{MOST_PASSES}")
         check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),
@@ -232,4 +235,4 @@ def is_zoom(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     sides = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(is_count(side) and side >= 32 for side in sides)
+    return all(is_count(side) and 32 <= side <= LARGEST_SIDE for side in sides)

@@ -109,7 +109,7 @@ class AugmentationConfig:
             check(is_share(value), f"augmentation.{name}", value, "in [0, 1]")
         for name in ("blur", "noise"):
             value = getattr(self, name)
-            check(0 <= value < math.inf, f"augmentation.{name}", value, "0 or more")
+            check(0 <= value <= 100, f"augmentation.{name}", value, "in [0, 100]")
         scale, shift = self.scale, self.translate
         valid = scale == "auto" or (is_number(scale) and 0 <= scale <= 100)
         check(valid, "augmentation.scale", scale, "auto, or in [0, 100]")
@@ -203,6 +203,7 @@ class TrainConfig:
         for name in ("epochs", "workers", "patience"):
             value = getattr(self, name)
             check(is_count(value) or value is None, f"train.{name}", value, "1 or more")
+        check((self.workers or 1) <= 1024, "train.workers", self.workers, "at most 1024")
         valid = is_count(self.accumulate) or self.accumulate == "auto"
         check(valid, "train.accumulate", self.accumulate, "auto, or 1 or more")
         valid = is_count(self.batch_size) or self.batch_size == "auto"

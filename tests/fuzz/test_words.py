@@ -79,7 +79,8 @@ def started(pairs, tmp_path, outputs, monkeypatch, capsys):
         if code not in CODES or "Traceback" in said:
             return f"{words}: code {code}: {said[-600:]}"
         made = {path for path in outputs.rglob("*") if path.is_dir()} - before
-        if code and [path for path in made if "cache" not in path.parts and not journal.exists(path)]:
+        left = [path for path in made if "cache" not in path.parts]
+        if code and not all(any(journal.exists(place) for place in (path, *path.parents)) for path in left):
             return f"{words}: code {code}, and left {sorted(map(str, made))}"
         return ""
 
