@@ -50,8 +50,10 @@ def published() -> list[str] | None:
     options = ["--local", "--skip-editable", "--progress-spinner", "off", "--format", "json"]
     done = subprocess.run([sys.executable, "-m", "pip_audit", *options], capture_output=True, text=True, check=False)
     try:
-        found = json.loads(done.stdout)["dependencies"]
+        found = [each for each in json.loads(done.stdout)["dependencies"] if "skip_reason" not in each]
     except (ValueError, KeyError):
+        return None
+    if not found:  # a service that knows none of them says that there are no holes
         return None
     return [f"{each['name']} {each['version']}: {hole['id']}" for each in found for hole in each.get("vulns", [])]
 
