@@ -117,7 +117,7 @@ class Processes:
                 command, stdout=log, stderr=log, env=self._environment, cwd=self.place, start_new_session=True
             )
 
-    def tend(self, again: "Callable[[], list[str]] | None" = None) -> bool:
+    def tend(self, again: Callable[[], list[str]] | None = None) -> bool:
         """Begin again what has died, with the words that `again` gives, if any; tell whether all is done."""
         for i, process in enumerate(self.living):
             code = process.poll()

@@ -95,6 +95,11 @@ def refused_by_system(error: OSError) -> str:
     return f"{place}{os.strerror(error.errno or 0)}."
 
 
+def as_disk_error(error: BaseException) -> BaseException:
+    """Return a DiskError for what the file system refuses to write, and any other error as it is."""
+    return DiskError(refused_by_system(error)) if isinstance(error, OSError) and of_the_disk(error) else error
+
+
 @contextmanager
 def named_by(path: Path) -> Iterator[None]:
     """Have an error of the system name this file, where it names none: as of one that is open."""

@@ -3,11 +3,12 @@
 import base64
 import json
 import os
+import resource
 import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,17 @@ def write_pairs(place: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@contextmanager
+def no_file_is_longer(size: int) -> Iterator[None]:
+    """Have the system refuse to write a byte more into any file, as on a full disk: EFBIG for ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def segmented(k: int, seed: int = 0, absent: Sequence[int] = ()) -> "tuple[torch.Tensor, torch.Tensor]":

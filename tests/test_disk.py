@@ -3,17 +3,16 @@
 import errno
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_pairs
+from conftest import TINY, no_file_is_longer, write_pairs
 from PIL import Image
 
 import train
@@ -35,17 +34,6 @@ WRITES = [
     *(("best.safetensors", 0.5), ("val_matrices.npz", 0.5), ("summary.json", 0.5), ("config.yaml", 0.5)),
     *((name, 0.5) for name in PICTURES),
 ]
-
-
-@contextmanager
-def no_file_is_longer(size):
-    """Have the system refuse to write a byte more into any file, as on a full disk: EFBIG for ENOSPC."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +59,7 @@ def full_from(what, share, whole_run, monkeypatch):
     """From this file's or kind of record's first write on, of which a share fits, no file may be longer than that."""
 
     def limited(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), before[1]))
+        full.enter_context(no_file_is_longer(int(size)))
 
     def of(path):
         (written,) = whole_run.rglob(path.name)
@@ -88,15 +76,11 @@ def full_from(what, share, whole_run, monkeypatch):
             limited(there + share * len(_line(one)))
         return append(self, one)
 
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     beside, append = paths.beside, journal.Journal.write
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, ExitStack() as full:
         patch.setattr(paths, "beside", aside)
         patch.setattr(journal.Journal, "write", record)
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        yield
 
 
 @pytest.mark.parametrize(("what", "share"), WRITES)

@@ -32,8 +32,7 @@ from segsweep.errors import (
     NonFiniteError,
     OutOfMemoryError,
     Terminated,
-    of_the_disk,
-    refused_by_system,
+    as_disk_error,
 )
 from segsweep.world import MEETING, World, end_with_parent
 
@@ -73,8 +72,7 @@ class Told:
     @classmethod
     def of(cls, error: BaseException, rank: int) -> "Told":
         trace = "".join(traceback.format_exception(error))
-        if isinstance(error, OSError) and of_the_disk(error):
-            error = DiskError(refused_by_system(error))
+        error = as_disk_error(error)
         return cls(rank, platform.node(), type(error).__name__, str(error), trace)
 
     def error(self) -> BaseException:

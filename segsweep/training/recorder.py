@@ -19,17 +19,7 @@ import segsweep
 from segsweep import console, metrics
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Evaluation
-from segsweep.errors import (
-    Asked,
-    ConfigError,
-    DiskError,
-    Failure,
-    Terminated,
-    first_line,
-    of_the_disk,
-    redacted,
-    refused_by_system,
-)
+from segsweep.errors import Asked, ConfigError, Failure, Terminated, as_disk_error, first_line, redacted
 from segsweep.figures import pictures
 from segsweep.nn import UNet, checkpoint
 from segsweep.nn.checkpoint import LAST
@@ -72,8 +62,7 @@ class Outcome:
             return cls("stopped", "terminated (SIGTERM)", 143)
         if isinstance(error, Asked):
             return cls("stopped", str(error))
-        if isinstance(error, OSError) and of_the_disk(error):
-            error = DiskError(refused_by_system(error))
+        error = as_disk_error(error)
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         return cls("failed", redacted(reason), error=error)
 

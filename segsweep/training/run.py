@@ -10,7 +10,7 @@ from pathlib import Path
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.engine.device import fitting
-from segsweep.errors import Asked, ConfigError, DataError, DiskError, Terminated, of_the_disk
+from segsweep.errors import Asked, ConfigError, DataError, DiskError, Terminated, as_disk_error
 from segsweep.nn.checkpoint import LAST, load_state, load_weights
 from segsweep.paths import BEST, override, program
 from segsweep.process import deaf
@@ -72,7 +72,7 @@ def run(
             try:
                 return _train(training, recorder, sign)
             except (DiskError, OSError) as error:
-                if not (isinstance(error, DiskError) or of_the_disk(error)):
+                if not isinstance(as_disk_error(error), DiskError):
                     raise
                 console.note(f"\nstopped; go on when there is room again: {program()} {override('resume', folder)}")
                 raise

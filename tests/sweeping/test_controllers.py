@@ -1,9 +1,8 @@
 """What a controller takes over from those before it; several of them on a server are in test_together.py."""
 
-import resource
-
 import fake_train
 import pytest
+from conftest import no_file_is_longer
 from optuna.trial import TrialState, create_trial
 
 from segsweep.errors import DiskError
@@ -51,12 +50,7 @@ def test_who_ran_a_trial_is_known_however_often_it_changed_hands(tmp_path):
 
 def test_no_room_for_the_files_is_told_and_a_folder_that_cannot_be_reached_is_not_an_error(tmp_path):
     ran(tmp_path / "a", "3", 2)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(DiskError, match=r"last\.pt: File too large"):
-            copied(tmp_path / "a" / "3", tmp_path / "b" / "3.2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with no_file_is_longer(1000), pytest.raises(DiskError, match=r"last\.pt: File too large"):
+        copied(tmp_path / "a" / "3", tmp_path / "b" / "3.2")
     assert copied(tmp_path / "a" / "3", tmp_path / "b" / "3.2")
     assert not copied(tmp_path / "nowhere", tmp_path / "b" / "3.3")

@@ -27,10 +27,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from platform import node
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from segsweep.config.checks import read_file
-from segsweep.errors import ConfigError, DataError, DiskError, of_the_disk, refused_by_system
+from segsweep.errors import ConfigError, DataError, DiskError, as_disk_error, of_the_disk
 from segsweep.paths import save_json, speaker
 from segsweep.process import DEBUG, complain
 from segsweep.runs import journal, locks, stop
@@ -400,8 +400,8 @@ def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> N
         kinds = (kind for kind in (DataError, DiskError) if isinstance(error, kind))
         result = next(kinds, ConfigError)(str(error))  # one that its message alone makes again
     except Exception as error:
-        disk = isinstance(error, OSError) and of_the_disk(error)
-        said = f"{function}: {type(error).__name__}: {error}"
-        result = DiskError(refused_by_system(cast(OSError, error))) if disk else RuntimeError(said)
+        result = as_disk_error(error)
+        if result is error:
+            result = RuntimeError(f"{function}: {type(error).__name__}: {error}")
     with suppress(BrokenPipeError):
         connection.send(result)
