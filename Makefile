@@ -15,7 +15,7 @@ test:
 	$(PYTHON) -m pytest
 
 test-browser:  ## MLflow's page as one sees it; needs chromium and chromedriver
-	$(PYTHON) -m pytest -m browser tests/browser
+	$(PYTHON) -m pytest -n 0 -m browser tests/browser
 
 bench:  ## what benchmarks/RESULTS.md reports; needs pip install -e ".[bench]" and a quiet machine
 	$(PYTHON) benchmarks/augmentation.py --name augmentation-$(HARDWARE)
@@ -31,7 +31,7 @@ bench-gpu:  ## one GPU, twelve minutes; the same again measures what is missing
 	$(PYTHON) benchmarks/gpu.py --table
 
 fuzz:  ## words and files as nobody means them; MINUTES=60 for each of three tests
-	SEGSWEEP_FUZZ=$(or $(MINUTES),1) $(PYTHON) -m pytest -m fuzz tests/fuzz -s
+	SEGSWEEP_FUZZ=$(or $(MINUTES),1) $(PYTHON) -m pytest -n 0 -m fuzz tests/fuzz -s
 
 docs:  ## a site of docs/ in outputs/docs/
 	$(PYTHON) .ci/reference.py

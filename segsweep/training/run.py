@@ -121,8 +121,8 @@ def _train(training: Training, recorder: Recorder, sign: stop.Sign) -> int:
             outcome = Outcome.of(training.world.cause(error))
         except (Terminated, KeyboardInterrupt) as later:  # right behind another process's end
             outcome = Outcome.of(training.world.cause(later))
-    # torchrun stops this process as soon as it sees that another has failed.
-    with deaf() if outcome.error and training.world.size > 1 else nullcontext():
+    # A second SIGTERM comes of torchrun, which has seen that another process failed, or of a queue's impatience.
+    with nullcontext() if outcome.status == "complete" else deaf():
         try:
             recorder.end(outcome, tested)
         except BaseException as later:

@@ -753,9 +753,18 @@ def test_sigterm_stops_with_143(pairs, outputs, capsys, monkeypatch):
     from segsweep import console
 
     monkeypatch.setattr(console, "epoch_line", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    lowest = Recorder._lowest
+
+    def again(recorder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return lowest(recorder)
+
+    monkeypatch.setattr(Recorder, "_lowest", again)  # a second one, while the end is written down
     assert train.main([*SMALL, *folder_data(pairs(12))]) == 143
-    end = journal.read(run_folders(outputs)[0]).end
+    (folder,) = run_folders(outputs)
+    end = journal.read(folder).end
     assert (end.status, end.error, end.metrics["best/epoch"]) == ("stopped", None, 1)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
 
 
 def test_an_empty_folder_of_the_users_is_spared_and_one_that_hydra_made_is_not(pairs, tmp_path):
