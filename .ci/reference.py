@@ -18,7 +18,7 @@ CODES = {
     1: ("`segsweep sync`: something could not be sent", "the same command later"),
     2: ("command line, configuration, run folder", "what the line says to type"),
     3: ("the data", "the line lists what is wrong with which file"),
-    4: ("the device's memory is too small", "`train.accumulate`, as the line says"),
+    4: ("the device's memory is too small", "`train.grad_accum`, as the line says"),
     5: ("NaN or infinity in the loss", "a smaller `optim.lr`"),
     6: (
         "too many trials of a sweep failed, or all of the first ones on this host",

@@ -442,7 +442,7 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
             return [(Path(place) / f"{name}-{i}", [*shared, *words, f"train.seed={i}"]) for i in range(count)]
 
         def side_by_side(count: int) -> Row:
-            words = (f"data.repeats={scale.repeats}", f"train.time_budget={scale.length + 2 * count}")
+            words = (f"data.passes={scale.repeats}", f"train.time_budget={scale.length + 2 * count}")
             chosen = trainings(f"beside{count}", count, *words)
             run_all(chosen, count)
             return together([read(folder / "metrics.jsonl") for folder, _ in chosen], training * scale.repeats)
@@ -450,7 +450,7 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
         def trials(name: str, count: int, at_once: int) -> Row:
             alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
             repeats = max(1, round(2.5 * scale.seconds * alone[-1] / training)) if alone else scale.repeats
-            words = ("train.epochs=2", f"data.repeats={repeats}")
+            words = ("train.epochs=2", f"data.passes={repeats}")
             return {"trials": count, "seconds": run_all(trainings(name, count, *words), at_once)}
 
         jobs: list[tuple[str, int, Callable[[], Row]]] = [("bare step", 1, bare)]

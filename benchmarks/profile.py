@@ -46,7 +46,7 @@ def main() -> None:
     optimizer = optim.build(OptimConfig(lr=1e-3, encoder_lr_scale=1.0), model)
     loss = losses.build({"ce": 0.5, "dice": 0.5})
     scaler = torch.amp.GradScaler(where.type, enabled=execution.precision == torch.float16)
-    state, step = TrainState(model, optimizer, scaler), TrainStep(execution, loss, config.train.clip)
+    state, step = TrainState(model, optimizer, scaler), TrainStep(execution, loss, config.train.grad_clip)
     train = TrainBatches(
         Pixels(data.store, data.labels, where),
         data.parts["train"],

@@ -106,7 +106,7 @@ class Job:
                 "data.resize=crop",
                 f"data.zoom={self.zoom}",
             ]
-            typed += [*PINNED, f"train.epochs={epochs}", f"data.repeats={repeats}", f"train.seed={self.seed}"]
+            typed += [*PINNED, f"train.epochs={epochs}", f"data.passes={repeats}", f"train.seed={self.seed}"]
             typed += ["train.test=false", "tracking=none", f"hydra.run.dir={outputs}/run", *self.words]
             done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, capture_output=True, text=True)
             if done.returncode:

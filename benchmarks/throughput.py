@@ -165,7 +165,7 @@ def ours(
     train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(batch), config.augmentation)
     val = EvalBatches(pixels, data.parts["val"], canvas, batch)
     state = TrainState(model, optimizer, torch.amp.GradScaler(where.type, enabled=False))
-    train_step, scorer = TrainStep(tuned.execution, loss, config.train.clip), Scorer(tuned.execution)
+    train_step, scorer = TrainStep(tuned.execution, loss, config.train.grad_clip), Scorer(tuned.execution)
     with closing(train.epoch(1)) as steps:
         ready = list(next(steps))
 

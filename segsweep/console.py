@@ -81,7 +81,7 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
             rows.append(("lowest IoU", f"{summary['lowest/iou']:10.4f}    {summary['lowest/image']}"))
         rows += _of_classes(summary, parts)
         rows += [("", ""), ("best epoch", f"  {summary['best/epoch']} of {summary['epochs']}")]
-    often = f" (each {summary['repeats']} times an epoch)" if summary["repeats"] > 1 else ""
+    often = f" (each {summary['passes']} times an epoch)" if summary["passes"] > 1 else ""
     images = ", ".join(f"{n} {part}{often if part == 'train' else ''}" for part, n in summary["images"].items())
     rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
     warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""

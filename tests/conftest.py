@@ -27,7 +27,7 @@ os.environ["SEGSWEEP_DEBUG"] = "1"  # errors that nobody foresaw are raised
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more by sharing work than they win
 
 # timm's smallest models: a pretrained encoder is not the point of most tests.
-TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32", "data.repeats=1")
+TINY = ("encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32", "data.passes=1")
 
 COMPILER = ("Inductor", "subproc_worker", "tqdm_monitor", "Dummy-")  # threads of torch.compile, which it keeps
 

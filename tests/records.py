@@ -40,7 +40,7 @@ def decided(asked: RunConfig) -> Settings:
     """Return settings without the `auto` of what names and curves say."""
     settings, optim, data = Settings.of(asked), asked.optim, asked.data
     optim = replace(optim, lr=1e-3 if optim.lr == "auto" else optim.lr, encoder_lr_scale=1.0)
-    data = replace(settings.data, repeats=1, resize="pad" if data.resize == "auto" else data.resize)
+    data = replace(settings.data, passes=1, resize="pad" if data.resize == "auto" else data.resize)
     return replace(settings, optim=optim, data=data, normalization=Normalization((0.0,), (1.0,)))
 
 

@@ -25,7 +25,7 @@ TINY = {
     "data": "folder",
     "data.size": [32, 48],
     "data.resize": "pad",
-    "data.repeats": 1,
+    "data.passes": 1,
     "train.batch_size": 4,
     "tracking": "none",
 }

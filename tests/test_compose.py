@@ -85,12 +85,12 @@ def test_words_are_laid_over_the_runs_values_not_over_the_defaults():
         optim=OptimConfig(name="sgd", lr=0.05),
         train=TrainConfig(batch_size=12, compile="true"),
     )
-    words = ["data.root=/here", "train.accumulate=3", "train.compile=true", "optim.name=sgd", "train.batch_size=12"]
+    words = ["data.root=/here", "train.grad_accum=3", "train.compile=true", "optim.name=sgd", "train.batch_size=12"]
     found = changed(asked, words)
-    assert (found.data.root, found.train.accumulate) == ("/here", 3)
+    assert (found.data.root, found.train.grad_accum) == ("/here", 3)
     assert found.optim == asked.optim
-    with pytest.raises(ConfigError, match=r"train\.accumulate=5: must be a divisor of train\.batch_size=12"):
-        changed(asked, ["train.accumulate=5"])
+    with pytest.raises(ConfigError, match=r"train\.grad_accum=5: must be a divisor of train\.batch_size=12"):
+        changed(asked, ["train.grad_accum=5"])
 
 
 def refusal(*words: str) -> str:

@@ -11,7 +11,7 @@ from segsweep import console
 def test_the_share_of_the_peak_is_never_rounded_to_nothing(share, shown):
     summary = {
         "images": {"train": 8},
-        "repeats": 1,
+        "passes": 1,
         "data": "shapes",
         "classes": ["background", "object"],
         "weights_source": "package",

@@ -30,6 +30,13 @@ def test_old_models_load(name, tmp_path):
     assert model.arguments["normalization"]["clip"] is None  # which came later
 
 
+def test_keys_that_were_renamed_keep_their_values(tmp_path):
+    shutil.copy(FORMATS / "journal-v2.jsonl", tmp_path / journal.NAME)
+    start = journal.started(tmp_path).start
+    for found in (start.asked, start.settings):
+        assert (found.data.passes, found.train.grad_accum, found.train.grad_clip) == (3, 2, 0.5)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in FORMATS.glob("journal-*.jsonl")))
 def test_old_journals_are_read_and_sent(name, tmp_path, database):
     shutil.copy(FORMATS / name, tmp_path / journal.NAME)

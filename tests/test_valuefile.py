@@ -88,7 +88,7 @@ def test_the_working_folder_adds_options(own, tmp_path):
     own("optim", "name: sgd\nlr: 0.1\n")
     own("loss", "focal: 1.0\n")
     own("data", "root: ../../cells\nclasses: {Gebäude: 8, x: 9}\n", "cells")
-    own("recipe", "train:\n  epochs: 7\n  ema: 0.9\ndata: {repeats: 2}\n", "long")
+    own("recipe", "train:\n  epochs: 7\n  ema: 0.9\ndata: {passes: 2}\n", "long")
     words = ["encoder=mine", "optim=mine", "loss=mine", "data=cells", "recipe=long", "train.ema=0.5"]
     found = configuration(words)
     assert (found.encoder.name, found.encoder.drop_path) == ("resnet34", 0.1)
@@ -96,7 +96,7 @@ def test_the_working_folder_adds_options(own, tmp_path):
     assert (found.optim.name, found.optim.lr, found.optim.momentum) == ("sgd", 0.1, OptimConfig().momentum)
     assert (found.loss.focal, found.loss.ce, found.loss.dice) == (1, 0, 0)  # and nothing of the default loss
     assert (found.data.root, found.data.classes) == (str(tmp_path / "cells"), {"Gebäude": 8, "x": 9})
-    assert (found.train.epochs, found.train.ema, found.data.repeats) == (7, 0.5, 2)
+    assert (found.train.epochs, found.train.ema, found.data.passes) == (7, 0.5, 2)
     assert own_options("encoder") == ["mine"]
 
 

@@ -132,7 +132,7 @@ def test_the_budget_goes_by_one_clock(monkeypatch):
 
     def work(member):
         threading.current_thread().name = f"member-{'ab'[member.rank]}"
-        return training(member, TrainConfig(time_budget=8.0, batch_size=1, accumulate=1))
+        return training(member, TrainConfig(time_budget=8.0, batch_size=1, grad_accum=1))
 
     monkeypatch.setattr(loop.time, "perf_counter", tick)
     first, second = together(work)
@@ -142,21 +142,21 @@ def test_the_budget_goes_by_one_clock(monkeypatch):
 
 
 def test_the_loss_is_the_mean_of_all(monkeypatch):
-    train = TrainConfig(epochs=1, batch_size=1, accumulate=1)
+    train = TrainConfig(epochs=1, batch_size=1, grad_accum=1)
     alone = [training(SINGLE, train, value)[0].metrics["train/loss"] for value in (1.0, 3.0)]
     found = together(lambda member: training(member, train, (1.0, 3.0)[member.rank])[0].metrics["train/loss"])
     assert found == [pytest.approx(sum(alone) / 2)] * 2
 
 
 def test_a_nan_in_one_ends_all():
-    train = replace(TrainConfig(epochs=2, batch_size=1, accumulate=1))
+    train = replace(TrainConfig(epochs=2, batch_size=1, grad_accum=1))
     found = together(lambda member: training(member, train, (1.0, math.nan)[member.rank]))
     assert [type(error) for error in found] == [NonFiniteError, NonFiniteError]
 
 
 def test_the_best_epoch_is_one(monkeypatch):
     """One pixel of difference between two devices: by its own scores the second member would have no patience left."""
-    train = TrainConfig(epochs=4, patience=1, batch_size=1, accumulate=1)
+    train = TrainConfig(epochs=4, patience=1, batch_size=1, grad_accum=1)
 
     def work(member):
         scores = iter((0.5, 0.6, 0.7, 0.8) if member.rank == 0 else (0.5,) * 4)

@@ -14,7 +14,7 @@ from segsweep.paths import PACKAGE
 SOURCES = tuple(sorted(path.stem for path in (PACKAGE / "data" / "sources").glob("[!_]*.py")))
 
 ZOOMS = (0.05, 8)  # least and largest
-LAID = ("size", "resize", "zoom", "repeats", "foreground", "tile")  # how data are laid on canvases, and how often shown
+LAID = ("size", "resize", "zoom", "passes", "foreground", "tile")  # how data are laid on canvases, and how often shown
 LARGEST_SIDE = 65536  # pixels of a canvas or a tile
 MOST_PASSES = 1_000_000  # over the training images in an epoch
 OF_CROPS = {"foreground": "lays crops", "zoom": "resizes crops", "tile": "cuts whole images"}  # need data.resize=crop
@@ -106,7 +106,7 @@ class DataConfig:
         "1024 or more a side, data.size for encoders of a fixed size",
     )
     balance: float = key(0.0, "how far images of rare classes are shown more often: 0 not, 1 by their pixels' rarity")
-    repeats: Any = key(
+    passes: Any = key(
         "auto", "times that an epoch shows each training image; auto: 180 in all or more, and validation a fifth of it"
     )
     seed: int = key(0, "of the hashed split and of generated data")
@@ -160,8 +160,8 @@ class DataConfig:
         if self.of_crops and self.resize not in ("auto", "crop"):
             name = self.of_crops[0]
             raise ConfigError(f"data.{name}={getattr(self, name)} {OF_CROPS[name]}: it needs data.resize=crop.")
-        valid = self.repeats == "auto" or (is_count(self.repeats) and self.repeats <= MOST_PASSES)
-        check(valid, "data.repeats", self.repeats, f"auto, or in 1..{MOST_PASSES}")
+        valid = self.passes == "auto" or (is_count(self.passes) and self.passes <= MOST_PASSES)
+        check(valid, "data.passes", self.passes, f"auto, or in 1..{MOST_PASSES}")
         check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")
         check(
             len(self.split) in (2, 3) and all(s > 0 for s in self.split) and math.isclose(sum(self.split), 1),

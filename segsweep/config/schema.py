@@ -17,6 +17,7 @@ from segsweep.config import peers
 from segsweep.config.checks import check, flat, is_count, is_number, is_positive, is_share
 from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
 from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
+from segsweep.config.renamed import RENAMED
 from segsweep.errors import ConfigError, closest, one_of, redacted
 from segsweep.paths import program
 
@@ -180,14 +181,14 @@ class TrainConfig:
     )
     time_budget: float | None = key(None, "seconds of training and validation; with epochs, the first ends it", EXTENT)
     batch_size: Any = key("auto", "images of a step, over all devices and micro-batches; auto: by the data")
-    accumulate: Any = key(
+    grad_accum: Any = key(
         "auto", "micro-batches a batch is cut into, to save memory; auto: as few as fit a GPU's, else 1", EXTENT
     )
     precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware", MACHINE)
     seed: int = key(0, "of the decoder's initial weights, the order and the augmentation")
     device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one", PLACE)
     workers: int | None = key(None, "threads that decode files; default: as many as cores", PLACE)
-    clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
+    grad_clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
     ema: float = key(0.0, "decay a step of an average of the weights, as 0.99, which is scored and kept; 0: none")
     bn_momentum: Any = key("auto", "of BatchNorm: a number, or scaled (auto): its own, less for micro-batches below 16")
     tta: str = key("none", "scoring averages over flips: none, hflip (2 views) or flips (4 views)")
@@ -204,17 +205,17 @@ class TrainConfig:
             value = getattr(self, name)
             check(is_count(value) or value is None, f"train.{name}", value, "1 or more")
         check((self.workers or 1) <= 1024, "train.workers", self.workers, "at most 1024")
-        valid = is_count(self.accumulate) or self.accumulate == "auto"
-        check(valid, "train.accumulate", self.accumulate, "auto, or 1 or more")
+        valid = is_count(self.grad_accum) or self.grad_accum == "auto"
+        check(valid, "train.grad_accum", self.grad_accum, "auto, or 1 or more")
         valid = is_count(self.batch_size) or self.batch_size == "auto"
         check(valid, "train.batch_size", self.batch_size, "auto, or 1 or more")
         valid = self.time_budget is None or 0 < self.time_budget < math.inf
         check(valid, "train.time_budget", self.time_budget, "above 0")
-        if "auto" not in (self.batch_size, self.accumulate):
+        if "auto" not in (self.batch_size, self.grad_accum):
             expected = f"a divisor of train.batch_size={self.batch_size}"
-            check(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate, expected)
+            check(self.batch_size % self.grad_accum == 0, "train.grad_accum", self.grad_accum, expected)
         check(0 <= self.seed < 2**32, "train.seed", self.seed, "in 0..2**32-1")
-        check(0 <= self.clip < math.inf, "train.clip", self.clip, "0 or more")
+        check(0 <= self.grad_clip < math.inf, "train.grad_clip", self.grad_clip, "0 or more")
         check(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         valid = self.bn_momentum in ("auto", "scaled") or (is_positive(self.bn_momentum) and self.bn_momentum <= 1)
         check(valid, "train.bn_momentum", self.bn_momentum, "auto, scaled, or above 0 and at most 1")
@@ -226,8 +227,8 @@ class TrainConfig:
 
     @property
     def micro_batches(self) -> int:
-        """How many a batch is cut into as far as that was asked for: 1 with accumulate=auto."""
-        return 1 if self.accumulate == "auto" else self.accumulate
+        """How many a batch is cut into as far as that was asked for: 1 with grad_accum=auto."""
+        return 1 if self.grad_accum == "auto" else self.grad_accum
 
     @property
     def epoch_limit(self) -> int | None:
@@ -306,4 +307,6 @@ def unknown(name: str, line: str = "") -> str:
     """Say of a key that it does not exist: with the line to type instead, else with the closest key."""
     near = meant(name)
     hint = f" Try {line}." if line else f" Closest: {near}." if near else ""
+    if name in RENAMED:
+        return f"{name}: is called {RENAMED[name]} now.{hint}"
     return f"{name}: no such key.{hint} List all with: {program()} --help"

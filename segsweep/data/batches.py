@@ -106,8 +106,8 @@ class Sampling:
 
     batch_size: int  # global, over all processes and micro-batches
     seed: int = 0  # of the order and of the augmentation
-    accumulate: int = 1  # micro-batches that each process cuts its share of a batch into
-    repeats: int = 1  # passes over the samples in an epoch
+    grad_accum: int = 1  # micro-batches that each process cuts its share of a batch into
+    passes: int = 1  # passes over the samples in an epoch
     rarity: Sequence[float] | None = None  # a pass shows each sample as often, up to a factor; default: each once
     foreground: float = 0.0  # share of crops laid over a pixel of an object; which of an image's classes: by `counts`
     counts: Sequence[int] = ()  # pixels of each class: the fewer, the likelier; default: all alike
@@ -119,7 +119,7 @@ class TrainBatches:
 
     An epoch is one or more passes over the samples, each in an order of its own; the last batch is filled up from the
     next pass, so that all batches are full. The processes of `world` share every batch: they take its micro-batches one
-    after the other, the first process the first `sampling.accumulate` of them.
+    after the other, the first process the first `sampling.grad_accum` of them.
     """
 
     pixels: Pixels
@@ -131,7 +131,7 @@ class TrainBatches:
 
     def __len__(self) -> int:
         """Return the number of optimizer steps in an epoch."""
-        return math.ceil(self.sampling.repeats * len(self.indices) / self.sampling.batch_size)
+        return math.ceil(self.sampling.passes * len(self.indices) / self.sampling.batch_size)
 
     def epoch(self, number: int) -> Iterator[Iterator[Batch]]:
         """Yield the steps of epoch `number`, each an iterator over this process's micro-batches."""
@@ -142,11 +142,11 @@ class TrainBatches:
         jobs = (
             partial(self._host_batch, number, step, part, order[step * n : (step + 1) * n])
             for step in range(len(self))
-            for part in range(self.sampling.accumulate)
+            for part in range(self.sampling.grad_accum)
         )
         with closing(self.pixels.prefetched(jobs)) as host_batches:
             for _ in range(len(self)):
-                yield (self._augmented(*next(host_batches)) for _ in range(self.sampling.accumulate))
+                yield (self._augmented(*next(host_batches)) for _ in range(self.sampling.grad_accum))
 
     def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
         """As many samples as there are, in random order; by rarity with systematic resampling."""
@@ -160,9 +160,9 @@ class TrainBatches:
 
     def _host_batch(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[HostBatch, augment.Draws, int]:
         """One micro-batch's windows, its draws and the seed of its noise."""
-        seed, accumulate, size = self.sampling.seed, self.sampling.accumulate, self.canvas.size
-        group = self.world.rank * accumulate + part
-        rows = np.array_split(np.arange(len(chosen)), self.world.size * accumulate)[group]
+        seed, grad_accum, size = self.sampling.seed, self.sampling.grad_accum, self.canvas.size
+        group = self.world.rank * grad_accum + part
+        rows = np.array_split(np.arange(len(chosen)), self.world.size * grad_accum)[group]
         indices = chosen[rows].tolist()
         draws = augment.draw(np.random.default_rng([DRAWS, seed, epoch, step]), len(chosen), self.augmentation)[rows]
         if self.sampling.foreground:

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from segsweep import catalog
 from segsweep.config.checks import flat, read
+from segsweep.config.renamed import renewed_sections
 from segsweep.config.schema import RunConfig, keys
 from segsweep.config.settings import Settings
 from segsweep.errors import ConfigError, Failure
 
-VERSION = 2
+VERSION = 3
+KEYED = ("config", "asked", "settings")  # what of a start holds keys by section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Status = Literal["complete", "stopped", "failed"]
@@ -194,7 +196,11 @@ def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
     version = start.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
-    newer = start if version == VERSION else _from_first(start)
+    newer = start
+    if version < VERSION:
+        newer = {**start, **{of: renewed_sections(start[of]) for of in KEYED if of in start}}
+    if version == 1:
+        newer = _from_first(newer)
     settings = newer.get("settings")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         return newer  # refused by its types
@@ -216,11 +222,11 @@ def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:
         kept.update({name: values[name] for of, _, name in known if of == section and name in values})
     # Where a run says nothing of it, the key did not exist, and images were repeated in debug=overfit alone.
     data, train, optim = asked["data"], asked["train"], asked["optim"]
-    data.setdefault("repeats", 10 if data.get("overfit") else 1)
+    data.setdefault("passes", 10 if data.get("overfit") else 1)
     settings = {name: dict(value) for name, value in asked.items() if name != "tracking"}
     batch = start.get("micro_batch", 1)
     if train.get("batch_size") == "auto":
-        settings["train"]["batch_size"] = batch * train.get("accumulate", 1)
+        settings["train"]["batch_size"] = batch * train.get("grad_accum", 1)
     if train.get("time_budget") is None and train.get("epochs") is None:
         settings["train"]["epochs"] = start.get("epochs")
     if train.get("bn_momentum", "auto") == "auto":

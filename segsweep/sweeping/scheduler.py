@@ -25,7 +25,7 @@ from segsweep.sweeping.space import Value
 from segsweep.sweeping.study import Study, repetition_of
 
 TRAINING = "segsweep.commands.train"
-SIZES = ("train.batch_size=", "train.accumulate=")
+SIZES = ("train.batch_size=", "train.grad_accum=")
 DATA = ("data", "debug", "recipe")  # groups whose keys decide what the data are
 WAIT = 1.0  # seconds between two looks at the clock
 DEATHS = 3  # times that a trial may die in the same epoch
@@ -204,8 +204,8 @@ def _smaller(trial: Trial) -> list[str] | None:
     start = trial.run.start
     if not start or trial.halvings >= HALVINGS or start.execution.micro_batch < 2:
         return None
-    batch, accumulate = start.settings.train.batch_size, start.settings.train.accumulate
-    finer = next((n for n in range(2 * accumulate, batch + 1) if batch % n == 0), None)
+    batch, grad_accum = start.settings.train.batch_size, start.settings.train.grad_accum
+    finer = next((n for n in range(2 * grad_accum, batch + 1) if batch % n == 0), None)
     if finer is None:
         return None
     kept = [override for override in trial.argv if not override.startswith(SIZES)]

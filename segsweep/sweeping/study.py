@@ -24,6 +24,7 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import console
+from segsweep.config.renamed import RENAMED, renewed
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.paths import atomically
@@ -196,8 +197,8 @@ class Study:
         self._study.set_user_attr(name, value)
 
     def remembered(self, name: str) -> Any:
-        """Return what was written down about the sweep, or None."""
-        return self._study.user_attrs.get(name)
+        """Return what was written down about the sweep, with the present names of keys, or None."""
+        return renewed(self._study.user_attrs.get(name))
 
     def discard(self) -> None:
         """Leave the storage as it was before this start: the sweep was refused."""
@@ -228,6 +229,11 @@ class Study:
         if before is None:
             self.remember(BEGAN, {"space": space, "fixed": fixed})
             return
+        if gone := sorted(RENAMED.keys() & self._study.user_attrs[BEGAN]["space"]):
+            raise ConfigError(
+                f"study {name}: varies {gone[0]}, which is {RENAMED[gone[0]]} now. Start a new one with {self.anew}; "
+                "segsweep report shows the old one."
+            )
         old, kept = before["space"], before["fixed"]
         differ = [key for key in sorted(old.keys() | space.keys()) if old.get(key) != space.get(key)]
         changes = [f"{key}: {spoken(old.get(key))} -> {spoken(space.get(key))}" for key in differ]

@@ -67,7 +67,7 @@ def tune(
     device: torch.device,
     world: World = SINGLE,
 ) -> Tuned:
-    """Choose precision, layout, compilation and, with `train.accumulate=auto` on a GPU, the micro-batch.
+    """Choose precision, layout, compilation and, with `train.grad_accum=auto` on a GPU, the micro-batch.
 
     A probe runs forward and backward passes on random pixels and leaves the model as it was. Its result is kept in the
     cache, so all trainings of the kind, the trials of a sweep among them, run in the same way.
@@ -87,7 +87,7 @@ def tune(
     # What lies in a GPU's memory already, pixels and weights, decides what else fits; in whole GiB.
     taken = torch.cuda.memory_allocated(device) >> 30 if device.type == "cuda" else 0
     machine = [devices.describe(device), devices.machine(), torch.get_num_threads() if device.type == "cpu" else 0]
-    about = [list(workload.size), workload.channels, train.precision, workload.images, train.accumulate, taken]
+    about = [list(workload.size), workload.channels, train.precision, workload.images, train.grad_accum, taken]
     name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
 
     def measure() -> Answer:
@@ -142,7 +142,7 @@ def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Wor
 
 def _may_cut(train: TrainConfig, device: torch.device) -> bool:
     """Whether the batch is cut into as many micro-batches as the memory asks for."""
-    return device.type == "cuda" and train.accumulate == "auto"
+    return device.type == "cuda" and train.grad_accum == "auto"
 
 
 def _fitting(model: nn.Module, execution: Execution, workload: Workload, device: torch.device) -> int:

@@ -85,15 +85,15 @@ class Training:
         return "test" in self.data.parts and self.settings.train.test
 
     def step(self) -> TrainStep:
-        return TrainStep(self.tuned.execution, self.loss, self.settings.train.clip, self.world)
+        return TrainStep(self.tuned.execution, self.loss, self.settings.train.grad_clip, self.world)
 
     def train_batches(self) -> TrainBatches:
         data, train = self.settings.data, self.settings.train
         sampling = Sampling(
             batch_size=train.batch_size,
             seed=train.seed,
-            accumulate=train.accumulate,
-            repeats=data.repeats,
+            grad_accum=train.grad_accum,
+            passes=data.passes,
             rarity=self.data.rarity(data.balance) if data.balance else None,
             foreground=data.foreground,
             counts=self.data.counts("train")[:-1],
@@ -161,7 +161,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     _refuse_unlike(world, {**own, "plan": repr(plan.settings)})
     settings = plan.settings
     images = len(data.parts["train"])
-    shown = images * settings.data.repeats
+    shown = images * settings.data.passes
     _refuse_batch(settings.train, _groups(asked, before), shown, images, world)
     console.note(data.summary().table() + "\n")
     say(data)
@@ -204,9 +204,9 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
             console.note(replace(longer, decisions=further).table() + "\n")
         decisions = longer.decisions
         settings = replace(settings, train=replace(settings.train, epochs=longer.settings.train.epochs))
-    accumulate = _accumulate(settings.train, _groups(asked, before), tuned.micro_batch, world)
-    tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (accumulate * world.size)))
-    settings = replace(settings, train=replace(settings.train, accumulate=accumulate))
+    grad_accum = _grad_accum(settings.train, _groups(asked, before), tuned.micro_batch, world)
+    tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (grad_accum * world.size)))
+    settings = replace(settings, train=replace(settings.train, grad_accum=grad_accum))
     _say_share(model, tuned.micro_batch, world)
     if momentum == "scaled":
         share = min(1.0, tuned.micro_batch * world.size / USUAL_BATCH)  # the processes' statistics are averaged
@@ -312,18 +312,18 @@ def _loaded(asked: RunConfig, world: World) -> Dataset:
 
 def _groups(asked: RunConfig, before: Start | None) -> int | None:
     """Micro-batches of all processes together that a run goes on with, unless another number was asked for."""
-    if before and asked.train.accumulate in ("auto", before.asked.train.accumulate):
-        return int(before.settings.train.accumulate) * before.execution.ranks
+    if before and asked.train.grad_accum in ("auto", before.asked.train.grad_accum):
+        return int(before.settings.train.grad_accum) * before.execution.ranks
     return None
 
 
-def _accumulate(train: TrainConfig, groups: int | None, micro_batch: int, world: World) -> int:
+def _grad_accum(train: TrainConfig, groups: int | None, micro_batch: int, world: World) -> int:
     """Micro-batches of each process: as many as before, as were asked for, or as it takes to fit the memory."""
     found: int
     if groups:
         found = math.ceil(groups / world.size)
-    elif train.accumulate != "auto":
-        found = train.accumulate
+    elif train.grad_accum != "auto":
+        found = train.grad_accum
     else:
         found = math.ceil(train.batch_size / (micro_batch * world.size))
     share: int = train.batch_size // world.size
@@ -345,13 +345,13 @@ def _refuse_batch(train: TrainConfig, groups: int | None, shown: int, images: in
     batch, each = train.batch_size, 1 if groups else train.micro_batches
     least = world.size * each
     if batch < least:
-        came = f"{world.size} processes" + f" with train.accumulate={train.accumulate} each" * (each > 1)
+        came = f"{world.size} processes" + f" with train.grad_accum={train.grad_accum} each" * (each > 1)
         raise ConfigError(f"train.batch_size={batch}: too few for {came}. Try train.batch_size={least}.")
     if batch > shown:
         smaller = 1 << (shown.bit_length() - 1)  # a power of two
         raise ConfigError(
             f"train.batch_size={batch}: larger than an epoch of {shown} images. "
-            f"Try train.batch_size={smaller}, or data.repeats={math.ceil(batch / images)}."
+            f"Try train.batch_size={smaller}, or data.passes={math.ceil(batch / images)}."
         )
 
 

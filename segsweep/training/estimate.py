@@ -53,7 +53,7 @@ def _estimate(config: RunConfig) -> Estimate:
     images, spent = 0, 0.0
     for number, micro_batches in zip(range(STEPS + 1), batches.epoch(1), strict=False):
         started = time.perf_counter()
-        _, seen = step(training.state, micro_batches, train.accumulate)
+        _, seen = step(training.state, micro_batches, train.grad_accum)
         devices.synchronize(device)
         if number or len(batches) == 1:
             images, spent = images + seen, spent + time.perf_counter() - started
@@ -63,6 +63,6 @@ def _estimate(config: RunConfig) -> Estimate:
     started = time.perf_counter()
     training.evaluate(training.state.scored, timed)
     validation = (time.perf_counter() - started) * len(val) / len(timed)
-    an_epoch = len(training.data.parts["train"]) * training.settings.data.repeats / rate + validation
+    an_epoch = len(training.data.parts["train"]) * training.settings.data.passes / rate + validation
     seconds = an_epoch * train.epochs if train.epochs else math.inf
     return Estimate(rate, min(seconds, train.time_budget or math.inf))

@@ -64,7 +64,7 @@ def fit(
     progress, device = state.progress, state.device
     schedule = optim.schedule(optim_config.schedule, optim_config.warmup)
     total_steps = train.epochs * len(batches) if train.epochs else None
-    parts = world.size * train.accumulate  # micro-batches of a step; with one, dropout goes on through the epoch
+    parts = world.size * train.grad_accum  # micro-batches of a step; with one, dropout goes on through the epoch
     for model in {state.model, state.scored}:
         step.execution.prepare(model)
     while not stop_reason(progress, train):
@@ -90,9 +90,9 @@ def fit(
             if budget:
                 done = max(done, spent / budget)
             lr = optim.set_lr(state.optimizer, schedule(min(done, 1.0)))
-            group = [train.seed, number, done_steps, world.rank * train.accumulate]
+            group = [train.seed, number, done_steps, world.rank * train.grad_accum]
             drawn = stall.over(micro_batches)
-            step_loss, seen = step(state, _seeded(drawn, *group) if parts > 1 else drawn, train.accumulate)
+            step_loss, seen = step(state, _seeded(drawn, *group) if parts > 1 else drawn, train.grad_accum)
             if state.average:
                 state.average.update(state.model)
             total += step_loss

@@ -173,7 +173,7 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         why = f"{passes} x {found.training} = {shown} images are an epoch, at most {LONGEST}; {scoring}"
     else:
         why = f"{passes} x {found.training} = {shown} images are an epoch, so that {scoring}"
-    return plan.deciding("data.repeats", passes, why)
+    return plan.deciding("data.passes", passes, why)
 
 
 def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
@@ -194,7 +194,7 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
 
 
 def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    shown = found.training * plan.settings.data.repeats
+    shown = found.training * plan.settings.data.passes
     if shown >= BATCH:
         return plan.deciding("train.batch_size", BATCH, "8, twice the steps, was no better on six data sets")
     largest = 1 << (shown.bit_length() - 1)  # a power of two
@@ -225,9 +225,9 @@ RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
     "data.resize": (_resize, tuple(f"data.{name}" for name in OF_CROPS)),
     "data.zoom": (_zoom, ("data.resize", "data.size")),
     "data.size": (_canvas, ("data.resize", "data.zoom")),
-    "data.repeats": (_passes, (*CROPPED, "train.tta")),
+    "data.passes": (_passes, (*CROPPED, "train.tta")),
     "data.foreground": (_foreground, CROPPED),
-    "train.batch_size": (_batch, ("data.repeats",)),
+    "train.batch_size": (_batch, ("data.passes",)),
     "augmentation.scale": (_zooms, ("data.resize",)),
     "augmentation.translate": (_shifts, ("augmentation.scale",)),
 }
@@ -240,7 +240,7 @@ def length(plan: TrainingPlan, found: Fingerprint, images_per_s: float) -> Train
         images_per_s: canvases that are trained on in a second, without what data and optimizer take.
     """
     data = plan.settings.data
-    shown = found.training * data.repeats
+    shown = found.training * data.passes
     seconds = BESIDE * (shown + FORWARD * _scored(plan, found) / math.prod(data.size)) / images_per_s
     epochs = max(FEWEST, min(EPOCHS, int(FIRST / seconds)))
     if epochs == EPOCHS:

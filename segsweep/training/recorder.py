@@ -418,7 +418,7 @@ class Recorder:
             "data": start.settings.data.name,
             "classes": start.classes,
             "images": {part: number for part, number in start.images.items() if number},
-            "repeats": start.settings.data.repeats,
+            "passes": start.settings.data.passes,
         }
         save_json(self.folder / SUMMARY, summary)
         return summary

@@ -174,8 +174,8 @@ def _fitting(train: TrainConfig, size: Sequence[int] | str) -> AbstractContextMa
     finer = 2 * train.micro_batches
     divides = train.batch_size == "auto" or train.batch_size % finer == 0
     other = "Try a smaller train.batch_size or data.size, or train.checkpointing=true."
-    advice = f"Try train.accumulate={finer}: smaller micro-batches." if divides else other
-    tried = f"train.batch_size={train.batch_size} train.accumulate={train.accumulate} data.size={size}"
+    advice = f"Try train.grad_accum={finer}: smaller micro-batches." if divides else other
+    tried = f"train.batch_size={train.batch_size} train.grad_accum={train.grad_accum} data.size={size}"
     return fitting(advice, f" with {tried}")
 
 

@@ -82,7 +82,7 @@ def test_the_advice_where_a_table_needs_its_root_works_when_typed(place, pairs, 
 
 
 def test_what_is_printed_at_the_end_is_typed_as_it_stands(place):
-    summary = {"images": {}, "repeats": 1, "data": "x", "classes": [], "weights_source": "random", "input_size": None}
+    summary = {"images": {}, "passes": 1, "data": "x", "classes": [], "weights_source": "random", "input_size": None}
     summary |= {"encoder": "x", "status": "stopped"}
     words = pasted(console.result(place, summary, "ctrl-c"), "python train.py")
     assert words == [f"resume={quoted(place)}"]

@@ -132,12 +132,12 @@ def test_words_that_may_change_count(folder, ran, tmp_path, monkeypatch):
     moved = shutil.copytree(ran[1], tmp_path / "moved data")
     monkeypatch.chdir(tmp_path)
     words = ["train.epochs=3", "train.patience=7", "train.test=false", "train.workers=2", "data.root='moved data'"]
-    assert train.main([f"resume={folder}", *words, "train.accumulate=2", "optim.lr=auto", "augmentation=standard"]) == 0
+    assert train.main([f"resume={folder}", *words, "train.grad_accum=2", "optim.lr=auto", "augmentation=standard"]) == 0
     run = journal.read(folder)
     assert [epoch.epoch for epoch in run.epochs] == [1, 2, 3]
     asked, settings = run.start.asked, run.start.settings
     assert (settings.train.epochs, settings.train.patience, settings.train.test) == (3, 7, False)
-    assert (settings.train.accumulate, run.start.execution.micro_batch) == (2, 2)
+    assert (settings.train.grad_accum, run.start.execution.micro_batch) == (2, 2)
     assert (asked.train.workers, asked.data.root) == (2, str(moved))
     before = run.starts[0]
     assert (settings.optim, settings.data, settings.normalization) == (
@@ -258,7 +258,7 @@ def test_the_records_server_is_dropped_for_the_default(theirs, contacted):
         (b'{"kind": "epo\xff"}\n', "damaged"),
         (b'{"kind": "pause", "time": 1.0}\n', "a line is no start, epoch or end"),
         (b'{"kind": "epoch", "epoch": "2", "time": 1.0}\n', "epoch.epoch: must be a whole number"),
-        (b'{"kind": "start", "version": 99}\n', "of format 99, this segsweep reads up to 2. Update segsweep."),
+        (b'{"kind": "start", "version": 99}\n', "of format 99, this segsweep reads up to 3. Update segsweep."),
     ],
 )
 def test_a_damaged_journal_is_one_line_that_names_the_file(line, said, folder, capsys):

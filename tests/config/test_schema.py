@@ -116,8 +116,8 @@ BAD = [
     ("data.zoom", math.nan),
     ("data.zoom", True),
     ("data.zoom", "half"),
-    ("data.repeats", 0),
-    ("data.repeats", "often"),
+    ("data.passes", 0),
+    ("data.passes", "often"),
     ("data.overfit", 0),
     ("data.overfit", -1),
     ("data.window", [5.0, 5.0]),
@@ -139,14 +139,14 @@ BAD = [
     ("train.compile", "maybe"),
     ("data.cache", "disk"),
     ("data.class_from", "file"),
-    ("train.accumulate", 0),
-    ("train.accumulate", "some"),
+    ("train.grad_accum", 0),
+    ("train.grad_accum", "some"),
     ("train.workers", 0),
     ("train.patience", 0),
     ("train.time_budget", 0.0),
     ("train.time_budget", math.nan),
-    ("train.clip", -1.0),
-    ("train.clip", math.nan),
+    ("train.grad_clip", -1.0),
+    ("train.grad_clip", math.nan),
     ("train.precision", "fp8"),
     ("train.device", "gpu"),
     ("train.device", "cuda:"),
@@ -172,7 +172,7 @@ GOOD = [
     ("data.classes", {"car": 8, "tree": [0, 128, 0], "road": [[1, 2, 3], [4, 5, 6]]}),
     ("data.window", [-1000.0, 400.0]),
     ("data.overfit", 1),
-    ("data.repeats", 3),
+    ("data.passes", 3),
     ("data.binarize", True),
     ("data.class_from", "folder"),
     ("loss.ce", 0.0),
@@ -182,8 +182,8 @@ GOOD = [
     ("loss.class_weights", [1, 0.5, 20]),
     ("loss.pos_weight", "auto"),
     ("loss.pos_weight", 0.1),
-    ("train.accumulate", 16),
-    ("train.clip", 0.0),
+    ("train.grad_accum", 16),
+    ("train.grad_clip", 0.0),
     ("train.device", "cuda:3"),
     ("train.device", "mps"),
 ]
@@ -322,15 +322,15 @@ def test_a_tracking_timeout_is_a_span_of_time(value):
         config.TrackingConfig(timeout=value)
 
 
-@pytest.mark.parametrize("name", ("batch_size", "accumulate"))
+@pytest.mark.parametrize("name", ("batch_size", "grad_accum"))
 def test_a_null_that_has_no_meaning_is_refused(name):
     with pytest.raises(ConfigError, match=rf"train\.{name}"):
         config.TrainConfig(**{name: None})
 
 
 def test_micro_batches_divide_their_batch():
-    with pytest.raises(ConfigError, match=r"train\.accumulate=3: must be a divisor of train\.batch_size=16"):
-        config.TrainConfig(batch_size=16, accumulate=3)
+    with pytest.raises(ConfigError, match=r"train\.grad_accum=3: must be a divisor of train\.batch_size=16"):
+        config.TrainConfig(batch_size=16, grad_accum=3)
 
 
 def test_defaults_are_not_shared():

@@ -61,7 +61,7 @@ def noisy(root, sizes, classes=3, channels=3):
     return stored(root, images, [blobs(size, classes, i) for i, size in enumerate(sizes)])
 
 
-SAMPLING = ("batch_size", "seed", "accumulate", "repeats", "rarity", "foreground", "counts")
+SAMPLING = ("batch_size", "seed", "grad_accum", "passes", "rarity", "foreground", "counts")
 
 
 def trained(store, meaning=CLASSES, indices=None, *, size=(32, 40), resize="squash", world=SINGLE, **given):
@@ -454,7 +454,7 @@ def test_zoomed_training_crops_are_of_the_zoomed_image(tmp_path):
     image = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), 2, 0), 2, 1)
     store = stored(tmp_path, [image], [image[..., 0] % 3])
     pixels = Pixels(store, CLASSES, CPU)
-    batches = TrainBatches(pixels, [0], Canvas((32, 40), "crop", 0.5), Sampling(4, repeats=8, foreground=0.5))
+    batches = TrainBatches(pixels, [0], Canvas((32, 40), "crop", 0.5), Sampling(4, passes=8, foreground=0.5))
     small = torch.from_numpy(image[::2, ::2]).permute(2, 0, 1).float()
     patches = small.unfold(1, 32, 1).unfold(2, 40, 1).flatten(1, 2)
     exact = [(patches - crop[:, None]).abs().amax((0, 2, 3)).min() < 0.51 for crop in everything(batches)[1]]
@@ -481,7 +481,7 @@ def test_every_epoch_shows_every_sample_and_every_batch_is_full(tmp_path, n, bat
 
 @pytest.mark.parametrize("batch_size", [4, 5, 16])
 def test_an_epoch_of_several_passes_shows_every_sample_in_each(tmp_path, batch_size):
-    batches = trained(noisy(tmp_path, [(32, 40)] * 6), batch_size=batch_size, repeats=3)
+    batches = trained(noisy(tmp_path, [(32, 40)] * 6), batch_size=batch_size, passes=3)
     steps = epoch(batches, 1)
     assert len(steps) == len(batches) == -(-18 // batch_size)
     shown = [i for step in steps for i in joined(step)[0]]
@@ -567,23 +567,23 @@ def test_ranks_share_the_batch_of_one_process(tmp_path, augmentation, sizes, wor
 
 
 @pytest.mark.parametrize("augmentation", SPREAD, ids=["plain", "warped", "blurred"])
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_micro_batches_make_up_the_batch(tmp_path, augmentation, accumulate):
+@pytest.mark.parametrize("grad_accum", [2, 4])
+def test_micro_batches_make_up_the_batch(tmp_path, augmentation, grad_accum):
     store = noisy(tmp_path, MIXED)
     whole = epoch(trained(store, augmentation=augmentation))
-    cut = epoch(trained(store, augmentation=augmentation, accumulate=accumulate))
-    assert all(len(step) == accumulate for step in cut)
-    assert {len(batch.indices) for step in cut for batch in step} == {4 // accumulate}
+    cut = epoch(trained(store, augmentation=augmentation, grad_accum=grad_accum))
+    assert all(len(step) == grad_accum for step in cut)
+    assert {len(batch.indices) for step in cut for batch in step} == {4 // grad_accum}
     same_samples(whole, cut, 0.05)
 
 
-@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (3, 1), (6, 1), (2, 3)])
-def test_processes_take_the_micro_batches_of_one_to_the_last_bit(tmp_path, size, accumulate):
+@pytest.mark.parametrize(("size", "grad_accum"), [(2, 1), (3, 1), (6, 1), (2, 3)])
+def test_processes_take_the_micro_batches_of_one_to_the_last_bit(tmp_path, size, grad_accum):
     store = noisy(tmp_path, [*MIXED, (90, 90)])
     settings = {"augmentation": GEOMETRY | COLOUR | {"blur": 1.0, "noise": 0.1}, "batch_size": 7, "resize": "crop"}
     settings["foreground"] = 0.5
-    whole = epoch(trained(store, accumulate=size * accumulate, **settings), 2)
-    each = [epoch(trained(store, accumulate=accumulate, world=member, **settings), 2) for member in members(size)]
+    whole = epoch(trained(store, grad_accum=size * grad_accum, **settings), 2)
+    each = [epoch(trained(store, grad_accum=grad_accum, world=member, **settings), 2) for member in members(size)]
     shared = [[batch for part in parts for batch in part] for parts in zip(*each, strict=True)]
     for ones, others in zip(whole, shared, strict=True):
         for one, other in zip(ones, others, strict=True):
@@ -595,7 +595,7 @@ def test_processes_take_the_micro_batches_of_one_to_the_last_bit(tmp_path, size,
 def test_ranks_and_micro_batches_have_noise_of_their_own(tmp_path):
     image = np.full((32, 40, 3), 128, np.uint8)
     store = stored(tmp_path, [image] * 16, [np.ones((32, 40), np.uint8)] * 16)
-    settings = {"augmentation": {"noise": 0.1}, "batch_size": 16, "accumulate": 2}
+    settings = {"augmentation": {"noise": 0.1}, "batch_size": 16, "grad_accum": 2}
     images = torch.cat([everything(trained(store, world=member, **settings))[1] for member in members(2)]).flatten(1)
     noisy_ones = images[images.std(1) > 1].numpy()
     assert len(noisy_ones) > 3
@@ -766,12 +766,12 @@ def test_crops_over_the_foreground_leave_all_other_draws_alone(tmp_path):
     assert torch.equal(plain[2], over[2])
 
 
-@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2)])
-def test_any_split_of_the_batch_shows_the_same_crops_over_the_foreground(tmp_path, size, accumulate):
+@pytest.mark.parametrize(("size", "grad_accum"), [(2, 1), (4, 1), (1, 2), (2, 2)])
+def test_any_split_of_the_batch_shows_the_same_crops_over_the_foreground(tmp_path, size, grad_accum):
     store = spotted(tmp_path)
     settings = {"augmentation": GEOMETRY | COLOUR, "foreground": 0.6}
     whole = epoch(cropped(store, **settings), 3)
-    ranks = [epoch(cropped(store, world=w, accumulate=accumulate, **settings), 3) for w in members(size)]
+    ranks = [epoch(cropped(store, world=w, grad_accum=grad_accum, **settings), 3) for w in members(size)]
     same_samples(whole, [[b for part in parts for b in part] for parts in zip(*ranks, strict=True)], 0.05)
 
 
@@ -820,7 +820,7 @@ def test_what_a_thread_runs_into_is_raised(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", (1, 2, 5))
 def test_threads_change_nothing(tmp_path, workers):
     store = noisy(tmp_path, [(32, 40), (50, 33), (20, 64)] * 4)
-    alone, together = (everything(trained(store, workers=n, accumulate=2)) for n in (1, workers))
+    alone, together = (everything(trained(store, workers=n, grad_accum=2)) for n in (1, workers))
     assert alone[0] == together[0]
     assert torch.equal(alone[1], together[1])
     assert torch.equal(alone[2], together[2])
@@ -877,5 +877,5 @@ def test_rarity_shows_samples_as_often(pairs):
         assert (abs(counts - 8 * np.array(rarity) / 16) < 1).all()
         shown += counts
     assert shown / epochs == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)
-    seen = [i for step in trained(store, repeats=40, **settings).epoch(0) for batch in step for i in batch.indices]
+    seen = [i for step in trained(store, passes=40, **settings).epoch(0) for batch in step for i in batch.indices]
     assert np.bincount(seen, minlength=8) / 40 == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)

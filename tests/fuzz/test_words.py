@@ -58,7 +58,7 @@ def started(pairs, tmp_path, outputs, monkeypatch, capsys):
 
     def one_step(state, step, batches, validate, train_config, *_, **__):
         epoch = batches.epoch(1)  # by name: it has to live while a batch is made
-        step(state, next(epoch), train_config.accumulate)
+        step(state, next(epoch), train_config.grad_accum)
         raise Asked
 
     monkeypatch.delenv(DEBUG)

@@ -69,7 +69,7 @@ def runs(root: Path) -> dict[str, list[str]]:
     """The command line of each run by name, without its folder; `resumed` is stopped after one epoch before that."""
     two = [*pairs(root), "data.binarize=true", "encoder=test_efficientnet", "train.epochs=3"]
     return {
-        "plain": [*two, "data.repeats=6"],
+        "plain": [*two, "data.passes=6"],
         "classes": [
             *pairs(root),
             "data.classes=[ground,square,stripe,corner]",
@@ -80,7 +80,7 @@ def runs(root: Path) -> dict[str, list[str]]:
             "optim.freeze_epochs=1",
             "optim.layer_decay=0.8",
             "augmentation=strong",
-            "train.accumulate=2",
+            "train.grad_accum=2",
             "train.ema=0.9",
             "train.tta=hflip",
             "train.epochs=2",
@@ -88,7 +88,7 @@ def runs(root: Path) -> dict[str, list[str]]:
         ],
         "resumed": [
             *two,
-            "data.repeats=6",
+            "data.passes=6",
             "optim.freeze_epochs=1",  # and last.pt is small: Adam knows the decoder only
             "decoder.dropout=0.2",
             "augmentation=light",
@@ -98,7 +98,7 @@ def runs(root: Path) -> dict[str, list[str]]:
             *TRAINING,
             "data.count=20",
             "data.size=[64,64]",
-            "data.repeats=10",
+            "data.passes=10",
             "data.normalize=percentile",
             "encoder=test_resnet",
             "loss=ce_lovasz",
@@ -117,7 +117,7 @@ def sweep(root: Path) -> list[str]:
         *("-m", "hydra/sweeper=optuna"),
         *pairs(root),
         "data.binarize=true",
-        "data.repeats=6",
+        "data.passes=6",
         "encoder=choice(test_efficientnet,test_efficientnet_gn)",
         "train.epochs=2",
         *(f"hydra.sweeper.{setting}" for setting in ("n_trials=4", "finalists=2", "repeats=2", "slots=1")),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from records import decided, end, epoch, start, undecided
 
+from segsweep.config.renamed import renewed_sections
 from segsweep.config.schema import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig, keys
 from segsweep.config.settings import Normalization
 from segsweep.errors import ConfigError
@@ -65,7 +66,7 @@ def test_metrics_that_are_not_finite_are_none():
 
 @pytest.mark.parametrize("version", [VERSION + 1, "2", None, 2.5])
 def test_a_later_version_is_refused(version):
-    with pytest.raises(ConfigError, match=r"a/metrics\.jsonl: .*reads up to 2\. Update segsweep"):
+    with pytest.raises(ConfigError, match=r"a/metrics\.jsonl: .*reads up to 3\. Update segsweep"):
         decode(encode(start()) | {"version": version}, HERE)
 
 
@@ -109,7 +110,7 @@ def test_every_key_has_the_value_that_was_decided_or_asked_for():
     found = start(asked).keys()
     assert found.keys() >= {key.name for key in keys() if not key.name.startswith("data.classes")}
     assert (found["data.root"], found["train.device"], found["tracking.name"]) == ("there", "cpu", "mlflow")
-    assert (asked.optim.lr, found["optim.lr"], found["data.repeats"]) == ("auto", 1e-3, 1)
+    assert (asked.optim.lr, found["optim.lr"], found["data.passes"]) == ("auto", 1e-3, 1)
     assert not [name for name in found if name.startswith("normalization")]
 
 
@@ -142,7 +143,8 @@ def test_a_journal_of_the_first_version_says_what_was_decided(folder):
     settings = new.settings
     # The record never said these two; the checkpoint has the statistics and the weights.
     assert set(undecided(settings)) <= {"data.normalize", "encoder.pretrained"}
-    assert settings.train.batch_size == old["micro_batch"] * old["config"]["train"]["accumulate"]
+    old["config"] = renewed_sections(old["config"])
+    assert settings.train.batch_size == old["micro_batch"] * old["config"]["train"]["grad_accum"]
     assert settings.train.epochs == old["epochs"]
     assert settings.decoder.width == old["decoder_width"]
     for section, values in old["config"].items():
@@ -220,12 +222,12 @@ def test_a_run_by_its_time_alone_has_no_number_of_epochs():
     assert (found.settings.train.epochs, found.settings.train.time_budget) == (None, 60.0)
 
 
-@pytest.mark.parametrize(("overfit", "repeats"), [(None, 1), (3, 10)])
-def test_images_were_repeated_in_overfit_alone_before_there_was_the_key(overfit, repeats):
+@pytest.mark.parametrize(("overfit", "passes"), [(None, 1), (3, 10)])
+def test_images_were_repeated_in_overfit_alone_before_there_was_the_key(overfit, passes):
     old = first(data__overfit=overfit)
     del old["config"]["data"]["repeats"]
     found = decode(old, HERE)
-    assert found.settings.data.repeats == found.asked.data.repeats == repeats
+    assert found.settings.data.passes == found.asked.data.passes == passes
 
 
 def test_keys_that_are_gone_are_left_out():

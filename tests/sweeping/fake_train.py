@@ -77,13 +77,13 @@ def _train(given):
         print("train.py: masks: no such folder.")
         return int(refused)
     best, total = float(given.get("best", 0.5)), int(given.get("train.epochs", 4))
-    batch, accumulate = int(given.get("train.batch_size", 16)), int(given.get("train.accumulate", 1))
-    asked = config(epochs=total, batch_size=batch, accumulate=accumulate)
+    batch, grad_accum = int(given.get("train.batch_size", 16)), int(given.get("train.grad_accum", 1))
+    asked = config(epochs=total, batch_size=batch, grad_accum=grad_accum)
     with Journal(folder) as book:
         name = before.start.run if resumed else uuid.uuid4().hex
-        began = start(asked, batch // accumulate, run=name)
+        began = start(asked, batch // grad_accum, run=name)
         book.write(replace(began, command=shlex.join(f"{k}={v}" for k, v in given.items() if k != "resume")))
-        if batch // accumulate > int(given.get("fits", 1024)):
+        if batch // grad_accum > int(given.get("fits", 1024)):
             book.write(end("failed", f"the memory is too small for train.batch_size={batch}.", "out_of_memory"))
             return 4
         for number in range(len(before.epochs) + 1, total + 1):

@@ -228,7 +228,7 @@ def test_a_cross_validation_from_the_command_line(pairs, tmp_path, capsys, monke
     root, folder = pairs(12), tmp_path / "cv"
     tiny = ["encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32"]
     tiny += ["data=folder", f"data.root={root}", "data.size=[48,64]", "train.epochs=2", "train.batch_size=4"]
-    tiny += ["optim.lr=2e-2", "tracking=none", "data.folds=2", "data.resize=pad", "data.repeats=1"]
+    tiny += ["optim.lr=2e-2", "tracking=none", "data.folds=2", "data.resize=pad", "data.passes=1"]
     assert train.main(["sweeps=cv", *tiny, f"hydra.sweep.dir={folder}"]) == 0
     text = capsys.readouterr().out
     assert len(drawn) == 1  # once for the end, the page and the record

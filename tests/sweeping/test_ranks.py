@@ -33,7 +33,7 @@ ROOT = Path(train.__file__).parent
 TWO = Slot(0, ("0", "1"), 2)  # GPUs that are not there: the ranks run on the CPU
 SMALL = (
     *("encoder.pretrained=false", "train.device=auto", "train.precision=fp32", "train.batch_size=8"),
-    *("data=folder", "data.size=[64,64]", "data.repeats=1", "decoder.norm=group", "tracking=none", "optim.lr=4e-3"),
+    *("data=folder", "data.size=[64,64]", "data.passes=1", "decoder.norm=group", "tracking=none", "optim.lr=4e-3"),
 )
 
 
@@ -106,13 +106,13 @@ def alone(folder, words):
 @pytest.mark.parametrize("encoder", ["test_vit", "test_convnext"])
 def test_two_ranks_train_as_one_process_with_two_micro_batches(encoder, backend, root, tmp_path):
     words = typed(root, "train.epochs=3", encoder=encoder)
-    one = alone(tmp_path / "one", [*words, "train.accumulate=2"])
+    one = alone(tmp_path / "one", [*words, "train.grad_accum=2"])
     assert on_two(backend, "two", words).error is None, said(backend, "two")
     two = tmp_path / "two"
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     starts = [journal.read(folder).start for folder in (one, two)]
     assert [start.execution.ranks for start in starts] == [1, 2]
-    assert [start.settings.train.accumulate for start in starts] == [2, 1]
+    assert [start.settings.train.grad_accum for start in starts] == [2, 1]
     assert [start.execution.micro_batch for start in starts] == [4, 4]
     assert said(backend, "two").count("epoch   3/3") == 1  # one speaks
 
@@ -120,16 +120,16 @@ def test_two_ranks_train_as_one_process_with_two_micro_batches(encoder, backend,
 def test_micro_batches_on_ranks_add_up(backend, root, tmp_path):
     """Nine images on two ranks with two micro-batches each: groups of 3, 2, 2 and 2, as one process has with four."""
     words = [word.replace("batch_size=8", "batch_size=9") for word in typed(root, "train.epochs=1")]
-    assert on_two(backend, "two", [*words, "train.accumulate=auto"]).error is None, said(backend, "two")
+    assert on_two(backend, "two", [*words, "train.grad_accum=auto"]).error is None, said(backend, "two")
     words = [word.replace("batch_size=8", "batch_size=12") for word in typed(root, "train.epochs=1")]
-    one = alone(tmp_path / "one", [*words, "train.accumulate=4"])
-    assert on_two(backend, "four", [*words, "train.accumulate=2"]).error is None, said(backend, "four")
+    one = alone(tmp_path / "one", [*words, "train.grad_accum=4"])
+    assert on_two(backend, "four", [*words, "train.grad_accum=2"]).error is None, said(backend, "four")
     assert losses(tmp_path / "four") == pytest.approx(losses(one), abs=1e-6)
 
 
 def test_what_began_on_two_goes_on_alone_and_is_scored_alike(backend, root, tmp_path):
     words = typed(root, "train.epochs=6", "train.test=false")
-    whole = alone(tmp_path / "whole", [*words, "train.accumulate=2"])
+    whole = alone(tmp_path / "whole", [*words, "train.grad_accum=2"])
     backend.submit(Job("two", "rank_train", tuple(words)))
     seen = 0
     while not seen:
@@ -142,7 +142,7 @@ def test_what_began_on_two_goes_on_alone_and_is_scored_alike(backend, root, tmp_
     assert 1 <= len(losses(two)) < 6
     assert train.main([f"resume={two}"]) == 0
     assert losses(two) == pytest.approx(losses(whole), abs=2e-6)
-    assert journal.read(two).start.settings.train.accumulate == 2
+    assert journal.read(two).start.settings.train.grad_accum == 2
 
     for name in ("copy", "bare"):  # the same checkpoint, scored by one and by two
         shutil.copytree(two, tmp_path / name)
@@ -156,7 +156,7 @@ def test_what_began_on_two_goes_on_alone_and_is_scored_alike(backend, root, tmp_
 
 
 def test_what_began_alone_goes_on_on_two(backend, root, tmp_path):
-    words = [*typed(root, "train.epochs=4"), "train.accumulate=2"]
+    words = [*typed(root, "train.epochs=4"), "train.grad_accum=2"]
     whole = alone(tmp_path / "whole", words)
     half = alone(tmp_path / "half", [*words[:-2], "train.epochs=4", words[-1], "train.time_budget=1e-3"])
     done = len(losses(half))
@@ -164,7 +164,7 @@ def test_what_began_alone_goes_on_on_two(backend, root, tmp_path):
     update = on_two(backend, "half", ["train.time_budget=null"], resume=True)
     assert update.error is None, said(backend, "half")
     assert losses(half)[done:] == pytest.approx(losses(whole)[done:], abs=0.2)  # another schedule until then
-    assert journal.read(half).start.settings.train.accumulate == 1
+    assert journal.read(half).start.settings.train.grad_accum == 1
     assert journal.read(half).start.execution.micro_batch == 4
 
 
@@ -209,7 +209,7 @@ def test_frozen_parts_are_trained_later(backend, root, tmp_path):
     words = [word for word in typed(root, encoder="test_resnet") if not word.startswith("decoder.norm")]
     asked = ["train.epochs=3", "optim.freeze_epochs=2", "train.ema=0.5"]
     assert on_two(backend, "0", [*words, *asked]).error is None, said(backend, "0")
-    one = losses(alone(tmp_path / "1", [*words, *asked, "train.accumulate=2"]))
+    one = losses(alone(tmp_path / "1", [*words, *asked, "train.grad_accum=2"]))
     two = losses(tmp_path / "0")
     assert two[:1] == pytest.approx(one[:1], abs=1e-6)
     assert two == pytest.approx(one, rel=0.02)  # validation sees other BatchNorm statistics; training does not

@@ -76,23 +76,23 @@ def test_pretrained_beside_random_is_refused_with_the_list(tmp_path):
 def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
     wanted = plan(tmp_path)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
-    backend = Calls([("data.resize=crop", "all are large"), ("data.repeats=6", "they are few")])
+    backend = Calls([("data.resize=crop", "all are large"), ("data.passes=6", "they are few")])
     decided = pinned.decided(wanted, opened(wanted), backend)
-    assert decided == ["data.resize=crop", "data.repeats=6"]
+    assert decided == ["data.resize=crop", "data.passes=6"]
     ((function, asked, varied),) = backend.asked
     assert (function, asked["data"]["root"]) == ("segsweep.training.build:decided_data", "images")
     assert varied == ["encoder", "optim.lr"]
     assert pinned.decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
-    assert "data.repeats=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
+    assert "data.passes=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
 
 
 def test_a_study_from_before_plans_goes_on_as_it_began(tmp_path):
     wanted = plan(tmp_path)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(size=[64, 64])))
     study = opened(wanted)
-    study.remember("decided", {"data.resize": "crop", "data.repeats": 6})
+    study.remember("decided", {"data.resize": "crop", "data.passes": 6})
     decided = pinned.decided(wanted, study, Calls({}))
-    assert {"data.resize=crop", "data.repeats=6", "data.zoom=1.0", "train.batch_size=16"} <= set(decided)
+    assert {"data.resize=crop", "data.passes=6", "data.zoom=1.0", "train.batch_size=16"} <= set(decided)
     assert not any(word.startswith(("data.size", "augmentation")) for word in decided)  # they were typed
 
 

@@ -256,7 +256,7 @@ def test_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path):
     ]
     trial = load(tmp_path, "0")
     assert trial.halvings == 2
-    assert trial.argv[-2:] == ["train.batch_size=16", "train.accumulate=4"]
+    assert trial.argv[-2:] == ["train.batch_size=16", "train.grad_accum=4"]
     assert trial.run.start.execution.micro_batch == 4
     assert states(study) == ["COMPLETE"]
 
@@ -352,7 +352,7 @@ def test_a_folder_does_not_say_what_is_run(tmp_path):
     kept = Trial("0", "b", ["best=9"], ["+hydra.callbacks.d={_target_: x}", "best=9", "train.batch_size=4"])
     assert taken_up(planned, kept).argv == planned.argv
     kept.halvings, kept.state = 1, "failed"
-    kept.argv.append("train.accumulate=2,hydra.x=1")
+    kept.argv.append("train.grad_accum=2,hydra.x=1")
     again = taken_up(planned, kept)
     assert (again.argv, again.state, again.encoder) == (["x=1", "best=0.5", "train.batch_size=4"], "failed", "a")
 

@@ -92,7 +92,7 @@ def test_a_training_says_which_classes_it_lacks_and_does_not_find(tmp_path, capl
                 Image.fromarray(pixels).save(path)
     argv = ["encoder=test_resnet", "encoder.pretrained=false", "train.device=cpu", "train.precision=fp32"]
     argv += ["data=folder", f"data.root={tmp_path / 'data'}", "data.classes=[sky,bird,star]", "data.size=[32,32]"]
-    argv += ["train.epochs=4", "train.batch_size=8", "optim.lr=1e-2", "data.repeats=4", "loss=ce", "tracking=none"]
+    argv += ["train.epochs=4", "train.batch_size=8", "optim.lr=1e-2", "data.passes=4", "loss=ce", "tracking=none"]
     assert train.main([*argv, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     said = [message for message in caplog.messages if "bird" in message or "star" in message]
     assert len(said) == 2

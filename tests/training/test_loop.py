@@ -50,11 +50,11 @@ def data(pairs):
     store = open_store(folder.find(DataConfig(root=str(pairs(12)))).samples)
     pixels = Pixels(store, labels(store.counts()), CPU)
 
-    def make(kind, indices=range(12), size=(32, 32), resize="pad", accumulate=1):
+    def make(kind, indices=range(12), size=(32, 32), resize="pad", grad_accum=1):
         canvas = Canvas(size, resize)
         if kind is EvalBatches:
             return EvalBatches(pixels, indices, canvas, 4)
-        return TrainBatches(pixels, indices, canvas, Sampling(4, accumulate=accumulate))
+        return TrainBatches(pixels, indices, canvas, Sampling(4, grad_accum=grad_accum))
 
     return make
 
@@ -69,15 +69,15 @@ def evaluate(model, batches, loss, names, show=(), tta="none", tile=None):
     return Scorer(PLAIN, tta, tile).evaluate(model, batches, loss, names, show)
 
 
-def training(data, model=None, *, accumulate=1, schedule="constant", watch=lambda items, *_: items, **more):
+def training(data, model=None, *, grad_accum=1, schedule="constant", watch=lambda items, *_: items, **more):
     state = state_of(model or Brightness(), **{k: more.pop(k) for k in STATE if k in more})
     loss, batches = losses.build({"ce": 1.0}), data(EvalBatches)
-    train = TrainConfig(batch_size=4, accumulate=accumulate, clip=0.0, **more)
+    train = TrainConfig(batch_size=4, grad_accum=grad_accum, grad_clip=0.0, **more)
     steps, step = OptimConfig(schedule=schedule, warmup=0.0), TrainStep(PLAIN, loss)
     return fit(
         state,
         step,
-        data(TrainBatches, accumulate=accumulate),
+        data(TrainBatches, grad_accum=grad_accum),
         lambda scored: evaluate(scored, batches, loss, NAMES),
         train,
         steps,
@@ -130,7 +130,7 @@ def test_going_on_is_the_same_as_never_stopping(data):
 def test_micro_batches_are_the_same_step(data):
     one, two = Brightness(), Brightness()
     list(training(data, one, epochs=1))
-    list(training(data, two, epochs=1, accumulate=2))
+    list(training(data, two, epochs=1, grad_accum=2))
     assert one.threshold.item() == pytest.approx(two.threshold.item(), abs=2e-3)
 
 

@@ -177,7 +177,7 @@ NORMALIZED = [("uint16, highest", "encoder"), ("float, denormal", "encoder"), ("
 
 @pytest.mark.parametrize(("kind", "how"), [*((kind, "auto") for kind in PICTURES), *NORMALIZED])
 def test_images_at_their_limits_train_to_finite_losses_and_right_scores(train_on, kind, how):
-    words = (f"data.normalize={how}", "data.repeats=2")
+    words = (f"data.normalize={how}", "data.passes=2")
     normalization = honest(*train_on(*words, picture=PICTURES[kind])).start.settings.normalization
     assert np.isfinite(normalization.mean).all()
     assert min(np.float32(normalization.std)) > 0
@@ -278,8 +278,8 @@ def test_a_loss_and_its_gradient_are_finite_for_sure_logits_and_hide_no_nan(name
 
 
 REFUSED = [
-    *("optim.lr=0", "optim.lr=nan", "optim.weight_decay=inf", "optim.warmup=1", "train.clip=nan"),
-    *("train.ema=1", "train.time_budget=inf", "loss.pos_weight=inf", "augmentation.scale=1e300", "train.accumulate=8"),
+    *("optim.lr=0", "optim.lr=nan", "optim.weight_decay=inf", "optim.warmup=1", "train.grad_clip=nan"),
+    *("train.ema=1", "train.time_budget=inf", "loss.pos_weight=inf", "augmentation.scale=1e300", "train.grad_accum=8"),
     "train.batch_size=8",
 ]
 
@@ -297,8 +297,8 @@ RATES = ["adamw 1e-12 1", "adamw 1e3 1", "adamw 1e3 6", "sgd 1e3 1", "sgd 1e30 6
 @pytest.mark.parametrize("rate", RATES)
 def test_any_learning_rate_ends_in_numbers_or_as_non_finite(train_on, rate):
     name, lr, steps = rate.split()
-    words = (f"optim={name}", f"optim.lr={lr}", f"data.repeats={steps}", "optim.warmup=0", "optim.schedule=constant")
-    code, folder, err = train_on(*words, "train.clip=0")
+    words = (f"optim={name}", f"optim.lr={lr}", f"data.passes={steps}", "optim.warmup=0", "optim.schedule=constant")
+    code, folder, err = train_on(*words, "train.grad_clip=0")
     run = honest(code, folder, may_fail=lr != "1e-12")
     if code:
         assert "the loss became NaN or infinite" in err.splitlines()[-1]
@@ -308,12 +308,12 @@ def test_any_learning_rate_ends_in_numbers_or_as_non_finite(train_on, rate):
 LIMITS = [
     ("train.batch_size=1", {"": (1, 3)}),
     ("train.batch_size=1", {"train": (1,), "val": (3,), "test": (5,)}),
-    ("data.repeats=4", {"train": (1,), "val": (3,)}),
-    ("train.clip=1", {"train": range(5), "val": (5,)}),
-    ("train.accumulate=4 decoder.norm=batch", HALVES),
+    ("data.passes=4", {"train": (1,), "val": (3,)}),
+    ("train.grad_clip=1", {"train": range(5), "val": (5,)}),
+    ("train.grad_accum=4 decoder.norm=batch", HALVES),
     ("train.batch_size=1 decoder.norm=layer encoder.freeze_norm=true", HALVES),
     ("optim.weight_decay=1e30", HALVES),
-    ("train.clip=1e-300", HALVES),
+    ("train.grad_clip=1e-300", HALVES),
     ("train.epochs=2 train.ema=0.9999 optim.warmup=0.999", HALVES),
     ("train.epochs=2 optim.freeze_epochs=2", HALVES),
     *((f"loss=focal {word}", HALVES) for word in ("loss.gamma=1e3", "loss.pos_weight=1e30")),
@@ -339,7 +339,7 @@ def test_a_loss_that_is_no_number_ends_the_training_at_its_step(train_on, monkey
         return dice(logits, target) + (bad if sum(calls) == first and calls[-1] else 0)
 
     monkeypatch.setitem(losses.TERMS, "dice", broken)
-    code, folder, err = train_on("loss=dice", "train.epochs=5", "data.repeats=4")
+    code, folder, err = train_on("loss=dice", "train.epochs=5", "data.passes=4")
     run, (epochs, steps) = honest(code, folder, may_fail=True), divmod(first - 1, 4)
     assert (code, len(run.epochs)) == (5, epochs)
     assert f"in epoch {1 + epochs}, step {1 + steps}," in err.splitlines()[-1]

@@ -34,7 +34,7 @@ def test_nothing_says_auto_afterwards():
         loss=LossConfig(ce=1, class_weights="auto"), augmentation=AugmentationConfig(scale="auto", translate="auto")
     )
     left = undecided(resolve(Settings.of(everything), FACTS).settings)
-    assert left == ["train.accumulate"]  # by what fits the memory
+    assert left == ["train.grad_accum"]  # by what fits the memory
 
 
 def test_what_was_decided_stays_whatever_is_known_later():
@@ -46,7 +46,7 @@ def test_what_was_decided_stays_whatever_is_known_later():
 def test_what_was_asked_for_stays():
     optim, data = (
         OptimConfig(lr=0.5, encoder_lr_scale=0.25),
-        DataConfig(resize="squash", normalize="dataset", repeats=3, threshold=100, nodata=-1, zoom=1.0, size=64),
+        DataConfig(resize="squash", normalize="dataset", passes=3, threshold=100, nodata=-1, zoom=1.0, size=64),
     )
     found = decided(optim=optim, data=data, train=TrainConfig(epochs=7, bn_momentum=0.5))
     assert (found.optim, found.data) == (optim, replace(data, foreground=0.0, tile=None))

@@ -105,7 +105,7 @@ def test_what_depends_on_a_varied_key_is_left_to_each_trial():
     assert keys("data.zoom") == keys("data") == keys("data.resize") == set()
     assert keys("data.size") == {"data.resize", "augmentation.scale", "augmentation.translate"}
     assert keys("augmentation", "optim.lr") == set(RULES) - {"augmentation.scale", "augmentation.translate"}
-    assert keys("train.tta") == set(RULES) - {"data.repeats", "train.batch_size"}
+    assert keys("train.tta") == set(RULES) - {"data.passes", "train.batch_size"}
 
 
 @pytest.mark.parametrize(("key", "ends"), [("size", [[128, 128], [512, 512]]), ("zoom", [1.0, 0.5])])
@@ -125,18 +125,18 @@ def test_a_canvas_that_images_are_fitted_to_has_their_aspect():
 
 @pytest.mark.parametrize(("images", "passes"), [(30, 6), (180, 1), (181, 1), (5, 36)])
 def test_few_images_are_shown_until_an_epoch_has_180(images, passes):
-    assert decided(fingerprint((256, 256), training=images, validation=2)).data.repeats == passes
+    assert decided(fingerprint((256, 256), training=images, validation=2)).data.passes == passes
 
 
 def test_large_validation_images_make_longer_epochs():
     thin = replace(CELL, thickness=5)
     found = fingerprint((2048, 2048), thin, training=200, validation=20)
-    passes = decided(found).data.repeats
+    passes = decided(found).data.passes
     training, scoring = passes * 200 * 256 * 256, 20 * 2048 * 2048 / 3
     assert 0.15 < scoring / (scoring + training) <= 0.2
-    assert why(found, "data.repeats").endswith("so that validation takes 19% of the time")
+    assert why(found, "data.passes").endswith("so that validation takes 19% of the time")
     mirrored = planned(found, train=TrainConfig(tta="flips"))
-    assert mirrored.settings.data.repeats == 9  # no more than 1800 images
+    assert mirrored.settings.data.passes == 9  # no more than 1800 images
     assert mirrored.decisions[3].why.endswith("at most 1800; validation takes 49% of the time")
 
 
@@ -151,7 +151,7 @@ def test_classes_that_random_crops_seldom_show_are_shown_more():
 
 def test_a_batch_is_no_larger_than_an_epoch():
     assert decided(fingerprint()).train.batch_size == 16
-    assert decided(fingerprint(training=9), repeats=1).train.batch_size == 8
+    assert decided(fingerprint(training=9), passes=1).train.batch_size == 8
 
 
 def test_zooms_are_as_large_as_objects_differ_in_scale():
@@ -181,8 +181,8 @@ def test_images_beyond_a_limit_are_scored_in_tiles(side, input_size, limit, said
 
 def test_what_was_typed_is_kept_and_what_follows_goes_by_it():
     found = fingerprint((1024, 1024), replace(CELL, thickness=400))
-    plan = planned(found, zoom=1.0, repeats=3, train=TrainConfig(batch_size=4))
-    assert {"data.zoom", "data.repeats", "train.batch_size"}.isdisjoint(d.key for d in plan.decisions)
+    plan = planned(found, zoom=1.0, passes=3, train=TrainConfig(batch_size=4))
+    assert {"data.zoom", "data.passes", "train.batch_size"}.isdisjoint(d.key for d in plan.decisions)
     assert (plan.settings.data.zoom, plan.settings.data.size) == (1.0, [256, 256])
 
 
