@@ -28,8 +28,12 @@ HERE = Path(__file__).parent / "goldens"
 # 2e-2 where BatchNorm has seen little.
 CLOSE = {"train/loss": 2e-3, "val/loss": 5e-2}
 RENAMED = {
-    **{"data.repeats": "data.passes", "train.accumulate": "train.grad_accum", "train.clip": "train.grad_clip"},
-    **{'"repeats": ': '"passes": ', '"accumulate": ': '"grad_accum": ', '"clip": 1.0': '"grad_clip": 1.0'},
+    "data.repeats": "data.passes",
+    "train.accumulate": "train.grad_accum",
+    "train.clip": "train.grad_clip",
+    '"repeats": ': '"passes": ',
+    '"accumulate": ': '"grad_accum": ',
+    '"clip": 1.0': '"grad_clip": 1.0',
 }
 PIXELS = 2e-3  # share of pixels that another processor may class otherwise, with the same weights
 
