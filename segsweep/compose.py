@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import reduce
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
@@ -34,6 +35,7 @@ CONF = str(ROOT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, PREFIX))}
 PATHS = tuple(key.name for key in keys() if key.role.is_path)
+VALUES = 20  # of a key, looked at before a multirun begins
 TEXTS = ("hydra.run.dir", "hydra.sweep.dir", *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
 GROUPS = ("sweeps", *(path.name for path in Path(CONF).iterdir() if path.is_dir()))
 # Hydra's, which may be cut short.
@@ -66,6 +68,24 @@ def to_config(composed: DictConfig) -> RunConfig:
 def configuration(overrides: Sequence[str]) -> RunConfig:
     """Return what `python train.py OVERRIDES` would train with; what is wrong with them is one line."""
     return _composed(expanded(overrides), to_config)
+
+
+def refuse_jobs(words: Sequence[str]) -> None:
+    """Refuse a plain multirun one of whose values is wrong, before its first training and not when its turn comes.
+
+    Each value is composed once, beside the first ones of the other keys; of a key with many, the first `VALUES`.
+    """
+    parsed = {word: _parsed(word) for word in words if not word.startswith("-")}
+    choices: list[list[str]] = []
+    for word, found in parsed.items():
+        if found is None or found.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+            return  # which Hydra refuses, or knows alone what it stands for
+        values = islice(found.sweep_string_iterator(), VALUES) if found.is_sweep_override() else ()
+        choices.append([f"{word.partition('=')[0]}={value}" for value in values] or [word])
+    first = [values[0] for values in choices]
+    for i, values in enumerate(choices):
+        for value in values if i == 0 else values[1:]:
+            _composed([*first[:i], value, *first[i + 1 :]], to_config)
 
 
 def prepared(words: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:

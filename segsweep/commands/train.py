@@ -32,6 +32,7 @@ from segsweep.compose import (
     passed_over,
     prepared,
     refuse_flags,
+    refuse_jobs,
     register_schema,
     text_of,
     to_config,
@@ -197,6 +198,9 @@ def launch(words: list[str], world: World) -> int:
                     f"{shlex.join(words)}; of a search with hydra/sweeper=optuna, 'hydra.sweeper.slots=[[0,1]]' trains "
                     "each trial on two GPUs."
                 )
+            flags = {word for word in words if word.startswith("-")}
+            if flags and flags <= {"-m", "--multirun"} and not any(w.startswith(("hydra", "sweeps=")) for w in words):
+                refuse_jobs(words)
             sys.argv = [str(ROOT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except Stopped as stopped:

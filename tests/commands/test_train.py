@@ -669,6 +669,22 @@ def test_plain_multirun_runs_each_job_in_a_folder_of_its_own(pairs, outputs):
     assert len(run_folders(outputs)) == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["encoder=test_resnet,resnet43"], "encoder=resnet43: "),
+        (["tracking=none,file"], "tracking=file: no such option"),
+        (["optim.lr=1e-3,1e-2,-1", "data.seed=1,2"], "optim.lr=-1"),
+        (["data.seed=0,1", "loss=ce_dice,mse"], "loss=mse: no such option"),
+    ],
+)
+def test_a_wrong_value_of_a_multirun_is_told_before_the_first_training(typed, said, pairs, outputs, capsys):
+    assert train.main(["-m", *SMALL, *folder_data(pairs(12)), *typed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not outputs.exists()
+
+
 def test_a_search_without_m_trains_nothing(outputs, capsys):
     assert train.main(["hydra/sweeper=optuna", "data.root=a b"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
