@@ -82,10 +82,11 @@ def refuse_jobs(words: Sequence[str]) -> None:
             return  # which Hydra refuses, or knows alone what it stands for
         values = islice(found.sweep_string_iterator(), VALUES) if found.is_sweep_override() else ()
         choices.append([f"{word.partition('=')[0]}={value}" for value in values] or [word])
-    first = [values[0] for values in choices]
-    for i, values in enumerate(choices):
-        for value in values if i == 0 else values[1:]:
-            _composed([*first[:i], value, *first[i + 1 :]], to_config)
+    first = [alternatives[0] for alternatives in choices]
+    _composed(first, to_config)
+    for i, alternatives in enumerate(choices):
+        for other in alternatives[1:]:
+            _composed([*first[:i], other, *first[i + 1 :]], to_config)
 
 
 def prepared(words: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:
