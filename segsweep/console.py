@@ -91,8 +91,8 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
     if summary.get("perf/images_per_s") is not None:
         share = summary.get("perf/peak_share") or 0.0
         digits = ".0f" if share >= 0.1 else ".2g"  # a small encoder reaches 0.8 % of a large GPU's
-        peak = f", {100 * share:{digits}} % of the machine's convolution peak" if share else ""
-        rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{peak}"))
+        used = f"; {100 * share:{digits}} % of what this machine can compute" if share else ""
+        rows.append(("speed", f"  {summary['perf/images_per_s']:.1f} images/s in {summary['precision']}{used}"))
     rows += [("run", f"  {summary['status']}: {reason}"), ("folder", f"  {folder}")]
     resume = f"  {program()} {override('resume', folder)}"
     if summary["status"] == "stopped":
@@ -144,7 +144,8 @@ def evaluation(
         rows += [("", ""), ("threshold", chosen)]
     rows += [("", ""), ("folder", f"  {folder}")]
     if looks:
-        rows.append(("looks", f"  {looks} at the test split so far: who chooses by them has none left; choose by val"))
+        scored = f"{counted(looks, 'time')} so far. Choose between models by val: a score one chooses by is optimistic."
+        rows.append(("test scored", f"  {scored}"))
     return table(rows)
 
 

@@ -34,6 +34,7 @@ RENAMED = {
     '"repeats": ': '"passes": ',
     '"accumulate": ': '"grad_accum": ',
     '"clip": 1.0': '"grad_clip": 1.0',
+    "     behind": "gap to best",  # a column
 }
 PIXELS = 2e-3  # share of pixels that another processor may class otherwise, with the same weights
 

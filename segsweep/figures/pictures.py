@@ -23,7 +23,7 @@ COLORS = np.concatenate([[PALETTE[0]], *[_SHADES] * 13])[:256].astype(np.float32
 COLORS[VOID] = 0
 # Over a dark image every class's colour can be told from it; stripes, from any colour.
 DARKENED, STRIPES = 0.4, (255, 255, 255)
-ERRORS = [("errors: what was missed, in its colour", None), ("striped: too much", STRIPES)]
+ERRORS = [("errors: missed pixels, in their class's colour", None), ("striped: false positives", STRIPES)]
 SMALLEST, LARGEST, WIDEST = 192, 512, 1600  # pixels of a panel's longer side, and of all panels of a row
 MARGIN, HEADER, FONT, CAPTION = 6, 22, 14, 300  # pixels; a narrow panel gets so much room for what stands above it
 FRAME = (130, 130, 130)

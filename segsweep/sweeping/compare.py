@@ -124,7 +124,7 @@ def _images(first: Path, second: Path, kind: str) -> str:
     most = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
     return (
         f"images: {better} better, {worse} worse of {len(found)}{empty}; IoU {low:+.4f} to {high:+.4f} "
-        f"(95 % over images{sure}; one run each: of seeds it says nothing)\n\n{shown(most, kind)}"
+        f"(95 % over images{sure}; one run each, so not over seeds)\n\n{shown(most, kind)}"
     )
 
 

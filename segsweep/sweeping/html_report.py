@@ -32,7 +32,7 @@ OTHERS = "#bbbbbb"
 PICTURE = 560  # pixels of a prediction's longer side
 ENOUGH = 8  # complete trials to speak of importance
 # A column only where they differ.
-CONDITIONS = ("input", "micro_batch", "weights", "precision", "halvings", *report.MACHINE)
+CONDITIONS = ("input", "micro_batch", "weights", "precision", "micro_batch_halved", *report.MACHINE)
 BOX = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 # On a vertical axis, readable over the lines.
 LABEL: Any = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 8, "va": "center", "bbox": BOX}

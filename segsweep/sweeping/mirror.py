@@ -44,7 +44,7 @@ class Mirror:
             self._about.experiment,
             number=number(trial.name.removeprefix(f"{finalists.FOLDER}/")),
             first=trial.varied,
-            tags={"trial": trial.name, "reason": trial.reason, "halvings": str(trial.halvings)},
+            tags={"trial": trial.name, "reason": trial.reason, "micro_batch_halved": str(trial.halvings)},
             pruned_at=len(trial.run.epochs) if trial.state == "pruned" else None,
         )
         sync_run(self.folder / trial.name, self.uri, alive, child)

@@ -17,7 +17,7 @@ from segsweep.sweeping.backends.base import OUTPUT
 from segsweep.sweeping.finalists import FOLDER, FinalistResult, ranked
 
 PAGE = "report.html"
-QUIET = ("seconds", "reason", "halvings", "precision")  # columns of the page alone
+QUIET = ("seconds", "reason", "micro_batch_halved", "precision")  # columns of the page alone
 # Where a trial ran: columns where several machines, or ways to run, took part.
 MACHINE: dict[str, Callable[[Start], object]] = {
     "host": lambda start: start.host,
@@ -60,7 +60,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
                 "micro_batch": start and start.execution.micro_batch,
                 "weights": start and start.weights_source,
                 "precision": start and start.execution.precision,
-                "halvings": trial.halvings,
+                "micro_batch_halved": trial.halvings,
                 **{name: start and value(start) for name, value in MACHINE.items()},
                 "reason": trial.reason,
             }
@@ -115,7 +115,7 @@ def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
                 "sd": math.nan if result.sd is None else result.sd,
                 "n": f"{len(result.runs)} of {len(result.runs) + result.failed}" if result.failed else len(result.runs),
                 "search": result.trial.iou,
-                "behind": _interval(result, results[0]),
+                "gap to best": _interval(result, results[0]),
                 "weights": result.trial.run.start and result.trial.run.start.weights_source,
             }
             for result in results
@@ -124,10 +124,10 @@ def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
 
 
 def caption(results: Sequence[FinalistResult]) -> list[str]:
-    """Say what "behind" means in the ranking, and who may be as good as the first."""
+    """Say what the gap in the ranking means, and who may be as good as the first."""
     alone = any(len(result.runs) < 2 for result in results)
-    seeds = "; of seeds it says nothing where there is one run" if alone else ""
-    lines = [f"Behind: how far behind the first, 95 % by a bootstrap over images and runs{seeds}."]
+    seeds = ". Where there is one run, the spread between seeds is not in it" if alone else ""
+    lines = [f"Gap to best: how much lower than the first, 95 % interval by a bootstrap over images and runs{seeds}."]
     if ties := [result.trial.encoder for result in results if result.tied]:
         lines.append(f"A tie: {', '.join(ties)} may be as good as {results[0].trial.encoder}.")
     return lines
@@ -144,7 +144,7 @@ def cross_ranking(results: Sequence[CrossValidated]) -> pd.DataFrame:
         }
         if result.mean is not None and result.sd is not None:
             row["spread of folds"] = f"{result.mean:.4f} ± {result.sd:.4f}"
-        row |= {"behind": _between(result.behind, "+"), "folds": result.folds, "images": result.images}
+        row |= {"gap to best": _between(result.behind, "+"), "folds": result.folds, "images": result.images}
         rows.append(row | ({"problem": result.problem} if any(other.problem for other in results) else {}))
     return pd.DataFrame(rows)
 
@@ -159,7 +159,7 @@ def cross_caption(results: Sequence[CrossValidated]) -> list[str]:
         "Spread of folds: mean ± sd of the folds' own IoU; they share training images, so it is no interval.",
     ]
     if any(result.behind for result in results):
-        lines.append("Behind: how far behind the first, 95 %, on the same images; of seeds it says nothing.")
+        lines.append("Gap to best: how much lower than the first on the same images, 95 % interval; not over seeds.")
     return lines
 
 
@@ -195,7 +195,7 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
-        lines.append(f"{'':16}no test split: the validation IoU is the best of many looks, and optimistic")
+        lines.append(f"{'':16}no test split: the validation IoU is the best of many, and so optimistic")
     model = folder / winner.name / BEST
     elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
     return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]
@@ -205,14 +205,14 @@ def doubt(result: FinalistResult) -> str:
     """Say why a finalist's score is not to be relied on; empty if there is no reason."""
     search, seeds = result.trial.iou, len(result.runs)
     if result.runs == (result.trial,) and result.failed:
-        all_failed = f"the best of many: its {console.counted(result.failed, 'repeat')} with fresh seeds failed"
+        all_failed = f"the best of many trials: its {console.counted(result.failed, 'repeat')} with fresh seeds failed"
         return f"{all_failed}; what each said is in its {OUTPUT}"
     if result.runs == (result.trial,):
-        again = f"hydra.sweeper.finalists=1 hydra.sweeper.repeats={ENOUGH} trains it anew"
-        return f"the best of many, and too good to be true; {again}"
+        again = f"hydra.sweeper.finalists=1 hydra.sweeper.repeats={ENOUGH} trains it again with fresh seeds"
+        return f"the best of many trials, so its score is optimistic; {again}"
     sd, found = result.sd, []
     if seeds < ENOUGH:
-        found.append(f"the mean of {console.counted(seeds, 'fresh seed')}: hydra.sweeper.repeats={ENOUGH} tells more")
+        found.append(f"the mean of only {console.counted(seeds, 'fresh seed')}; better: hydra.sweeper.repeats={ENOUGH}")
     if sd is not None and search is not None and abs(search - result.iou) > FAR * sd:
         far = abs(search - result.iou)
         apart = "far from all fresh seeds" if sd < TINY else f"{far / sd:.1f} sd from their mean"

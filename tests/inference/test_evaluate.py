@@ -44,7 +44,7 @@ def test_the_trainings_scores_come_out_again_to_the_last_digit(run, capsys):
         assert found[name] == best[f"val/{name}"]
     said = capsys.readouterr().out
     assert f"IoU                 {found['iou']:.4f}" in said
-    assert "looks" not in said
+    assert "test scored" not in said
     images = rows(run / "evaluations" / "val" / "images.csv")
     keys = np.load(run / "val_matrices.npz")["keys"]
     assert {row["key"] for row in images} == set(keys.tolist())
@@ -65,7 +65,7 @@ def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
     found = metrics_of(run, folder.name)
     assert (found["split"], found["images"], found["times"], found["own"]) == ("test", 9, 0, False)
     said = capsys.readouterr().out
-    assert "looks" not in said
+    assert "test scored" not in said
     assert "chosen on val" in said
     assert found["threshold_chosen_on"] == "val"
     typed = ["data=folder", f"data.root={other}", "--name", "theirs"]
@@ -202,9 +202,9 @@ def test_looks_at_the_test_split_are_counted(run, pairs, tmp_path, outputs, caps
     assert train.main([*TINY, *typed, f"hydra.run.dir={folder}"]) == 0
     for looks in (2, 3):  # the training's own was the first
         assert cli.main(["evaluate", str(folder), "--split", "test"]) == 0
-        assert f"looks             {looks} at the test split" in capsys.readouterr().out
+        assert f"test scored       {looks} time" in capsys.readouterr().out
     assert cli.main(["evaluate", str(folder), "--split", "test", "--name", "again"]) == 0
-    assert "looks             4 at the test split" in capsys.readouterr().out
+    assert "test scored       4 times so far" in capsys.readouterr().out
     tested = journal.read(folder).end.tested["test/iou"]
     assert metrics_of(folder, "test")["metrics"]["iou"] == tested
 

@@ -189,7 +189,7 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     assert "failed: 9; what each said is in its out.log" in said
     assert "1 of 2" in said  # a finalist's repeats
     assert "other images" in said  # no matrices were kept
-    alone = "of seeds it says nothing where there is one run"
+    alone = "Where there is one run, the spread between seeds is not in it"
     assert alone in said and alone in write(sweep).read_text()
     twice = [replace(place, runs=(place.trial, place.trial)) for place in first]
     assert report.caption(twice)[0].endswith("over images and runs.")
@@ -497,12 +497,16 @@ def test_of_a_folder_with_runs_below_it_the_first_is_compared(tmp_path):
 @pytest.mark.parametrize(
     ("search", "scores", "says"),
     [
-        (0.0006, [0.1445], "the mean of 1 fresh seed: hydra.sweeper.repeats=3 tells more"),
-        (0.51, [0.50, 0.52], "the mean of 2 fresh seeds"),
+        (0.0006, [0.1445], "the mean of only 1 fresh seed; better: hydra.sweeper.repeats=3"),
+        (0.51, [0.50, 0.52], "the mean of only 2 fresh seeds"),
         (0.51, [0.50, 0.51, 0.52], ""),
         (0.60, [0.50, 0.51, 0.52], "0.6000 in the search, which is 9.0 sd from their mean"),
         (0.60, [0.50, 0.50, 0.50], "0.6000 in the search, which is far from all fresh seeds"),
-        (0.60, None, "the best of many, and too good to be true; hydra.sweeper.finalists=1 hydra.sweeper.repeats=3"),
+        (
+            0.60,
+            None,
+            "the best of many trials, so its score is optimistic; hydra.sweeper.finalists=1 hydra.sweeper.repeats=3",
+        ),
     ],
 )
 def test_a_winner_is_doubted_where_little_is_known(tmp_path, search, scores, says):
