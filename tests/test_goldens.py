@@ -35,6 +35,8 @@ RENAMED = {
     '"accumulate": ': '"grad_accum": ',
     '"clip": 1.0': '"grad_clip": 1.0',
     "     behind": "gap to best",  # a column
+    "search behind": "search gap to best",
+    "Behind: how far behind the first, 95 % by": "Gap to best: how much lower than the first, 95 % interval by",
 }
 PIXELS = 2e-3  # share of pixels that another processor may class otherwise, with the same weights
 
