@@ -35,6 +35,7 @@ RENAMED = {
     '"accumulate": ': '"grad_accum": ',
     '"clip": 1.0': '"grad_clip": 1.0',
     "     behind": "gap to best",  # a column
+    '"halvings": "': '"micro_batch_halved": "',  # a tag
     "search behind": "search gap to best",
     "Behind: how far behind the first, 95 % by": "Gap to best: how much lower than the first, 95 % interval by",
 }
