@@ -22,7 +22,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "sweeps" / "README.md",
 ]
-HISTORY = ("log", "decisions", "moves", "architecture")  # where old names stay
+HISTORY = ("log", "decisions", "architecture")  # where old names stay
 PLACEHOLDERS = {"DIR": "some/where", "PATH": "some/file", "N": "3", "TAG": "a1_in1k"}
 
 
