@@ -19,6 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from segsweep import catalog
 from segsweep.compose import absolute, to_config
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
@@ -83,7 +84,7 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         typed = {str(o.input_line).partition("=")[0]: o for o in parser.parse_overrides(list(arguments))}
         asked = {
-            key: typed.get(key) or parser.parse_overrides([f"{key}={_typed(value)}"])[0]
+            key: typed.get(key) or parser.parse_overrides([catalog.expanded(f"{key}={_typed(value)}")])[0]
             for key, value in self.params.items()
             if not _replaced(key, typed)
         }

@@ -1,10 +1,12 @@
-"""timm's model names without importing timm (10 s): for completion, closest names and early refusals.
+"""timm's model names and weights without importing timm (10 s): for completion, closest names, early refusals, tables.
 
 `timm_names.txt` is written by `python -m segsweep.nn.names`: a first line with timm's version, then one architecture a
-line, followed by its kind and its pretrained tags.
+line, followed by its kind and its pretrained tags. `docs/weights.csv` says how each set of weights was made.
 """
 
 import csv
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -15,6 +17,9 @@ from segsweep.errors import ConfigError, closest, suggestion
 from segsweep.paths import ROOT
 
 CENSUS = ROOT / "docs" / "encoders.csv"
+WEIGHTS = ROOT / "docs" / "weights.csv"
+UNPUBLISHED = "unpublished"  # what nobody says of a set of weights
+VARIED = re.compile(r"weights\((.*)\)")  # encoder='weights(vit_small*,convnext_tiny*)'
 _FILE = Path(__file__).with_name("timm_names.txt")
 
 
@@ -27,6 +32,19 @@ class Rates:
     high: float  # to here
     encoder_lr_scale: float  # the pretrained encoder's as a multiple of lr; random weights learn as fast as the decoder
     source: str  # who says so
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a set of weights came about, as far as it is published; benchmarks/weights.py reads it from timm's names."""
+
+    weights: str  # timm's name with its tag
+    default: str = ""  # "yes": what the architecture's name alone means
+    data: str = UNPUBLISHED  # images, in the order in which they were seen: ImageNet-21k > ImageNet-1k
+    objective: str = UNPUBLISHED
+    licence: str = UNPUBLISHED
+    gated: str = UNPUBLISHED  # "yes": the hub gives them to those alone who have accepted the licence there
+    input_size: str = UNPUBLISHED  # height x width of the images at the end of the pretraining
 
 
 # Convolutional, with BatchNorm: measured, docs/log.md. The others' pretrained weights were not to be had where it was
@@ -63,13 +81,75 @@ def rates(name: str) -> Rates:
     return RATES[_read()[2].get(name.partition(".")[0], "convolutional")]
 
 
+@cache
+def pretrainings() -> dict[str, Pretraining]:
+    """Return how each set of weights came about, by timm's name with its tag."""
+    if not WEIGHTS.is_file():
+        return {}
+    with WEIGHTS.open(newline="", encoding="utf-8") as file:
+        rows = [{key: row[key] for key in vars(Pretraining("")) if key in row} for row in csv.DictReader(file)]
+    return {row["weights"]: Pretraining(**row) for row in rows}
+
+
+@cache
+def _usual() -> dict[str, str]:
+    return {name.partition(".")[0]: name for name, known in pretrainings().items() if known.default}
+
+
+def tagged(name: str) -> str:
+    """Return a model's name with the tag of its weights: `resnet34` means timm's `resnet34.a1_in1k`.
+
+    As it is where it has a tag, or where timm has no weights for it.
+    """
+    return name if "." in name else _usual().get(name, name)
+
+
+def pretraining(name: str) -> Pretraining:
+    """Return how a model's weights came about; what is not known is unpublished."""
+    full = tagged(name)
+    return pretrainings().get(full) or Pretraining(full)
+
+
 def matching(pattern: str) -> list[str]:
-    """List the architectures that a shell-style pattern names; ConfigError if there are none."""
-    found = [name for name in architectures() if fnmatchcase(name, pattern.lower())]
+    """List the architectures that a shell-style pattern names, or has weights of; ConfigError if there are none."""
+    wanted = pattern.lower()
+    found = {name for name in architectures() if fnmatchcase(name, wanted)}
+    found |= {name.partition(".")[0] for name in pretrainings() if "." in wanted and fnmatchcase(name, wanted)}
     if not found:
         hint = suggestion(pattern.strip("*?"), architectures(), n=3)
         raise ConfigError(f"{pattern}: no timm model is called so.{hint} Try 'resnet*'.")
-    return found
+    return sorted(found)
+
+
+def matching_weights(patterns: Iterable[str]) -> list[str]:
+    """List the sets of weights, with their tags, that shell-style patterns name, in the patterns' order.
+
+    A pattern names weights (`vit_small*.dino`), or an architecture, and then all of its weights (`resnet34`).
+
+    Raises ConfigError: a pattern names none.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        wanted = pattern.strip().lower()
+        named = [n for n in pretrainings() if fnmatchcase(n, wanted) or fnmatchcase(n.partition(".")[0], wanted)]
+        if not named:
+            near = closest(wanted.replace("*", ""), [*architectures(), *pretrainings()], n=3)
+            hint = f" Closest: {', '.join(near)}." if near else ""
+            raise ConfigError(f"weights({pattern.strip()}): timm has no such weights.{hint} List: segsweep encoders")
+        found |= dict.fromkeys(named)
+    return list(found)
+
+
+def expanded(word: str) -> str:
+    """Say `encoder=weights(PATTERN,...)` in Hydra's grammar: a choice among the weights that the patterns name.
+
+    Any other word is returned as it is. Raises ConfigError: a pattern names none.
+    """
+    key, equals, text = word.partition("=")
+    asked = VARIED.fullmatch(text.strip("'\""))
+    if key not in ("encoder", "encoder.name") or not asked:
+        return word
+    return f"{key}{equals}choice({','.join(matching_weights(asked[1].split(',')))})"
 
 
 def counted() -> dict[str, dict[str, str]]:

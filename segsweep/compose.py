@@ -111,14 +111,15 @@ def expanded(words: Sequence[str]) -> list[str]:
     """Say in Hydra's grammar what was typed.
 
     `data=FILE.yaml` becomes what the file says, as one would type it, and so does an option of the working folder's
-    own; what is typed beside it wins. A text that the grammar cannot read and that can be nothing else, such as a path
-    with letters beyond ASCII, gets its quotes.
+    own; what is typed beside it wins. `encoder=weights(PATTERN,...)` becomes a choice among the weights that it names.
+    A text that the grammar cannot read and that can be nothing else, such as a path with letters beyond ASCII, gets its
+    quotes.
 
-    Raises ConfigError: what `segsweep.valuefile` refuses.
+    Raises ConfigError: what `segsweep.valuefile` refuses, or a pattern that names no weights.
     """
     beside = list(map(key_of, words))
     found: list[str] = []
-    for word in words:
+    for word in map(catalog.expanded, words):
         name, _, text = word.partition("=")
         if name == "data" and text_of(word).endswith(valuefile.SUFFIXES):
             found += valuefile.words(Path(text_of(word)).expanduser(), beside)

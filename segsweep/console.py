@@ -47,16 +47,23 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
 
 
 def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return a line for each encoder; rows as `segsweep.nn.survey` measures them, with their pretrained tags."""
+    """Return a line for each encoder; rows as `segsweep.nn.survey` measures them."""
     width = max(len(row["encoder"]) for row in rows) + 2
-    title = f"{'encoder':{width}}{'params/M':>9}{'GFLOP':>9}{'decoder':>9}  {'runs at':10}{'strides':20}pretrained"
+    title = f"{'encoder':{width}}{'params/M':>9}{'GFLOP':>9}{'decoder':>9}  {'runs at':10}strides"
     lines = [
         f"{row['encoder']:{width}}{float(row['parameters']):9.1f}{float(row['gflop']):9.1f}"
-        f"{100 * float(row['decoder_share']):7.0f} %  {row['input_size']:10}{row['strides']:20}{row['pretrained']}"
+        f"{100 * float(row['decoder_share']):7.0f} %  {row['input_size']:10}{row['strides']}"
         for row in rows
     ]
     about = "GFLOP: the U-Net's forward pass at 256x256, of which the decoder has the given share."
     return "\n".join([title, *lines, "", about])
+
+
+def columns(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows of texts as a table, each column as wide as it has to be; the first row's keys are its head."""
+    table = [dict(zip(rows[0], rows[0], strict=True)), *rows]
+    widths = {name: max(len(row[name]) for row in table) for name in rows[0]}
+    return "\n".join("  ".join(f"{row[name]:{width}}" for name, width in widths.items()).rstrip() for row in table)
 
 
 def counted(number: int, noun: str) -> str:

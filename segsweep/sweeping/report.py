@@ -3,11 +3,12 @@
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from segsweep import console
+from segsweep import catalog, console
 from segsweep.paths import BEST, program
 from segsweep.runs.records import Start
 from segsweep.runs.trial import Trial, load_all
@@ -15,6 +16,7 @@ from segsweep.sweeping import about, crossval
 from segsweep.sweeping.about import CrossValidated
 from segsweep.sweeping.backends.base import OUTPUT
 from segsweep.sweeping.finalists import FOLDER, FinalistResult, ranked
+from segsweep.sweeping.space import ENCODER
 
 PAGE = "report.html"
 QUIET = ("seconds", "reason", "micro_batch_halved", "precision")  # columns of the page alone
@@ -50,7 +52,7 @@ def table(trials: Sequence[Trial]) -> pd.DataFrame:
             {
                 "trial": trial.name,
                 "state": trial.state,
-                **trial.varied,
+                **{key: trial.weights if key in ENCODER else value for key, value in trial.varied.items()},
                 "val/iou": trial.iou,
                 "epochs": len(trial.run.epochs),
                 "seconds": trial.run.seconds,
@@ -87,11 +89,13 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     for reason in dict.fromkeys(trial.reason for trial in trials if trial.state == "refused"):
         names = ", ".join(trial.name for trial in trials if (trial.state, trial.reason) == ("refused", reason))
         lines.append(f"refused: {names}: {reason}")
+    if len(made := by_weights(trials)) > 1:
+        lines += ["", "weights", _text(made.head(SHOWN))]
     if any(result.runs != (result.trial,) for result in results):
-        lines += ["", "finalists: the best setting of each of the best backbones, with fresh seeds"]
+        lines += ["", "finalists: the best setting of each of the best weights, with fresh seeds"]
         lines += [_text(ranking(results)), *caption(results)]
         absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
-        if lost := [trial.encoder for trial in trials if trial.name in absent]:
+        if lost := [trial.weights for trial in trials if trial.name in absent]:
             lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
     if crossed:
         lines += ["", "cross-validation: each image predicted by the model that had not seen it"]
@@ -109,7 +113,7 @@ def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "encoder": result.trial.encoder,
+                "encoder": result.trial.weights,
                 "setting": " ".join(o for o in result.setting if not o.startswith(("encoder=", "encoder.name="))),
                 "val/iou": result.iou,
                 "sd": math.nan if result.sd is None else result.sd,
@@ -117,10 +121,40 @@ def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
                 "search": result.trial.iou,
                 "gap to best": _interval(result, results[0]),
                 "weights": result.trial.run.start and result.trial.run.start.weights_source,
+                "pretrained on": _pretraining(result.trial).data,
+                "objective": _pretraining(result.trial).objective,
             }
             for result in results
         ]
     )
+
+
+def by_weights(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Make a row for each set of weights that trials began with, best first: its best score, and how it was made."""
+    rows: dict[str, dict[str, object]] = {}
+    for trial in sorted(trials, key=lambda trial: -1.0 if trial.iou is None else trial.iou, reverse=True):
+        start, made = trial.run.start, _pretraining(trial)
+        row: dict[str, object] = {
+            "weights": trial.weights,
+            "val/iou": trial.iou,
+            "trials": sum(other.weights == trial.weights for other in trials),
+            "pretrained on": made.data,
+            "objective": made.objective,
+            "licence": made.licence,
+            "gated": made.gated,
+            "trained at": made.input_size,
+            "from": start and start.weights_source,
+            "parameters": start and start.parameters,
+        }
+        rows.setdefault(trial.weights, row)
+    return pd.DataFrame(list(rows.values()))
+
+
+def _pretraining(trial: Trial) -> catalog.Pretraining:
+    """Tell how a trial's weights were made; of random ones, and of a file's without a tag, nothing is known."""
+    made = catalog.pretraining(trial.weights)
+    random = bool(trial.run.start and trial.run.start.weights_source == "random")
+    return replace(made, data="nothing", objective="random", licence="", gated="", input_size="") if random else made
 
 
 def caption(results: Sequence[FinalistResult]) -> list[str]:
@@ -128,8 +162,8 @@ def caption(results: Sequence[FinalistResult]) -> list[str]:
     alone = any(len(result.runs) < 2 for result in results)
     seeds = ". Where there is one run, the spread between seeds is not in it" if alone else ""
     lines = [f"Gap to best: how much lower than the first, 95 % interval by a bootstrap over images and runs{seeds}."]
-    if ties := [result.trial.encoder for result in results if result.tied]:
-        lines.append(f"A tie: {', '.join(ties)} may be as good as {results[0].trial.encoder}.")
+    if ties := [result.trial.weights for result in results if result.tied]:
+        lines.append(f"A tie: {', '.join(ties)} may be as good as {results[0].trial.weights}.")
     return lines
 
 

@@ -184,7 +184,7 @@ def _searched(
     repeats = [taken_up(run, before.get(run.name, run)) for run in planned]
     track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):
-        console.note(f"finalists: {', '.join(t.encoder for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
+        console.note(f"finalists: {', '.join(t.weights for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
         watch(TrialSource(repeats), len(repeats), backend, plan.folder, track, sign)
     results = finalists.ranked(plan.folder, best, repeats)
     if results:

@@ -135,10 +135,16 @@ def spoken(described: str | None) -> str:
 
 
 def choice(key: str, options: Sequence[str]) -> Parameter:
-    """Make a key that has one of several values, each as it would be typed; ConfigError for an unknown encoder."""
+    """Make a key that has one of several values, each as it would be typed.
+
+    Raises ConfigError: an unknown encoder, or the same weights by two names.
+    """
     if key in ENCODER:
+        named: dict[str, str] = {}
         for option in options:
             catalog.check(option)
+            if (twin := named.setdefault(catalog.tagged(option), option)) != option:
+                raise ConfigError(f"{key}: {twin} and {option} are the same weights. Drop one of the two.")
     return Parameter(key, CategoricalDistribution(tuple(dict.fromkeys(options))))
 
 

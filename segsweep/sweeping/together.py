@@ -193,7 +193,7 @@ class _Controller:
         owners: Mapping[str, Owner] = search.shared.owners
         if plan.sweeper.finalists and planned:
             source = self._repeats(planned, track)
-            console.note(f"finalists: {', '.join(t.encoder for t in best)}, {plan.sweeper.repeats} fresh seeds each")
+            console.note(f"finalists: {', '.join(t.weights for t in best)}, {plan.sweeper.repeats} fresh seeds each")
             watch(source, len(planned), self.backend, plan.folder, track, self.sign)
             if source.shared.sick:
                 raise SweepError(source.shared.sick)

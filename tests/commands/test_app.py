@@ -85,7 +85,16 @@ def test_encoders_are_listed_from_the_census_without_torch(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[0] == "encoder"
     assert [line.split()[0] for line in lines[1:4]] == ["convnext_atto", "convnext_atto_ols", "convnext_atto_rms"]
-    assert "d2_in1k" in lines[1]
+    made = next(line.split() for line in lines if line.startswith("convnext_atto.d2_in1k"))
+    assert made[1:] == ["*", "ImageNet-1k", "supervised", "apache-2.0", "unpublished", "224x224"]
+
+
+def test_weights_are_listed_by_their_own_pattern(capsys):
+    assert cli.main(["encoders", "*_tiny*.dinov3*", "--weights", "--csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["weights"], row["data"], row["licence"]) == (
+        *("convnext_tiny.dinov3_lvd1689m", "LVD-1689M", "dinov3-license"),
+    )
 
 
 def test_what_the_census_lacks_is_measured(monkeypatch, capsys):

@@ -203,6 +203,34 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     assert (tmp_path / "boom").exists(), "the bomb is a dud"
 
 
+def test_a_folder_has_a_checkpoint_for_each_model(tmp_path, tiny):
+    save_file(tiny, tmp_path / "test_resnet.safetensors")
+    assert_features_are_timms(Encoder("test_resnet", weights_file=str(tmp_path)), tiny)
+    usual, other = timm.create_model("resnet18").state_dict(), timm.create_model("resnet18").state_dict()
+    save_file(usual, tmp_path / "resnet18.safetensors")
+    torch.save(other, tmp_path / "resnet18.tv_in1k.pth")
+
+    def first_layer(name):
+        return weights.find(name, True, tmp_path).tensors["conv1.weight"]
+
+    assert torch.equal(first_layer("resnet18"), usual["conv1.weight"])
+    assert torch.equal(first_layer("resnet18.a1_in1k"), usual["conv1.weight"])  # what the name alone means
+    assert torch.equal(first_layer("resnet18.tv_in1k"), other["conv1.weight"])
+    with pytest.raises(ConfigError, match="not installed"):
+        first_layer("resnet18.a2_in1k")
+    assert weights.find(LITE, True, tmp_path).source == "package"  # what the folder lacks is looked for elsewhere
+
+
+def test_what_cannot_be_had_is_told_and_never_random(tmp_path, tiny):
+    save_file(tiny, tmp_path / "test_resnet.safetensors")
+    save_file({"conv1.0.weight": tiny["conv1.0.weight"]}, tmp_path / "test_vit.safetensors")
+    found = weights.available(["test_resnet", LITE, "resnet18", "test_vit", "botnet50ts_256"], str(tmp_path))
+    assert [source for source, _ in found.values()] == ["file", "package", None, None, None]
+    assert found["resnet18"][1] == "not installed, not in timm's cache, and the hub is out of reach"
+    assert found["test_vit"][1].startswith("the weights (file)")
+    assert found["botnet50ts_256"][1] == "timm has no pretrained weights for it"
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"encoder\.weights_file=.*none\.pth: no such file"):
         weights.find("test_resnet", file=tmp_path / "none.pth")

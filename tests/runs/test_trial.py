@@ -1,6 +1,7 @@
 """What a sweep keeps of a trial."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from records import epoch, start, write
@@ -27,6 +28,23 @@ def test_a_damaged_one_is_one_line_that_names_the_file(tmp_path, text):
         load(tmp_path, "0")
     assert str(refusal.value).startswith(f"{tmp_path / '0' / NAME}: damaged: ")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "source", "weights"),
+    [
+        ("resnet18", "hub", "resnet18.a1_in1k"),
+        ("resnet18.tv_in1k", "cache", "resnet18.tv_in1k"),
+        ("resnet18.tv_in1k", "file", "resnet18.tv_in1k"),
+        ("resnet18", "file", "resnet18 (file)"),
+        ("resnet18.tv_in1k", "random", "resnet18 (random)"),
+    ],
+)
+def test_trials_are_compared_by_the_weights_that_they_begin_with(tmp_path, encoder, source, weights):
+    write(tmp_path / "0", replace(start(), weights_source=source), epoch(1, 0.5))
+    Trial("0", encoder, [], []).save(tmp_path)
+    found = load(tmp_path, "0")
+    assert (found.weights, found.curve.weights) == (weights, weights)
 
 
 def test_a_complete_trial_whose_journal_was_lost_is_no_complete_one(tmp_path):

@@ -24,7 +24,7 @@ def judge(trial, others, **rule):
 
 def gain(trial, done):
     """How much one curve rose after this share of the training."""
-    ((rose,), _) = pruner.Complete([trial]).of[trial.encoder].gains(done, trial.lr)
+    ((rose,), _) = pruner.Complete([trial]).of[trial.weights].gains(done, trial.lr)
     return rose
 
 

@@ -91,7 +91,7 @@ def test_the_page_is_one_file_that_answers_every_question(sweep):
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == [
         *("Finalists", "Validation IoU by epoch", "Learning rate", "IoU against cost", "What mattered"),
-        *("All settings at once", "Trials"),
+        *("All settings at once", "Weights", "Trials"),
     ]
     assert text.count("<svg") == 5
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
@@ -100,7 +100,7 @@ def test_the_page_is_one_file_that_answers_every_question(sweep):
     assert "<script" not in text
     assert "&lt;too&gt; low" in text  # a reason is text, not markup
     assert "0.4400, scored once" in text
-    assert "resnet18 5, resnet34 4" in text or "resnet18 6, resnet34 4" in text
+    assert re.search(r"resnet18\.a1_in1k [56], resnet34\.a1_in1k 4", text)
     trials = text[text.index("<h2>Trials") :]
     assert "micro_batch 16, weights package" in trials  # said once, and no columns of their own
     assert "<th>weights" not in trials
@@ -181,6 +181,18 @@ def test_the_table_is_best_first_with_what_makes_it_fair(sweep):
     assert rows["val/iou"].dropna().is_monotonic_decreasing
     assert {"weights", "input", "micro_batch", "parameters", "images/s", "precision"} <= set(rows)
     assert rows.iloc[-1]["state"] == "failed"
+
+
+def test_weights_are_told_with_how_they_were_made(tmp_path):
+    kept(tmp_path, "0", "resnet18.fb_swsl_ig1b_ft_in1k", scores=(0.3, 0.6))
+    kept(tmp_path, "1", "resnet18", scores=(0.3, 0.5))
+    kept(tmp_path, "2", "resnet18.a1_in1k", scores=(0.3, 0.4))  # the same as the one before
+    rows = report.by_weights(list(load_all(tmp_path)))
+    assert rows["weights"].tolist() == ["resnet18.fb_swsl_ig1b_ft_in1k", "resnet18.a1_in1k"]
+    assert (rows["val/iou"].tolist(), rows["trials"].tolist()) == ([0.6, 0.5], [1, 2])
+    assert rows["pretrained on"].tolist() == ["Instagram-1B > ImageNet-1k", "ImageNet-1k"]
+    assert rows["licence"].tolist() == ["cc-by-nc-4.0", "apache-2.0"]
+    assert rows["gated"].tolist() == ["unpublished", "unpublished"]
 
 
 def test_the_end_says_what_is_not_as_it_should_be(sweep):

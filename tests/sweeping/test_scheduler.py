@@ -79,7 +79,7 @@ def test_a_hopeless_trial_is_pruned_and_its_process_gone(tmp_path):
     )
     assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED"]
     pruned = study.trials()[2]
-    assert "at most, resnet18 0." in pruned.user_attrs["pruned"]
+    assert "at most, resnet18.a1_in1k 0." in pruned.user_attrs["pruned"]
     assert 0 < pruned.user_attrs["estimate"] < 0.5
     assert load(tmp_path, "2").state == "pruned"
     assert len(search.trials["2"].run.epochs) < 10

@@ -71,6 +71,20 @@ def test_any_key_of_any_group_in_hydras_grammar(planned):
     assert typed == ["encoder=resnet18", "decoder.width=[64,32,16,16,16]", "encoder.pretrained=False"]
 
 
+def test_weights_are_named_by_patterns_and_each_is_one_backbone(planned):
+    found = plan(planned, "encoder=weights(test_vit,resnet18.fb_s*l*)", "optim.lr=1e-3")
+    assert found.space.encoders == (
+        *("test_vit.r160_in1k", "resnet18.fb_ssl_yfcc100m_ft_in1k", "resnet18.fb_swsl_ig1b_ft_in1k"),
+    )
+    kept = plan(planned, "hydra.sweeper.params={encoder:'weights(test_vit*.r160*)',optim.lr:auto}")
+    assert [name.partition(".")[0] for name in kept.space.encoders] == ["test_vit", "test_vit2", "test_vit3"]
+
+
+def test_the_same_weights_by_two_names_are_refused(planned, capsys):
+    assert train.main([*SWEEP, "encoder=choice(resnet34,resnet34.a1_in1k)"]) == 2
+    assert "resnet34 and resnet34.a1_in1k are the same weights" in capsys.readouterr().err
+
+
 def test_a_range_has_the_values_that_one_reads(planned):
     (warmup,) = plan(planned, "encoder=resnet18", "optim.lr=1e-3", "optim.warmup=range(0.3,0.6,0.1)").space.parameters
     assert [warmup.typed(cell["optim.warmup"], "") for cell in grid(Space((warmup,), ""))] == [
