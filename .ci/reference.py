@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segsweep.config.schema import Key, keys  # noqa: E402
+from segsweep.config.screen import ScreenConfig  # noqa: E402
 from segsweep.config.sweeper import PREFIX, SweeperConfig  # noqa: E402
 
 GROUPS = ("optim", "augmentation", "loss", "data", "recipe", "tracking", "debug")
@@ -47,6 +48,8 @@ METRICS = {
     "best/val_iou": "the best `val/iou` so far",
     "best/epoch": "the epoch that it was after; at the run's end",
     "lr": "the decoder's learning rate at the epoch's end",
+    "probe/separability": "`segsweep probe`: how far apart the classes lie in frozen features, 0 at best (GBC)",
+    "probe/alpha, probe/features, probe/pixels": "of it: the penalty, features of a pixel, pixels that were drawn",
     "perf/images_per_s": "training steps with their data",
     "perf/data_share": "share of the training's time that went into making batches or waiting for them",
     "perf/peak_memory_gb": "the GPU's memory in the epoch, or on a CPU the process's since it began",
@@ -89,6 +92,7 @@ def reference() -> str:
     metrics = [f"| {', '.join(f'`{n}`' for n in name.split(', '))} | {about} |" for name, about in METRICS.items()]
     codes = [f"| {code} | {when} | {then} |" for code, (when, then) in CODES.items()]
     groups = [row for name in GROUPS for row in _options(name)]
+    of_search = {key.name for key in keys(SweeperConfig, PREFIX)}
     parts = [
         "# Reference\n",
         "Made by `python .ci/reference.py`. `python train.py --help` prints the keys, too. Groups (`loss=dice`) set",
@@ -106,6 +110,10 @@ def reference() -> str:
         "With `-m hydra/sweeper=optuna`. `sweeps=plan` and `sweeps=cv` set others.\n",
         *key_rows(keys(SweeperConfig, PREFIX)),
         "| `hydra.sweep.dir` | the sweep's folder | `outputs/DATE/TIME-multirun` |",
+        "\n## Keys of a screening\n",
+        "With `sweeps=screen`. `slots`, `backend`, `address` and `gpus` are as of a search.\n",
+        *key_rows(key for key in keys(ScreenConfig, PREFIX) if key.name not in of_search),
+        "| `hydra.sweep.dir` | the screening's folder | `outputs/sweeps/screen-DATA` |",
         "\n## Metrics\n",
         "Scores are taken on each mask's own pixel grid. `test/...` are those of the best checkpoint, once.\n",
         "| metric | what it is |",

@@ -27,6 +27,7 @@ from segsweep.paths import ROOT
 
 if TYPE_CHECKING:
     from segsweep.config.schema import RunConfig
+    from segsweep.sweeping.plan import Plan
     from segsweep.sweeping.space import Parameter, Space, Value
 
 AUTO = "auto"  # in hydra.sweeper.params: of a rate the range of each encoder's kind, of a fold all that there are
@@ -71,8 +72,6 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from segsweep.sweeping import dry, run, storage, together
-        from segsweep.sweeping.plan import Plan
-        from segsweep.sweeping.space import Space
 
         counted = any(o.startswith("hydra.sweeper.n_trials=") for o in self.config.hydra.overrides.hydra)
         if self.settings["sampler"] == "grid" and not counted:
@@ -81,6 +80,20 @@ class OptunaSweeper(Sweeper):
         sweeper = SweeperConfig(**plain)
         if self.direction != "maximize":
             raise ConfigError(f"hydra.sweeper.direction={self.direction}: val/iou is better when larger. Drop it.")
+        plan = self.planned(arguments, sweeper)
+        if sweeper.dry:
+            dry.run(plan)
+        elif storage.is_shared(sweeper.storage):
+            together.join(plan)
+        else:
+            run.run(plan)
+
+    def planned(self, arguments: list[str], sweeper: SweeperConfig) -> "Plan":
+        """Translate what was typed; ConfigError if it is refused."""
+        from segsweep.sweeping import storage
+        from segsweep.sweeping.plan import Plan
+        from segsweep.sweeping.space import Space
+
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         typed = {str(o.input_line).partition("=")[0]: o for o in parser.parse_overrides(list(arguments))}
         asked = {
@@ -109,13 +122,7 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir).resolve()
         command = shlex.join(map(storage.without_password, sys.argv[1:]))
         defaults = _defaults(unvaried, space.distributions)
-        plan = Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper)
-        if sweeper.dry:
-            dry.run(plan)
-        elif storage.is_shared(sweeper.storage):
-            together.join(plan)
-        else:
-            run.run(plan)
+        return Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper)
 
     def _base(self, space: "Space", fixed: Sequence[str]) -> "RunConfig":
         """Return what trials have in common, as the first point has it that nothing is wrong with.

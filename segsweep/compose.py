@@ -26,6 +26,7 @@ from segsweep import catalog, valuefile
 from segsweep.config.checks import read, spoken
 from segsweep.config.keys import normal
 from segsweep.config.schema import DataConfig, RunConfig, keys, meant, unknown, unknown_keys
+from segsweep.config.screen import ScreenConfig
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import ConfigError, suggestion
 from segsweep.paths import ROOT, for_shell, is_pattern, literal, outputs, override, program, quoted
@@ -33,7 +34,7 @@ from segsweep.paths import ROOT, for_shell, is_pattern, literal, outputs, overri
 T = TypeVar("T")
 CONF = str(ROOT / "conf")
 STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
-KEYS = {key.name: key for key in (*keys(), *keys(SweeperConfig, PREFIX))}
+KEYS = {key.name: key for key in (*keys(), *keys(ScreenConfig, PREFIX), *keys(SweeperConfig, PREFIX))}
 PATHS = tuple(key.name for key in keys() if key.role.is_path)
 VALUES = 20  # of a key, looked at before a multirun begins
 TEXTS = ("hydra.run.dir", "hydra.sweep.dir", *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
@@ -447,9 +448,10 @@ def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
             return f"{word}: no such group. Type {word.lstrip('+').replace('/', '.')}."
         if group.startswith(PREFIX) and "BasicSweeperConf" in text:
             return f"{word}: is of a search. Add -m hydra/sweeper=optuna."
-    settings = [*(item.name for item in fields(SweeperConfig)), "params", "direction", "n_jobs"]
+    settings = [*(item.name for kind in (SweeperConfig, ScreenConfig) for item in fields(kind))]
+    settings += ["params", "direction", "n_jobs"]
     for name in map(key_of, argv):
         if name.startswith(PREFIX) and name.split(".")[2] not in settings and name in text:
             hint = suggestion(name, [f"{PREFIX}{setting}" for setting in settings])
-            return f"{name}: no such key.{hint} All are in conf/hydra/sweeper/optuna.yaml."
+            return f"{name}: no such key.{hint} All are in docs/reference.md."
     return None

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from segsweep import __version__
-from segsweep.commands import compare, data, demo, encoders, evaluate, export, predict, register, report, stop, sync, ui
+from segsweep.commands import (
+    compare,
+    data,
+    demo,
+    encoders,
+    evaluate,
+    export,
+    predict,
+    probe,
+    register,
+    report,
+    screen,
+    stop,
+    sync,
+    ui,
+)
 from segsweep.errors import ConfigError, Terminated, suggestion
 from segsweep.process import complain, failed, ready, terminable
 
@@ -33,6 +48,8 @@ class Command(Protocol):
 ORDER: tuple[Command, ...] = (
     data,
     encoders,
+    probe,
+    screen,
     stop,
     ui,
     compare,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segsweep.process import show
 
-HELP = "write a sweep's report.html anew"
+HELP = "write a sweep's report.html anew, or a screening's table and picture"
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -13,7 +13,14 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Write report.html into the sweep's folder and print its path."""
+    """Write report.html into the sweep's folder and print its path; of a screening print its table."""
+    from segsweep.sweeping import screened
+
+    if (options.folder / screened.NAME).exists():
+        from segsweep.sweeping.screen_report import written
+
+        show(written(options.folder))
+        return 0
     from segsweep.sweeping.html_report import write
 
     show(write(options.folder))

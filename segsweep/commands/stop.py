@@ -27,7 +27,7 @@ def run(options: Namespace) -> int:
 
 def _asked(folder: Path) -> str:
     """Ask whoever runs in a folder to stop; return who it is that ends when something has."""
-    from segsweep.sweeping import about
+    from segsweep.sweeping import about, screened
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give the folder of a run or a sweep that runs.")
@@ -36,5 +36,5 @@ def _asked(folder: Path) -> str:
     if not locks.alive(folder):
         raise ConfigError(f"{folder}: nothing runs there.")
     stop.ask(folder)
-    is_sweep = (folder / about.NAME).exists()
+    is_sweep = any((folder / name).exists() for name in (about.NAME, screened.NAME))
     return "the sweep ends here when each trial that runs here has" if is_sweep else "the run ends when it has"

@@ -38,6 +38,7 @@ from segsweep.compose import (
     to_config,
 )
 from segsweep.config.schema import Key, RunConfig, keys
+from segsweep.config.screen import ScreenConfig
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import Asked, ConfigError, Terminated
 from segsweep.paths import INSTALLED, ROOT, outputs, program, speaker
@@ -326,6 +327,7 @@ Train a U-Net on any timm encoder and log its IoU to MLflow.
   {program:15} resume=outputs/DATE/TIME               go on where a run stopped
   {program:15} -m hydra/sweeper=optuna                search encoders and learning rates
   {program:15} sweeps=lr_by_encoder                   a search kept in sweeps/
+  {program:15} sweeps=screen                          which pretrained weights are worth a search
 
 Groups (GROUP=OPTION):
   encoder                      any timm model; <TAB> completes it
@@ -339,6 +341,9 @@ Keys of a search (-m hydra/sweeper=optuna; grid and cv set others):
 {search}
   hydra.sweep.dir              its folder [outputs/DATE/TIME-multirun]
 
+Keys of a screening (sweeps=screen); slots, backend, address and gpus are as of a search:
+{screening}
+
 {completion}More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)"""
 
 
@@ -347,13 +352,14 @@ def _help() -> str:
     for group in ("recipe", "optim", "augmentation", "data", "loss", "tracking", "debug"):
         options = sorted([*(path.stem for path in Path(CONF, group).glob("*.yaml")), *own_options(group)])
         groups.append(f"  {group:28} {', '.join(options)}")
-    typed = program()
+    typed, of_search = program(), {key.name for key in keys(SweeperConfig, PREFIX)}
     in_checkout = f'Completion of groups, keys and encoder names: eval "$({typed} -sc install=bash)"\n'
     shown = {
         "program": typed,
         "groups": "\n".join(groups),
         "keys": _rows(keys()),
         "search": _rows(keys(SweeperConfig, PREFIX)),
+        "screening": _rows(key for key in keys(ScreenConfig, PREFIX) if key.name not in of_search),
         "completion": "" if INSTALLED else in_checkout,
     }
     return HELP.format(**shown).replace("$", "$$")

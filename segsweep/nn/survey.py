@@ -60,3 +60,38 @@ def _run(model: UNet, size: tuple[int, int]) -> None:
     logits = model(torch.zeros(1, model.in_channels, *size))
     if tuple(logits.shape) != (1, model.num_classes, *size):
         raise RuntimeError(f"logits {tuple(logits.shape)} for an image of {size[0]}x{size[1]}")
+
+
+def training_gib(names: Sequence[str], size: tuple[int, int] = REFERENCE) -> dict[str, float]:
+    """Count the memory of a training step of a U-Net on each encoder, with one image, in GiB.
+
+    Weights, gradients, Adam's two averages, and what is kept for the backward pass, in fp32. A device needs more for
+    its libraries and for what operators work with.
+
+    Raises ConfigError: no such model.
+    """
+    return {name: _training_bytes(name, size) / 2**30 for name in names}
+
+
+def _training_bytes(name: str, size: tuple[int, int]) -> int:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        storages.append(storage)  # else its address may be another's soon
+        return tensor
+
+    storages: list[torch.UntypedStorage] = []
+    with torch.device(encoder_traits(name).device):
+        model = UNet(name).train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = model(torch.zeros(1, model.in_channels, *size))
+    del logits
+    own = {parameter.untyped_storage()._cdata: parameter.untyped_storage().nbytes() for parameter in model.parameters()}
+    return sum(nbytes for place, nbytes in kept.items() if place not in own) + 4 * sum(own.values())
+
+
+def surveys(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Survey several encoders; rows as `docs/encoders.csv` has them, by name."""
+    return {name: {key: str(value) for key, value in vars(survey(name)).items()} for name in names}

@@ -121,6 +121,13 @@ class UNet(nn.Module):
             pixels: `b c h w`, any height and width from 32, on the scale of the stored data type (0..255 for 8 bits).
         """
         height, width = pixels.shape[-2:]
+        image = self.prepared(pixels)
+        logits: Tensor = self.head(self.dropout(self.decoder(image, self.encoder(image))))
+        return logits[..., :height, :width]
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """Return what the encoder sees: normalised, and padded below and on the right to a multiple of its strides."""
+        height, width = pixels.shape[-2:]
         if self.clips:
             pixels = pixels.clamp(self.low, self.high)
         image = (pixels - self.mean) / self.std
@@ -130,8 +137,7 @@ class UNet(nn.Module):
             right += step  # BatchNorm needs more than one value for a channel, on the deepest map, too
         if below or right:
             image = F.pad(image, (0, right, 0, below), mode="replicate")
-        logits: Tensor = self.head(self.dropout(self.decoder(image, self.encoder(image))))
-        return logits[..., :height, :width]
+        return image
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

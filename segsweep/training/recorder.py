@@ -74,6 +74,51 @@ class Outcome:
         return self.error.failure if isinstance(self.error, ConfigError) else "crash"
 
 
+def described(
+    training: Training, argv: Sequence[str], before: Sequence[Start], commit: str | None, dirty: bool
+) -> Start:
+    """Return the `start` record of a training that is begun, or goes on from the records `before`.
+
+    Args:
+        commit, dirty: which code runs, as `provenance.code` tells.
+    """
+    model, tuned, first = training.model, training.tuned, before[:1]
+    size = model.encoder.input_size or training.canvas.size
+    execution = ExecutionRecord(
+        device=devices.describe(training.state.device),
+        threads=torch.get_num_threads(),
+        precision=devices.named(tuned.execution.precision),
+        channels_last=tuned.execution.channels_last,
+        compiled=tuned.execution.compile,
+        micro_batch=tuned.micro_batch,
+        rates=tuned.rates,
+        peak=tuned.peak,
+        ranks=training.world.size,
+    )
+    return Start(
+        run=first[0].run if first else uuid.uuid4().hex,
+        time=time.time(),
+        asked=training.asked,
+        settings=training.settings,
+        execution=execution,
+        weights_source=model.weights_source,
+        parameters=sum(p.numel() for p in model.parameters()),
+        input_size=(size[0], size[1]),
+        classes=list(training.data.labels.names),
+        data_digest=training.data.store.digest,
+        images={part: len(training.data.parts.get(part, [])) for part in ("train", "val", "test")},
+        command=shlex.join(argv),
+        commit=commit,
+        dirty=dirty,
+        segsweep=segsweep.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        host=platform.node(),
+        user=provenance.user(),
+        resumed_after=training.state.progress.epoch,
+    )
+
+
 class Recorder:
     """Writes what a training does into its folder, and has MLflow told of it.
 
@@ -137,42 +182,7 @@ class Recorder:
         commit, dirty, diff = provenance.code()
         if diff:
             save_text(self.folder / "code.diff", diff)
-        model, tuned, first = training.model, training.tuned, self.run.starts[:1]
-        size = model.encoder.input_size or training.canvas.size
-        execution = ExecutionRecord(
-            device=devices.describe(training.state.device),
-            threads=torch.get_num_threads(),
-            precision=devices.named(tuned.execution.precision),
-            channels_last=tuned.execution.channels_last,
-            compiled=tuned.execution.compile,
-            micro_batch=tuned.micro_batch,
-            rates=tuned.rates,
-            peak=tuned.peak,
-            ranks=training.world.size,
-        )
-        start = Start(
-            run=first[0].run if first else uuid.uuid4().hex,
-            time=time.time(),
-            asked=training.asked,
-            settings=training.settings,
-            execution=execution,
-            weights_source=model.weights_source,
-            parameters=sum(p.numel() for p in model.parameters()),
-            input_size=(size[0], size[1]),
-            classes=list(training.data.labels.names),
-            data_digest=training.data.store.digest,
-            images={part: len(training.data.parts.get(part, [])) for part in ("train", "val", "test")},
-            command=shlex.join(argv),
-            commit=commit,
-            dirty=dirty,
-            segsweep=segsweep.__version__,
-            torch=torch.__version__,
-            python=platform.python_version(),
-            host=platform.node(),
-            user=provenance.user(),
-            resumed_after=training.state.progress.epoch,
-        )
-        self._write(start)
+        self._write(described(training, argv, self.run.starts, commit, dirty))
         if self._unwritten:
             self._write(self._unwritten)
         self._draw_batch()

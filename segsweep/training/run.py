@@ -49,7 +49,7 @@ def run(
     first error of all.
     """
     sign = stop.Sign(folder)
-    with _told(world), _claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
+    with _told(world), claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past, asked)
         world.agreed(None if only_result else (asked, before))
@@ -153,7 +153,7 @@ def _told(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(folder: Path, resuming: bool) -> Iterator[Run]:
+def claimed(folder: Path, resuming: bool) -> Iterator[Run]:
     """Hold the folder's lock; yield what its journal says. Where nothing was recorded, the lock's file is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)

@@ -1,0 +1,226 @@
+"""`sweeps=screen`: many pretrained weights, cheaply, to the few that are worth a full sweep.
+
+Each step is one job for each set of weights that is left, and costs more than the step before: frozen features, one
+epoch, a short training. A job is a trial like any other, with a command and a journal; who goes on is decided by the
+journals alone. So the same command goes on where it stopped, and runs nothing twice.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from segsweep import catalog, console
+from segsweep.config.checks import read_value
+from segsweep.config.screen import ScreenConfig
+from segsweep.config.sweeper import PREFIX
+from segsweep.errors import Asked, ConfigError, DiskError, SweepError, Terminated
+from segsweep.paths import load_json, override, program
+from segsweep.process import show
+from segsweep.runs import locks
+from segsweep.runs.stop import Sign
+from segsweep.runs.trial import Trial, load_all
+from segsweep.sweeping import screen_report, screened, storage
+from segsweep.sweeping.backends.base import OUTPUT, Backend
+from segsweep.sweeping.live import Board, duration
+from segsweep.sweeping.plan import LENGTH, Plan, again
+from segsweep.sweeping.run import backend_of
+from segsweep.sweeping.scheduler import TRAINING, TrialSource, drive, taken_up
+from segsweep.sweeping.screened import NAME, Screened
+
+PROBE = "segsweep.commands.probe"
+EACH = 8  # trials of the full sweep for each set of weights that is left
+OVERHEAD = 10.0  # seconds of a job before and after its work, as estimated
+FORWARD = 128 / 3  # images of a training that take as long as the 128 whose frozen features are looked at
+EPOCH = 180  # images of an epoch, for the estimate
+USUAL = (256, 256)  # canvas that memory is counted for where nobody has said another
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a screening."""
+
+    name: str  # of its jobs' folder below the screening's
+    title: str
+    module: str  # whose `main` is a job's
+    most: int | None  # weights that take it
+    words: tuple[str, ...] = ()  # what its jobs have beside what all have
+
+
+def steps(asked: ScreenConfig) -> list[Step]:
+    """Return the steps, the cheapest first."""
+    epochs = asked.short_epochs
+    return [
+        Step("features", "frozen features", PROBE, None),
+        Step("epoch", "one epoch", TRAINING, asked.one_epoch, ("train.epochs=1",)),
+        Step("short", console.counted(epochs, "epoch"), TRAINING, asked.short, (f"train.epochs={epochs}",)),
+    ]
+
+
+def run(plan: Plan, asked: ScreenConfig) -> Screened | None:
+    """Screen the weights, or go on with the screening that the folder holds; print what is left to stdout.
+
+    Raises what a sweep raises, and ConfigError where no weights are left to compare.
+    """
+    made = storage.missing(plan.folder / locks.LOCK)
+    sign = Sign(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    lock, backend, kept = locks.FolderLock(plan.folder, "sweep"), None, None
+    try:
+        backend = backend_of(plan)
+        kept = _prepared(plan, asked, backend)
+        show(cost(kept, asked, backend.capacity))
+        if asked.dry:
+            return None
+        kept.save(plan.folder)
+        with storage.full_disk_told():
+            return _screened(plan, asked, backend, kept, sign)
+    except (KeyboardInterrupt, Terminated, Asked, DiskError, OSError):
+        if kept:
+            console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
+        raise
+    finally:
+        if backend:
+            backend.close()
+        if not (plan.folder / NAME).exists():
+            storage.remove(made)
+        lock.release()
+
+
+def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
+    """Find out what is compared: the weights that fit and can be had, and what all jobs have alike."""
+    if plan.base.encoder.pretrained is False:
+        raise ConfigError("encoder.pretrained=false: a screening compares pretrained weights. Drop it.")
+    if (plan.folder / NAME).exists():
+        before = screened.load(plan.folder)
+        now = [*plan.fixed, f"{PREFIX}short_epochs={asked.short_epochs}"]
+        then = [*before.fixed, f"{PREFIX}short_epochs={before.short_epochs}"]
+        if now != then:
+            raise ConfigError(
+                f"{plan.folder}: holds a screening with other words: {shlex.join(then)}. Type these, or begin another "
+                "with hydra.sweep.dir=DIR."
+            )
+    else:
+        words = backend.call("segsweep.training.build:decided_data", asdict(plan.base), ["encoder"])
+        for word, why in words:
+            console.note(f"plan: {word}  {why}")
+        before = Screened(plan.command, list(plan.fixed), [word for word, _ in words])
+    names = [catalog.tagged(name) for name in plan.space.encoders]
+    counted = {name: catalog.counted().get(name.partition(".")[0]) for name in names}
+    if unknown := [name for name, row in counted.items() if row is None]:
+        counted |= backend.call("segsweep.nn.survey:surveys", unknown)
+    parameters = {name: float(row["parameters"]) for name, row in counted.items() if row}
+    gflop = {name: float(row["gflop"]) for name, row in counted.items() if row}
+    left_out: dict[str, str] = {}
+    if asked.parameters is not None:
+        left_out |= {n: f"{m:.1f} million parameters" for n, m in parameters.items() if m > asked.parameters}
+    rest = [name for name in names if name not in left_out]
+    if asked.memory is not None:
+        needed = backend.call("segsweep.nn.survey:training_gib", rest, _canvas(before.decided, plan))
+        left_out |= {n: f"{gib:.1f} GiB for an image" for n, gib in needed.items() if gib > asked.memory}
+    rest = [name for name in rest if name not in left_out]
+    sources = {name: source for name, source in before.sources.items() if name in rest}
+    if looked := [name for name in rest if name not in sources]:
+        console.note(f"looking for the weights of {console.counted(len(looked), 'encoder')}")
+        found = backend.call("segsweep.nn.weights:available", looked, plan.base.encoder.weights_file)
+        sources |= {name: source for name, (source, _) in found.items() if source}
+        left_out |= {name: why for name, (source, why) in found.items() if not source}
+    rest = [name for name in rest if name in sources]
+    if not rest:
+        raise ConfigError(f"no weights are left to compare. {'; '.join(f'{n}: {why}' for n, why in left_out.items())}")
+    seconds = {name: before.seconds[name] for name in rest if name in before.seconds}
+    if len(seconds) < len(rest):
+        seconds = _seconds(rest, gflop, plan, backend)
+    kept = replace(before, command=plan.command, gflop=gflop, parameters=parameters)
+    kept = replace(kept, sources=sources, left_out=left_out, seconds=seconds, short_epochs=asked.short_epochs)
+    return _within(kept, asked, backend.capacity)
+
+
+def _seconds(names: Sequence[str], gflop: Mapping[str, float], plan: Plan, backend: Backend) -> dict[str, float]:
+    """Estimate an epoch's seconds with each encoder: one of middling cost is timed, the others go by their GFLOP."""
+    timed = sorted(names, key=gflop.__getitem__)[len(names) // 2]
+    console.note(f"timing a few steps with {timed}")
+    base = replace(plan.base, train=replace(plan.base.train, epochs=1, time_budget=None))
+    found = backend.call("segsweep.training.estimate:estimates", asdict(base), [timed], dict(backend.environment))
+    return {name: found[timed]["seconds"] * gflop[name] / gflop[timed] for name in names}
+
+
+def _within(kept: Screened, asked: ScreenConfig, slots: int) -> Screened:
+    """Leave out the costliest weights until the estimate is within the minutes that were asked for."""
+    order = sorted(kept.seconds, key=kept.seconds.__getitem__)
+    while asked.minutes is not None and len(order) > asked.choose and estimate(kept, asked, slots) > 60 * asked.minutes:
+        slowest = order.pop()
+        why = f"too slow for {PREFIX}minutes={asked.minutes:g}: an epoch takes about {duration(kept.seconds[slowest])}"
+        rest = {name: kept.sources[name] for name in kept.sources if name != slowest}
+        seconds = {name: kept.seconds[name] for name in rest}
+        kept = replace(kept, sources=rest, seconds=seconds, left_out={**kept.left_out, slowest: why})
+    return kept
+
+
+def estimate(kept: Screened, asked: ScreenConfig, slots: int) -> float:
+    """Return the seconds that a screening takes from its beginning, as estimated; nothing is known of who goes on."""
+    each = list(kept.seconds.values())
+    usual = sum(each) / len(each)
+    jobs = len(each) * OVERHEAD + sum(FORWARD / EPOCH * seconds for seconds in each)
+    jobs += min(asked.one_epoch, len(each)) * (OVERHEAD + usual)
+    jobs += min(asked.short, len(each)) * (OVERHEAD + asked.short_epochs * usual)
+    return jobs / max(1, min(slots, len(each)))
+
+
+def cost(kept: Screened, asked: ScreenConfig, slots: int) -> str:
+    """Say what is compared and what that costs, before it begins."""
+    counts = {step.title: min(step.most or len(kept.sources), len(kept.sources)) for step in steps(asked)}
+    parts = ", ".join(f"{count} x {title}" for title, count in counts.items())
+    rows = [
+        ("weights", f"{len(kept.sources)}: {', '.join(kept.sources)}"),
+        *(("" if i else "left out", f"{name}: {why}") for i, (name, why) in enumerate(kept.left_out.items())),
+        ("jobs", f"{sum(counts.values())}: {parts}; {slots} at once"),
+        ("all", f"about {duration(estimate(kept, asked, slots))}"),
+    ]
+    return console.table(rows)
+
+
+def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened, sign: Sign) -> Screened:
+    """Take one step after the other, and say what is left."""
+    left = list(kept.sources)
+    for step in steps(asked):
+        left = left[: step.most]
+        console.note(f"\n{step.title}: {console.counted(len(left), 'job')}")
+        jobs = [_trial(plan.folder, kept, step, name) for name in left]
+        with Board({job.name: job for job in jobs}, len(jobs), backend.capacity) as board:
+            for event in drive(TrialSource(jobs), backend, plan.folder, step.module, sign):
+                board.show(event)
+        left = screened.best_first(left, screened.trials(plan.folder), step.name)
+        if not left:
+            raise SweepError(f"{step.title}: no job gave a score. What each said is in its {OUTPUT}.")
+    chosen = left[: asked.choose]
+    kept = replace(kept, chosen=chosen, full=_full(plan, chosen))
+    kept.save(plan.folder)
+    show(screen_report.written(plan.folder))
+    return kept
+
+
+def _trial(folder: Path, kept: Screened, step: Step, name: str) -> Trial:
+    """Make a step's job for a set of weights, with what an earlier start left of it."""
+    pinned = [] if kept.sources[name] == "file" else ["encoder.pretrained=true"]
+    fixed = [word for word in kept.fixed if word.partition("=")[0] not in LENGTH]
+    trial = Trial(f"{step.name}/{name}", name, [], [*fixed, *kept.decided, *step.words, f"encoder={name}", *pinned])
+    before = {other.name: other for other in load_all(folder, step.name)}
+    return taken_up(trial, before[trial.name]) if trial.name in before else trial
+
+
+def _full(plan: Plan, chosen: Sequence[str]) -> str:
+    """Return the command of the full sweep over the weights that are left."""
+    folder = plan.folder.with_name(f"{plan.folder.name}-full")
+    words = [word for word in plan.fixed if not word.startswith("sweeps=")]
+    choice = f"encoder=choice({','.join(chosen)})" if len(chosen) > 1 else f"encoder={chosen[0]}"
+    trials = f"{PREFIX}n_trials={EACH * len(chosen)}"
+    search = shlex.join(["sweeps=lr_by_encoder", *words, choice, trials])
+    return f"{program()} {search} {override('hydra.sweep.dir', folder)}"
+
+
+def _canvas(decided: Sequence[str], plan: Plan) -> list[int]:
+    """Return the canvas' height and width, as decided or typed."""
+    found = [word.partition("=")[2] for word in decided if word.startswith("data.size=")]
+    size = load_json(found[-1].encode()) if found else plan.base.data.size
+    return list(read_value(tuple[int, int], USUAL if size == "auto" else size, "data.size"))
