@@ -13,7 +13,7 @@ from segsweep.commands import app as cli
 from segsweep.config.schema import keys
 from segsweep.runs import journal
 from segsweep.sweeping import run as multirun
-from segsweep.sweeping import together
+from segsweep.sweeping import screening, together
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -53,6 +53,7 @@ def test_training_commands_compose(command, capsys, monkeypatch):
         plans = []
         monkeypatch.setattr(multirun, "run", plans.append)
         monkeypatch.setattr(together, "join", plans.append)
+        monkeypatch.setattr(screening, "run", lambda plan, asked: plans.append(plan))
         assert train.main(typed) == 0, capsys.readouterr().err
         assert plans
         return

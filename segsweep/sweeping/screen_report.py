@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from segsweep import catalog, console
 from segsweep.figures.curves import plain
@@ -18,7 +19,15 @@ from segsweep.sweeping.html_report import COLORS, OTHERS
 from segsweep.sweeping.screened import JUDGED, Screened, iou
 
 PICTURE, TABLE = "screen.png", "screen.csv"
-PRINTED = ("weights", "objective", "M", "GFLOP", "features", "GBC", "1 epoch")  # and the short trainings, and the end
+PRINTED = (
+    "weights",
+    "objective",
+    "params/M",
+    "GFLOP",
+    "features",
+    "GBC",
+    "1 epoch",
+)  # and the short trainings, and the end
 MARKERS: Mapping[str, Any] = {
     "features": {"marker": "o", "markerfacecolor": "white", "ms": 6},
     "epoch": {"marker": "o", "ms": 5},
@@ -35,12 +44,13 @@ def written(folder: Path) -> str:
     atomically(folder / TABLE, lambda target: rows.to_csv(target, index=False))
     atomically(folder / PICTURE, lambda target: drawn(kept, jobs).savefig(target, format="png", dpi=150))
     shown = [*PRINTED, *([_short(kept)] * (_short(kept) in rows)), "outcome"]
-    printed = rows[shown].to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
+    cost = {name: lambda value: f"{value:.1f}" for name in ("params/M", "GFLOP")}
+    printed = rows[shown].to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=cost)
     about = [
         "Features: validation IoU of a linear layer on frozen features. GBC: how far apart the classes lie, 0 is best",
         "(https://arxiv.org/abs/2111.12780). Then the IoU after so many epochs. GFLOP: the U-Net's, at 256x256.",
     ]
-    end = [("left out" * (not i), f"{name}: {why}") for i, (name, why) in enumerate(kept.left_out.items())]
+    end = [("" if i else "left out", why) for i, why in enumerate(kept.reasons)]
     if kept.chosen:
         end += [("use", ", ".join(kept.chosen)), ("learning rate", _rates(kept, jobs)), ("full sweep", kept.full)]
     end += [("picture", str(folder / PICTURE)), ("table", str(folder / TABLE))]
@@ -68,7 +78,7 @@ def table(kept: Screened, jobs: Jobs) -> pd.DataFrame:
                 "gated": made.gated,
                 "trained at": made.input_size,
                 "from": kept.sources[name],
-                "M": kept.parameters[name],
+                "params/M": kept.parameters[name],
                 "GFLOP": kept.gflop[name],
                 "images/s": jobs["epoch"][name].speed if name in jobs["epoch"] else None,
             }
@@ -140,7 +150,10 @@ def _against_cost(ax: Axes, names: Sequence[str], colors: Mapping[str, str], kep
             step, score = known[-1]
             ax.plot([kept.gflop[name]], [score], color=color, ls="", **MARKERS[step])
             ax.annotate(str(i + 1), (kept.gflop[name], score), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    ax.set(xscale="log", xlabel="cost: GFLOP of the U-Net at 256x256", ylabel="val IoU after its last step")
+    ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    ax.set(xlabel="cost: GFLOP of the U-Net at 256x256", ylabel="val IoU after its last step")
     ax.margins(x=0.15, y=0.12)
 
 

@@ -30,6 +30,14 @@ class Screened:
     chosen: list[str] = field(default_factory=list)  # best first, once it is over
     full: str = ""  # the full sweep's command, once it is over
 
+    @property
+    def reasons(self) -> list[str]:
+        """Say why weights are left out, each reason once."""
+        of: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            of.setdefault(why, []).append(name)
+        return [f"{why}: {', '.join(names)}" for why, names in of.items()]
+
     def save(self, folder: Path) -> None:
         save_json(folder / NAME, asdict(self))
 

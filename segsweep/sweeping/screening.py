@@ -173,7 +173,7 @@ def cost(kept: Screened, asked: ScreenConfig, slots: int) -> str:
     parts = ", ".join(f"{count} x {title}" for title, count in counts.items())
     rows = [
         ("weights", f"{len(kept.sources)}: {', '.join(kept.sources)}"),
-        *(("" if i else "left out", f"{name}: {why}") for i, (name, why) in enumerate(kept.left_out.items())),
+        *(("" if i else "left out", why) for i, why in enumerate(kept.reasons)),
         ("jobs", f"{sum(counts.values())}: {parts}; {slots} at once"),
         ("all", f"about {duration(estimate(kept, asked, slots))}"),
     ]
