@@ -146,6 +146,11 @@ class Run:
         return self.end.tested if self.end else {}
 
     @property
+    def probed(self) -> bool:
+        """Whether it is no training, but a look at frozen features: `segsweep probe`."""
+        return any("probe/features" in epoch.metrics for epoch in self.epochs)
+
+    @property
     def best(self) -> EpochRecord | None:
         """The first epoch with the best validation IoU; None where none has one."""
         scored = [epoch for epoch in self.epochs if epoch.iou is not None]

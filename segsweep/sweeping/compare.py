@@ -12,6 +12,7 @@ from segsweep import metrics
 from segsweep.config.schema import places
 from segsweep.errors import ConfigError, suggestion
 from segsweep.runs import journal, locks
+from segsweep.runs.records import Run
 from segsweep.runs.trial import NAME as TRIAL
 from segsweep.sweeping import finalists
 from segsweep.sweeping.report import number
@@ -29,7 +30,7 @@ UNTOLD |= {"train.test", "resume"}
 def runs(folders: Iterable[Path]) -> pd.DataFrame:
     """Make a row for each run in or below the folders: all its keys, its scores and its cost; ConfigError for none.
 
-    A damaged run that is not named itself is left out, with a warning.
+    What is not named itself is left out if it is damaged, with a warning, or no training (`segsweep probe`).
     """
     rows = []
     for given in folders:
@@ -38,7 +39,9 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
             raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
         for folder in found:
             try:
-                rows.append(_row(folder))
+                run = journal.started(folder)
+                if folder == given or not run.probed:
+                    rows.append(_row(folder, run))
             except ConfigError as error:
                 if folder == given:
                     raise
@@ -153,8 +156,7 @@ def shown(rows: pd.DataFrame, kind: str) -> str:
     return str(cells.to_string(index=False))
 
 
-def _row(folder: Path) -> dict[str, object]:
-    run = journal.started(folder)
+def _row(folder: Path, run: Run) -> dict[str, object]:
     start, best = run.starts[-1], run.best
     return {
         "run": str(folder),

@@ -175,7 +175,7 @@ def cost(kept: Screened, asked: ScreenConfig, slots: int) -> str:
         ("weights", f"{len(kept.sources)}: {', '.join(kept.sources)}"),
         *(("" if i else "left out", why) for i, why in enumerate(kept.reasons)),
         ("jobs", f"{sum(counts.values())}: {parts}; {slots} at once"),
-        ("all", f"about {duration(estimate(kept, asked, slots))}"),
+        ("all", f"about {duration(estimate(kept, asked, slots))} from the beginning"),
     ]
     return console.table(rows)
 
@@ -185,8 +185,10 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
     left = list(kept.sources)
     for step in steps(asked):
         left = left[: step.most]
-        console.note(f"\n{step.title}: {console.counted(len(left), 'job')}")
         jobs = [_trial(plan.folder, kept, step, name) for name in left]
+        over = sum(job.state != "running" for job in jobs)
+        done = f", {over} of them over" if over else ""
+        console.note(f"\n{step.title}: {console.counted(len(jobs), 'job')}{done}")
         with Board({job.name: job for job in jobs}, len(jobs), backend.capacity) as board:
             for event in drive(TrialSource(jobs), backend, plan.folder, step.module, sign):
                 board.show(event)

@@ -24,9 +24,8 @@ from segsweep.engine import transfer
 from segsweep.engine.scorer import Evaluation
 from segsweep.nn.probe import LinearProbe
 from segsweep.process import show
-from segsweep.runs import provenance
-from segsweep.runs.journal import Journal
-from segsweep.runs.records import End, EpochRecord
+from segsweep.runs import journal, provenance
+from segsweep.runs.records import End, EpochRecord, Run
 from segsweep.training.build import Training, build
 from segsweep.training.recorder import described
 from segsweep.training.run import claimed
@@ -53,7 +52,7 @@ class Probed:
 def run(asked: RunConfig, folder: Path, argv: Sequence[str]) -> None:
     """Probe as configured, leave a journal in `folder`, and print the scores.
 
-    The journal has the records of a training of one epoch, all written at the end: what was killed begins again.
+    The journal has the records of a training of one epoch, written at once at the end: what was killed begins again.
 
     Args:
         folder: made if need be.
@@ -62,10 +61,11 @@ def run(asked: RunConfig, folder: Path, argv: Sequence[str]) -> None:
     Raises ConfigError: what the user can mend.
     """
     train = replace(asked.train, epochs=1, time_budget=None, ema=0.0, tta="none")
+    tracking = replace(asked.tracking, name="none")
     advice = "Try a smaller data.size, or leave this encoder out."
     with claimed(folder, resuming=False), devices.fitting(advice):
         started = time.perf_counter()
-        training = build(replace(asked, train=train))
+        training = build(replace(asked, train=train, tracking=tracking))
         found = probe(training)
         scores = {f"val/{name}": value for name, value in found.validation.metrics.items()}
         metrics = {
@@ -78,10 +78,9 @@ def run(asked: RunConfig, folder: Path, argv: Sequence[str]) -> None:
             "perf/seconds": time.perf_counter() - started,
         }
         commit, dirty, _ = provenance.code()
-        with Journal(folder) as journal:
-            journal.write(described(training, argv, [], commit, dirty))
-            journal.write(EpochRecord(1, time.time(), metrics))
-            journal.write(End(time.time(), "complete", "frozen features were probed", metrics=scores))
+        start = described(training, argv, [], commit, dirty)
+        end = End(time.time(), "complete", "frozen features were probed", metrics=scores)
+        journal.restore(folder, Run([start, EpochRecord(1, time.time(), metrics), end]))
     rows = [
         ("encoder", f"{asked.encoder.name}, weights: {training.model.weights_source}"),
         ("IoU", f"{scores['val/iou']:.4f} with a linear layer on {found.features} frozen features, validation"),

@@ -7,7 +7,9 @@ from PIL import Image
 
 from segsweep.compose import configuration
 from segsweep.data.labels import VOID
+from segsweep.errors import ConfigError
 from segsweep.runs import journal
+from segsweep.sweeping import compare
 from segsweep.training import probe
 from segsweep.training.build import build
 
@@ -37,7 +39,11 @@ def test_what_is_easily_seen_scores_well_and_the_journal_is_a_runs(bright, tmp_p
     assert run.end.status == "complete"
     assert run.best.iou == run.end.metrics["val/iou"] > 0.8
     assert run.start.weights_source == "random"
-    assert "0.0" not in str(run.best.metrics["probe/pixels"])
+    assert run.probed
+    assert run.asked.tracking.name == "none"  # MLflow hears of trainings
+    with pytest.raises(ConfigError, match="no run that can be read"):
+        compare.runs([tmp_path])  # nor is it one to compare with
+    assert len(compare.runs([tmp_path / "run"])) == 1  # unless it is named
     assert f"{run.best.iou:.4f} with a linear layer" in capsys.readouterr().out
     again = tmp_path / "again"
     probe.run(asked(bright), again, [])
