@@ -4,16 +4,17 @@
     found = segsweep.sweep({"data": "folder", "data.root": "cells"}, n_trials=8)
     segsweep.load(run.folder).predict("scan.png").classes
 
-`segsweep.choice` and `segsweep.interval` say what a sweep tries. Keys are those of `segsweep train --help`.
+`segsweep.choice`, `segsweep.weights` and `segsweep.interval` say what a sweep tries. Keys are those of
+`segsweep train --help`.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segsweep.api import choice, interval, load, sweep, train
+    from segsweep.api import choice, interval, load, sweep, train, weights
 
-__all__ = ["__version__", "choice", "interval", "load", "sweep", "train"]
+__all__ = ["__version__", "choice", "interval", "load", "sweep", "train", "weights"]
 
 # Large maps on a CPU come in huge pages, where Linux gives them on request. In small ones a training step spends a
 # fifth of its time on page faults: maps beyond glibc's 32 MB are given back and fetched anew each time. Here, since

@@ -41,6 +41,11 @@ def choice(*values: object) -> Varied:
     return Varied(f"choice({','.join(map(_text, values))})")
 
 
+def weights(*patterns: str) -> Varied:
+    """Have a search try each set of pretrained weights that a pattern names: `weights("vit_small*", "*.dino")`."""
+    return Varied(f"weights({','.join(patterns)})")
+
+
 def interval(low: float, high: float, log: bool = False) -> Varied:
     """Have a search try numbers from `low` to `high`; with `log` evenly on a logarithmic scale, as suits rates."""
     found = f"interval({_text(low)},{_text(high)})"

@@ -42,6 +42,7 @@ def test_values_come_back_from_hydras_grammar_as_they_are():
         == classes
     )
     assert _words({"encoder": segsweep.choice("resnet18", "resnet34")}) == ["encoder=choice(resnet18,resnet34)"]
+    assert _words({"encoder": segsweep.weights("vit_small*", "*.dino")}) == ["encoder=weights(vit_small*,*.dino)"]
     assert _words({"optim.lr": segsweep.interval(1e-4, 1e-2, log=True)}) == ["optim.lr=tag(log,interval(0.0001,0.01))"]
 
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet
-from segsweep.nn.survey import survey
+from segsweep.nn.survey import survey, training_gib
 
 
 @pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", "resnet18"))
@@ -22,6 +22,28 @@ def test_numbers_are_those_of_a_real_model(name):
     with torch.no_grad(), counter:
         model.encoder(torch.zeros(1, 3, 256, 256))
     assert found.decoder_share == pytest.approx(1 - counter.get_total_flops() / 1e9 / found.gflop, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext"))
+def test_memory_is_what_a_step_keeps(name):
+    """On the CPU, by the tensors that autograd saves."""
+    model = UNet(name).train()
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(1, 3, 96, 128))
+    saved = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+    expected = saved + 16 * sum(parameter.numel() for parameter in model.parameters())
+    assert training_gib([name], (96, 128))[name] * 2**30 == pytest.approx(
+        expected, rel=0.05
+    )  # attention keeps other things there
+    assert training_gib([name], (192, 256))[name] > 1.5 * training_gib([name], (96, 128))[name]
+    del logits
 
 
 def test_a_fixed_size_is_told():

@@ -148,7 +148,7 @@ def test_a_screening_from_the_command_line_and_again(pairs, tmp_path, capsys):
     root, folder = pairs(8, ("train", "val")), tmp_path / "screen"
     words = [
         *("data=folder", f"data.root={root}", "data.size=[32,32]", "train.precision=fp32", "train.batch_size=4"),
-        *("data.repeats=1", "train.device=cpu", f"encoder.weights_file={places}", f"hydra.sweep.dir={folder}"),
+        *("data.passes=1", "train.device=cpu", f"encoder.weights_file={places}", f"hydra.sweep.dir={folder}"),
         *("hydra.sweeper.one_epoch=2", "hydra.sweeper.short=2", "hydra.sweeper.short_epochs=2"),
         *("hydra.sweeper.choose=1", "encoder=weights(test_resnet,test_vit,test_efficientnet,resnet18.a1_in1k)"),
     ]
