@@ -17,7 +17,7 @@ class ScreenConfig:
     memory: float | None = key(None, "GiB that a training with one image at a time may take, as counted")
     minutes: float | None = key(None, "of the whole screening, as estimated; the costliest weights are left out")
     one_epoch: int = key(8, "weights, the best by frozen features, that are trained for one epoch")
-    short: int = key(4, "weights, the best by frozen features and one epoch, that have a short training")
+    short: int = key(4, "weights, the best by frozen features or by one epoch, that have a short training")
     short_epochs: int = key(5, "of a short training")
     choose: int = key(2, "weights that are left for the full sweep")
     slots: Any = key("auto", "as of a search")

@@ -118,7 +118,7 @@ def outcome(name: str, kept: Screened, jobs: Jobs) -> str:
 
 
 def drawn(kept: Screened, jobs: Jobs) -> Figure:
-    """Draw each set of weights' scores, a row each, and beside it the last score against the cost."""
+    """Draw each set of weights' scores, a row each, and beside it the scores against the cost."""
     names = order(kept, jobs)
     objectives = list(dict.fromkeys(catalog.pretraining(name).objective for name in names))
     colors = {one: COLORS[i] if i < len(COLORS) else OTHERS for i, one in enumerate(objectives)}
@@ -153,17 +153,19 @@ def _rows(ax: Axes, names: Sequence[str], colors: Mapping[str, str], kept: Scree
 
 
 def _against_cost(ax: Axes, names: Sequence[str], colors: Mapping[str, str], kept: Screened, jobs: Jobs) -> None:
+    """Draw what can be compared: frozen features of all, and the short trainings."""
     for i, name in enumerate(names):
-        color = colors[catalog.pretraining(name).objective]
-        known = [(step, score) for step in JUDGED if (score := iou(jobs[step].get(name))) is not None]
-        if known:
-            step, score = known[-1]
-            ax.plot([kept.gflop[name]], [score], color=color, ls="", **MARKERS[step])
-            ax.annotate(str(i + 1), (kept.gflop[name], score), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        color, cost = colors[catalog.pretraining(name).objective], kept.gflop[name]
+        known = {step: score for step in ("features", "short") if (score := iou(jobs[step].get(name))) is not None}
+        ax.plot([cost] * len(known), list(known.values()), color="#ccc", lw=1, zorder=0)
+        for step, score in known.items():
+            ax.plot([cost], [score], color=color, ls="", **MARKERS[step])
+        for score in list(known.values())[-1:]:
+            ax.annotate(str(i + 1), (cost, score), xytext=(6, 4), textcoords="offset points", fontsize=8)
     ax.set_xscale("log")
     for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-    ax.set(xlabel="cost: GFLOP of the U-Net at 256x256", ylabel="val IoU after its last step")
+    ax.set(xlabel="cost: GFLOP of the U-Net at 256x256", ylabel="val IoU")
     ax.margins(x=0.15, y=0.12)
 
 

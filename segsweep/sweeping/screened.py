@@ -58,14 +58,17 @@ def iou(trial: Trial | None) -> float | None:
 
 
 def best_first(names: Sequence[str], jobs: Mapping[str, Mapping[str, Trial]], after: str) -> list[str]:
-    """Order weights that are complete after a step, best first: by the mean of their ranks in what it is judged by."""
+    """Order weights that are complete after a step, best first: by the better of their ranks in what it is judged by.
+
+    Two scores that disagree, as frozen features and one epoch do, each keep their best; of equal ones the mean counts.
+    """
     scored = [name for name in names if all(iou(jobs[step].get(name)) is not None for step in JUDGED[after])]
 
     def score(step: str, name: str) -> float:
         return iou(jobs[step][name]) or 0.0
 
-    ranks = dict.fromkeys(scored, 0)
-    for step in JUDGED[after]:
-        for name in scored:
-            ranks[name] += sum(score(step, other) > score(step, name) for other in scored)
-    return sorted(scored, key=lambda name: (ranks[name], -score(after, name)))
+    def order(name: str) -> tuple[int, int, float]:
+        ranks = [sum(score(step, other) > score(step, name) for other in scored) for step in JUDGED[after]]
+        return min(ranks), sum(ranks), -score(after, name)
+
+    return sorted(scored, key=order)

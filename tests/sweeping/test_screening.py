@@ -59,10 +59,18 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_the_best_in_either_step_goes_on_before_who_is_second_in_both(tmp_path):
+    for name, iou, later in (("a", 0.9, 0.1), ("b", 0.8, 0.8), ("c", 0.1, 0.9), ("d", 0.5, 0.5)):
+        job(tmp_path, "features", name, iou)
+        job(tmp_path, "epoch", name, later)
+    jobs = screened.trials(tmp_path)
+    assert screened.best_first(["a", "b", "c", "d"], jobs, "epoch") == ["c", "a", "b", "d"]
+
+
 def test_after_an_epoch_ranks_in_both_steps_count(folder):
     jobs = screened.trials(folder)
     assert screened.best_first(NAMES, jobs, "features") == [NAMES[2], NAMES[1], NAMES[0], NAMES[3]]
-    # Ranks 1 + 0, 0 + 2, 2 + 1; the fourth has had no epoch.
+    # Ranks 1 and 0, 0 and 2, 2 and 1; the fourth has had no epoch.
     assert screened.best_first(NAMES, jobs, "epoch") == [NAMES[1], NAMES[2], NAMES[0]]
     assert screened.best_first(NAMES, jobs, "short") == [NAMES[1]]
 
