@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sys
 from collections import Counter
 
 import pytest
@@ -94,6 +95,7 @@ def test_no_damaged_file_is_more_than_a_line(made, tmp_path, monkeypatch, capsys
             refused = CODES | {1} if words[0] == "sync" else CODES  # 1: not everything was sent
             if code not in refused or "Traceback" in said:
                 found.append(f"{kind} in {path}: {words}: code {code}: {said[-800:]}")
+                print(f"\nwrong: {found[-1]}", file=sys.__stderr__, flush=True)  # whoever stops a long run has it
         shutil.rmtree(outputs)
     print(f"{sum(tries.values())} files damaged: {dict(tries)}")
     assert not found, "\n".join([f"SEGSWEEP_FUZZ_SEED={SEED}", *found])

@@ -6,6 +6,7 @@
 import os
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def fuzzed(strategy, started, found, number):
         found["tries"] += 1
         if wrong := started(words):
             found[f"wrong: {wrong}"] += 1
+            print(f"\nwrong: {wrong}", file=sys.__stderr__, flush=True)  # whoever stops a long run has it
 
     tried()
 
