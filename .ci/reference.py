@@ -15,53 +15,54 @@ from segsweep.config.sweeper import PREFIX, SweeperConfig  # noqa: E402
 GROUPS = ("optim", "augmentation", "loss", "data", "recipe", "tracking", "debug")
 # Exit code, when, and what is left to do.
 CODES = {
-    0: ("all is done, or a run was stopped by `segsweep stop`", ""),
-    1: ("`segsweep sync`: something could not be sent", "the same command later"),
-    2: ("command line, configuration, run folder", "what the line says to type"),
-    3: ("the data", "the line lists what is wrong with which file"),
-    4: ("the device's memory is too small", "`train.grad_accum`, as the line says"),
-    5: ("NaN or infinity in the loss", "a smaller `optim.lr`"),
+    0: ("success, or `segsweep stop` stopped the run", ""),
+    1: ("`segsweep sync`: something could not be sent", "type the same command later"),
+    2: ("error in the command line, the configuration or the run folder", "type what the error says"),
+    3: ("error in the data", "the error lists what is wrong with which file"),
+    4: ("out of memory", "set `train.grad_accum` as the error says"),
+    5: ("NaN or infinity in the loss", "use a smaller `optim.lr`"),
     6: (
         "too many trials of a sweep failed, or all of the first ones on this host",
-        "the line has the last one's reason",
+        "the error has the reason of the last failed trial",
     ),
-    7: ("the disk is full, or may not be written", "make room; `resume=DIR`, or the sweep's command again"),
-    70: ("a fault of segsweep", "the line names a file with the traceback; `SEGSWEEP_DEBUG=1` raises it"),
+    7: ("the disk is full or read-only", "make room; then `resume=DIR`, or the sweep's command again"),
+    70: ("a bug in segsweep", "the error names a file with the traceback; `SEGSWEEP_DEBUG=1` raises the exception"),
     130: ("Ctrl-C", "`resume=DIR`, or the sweep's command again"),
     141: ("nobody reads the output any more (`| head`)", ""),
     143: ("SIGTERM or a closed terminal", "`resume=DIR`, or the sweep's command again"),
 }
 # Of each epoch; `val/` stands for `test/`, too.
 METRICS = {
-    "val/iou": "two classes: IoU of the foreground; more: mean over the classes in the split's targets, background "
-    "included",
-    "val/dice": "the same of the Dice coefficient",
-    "val/iou_fg": "mean IoU without the first class",
-    "val/iou_micro": "intersection over union of all classes' pixels pooled",
-    "val/iou_image": "mean over images of each image's own IoU: of two classes the foreground's, of more the mean over "
-    "the classes in truth or prediction. Foreground found in an empty mask gives 0; an image without any in both has "
-    "no number and is left out",
-    "val/iou/<class>": "IoU of one class; empty if no target has it",
-    "val/accuracy": "share of pixels that are right",
-    "val/loss": "mean loss of the images",
-    "train/loss": "mean loss of the steps",
+    "val/iou": "two classes: IoU of the foreground; more classes: mean over the classes that occur in the split's "
+    "masks, background included",
+    "val/dice": "Dice coefficient, averaged in the same way",
+    "val/iou_fg": "mean IoU over all classes except the first one",
+    "val/iou_micro": "IoU of the pooled pixels of all classes",
+    "val/iou_image": "IoU of each image, averaged over the images. Two classes: IoU of the foreground; more classes: "
+    "mean over the classes that occur in the image's mask or prediction. If the mask is empty and the prediction is "
+    "not, the image's IoU is 0; if both are empty, the image is left out",
+    "val/iou/<class>": "IoU of one class; empty if the class occurs in no mask",
+    "val/accuracy": "share of pixels that are predicted correctly",
+    "val/loss": "mean loss over the images",
+    "train/loss": "mean loss over the steps",
     "best/val_iou": "the best `val/iou` so far",
-    "best/epoch": "the epoch that it was after; at the run's end",
-    "lr": "the decoder's learning rate at the epoch's end",
-    "probe/separability": "`segsweep probe`: how far apart the classes lie in frozen features, 0 at best (GBC)",
-    "probe/alpha, probe/features, probe/pixels": "of it: the penalty, features of a pixel, pixels that were drawn",
-    "perf/images_per_s": "training steps with their data",
-    "perf/data_share": "share of the training's time that went into making batches or waiting for them",
-    "perf/peak_memory_gb": "the GPU's memory in the epoch, or on a CPU the process's since it began",
-    "perf/seconds": "of training and validation so far",
-    "perf/tflops": "10^12 floating-point operations a second that the steps do",
-    "perf/peak_share": "their share of what this machine's fastest convolution does",
-    "lowest/iou, lowest/image": "the validation image with the lowest IoU of its own (`summary.json`)",
+    "best/epoch": "the epoch with the best `val/iou`; at the run's end",
+    "lr": "learning rate of the decoder at the epoch's end",
+    "probe/separability": "`segsweep probe`: separability of the classes in frozen features (GBC), 0 at best",
+    "probe/alpha, probe/features, probe/pixels": "`segsweep probe`: the ridge penalty, features of each pixel, number "
+    "of pixels drawn",
+    "perf/images_per_s": "images per second in training, the time for making batches included",
+    "perf/data_share": "share of the training time in which batches were made or waited for",
+    "perf/peak_memory_gb": "peak memory: on a GPU of the epoch, on a CPU of the process since its start",
+    "perf/seconds": "seconds of training and validation so far",
+    "perf/tflops": "10^12 floating-point operations per second in the training steps",
+    "perf/peak_share": "`perf/tflops` divided by the speed of this machine's fastest convolution",
+    "lowest/iou, lowest/image": "the validation image with the lowest IoU (`summary.json`)",
 }
 
 
 def key_rows(known: Iterable[Key]) -> list[str]:
-    return ["| key | what it says | default |", "|---|---|---|", *map(_row, known)]
+    return ["| key | what it sets | default |", "|---|---|---|", *map(_row, known)]
 
 
 def _options(group: str) -> Iterator[str]:
@@ -95,36 +96,37 @@ def reference() -> str:
     of_search = {key.name for key in keys(SweeperConfig, PREFIX)}
     parts = [
         "# Reference\n",
-        "Made by `python .ci/reference.py`. `python train.py --help` prints the keys, too. Groups (`loss=dice`) set",
-        "several keys at once; `--cfg job` shows the result.\n",
+        "`python .ci/reference.py` writes this page. `python train.py --help` prints the keys, too. A group",
+        "(`loss=dice`) sets several keys at once; `--cfg job` shows the result.\n",
         "## Groups\n",
-        "`GROUP=OPTION`. What is bold is the default.\n",
+        "Type `GROUP=OPTION`. The defaults are bold.\n",
         "| option | what it is | what it sets |",
         "|---|---|---|",
         "| `encoder=NAME` | any timm model, or a file of your own in conf/encoder/ | `encoder.name` |",
         *groups,
         "\n## Keys\n",
         *key_rows(keys()),
-        "| `hydra.run.dir` | the run's folder | `outputs/DATE/TIME` |",
+        "| `hydra.run.dir` | folder of the run | `outputs/DATE/TIME` |",
         "\n## Keys of a search\n",
-        "With `-m hydra/sweeper=optuna`. `sweeps=plan` and `sweeps=cv` set others.\n",
+        "For `-m hydra/sweeper=optuna`. `sweeps=plan` and `sweeps=cv` have other defaults.\n",
         *key_rows(keys(SweeperConfig, PREFIX)),
-        "| `hydra.sweep.dir` | the sweep's folder | `outputs/DATE/TIME-multirun` |",
+        "| `hydra.sweep.dir` | folder of the sweep | `outputs/DATE/TIME-multirun` |",
         "\n## Keys of a screening\n",
-        "With `sweeps=screen`. `slots`, `backend`, `address` and `gpus` are as of a search.\n",
+        "For `sweeps=screen`. `slots`, `backend`, `address` and `gpus` are the same as in a search.\n",
         *key_rows(key for key in keys(ScreenConfig, PREFIX) if key.name not in of_search),
-        "| `hydra.sweep.dir` | the screening's folder | `outputs/sweeps/screen-DATA` |",
+        "| `hydra.sweep.dir` | folder of the screening | `outputs/sweeps/screen-DATA` |",
         "\n## Metrics\n",
-        "Scores are taken on each mask's own pixel grid. `test/...` are those of the best checkpoint, once.\n",
+        "All scores are computed at each mask's own resolution. `test/...` are the same scores on the test split: of",
+        "the best checkpoint, computed once.\n",
         "| metric | what it is |",
         "|---|---|",
         *metrics,
         "\n## Files\n",
-        "They lie in `outputs/` of the working folder, or where `SEGSWEEP_OUTPUTS` says; `predict` and `export` write",
-        "where `-o` says, and `data.download=true` into `data.root`.\n",
+        "They are written into `outputs/` in the working folder, or into the folder `$SEGSWEEP_OUTPUTS`. `predict -o`",
+        "and `export -o` write to a path of your choice, `data.download=true` writes into `data.root`.\n",
         "".join(files).strip(),
         "\n## Exit codes\n",
-        "| code | when | then |",
+        "| code | meaning | what to do |",
         "|---|---|---|",
         *codes,
     ]

@@ -1,4 +1,4 @@
-"""What a value must be: the checks of keys, and JSON read as typed values. Standard library only."""
+"""Checks of the values of keys, and JSON read as typed values. Standard library only."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,9 +55,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def read(kind: type[T], value: Any, name: str) -> T:
-    """Read a value of JSON, named so in errors, as a dataclass with all that is in it.
+    """Read a value of JSON as a dataclass, with all nested ones; `name` is its name in errors.
 
-    Unknown fields are left out: a later version may have more. ConfigError if one is missing, or is of another type.
+    Ignore unknown fields, because a later version may have more. ConfigError: a field is missing or has another type.
     """
     try:
         found = read_value(kind, value, name)
@@ -118,7 +118,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def spoken(kind: Any) -> str:
-    """Return a type as a person says it."""
+    """Return the name of a type for an error message."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
     plural = {str: "texts", int: "whole numbers", float: "numbers"}
     if get_origin(kind) in UNIONS:

@@ -1,4 +1,4 @@
-"""The keys of `data`: where pairs come from, what their masks mean, how they are split and laid on canvases."""
+"""The keys of `data`: where image-mask pairs come from, what masks mean, how data are split and cropped or resized."""
 
 import math
 from dataclasses import dataclass
@@ -25,104 +25,126 @@ class DataConfig:
     name: str = key("folder", f"where the pairs come from: {', '.join(SOURCES)}")
     root: str | None = key(
         None,
-        "folder of the data set: images/ and masks/, train/images/ and train/masks/, train/ and train_annot/, or pairs "
-        "in one folder; or where the named data set lies",
+        "folder of the data set: with images/ and masks/, train/images/ and train/masks/, train/ and train_annot/, or "
+        "pairs in one folder; for data=camvid and others, the folder of this data set",
         PATH,
     )
     images: str | None = key(
         None,
-        "folder of images; train/, val/ and test/ in it are taken as the split; or a pattern, below root, as "
+        "folder of the images; folders train/, val/ and test/ in it are the split; or a pattern below data.root, as "
         "'*/Imgs/*.jpg'",
         PATH,
     )
     masks: str | None = key(
-        None, "folder of masks, paired by stem; or a pattern, paired by what the stars matched, as '*/GT/*.png'", PATH
+        None,
+        "folder of the masks, with the same names as the images; or a pattern whose stars match the same text, as "
+        "'*/GT/*.png'",
+        PATH,
     )
-    annotations: str | None = key(None, "coco: the JSON of the annotations of data.images", PATH)
+    annotations: str | None = key(None, "coco: the JSON file with the annotations of data.images", PATH)
     size: Any = key(
-        "auto", "height and width of the training canvas, in pixels; 256 is [256,256]; auto: by the images' sizes"
+        "auto",
+        "canvas, the network's input in training: [height,width] in pixels, 256 is [256,256]; auto: from the images' "
+        "sizes",
     )
     resize: str = key(
         "auto",
-        "pad: fit, keep the aspect; squash: stretch; crop: train on crops, resized by zoom alone; auto: crop, or "
-        "pad where objects grow with their images",
+        "crop: train on crops; pad: fit the image into the canvas, keep its shape; squash: stretch it; auto: crop, or "
+        "pad if larger images have larger objects",
     )
     zoom: Any = key(
         "auto",
-        "resize=crop: how much larger the network sees images, as 0.5; scores stay on each mask's own pixels; auto: "
-        "less than 1 where images are large and nothing in them is thin",
+        "resize=crop: factor by which images are resized, as 0.5; scores stay at each mask's own resolution; auto: "
+        "below 1 if images are large and no class is thin",
     )
-    mask_suffix: str = key("", "what masks' stems have beyond their images', as _mask")
+    mask_suffix: str = key("", "end of the masks' names that the images' names lack, as _mask")
     table: str | None = key(
-        None, "a CSV with the columns image, mask and maybe split, group, fold; paths below its folder or root", PATH
+        None,
+        "a CSV with the columns image and mask, optionally split, group, fold; paths below the CSV's folder or "
+        "data.root",
+        PATH,
     )
-    split: list[float] = key([0.8, 0.2], "shares of train and val, or train, val and test, if the data have no split")
+    split: list[float] = key(
+        [0.8, 0.2], "shares of train and val, or of train, val and test, if the data have no split"
+    )
     stratify: bool = key(
         False,
-        "our own split and folds give each part its share of every class's pixels; images then move when others are "
-        "added",
+        "true: each part of a split or fold made by segsweep gets the same share of every class; images may change "
+        "their part when you add others",
     )
-    group: str | None = key(None, "regular expression that finds an image's group in its stem; groups stay together")
-    folds: int | None = key(None, "cross-validation: cut train and val into this many folds")
-    fold: int = key(0, "cross-validation: the fold to validate on, from 0")
+    group: str | None = key(
+        None, "regular expression that finds the group in an image's path; a group stays in one part of the split"
+    )
+    folds: int | None = key(None, "cross-validation: number of folds, made from train and val")
+    fold: int = key(0, "cross-validation: the fold to validate on; the first is 0")
     classes: Any = key(
         None,
-        "names of the values 0, 1, ..., as [ground,road]; or names with values or colours, as {car:8,tree:[0,128,0]}, "
-        "or either as a text of JSON; default: binary",
+        "names of the mask values 0, 1, ..., as [ground,road]; or names with values or colours, as "
+        "{car:8,tree:[0,128,0]}; or one of these as JSON text; default: two classes",
     )
     ignore_index: Any = key(
-        None, "mask value or [r,g,b] of void pixels, never counted; default: 255 beside 0, 1, ... if no class has it"
+        None,
+        "mask value or [r,g,b] of pixels to ignore (void); default: 255 in masks of 0, 1, ... if it is not a class",
     )
     class_from: str | None = key(
-        None, "folder: the foreground of a mask is the class that its folder is called, the first one below images"
+        None, "folder: the first folder below the images' folder is the class of the mask's foreground"
     )
-    binarize: bool = key(False, "all mask values but 0 are one class, as for numbered objects")
+    binarize: bool = key(False, "true: all mask values except 0 are one class, as for instance masks")
     threshold: Any = key(
         "auto",
-        "grey masks: this value and all above is foreground, as 128; auto: cut in the middle where nearly all pixels "
-        "lie at two ends, as saved as JPEG; null: not at all",
+        "grey masks: values from this one up are foreground, as 128; auto: the middle, if nearly all pixels are near "
+        "two values, as in JPEG masks; null: no threshold",
     )
-    mask_resize: str = key("none", "nearest: masks of another size and the same shape are brought to their image's")
+    mask_resize: str = key(
+        "none", "nearest: resize masks whose size differs from their image's, if the shape is the same"
+    )
     nodata: Any = key(
         "auto",
-        "pixel value without data: in no statistics, filled with the channel's mean; auto, tag: the file's GDAL "
-        "tag; none; NaN and infinities always",
+        "pixel value that means no data: left out of statistics, filled with the channel's mean; auto or tag: the "
+        "file's GDAL tag; none: no value; NaN and infinity always mean no data",
     )
-    nodata_void: bool = key(True, "pixels without data in the image do not count in the mask")
+    nodata_void: bool = key(True, "true: the mask ignores pixels without data in the image")
     normalize: str = key(
         "auto",
-        "encoder: the weights' mean and std; dataset: the training split's; percentile: 0.5 to 99.5 % of its pixels, "
-        "clipped; window; auto",
+        "encoder: mean and std of the pretrained weights; dataset: of the training split; percentile: its 0.5 to "
+        "99.5 % range, clipped; window: data.window; auto: encoder for 8-bit colour "
+        "with pretrained weights, else dataset",
     )
-    window: list[float] | None = key(None, "lowest and highest pixel value for normalize=window, as [0,4095]")
+    window: list[float] | None = key(None, "lowest and highest pixel value for data.normalize=window, as [0,4095]")
     foreground: Any = key(
         "auto",
-        "resize=crop: share of crops laid over a pixel of an object, the rarer its class the likelier; auto: a third "
-        "where random crops seldom show a class, else 0",
+        "resize=crop: share of crops that are chosen to show an object, of rare classes more often; auto: a third if "
+        "random crops seldom show a class, else 0",
     )
     tile: Any = key(
         "auto",
-        "resize=crop: images larger than [height,width] are scored in overlapping tiles, 512 is [512,512]; auto: "
-        "1024 or more a side, data.size for encoders of a fixed size",
+        "resize=crop: images larger than [height,width] are scored in overlapping tiles, 512 is [512,512]; auto: 1024 "
+        "or more, or data.size for encoders of a fixed size",
     )
-    balance: float = key(0.0, "how far images of rare classes are shown more often: 0 not, 1 by their pixels' rarity")
+    balance: float = key(
+        0.0, "how much more often images with rare classes are shown: 0: not; 1: in proportion to the pixels' rarity"
+    )
     passes: Any = key(
-        "auto", "times that an epoch shows each training image; auto: 180 in all or more, and validation a fifth of it"
+        "auto",
+        "how often an epoch shows each training image; auto: at least 180 images in an epoch, and more if validation "
+        "would take more than a fifth of the time",
     )
-    seed: int = key(0, "of the hashed split and of generated data")
+    seed: int = key(0, "random seed of the split by hash and of generated data")
     count: int = key(300, "shapes: number of generated images")
-    download: bool = key(False, "oxford_pets, voc2012: fetch the data into data.root first", PLACE)
-    cache: str = key("auto", "auto: decode once, keep on the device or else on disk; none: decode each time", PLACE)
-    overfit: int | None = key(None, "train and validate on this many training images only (debug=overfit)")
+    download: bool = key(False, "oxford_pets, voc2012: true: download the data into data.root first", PLACE)
+    cache: str = key(
+        "auto", "auto: decode each file once, keep the pixels on the device or on disk; none: decode every time", PLACE
+    )
+    overfit: int | None = key(None, "train and validate on only this many training images (debug=overfit)")
 
     @property
     def title(self) -> str:
-        """What a person calls it: the folder's name, if it has one."""
+        """The name to print: the name of the folder, if there is one."""
         return Path(self.root).expanduser().resolve().name if self.root else self.name
 
     @property
     def long_title(self) -> str:
-        """What tells it from others: the names of its folder, or table, and of the folder above; else the source's."""
+        """A name that tells data sets apart: names of folder (or table) and parent folder; else the source's."""
         place = self.table or self.root or self.images
         if not place or set(place) & set("*?"):
             return self.name
@@ -229,7 +251,7 @@ class DataConfig:
 
 
 def is_zoom(value: Any) -> bool:
-    """Tell whether images may be seen so much larger."""
+    """Tell whether this value is a valid zoom."""
     return is_number(value) and ZOOMS[0] <= value <= ZOOMS[1]
 
 

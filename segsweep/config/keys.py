@@ -1,4 +1,4 @@
-"""What a key is: a field of a frozen dataclass with one line of help and a role."""
+"""Keys: fields of frozen dataclasses with one line of help and a role."""
 
 from collections.abc import Container
 from contextlib import suppress
@@ -10,7 +10,7 @@ from segsweep.paths import load_json
 
 
 class Role(NamedTuple):
-    """What a key is about."""
+    """What kind of setting a key is."""
 
     portable: bool  # what the experiment is, and not where things lie or how a machine runs them: part of `Settings`
     resumable: bool  # it may change when a run goes on
@@ -36,7 +36,7 @@ def named(key: str, names: Container[str]) -> bool:
 
 
 def normal(name: str, value: Any) -> Any:
-    """Return a key's value as its section keeps it: 256 is [256,256], a text of JSON what it says."""
+    """Return a key's value as its section stores it: 256 becomes [256,256], JSON text becomes its value."""
     if name in ("data.size", "data.tile") and is_whole(value):
         return [value, value]
     if name == "train.compile":

@@ -75,9 +75,9 @@ OURS = {word: key for key, words in WORDS.items() for word in words.split()}
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """Return the key or group that a word of another tool means here; None for a word that says nothing.
+    """Return the key or group for a word of another tool; None for an unknown word.
 
-    What is a key's own last part here (`lr`, `epochs`) means that key, wherever it is typed.
+    The last part of one of our keys (`lr`, `epochs`) means this key, in whatever group it is typed.
     """
     word = name.lower()
     last = word.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Names that keys had before: what older versions wrote is read with the present ones. Standard library only."""
+"""Old names of keys: files of older versions are read with the present names. Standard library only."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ RENAMED = {"data.repeats": "data.passes", "train.accumulate": "train.grad_accum"
 
 
 def renewed(value: Any) -> Any:
-    """Return a value of JSON with the present names of keys, where it has `key=value`, `key`, or keys of an object."""
+    """Return a value of JSON with the present names of keys, in texts `key=value` and `key` and in names of objects."""
     if isinstance(value, str):
         name, *rest = value.split("=", 1)
         return "=".join([RENAMED.get(name, name), *rest])
@@ -16,7 +16,7 @@ def renewed(value: Any) -> Any:
 
 
 def renewed_sections(sections: Any) -> Any:
-    """Return a configuration, keys by section, with their present names; what is none as it is."""
+    """Return a configuration, keys by section, with their present names; another value unchanged."""
     if not isinstance(sections, dict):
         return sections
     found = {section: dict(values) if isinstance(values, dict) else values for section, values in sections.items()}

@@ -31,14 +31,16 @@ EPOCHS = 10  # without train.epochs and train.time_budget
 @dataclass(frozen=True)
 class EncoderConfig:
     name: str = key("tf_efficientnet_lite0", "any timm model, with or without its pretrained tag")
-    pretrained: Any = key("auto", "auto: pretrained weights if they can be had; true: or else an error; false: random")
+    pretrained: Any = key(
+        "auto", "true: pretrained weights, or an error; auto: random if there are none; false: random"
+    )
     weights_file: str | None = key(
         None,
-        "a timm checkpoint (.safetensors, or .pth without code in it), or a folder of such, each called as its model",
+        "a timm checkpoint file (.safetensors, or .pth without code), or a folder of them, each named after its model",
         PATH,
     )
     drop_path: float = key(0.0, "probability of skipping a residual block in training (stochastic depth)")
-    freeze_norm: bool = key(False, "BatchNorm of the encoder keeps its pretrained statistics")
+    freeze_norm: bool = key(False, "true: the encoder's BatchNorm keeps its pretrained statistics")
 
     def __post_init__(self) -> None:
         if not isinstance(self.pretrained, bool):  # 0 and 1 equal False and True, and are neither
@@ -50,8 +52,12 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    width: Any = key("auto", "channels of the stages, deepest first, as [256,128,64,32,16]; auto: by cost and classes")
-    norm: str = key("batch", "batch, group or layer")
+    width: Any = key(
+        "auto",
+        "channels of each stage, deepest first, as [256,128,64,32,16]; auto: from the encoder's cost and the number of "
+        "classes",
+    )
+    norm: str = key("batch", "normalization layers: batch, group or layer")
     dropout: float = key(0.0, "probability of dropping a channel before the head")
 
     def __post_init__(self) -> None:
@@ -64,15 +70,23 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = key("adamw", "adam, adamw or sgd")
-    lr: Any = key("auto", "peak learning rate of the decoder; auto: by the encoder's kind, 3e-3 for convolutional ones")
-    encoder_lr_scale: Any = key("auto", "the encoder's rate / lr; 0 freezes it; auto: by kind, 1 for random weights")
-    layer_decay: float = key(1.0, "the encoder's learning rate falls by this factor with each layer towards the image")
-    freeze_epochs: int = key(0, "the encoder is frozen for this many epochs, then trained with the rest")
-    weight_decay: float = key(0.01, "on weights of two and more dimensions only")
-    momentum: float = key(0.9, "SGD's momentum, Adam's first beta")
-    schedule: str = key("cosine", ", ".join(SCHEDULES))
-    warmup: float = key(0.05, "share of the training over which the learning rate rises (cosine, constant)")
+    name: str = key("adamw", "optimizer: adam, adamw or sgd")
+    lr: Any = key(
+        "auto", "peak learning rate of the decoder; auto: depends on the kind of encoder, 3e-3 for convolutional ones"
+    )
+    encoder_lr_scale: Any = key(
+        "auto",
+        "encoder's learning rate = optim.lr x this; 0 freezes the encoder; auto: depends on its kind, 1 for random "
+        "weights",
+    )
+    layer_decay: float = key(
+        1.0, "factor between the learning rates of neighbouring encoder layers, lower near the image; 1: all the same"
+    )
+    freeze_epochs: int = key(0, "number of first epochs in which the encoder is frozen")
+    weight_decay: float = key(0.01, "weight decay; biases and norm layers have none")
+    momentum: float = key(0.9, "momentum of SGD, beta1 of Adam")
+    schedule: str = key("cosine", f"learning-rate schedule: {', '.join(SCHEDULES)}")
+    warmup: float = key(0.05, "share of the training in which the learning rate rises to optim.lr (cosine, constant)")
 
     def __post_init__(self) -> None:
         one_of("optim.name", self.name, ("adam", "adamw", "sgd"))
@@ -96,15 +110,17 @@ class OptimConfig:
 class AugmentationConfig:
     hflip: float = key(0.0, "probability of a left-right flip")
     vflip: float = key(0.0, "probability of a top-bottom flip")
-    transpose: float = key(0.0, "probability of swapping rows and columns; with both flips, all 8 symmetries")
-    rotate: float = key(0.0, "rotation by up to ± this many degrees")
-    scale: Any = key(0.0, "zoom between 1/(1+scale) and 1+scale; auto: by how unlike in scale the data's objects are")
-    shear: float = key(0.0, "shear by up to ± this many degrees")
-    translate: Any = key(0.0, "shift by up to ± this share of the canvas; auto: goes with scale")
-    brightness: float = key(0.0, "brightness factor between 1-b and 1+b")
-    contrast: float = key(0.0, "contrast factor between 1-c and 1+c")
-    saturation: float = key(0.0, "saturation factor between 1-s and 1+s (colour images)")
-    hue: float = key(0.0, "rotation of the hue by up to ± this share of the circle (colour images)")
+    transpose: float = key(0.0, "probability of swapping rows and columns; with both flips: all 8 symmetries")
+    rotate: float = key(0.0, "largest rotation, in degrees, in both directions")
+    scale: Any = key(
+        0.0, "random zoom between 1/(1+scale) and 1+scale; auto: depends on how much the objects differ in scale"
+    )
+    shear: float = key(0.0, "largest shear, in degrees, in both directions")
+    translate: Any = key(0.0, "largest shift, as a share of the canvas; auto: chosen together with augmentation.scale")
+    brightness: float = key(0.0, "b: random brightness factor between 1-b and 1+b")
+    contrast: float = key(0.0, "c: random contrast factor between 1-c and 1+c")
+    saturation: float = key(0.0, "s: random saturation factor between 1-s and 1+s (colour images)")
+    hue: float = key(0.0, "largest rotation of the hue, as a share of the colour circle (colour images)")
     blur: float = key(0.0, "largest standard deviation of a Gaussian blur, in pixels")
     noise: float = key(0.0, "largest standard deviation of Gaussian noise, as a share of the value range")
 
@@ -127,17 +143,21 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """A weighted sum: the terms that a group in conf/loss/ sets may be set one by one."""
+    """Weights of the terms of the loss. A group in conf/loss/ sets several at once."""
 
     ce: float = key(0.0, "weight of the cross-entropy (two classes: BCE with logits)")
     dice: float = key(0.0, "weight of the soft Dice loss")
     jaccard: float = key(0.0, "weight of the soft Jaccard (IoU) loss")
-    lovasz: float = key(0.0, "weight of the Lovász-softmax loss, which follows the IoU itself")
-    focal: float = key(0.0, "weight of the focal loss: cross-entropy that looks away from easy pixels")
-    gamma: float = key(2.0, "how far the focal loss looks away")
-    label_smoothing: float = key(0.0, "of ce: share of each pixel's target that is spread over all classes")
-    class_weights: Any = key(None, "of ce and focal: one a class, as [1,5,2]; auto: median frequency; default: equal")
-    pos_weight: Any = key(None, "two classes: foreground's weight in ce and focal, or auto: background/foreground")
+    lovasz: float = key(0.0, "weight of the Lovász-softmax loss, a surrogate of the IoU")
+    focal: float = key(0.0, "weight of the focal loss: cross-entropy with a smaller weight for easy pixels")
+    gamma: float = key(2.0, "focal loss: exponent gamma; larger values give easy pixels less weight")
+    label_smoothing: float = key(0.0, "ce: share of each pixel's target that is spread evenly over all classes")
+    class_weights: Any = key(
+        None, "ce, focal: one weight for each class, as [1,5,2]; auto: median frequency balancing; default: equal"
+    )
+    pos_weight: Any = key(
+        None, "ce, focal with two classes: weight of the foreground; auto: background pixels / foreground pixels"
+    )
 
     def __post_init__(self) -> None:
         for name in (*LOSSES, "gamma"):
@@ -163,9 +183,11 @@ class LossConfig:
 class TrackingConfig:
     name: str = key("mlflow", "mlflow or none", PLACE)
     uri: str | None = key(None, "MLflow's tracking URI; default: $MLFLOW_TRACKING_URI, or outputs/mlflow.db", PLACE)
-    experiment: str | None = key(None, "MLflow's experiment; default: by the data's folders and chosen classes", PLACE)
-    timeout: float = key(60.0, "seconds to wait for MLflow at a run's end; what is missed is sent later", PLACE)
-    system: bool = key(False, "MLflow also shows the machine's CPU, memory and GPU (extra: system)", PLACE)
+    experiment: str | None = key(
+        None, "MLflow's experiment; default: named after the data folder and data.classes", PLACE
+    )
+    timeout: float = key(60.0, "seconds to wait for MLflow at a run's end; segsweep sync sends the rest later", PLACE)
+    system: bool = key(False, "true: also log the use of CPU, memory and GPU (extra: system)", PLACE)
 
     def __post_init__(self) -> None:
         one_of("tracking.name", self.name, ("mlflow", "none"))
@@ -181,26 +203,46 @@ class TrackingConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     epochs: int | None = key(
-        None, "to train; default: 10, fewer where these take over eight minutes, or what time_budget allows", EXTENT
+        None,
+        "number of epochs; default: 10, or fewer if 10 take more than eight minutes; with time_budget: as many as fit",
+        EXTENT,
     )
-    time_budget: float | None = key(None, "seconds of training and validation; with epochs, the first ends it", EXTENT)
-    batch_size: Any = key("auto", "images of a step, over all devices and micro-batches; auto: by the data")
+    time_budget: float | None = key(
+        None, "seconds of training and validation; with train.epochs, the limit that is reached first counts", EXTENT
+    )
+    batch_size: Any = key(
+        "auto", "images in one optimizer step, over all devices and micro-batches; auto: depends on the data"
+    )
     grad_accum: Any = key(
-        "auto", "micro-batches a batch is cut into, to save memory; auto: as few as fit a GPU's, else 1", EXTENT
+        "auto",
+        "number of micro-batches that a batch is cut into, to save memory; auto: as few as fit a GPU's memory, 1 on a "
+        "CPU",
+        EXTENT,
     )
-    precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the device has in hardware", MACHINE)
-    seed: int = key(0, "of the decoder's initial weights, the order and the augmentation")
+    precision: str = key("auto", "fp32, bf16 or fp16; auto: the fastest that the hardware supports", MACHINE)
+    seed: int = key(0, "random seed of the decoder's initial weights, the order of images and the augmentation")
     device: str = key("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU if there is one", PLACE)
-    workers: int | None = key(None, "threads that decode files; default: as many as cores", PLACE)
-    grad_clip: float = key(1.0, "largest norm of the gradient; 0 does not clip")
-    ema: float = key(0.0, "decay a step of an average of the weights, as 0.99, which is scored and kept; 0: none")
-    bn_momentum: Any = key("auto", "of BatchNorm: a number, or scaled (auto): its own, less for micro-batches below 16")
-    tta: str = key("none", "scoring averages over flips: none, hflip (2 views) or flips (4 views)")
-    test: bool = key(True, "score the test split at the end, once; resume=DIR train.test=true does it later", EXTENT)
-    patience: int | None = key(None, "stop after this many epochs without a better val/iou; default: never", EXTENT)
-    compile: str = key("auto", "true, false; auto: where the training is long enough to pay (GPU, 10 minutes)", MACHINE)
-    checkpointing: bool = key(False, "compute activations again instead of keeping them: less memory, slower")
-    deterministic: bool = key(False, "only deterministic algorithms, and nothing chosen by a probe, at some speed")
+    workers: int | None = key(None, "number of threads that decode files; default: number of cores", PLACE)
+    grad_clip: float = key(1.0, "largest norm of the gradient; 0: no clipping")
+    ema: float = key(
+        0.0, "decay per step of an exponential moving average of the weights, as 0.99; it is scored and saved; 0: none"
+    )
+    bn_momentum: Any = key(
+        "auto",
+        "momentum of BatchNorm: a number; scaled (auto): the layer's own, less for micro-batches below 16 images",
+    )
+    tta: str = key("none", "test-time augmentation for all scores: none, hflip (2 views) or flips (4 views)")
+    test: bool = key(
+        True, "score the test split once, at the end; false: not now (later: resume=DIR train.test=true)", EXTENT
+    )
+    patience: int | None = key(
+        None, "early stopping: stop after this many epochs without a better val/iou; default: never", EXTENT
+    )
+    compile: str = key(
+        "auto", "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU", MACHINE
+    )
+    checkpointing: bool = key(False, "activation checkpointing: needs less memory, is slower")
+    deterministic: bool = key(False, "true: only deterministic algorithms and no probe; slower")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compile", normal("train.compile", self.compile))
@@ -231,18 +273,18 @@ class TrainConfig:
 
     @property
     def micro_batches(self) -> int:
-        """How many a batch is cut into as far as that was asked for: 1 with grad_accum=auto."""
+        """The number of micro-batches in a batch, as typed; 1 with grad_accum=auto."""
         return 1 if self.grad_accum == "auto" else self.grad_accum
 
     @property
     def epoch_limit(self) -> int | None:
-        """How many epochs to train; None where the time budget alone decides."""
+        """The number of epochs to train; None if only the time budget decides."""
         return self.epochs or (None if self.time_budget else EPOCHS)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, as it was asked for."""
+    """The configuration of one training run, as it was typed."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -252,11 +294,11 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    resume: str | None = key(None, "a run folder to go on with", MACHINE)
+    resume: str | None = key(None, "folder of the run to continue", MACHINE)
 
     @property
     def experiment(self) -> str:
-        """MLflow's: what was asked for, by MLFLOW_EXPERIMENT_NAME, too; else the data set, and classes if chosen."""
+        """MLflow's experiment: as typed, or MLFLOW_EXPERIMENT_NAME, else named after data set and chosen classes."""
         if asked := self.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME"):
             return asked
         chosen = list(self.data.classes or [])
@@ -286,7 +328,7 @@ def keys(schema: Any = RunConfig, prefix: str = "") -> Iterator[Key]:
 
 
 def places() -> set[str]:
-    """The keys that say where things lie and what they run on, and may differ between machines."""
+    """The keys for places and devices, which may differ between machines."""
     return {key.name for key in keys() if key.role.resumable and not key.role.portable}
 
 
@@ -299,16 +341,16 @@ def unknown_keys(composed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def meant(name: str) -> str | None:
-    """Return the key, or group of options, that was meant by one that does not exist; None if nothing is near.
+    """Return the key or group that was probably meant by an unknown one; None if none is close.
 
-    The right word matters more than the right group: lr is optim.lr.
+    The last part counts more than the group: `train.lr` means `optim.lr`.
     """
     known = [known.name for known in keys()]
     return peers.meant(name, known) or next(iter(closest(name, known)), None)
 
 
 def unknown(name: str, line: str = "") -> str:
-    """Say of a key that it does not exist: with the line to type instead, else with the closest key."""
+    """Return the error for an unknown key, with the line to type instead or the closest key."""
     near = meant(name)
     hint = f" Try {line}." if line else f" Closest: {near}." if near else ""
     if name in RENAMED:

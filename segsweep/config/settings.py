@@ -1,4 +1,4 @@
-"""What a training is, wherever it runs: every portable key with its value, no `auto` left. Standard library only."""
+"""The settings of a training on any machine: every portable key with its value, no `auto`. Standard library only."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -12,7 +12,7 @@ SECTIONS = ("encoder", "decoder", "optim", "augmentation", "data", "loss", "trai
 
 @dataclass(frozen=True)
 class Normalization:
-    """What is subtracted from each channel of the pixels, and what they are divided by, on the scale of the files."""
+    """Mean and standard deviation of each channel, and optional clipping, on the scale of the pixels in the files."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -21,9 +21,9 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Settings:
-    """An experiment: what two machines must share to do the same.
+    """The settings of an experiment: two machines with equal settings do the same.
 
-    Keys that are not portable (paths, device, tracking) have their defaults here: they are asked of `RunConfig`.
+    Keys that are not portable (paths, device, tracking) have their defaults here; their values are in `RunConfig`.
     """
 
     encoder: schema.EncoderConfig
@@ -41,7 +41,7 @@ class Settings:
         return cls(**{name: _portable(getattr(config, name)) for name in SECTIONS})
 
     def extended(self, config: RunConfig) -> "Settings":
-        """Take from the configuration of a run that goes on what may change: how long it trains, how it is scored."""
+        """Take the keys that may change when a run is resumed: length of training, kind of scoring."""
         changed = {}
         for name in SECTIONS:
             section, asked = getattr(self, name), getattr(config, name)

@@ -21,35 +21,43 @@ PREFIX = "hydra.sweeper."
 class SweeperConfig:
     """How a sweep searches; what it varies is `segsweep.sweeping.space.Space`."""
 
-    n_trials: int | None = key(8, "finished trials, complete or pruned, until the search ends; null: the whole grid")
+    n_trials: int | None = key(
+        8, "number of finished trials, complete or pruned, after which the search ends; null: the whole grid"
+    )
     slots: Any = key(
-        "auto", "auto: one for each GPU; 4; [0,0,1]: two on the first GPU, one on the second; [[0,1],[2,3]]: two each"
+        "auto",
+        "trials that run at once: auto: one on each GPU; 4: four; [0,0,1]: two on the first GPU, one on the second; "
+        "[[0,1],[2,3]]: each trial on two GPUs",
     )
     sampler: str = key("tpe", "tpe, gp, random or grid")
-    pruner: str = key("curves", "curves: against the trial's own backbone; median, hyperband or none")
-    seed: int = key(0, "of the sampler")
+    pruner: str = key("curves", "curves: compare with trials of the same backbone; median, hyperband or none")
+    seed: int = key(0, "random seed of the sampler")
     repeat_points: str = key(
         "none",
-        "a finite space with fewer points than n_trials: none ends when each has run; seed runs them again, each time "
-        "with the next train.seed",
+        "if a finite space has fewer points than n_trials: none: end when each point has run; seed: run them again, "
+        "each time with the next train.seed",
     )
-    seed_trials: bool = key(True, "each encoder is tried at its default first")
-    budget: str = key("epochs", "what all trials get alike: epochs, or seconds (train.time_budget)")
-    timeout: float | None = key(None, "seconds after which no trial begins; each start of the sweep has them anew")
-    max_failures: int | None = key(None, "failed trials until the sweep gives up; default: as many as n_trials")
-    finalists: int = key(2, "backbones whose best setting is trained again")
-    repeats: int = key(2, "times that each finalist is trained, with fresh seeds")
-    mixed_weights: bool = key(False, "pretrained and random encoders may be compared")
+    seed_trials: bool = key(True, "true: the first trial of each encoder uses its default learning rate")
+    budget: str = key("epochs", "what is equal for all trials: epochs, or seconds (train.time_budget)")
+    timeout: float | None = key(
+        None, "seconds after which no new trial starts; counted again each time the sweep is started"
+    )
+    max_failures: int | None = key(
+        None, "number of failed trials after which the sweep ends with an error; default: n_trials"
+    )
+    finalists: int = key(2, "number of backbones whose best setting is trained again")
+    repeats: int = key(2, "how often each finalist is trained, each time with a new seed")
+    mixed_weights: bool = key(False, "true: allow encoders with pretrained and with random weights in one sweep")
     backend: str = key("local", "where trials run: local, or ray: on the Ray cluster at hydra.sweeper.address")
-    address: str = key("auto", "of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
-    gpus: float = key(1.0, "of a trial on a Ray cluster; a part of one, or several, which train it together")
+    address: str = key("auto", "address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+    gpus: float = key(1.0, "Ray: GPUs of each trial; 0.5: two trials share a GPU; 2: two GPUs train one trial")
     storage: str | None = key(None, "the study's file, or a database as postgresql://...; default: in hydra.sweep.dir")
     keep: str = key(
         "files",
-        "of finalists' repeats, with several controllers: files (in a shared folder, or sent to MLflow) or scores",
+        "what several controllers share of the finalists: files (in a shared folder or MLflow) or only scores",
     )
-    study_name: str | None = key(None, "the study's in its storage; default: sweep")
-    dry: bool = key(False, "true: print how many trainings it has and how long they take, and begin nothing")
+    study_name: str | None = key(None, "name of the study in its storage; default: sweep")
+    dry: bool = key(False, "true: print how many trainings the sweep has and how long they take; start none")
 
     def __post_init__(self) -> None:
         for name, allowed in (
