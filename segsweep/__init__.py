@@ -4,8 +4,8 @@
     found = segsweep.sweep({"data": "folder", "data.root": "cells"}, n_trials=8)
     segsweep.load(run.folder).predict("scan.png").classes
 
-`segsweep.choice`, `segsweep.weights` and `segsweep.interval` say what a sweep tries. Keys are those of
-`segsweep train --help`.
+`segsweep.choice`, `segsweep.weights` and `segsweep.interval` give the values that a sweep tries.
+`segsweep train --help` lists the keys.
 """
 
 import os
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Find what one uses from Python, without loading it before it is asked for."""
+    """Load the functions of `segsweep.api` when they are first used."""
     if name in __all__:
         from segsweep import api
 

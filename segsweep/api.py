@@ -1,6 +1,6 @@
-"""Training, searching, predicting from Python, as in a notebook: `segsweep.train`, `segsweep.sweep`, `segsweep.load`.
+"""Train, search and predict from Python, as in a notebook: `segsweep.train`, `segsweep.sweep`, `segsweep.load`.
 
-The keys, records and refusals are the command line's own; what ends it with an exit code is an exception here.
+Keys, records and checks are the same as on the command line. An error raises an exception instead of an exit code.
 """
 
 import base64
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Varied:
-    """What a search tries of a key, in Hydra's grammar; `choice` and `interval` make it."""
+    """The values of a key that a search tries, in Hydra's syntax; made by `choice` and `interval`."""
 
     text: str
 
 
 def choice(*values: object) -> Varied:
-    """Have a search try each of these values: `choice("resnet18", "resnet34")`."""
+    """Let a search try each of these values, for example `choice("resnet18", "resnet34")`."""
     return Varied(f"choice({','.join(map(_text, values))})")
 
 
@@ -47,30 +47,30 @@ def weights(*patterns: str) -> Varied:
 
 
 def interval(low: float, high: float, log: bool = False) -> Varied:
-    """Have a search try numbers from `low` to `high`; with `log` evenly on a logarithmic scale, as suits rates."""
+    """Let a search try numbers from `low` to `high`; with `log` on a logarithmic scale, as for learning rates."""
     found = f"interval({_text(low)},{_text(high)})"
     return Varied(f"tag(log,{found})" if log else found)
 
 
 def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = None) -> "TrainedRun":
-    """Train one network, as `segsweep train KEY=VALUE ...` does; `resume` goes on with a run.
+    """Train one network, as `segsweep train KEY=VALUE ...` does; the key `resume` continues a run.
 
     Args:
-        keys: as on the command line, as `{"data": "folder", "data.root": "cells", "optim.lr": 1e-4}`.
-        folder: the run's; by default outputs/DATE/TIME.
+        keys: the keys of the command line, for example `{"data": "folder", "data.root": "cells", "optim.lr": 1e-4}`.
+        folder: folder of the run; default: outputs/DATE/TIME.
 
     Raises:
-        segsweep.errors.ConfigError: keys, data, memory or the loss, as its kinds tell; nothing is left of what is
-            refused before the first epoch.
-        KeyboardInterrupt: the kernel was interrupted; `resume` goes on after the last epoch.
+        segsweep.errors.ConfigError: an error in the keys, the data (`DataError`), the memory or the loss; see its
+            subclasses. A training that is refused before its first epoch leaves no files.
+        KeyboardInterrupt: the kernel was interrupted; `resume` continues after the last complete epoch.
     """
     words = _words(keys or {})
     if search := [key for key in keys or {} if key.startswith("hydra") or key == "sweeps"]:
         what = "give the folder as folder=" if search[0] == "hydra.run.dir" else "segsweep.sweep takes it"
-        raise ConfigError(f"{search[0]}: is not of a single training: {what}.")
+        raise ConfigError(f"{search[0]}: not a key of segsweep.train: {what}.")
     if resumed := (keys or {}).get("resume"):
         if folder is not None:
-            raise ConfigError(f"folder={folder}: resume goes on in the run's own folder. Drop one of the two.")
+            raise ConfigError(f"folder={folder}: resume continues in the run's own folder. Drop one of the two.")
         place = Path(str(resumed)).expanduser().resolve()
         _raise_stopped(launch(words, SINGLE))
     else:
@@ -82,20 +82,22 @@ def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = 
 def sweep(
     keys: Mapping[str, object] | None = None, folder: str | Path | None = None, **search: object
 ) -> "FinishedSweep":
-    """Search for the best encoder, learning rate or whatever is varied, as `segsweep train -m hydra/sweeper=optuna`.
+    """Search for the best encoder, learning rate or other keys, as `segsweep train -m hydra/sweeper=optuna` does.
 
     Args:
-        keys: as for `train`; of what is varied a `choice` or an `interval`. "sweeps" takes a kept question.
-        folder: the sweep's, where the same call goes on; by default outputs/DATE/TIME-multirun.
-        search: keys of `hydra.sweeper`, as `n_trials=24`.
+        keys: as for `train`; the value of a key that is varied is a `choice` or an `interval`. The key "sweeps" takes
+            the name of a file in sweeps/.
+        folder: folder of the sweep; the same call with the same folder continues it. Default:
+            outputs/DATE/TIME-multirun.
+        search: keys of `hydra.sweeper`, for example `n_trials=24`.
 
     Raises:
-        segsweep.errors.ConfigError: what is refused; `SweepError`: too many trials failed.
-        KeyboardInterrupt: the kernel was interrupted; the same call with the folder goes on.
+        segsweep.errors.ConfigError: the sweep is refused; its subclass `SweepError`: too many trials failed.
+        KeyboardInterrupt: the kernel was interrupted; the same call with the sweep's folder continues it.
     """
     given = {**(keys or {}), **{f"{PREFIX}{name}": value for name, value in search.items()}}
     if given.get(f"{PREFIX}dry"):
-        raise ConfigError("dry: has no result to return. Type segsweep train -m hydra/sweeper=optuna with it.")
+        raise ConfigError("dry: a dry run returns no result. Type segsweep train -m hydra/sweeper=optuna with it.")
     if other := [key for key in given if key.startswith("hydra") and not key.startswith(PREFIX)]:
         raise ConfigError(f"{other[0]}: give the folder as folder=, and keys of {PREFIX.rstrip('.')} by their names.")
     words = _words(given)
@@ -110,10 +112,11 @@ def load(run: str | Path, device: str = "auto") -> "TrainedModel":
     """Load a trained model.
 
     Args:
-        run: a run's folder, a sweep's (its winner), a model's file, an MLflow run id, "best", or "best:EXPERIMENT".
+        run: a run's folder, a sweep's folder (loads the winner), a model's file, an MLflow run id, "best", or
+            "best:EXPERIMENT".
         device: as `train.device`.
 
-    Raises ConfigError: there is none, or it cannot run there.
+    Raises ConfigError: there is no such model, or the device cannot run it.
     """
     from segsweep.inference.find import find  # torch: seconds
     from segsweep.inference.predict import Predictor
@@ -123,24 +126,24 @@ def load(run: str | Path, device: str = "auto") -> "TrainedModel":
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run: what it recorded, and its model. A notebook shows its scores and curves."""
+    """A run: its records and its model. A notebook shows its scores and curves."""
 
     folder: Path
 
     @property
     def record(self) -> Run:
-        """All that was recorded: `start`, `epochs`, `end`."""
+        """All records of the run: `start`, `epochs`, `end`."""
         return journal.read(self.folder)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The scores of the best epoch by name, as `val/iou`; of the test split, if it was scored, as `test/iou`."""
+        """The scores of the best epoch by name, such as `val/iou`, and `test/iou` if the test split was scored."""
         end = self.record.end
         return {name: value for name, value in (end.metrics if end else {}).items() if value is not None}
 
     @property
     def epochs(self) -> "pd.DataFrame":
-        """The metrics of each epoch, a row each."""
+        """The metrics of each epoch, one row per epoch."""
         import pandas as pd
 
         epochs = self.record.epochs
@@ -159,13 +162,13 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class FinishedSweep:
-    """A sweep: its trials, and what came out. A notebook shows its ranking."""
+    """A sweep: its trials and its result. A notebook shows its ranking."""
 
     folder: Path
 
     @property
     def trials(self) -> "pd.DataFrame":
-        """A row for each trial, best first."""
+        """One row for each trial, best first."""
         from segsweep.runs.trial import load_all
         from segsweep.sweeping.report import table
 
@@ -173,7 +176,7 @@ class FinishedSweep:
 
     @property
     def ranking(self) -> "pd.DataFrame":
-        """A row for each finalist, best first: means over fresh seeds."""
+        """One row for each finalist, best first: means over the runs with new seeds."""
         from segsweep.sweeping.report import ranking, results
 
         return ranking(results(self.folder))
@@ -197,23 +200,23 @@ class FinishedSweep:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, which sees images as it saw those of its training."""
+    """A trained model; it prepares images in the same way as its training did."""
 
     predictor: "Predictor"
 
     @property
     def classes(self) -> list[str]:
-        """Names, in the order of their indices."""
+        """Names of the classes, in the order of their indices."""
         return list(self.predictor.classes)
 
     def predict(self, image: "str | Path | np.ndarray") -> "Prediction":
         """Segment one image.
 
         Args:
-            image: a file, or pixels, `h w` or `h w c`, of the data type and scale that the training's images have.
+            image: a file, or an array of pixels `h w` or `h w c` with the data type and scale of the training images.
 
-        Raises DataError: it cannot be read, or has other channels or another kind of pixels; or pixels that are given
-            are not finite.
+        Raises DataError: the file cannot be read; channels or data type differ from the training images; pixels in
+            the array are NaN or infinite.
         """
         model, lacking = self.predictor, None
         if isinstance(image, (str, Path)):
@@ -222,10 +225,14 @@ class TrainedModel:
         else:
             pixels = np.array(image)  # a copy: what Pillow gives may not be written
             if pixels.ndim not in (2, 3):
-                raise DataError(f"image: must be one file, or pixels h w or h w c, not {type(image).__name__}.")
+                raise DataError(
+                    f"image: must be one file, or an array of pixels h w or h w c, not {type(image).__name__}."
+                )
             pixels = model.accept(pixels[..., None] if pixels.ndim == 2 else pixels, "image")
             if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-                raise DataError("image: has pixels that are not finite. Give the file, or fill them.")
+                raise DataError(
+                    "image: has pixels that are NaN or infinite. Give the image file, or replace these pixels."
+                )
         classes, probabilities = model.decided(pixels)
         if lacking is not None:
             from segsweep.data.labels import VOID  # torch: seconds
@@ -237,13 +244,13 @@ class TrainedModel:
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """What a model says of an image. A notebook shows the image with the classes painted over it."""
+    """A model's prediction for an image. A notebook shows the image with the classes painted over it."""
 
-    image: np.ndarray  # as the model takes it, `h w c`
+    image: np.ndarray  # the model's input, `h w c`
     classes: np.ndarray  # class indices, uint8 `h w`; 255 where the file has no data
-    probabilities: np.ndarray  # float32 `k h w`: of each class, or of two the foreground's (k = 1); NaN without data
+    probabilities: np.ndarray  # float32 `k h w`, one map for each class; two classes: the foreground's (k = 1)
     names: list[str]  # of the classes
-    range: tuple[float, float]  # of the training's pixels: what is shown black and white
+    range: tuple[float, float]  # lowest and highest pixel value in training; drawn black and white
 
     def __repr__(self) -> str:
         height, width = self.classes.shape

@@ -50,7 +50,7 @@ PARSER = OverridesParser.create()
 
 
 def register_schema() -> None:
-    """Tell Hydra our schema, and have its errors raised instead of printed."""
+    """Register our schema with Hydra, and let Hydra raise its errors instead of printing them."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema = OmegaConf.structured(RunConfig)
     for node in (schema, *(schema[name] for name in schema if OmegaConf.is_dict(schema[name]))):
@@ -67,7 +67,7 @@ def to_config(composed: DictConfig) -> RunConfig:
 
 
 def configuration(overrides: Sequence[str]) -> RunConfig:
-    """Return what `python train.py OVERRIDES` would train with; what is wrong with them is one line."""
+    """Return the configuration of `python train.py OVERRIDES`; an error in them is one line."""
     return _composed(expanded(overrides), to_config)
 
 
@@ -109,7 +109,7 @@ def kept(composed: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
 
 
 def expanded(words: Sequence[str]) -> list[str]:
-    """Say in Hydra's grammar what was typed.
+    """Translate what was typed into Hydra's syntax.
 
     `data=FILE.yaml` becomes what the file says, as one would type it, and so does an option of the working folder's
     own; what is typed beside it wins. `encoder=weights(PATTERN,...)` becomes a choice among the weights that it names.
@@ -134,7 +134,7 @@ def expanded(words: Sequence[str]) -> list[str]:
 
 
 def refuse_flags(words: Sequence[str]) -> None:
-    """Refuse what looks like a flag and is none of Hydra's, with the key that was meant."""
+    """Refuse a word that looks like a flag but is not one of Hydra's; name the key that was meant."""
     for word in words:
         flag, _, text = word.partition("=")
         if flag.startswith("--") and len(flag) > 2 and not any(known.startswith(flag) for known in FLAGS):
@@ -142,7 +142,7 @@ def refuse_flags(words: Sequence[str]) -> None:
 
 
 def passed_over(words: Sequence[str]) -> list[str]:
-    """Return the words that name an option of segsweep's own, though the working folder has a file of that name."""
+    """Return words that name an option of segsweep, if the working folder also has a file of that name."""
     pairs = {word: word.partition("=")[::2] for word in words}
     return [word for word, (name, text) in pairs.items() if valuefile.own_option(name, text) and _is_option(name, text)]
 
@@ -192,7 +192,7 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     words = [word for word in expanded(words) if word not in own]
     for word in words:
         if word.startswith("~") or key_of(word).startswith("hydra"):
-            raise ConfigError(f"a run that goes on takes its own keys alone, as KEY=VALUE: drop {word}.")
+            raise ConfigError(f"with resume, only KEY=VALUE can be typed: drop {word}.")
     now = _values(words)
     before = {name: reduce(getattr, name.split("."), asked) for name in now}
     resumable = [key.name for key in keys() if key.role.resumable]
@@ -201,8 +201,8 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     changes = {name: value for name, value in changes.items() if value != "auto" or name in resumable}
     if other := [f"{name}: {before[name]} -> {now[name]}" for name in changes if name not in resumable]:
         raise ConfigError(
-            f"another configuration than the run's: {'; '.join(other)}. Only {', '.join(resumable)} may change; start "
-            "a new run for the rest."
+            f"differs from the run's configuration: {'; '.join(other)}. Only {', '.join(resumable)} may change when a "
+            f"run is continued. For other changes start a new run."
         )
     sections: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
@@ -278,7 +278,7 @@ def key_of(override: str) -> str:
 
 
 def is_hydras(error: BaseException) -> bool:
-    """Tell whether an error is of Hydra, or of OmegaConf: then the words are at fault, whatever its type is."""
+    """Tell whether an error comes from Hydra or OmegaConf: then the typed words are wrong, whatever its type is."""
     if isinstance(error, ConfigError):
         return False
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -300,7 +300,7 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
     if "--multirun" in str(error) and (swept := [word for word in argv if _is_sweep(word)]):
         return _needs_multirun(swept[0])
     if find_spec(STOCK) and any("sweeper" in text for text in (*argv, str(error))):
-        what = "hydra-optuna-sweeper is installed beside segsweep's own sweeper, under the same name"
+        what = "hydra-optuna-sweeper is installed, and has the same name as segsweep's own sweeper"
         return f"{what}. Type: pip uninstall hydra-optuna-sweeper"
     if unknown_setting := _unknown_setting(argv, f"{error} {error.__cause__}"):
         return unknown_setting
@@ -315,7 +315,7 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return said
     own = [word for word in argv if word.startswith(("-", "~", "hydra"))] or argv
-    return f"{' '.join(own)}: Hydra does not take that: {said}"
+    return f"{' '.join(own)}: Hydra refuses this: {said}"
 
 
 def _no_name(word: str) -> str | None:
@@ -341,7 +341,7 @@ def _no_such_option(file: str, options: Sequence[str]) -> str:
             return str(refusal)
     hint = suggestion(name, options, f"Try {group}=")
     if valuefile.own_option(group, name):
-        return f"{group}={name}: an option of your own stands for its keys, and cannot be varied: vary those."
+        return f"{group}={name}: an option from your conf/ cannot be varied. Vary its keys instead."
     if group == "data" and Path(name).expanduser().is_dir():
         hint = f" Try data=folder {override('data.root', name)}"
     return f"{group}={name}: no such option. There are: {', '.join(options)}.{hint}"
@@ -390,12 +390,12 @@ def _unreadable(word: str) -> str:
         return _no_such_key(key, text)
     if key in ("data", *TEXTS):
         inner = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
-        return f"{said} Quote it twice, for Hydra and for the shell: {override(name, inner)}"
+        return f"{said} Quote it twice, once for Hydra and once for the shell: {override(name, inner)}"
     leaves = re.sub(r"[^][{}:,]+", lambda leaf: leaf[0] if _parsed(f"x={leaf[0]}") else quoted(leaf[0]), text)
     if _parsed(f"{name}={leaves}"):
-        return f"{said} Quote it twice, for Hydra and for the shell: {for_shell(f'{name}={leaves}')}"
-    elsewhere = " Names beyond ASCII go into a file: data=FILE.yaml." if key == "data.classes" else ""
-    return f"{said} Each bracket and quote must be closed.{elsewhere}"
+        return f"{said} Quote it twice, once for Hydra and once for the shell: {for_shell(f'{name}={leaves}')}"
+    elsewhere = " Put names with other than ASCII letters into a file: data=FILE.yaml." if key == "data.classes" else ""
+    return f"{said} Close each bracket and quote.{elsewhere}"
 
 
 def _needs_multirun(word: str) -> str:
@@ -406,7 +406,7 @@ def _needs_multirun(word: str) -> str:
         one = f" As one text: {override(name, text)}"
     elif name in KEYS and (KEYS[name].kind is Any or "list" in str(KEYS[name].kind)):
         one = f" As a list: {for_shell(f'{name}=[{text}]')}"
-    return f"{word}: several values, to train with each: {program()} -m hydra/sweeper=optuna ...{one}"
+    return f"{word}: several values. To train with each of them, type {program()} -m hydra/sweeper=optuna ...{one}"
 
 
 def _wrong_type(said: str) -> str | None:
@@ -427,7 +427,7 @@ def _interpolated(word: str) -> str:
     parsed, (name, _, text) = _parsed(word), word.partition("=")
     value = parsed.value() if parsed else text
     literally = override(name, value if isinstance(value, str) else text)
-    return f"{word}: what stands in ${{}} must be a key, or a resolver as oc.env. As a text: {literally}"
+    return f"{word}: inside ${{}} there must be a key, or a resolver as oc.env. As text: {literally}"
 
 
 def _no_such_key(name: str, text: str) -> str:
@@ -447,11 +447,11 @@ def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
         if group.startswith("hydra/sweeper/") and group in text:  # of the stock plugin
             return f"{word}: no such group. Type {word.lstrip('+').replace('/', '.')}."
         if group.startswith(PREFIX) and "BasicSweeperConf" in text:
-            return f"{word}: is of a search. Add -m hydra/sweeper=optuna."
+            return f"{word}: is a key of a search. Add -m hydra/sweeper=optuna."
     settings = [*(item.name for kind in (SweeperConfig, ScreenConfig) for item in fields(kind))]
     settings += ["params", "direction", "n_jobs"]
     for name in map(key_of, argv):
         if name.startswith(PREFIX) and name.split(".")[2] not in settings and name in text:
             hint = suggestion(name, [f"{PREFIX}{setting}" for setting in settings])
-            return f"{name}: no such key.{hint} All are in docs/reference.md."
+            return f"{name}: no such key.{hint} All keys are in docs/reference.md."
     return None

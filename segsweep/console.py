@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: bars and lines on stderr, the result for stdout."""
+"""Text for the terminal: progress bars and lines on stderr, the result for stdout."""
 
 import math
 import shlex
@@ -20,7 +20,7 @@ SCORES = {**SHOWN, "boundary_iou": "boundary IoU"}  # of an evaluation
 
 
 def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
-    """Yield the items with a progress bar over them; where stderr is no terminal, with a line now and then."""
+    """Yield the items and show a progress bar; if stderr is not a terminal, print a line from time to time."""
     console = Console(stderr=True)
     if not console.is_terminal:
         said = time.monotonic()
@@ -36,7 +36,7 @@ def bar(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
 
 
 def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is_best: bool) -> None:
-    """Print one line for an epoch; a star marks the best so far."""
+    """Print one line for an epoch; a star marks the best epoch so far."""
     of = f"/{epochs}" if epochs else ""
     Console(stderr=True).print(
         f"epoch {number:>3}{of}  train loss {metrics['train/loss']:.4f}  val loss {metrics['val/loss']:.4f}  "
@@ -55,7 +55,7 @@ def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
         f"{100 * float(row['decoder_share']):7.0f} %  {row['input_size']:10}{row['strides']}"
         for row in rows
     ]
-    about = "GFLOP: the U-Net's forward pass at 256x256, of which the decoder has the given share."
+    about = "GFLOP: forward pass of the U-Net at 256x256 pixels; decoder: its share of the GFLOP."
     return "\n".join([title, *lines, "", about])
 
 
@@ -91,7 +91,7 @@ def result(folder: Path, summary: Mapping[str, Any], reason: str) -> str:
     often = f" (each {summary['passes']} times an epoch)" if summary["passes"] > 1 else ""
     images = ", ".join(f"{n} {part}{often if part == 'train' else ''}" for part, n in summary["images"].items())
     rows.append(("data", f"  {summary['data']}: {images}; {len(summary['classes'])} classes"))
-    warning = "  (random: expect less)" if summary["weights_source"] == "random" else ""
+    warning = "  (random weights: expect lower scores)" if summary["weights_source"] == "random" else ""
     fixed = summary["input_size"]
     size = f", runs at {fixed[0]}x{fixed[1]} on a resized image" if fixed else ""
     rows.append(("encoder", f"  {summary['encoder']}, weights: {summary['weights_source']}{warning}{size}"))
@@ -133,7 +133,7 @@ def evaluation(
     folder: Path,
     looks: int,
 ) -> str:
-    """Return scores of a split of so many images as a short table, with their 95 % intervals.
+    """Return the scores of a split with `images` images as a short table, with 95 % intervals.
 
     `looks` says how often the run's test split has been scored; 0 where that does not matter.
     """
@@ -146,18 +146,22 @@ def evaluation(
     if len(classes) > 2:
         rows += [("", ""), *((name, f"{metrics[f'iou/{name}']:10.4f}") for name in classes)]
     if "threshold/at" in metrics:
-        where = "chosen on these images, so optimistic" if split in ("val", "all") else "chosen on val"
+        optimistic = "chosen on these images, so its IoU is optimistic"
+        where = optimistic if split in ("val", "all") else "chosen on the validation split"
         chosen = f"{metrics['threshold/at']:10.4f}    {where}; IoU with it {metrics['threshold/iou']:.4f}"
         rows += [("", ""), ("threshold", chosen)]
     rows += [("", ""), ("folder", f"  {folder}")]
     if looks:
-        scored = f"{counted(looks, 'time')} so far. Choose between models by val: a score one chooses by is optimistic."
+        scored = (
+            f"{counted(looks, 'time')} so far. Choose between models by their validation scores: a test score "
+            "used to choose a model is optimistic."
+        )
         rows.append(("test scored", f"  {scored}"))
     return table(rows)
 
 
 def tracked(folder: Path, shown_by: str, problem: str | None) -> str:
-    """Say where MLflow has the run, by the command that shows it, or how to send it later if there was a problem."""
+    """Return the command that shows the run in MLflow, or the one that sends it later if there was a problem."""
     if not problem:
         return table([("compare", f"  {shown_by}")])
     later = f"segsweep sync {shlex.quote(str(folder))}"
@@ -165,5 +169,5 @@ def tracked(folder: Path, shown_by: str, problem: str | None) -> str:
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Return a line for each row: what it is about, and the rest."""
+    """Return one line for each row: a label of 16 characters, and the text."""
     return "\n".join(f"{title:16}{text}".rstrip() for title, text in rows)

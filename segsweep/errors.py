@@ -1,4 +1,4 @@
-"""What can be the user's to mend. Each carries the exit code of `train.py` and is shown without a traceback."""
+"""Errors that the user can fix. Each has an exit code of `train.py`, and is printed without a traceback."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ DISK = FULL | {errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
 
 
 class ConfigError(Exception):
-    """What must hold, what came, what to type."""
+    """An error that the user can fix: what must hold, what came, what to type."""
 
     exit_code = 2  # command line, configuration, a folder in use or holding a journal
     failure: Failure = "config"  # as records name it
@@ -50,30 +50,30 @@ class DiskError(ConfigError):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; as `KeyboardInterrupt`, nobody's to swallow."""
+    """SIGTERM or SIGHUP arrived; like `KeyboardInterrupt`, it is not caught by `except Exception`."""
 
 
 class Asked(BaseException):
-    """`segsweep stop` asks a run or a sweep to end; what it has is kept. As `Terminated`, nobody's to swallow."""
+    """`segsweep stop` asks a run or sweep to end. Like `Terminated`, it is not caught by `except Exception`."""
 
     def __str__(self) -> str:
         return "asked to (segsweep stop)"
 
 
 def closest(word: str, known: Iterable[str], *, n: int = 1) -> list[str]:
-    """The `n` known words most like `word` in any case, best first; empty when none is near."""
+    """Return the `n` known words that are most similar to `word`, best first, ignoring case; empty if none is close."""
     by_lower = {name.lower(): name for name in known}
     return [by_lower[match] for match in get_close_matches(word.lower(), by_lower, n=n, cutoff=0.6)]
 
 
 def suggestion(word: str, known: Iterable[str], before: str = "Closest: ", *, n: int = 1) -> str:
-    """Put the closest known words into a sentence that ends an error; empty when none is near."""
+    """Return the sentence at an error's end that names the closest known words; empty if none is close."""
     near = closest(word, known, n=n)
     return f" {before}{', '.join(near)}." if near else ""
 
 
 def one_of(name: str, value: Any, allowed: Collection[str], shown: str = "") -> None:
-    """Refuse a key's value that is not among the allowed ones, with the closest."""
+    """Raise ConfigError, with the closest allowed value, if a key's value is not allowed."""
     if value not in allowed:
         hint = suggestion(str(value), allowed, f"Try {name}=")
         raise ConfigError(f"{name}={value}: must be one of {shown or ', '.join(allowed)}.{hint}")
@@ -85,24 +85,24 @@ def unwritable(place: Path, error: OSError, other: str) -> ConfigError:
 
 
 def of_the_disk(error: BaseException) -> bool:
-    """Tell whether it is a file system that refuses to write, as it would whatever is written."""
+    """Tell whether the file system refuses to write anything (full, read-only, quota)."""
     return isinstance(error, OSError) and error.errno in DISK
 
 
 def refused_by_system(error: OSError) -> str:
-    """Say in one sentence which file the system refuses, and why."""
+    """Return one sentence: which file the system refuses, and why."""
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{os.strerror(error.errno or 0)}."
 
 
 def as_disk_error(error: BaseException) -> BaseException:
-    """Return a DiskError for what the file system refuses to write, and any other error as it is."""
+    """Return a DiskError if the file system refused to write, and any other error unchanged."""
     return DiskError(refused_by_system(error)) if isinstance(error, OSError) and of_the_disk(error) else error
 
 
 @contextmanager
 def named_by(path: Path) -> Iterator[None]:
-    """Have an error of the system name this file, where it names none: as of one that is open."""
+    """Add this file's name to a system error that names no file, such as one from an open file."""
     try:
         yield
     except OSError as error:
@@ -112,9 +112,9 @@ def named_by(path: Path) -> Iterator[None]:
 
 
 def unloaded(error: BaseException) -> str:
-    """Why torch did not load a file, without torch's advice to let the file run its code."""
+    """Return why torch did not load a file, without torch's advice to let the file run code."""
     if isinstance(error, UnpicklingError):
-        return "it is damaged, or holds more than tensors and plain values, which may be code and is never run."
+        return "it is damaged, or it holds more than tensors and plain values. segsweep never runs code from a file."
     return first_line(error)
 
 
@@ -130,13 +130,13 @@ def redacted(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one sentence, without passwords; its type where it says nothing."""
+    """Return the first sentence of another library's error, without passwords; its type if it has no text."""
     lines = redacted(str(error).strip() or type(error).__name__).splitlines()
     line = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])  # SQLAlchemy's
     return line if line.endswith(".") else f"{line}."
 
 
 def short(error: BaseException) -> str:
-    """What another library's error says, in at most 200 letters."""
+    """Return another library's error in at most 200 characters."""
     line = first_line(error)
     return line if len(line) < 200 else f"{line[:200]}..."

@@ -1,7 +1,7 @@
-"""Scores from confusion matrices, and by the bootstrap how sure they are.
+"""Scores from confusion matrices, with confidence intervals by the bootstrap.
 
-A confusion matrix is int64 `... k k` and counts pixels: targets in rows, predictions in columns, void pixels nowhere.
-What is 0 / 0 is NaN, and left out of means.
+A confusion matrix is int64 `... k k` and counts pixels: targets in rows, predictions in columns. Void pixels are not
+counted. 0 / 0 is NaN, and means leave it out.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ Floats = NDArray[np.float64]
 
 
 def scores(images: Sequence[Matrices], names: Sequence[str]) -> dict[str, float]:
-    """Return every score of a split by name, without the split's prefix; NaN for all without images.
+    """Return every score of a split by name, without the split's prefix; all are NaN if there are no images.
 
-    `iou` is `pooled_iou`, `dice` its like; `iou_fg` is `foreground_iou` and `iou_image` the mean of `image_iou`.
-    `iou_micro` pools the pixels of all classes, `accuracy` is the share of the pixels that are right, and `iou/<name>`
-    is of one class, NaN where it is in no target. `images` holds the confusion matrix `k k` of each image.
+    `iou` is `pooled_iou`, `dice` the same for Dice; `iou_fg` is `foreground_iou`, `iou_image` the mean of `image_iou`.
+    `iou_micro` pools the pixels of all classes, `accuracy` is the share of correct pixels, and `iou/<name>` is the IoU
+    of one class, NaN if it is in no target. `images` holds the confusion matrix `k k` of each image.
     """
     matrices = np.stack(images) if len(images) else np.zeros((0, len(names), len(names)), np.int64)
     total = matrices.sum(0)
@@ -45,13 +45,13 @@ def scores(images: Sequence[Matrices], names: Sequence[str]) -> dict[str, float]
 def pooled_iou(matrices: Matrices) -> Floats:
     """Return `val/iou` of pooled matrices, `... k k` to `...`.
 
-    Of two classes it is the foreground's; of more the mean over the classes in the targets, the first class included.
+    Two classes: IoU of the foreground. More classes: mean over the classes in the targets, the first class included.
     """
     return overall(where_present(matrices, iou(matrices)))
 
 
 class Validation(NamedTuple):
-    """What a run's `MATRICES` holds: the confusion matrices of its best epoch."""
+    """The content of a run's `MATRICES`: the confusion matrices of its best epoch."""
 
     keys: tuple[str, ...]  # names of the validation images
     matrices: Matrices  # int64 `n k k`, targets in rows, one for each of them
@@ -72,12 +72,12 @@ def read_validation(folder: Path) -> Validation | None:
 
 
 def image_iou(matrices: Matrices) -> Floats:
-    """Return each image's own IoU, `... k k` to `...`: the only score of single images, wherever one is shown.
+    """Return the IoU of each image, `... k k` to `...`: the only score of single images that segsweep shows.
 
-    Of two classes it is the foreground's; of more the mean over the classes in the target or in the prediction, the
-    first class included. A class that is only predicted counts as 0: over an empty target any foreground gives 0.00.
-    An image has no number, NaN, where target and prediction are both empty: of two classes without any foreground, of
-    more without a pixel that counts.
+    Two classes: IoU of the foreground. More classes: mean over the classes in the target or in the prediction, the
+    first class included. A class that is only predicted counts as 0: if the target is empty, any predicted foreground
+    gives 0.00. An image has no IoU (NaN) if target and prediction are both empty: two classes without any foreground,
+    or more classes with only void pixels.
     """
     return overall(iou(matrices))
 
@@ -122,17 +122,17 @@ def dice(matrices: Matrices) -> Floats:
 
 
 def precision(matrices: Matrices) -> Floats:
-    """Return the share of each class's predicted pixels that are right, `... k k` to `... k`."""
+    """Return the precision of each class, the share of its predicted pixels that are correct, `... k k` to `... k`."""
     return ratio(_hits(matrices), matrices.sum(-2))
 
 
 def recall(matrices: Matrices) -> Floats:
-    """Return the share of each class's pixels that were found, `... k k` to `... k`."""
+    """Return the recall of each class, the share of its target pixels that are predicted, `... k k` to `... k`."""
     return ratio(_hits(matrices), matrices.sum(-1))
 
 
 def accuracy(matrices: Matrices) -> Floats:
-    """Return the share of the pixels that are right, `... k k` to `...`."""
+    """Return the share of pixels that are predicted correctly, `... k k` to `...`."""
     return ratio(_hits(matrices).sum(-1), matrices.sum((-2, -1)))
 
 
@@ -142,7 +142,7 @@ def where_present(matrices: Matrices, by_class: Floats) -> Floats:
 
 
 def overall(by_class: Floats) -> Floats:
-    """Make one number of scores `... k`: the foreground's of two classes, else the mean over those that are not NaN."""
+    """Reduce scores `... k` to one: of two classes the foreground's, else the mean over those that are not NaN."""
     return by_class[..., 1] if by_class.shape[-1] == 2 else _mean(by_class)
 
 

@@ -1,4 +1,4 @@
-"""Where things lie, how they are written whole, and how they are typed. All that a run writes is under `outputs()`."""
+"""Paths, atomic writing, and quoting for the shell. Everything that a run writes is below `outputs()`."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ def outputs() -> Path:
 
 
 def program() -> str:
-    """Return what one types here to train: a checkout's `train.py`, where one is in it, or the installed command."""
+    """Return the command that trains here: `python train.py` in a checkout, else the installed command."""
     return "segsweep train" if INSTALLED or Path.cwd() != ROOT else "python train.py"
 
 
@@ -37,17 +37,17 @@ def speaker() -> str:
 
 
 def extra(name: str) -> str:
-    """Return what one types here to install an extra."""
+    """Return the command that installs an extra."""
     return f"pip install 'segsweep[{name}]'" if INSTALLED else f"pip install -e '.[{name}]'"
 
 
 def cache() -> Path:
-    """Decoded data sets and generated images; may be deleted at any time."""
+    """Return the folder of decoded data sets and generated images; it may be deleted at any time."""
     return outputs() / "cache"
 
 
 def is_pattern(path: object) -> bool:
-    """Tell whether a path has stars or question marks in it, and is no file or folder that is called so."""
+    """Tell whether a path contains stars or question marks, and is not an existing file or folder."""
     return bool(set("*?") & set(str(path))) and not Path(str(path)).expanduser().exists()
 
 
@@ -120,12 +120,12 @@ def nan_to_none(value: Any) -> Any:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a text file, whole."""
+    """Write a text file atomically."""
     atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON that every reader takes, whole: NaN becomes null."""
+    """Write strict JSON atomically: NaN becomes null."""
     save_text(path, json.dumps(nan_to_none(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -141,7 +141,7 @@ def load_json(text: str | bytes) -> Any:
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON.")
+    raise ValueError(f"{text} is not a number in JSON.")
 
 
 @contextmanager

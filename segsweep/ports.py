@@ -1,4 +1,4 @@
-"""Where a page can be served."""
+"""Find a port for a web page."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def available(host: str, port: int, command: str) -> int:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             why = os.strerror(error.errno or 0)
-            raise ConfigError(f"--host {host} --port {port}: cannot be listened at: {why}.") from error
+            raise ConfigError(f"--host {host} --port {port}: cannot listen there: {why}.") from error
     for other in [*range(port + 1, min(port + 20, 65536)), 0]:
         with suppress(OSError):
             free = _bound(host, other)

@@ -1,4 +1,4 @@
-"""This process: its signals, its two outputs, and what it says when it fails. Standard library only."""
+"""This process: its signals, stdout and stderr, and its message when it fails. Standard library only."""
 
 import errno
 import faulthandler
@@ -128,12 +128,12 @@ def show(result: object) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line on stderr: what is wrong."""
+    """Print an error line on stderr."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def failed(error: Exception) -> tuple[str, int]:
-    """Return a line on an error that no other words will mend, and the exit code.
+    """Return the line for an unexpected error, and the exit code.
 
     The traceback of one that nobody foresaw is kept in a file; where `SEGSWEEP_DEBUG` is set, the error is raised.
     """
@@ -150,4 +150,4 @@ def failed(error: Exception) -> tuple[str, int]:
         file.write(redacted("".join(traceback.format_exception(error))))
         kept = f"Its traceback: {file.name}. "
     line = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{line[:300]} This is a fault of segsweep. {kept}{DEBUG}=1 raises it.", UNFORESEEN
+    return f"{line[:300]} This is a bug in segsweep. {kept}{DEBUG}=1 raises it.", UNFORESEEN

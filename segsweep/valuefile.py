@@ -68,7 +68,7 @@ def own_options(group: str) -> list[str]:
 
 
 def group_words(group: str, path: Path, beside: Collection[str] = ()) -> list[str]:
-    """Return what one would type instead of `GROUP=NAME`, without the keys that are typed beside it.
+    """Return the words that mean the same as `GROUP=NAME`, without keys that are also on the command line.
 
     Raises ConfigError: the file is too large or malformed; a key is unknown; a value is of another type.
     """
@@ -109,12 +109,14 @@ def _search(path: Path, search: Value, beside: Collection[str]) -> Iterator[str]
         raise ConfigError(f"{path}: sweeper: must be a section with its keys below, as n_trials: 24")
     name, params = search.pop("name", "optuna"), search.pop("params", {})
     if not isinstance(params, dict):
-        raise ConfigError(f"{path}: params: must be keys with what is tried, as optim.lr: auto")
+        raise ConfigError(f"{path}: params: must contain keys and the values to try, as optim.lr: auto")
     one_of("sweeper.name", name, SWEEPERS)
     for key, value in params.items():
         plain = key in OWN and not (KEYS[key].role.is_path or "${" in str(value) or isinstance(value, dict))
         if not (plain or (key in GROUPS and TRIED.fullmatch(str(value)))) or key.startswith(SWEEPER):
-            raise ConfigError(f"{path}: {key}: must be a key with what is tried, as encoder: choice(resnet18,resnet34)")
+            raise ConfigError(
+                f"{path}: {key}: must be a key with the values to try, as encoder: choice(resnet18,resnet34)"
+            )
     yield "hydra.mode=MULTIRUN"
     yield f"hydra/sweeper={name}"
     if FOLDER not in beside:
@@ -125,7 +127,7 @@ def _search(path: Path, search: Value, beside: Collection[str]) -> Iterator[str]
 
 
 def words(path: Path, beside: Collection[str] = (), allowed: Collection[str] = KEYS) -> list[str]:
-    """Return what one would type instead of `data=FILE`, in Hydra's grammar, without the keys that are typed beside it.
+    """Return the words that mean the same as `data=FILE`, in Hydra's syntax, without keys on the command line.
 
     Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type; a
     single class is typed beside those of the file.
@@ -135,8 +137,8 @@ def words(path: Path, beside: Collection[str] = (), allowed: Collection[str] = K
     if single and values.get("classes") is not None and f"{PREFIX}classes" not in beside:
         label = single[0].removeprefix(CLASS)
         raise ConfigError(
-            f"{single[0]}: typed beside {path}, which has classes of its own. Add {label} to the file, or type all "
-            f"classes: 'data.classes={{{label}:VALUE}}'"
+            f"{single[0]}: was typed, but {path} has its own classes. Add {label} to the file, or type all classes: "
+            f"'data.classes={{{label}:VALUE}}'"
         )
     name = values.pop("name", "folder")
     return [f"data={name}", *_assigned({f"{PREFIX}{key}": value for key, value in values.items()}, beside)]
@@ -149,7 +151,7 @@ def read(path: Path, rooted: bool = False, allowed: Collection[str] = KEYS) -> d
 
     Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type.
     """
-    expected = "keys of data with their values, a line each, as root: images/of/mine"
+    expected = "keys of data with their values, one on each line, as root: images/of/mine"
     return _data(path, _tree(path, expected), rooted, allowed)
 
 
@@ -184,7 +186,10 @@ def _values(path: Path, found: Mapping[str, Value], prefix: str, allowed: Collec
         if prefix + name not in KEYS:
             raise ConfigError(_unknown(path, prefix, name))
         if prefix + name not in allowed:
-            raise ConfigError(f"{path}: {name}: says where and not what, and may come from elsewhere: type it.")
+            raise ConfigError(
+                f"{path}: {name}: this key is about the machine, not about the experiment, so a file "
+                f"must not set it. Type it on the command line."
+            )
     return {prefix + name: _checked(KEYS[prefix + name], value, path) for name, value in found.items()}
 
 
@@ -206,9 +211,7 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LIMIT + 1)
         if len(content) > LIMIT:
-            raise ConfigError(
-                f"{path}: larger than {LIMIT >> 10} KiB. Rows of files belong into a CSV: data.table=CSV."
-            )
+            raise ConfigError(f"{path}: larger than {LIMIT >> 10} KiB. To list files, use a CSV: data.table=CSV.")
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from error
@@ -216,7 +219,8 @@ def _text(path: Path) -> str:
     for token in yaml.scan(text, Loader=yaml.SafeLoader):  # stops early: an alias unfolds, nesting takes quadratic time
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         if isinstance(token, REFUSED) or depth > DEPTH:
-            what = f"be nested {DEPTH} deep at most" if depth > DEPTH else "hold plain values; quote & * ! and %"
+            plain = "contain plain values; put & * ! and % in quotes"
+            what = f"be nested at most {DEPTH} levels deep" if depth > DEPTH else plain
             raise ConfigError(f"{path}, line {token.start_mark.line + 1}: must {what}.")
     return text
 
@@ -257,7 +261,7 @@ def _checked(key: Key, value: Value, path: Path) -> Value:
 def _unknown(path: Path, prefix: str, name: str) -> str:
     section, there = prefix.rstrip("."), [key.removeprefix(prefix) for key in KEYS if key.startswith(prefix)]
     if name == section:
-        return f"{path}: holds the keys of {name} alone: write them at the left margin, without {name}: above them."
+        return f"{path}: may contain only keys of {name}: write them at the left margin, without {name}: above them."
     near = meant(prefix + name) or ""
     hint = f" Closest: {near.removeprefix(prefix)}." if near.startswith(prefix) else ""
     return f"{path}: {name}: no such key of {section}.{hint} There are: {', '.join(there)}."

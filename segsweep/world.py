@@ -17,7 +17,7 @@ MEETING = "SEGSWEEP_RANKS"  # where the processes of a sweep's trial meet, a URL
 
 
 class World:
-    """One process: it agrees with itself.
+    """One process, the default.
 
     Whoever lets several processes train together overrides the methods. Every process calls the same ones in the same
     order; what differs between processes (a clock, a free folder, a measured speed) must not decide anything before it
@@ -75,7 +75,7 @@ def cores() -> int:
 
 
 def end_with_parent() -> int:
-    """Have the system send SIGTERM here when the process that began this one ends, however it does; return its pid."""
+    """Let the system send SIGTERM to this process when its parent ends for any reason; return the parent's pid."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     return os.getppid()

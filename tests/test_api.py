@@ -73,14 +73,14 @@ def test_what_is_refused_raises_and_leaves_nothing(pairs, tmp_path):
     with pytest.raises(ConfigError, match="no such run"):
         segsweep.load("nothing")
     for key in ("sweeps", "hydra/sweeper"):
-        with pytest.raises(ConfigError, match=rf"{key}: is not of a single training: segsweep\.sweep takes it"):
+        with pytest.raises(ConfigError, match=rf"{key}: not a key of segsweep.train: segsweep\.sweep takes it"):
             segsweep.train({**TINY, key: "optuna"}, tmp_path / "run")
     with pytest.raises(ConfigError, match="give the folder as folder="):
         segsweep.train({**TINY, "hydra.run.dir": "run"})
     with pytest.raises(ConfigError, match="Drop one of the two"):
         segsweep.train({"resume": tmp_path / "run"}, tmp_path / "run")
     for keys in ({"hydra.sweeper.dry": True}, {"hydra.sweep.dir": "run"}):
-        with pytest.raises(ConfigError, match=r"dry: has no result|folder as folder="):
+        with pytest.raises(ConfigError, match=r"dry: a dry run returns no result|folder as folder="):
             segsweep.sweep({**TINY, **keys}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -242,7 +242,7 @@ def test_a_mapping_where_none_belongs_is_one_line(key, says):
     [("data.root=/a/${b}", "/a/${b}"), ("data.root='/${b'", "/${b"), ("data.root='\\\\${no:x}'", "\\\\${no:x}")],
 )
 def test_an_interpolation_of_nothing_is_answered_with_the_text(word, text):
-    (typed,) = shlex.split(refusal("data=folder", word).partition("As a text: ")[2])
+    (typed,) = shlex.split(refusal("data=folder", word).partition("As text: ")[2])
     assert configuration(["data=folder", typed]).data.root == text
 
 
@@ -269,5 +269,5 @@ def test_another_groups_name_is_no_unknown_key():
 def test_an_interpolation_that_fails_in_a_run_is_one_line_and_leaves_nothing(word, outputs, capsys):
     assert main([word]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{word}: what stands in ${{}} must be a key" in line
+    assert f"{word}: inside ${{}} there must be a key" in line
     assert not outputs.exists() or not list(outputs.iterdir())

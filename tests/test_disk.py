@@ -185,7 +185,7 @@ def test_a_place_where_nothing_can_be_written_is_one_line(key, number, whole, tm
         typed += ["-m", "hydra/sweeper=optuna", "optim.lr=1e-3,1e-2"] if "sweep" in key else []
     assert train.main(typed) in (2, 7)
     said = capsys.readouterr().err
-    assert "Traceback" not in said and "fault of segsweep" not in said
+    assert "Traceback" not in said and "bug in segsweep" not in said
     assert kind is None or os.strerror(kind) in said or (kind == errno.ELOOP and "loop" in said)
 
 

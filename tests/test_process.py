@@ -57,7 +57,7 @@ def test_what_nobody_foresaw_is_one_line_and_its_traceback_a_file(main, monkeypa
     assert main.main(["report", "x"] if main is app else []) == 70
     said = capsys.readouterr().err
     assert re.fullmatch(
-        r"\S+: KeyError: 'at http://me:\*\*\*@host' This is a fault of segsweep\. Its traceback: .*\n", said
+        r"\S+: KeyError: 'at http://me:\*\*\*@host' This is a bug in segsweep\. Its traceback: .*\n", said
     )
     (kept,) = tmp_path.glob("segsweep-*.txt")
     assert "Traceback" in kept.read_text() and "me:word" not in kept.read_text()

@@ -132,19 +132,27 @@ def test_any_key_may_be_tried_in_a_question(own, name):
         ("optim", "lr: fast", "must be"),
         ("sweeps", "hydra: {sweeper: {n_trials: 3}}", "hydra: no such section"),
         ("sweeps", "sweeper: {_target_: x}", "_target_: no such key of hydra.sweeper"),
-        ("sweeps", "sweeper: {params: {optim.lr: '${oc.env:HOME}'}}", "optim.lr: must be a key with what is tried"),
-        ("sweeps", "sweeper: {params: {loss: ../../x}}", "loss: must be a key with what is tried"),
-        ("sweeps", "sweeper: {params: {hydra.searchpath: x}}", "hydra.searchpath: must be a key with what is tried"),
+        ("sweeps", "sweeper: {params: {optim.lr: '${oc.env:HOME}'}}", "optim.lr: must be a key with the values to try"),
+        ("sweeps", "sweeper: {params: {loss: ../../x}}", "loss: must be a key with the values to try"),
+        (
+            "sweeps",
+            "sweeper: {params: {hydra.searchpath: x}}",
+            "hydra.searchpath: must be a key with the values to try",
+        ),
         ("sweeps", "sweeper: {params: {hydra.sweeper.storage: x}}", "hydra.sweeper.storage: must be a key with"),
-        ("sweeps", "sweeper: {params: {tracking.uri: x}}", "tracking.uri: must be a key with what is tried"),
+        ("sweeps", "sweeper: {params: {tracking.uri: x}}", "tracking.uri: must be a key with the values to try"),
         ("sweeps", "sweeper: {name: ../../x}", "sweeper.name=../../x: must be one of optuna, grid, cv"),
-        ("sweeps", "sweeper: {storage: 'postgresql://x/y'}", "storage: says where and not what"),
-        ("sweeps", "sweeper: {slots: 500}", "slots: says where and not what"),
-        ("sweeps", "sweeper: {params: {encoder.weights_file: w}}", "encoder.weights_file: must be a key with what is"),
+        ("sweeps", "sweeper: {storage: 'postgresql://x/y'}", "storage: this key is about the machine"),
+        ("sweeps", "sweeper: {slots: 500}", "slots: this key is about the machine"),
+        (
+            "sweeps",
+            "sweeper: {params: {encoder.weights_file: w}}",
+            "encoder.weights_file: must be a key with the values",
+        ),
         ("encoder", "name: ../../proc/self/cwd/x", "not a timm model"),
-        ("recipe", "tracking: {uri: 'http://x'}", "uri: says where and not what"),
+        ("recipe", "tracking: {uri: 'http://x'}", "uri: this key is about the machine"),
         ("recipe", "hydra.sweeper: {n_trials: 3}", "hydra.sweeper: no such section"),
-        ("data", "download: true", "download: says where and not what"),
+        ("data", "download: true", "download: this key is about the machine"),
         ("recipe", "train: 3", "train: must be a section"),
         ("recipe", "optimizer: {lr: 3}", "optimizer: no such section"),
     ],
@@ -163,13 +171,13 @@ def test_an_option_that_there_is_already_is_passed_over(own, caplog):
     assert configuration(["encoder=resnet18"]).encoder.name == "resnet18"
     assert passed_over(["optim=adamw", "encoder=resnet18", "loss=dice"]) == ["optim=adamw", "encoder=resnet18"]
     main(["optim=adamw", "--cfg", "job"])
-    assert "optim=adamw: segsweep's own; the file in conf/ is passed over" in caplog.text
+    assert "optim=adamw: is already an option of segsweep; your file in conf/ is ignored" in caplog.text
 
 
 def test_an_option_of_ones_own_cannot_be_varied_and_may_be_typed_again(own, capsys):
     own("optim", "lr: 0.1")
     assert main(["-m", "optim=mine,adamw"]) == 2
-    assert "optim=mine: an option of your own stands for its keys, and cannot be varied" in capsys.readouterr().err
+    assert "optim=mine: an option from your conf/ cannot be varied" in capsys.readouterr().err
     assert changed(RunConfig(optim=OptimConfig("adam", lr=0.1)), ["optim=mine"]).optim.lr == 0.1
 
 
@@ -195,7 +203,7 @@ def test_what_is_typed_beside_it_wins_and_classes_are_not_mixed(here):
 def test_one_class_beside_those_of_a_file_is_refused_and_beside_none_it_is_the_class(here):
     word, typed = here(ALL), "+data.classes.car=8"
     line = refused(word, typed)
-    assert line.startswith("data.classes.car: typed beside ../files/my.yaml, which has classes of its own.")
+    assert line.startswith("data.classes.car: was typed, but ../files/my.yaml has its own classes.")
     advised = shlex.split(line.partition("type all classes: ")[2])[0].replace("VALUE", "8")
     assert configuration([word, advised]).data.classes == {"car": 8}
     assert configuration([word, "data.classes={bus:9}", typed]).data.classes == {"bus": 9, "car": 8}
@@ -256,14 +264,14 @@ def test_beside_a_record_it_is_another_data_set(here, tmp_path):
         ("- root", "must hold keys of data with their values"),
         ("just a text", "must hold keys of data with their values"),
         ("root: a\n---\nroot: b", "line 2: "),
-        ("root: &a x\nimages: *a", "line 1: must hold plain values"),
-        ("root: *a", "line 1: must hold plain values"),
-        ("root: !!python/object/apply:os.system [ls]", "line 1: must hold plain values"),
-        ("%YAML 1.1\n---\nroot: a", "line 1: must hold plain values"),
+        ("root: &a x\nimages: *a", "line 1: must contain plain values"),
+        ("root: *a", "line 1: must contain plain values"),
+        ("root: !!python/object/apply:os.system [ls]", "line 1: must contain plain values"),
+        ("%YAML 1.1\n---\nroot: a", "line 1: must contain plain values"),
         ("root: a\x07", ""),
         (b"root: \xff", "can't decode byte"),
-        ("classes: " + "[" * 60000, "line 1: must be nested 8 deep at most."),
-        ("classes:\n  " + "- " * 20000, "line 2: must be nested 8 deep at most."),
+        ("classes: " + "[" * 60000, "line 1: must be nested at most 8 levels deep."),
+        ("classes:\n  " + "- " * 20000, "line 2: must be nested at most 8 levels deep."),
         ("seed: " + "9" * 5000, ""),
         ("# " + "x" * LIMIT, "larger than 64 KiB"),
     ],
@@ -281,7 +289,7 @@ def test_aliases_that_would_fill_the_memory_are_never_expanded(here):
         f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
         for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     )
-    assert "line 1: must hold plain values" in refused(here(bomb))
+    assert "line 1: must contain plain values" in refused(here(bomb))
 
 
 def test_a_file_that_is_not_there_is_one_line(here, tmp_path):

@@ -1,4 +1,4 @@
-"""The `segsweep` command: training and searching, and what one does with runs."""
+"""The `segsweep` command: train, search, and use the runs."""
 
 import argparse
 import os
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _commanded(given: list[str]) -> int:
-    about = "Train a segmentation network, search for the best one, and use it."
+    about = "Train segmentation networks, search for the best one, and use it."
     parser = argparse.ArgumentParser(prog="segsweep", description=about)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

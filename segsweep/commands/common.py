@@ -1,4 +1,4 @@
-"""What several commands share: arguments, the model that RUN means, the data it was trained on."""
+"""Shared by several commands: arguments, finding the model of RUN, loading the data of its training."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -26,9 +26,9 @@ def add_inference(parser: ArgumentParser) -> None:
     """Add --device, --precision, --tile and --tta: how `load_predictor` runs a model."""
     add_device(parser)
     usual = "default: as in training"
-    fastest = "auto: the fastest that the device has in hardware"
-    parser.add_argument("--precision", choices=PRECISIONS, help=f"{usual}, where the device can; {fastest}")
-    tiles = f"pixels a side beyond which it is run in tiles ({usual})"
+    fastest = "auto: the fastest that the hardware supports"
+    parser.add_argument("--precision", choices=PRECISIONS, help=f"{usual}, if the device can; {fastest}")
+    tiles = f"images with a side longer than this many pixels are processed in tiles ({usual})"
     parser.add_argument("--tile", type=tile_side, metavar="N", help=tiles)
     parser.add_argument("--tta", choices=VIEWS, help=f"average over mirrored views ({usual})")
 
@@ -41,7 +41,7 @@ def tile_side(text: str) -> int:
 
 
 def port(text: str) -> int:
-    """Read the number of a port, for argparse; 0 is any that is free."""
+    """Read the number of a port, for argparse; 0 means any free port."""
     if not text.isdecimal() or int(text) > 65535:
         raise ArgumentTypeError(f"{text}: must be a whole number up to 65535")
     return int(text)
@@ -65,7 +65,7 @@ def find_model(run: str, uri: str | None = None) -> "Found":
 
 
 def load_predictor(options: Namespace, found: "Found") -> "Predictor":
-    """Load a model to run it as the arguments of `add_inference` say; note on stderr how it is run, and why so."""
+    """Load a model with the arguments of `add_inference`; print to stderr how it is run, and why."""
     from segsweep import console
     from segsweep.inference.predict import Predictor
 
@@ -92,7 +92,7 @@ def training_data(folder: Path | None) -> "Dataset | None":
 
 
 def compared(done: "Exported", on_images: bool) -> list[tuple[str, str]]:
-    """Return the rows that say how an exported model did beside PyTorch, on the run's own images or on random ones."""
+    """Return rows that compare an exported model with PyTorch, on images of the run or on random ones."""
     found = done.comparison
     what = f"{found.images} {'validation images' if on_images else 'images of random pixels'}"
     return [

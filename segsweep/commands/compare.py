@@ -8,21 +8,21 @@ from segsweep.paths import outputs
 from segsweep.process import complain, show
 from segsweep.runs import journal
 
-HELP = "runs side by side: what differs, and how well they did"
+HELP = "compare runs: their settings and their scores"
 FORMATS = ("text", "csv", "markdown", "latex")
 
 
 def arguments(parser: ArgumentParser) -> None:
-    several = f"{RUN}; or folders with runs below them; two runs: what got better"
+    several = f"{RUN}; or folders that contain runs. Two runs: also which images got better"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=several)
-    parser.add_argument("--sweep", type=Path, metavar="DIR", help="the trials and finalists of a sweep")
-    shared = "mean ± sd over repeats: runs that share these, as encoder.name,optim.lr, and all other settings"
+    parser.add_argument("--sweep", type=Path, metavar="DIR", help="compare the trials and finalists of this sweep")
+    shared = "show mean ± sd over repeats: runs with the same values of these keys, as encoder.name,optim.lr"
     parser.add_argument("--group-by", metavar="KEYS", help=shared)
     parser.add_argument("--format", choices=FORMATS, default="text")
 
 
 def run(options: Namespace) -> int:
-    """Print a table of the runs, of all where none is given; of exactly two runs what got better and what worse."""
+    """Print a table of the runs (default: all); for exactly two runs also which images got better and worse."""
     from segsweep.inference.find import find
     from segsweep.sweeping.compare import pair, runs, shown, table
 
@@ -36,5 +36,5 @@ def run(options: Namespace) -> int:
         rows = table(runs(folders or [outputs()]), keys)
         show(shown(rows, options.format))
         if "data" in rows:
-            complain("segsweep: the runs are of several data sets, whose scores do not compare")
+            complain("segsweep: the runs used different data sets, so their scores cannot be compared")
     return 0

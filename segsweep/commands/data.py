@@ -1,4 +1,4 @@
-"""`segsweep data`: what is in a data set, what is wrong with it, the plan to train on it, a sheet of its pictures."""
+"""`segsweep data`: check a data set: its contents, its problems, the plan, a sheet of its pictures."""
 
 import hashlib
 from argparse import ArgumentParser, Namespace
@@ -7,14 +7,14 @@ from pathlib import Path
 from segsweep.paths import outputs
 from segsweep.process import show
 
-HELP = "look at a data set: what is in it, what is wrong, a plan, a sheet of pictures"
+HELP = "check a data set: contents, problems, the plan, a sheet of pictures"
 SHEET = 24  # pairs on the sheet of pictures
 
 
 def arguments(parser: ArgumentParser) -> None:
-    words = "as for train.py: data=folder data.root=DIR, or data=FILE.yaml (default: shapes)"
+    words = "the same options as for train.py: data=folder data.root=DIR, or data=FILE.yaml (default: shapes)"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
-    sheet = "the sheet (default: outputs/data/NAME-DIGEST-CLASSES.png)"
+    sheet = "file of the sheet (default: outputs/data/NAME-DIGEST-CLASSES.png)"
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=sheet)
 
 
@@ -41,7 +41,9 @@ def run(options: Namespace) -> int:
         show(f"warning         {warning}")
     for parts in found.classes:
         if not parts.parts:
-            show(f"warning         {parts.name}: in no training mask. Check data.classes, or drop it")
+            show(
+                f"warning         {parts.name}: no training mask has this class. Check data.classes, or drop the class"
+            )
     pairs = []
     for part, indices in dataset.parts.items():
         share = max(1, round(SHEET * len(indices) / sum(map(len, dataset.parts.values()))))

@@ -4,13 +4,13 @@ from argparse import ArgumentParser, Namespace
 
 from segsweep.commands.common import RUN, add_inference, find_model, load_predictor, port
 
-HELP = "a page in the browser: drop an image, see the mask (extra: demo)"
+HELP = "a web page: drop an image, see the mask (extra: demo)"
 
 
 def arguments(parser: ArgumentParser) -> None:
     add_inference(parser)
     parser.add_argument("run", nargs="?", default="best", metavar="RUN", help=f"{RUN} (default: best)")
-    parser.add_argument("--port", type=port, default=7860, metavar="N", help="default: 7860; 0 takes any that is free")
+    parser.add_argument("--port", type=port, default=7860, metavar="N", help="default: 7860; 0: any free port")
 
 
 def run(options: Namespace) -> int:

@@ -16,10 +16,10 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="other data: data=folder data.root=DIR, or data=FILE.yaml"
     )
-    usual = "default: all, of other data without a split of their own; else val"
+    usual = "default: val; for other data that have no split: all"
     parser.add_argument("--split", help=f"val, test, train, or all: every image ({usual})")
     parser.add_argument("--tta", choices=VIEWS, help="average over mirrored views (default: as the run's train.tta)")
-    parser.add_argument("--name", help="of the folder in RUN/evaluations (default: from split, data and views)")
+    parser.add_argument("--name", help="name of the folder in RUN/evaluations (default: from split, data and views)")
     parser.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
 
 
@@ -43,5 +43,5 @@ def run(options: Namespace) -> int:
     try:
         log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does
-        complain(f"segsweep: MLflow was not told: {first_line(error)}")
+        complain(f"segsweep: the scores were not sent to MLflow: {first_line(error)}")
     return 0

@@ -1,4 +1,4 @@
-"""`segsweep export`: a trained model as one file that needs no segsweep."""
+"""`segsweep export`: write a trained model as one file that runs without segsweep."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from segsweep.commands.common import RUN, compared, find_model, training_data
 from segsweep.process import show
 
-HELP = "a trained model as one file that needs no segsweep (extra: export)"
+HELP = "write a trained model as one file that runs without segsweep (extra: export)"
 FORMATS = ("onnx", "pt2")
 
 
@@ -17,7 +17,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Write the file and print how near it comes to the model in PyTorch."""
+    """Write the file and print how closely it agrees with the model in PyTorch."""
     from segsweep import console
     from segsweep.inference.export import export, needs
 
@@ -26,7 +26,7 @@ def run(options: Namespace) -> int:
     path = options.output or found.model.with_name(f"model.{options.format}")
     data = training_data(found.folder)
     console.note(
-        "export          building the program, then comparing it with PyTorch: a minute, more for large models"
+        "export          writes the file and compares it with PyTorch; this takes a minute, more for large models"
     )
     done = export(found.model, path, options.format, data, console.bar)
     ours, theirs = done.comparison.rates

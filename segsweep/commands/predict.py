@@ -9,7 +9,7 @@ from segsweep.errors import ConfigError, DataError
 from segsweep.paths import outputs
 from segsweep.process import complain, show
 
-HELP = "masks for images, by a trained model"
+HELP = "predict masks for images with a trained model"
 VALUES = ("classes", "original")
 
 
@@ -17,12 +17,16 @@ def arguments(parser: ArgumentParser) -> None:
     add_inference(parser)
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, or patterns in quotes")
-    where = "where the masks go; not searched for images (default: outputs/predictions/RUN)"
+    where = "folder for the masks; images in it are not predicted (default: outputs/predictions/RUN)"
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
-    values = "class indices with a palette (default), or the values or colours of the training's masks"
+    values = "class indices with a palette (default), or the values or colours of the training masks"
     parser.add_argument("--values", choices=VALUES, default="classes", help=values)
-    parser.add_argument("--overlay", action="store_true", help="also painted over the image, in DIR/overlays")
-    parser.add_argument("--probabilities", action="store_true", help="also float32 TIFFs, in DIR/probabilities")
+    parser.add_argument(
+        "--overlay", action="store_true", help="also write pictures of the masks over the images, into DIR/overlays"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write probabilities as float32 TIFFs, into DIR/probabilities"
+    )
 
 
 def run(options: Namespace) -> int:
@@ -33,7 +37,7 @@ def run(options: Namespace) -> int:
     from segsweep.nn.checkpoint import describe
 
     if not options.images:
-        raise ConfigError(f"{options.run}: is that the model, or an image? Type segsweep predict RUN IMAGES.")
+        raise ConfigError(f"{options.run}: not a model, and no images given. Type segsweep predict RUN IMAGES.")
     found = find_model(options.run)
     form = MaskForm.original(describe(found.model)) if options.values == "original" else INDICES
     folder = options.output or outputs() / "predictions" / _named(found.model)
@@ -60,7 +64,10 @@ def run(options: Namespace) -> int:
     values = zip(form.values(len(predictor.classes)), predictor.classes, strict=True)
     show(f"classes         {', '.join(f'{value} {name}' for value, name in values)}")
     if lacking:
-        show(f"no data         {lacking} pixels of the images: {form.void} in the masks, which no class has")
+        show(
+            f"no data         {lacking} of the images' pixels have no data; they are {form.void} in the masks, which "
+            f"is no class"
+        )
     if problems:
         show(f"not done        {problems} of {len(images)}")
     return DataError.exit_code if problems else 0

@@ -5,17 +5,17 @@ from argparse import ArgumentParser, Namespace
 from segsweep.commands.common import RUN, compared, find_model, training_data
 from segsweep.process import show
 
-HELP = "a trained model into MLflow's registry, as its champion"
+HELP = "register a trained model in MLflow, with the alias champion"
 
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=RUN)
-    parser.add_argument("name", metavar="NAME", help="of the registered model")
+    parser.add_argument("name", metavar="NAME", help="name of the registered model")
     parser.add_argument("--uri", help="MLflow's tracking URI (default: the run's own, or $MLFLOW_TRACKING_URI)")
 
 
 def run(options: Namespace) -> int:
-    """Register the model as a new version, the champion from now on, and print which one it was before."""
+    """Register the model as a new version, make it the champion, and print the champion before it."""
     from segsweep import console
     from segsweep.inference.register import register
 

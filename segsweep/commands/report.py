@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segsweep.process import show
 
-HELP = "write a sweep's report.html anew, or a screening's table and picture"
+HELP = "write a sweep's report.html again, or a screening's table and picture"
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`segsweep stop`: a run or a sweep ends after the epoch, and keeps everything."""
+"""`segsweep stop`: end a run or a sweep after the current epoch, and keep everything."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -7,21 +7,21 @@ from segsweep.errors import ConfigError, first_line
 from segsweep.process import show
 from segsweep.runs import locks, stop
 
-HELP = "have a run or a sweep end after the epoch"
+HELP = "stop a run or a sweep after the current epoch"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="of the run, or of the sweep")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run or of the sweep")
 
 
 def run(options: Namespace) -> int:
-    """Ask, and say what happens next."""
+    """Ask the run or sweep to stop, and print what happens next."""
     folder = options.folder.expanduser().resolve()
     try:
         what = _asked(folder)
     except OSError as error:
-        raise ConfigError(f"{folder}: not yours to stop: {first_line(error)} Ask whose it is.") from error
-    show(f"asked: {what} finished its epoch, and can go on later")
+        raise ConfigError(f"{folder}: cannot be stopped: {first_line(error)} Ask the owner of the run.") from error
+    show(f"asked to stop: {what} finished its epoch, and can be continued later")
     return 0
 
 
@@ -30,11 +30,14 @@ def _asked(folder: Path) -> str:
     from segsweep.sweeping import about, screened
 
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder. Give the folder of a run or a sweep that runs.")
+        raise ConfigError(f"{folder}: no such folder. Give the folder of a running training or sweep.")
     if (sweep := about.sweep_of(folder)) and locks.alive(sweep):
-        raise ConfigError(f"{folder}: a trial of the sweep in {sweep}, which would start it again. Stop that one.")
+        raise ConfigError(
+            f"{folder}: a trial of the sweep in {sweep}, which would start it again. Stop the sweep "
+            f"instead: segsweep stop {sweep}"
+        )
     if not locks.alive(folder):
-        raise ConfigError(f"{folder}: nothing runs there.")
+        raise ConfigError(f"{folder}: no training and no sweep is running there.")
     stop.ask(folder)
     is_sweep = any((folder / name).exists() for name in (about.NAME, screened.NAME))
     return "the sweep ends here when each trial that runs here has" if is_sweep else "the run ends when it has"

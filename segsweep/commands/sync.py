@@ -7,11 +7,11 @@ from segsweep.errors import ConfigError
 from segsweep.process import complain, show
 from segsweep.runs import journal, locks
 
-HELP = "send to MLflow what it does not have yet"
+HELP = "send missing records to MLflow"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    place = "a run folder, or a folder with runs below it"
+    place = "a run folder, or a folder that contains runs"
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=place)
     uri = "MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
     parser.add_argument("--uri", help=uri)
@@ -26,14 +26,14 @@ def run(options: Namespace) -> int:
     for given in map(Path.absolute, options.folders):
         runs = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not runs:
-            raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
+            raise ConfigError(f"{given}: contains no run: there is no {journal.NAME} in it or below it.")
         for folder in dict.fromkeys(about.sweep_of(run) or run for run in runs):
             if folder in done:
                 continue
             sweep, named = folder not in runs, folder in (given, about.sweep_of(given))
             try:
                 if not named and (why := _untracked(folder, sweep)):
-                    show(f"{folder}: left out, {why}; name it alone to send it")
+                    show(f"{folder}: left out, {why}; to send it, name only this folder")
                     continue
                 done.add(folder)
                 if sweep:
@@ -53,7 +53,7 @@ def _untracked(folder: Path, sweep: bool) -> str:
     if sweep and about.load(folder).state == "unknown":
         return "a sweep of an older segsweep"
     tracked = about.load(folder).tracked if sweep else journal.started(folder).asked.tracking.name != "none"
-    return "" if tracked else "as it ran with tracking=none"
+    return "" if tracked else "because it ran with tracking=none"
 
 
 def _send_sweep(folder: Path, uri: str | None) -> None:

@@ -58,7 +58,7 @@ MULTIRUN = "multirun.yaml"  # Hydra's own, in the folder of several runs
 
 
 class Stopped(BaseException):
-    """A signal ended a run, or an error that is told elsewhere; the jobs behind it in a multirun are not begun."""
+    """A signal, or an error that was already printed, ended a run; later jobs of the multirun are not started."""
 
     def __init__(self, code: int, error: Exception | None = None):
         self.code, self.error = code, error
@@ -183,7 +183,9 @@ def launch(words: list[str], world: World) -> int:
             raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
         refuse_flags(words)
         if passed := passed_over(words):
-            log.warning("%s: segsweep's own; the file in conf/ is passed over. Give it another name.", passed[0])
+            log.warning(
+                "%s: is already an option of segsweep; your file in conf/ is ignored. Give it another name.", passed[0]
+            )
         words = expanded(words)
         search = [word for word in words if word.startswith("hydra/sweeper=")]
         if search and not any(word.startswith(("-", "hydra.mode=", "sweeps=")) for word in words):
@@ -195,7 +197,7 @@ def launch(words: list[str], world: World) -> int:
                 word.startswith(("-m", "--multirun", "hydra.mode=M", "sweeps=")) for word in words
             ):
                 raise ConfigError(
-                    f"torchrun starts one training; a sweep starts its trials itself. Type {program()} "
+                    f"torchrun is for one training; a sweep starts its trials itself. Type {program()} "
                     f"{shlex.join(words)}; of a search with hydra/sweeper=optuna, 'hydra.sweeper.slots=[[0,1]]' trains "
                     "each trial on two GPUs."
                 )
@@ -244,7 +246,9 @@ def begin(words: list[str], folder: Path) -> int:
 
 def _begun(config: RunConfig, folder: Path, argv: list[str], files: Mapping[str, str], world: World) -> int:
     if config.resume:
-        raise ConfigError("resume: give it on the command line, as resume=DIR; it reads the rest from DIR.")
+        raise ConfigError(
+            "resume: must be typed on the command line, as resume=DIR; all other settings are read from DIR."
+        )
     if config.tracking.uri:
         client.remember(config.tracking.uri)
 
@@ -269,12 +273,12 @@ def _resume(argv: list[str], world: World) -> int:
     folder = Path(text_of([word for word in argv if word.startswith("resume=")][-1])).expanduser().resolve()
     words = [word for word in argv if not word.startswith("resume=")]
     if {"-m", "--multirun"} & set(words):
-        raise ConfigError("resume goes on with one run: drop -m.")
+        raise ConfigError("resume continues one run, and -m starts several: drop -m.")
     asking = [i for i, word in enumerate(words) if word in ("--cfg", "-c") and words[i + 1 : i + 2] == ["job"]]
     for i in reversed(asking):
         del words[i : i + 2]
     if flags := [word for word in words if word.startswith("-")]:
-        raise ConfigError(f"resume={folder}: {' '.join(flags)}: with resume only --cfg job is understood. Drop it.")
+        raise ConfigError(f"resume={folder}: {' '.join(flags)}: only --cfg job works with resume. Drop it.")
     try:
         asked = changed(journal.started(folder).asked, words)
         typed = asked.tracking.uri if "tracking.uri" in map(key_of, words) else None
@@ -320,26 +324,26 @@ def _refuse(message: str, code: int) -> int:
 HELP = """\
 Train a U-Net on any timm encoder and log its IoU to MLflow.
 
-  {program:15}                                        the embedded example
+  {program:15}                                        generated images, as an example
   {program:15} encoder=resnet34 optim.lr=1e-4
   {program:15} data=folder data.images=DIR data.masks=DIR
-  {program:15} data=my.yaml                           with the keys of data in a file of your own
-  {program:15} resume=outputs/DATE/TIME               go on where a run stopped
+  {program:15} data=my.yaml                           the keys of data come from a file of your own
+  {program:15} resume=outputs/DATE/TIME               continue a run that stopped
   {program:15} -m hydra/sweeper=optuna                search encoders and learning rates
-  {program:15} sweeps=lr_by_encoder                   a search kept in sweeps/
+  {program:15} sweeps=lr_by_encoder                   a search from a file in sweeps/
   {program:15} sweeps=screen                          which pretrained weights are worth a search
 
 Groups (GROUP=OPTION):
-  encoder                      any timm model; <TAB> completes it
+  encoder                      any timm model; <TAB> completes its name
 {groups}
 
-Keys (KEY=VALUE), with the schema's default; groups may set others, --cfg job shows the result:
+Keys (KEY=VALUE) [default]. A group may set other values; --cfg job shows the result:
 {keys}
-  hydra.run.dir                the run folder [outputs/DATE/TIME]
+  hydra.run.dir                folder of the run [outputs/DATE/TIME]
 
-Keys of a search (-m hydra/sweeper=optuna; grid and cv set others):
+Keys of a search (-m hydra/sweeper=optuna; hydra/sweeper=grid and cv have other defaults):
 {search}
-  hydra.sweep.dir              its folder [outputs/DATE/TIME-multirun]
+  hydra.sweep.dir              folder of the sweep [outputs/DATE/TIME-multirun]
 
 Keys of a screening (sweeps=screen); slots, backend, address and gpus are as of a search:
 {screening}

@@ -1,4 +1,4 @@
-"""A data set that can be trained on: found, decoded, split and labelled, with all that is wrong told at once."""
+"""A data set for training: found, decoded, split and labelled. One error lists all problems."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ from segsweep.errors import DataError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pairs and what they mean."""
+    """Image-mask pairs with their classes and split."""
 
     samples: list[Sample]  # in the store's order
     groups: list[str]  # of each sample; images of one are not apart, unless a given split has them so
@@ -40,18 +40,18 @@ class Dataset:
 
     @cached_property
     def pixels(self) -> NDArray[np.int64]:
-        """Pixels of each sample and class, `n k+1`; last those that do not count."""
+        """Number of pixels of each sample and class, `n k+1`; the last column counts void pixels."""
         return class_pixels(self.store, self.labels)
 
     def counts(self, part: str) -> list[int]:
-        """Count the pixels of each class in a part; last those that do not count."""
+        """Count the pixels of each class in a part of the split; the last entry counts void pixels."""
         counts: list[int] = self.pixels[self.parts[part]].sum(axis=0).tolist()
         return counts
 
     def rarity(self, balance: float) -> list[float]:
-        """Tell how often to show each training image, up to a common factor: (sum over c of p_c / P_c) ** balance.
+        """Return the weight with which each training image is shown: (sum over c of p_c / P_c) ** balance.
 
-        p_c: share of class c in the image's pixels that count; P_c: in the training split's.
+        p_c: share of class c in the image's pixels without void; P_c: the same for the whole training split.
         """
         pixels = self.pixels[self.parts["train"], :-1]
         totals = pixels.sum(axis=0)
@@ -60,7 +60,7 @@ class Dataset:
         return found
 
     def empty(self, part: str) -> list[int]:
-        """List the samples without a pixel of any class but the first."""
+        """List the samples whose masks have only the first class."""
         return [i for i in self.parts[part] if not self.pixels[i, 1:-1].any()]
 
     @cached_property
@@ -117,24 +117,27 @@ class Dataset:
                     rows.writerow([sample.key, part, self.groups[i], fold, sample.image, sample.mask])
 
     def warnings(self) -> list[str]:
-        """List what makes scores look better than they are, or training harder; a line each."""
+        """List problems that make scores too high or training harder, one line each."""
         found = []
         if self.stratified:
             found.append(
-                "data.stratify=true: the split depends on all images: when some are added, or classes change, others "
-                "may move to another part. To have a run's split again: data.table=RUN/split.csv data.root=DIR."
+                "data.stratify=true: the split depends on all images. If you add images or change classes, images may "
+                "move to another part. To use a run's split again: data.table=RUN/split.csv data.root=DIR."
             )
         part_of = {i: part for part, indices in self.parts.items() for i in indices}
         apart = [(a, b) for a, b in self.copies if {a, b} <= part_of.keys() and part_of[a] != part_of[b]]
         if apart:
             a, b = (self.samples[i].image for i in apart[0])
-            found.append(f"{len(apart)} images lie in more than one part, such as {a} and {b}: scores may flatter.")
+            found.append(
+                f"{len(apart)} images have copies in another part of the split, such as {a} and {b}: scores "
+                f"may be too high."
+            )
         pulled = split.apart(self.parts, self.groups) if self.asked_for_groups else {}
         if pulled:
             name, places = next(iter(pulled.items()))
             found.append(
                 f"{len(pulled)} groups lie in more than one part of the given split, such as {name} in "
-                f"{' and '.join(places)}: scores may flatter."
+                f"{' and '.join(places)}: scores may be too high."
             )
         odd = [
             (row.sentinel, s.image)
@@ -144,8 +147,8 @@ class Dataset:
         if odd:
             value, path = odd[0]
             found.append(
-                f"{len(odd)} images hold {_typed(value)} far outside of all their other pixels, such as {path}: if it "
-                f"stands for no data, type data.nodata={_typed(value)}."
+                f"{len(odd)} images hold {_typed(value)} far outside the range of their other pixels, such as {path}: "
+                f"if it means no data, type data.nodata={_typed(value)}."
             )
         for part, indices in self.parts.items():
             empty = len(self.empty(part))
@@ -155,7 +158,7 @@ class Dataset:
 
 
 def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watch = unwatched) -> Dataset:
-    """Find, decode, split and label a data set. Equal images, pixel by pixel, are of one group in our own splits.
+    """Find, decode, split and label a data set. In our own splits, images with equal pixels are one group.
 
     Args:
         workers: decoding threads; default: as many as cores.
@@ -193,9 +196,9 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     try:
         if data.binarize and store.middle:
             raise DataError(
-                "data.binarize=true makes one class of numbered objects, but nearly all pixels of these masks lie at "
-                "two ends, as saved as JPEG or smoothed: nearly black would be foreground. Type data.threshold="
-                f"{store.middle} in its place, or data.threshold=1 for all that is not 0."
+                "data.binarize=true is for masks of numbered objects, but nearly all pixels of these masks are near "
+                "two values, as in JPEG or smoothed masks: nearly black pixels would be foreground. Type "
+                f"data.threshold={store.middle} instead, or data.threshold=1 for all values except 0."
             )
         groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
@@ -265,7 +268,7 @@ def _typed(value: float) -> str:
 
 
 def class_pixels(store: Store, labels: Labels) -> NDArray[np.int64]:
-    """Count the pixels of each sample and class, `n k+1`; last those that do not count."""
+    """Count the pixels of each sample and class, `n k+1`; the last column counts void pixels."""
     found = np.zeros((len(store.rows), len(labels.names) + 1), np.int64)
     for row, counts in zip(store.rows, found, strict=True):
         for value, n in row.values.items():
@@ -275,7 +278,7 @@ def class_pixels(store: Store, labels: Labels) -> NDArray[np.int64]:
 
 
 def evenly_spaced(indices: Sequence[int], number: int) -> list[int]:
-    """Choose that many of them, evenly spaced; all where there are no more."""
+    """Choose `number` of the indices, evenly spaced; all if there are fewer."""
     return [indices[i * len(indices) // number] for i in range(number)] if len(indices) > number else list(indices)
 
 
@@ -292,7 +295,7 @@ def _refuse_empty(dataset: Dataset, given_split: bool) -> None:
     counts = {part: dataset.counts(part) for part in dataset.parts}
     for part, (*found, _) in counts.items():
         if not any(found):
-            raise DataError(f"data: the {part} split has void pixels only. Check data.masks and data.ignore_index.")
+            raise DataError(f"data: the {part} split has only void pixels. Check data.masks and data.ignore_index.")
     if len(names) > 2:
         return
     if not any(found[1] for found in counts.values()):
@@ -307,4 +310,4 @@ def _refuse_empty(dataset: Dataset, given_split: bool) -> None:
                 f"data: the {part} split has no {names[1]} pixel, so its IoU is undefined. Give more {advice}."
             )
     if not counts["train"][0]:
-        raise DataError(f"data: every mask is full (all {names[1]}): there is nothing to learn. Check data.masks.")
+        raise DataError(f"data: all pixels of all masks are {names[1]}: there is nothing to learn. Check data.masks.")

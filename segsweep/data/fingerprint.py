@@ -1,4 +1,4 @@
-"""What a data set is like to train on: how large its images are, how large and how thin each class's parts."""
+"""Statistics of a training split: sizes of its images, size and thickness of the parts of each class."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ BLOCK = 32  # pixels a side that windows are counted in
 
 @dataclass(frozen=True)
 class Range:
-    """The least, the median and the largest of something."""
+    """Minimum, median and maximum."""
 
     least: float
     median: float
@@ -49,7 +49,7 @@ class Range:
 
 @dataclass(frozen=True)
 class ClassParts:
-    """The connected parts of a class (diagonal neighbours are connected), in pixels; a class without any has none."""
+    """Statistics of the connected parts of a class, in pixels; diagonal neighbours are connected."""
 
     name: str
     share: float  # of the class in the training pixels that count
@@ -62,17 +62,16 @@ class ClassParts:
     seen: tuple[float, ...]  # of an image that has it, the share of windows of each of WINDOWS that show some
 
     def share_seen(self, side: float) -> float:
-        """Return the share of windows of this many pixels a side that show some of the class."""
+        """Return the share of windows with this side, in pixels, that show the class."""
         return float(np.interp(math.log2(side), np.log2(WINDOWS), self.seen))
 
     def __str__(self) -> str:
         if not self.parts:
-            return f"{self.name}: in no image"
+            return f"{self.name}: in no training image"
         return (
-            f"{self.name}: {self.parts / self.images:.3g} parts in an image that has it, half of them below "
-            f"{self.area:.0f} px; "
-            f"half of its area in parts up to {self.extent:.0f} px long; "
-            f"{self.thickness:.0f} px thick, a quarter of it up to {self.thinnest:.0f} px"
+            f"{self.name}: {self.parts / self.images:.3g} parts in an image with this class, half of them smaller than "
+            f"{self.area:.0f} px; half of the area is in parts up to {self.extent:.0f} px long; "
+            f"{self.thickness:.0f} px thick, a quarter of the area up to {self.thinnest:.0f} px"
         )
 
 
@@ -100,7 +99,7 @@ class Fingerprint:
 
     @property
     def objects(self) -> tuple[ClassParts, ...]:
-        """The classes that are there, without the background: of several the first."""
+        """The classes that occur, without the background, which is the first of several classes."""
         return tuple(parts for parts in self.classes[len(self.classes) > 1 :] if parts.parts)
 
     def table(self) -> str:
@@ -109,7 +108,7 @@ class Fingerprint:
         if self.spread is not None and self.spread_fitted is not None:
             scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
             if self.height.least != self.height.largest or self.width.least != self.width.largest:
-                scale += f", of {2**self.spread_fitted:.2f} when images are brought to one size"
+                scale += f", and by {2**self.spread_fitted:.2f} when images are resized to one size"
             others.append(scale)
         return console.table([("training parts", first), *(("", line) for line in others)])
 
@@ -125,7 +124,7 @@ class Measured:
 
 
 def fingerprint(data: Dataset) -> Fingerprint:
-    """Look at some training masks, of every class, in a few seconds; what was found is kept beside the store."""
+    """Measure some training masks of every class, in a few seconds; the result is kept next to the store."""
     folds = data.folds if data.parts["train"] != data.parts["val"] else None  # they are the same with data.overfit
     indices = sorted({*data.parts["train"], *(data.parts["val"] if folds else [])})
     largest = max(Counter(folds[i] for i in indices).values()) if folds else 0

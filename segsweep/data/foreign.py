@@ -1,4 +1,4 @@
-"""Masks in formats that are not read here: what they are, and what makes images of them."""
+"""Masks in formats that segsweep does not read: their names, and the line that converts them."""
 
 import os
 import re
@@ -22,19 +22,21 @@ PNG_OF_NPY = (
 ADVICE = {
     "coco": "is COCO. Type data=coco",
     "labelme": (
-        "is of LabelMe. Make COCO of it: pip install labelme2coco; labelme2coco DIR; then data=coco data.images=DIR "
+        "is a file of LabelMe. Convert it to COCO: pip install labelme2coco; labelme2coco DIR; then data=coco "
+        "data.images=DIR "
         "data.annotations=runs/labelme2coco/dataset.json"
     ),
     "label studio": (
-        "is of Label Studio. Export it there as COCO, then data=coco data.images=DIR data.annotations=FILE; or brush "
+        "is a file of Label Studio. Export it there as COCO, then data=coco data.images=DIR data.annotations=FILE; or "
+        "brush "
         "labels as PNG: label-studio-converter export -i FILE -c CONFIG.xml -o DIR -f BRUSH_TO_PNG"
     ),
     "yolo": (
-        f'has polygons of YOLO. Make COCO of them: pip install supervision; python -c "{COCO_OF_YOLO}"; then data=coco '
-        "data.images=IMAGES data.annotations=coco.json"
+        f'has polygons of YOLO. Convert them to COCO: pip install supervision; python -c "{COCO_OF_YOLO}"; then '
+        "data=coco data.images=IMAGES data.annotations=coco.json"
     ),
-    "yolo boxes": "has boxes of YOLO, and no outlines that masks could be made of.",
-    "numpy": f'is an array of numpy. Make PNGs of whole numbers: python -c "{PNG_OF_NPY}" DIR/*.npy',
+    "yolo boxes": "has boxes of YOLO. Masks cannot be made from boxes: outlines are needed.",
+    "numpy": f'is a numpy array. Convert it to PNGs of whole numbers: python -c "{PNG_OF_NPY}" DIR/*.npy',
     "nifti": "is a NIfTI volume. Save its slices as PNG or TIFF: numpy.asarray(nibabel.load(FILE).dataobj)[..., i]",
     "dicom": "is DICOM. Save its pixels as PNG or TIFF: pydicom.dcmread(FILE).pixel_array",
 }

@@ -42,7 +42,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Canvas:
-    """How images are laid on a canvas."""
+    """How images are cropped or resized to the canvas."""
 
     size: Size
     resize: str  # "pad": the whole image, its aspect kept; "squash": the whole image, stretched; "crop": a part of it

@@ -21,7 +21,7 @@ WRITTEN = 12  # classes that a line to type has at most
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a task; two are a binary one."""
+    """The classes of a task; two classes make a binary task."""
 
     names: tuple[str, ...]  # in the order of their indices
     table: np.ndarray  # class index of each mask value as the store has it, uint8 `256`; VOID: it does not count
@@ -32,13 +32,13 @@ class Labels:
 
     @property
     def logits(self) -> int:
-        """How many logits the model gives: one for a binary task."""
+        """The number of logits of the model: one for a binary task, else one for each class."""
         return 1 if len(self.names) == 2 else len(self.names)
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What the files of the masks say beside the values."""
+    """What the mask files say besides their values."""
 
     masks: Sequence[Collection[int]] = ()  # the stored values of each mask
     tags: Collection[int] = ()  # values that a tag says stand for no data
@@ -69,7 +69,7 @@ class Found:
         return f"{100 * sum(self.counts[v] for v in values) / sum(self.counts.values()):.2g} %"
 
     def shares(self, values: Collection[Value] | None = None, written: int = WRITTEN) -> str:
-        """Write values with their shares: all in their order, or some, the most frequent first; at most `written`."""
+        """Write at most `written` values with their shares: all in order, or the most frequent first."""
         chosen = list(self.counts) if values is None else sorted(values, key=lambda value: -self.counts[value])
         rows = [f"{shown(value)} ({self.share([value])})" for value in chosen]
         number = len(rows) + sum(value.number - 1 for value in chosen if isinstance(value, Others))
@@ -82,7 +82,7 @@ class Found:
 
     @property
     def background(self) -> set[Value]:
-        """Return what is background without being named: black or, where nothing is black, 0."""
+        """Return the value that is background by default: black, or 0 if no value is black."""
         black = self.called(BLACK)
         zero = {value for value in black if number_of(value) == 0}  # a palette may be filled up with black
         black = zero if len(black) > 1 and zero else black
@@ -136,7 +136,9 @@ def labels(
         hints.tags,
     )
     if not found.counts and any(isinstance(meant(stored), NoData) for stored in counts):
-        raise DataError("data: no mask has a pixel that counts. Check data.masks, or type data.nodata_void=false.")
+        raise DataError(
+            "data: all pixels of all masks are ignored (void). Check data.masks, or type data.nodata_void=false."
+        )
     void = _said_void(found, ignore_index)
     if binarize:
         decided = _of_objects(found, void, ignore_index is not None)
@@ -158,7 +160,9 @@ def _said_void(found: Found, ignore_index: Any) -> set[Value]:
         return set()
     given = ignore_index if isinstance(ignore_index, int) else _color(ignore_index)
     if isinstance(given, tuple) and not any(isinstance(value, (tuple, Entry)) for value in found.counts):
-        raise DataError(f"data.ignore_index={shown(given)}: a colour, but the masks hold {found.shares()}.")
+        raise DataError(
+            f"data.ignore_index={shown(given)}: must be a mask value, not a colour: the masks hold {found.shares()}."
+        )
     return found.called(given)
 
 
@@ -169,7 +173,7 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
         return tuple(sorted(group, key=lambda value: -found.counts.get(value, 0)))
 
     if len(named) > VOID:
-        raise ConfigError(f"data.classes: {len(named)} classes; at most {VOID} can be told apart.")
+        raise ConfigError(f"data.classes: {len(named)} classes; at most {VOID} are possible.")
     groups = tuple(by_count(group) for group in named.values())
     plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in groups)
     return Labels(tuple(named), np.zeros(0, np.uint8), groups, by_count(void), notes, plain)
@@ -178,8 +182,8 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
 def _of_two(found: Found, foreground: set[Value], void: set[Value], *notes: str) -> Labels:
     background = set(found.counts) - foreground - void
     if not foreground:
-        more = f" ({', '.join(map(shown, void))} does not count)" if void else ""
-        what = f"every mask is empty (all background): there is nothing to learn{more}"
+        more = f" ({', '.join(map(shown, void))} is ignored)" if void else ""
+        what = f"all pixels of all masks are background: there is nothing to learn{more}"
         raise DataError(f"data: {what}. Check data.masks.")
     return _made(found, {"background": background or {0} - void, "foreground": foreground}, void, *notes)
 
@@ -193,7 +197,7 @@ def _of_objects(found: Found, void: set[Value], said: bool) -> Labels:
         elif len(found.numbers) > 2:
             share = found.share(found.called(USUAL))
             notes.append(
-                f"masks: {USUAL} is an object ({share} of the pixels); if it is void: data.ignore_index={USUAL}"
+                f"masks: {USUAL} is foreground ({share} of the pixels); if it is void: data.ignore_index={USUAL}"
             )
     void = void | _tagged(found, found.background, notes)
     decided = _of_two(found, set(found.counts) - found.background - void, void, *notes)
@@ -207,7 +211,8 @@ def _tagged(found: Found, kept: Collection[Value], notes: list[str]) -> set[Valu
         return set()
     if void:
         notes.append(
-            f"masks: {found.shares(void)} of the pixels does not count, as the files' nodata tag says; if it does: "
+            f"masks: {found.shares(void)} of the pixels are ignored, because the files' nodata tag says so; to use "
+            f"them: "
             "data.nodata=none"
         )
     return void
@@ -227,7 +232,7 @@ def _unnamed(found: Found, void: set[Value], said: bool, hints: Hints) -> Labels
         rarest = min(foreground, key=lambda value: found.counts[value])
         raise DataError(f"data: mask {_too_many(found, hints)} The rarest is {shown(rarest)}{found.where(rarest)}.")
     if isinstance(next(iter(background), None), Entry) and 0 not in map(number_of, background):
-        notes.append("masks: background is what the palette shows black, though its number is not 0")
+        notes.append("masks: background is the palette's black, though its index is not 0")
     return _of_two(found, foreground, void, *notes)
 
 
@@ -239,15 +244,16 @@ def _void_beside_indices(found: Found, named: Mapping[str, Collection[Value]], n
     alone = any(void & set(mask) and not one & set(mask) for mask in found.masks)
     if of_two and alone and any(one & set(mask) and not void & set(mask) for mask in found.masks):
         raise DataError(
-            f"data: mask values {found.shares()}: some masks hold {USUAL} and no 1, others 1 and no {USUAL}. If both "
-            f"are {foreground}: {typed_classes({foreground: [1, USUAL]})}; if {USUAL} does not count: "
+            f"data: mask values {found.shares()}: some masks hold {USUAL} but not 1, others hold 1 but not {USUAL}. "
+            f"If both "
+            f"are {foreground}: {typed_classes({foreground: [1, USUAL]})}; to ignore {USUAL}: "
             f"data.ignore_index={USUAL}."
         )
     top = max(found.numbers - {USUAL})
     given = {name: _group(group) for name, group in named.items() if group}
     more = f"; to make it one: {typed_classes({**given, f'c{USUAL}': USUAL})}" if given else ""
     notes.append(
-        f"masks: {USUAL} does not count ({found.share(void)} of the pixels), as it stands beside the indices 0 to "
+        f"masks: {USUAL} is ignored ({found.share(void)} of the pixels), because the other values are the indices 0 to "
         f"{top} and no class has it{more}"
     )
     return void
@@ -275,7 +281,7 @@ def _with_names(
     if by_value and (both := taken & void):
         owner = next(name for name, group in named.items() if group & both)
         raise ConfigError(
-            f"data.ignore_index={shown(next(iter(both)))} is a value of the class {owner}, too: drop one of the two."
+            f"data.ignore_index={shown(next(iter(both)))} is also a value of the class {owner}: drop one of the two."
         )
     in_order = isinstance(classes, Sequence) and not known
     if not said and not found.coloured and found.called(USUAL) - taken:
@@ -294,13 +300,13 @@ def _with_names(
     if len(named) < 2:
         name = next(iter(named))
         raise DataError(
-            f"data.classes: {name} is all there is, and a training needs two classes. The masks hold {found.shares()}. "
-            f"Name another, as {_line(found)}."
+            f"data.classes: {name} is the only class, and a training needs two classes. The masks hold "
+            f"{found.shares()}. Name another class, as {_line(found)}."
         )
     if left := rest - found.background:
-        more = f"; if {USUAL} does not count: data.ignore_index={USUAL}" if found.called(USUAL) & left else ""
+        more = f"; to ignore {USUAL}: data.ignore_index={USUAL}" if found.called(USUAL) & left else ""
         notes.append(
-            f"masks: {found.share(left)} of the pixels have a value that no class names, and are background: "
+            f"masks: {found.share(left)} of the pixels have a value that belongs to no class; they are background: "
             f"{found.shares(left, 6)}{more}"
         )
     return _made(found, {name: set(group) - void for name, group in named.items()}, void, *notes)
@@ -340,8 +346,8 @@ def _in_order(found: Found, classes: Sequence[str], void: set[Value]) -> dict[st
         return {classes[0]: found.background - void or {0}, classes[1]: foreground}
     if found.coloured:
         raise DataError(
-            f"data.classes=[{','.join(classes)}]: the masks are coloured, {found.shares()}. Name each class with "
-            f"its colour, which you know: perhaps {_line(found, classes)}."
+            f"data.classes=[{','.join(classes)}]: the masks are coloured, {found.shares()}. Name each class with its "
+            f"colour, for example {_line(found, classes)}."
         )
     if both := void & set().union(*(found.called(index) for index in range(len(classes)))):
         index = next(n for n in range(len(classes)) if found.called(n) & both)
@@ -358,7 +364,8 @@ def _refuse_beyond(found: Found, classes: Sequence[str], meant: set[Value], said
     if beyond:
         if len(found.counts) == len(classes):
             raise DataError(
-                f"data.classes=[{','.join(classes)}]: names of the values 0 to {len(classes) - 1}, but the masks hold "
+                f"data.classes=[{','.join(classes)}]: these are names of the values 0 to {len(classes) - 1}, but the "
+                f"masks hold "
                 f"{found.shares()}{found.where(beyond[0])}. Name the classes by value: {_line(found, classes)}."
             )
         single = f" or set data.ignore_index={_typed(beyond[0])}" if len(beyond) == 1 else ""
@@ -366,7 +373,8 @@ def _refuse_beyond(found: Found, classes: Sequence[str], meant: set[Value], said
         raise DataError(
             f"data: mask values {found.shares()}; {some} is none of the {len(classes)} data.classes "
             f"(0 to {len(classes) - 1}){' and not data.ignore_index' if said else ''}{found.where(beyond[0])}. "
-            f"Name more classes, or by value, as {_line(found)},{single or ' or set data.ignore_index=VALUE'}."
+            f"Name more classes, or name them by value, as "
+            f"{_line(found)},{single or ' or set data.ignore_index=VALUE'}."
         )
 
 
@@ -377,17 +385,17 @@ def _too_many(found: Found, hints: Hints) -> str:
         if any(isinstance(value, Others) for value in found.counts):
             return (
                 f"colours {found.shares()}: as many as in photographs. Are data.images and data.masks swapped? If "
-                "classes are painted over an image, name their colours alone: 'data.classes={name:[r,g,b]}'."
+                "classes are painted over an image, name only their colours: 'data.classes={name:[r,g,b]}'."
             )
-        last = "; or all that is not black as one class: data.binarize=true" if one else ""
+        last = "; or all colours except black as one class: data.binarize=true" if one else ""
         return (
-            f"colours {found.shares()}: more than black and one other. Name the classes by colour: {_line(found)}; "
-            f"what is left over is background; a colour that does not count: 'data.ignore_index=[r,g,b]'{last}."
+            f"colours {found.shares()}: more than black and one other colour. Name the classes by colour: "
+            f"{_line(found)}; all other colours are background; to ignore a colour: 'data.ignore_index=[r,g,b]'{last}."
         )
     if hints.middle is not None:
         return (
-            f"values {found.shares()}: nearly all lie at two ends, as in masks saved as JPEG or with smoothed edges. "
-            f"Cut them: data.threshold={hints.middle}; or name the classes by value, as {_line(found)}."
+            f"values {found.shares()}: nearly all are near two values, as in JPEG masks or masks with "
+            f"smoothed edges. Type data.threshold={hints.middle}, or name the classes by value, as {_line(found)}."
         )
     others = found.numbers - {USUAL}
     beside = USUAL in found.numbers and others == set(range(len(others)))
@@ -397,14 +405,14 @@ def _too_many(found: Found, hints: Hints) -> str:
         line = f"Name the classes of the values 0 to {named[-1]}: 'data.classes=[{example}]', or some of them: "
         line += f"'data.classes={{c{named[-1]}:{named[-1]}}}'"
     else:
-        line = f"Name the classes by value: {_line(found)}; what is left over is background"
-    last = "; or all that is not 0 as one class, as for numbered objects: data.binarize=true"
+        line = f"Name the classes by value: {_line(found)}; all other values are background"
+    last = "; or all values except 0 as one class, as for numbered objects: data.binarize=true"
     if hints.blended:  # no value is exact
         last = "; or foreground from a level on: data.threshold=128"
     elif len(found.counts) > WRITTEN and USUAL in found.numbers:
         last += "; or foreground from a level on: data.threshold=128"
     return (
-        f"values {found.shares()}: more than background and foreground. {line}; a value that does not count: "
+        f"values {found.shares()}: more than background and foreground. {line}; to ignore a value: "
         f"data.ignore_index=VALUE{last}."
     )
 
@@ -429,7 +437,7 @@ def _color(given: Sequence[int]) -> Color:
 def _known(name: str, known: Mapping[str, int]) -> int:
     if name not in known:
         hint = suggestion(name, known)
-        raise ConfigError(f"data.classes: {name} is no class of this data set.{hint} There are: {', '.join(known)}.")
+        raise ConfigError(f"data.classes: {name} is not a class of this data set.{hint} There are: {', '.join(known)}.")
     return known[name]
 
 
@@ -462,7 +470,7 @@ def _group(values: Collection[Value]) -> Any:
 
 
 def typed_classes(named: Mapping[str, Any]) -> str:
-    """Write `data.classes=...` as one types it in a shell, whatever the classes are called."""
+    """Return `data.classes=...` as it is typed in a shell, with quotes for any names."""
     text = json.dumps(named, ensure_ascii=False, separators=(",", ":"))
     word = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_][\w.-]*", re.ASCII | re.IGNORECASE)
     if all(map(word.fullmatch, named)):

@@ -1,4 +1,4 @@
-"""Which files below a folder are images and which are masks, by what the folders are called."""
+"""Find out from the names of folders which files are images and which are masks."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
 
 
 class Mark(NamedTuple):
-    """What a folder's name says of the images below it."""
+    """What the name of a folder means for the images below it."""
 
     kind: Kind
     kept: str  # what of the name is part of the key: train of train_annot
@@ -59,7 +59,10 @@ def detect(root: Path, suffix: str = "") -> Pairs:
     else:
         pairs = _paired(root, unmarked, masks, suffix)
     advice = "Move it away, or type data.images=DIR data.masks=DIR"
-    problems = [*pairs.problems, *(f"{path}: neither an image nor a mask by its folder. {advice}" for path in loose)]
+    problems = [
+        *pairs.problems,
+        *(f"{path}: the name of its folder says neither images nor masks. {advice}" for path in loose),
+    ]
     notes = [*pairs.notes, *notes]
     if pairs.samples and {file.place for file in found} != {"images", "masks"}:
         first = pairs.samples[0]
@@ -95,10 +98,12 @@ def _paired(
     if told := told_apart(root, _keyed(images), suffix):
         return told
     if lines := pattern_lines([file.path for file in images], [file.path for file in others]):
-        raise ConfigError(f"data.root={root}: no folder is called as masks are. Type {' or '.join(lines)}")
+        raise ConfigError(
+            f"data.root={root}: no folder has a name for masks, such as masks/. Type {' or '.join(lines)}"
+        )
     if images[0].kind:
         raise DataError(f"{existing_folder('masks', None, str(root))}: {no_images(root, 'masks')}")
-    what = "nothing says which of its images are masks (a folder such as masks/, stems that end as in _mask)"
+    what = "no name says which of its images are masks (a folder such as masks/, or names that end in _mask)"
     raise ConfigError(f"data.root={root}: {what}. Type data.images=DIR data.masks=DIR, and data.mask_suffix=_mask.")
 
 
@@ -221,7 +226,7 @@ def _refuse_two_layouts(root: Path, marks: Mapping[str, Mark], parts: Sequence[s
     lines = [_line(root, places[0]["images"], places[0]["masks"])]
     if len(places[1]) == 2:
         lines.append(_line(root, f"*/{places[1]['images']}", f"*/{places[1]['masks']}"))
-    what = f"holds {', '.join(parts)}/ beside {places[0]['images']}/ and {places[0]['masks']}/"
+    what = f"holds {', '.join(parts)}/ next to {places[0]['images']}/ and {places[0]['masks']}/"
     raise ConfigError(f"data.root={root}: {what}. Type {' or '.join(lines)}")
 
 

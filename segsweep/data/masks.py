@@ -1,4 +1,4 @@
-"""Masks to codes: whole numbers that keep all that a file says of a pixel until the whole data set is known."""
+"""Masks to codes: whole numbers that keep number, colour and alpha of a pixel until all files are known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,14 +24,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Others:
-    """Values that are too many to be kept apart, as those of hundreds of numbered objects."""
+    """Stands for many values that are not kept separately, such as those of hundreds of numbered objects."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class NoData:
-    """There is no value: NaN, what the file's tag says, or a pixel without data in the image."""
+    """Stands for a missing value: NaN, the value of the file's nodata tag, or a pixel without data in the image."""
 
 
 Value = int | Color | Entry | Others | NoData  # what a mask says of a pixel
@@ -183,7 +183,7 @@ def value(of: int, others: int = 0) -> Value:
 
 
 def number_of(value: Value) -> int | None:
-    """Return the number that a person may call a value by: a grey has its level."""
+    """Return the number by which a user may name a value; a grey is named by its level."""
     if isinstance(value, Entry):
         return value.number
     if isinstance(value, tuple):
@@ -192,7 +192,7 @@ def number_of(value: Value) -> int | None:
 
 
 def color_of(value: Value) -> Color | None:
-    """Return the colour that a person may call a value by: of 0 to 255 the grey of that level."""
+    """Return the colour by which a user may name a value; 0 to 255 are greys."""
     if isinstance(value, Entry):
         return value.color
     if isinstance(value, int):
@@ -201,7 +201,7 @@ def color_of(value: Value) -> Color | None:
 
 
 def shown(value: Value) -> str:
-    """Write a value as a person would type it."""
+    """Return a value as the user types it."""
     if isinstance(value, Entry):
         return f"{value.number} {shown(value.color)}"
     if isinstance(value, Others):
@@ -226,7 +226,8 @@ def _codes(path: Path, decoded: raster.Raster, threshold: float | None, void: in
         return _numbers(path, samples[..., 0], threshold, void)
     if threshold is not None:
         raise DataError(
-            f"{path}: coloured; data.threshold={threshold:g} cuts grey masks. Drop it, and name the colours."
+            f"{path}: is coloured, and data.threshold={threshold:g} works only for grey masks. Drop it, and name the "
+            f"colours."
         )
     if samples.shape[2] != 3 or samples.dtype.kind not in "ui":
         raise DataError(
@@ -254,8 +255,8 @@ def _numbers(path: Path, values: np.ndarray, threshold: float | None, void: int 
     if values.dtype.kind == "f" and (known != np.floor(known)).any():
         low, high = known.min(), known.max()
         raise DataError(
-            f"{path}: mask values must be whole numbers; these lie between {low:g} and {high:g}. "
-            f"Type data.threshold={(max(low, 0) + high) / 2:g} to cut them there."
+            f"{path}: mask values must be whole numbers; these are fractions between {low:g} and {high:g}. "
+            f"Type data.threshold={(max(low, 0) + high) / 2:g} to make two classes of them."
         )
     if (abs(known.astype(float)) >= LARGEST).any():
         raise DataError(f"{path}: mask values must lie between {-LARGEST} and {LARGEST}; these go to {known.max():g}.")
@@ -276,6 +277,6 @@ def _indexed(codes: np.ndarray) -> tuple[Codes, np.ndarray, Codes]:
 
 
 def blanked(mask: Mask, where: np.ndarray) -> Mask:
-    """Make a mask that says nothing where bool `h w` is true."""
+    """Return the mask without values where the bool array `h w` is true."""
     blank = counted(*_indexed(np.where(where, NO_DATA, mask.codes[mask.index])))
     return replace(mask, codes=blank.codes, index=blank.index, counts=blank.counts, flat=blank.flat, ramp=blank.ramp)

@@ -1,4 +1,4 @@
-"""Which images and masks belong together, and which part of a split they are."""
+"""Find out which image and mask belong together, and to which part of the split."""
 
 import os
 import re
@@ -41,7 +41,7 @@ class Files:
         return {key.rpartition("/")[0]: paths[0].parent for key, paths in self.by_key.items()}
 
     def expected(self, key: str) -> str:
-        """Say where the file of a key should be: beside those whose keys are beside it."""
+        """Return where the file of a key should be: in the folder of the neighbouring keys."""
         above, _, stem = key.rpartition("/")
         return f"{self._beside.get(above, self.folder / above) / stem}{self.suffix}.*"
 
@@ -91,7 +91,7 @@ def pair(images: Files, masks: Files) -> Pairs:
     if not images.by_key:
         raise DataError(f"{images.folder}: {no_images(images.folder, 'images')}")
     if not masks.by_key and (advice := converter(masks.folder, images.folder)):
-        raise DataError(f"{masks.folder}: holds no masks that are images. {advice}")
+        raise DataError(f"{masks.folder}: holds no mask images. {advice}")
     parts = _parts(images)
     notes, problems = _beside(images, masks, parts) if parts else ([], [])
     if parts:
@@ -125,7 +125,7 @@ def in_folders(images: Path, masks: Path, suffix: str = "") -> Pairs:
         if told := told_apart(images, by_path(images), suffix):
             return told
         what = f"data.images and data.masks are the same folder: {images}"
-        raise ConfigError(f"{what}. Give two, or tell masks apart: data.mask_suffix=_mask.")
+        raise ConfigError(f"{what}. Give two folders, or the end of the masks' names: data.mask_suffix=_mask.")
     of_image = by_path(images, masks if images in masks.parents else None)
     of_mask = by_path(masks, images if masks in images.parents else None)
     return told_by_place(Files(of_image, images), Files(of_mask, masks), suffix)
@@ -151,7 +151,7 @@ def matched(images: str, masks: str, root: str | None, suffix: str = "") -> Pair
         of_image = of_image.without(both)
     for name, other, pattern, files in (("images", "masks", images, of_image), ("masks", "images", masks, of_mask)):
         if not files.by_key:
-            more = f" that data.{other} does not match, too" if both else ""
+            more = f" that data.{other} does not match as well" if both else ""
             raise DataError(f"data.{name}={pattern}: matches no image below {files.folder}{more}.")
     return told_by_place(of_image, of_mask, suffix)
 
@@ -175,15 +175,15 @@ def told_by_place(images: Files, masks: Files, suffix: str) -> Pairs:
     if not endings:
         stems = [{key.rpartition("/")[2] for key in files.by_key} for files in (images, masks)]
         if stems[0].isdisjoint(stems[1]):
-            _refuse_other_names(images.by_key, masks.by_key, "no mask is called as its image")
+            _refuse_other_names(images.by_key, masks.by_key, "no mask has the name of its image")
         return pair(images, masks)
     if len(endings) > 1:
         numbers = ", ".join(f"{n} in {ending}" for ending, n in endings.items())
         lines = " or ".join(to_type(mask_suffix=ending) for ending in endings)
-        raise ConfigError(f"{masks.folder}: masks' stems end in several ways: {numbers}. Type {lines}.")
+        raise ConfigError(f"{masks.folder}: the masks' names have several endings: {numbers}. Type {lines}.")
     (suffix,) = endings
     ours = {key.removesuffix(suffix): paths for key, paths in masks.by_key.items()}
-    return _noted(pair(images, Files(ours, masks.folder, suffix)), f"masks' stems end in {suffix}")
+    return _noted(pair(images, Files(ours, masks.folder, suffix)), f"the masks' names end in {suffix}")
 
 
 def told_apart(folder: Path, keyed: Keyed, suffix: str) -> Pairs | None:
@@ -199,10 +199,10 @@ def told_apart(folder: Path, keyed: Keyed, suffix: str) -> Pairs | None:
         return _by_ending(folder, keyed, suffix)
     endings, formats = _endings(keyed, keyed), _formats(keyed)
     if len(endings) == 1 and not (pairs := _by_ending(folder, keyed, *endings)).problems:
-        return _noted(pairs, f"masks are the files whose stems end in {next(iter(endings))}")
+        return _noted(pairs, f"masks are the files whose names end in {next(iter(endings))}")
     if len(formats) == 1 and not (pairs := _by_format(folder, keyed)).problems:
         ((image, mask),) = formats
-        return _noted(pairs, f"of two files of one stem {image} is the image and {mask} the mask")
+        return _noted(pairs, f"of two files with the same name, {image} is the image and {mask} is the mask")
     lines = [f"{to_type(images=folder, masks=folder, mask_suffix=ending)} ({n} pairs)" for ending, n in endings.items()]
     lines += [
         f"{to_type(root=folder, images=f'**/*{image}', masks=f'**/*{mask}')} ({n} pairs)"
@@ -211,9 +211,9 @@ def told_apart(folder: Path, keyed: Keyed, suffix: str) -> Pairs | None:
     if lines:
         what = "some files are in no pair." if len(lines) == 1 else "which are the masks?"
         raise ConfigError(f"{folder}: {what} Type {' or '.join(lines)}.")
-    _refuse_other_names(keyed, keyed, "nothing says which of its images are masks")
+    _refuse_other_names(keyed, keyed, "no name says which of its images are masks")
     if advice := converter(folder):
-        raise DataError(f"{folder}: holds no masks that are images. {advice}")
+        raise DataError(f"{folder}: holds no mask images. {advice}")
     return None
 
 
@@ -243,7 +243,7 @@ def pattern_lines(images: Collection[Path], masks: Collection[Path]) -> list[str
 
 
 def no_images(folder: Path, kind: str) -> str:
-    """Say that a folder holds no images, and what makes some of what it holds, or what to type."""
+    """Return the error for a folder without images, with the line that converts its files or what to type."""
     return f"no images in it ({', '.join(SUFFIXES)}). {converter(folder) or f'Give the right data.{kind}=DIR.'}"
 
 
@@ -257,7 +257,7 @@ def _parts(images: Files) -> dict[str, str]:
         return {}
     if "train" not in found.values():
         what = f"holds {', '.join(found)}/ but no train/"
-        raise DataError(f"{images.folder}: {what}. Add it, or rename what is no split.")
+        raise DataError(f"{images.folder}: {what}. Add it, or rename the folders that are not a split.")
     for folder in sorted(images.folder.iterdir()):
         if folder.is_dir() and part_of(folder.name) and not any(walk_images(folder)):
             raise DataError(f"{folder}: {no_images(folder, 'images')}")
@@ -271,7 +271,7 @@ def _beside(images: Files, masks: Files, parts: Collection[str]) -> tuple[list[s
     folders = Counter(top(key) for key in beside if top(key) and not part_of(top(key)) and len(parts) > 1)
     notes = [f"left out: {name}/, {n} image{'s' * (n != 1)}: none of {named}" for name, n in folders.items()]
     lost = [path for key, path in beside.items() if top(key) not in folders]
-    return notes, [f"{path}: lies beside {named}/, into which {images.folder.name}/ is split" for path in lost]
+    return notes, [f"{path}: lies next to the split folders {named}/ of {images.folder.name}/" for path in lost]
 
 
 def _endings(masks: Keyed, images: Keyed) -> dict[str, int]:
@@ -298,7 +298,7 @@ def _by_ending(folder: Path, keyed: Keyed, ending: str) -> Pairs:
     others = {key for key in images if (other := ENDING.search(key)) and key.removesuffix(other[0]) in paired}
     images = {key: paths for key, paths in images.items() if key not in others}
     pairs = pair(Files(images, folder), Files(masks, folder, ending))
-    return _noted(pairs, f"left out: {len(others)} more files that are called as masks are") if others else pairs
+    return _noted(pairs, f"left out: {len(others)} more files that have names of masks") if others else pairs
 
 
 def _by_format(folder: Path, keyed: Keyed) -> Pairs:
@@ -352,7 +352,7 @@ def _matching(name: str, pattern: str, root: str | None) -> Files:
     whole = Path(os.path.normpath(whole.absolute()))
     fixed = Path(*takewhile(lambda part: not set("*?") & set(part), whole.parts))
     if not fixed.is_dir():
-        raise ConfigError(f"data.{name}={pattern}: no such folder as {fixed}, where it begins.")
+        raise ConfigError(f"data.{name}={pattern}: there is no folder {fixed}, with which the pattern begins.")
     below = whole.relative_to(fixed).as_posix()
     any_format = below.endswith(("*", "?"))
     stars = {"**/": "((?:.*/)?)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}

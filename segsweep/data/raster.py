@@ -1,4 +1,4 @@
-"""What an image file holds: its samples, and what its tags say of them, alike for every format and bit depth."""
+"""Read an image file: its samples and its tags, in the same way for every format and bit depth."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own check only warns at first, and war
 
 
 def decoders() -> str:
-    """Name what decodes files here, with versions: another libjpeg may give other pixels."""
+    """Return the names and versions of the decoders: another libjpeg may give other pixels."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     return f"Pillow {PIL.__version__}, libjpeg {jpeg}, tifffile {version('tifffile')}"
 
@@ -75,7 +75,7 @@ def read(path: Path, one_page: bool = False) -> Raster:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's JPEG, preview behind it
             _refuse_large(path, image.width, image.height, frames)
             if frames > 1:
-                raise DataError(f"{path}: holds {frames} frames; one is needed. Save them apart.")
+                raise DataError(f"{path}: holds {frames} frames, but must hold one. Save each frame as a file.")
             deep = image.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
             found = _deep_png(path) if deep else _opened(image)
             return _upright(found, image.getexif().get(ORIENTATION))
@@ -146,7 +146,9 @@ def _refuse_bomb(path: Path, packed: Iterable[bytes], size: int) -> None:
                 left -= len(unpacker.decompress(block, min(left, PIECE)))
                 block = unpacker.unconsumed_tail
     if left <= 0:
-        raise DataError(f"{path}: unpacks to more than its header says: damaged, or made to fill the memory.")
+        raise DataError(
+            f"{path}: unpacks to more bytes than its header says. The file is damaged, or was made to fill the memory."
+        )
 
 
 def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
@@ -168,7 +170,7 @@ def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
                 if not {"Y", "X"} <= sizes.keys():
                     raise DataError(f"{path}: holds {part.axes or 'nothing'} and no image with height and width.")
             if one_page and pages > 1:
-                raise DataError(f"{path}: holds {pages} pages; one is needed. Save them apart.")
+                raise DataError(f"{path}: holds {pages} pages, but must hold one. Save each page as a file.")
             for whole in (page for page in full if page.compression in DEFLATE):
                 size = math.prod(whole.chunks) * whole.dtype.itemsize
                 for start, length in zip(whole.dataoffsets, whole.databytecounts, strict=True):
@@ -217,8 +219,8 @@ def _refuse_several_kinds(path: Path, pages: Sequence[Any]) -> None:
     for what in kinds[0] if kinds else ():
         if len(found := dict.fromkeys(kind[what] for kind in kinds)) > 1:
             raise DataError(
-                f"{path}: its {len(pages)} pages are of several {what} ({', '.join(found)}). "
-                "Save them alike, or the one that counts."
+                f"{path}: its {len(pages)} pages have different {what} ({', '.join(found)}). Save them with the same, "
+                f"or save only the page that you need."
             )
 
 
@@ -247,7 +249,9 @@ def _stacked(part: Any) -> np.ndarray:
 def _interpreted(path: Path, page: Any, stacked: np.ndarray, one_page: bool) -> Raster:
     """Samples `h w pages samples` as the page's tags say. ValueError if only Pillow knows what they are."""
     if stacked.dtype.kind not in "uifb":
-        raise DataError(f"{path}: {stacked.dtype} numbers are no pixels. Save the part that counts.")
+        raise DataError(
+            f"{path}: {stacked.dtype} numbers cannot be pixels. Save the image with whole numbers or floats."
+        )
     height, width, pages, _ = stacked.shape
     kind, bits = page.photometric, page.bitspersample
     alpha, first = None, stacked.shape[3] - len(page.extrasamples)
@@ -347,7 +351,7 @@ def _number(tag: object) -> float | None:
 
 
 def upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
-    """Return a view of stored pixels `h w ...` as they are shown.
+    """Return a view of stored pixels `h w ...` in the orientation in which they are displayed.
 
     Orientations 2 to 8 are stored flipped (2, 3, 4) or with rows and columns swapped, too; others mean nothing.
     """

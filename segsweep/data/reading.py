@@ -1,4 +1,4 @@
-"""How the masks of a data set are read, decided once all are known: the codes of files to the values that count."""
+"""Decide how the masks of a data set are read, after all files are known: from codes to final values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ PEAK, MOST = 3, 0.3  # a class between two ends: times the pixels of the valleys
 
 @dataclass(frozen=True)
 class Census:
-    """What all masks of a data set hold together."""
+    """The codes in all masks of a data set, with their counts."""
 
     codes: Codes  # `n`, each once, rising
     counts: Codes  # `n`: pixels
@@ -72,7 +72,7 @@ class Census:
 
 @dataclass(frozen=True)
 class Reading:
-    """Turns the codes of files into those that count."""
+    """Turns the codes of files into final codes."""
 
     alpha: Literal["", "number", "shape"] = ""  # what counts where nothing but the alpha differs in a mask
     by: Literal["number", "colour", "level"] = "number"  # what counts of colours and of palettes' entries
@@ -85,7 +85,7 @@ class Reading:
     middle: int | None = None  # between the two ends of smoothed grey masks, whether or not they are cut
 
     def final(self, codes: Codes) -> Codes:
-        """Return the code that counts for each code of a file."""
+        """Return the final code for each code of a file."""
         codes = _seen(codes, self.alpha)
         if self.by != "number":
             codes = _colored(codes) if self.by == "colour" else _levels(codes)
@@ -129,10 +129,14 @@ def _of_alpha(census: Census) -> Reading:
         return Reading(alpha="number", notes=(note,))
     if any(len(codes) > 1 and is_black(_seen(codes, "")).any() for codes in lying):
         note = (
-            f"masks: {len(lying)} are all black with a shape in the alpha channel, which does not count beside others"
+            f"masks: {len(lying)} are all black with a shape in the alpha channel; it is ignored, because other masks "
+            f"have none"
         )
         return Reading(notes=(note,))
-    note = f"masks: {len(lying)} have a shape in the alpha channel: opaque is its colour, transparent is background"
+    note = (
+        f"masks: {len(lying)} have a shape in the alpha channel: opaque pixels have the mask's colour, transparent "
+        "pixels are background"
+    )
     return Reading(alpha="shape", notes=(note,))
 
 
@@ -146,9 +150,9 @@ def _of_kind(reading: Reading, census: Census) -> Reading:
         return replace(reading, by="colour") if not grey else reading
     own = {int(number) for codes in entries for number in numbers(codes)}
     shown = {int(level) for codes in entries for level in colors(codes)[:, 0]}
-    why = "the same number has another colour from file to file" if differ else "as others are coloured"
+    why = "because one index has different colours in different files" if differ else "because other masks are coloured"
     if grey and plain and not plain <= own and plain <= shown:
-        differ, why = True, "as files without a palette hold its colours"
+        differ, why = True, "because files without a palette contain its colours"
     if not differ and not any(is_color(codes).any() for codes in files):
         return replace(reading, notes=(*reading.notes, "masks: palettes are read by index"))
     notes = (*reading.notes, f"masks: palettes are read by colour, {why}")
@@ -166,8 +170,8 @@ def _of_colours(reading: Reading, census: Census, named: Sequence[int]) -> Readi
         return reading
     left = census.counts[is_color(snapped) & ~np.isin(snapped, anchors)].sum()
     note = (
-        f"masks: {100 * changed / census.counts.sum():.2g} % of the pixels have blended colours, as smoothed or saved "
-        "with loss; each counts as the nearest flat or named one"
+        f"masks: {100 * changed / census.counts.sum():.2g} % of the pixels have blended colours, as in smoothed or "
+        f"JPEG masks; each is read as the nearest pure or named colour"
     )
     reach = FAR if left > LEFT * census.counts.sum() else FARTHEST
     return replace(reading, anchors=anchors, reach=reach, notes=(*reading.notes, note))
@@ -187,9 +191,9 @@ def _of_greys(reading: Reading, census: Census, named: Sequence[int], cut: bool)
         return reading
     nearest = f"read as the nearest of {', '.join(map(str, levels))}"
     note = (
-        f"masks: {f'cut at {middle(low, high)}' if len(levels) == 2 else nearest}, since "
-        f"{100 * near / known.counts.sum():.3g} % of the pixels lie near {low} or {high} and the others between, as in "
-        "masks saved as JPEG or smoothed; another cut: data.threshold=VALUE"
+        f"masks: {f'cut at {middle(low, high)}' if len(levels) == 2 else nearest}, because "
+        f"{100 * near / known.counts.sum():.3g} % of the pixels are near {low} or {high}, as in JPEG or smoothed "
+        f"masks; for another threshold: data.threshold=VALUE"
     )
     return replace(reading, levels=tuple(levels), notes=(*reading.notes, note))
 

@@ -1,4 +1,4 @@
-"""A data set's files to a store: each is decoded once, and what is wrong with it is told."""
+"""Write the files of a data set into a store: decode each file once, and collect its problems."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store says of itself."""
+    """The manifest of a store."""
 
     rows: list[Row]  # the samples that can be used, in the order they were given
     kept: list[int]  # where each row's sample was among those given
@@ -111,13 +111,14 @@ class Decoded:
 
 
 TOLD = {
-    "alpha": "images have an alpha channel that is dropped and not the same everywhere",
-    "mask alpha": "masks have an alpha channel that is dropped and not the same everywhere",
-    "no data": "images have pixels without data (data.nodata), which get the channel's mean and count in no statistics",
-    "inverted": "images have white as zero, as their tag says, and are inverted",
-    "mask inverted": "masks have white as zero, as their tag says, and are inverted",
-    "mask no data": "masks have pixels without a value (NaN), which do not count",
-    "resized": "masks were brought to their image's size (data.mask_resize=nearest)",
+    "alpha": "images have an alpha channel with different values; it is dropped",
+    "mask alpha": "masks have an alpha channel with different values; it is dropped",
+    "no data": "images have pixels without data (data.nodata); they are filled with the channel's mean and left out "
+    "of statistics",
+    "inverted": "images are inverted, because their tag says that white is zero",
+    "mask inverted": "masks are inverted, because their tag says that white is zero",
+    "mask no data": "masks have pixels without a value (NaN); they are ignored",
+    "resized": "masks were resized to their image's size (data.mask_resize=nearest)",
 }
 
 
@@ -150,7 +151,7 @@ def _checksum(text: bytes) -> bytes:
 
 
 def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
-    """Do all that can be done with a sample alone; return what is wrong with its files, a line each."""
+    """Decode one sample; or return the problems of its files, one line each."""
     problems: list[str] = []
     picture, mask = Picture(np.empty(0)), None
     try:
@@ -258,7 +259,7 @@ def write(
     scan = _scanned(folder / IMAGES if keep else Path(os.devnull), raw, samples, decoded)
     if len({kind.replace("grey", "colour") for kind in scan.kinds}) > 1:
         found = "; ".join(f"{kind} in {sample.image}" for kind, sample in scan.kinds.items())
-        refuse([*scan.problems, f"images of several kinds: {found}. Convert them to one"])
+        refuse([*scan.problems, f"images differ in pixel type or channels: {found}. Convert them to one"])
     if not scan.rows:
         refuse(scan.problems)
     census = scan.merge()
@@ -268,7 +269,10 @@ def write(
     void = how.void
     if any(one is not None for one in classes) and void is None and usual_void({*numbers(final).tolist()}):
         void = USUAL
-        notes.append(f"masks: {USUAL} does not count, as it stands beside 0, 1, ...; another: data.ignore_index=VALUE")
+        notes.append(
+            f"masks: {USUAL} is ignored, because the other values are 0, 1, ...; to ignore another value: "
+            f"data.ignore_index=VALUE"
+        )
     listed = np.unique(np.concatenate([_of_class(final, one, void) for one in dict.fromkeys(classes)])).tolist()
     dtype = next(iter(scan.kinds)).split()[0]
     manifest = Manifest(
@@ -415,7 +419,7 @@ def _fitted(mask: Mask, size: tuple[int, ...]) -> Mask | None:
 
 def _other_size(path: Path, mask: Mask, image: np.ndarray) -> str:
     (h, w), (y, x) = mask.index.shape, image.shape[:2]
-    advice = "; data.mask_resize=nearest brings it to that size" if _fitted(mask, (y, x)) else ""
+    advice = ". Resize it with data.mask_resize=nearest" if _fitted(mask, (y, x)) else ""
     return f"{path}: {w}x{h} pixels, its image has {x}x{y}{advice}"
 
 

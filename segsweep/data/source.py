@@ -1,4 +1,4 @@
-"""What every source of pairs shares: samples, how files are paired, what is refused."""
+"""Shared by all data sources: samples, pairing of files, refusing bad files."""
 
 import csv
 import os
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a source holds: the pairs, and what is wrong with the rest, a line each."""
+    """The pairs of a source, and the problems of the other files, one line each."""
 
     samples: list[Sample]
     problems: list[str]
@@ -96,8 +96,8 @@ def walk_images(folder: Path, deep: bool = True, above: frozenset[str] = frozens
                 yield from walk_images(folder / entry.name, above=above | {real})
         elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
             if any("\ud800" <= letter <= "\udfff" for letter in entry.name):  # bytes that are no UTF-8
-                how = "Rename it, as convmv -f latin1 -t utf8 -r --notest does with all in a folder."
-                raise DataError(f"{folder / entry.name}: its name is no text in UTF-8. {how}")
+                how = "Rename it. For all files in a folder: convmv -f latin1 -t utf8 -r --notest"
+                raise DataError(f"{folder / entry.name}: its name is not valid UTF-8. {how}")
             yield folder / entry.name
 
 
@@ -114,10 +114,10 @@ def listed(table: Path, root: str | None) -> Pairs:
         columns = set(rows[0]) if rows else set()
     if not {"image", "mask"} <= columns:
         found = sorted(map(str, columns))
-        commas = " Put commas between them." if re.search("[;\t]", "".join(found)) else ""
-        raise DataError(f"{table}: needs the columns image and mask and a row below them; has {found}.{commas}")
+        commas = " Separate the columns with commas." if re.search("[;\t]", "".join(found)) else ""
+        raise DataError(f"{table}: must have the columns image and mask and at least one row; it has {found}.{commas}")
     samples, problems = [], []
-    elsewhere = "; data.root=DIR: a folder that holds them all"
+    elsewhere = "; or type data.root=DIR, a folder that contains them all"
     named = [Path(row[name] or "") for row in rows for name in ("image", "mask")]
     if all(path.is_absolute() and not path.resolve().is_relative_to(base) for path in named):
         common = os.path.commonpath([path.parent for path in named])
@@ -131,9 +131,9 @@ def listed(table: Path, root: str | None) -> Pairs:
             if not path.is_relative_to(base) or not path.is_file()
         ]
         if split not in (None, *SPLITS):
-            wrong.append(f"split {split!r} is none of {', '.join(SPLITS)}")
+            wrong.append(f"split {split!r} must be one of {', '.join(SPLITS)}")
         if fold is not None and not fold.isdecimal():
-            wrong.append(f"fold {fold!r} is no number from 0")
+            wrong.append(f"fold {fold!r} must be a whole number from 0")
         problems += [f"{table}, line {number}: {problem}" for problem in wrong]
         if not wrong:
             key = image.relative_to(base).with_suffix("").as_posix()
@@ -160,7 +160,7 @@ def told_by_part(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def same_keys(samples: Sequence[Sample]) -> list[str]:
-    """Say which samples have the key of another, a line each: a key has to name one image."""
+    """List samples with the same key, one line each: a key must name one image."""
     first: dict[str, Sample] = {}
     twice = [(first.setdefault(sample.key, sample), sample) for sample in samples]
     return [
@@ -173,7 +173,7 @@ def same_keys(samples: Sequence[Sample]) -> list[str]:
 
 
 def to_type(**given: object) -> str:
-    """Return what to type for keys of the data section: `root=DIR` is data.root=DIR."""
+    """Return what to type for keys of the section data: `root=DIR` becomes data.root=DIR."""
     return " ".join(override(f"data.{key}", value) for key, value in given.items())
 
 
@@ -201,13 +201,13 @@ def lines(path: Path) -> list[str]:
 
 
 class Unusable(DataError):
-    """Lists everything that is wrong with the files of a data set: `problems`, a line each."""
+    """Lists all problems of the files of a data set: `problems`, one line each."""
 
     def __init__(self, problems: Sequence[str], shown: int = 20):
         self.problems = problems
         number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
         more = [f"  ... and {len(problems) - shown} more"] if len(problems) > shown else []
-        rule = "Every image needs one mask of the same stem and size, and every file must be sound"
+        rule = "Every image needs one mask with the same name and size, and no file may be damaged"
         super().__init__("\n".join([f"data: {number}. {rule}:", *(f"  {p}" for p in problems[:shown]), *more]))
 
 

@@ -1,4 +1,4 @@
-"""Which image is trained on, validated on, tested on. Images of one group are never apart."""
+"""Assign images to training, validation and test. All images of a group are in the same part."""
 
 import csv
 import hashlib
@@ -47,7 +47,7 @@ def assign(
         DataError: fewer groups than parts, or an empty fold.
     """
     if samples and not any(sample.split in (None, "train") for sample in samples):
-        raise DataError("data: the given split has no train part that can be used.")
+        raise DataError("data: the given split has no training part, or it cannot be used.")
     parts: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         parts.setdefault(sample.split or "", []).append(i)
@@ -65,8 +65,8 @@ def assign(
         parts |= _cut(parts["train"], groups, of_train, seed, pixels)
     elif pixels is not None:
         raise ConfigError(
-            "data.stratify=true: the data come with a split of their own, so there is nothing to stratify. Drop it, or "
-            "add data.folds=5: train and val are cut into folds then."
+            "data.stratify=true: the data have their own split, so there is nothing to stratify. Drop it, or add "
+            "data.folds=5 to make folds of train and val."
         )
     return {part: parts[part] for part in SPLITS if part in parts}
 
@@ -94,7 +94,7 @@ def fold_of(
     if pixels is not None:
         if counted and all(samples[i].fold is not None for i in counted):
             raise ConfigError(
-                "data.stratify=true: the data come with folds of their own, so there is nothing to stratify. Drop it."
+                "data.stratify=true: the data have their own folds, so there is nothing to stratify. Drop it."
             )
         chosen = stratified([groups[i] for i in counted], pixels[counted], [1 / folds] * folds, seed)
     else:
@@ -167,7 +167,7 @@ def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
 
 
 def joined(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
-    """Make one group of those that share an image, by the hash of its pixels: copies apart would flatter the scores."""
+    """Join groups that share an image, by the hash of its pixels: copies in two parts would make scores too high."""
     leader: dict[str, str] = {}
 
     def lead(name: str) -> str:
@@ -192,7 +192,7 @@ def apart(parts: dict[str, list[int]], groups: Sequence[str]) -> dict[str, list[
 
 
 def place(name: str, seed: int = 0) -> float:
-    """Place a group in [0, 1), whatever other groups there are."""
+    """Hash a group to a number in [0, 1), independent of other groups."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 

@@ -175,7 +175,10 @@ class Store:
         for name, mapped in zip((IMAGES, MASKS), self._maps, strict=True):
             # To read beyond the end of a file that was cut kills a process.
             if mapped.size() < len(mapped):
-                raise DataError(f"{self.folder / name}: was cut while it was in use. Start again: it is decoded anew.")
+                raise DataError(
+                    f"{self.folder / name}: became shorter while it was in use. Start again: the data "
+                    f"will be decoded again."
+                )
         if self.on_device or self._sound[index]:
             return  # compared before
         image, mask, row = self._image(index), self._mask(index, self._masks), self.rows[index]
@@ -293,8 +296,8 @@ def _opened(
                 if error.errno not in FULL:
                     raise
                 raise DiskError(
-                    f"{target.parent}: no room for the decoded images. Try data.cache=none, which decodes them again "
-                    "and again, or another place: SEGSWEEP_OUTPUTS=DIR before the command."
+                    f"{target.parent}: no room for the decoded images. Try data.cache=none, which decodes them every "
+                    f"time, or type SEGSWEEP_OUTPUTS=DIR before the command, to use another disk."
                 ) from error
 
     def again(number: int) -> Decoded:

@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers and as a table."""
+"""Summary of a data set, as numbers and as a table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,7 +44,11 @@ class DataSummary:
         ]
         for name in next(iter(parts)).shares:
             rows.append(line(name, (f"{100 * p.shares[name]:.2f} % in {p.showing[name]:<4}" for p in parts)))
-        rows += [line("empty masks", (p.empty for p in parts)), ("", "% of pixels, in so many images"), ("", "")]
+        rows += [
+            line("empty masks", (p.empty for p in parts)),
+            ("", "% of the pixels, and in how many images"),
+            ("", ""),
+        ]
         meaning = [
             f"{name} = {', '.join(values[:SHOWN])}{', ...' if len(values) > SHOWN else ''}"
             for name, values in self.values.items()

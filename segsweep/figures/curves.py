@@ -1,4 +1,4 @@
-"""How a training went, in one figure; on white, so that it can be read on any page."""
+"""Draw a training in one figure, on white, so that it can be read on any page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +83,7 @@ def _confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     places = range(len(names))
-    axes.set(title="confusion, % of each class's pixels", xticks=places, yticks=places, yticklabels=names)
+    axes.set(title="confusion matrix, % of each class's pixels", xticks=places, yticks=places, yticklabels=names)
     turned: dict[str, Any] = {} if len(names) < UPRIGHT else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticklabels(names, **turned)
     axes.set(ylabel="truth", xlabel="prediction")

@@ -23,7 +23,7 @@ COLORS = np.concatenate([[PALETTE[0]], *[_SHADES] * 13])[:256].astype(np.float32
 COLORS[VOID] = 0
 # Over a dark image every class's colour can be told from it; stripes, from any colour.
 DARKENED, STRIPES = 0.4, (255, 255, 255)
-ERRORS = [("errors: missed pixels, in their class's colour", None), ("striped: false positives", STRIPES)]
+ERRORS = [("errors: missed pixels, in their class's colour", None), ("stripes: false positives", STRIPES)]
 SMALLEST, LARGEST, WIDEST = 192, 512, 1600  # pixels of a panel's longer side, and of all panels of a row
 MARGIN, HEADER, FONT, CAPTION = 6, 22, 14, 300  # pixels; a narrow panel gets so much room for what stands above it
 FRAME = (130, 130, 130)
@@ -115,7 +115,7 @@ def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, stripe: 
 def contact_sheet(
     pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
 ) -> Image.Image:
-    """Draw images beside their masks, with a legend: do they belong together?
+    """Draw images next to their masks, with a legend, to check that they belong together.
 
     Args:
         pairs: title, image `h w c` and class indices `h w` of each.
@@ -204,7 +204,7 @@ def overlay(rgb: np.ndarray, classes: np.ndarray, opacity: float = 0.45) -> np.n
 
 
 def caption(truth: np.ndarray, prediction: np.ndarray, classes: int) -> str:
-    """Say an image's own score, `metrics.image_iou`, of class indices `h w`; where it is no number, why."""
+    """Return an image's IoU (`metrics.image_iou`) from class indices `h w` as text; if it is undefined, the reason."""
     counted = truth != VOID
     pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
     iou = metrics.image_iou(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))

@@ -1,4 +1,4 @@
-"""A page in the browser: drop an image, see what the model says. It is for this machine alone, and asks no other."""
+"""A web page: drop an image, see its mask. Only this machine can open it, and it contacts no other machine."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image and what the model said of it; what is shown of it is decided later."""
+    """An image and the model's output for it; the threshold is applied later."""
 
     name: str  # of the file, without its suffix
     rgb: np.ndarray  # to look at, uint8 `h w 3`

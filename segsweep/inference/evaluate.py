@@ -1,4 +1,4 @@
-"""How good a trained model is, on any split of its own or of other data, and how sure that is."""
+"""Score a trained model, with confidence intervals, on any split of its own or of other data."""
 
 import csv
 import math
@@ -118,7 +118,7 @@ def evaluate(
     Raises ConfigError: no such split, data that the model was not made for, or images that it has learnt.
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
-        raise ConfigError(f"--name {name}: letters, digits and . _ + - make the name of a folder.")
+        raise ConfigError(f"--name {name}: must be the name of a folder: letters, digits and . _ + -")
     run, info = journal.started(found.run), described(found.model)
     start = run.starts[-1]
     same = data.store.digest == start.data_digest
@@ -288,20 +288,22 @@ def _refuse_learnt(split: str, indices: Sequence[int], learnt: set[int], same: b
     """
     if split == "train" or not (number := len(learnt.intersection(indices))):
         return
-    advice = "Give data without them, or say --split train."
+    advice = "Give data without them, or type --split train."
     if same:
         leave = "Leave out data.split, data.fold, data.seed and data.group"
-        advice = f"{leave}, and say --split val." if split == ALL else f"{leave}, or say --split train."
+        advice = f"{leave}, and type --split val." if split == ALL else f"{leave}, or type --split train."
     raise ConfigError(
-        f"--split {split}: {number} of these {len(indices)} images were in the run's training split, so a score would "
-        f"be that of a good memory. {advice}"
+        f"--split {split}: {number} of these {len(indices)} images were in the run's training split, so the score "
+        f"would be too high. {advice}"
     )
 
 
 def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
     ours, trained_on = ", ".join(data.labels.names), f"the model was trained on {', '.join(info.classes)}"
     if list(data.labels.names) != info.classes:
-        raise ConfigError(f"the data have the classes {ours}; {trained_on}. Name them alike with data.classes.")
+        raise ConfigError(
+            f"the data have the classes {ours}; {trained_on}. Give them the same names with data.classes."
+        )
     channels, wanted = data.store.channels, info.model["in_channels"]
     if (channels not in (1, wanted)) or (wanted not in (3, channels)):
         raise ConfigError(f"the data have {channels} channels; the model was trained on {wanted}. Convert them.")

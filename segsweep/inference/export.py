@@ -62,7 +62,7 @@ class Sizes:
         return size == self.fixed if self.fixed else all(side >= self.least and side % self.step == 0 for side in size)
 
     def near(self, size: Size) -> Size:
-        """Return the least size taken that is no smaller, but for a fixed one."""
+        """Return the smallest valid size that is not smaller; or the fixed size."""
         height, width = (self.step * math.ceil(max(side, self.least) / self.step) for side in size)
         return self.fixed or (height, width)
 
@@ -73,7 +73,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an exported model did beside PyTorch in fp32, on as many images and the same threads."""
+    """Comparison of an exported model with PyTorch in fp32, on the same images and threads."""
 
     images: int
     difference: float  # the largest of any logit
@@ -121,7 +121,7 @@ def export(
     scored, how = execution(info, torch.device("cpu"))
     weight = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     if kind == "onnx" and weight >= ONNX_LIMIT:
-        raise ConfigError(f"--format onnx: holds 2 GB, and {info.encoder} has {weight / 1e9:.1f}. Try pt2.")
+        raise ConfigError(f"--format onnx: can hold 2 GB, and {info.encoder} has {weight / 1e9:.1f}. Try pt2.")
     _refuse_unwritable(path, kind)
     comparisons: list[Comparison] = []
 
@@ -182,16 +182,16 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
 
 
 def preparation(info: ModelInfo) -> str:
-    """Say what `segsweep predict` does to an image before the model; with an exported one its user has to."""
+    """Return what `segsweep predict` does to an image first; users of an exported model must do it themselves."""
     if not info.resamples:
         return "as they are"
-    brought = f"brought to {info.size[0]}x{info.size[1]} first"
+    brought = f"resized to {info.size[0]}x{info.size[1]} first"
     how = {
         "crop": f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})",
-        "pad": f"{brought}, with their aspect kept, the edge repeated beyond (resize=pad)",
+        "pad": f"{brought}, with their aspect ratio, padded by repeating the edge (resize=pad)",
         "squash": f"{brought}, stretched (resize=squash)",
     }[info.resize]
-    return f"{how}, as in training and by segsweep predict; the logits back to the image's size"
+    return f"{how}, as in training and by segsweep predict; then resize the logits to the image's size"
 
 
 def levels(model: UNet, size: Size) -> Iterator[Sizes]:
@@ -332,7 +332,7 @@ def _refuse_difference(comparison: Comparison, kind: str) -> None:
         raise ConfigError(
             f"--format {kind}: the exported model's logits differ from PyTorch's by up to {comparison.difference:.2g} "
             f"(at most {TOLERANCE:g}), {100 * comparison.equal:.2f} % of the pixels are equal (at least "
-            f"{100 * EQUAL:g} %). Nothing was kept. Try --format {OTHER[kind]}."
+            f"{100 * EQUAL:g} %). No file was written. Try --format {OTHER[kind]}."
         )
 
 
@@ -398,7 +398,7 @@ def _within(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"the sizes were not understood in {seconds:g} s")
+        raise TimeoutError(f"the image sizes were not determined within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again and again: some of torch's code swallows exceptions

@@ -1,4 +1,4 @@
-"""Which trained model is meant: a run's, a file, one that MLflow knows, or the best of a sweep or an experiment."""
+"""Find the trained model that RUN means: of a run, a file, an MLflow run, or the best of a sweep or experiment."""
 
 import logging
 import re
@@ -29,7 +29,10 @@ class Found:
     def run(self) -> Path:
         """The run's folder; a `ConfigError` where there is none."""
         if self.folder is None:
-            raise ConfigError(f"{self.model}: lies in no run folder, and this needs the run's journal. Name the run.")
+            raise ConfigError(
+                f"{self.model}: is not in a run folder, and this command needs the run's journal. Give "
+                f"the run's folder."
+            )
         return self.folder
 
 
@@ -61,7 +64,7 @@ def find(run: str, uri: str | None = None) -> Found:
 def _in_folder(folder: Path) -> Found:
     if journal.exists(folder):
         if not (folder / BEST).is_file():
-            raise ConfigError(f"{folder}: the run has no {BEST}: no epoch of it has been scored yet.")
+            raise ConfigError(f"{folder}: the run has no {BEST}, because none of its epochs has been scored yet.")
         return Found(folder / BEST, folder)
     from segsweep.sweeping import about, report  # pandas and Optuna are needed here only
 
@@ -71,7 +74,7 @@ def _in_folder(folder: Path) -> Found:
         if results:
             winner = results[0].winner
             run, what = folder / winner.name, f"{' '.join(winner.typed)} (val IoU {winner.iou:.4f})"
-            first = "the sweep's winner" if over else "the first so far of a sweep that is not finished"
+            first = "the sweep's winner" if over else "the best so far of a sweep that is not finished"
             return Found(run / BEST, run, f"{first}: {what}")
         where += "" if over else ", a sweep that is not finished"
     return _best(_runs(folder), where)
@@ -101,5 +104,5 @@ def _best(folders: Iterable[Path], where: str) -> Found:
         raise ConfigError(f"{where}: no trained model there. Train one: {program()}. Or give {FORMS}.")
     best = max(scores, key=lambda folder: scores[folder])
     among = f"the best of {len(scores)} runs" if len(scores) > 1 else "the only run"
-    among += f" (on {len(data)} data sets, whose scores do not compare)" if len(data) > 1 else ""
+    among += f" (on {len(data)} data sets, so their scores cannot be compared)" if len(data) > 1 else ""
     return Found(best / BEST, best, f"{among} in {where}: {best} (val IoU {scores[best]:.4f})")

@@ -1,4 +1,4 @@
-"""Where the pixels of a GeoTIFF lie on the ground, for what is written of them."""
+"""The georeference of a GeoTIFF, copied into the masks that are written for it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `segsweep predict` writes of an image: its mask, an overlay, probabilities."""
+"""The files that `segsweep predict` writes for an image: its mask, an overlay, probabilities."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -43,8 +43,8 @@ class MaskForm:
         """
         if info.values is None:
             raise ConfigError(
-                "--values original: the model's file, of an earlier segsweep, does not say which mask values its "
-                "classes had. Leave --values out: class indices."
+                "--values original: the model's file was written by an older segsweep and does not say which mask "
+                "values its classes had. Drop --values to get class indices."
             )
         table = _table(info.values)
         taken = table if table.ndim == 1 else table[(table == table[:, :1]).all(1), 0]
@@ -105,7 +105,7 @@ class Places(NamedTuple):
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether a file carries the mark of what `write` wrote; one that cannot be read does not."""
+    """Tell whether `write` wrote this file, by its mark; False if the file cannot be read."""
     try:
         if path.suffix.lower() in TIFF:
             with tifffile.TiffFile(path) as file:
@@ -190,8 +190,8 @@ def _table(values: Sequence[int | Sequence[int]]) -> np.ndarray:
     colors = [(value, value, value) if isinstance(value, int) else value for value in values]
     if not all(0 <= channel <= 255 for color in colors for channel in color):
         raise ConfigError(
-            f"--values original: the masks of the training hold colours beside other numbers than 0 to 255, {values}, "
-            "and no file holds both. Leave --values out: class indices."
+            f"--values original: the training masks hold colours and also numbers outside 0 to 255, {values}; one "
+            f"file cannot hold both. Drop --values to get class indices."
         )
     return np.array(colors, np.uint8)
 

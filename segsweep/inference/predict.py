@@ -1,4 +1,4 @@
-"""Masks for images, which the model sees as it saw those it was trained on."""
+"""Predict masks for images, which are prepared in the same way as in training."""
 
 import logging
 import math
@@ -105,7 +105,7 @@ class Predictor:
             low, high = self.range
             raise DataError(
                 f"{name}: {image.dtype} pixels from {image.min():g} to {image.max():g}; the model was trained on "
-                f"{self.info.dtype} from {low:g} to {high:g}. Bring it to that scale."
+                f"{self.info.dtype} from {low:g} to {high:g}. Convert it to that range."
             )
         refuse_far(name, float(image.min()), float(image.max()), self.range)
         return image
@@ -162,7 +162,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an image: the mask's file, or what is wrong."""
+    """The result for an image: the mask's file, or the error."""
 
     image: Path
     mask: Path
@@ -190,7 +190,7 @@ def find_images(given: Sequence[str], output: Path | None = None, suffix: str = 
             there = [p for p in found if _absolute(output) in _absolute(p).parents]
             found = [p for p in found if p not in there]
             if there:
-                log.warning("%s: left out, as masks go there: %d of the images", output, len(there))
+                log.warning("%s: %d images left out, because the masks are written there", output, len(there))
         bases += [path] if path.is_dir() else [p.parent for p in found]
         if not found:
             what = f"no images in it ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file or folder"
@@ -202,7 +202,7 @@ def find_images(given: Sequence[str], output: Path | None = None, suffix: str = 
         target = path.relative_to(base).with_suffix(".tif" if georeference(path) else suffix)
         if target in taken:
             what = f"{path} and {taken[target]}: both masks would be {target}"
-            raise ConfigError(f"{what}. Leave one out, or give each its own -o DIR.")
+            raise ConfigError(f"{what}. Leave one out, or use a separate -o DIR for each.")
         taken[target] = path
     return [(path, target) for target, path in taken.items()]
 
@@ -237,9 +237,9 @@ def predict(
     places = [Places.of(folder, target, overlay, probabilities) for _, target in images]
     for (path, _), place in zip(images, places, strict=True):
         if over := [file for file in place if file and file.resolve() in sources]:
-            raise ConfigError(f"{path}: {over[0]} would be written over an image. Give another -o DIR.")
+            raise ConfigError(f"{path}: {over[0]} would overwrite an image. Give another -o DIR.")
         if other := [file for file in place if file and file.exists() and not is_own(file)]:
-            raise ConfigError(f"{other[0]}: is there, and predict did not write it. Give another -o DIR.")
+            raise ConfigError(f"{other[0]}: exists, and predict did not write it. Give another -o DIR.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A trained model in MLflow's registry: a program that runs without segsweep, and a card that says what it is."""
+"""Register a trained model in MLflow: an exported model that runs without segsweep, and a model card."""
 
 import tempfile
 from pathlib import Path
@@ -18,16 +18,17 @@ from segsweep.runs import journal
 from segsweep.runs.records import Run
 from segsweep.tracking import registry
 
-LICENCES = {"package": "Apache-2.0", "file": "that of the file they came from"}
+LICENCES = {"package": "Apache-2.0", "file": "the licence of the file that they came from"}
 USE = """\
 ## Intended use
 
-Images like those it was trained on: the same camera, scale and kind of object, with a person who looks at what it says.
+Images similar to the training images: the same camera, scale and kind of object. A person must check the results.
 
 ## Limits
 
-It gives an answer for every image, also for one unlike all it has seen; logits are no calibrated probabilities. \
-The scores hold for the data above. Objects much smaller or larger than there may be missed. \
+The model gives a result for every image, also for an image that is very different from the training images. \
+The logits are not calibrated probabilities. \
+The scores are for the data above. Objects that are much smaller or larger than in these data may be missed. \
 Not tested for medical or safety-critical decisions."""
 
 
@@ -62,7 +63,7 @@ def register(
 
 
 def model_card(name: str, folder: Path, info: ModelInfo, run: Run, sizes: Sizes) -> str:
-    """Say what the model of a run's folder is, in Markdown, after Mitchell et al. 2019 (arXiv:1810.03993)."""
+    """Return the model card of a run in Markdown, after Mitchell et al. 2019 (arXiv:1810.03993)."""
     start, (low, high), (height, width) = run.starts[-1], info.range, info.size
     channels, logits = info.model["in_channels"], info.model["num_classes"]
     rule = f"above 0 is {info.classes[-1]}" if logits == 1 else "the largest logit is the class"
@@ -130,7 +131,7 @@ def _scores(folder: Path, run: Run, epoch: int | None) -> str:
 
 def _licence(encoder: str, source: str) -> str:
     if source == "random":
-        return "Nobody else's weights are in it."
+        return "It contains no weights from others."
     if source in LICENCES:
         return f"Licence of the pretrained weights: {LICENCES[source]}."
     licence = pretrained(encoder).license

@@ -1,4 +1,4 @@
-"""How a trained model is run: as the training that scored it ran it, wherever the device can."""
+"""Decide how a trained model is run: in the same way as when it was scored, if the device can."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +36,9 @@ def refuse_far(name: object, low: float, high: float, trained: tuple[float, floa
     """
     if max(-low, high) > WIDEST:
         raise DataError(
-            f"{name}: pixels from {low:g} to {high:g}, too far apart to compute with; the model was trained on "
-            f"{trained[0]:g} to {trained[1]:g}. If an end stands for no data, write it as NaN."
+            f"{name}: pixels from {low:g} to {high:g}: this range is too large to compute with; the model was trained "
+            f"on "
+            f"{trained[0]:g} to {trained[1]:g}. If one of these values means no data, replace it by NaN."
         )
 
 
@@ -61,16 +62,18 @@ def execution(info: ModelInfo, device: torch.device, asked: str | None = None) -
     if asked:
         precision = devices.precision(asked, device, "--precision ")
         other = own not in (None, devices.named(precision))
-        why = f"as --precision {asked} says" + (f"; trained and scored in {own}, which may differ a little" * other)
+        why = f"as --precision {asked} says" + (
+            f"; the model was trained and scored in {own}, so results may differ slightly" * other
+        )
     elif own is None:
         precision = devices.precision("auto", device)
-        why = "the fastest here, as the model's file does not say what it was trained in"
+        why = "the fastest here, because the model's file does not record the precision of its training"
     else:
         try:
             precision, why = devices.precision(own, device), "as in training"
         except ConfigError:
             precision = torch.float32
-            why = f"this processor dies of {own}, in which it was trained and scored; that may differ a little"
+            why = f"this processor crashes with {own}, the precision of its training, so results may differ slightly"
     channels_last = info.channels_last is not False
     layout = "channels last" if channels_last else "channels first"
     return Execution(precision, channels_last), f"{devices.named(precision)}, {layout}: {why}"

@@ -1,4 +1,4 @@
-"""A training's way: how good it was by the share that was done. Pure values."""
+"""Learning curves: the best score by the share of the training that was done. Pure values."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Point(NamedTuple):
-    """Where a trial was: the share of its training that was done, and its best score until then."""
+    """A point of a learning curve: the share of the training that was done, and the best score until then."""
 
     done: float
     best: float
@@ -15,7 +15,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A trial's way so far, or to its end."""
+    """The learning curve of a trial, so far or complete."""
 
     weights: str  # `Trial.weights`
     points: Sequence[Point]  # in rising order

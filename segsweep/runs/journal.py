@@ -1,4 +1,4 @@
-"""The journal: what a run did, one record of `segsweep.runs.records` a line. It is the truth; all else is a view."""
+"""The journal of a run: one record of `segsweep.runs.records` per line. All other records can be made from it."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ class Journal:
         cut_torn_line(self._path)
 
     def write(self, record: Record) -> Record:
-        """Append one record, durably, and return it as a reader will see it; what no reader takes is not written."""
+        """Append one record, synced to disk, and return it as `read` does; an invalid record is not written."""
         line = _line(record)
         seen = decode(json.loads(line), self._path)
         self._file = self._file or self._path.open("ab")
@@ -86,7 +86,7 @@ def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
         try:
             plain = load_json(line)
         except ValueError as error:
-            raise ConfigError(f"{path}: damaged: a line is no JSON: {error}") from error
+            raise ConfigError(f"{path}: damaged: a line is not valid JSON: {error}") from error
         records.append(decode(plain, path))
     return records, seen + len(whole)
 

@@ -1,4 +1,4 @@
-"""Who uses a folder: locks that end with their process. Standard library only."""
+"""Locks of folders, which end with their process. Standard library only."""
 
 import fcntl
 import os

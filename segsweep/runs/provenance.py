@@ -1,4 +1,4 @@
-"""Which code ran, and who ran it."""
+"""Record which code ran, and which user ran it."""
 
 import getpass
 import os
@@ -31,7 +31,7 @@ def code() -> tuple[str | None, bool, str]:
         commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
         secret = [name for name in git("diff", "HEAD", "--name-only", "-z").split("\0") if SECRET.search(name)]
         apart = [f":(exclude,top,literal){name}" for name in secret]
-        said = f"# left out, since their names are those of secrets: {', '.join(secret)}\n" if secret else ""
+        said = f"# left out, because their names look like names of secrets: {', '.join(secret)}\n" if secret else ""
         return commit, bool(changes), said + git("diff", "HEAD", "--no-ext-diff", "--", ":(top)", *apart)
     except (OSError, subprocess.SubprocessError):
         return None, False, ""

@@ -44,7 +44,7 @@ class ExecutionRecord:
 
 @dataclass(frozen=True)
 class Start:
-    """A training begins, or goes on."""
+    """A training begins or is resumed."""
 
     run: str  # names it, over all resumptions
     time: float  # seconds of the epoch
@@ -89,7 +89,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class End:
-    """A training is over, for now."""
+    """A training ends; it may be resumed later."""
 
     time: float
     status: Status  # stopped: by a person or the system
@@ -108,7 +108,7 @@ Record = Start | EpochRecord | End
 
 @dataclass
 class Run:
-    """All that a journal says, oldest first."""
+    """All records of a journal, oldest first."""
 
     records: list[Record] = field(default_factory=list)
 
@@ -191,7 +191,7 @@ def decode(plain: Any, where: Path) -> Record:
             if "error" not in plain and plain.get("status") == "failed" and "out of memory" in str(plain.get("reason")):
                 plain = {**plain, "error": "out_of_memory"}  # the first version did not write the kind
             return read(End, _metrics_apart(plain, End), kind)
-        raise ConfigError("a line is no start, epoch or end.")
+        raise ConfigError("a line is not a start, epoch or end record.")
     except (ConfigError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: damaged, or not a journal: {error}") from error
 
@@ -200,7 +200,7 @@ def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
     """Bring a `start` that an older version wrote to the present form; ConfigError if its version is a later one."""
     version = start.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
-        raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
+        raise ConfigError(f"has format {version}, and this segsweep reads formats up to {VERSION}. Update segsweep.")
     newer = start
     if version < VERSION:
         newer = {**start, **{of: renewed_sections(start[of]) for of in KEYED if of in start}}

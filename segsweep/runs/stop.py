@@ -7,7 +7,7 @@ NAME = "stop"
 
 
 def ask(folder: Path) -> None:
-    """Ask whoever runs in this folder to end after the epoch, on whatever machine that is."""
+    """Ask the run or sweep in this folder, on any machine, to end after the current epoch."""
     path = folder / NAME
     path.touch()
     os.utime(path)

@@ -1,4 +1,4 @@
-"""A trial as the sweep sees it: a command, and what its journal says."""
+"""A trial of a sweep: its command and its journal."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -39,7 +39,7 @@ class Trial:
 
     @property
     def varied(self) -> dict[str, str]:
-        """What it was given of the varied keys, by key."""
+        """The trial's values of the varied keys, by key."""
         return dict(override.split("=", 1) for override in self.typed)
 
     @property
@@ -74,7 +74,7 @@ class Trial:
 
     @property
     def curve(self) -> Curve:
-        """What the pruner looks at."""
+        """The learning curve, for the pruner."""
         if self.run.start is None:
             return Curve(self.weights, [])
         settings, best, points = self.run.start.settings, -1.0, []
@@ -87,7 +87,7 @@ class Trial:
         return Curve(self.weights, points, self.state == "complete", settings.optim.lr)
 
     def save(self, sweep: Path) -> None:
-        """Keep it beside its journal, for reports."""
+        """Write `trial.json` next to the journal, for reports."""
         kept = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "run"}
         path = sweep / self.name / NAME
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def load(sweep: Path, name: str) -> Trial:
     trial = read_file(Trial, sweep / name / NAME, "trial")
     trial.name, trial.run = name, journal.read(sweep / name)  # whatever the file says: it may name another folder
     if trial.state == "complete" and trial.iou is None:
-        trial.state, trial.reason = "failed", "its journal has no score any more"
+        trial.state, trial.reason = "failed", "its journal has lost its scores"
     return trial
 
 

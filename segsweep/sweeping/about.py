@@ -59,7 +59,9 @@ def load(folder: Path) -> About:
     try:
         return read_file(About, folder / NAME, "sweep")
     except FileNotFoundError:
-        raise ConfigError(f"{folder}: no sweep's folder: no {NAME} in it. Give a hydra.sweep.dir.") from None
+        raise ConfigError(
+            f"{folder}: not the folder of a sweep: it has no {NAME}. Give the folder of hydra.sweep.dir."
+        ) from None
 
 
 def sweep_of(run: Path) -> Path | None:

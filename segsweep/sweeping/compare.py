@@ -36,7 +36,7 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
     for given in folders:
         found = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
         if not found:
-            raise ConfigError(f"{given}: no run folder: no {journal.NAME} in it or below it.")
+            raise ConfigError(f"{given}: contains no run: there is no {journal.NAME} in it or below it.")
         for folder in found:
             try:
                 run = journal.started(folder)
@@ -102,7 +102,7 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     scores = pd.DataFrame({"score": names, **columns, "change": columns["second"] - columns["first"]})
     parts = [f"first           {first}", f"second          {second}"]
     if _several(rows):
-        parts.append("data            not the same: the scores do not compare")
+        parts.append("data            not the same, so the scores cannot be compared")
     same = [] if changed else ["the same settings", ""]
     parts += ["", *same, shown(settings, kind), "", shown(scores, kind), ""]
     return "\n".join([*parts, _images(first, second, kind)])
@@ -113,8 +113,8 @@ def _images(first: Path, second: Path, kind: str) -> str:
     before, after = (finalists.read([(folder, journal.read(folder))]) for folder in (first, second))
     interval = finalists.behind(after, before)
     if interval is None:
-        why = f"not validated on the same ones, or one lacks the {metrics.MATRICES} of its best epoch"
-        return f"images: the runs were {why}, so they cannot be compared image by image"
+        why = f"not validated on the same images, or one lacks the {metrics.MATRICES} of its best epoch"
+        return f"images: the runs cannot be compared image by image: they were {why}"
     (keys,) = before
     each = {"first": metrics.image_iou(before[keys][0]), "second": metrics.image_iou(after[keys][0])}
     found = pd.DataFrame({"image": keys, **each})
@@ -123,11 +123,11 @@ def _images(first: Path, second: Path, kind: str) -> str:
     found = found.dropna().sort_values("change", kind="stable", ignore_index=True)
     better, worse = int((found["change"] > 0).sum()), int((found["change"] < 0).sum())
     low, high = interval
-    sure = "" if low > 0 or high < 0 else ": may be chance"
+    sure = "" if low > 0 or high < 0 else ": the difference may be chance"
     most = found if len(found) <= 2 * CHANGED else pd.concat([found.head(CHANGED), found.tail(CHANGED)])
     return (
         f"images: {better} better, {worse} worse of {len(found)}{empty}; IoU {low:+.4f} to {high:+.4f} "
-        f"(95 % over images{sure}; one run each, so not over seeds)\n\n{shown(most, kind)}"
+        f"(95 % interval over images{sure}; only one run each, so not over seeds)\n\n{shown(most, kind)}"
     )
 
 
@@ -137,8 +137,8 @@ def _empty(images: pd.DataFrame) -> str:
     if left_out.empty:
         return ""
     wrong = {side: int(left_out[side].notna().sum()) for side in ("first", "second")}
-    told = "".join(f", in {n} of them the {side} found something" for side, n in wrong.items() if n)
-    return f" ({len(left_out)} more have nothing to find{told})"
+    told = "".join(f"; in {n} of them the {side} run predicted objects" for side, n in wrong.items() if n)
+    return f" ({len(left_out)} more have an empty mask{told})"
 
 
 def shown(rows: pd.DataFrame, kind: str) -> str:

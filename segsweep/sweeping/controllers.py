@@ -41,7 +41,7 @@ TAKEN = Verdict("prune", "another controller has taken it over", 0.0)
 
 
 class Superfluous(Exception):
-    """Other controllers run what is left, and enough of them wait in case one dies."""
+    """This controller is not needed: others run the remaining trials, and enough others wait in case one dies."""
 
 
 class SharedStudy(Study):
@@ -60,7 +60,7 @@ class SharedStudy(Study):
         self.claims = Claims(self._study, server, beats, self.space.distributions, self.me)
 
     def claim(self) -> Claim | None:
-        """Take a trial to run now; None where there is none."""
+        """Take a trial to run now; None if there is none."""
         return self.claims.take(self._fresh)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -109,13 +109,13 @@ class SharedStudy(Study):
         if older or any(
             "member" not in (trial.user_attrs.get(OWNER) or {"member": ""}) for trial in Study.trials(self)
         ):
-            told = "was begun by an earlier version, for one controller"
+            told = "was begun by an older version of segsweep, which allowed only one controller"
             raise ConfigError(f"study {self.name}: {told}. Give another name: {self.anew}.")
 
 
 @dataclass
 class Shared:
-    """What a controller does with trials that it claims, of the search or of the finalists."""
+    """The trials that a controller claims, of the search or of the finalists."""
 
     claims: Claims
     server: Server
@@ -131,7 +131,7 @@ class Shared:
     sick: str = ""  # why this host asks for no more trials
 
     def begin(self, trial: Trial, claim: Claim) -> None:
-        """Name the attempt's folder, and take over what an earlier attempt left, where that can be reached."""
+        """Name the attempt's folder, and take over the files of an earlier attempt if they can be reached."""
         self.leave_seat()
         name = trial.name
         trial.name = attempt_name(name, claim.attempt)
@@ -148,12 +148,12 @@ class Shared:
                 trial.argv, trial.halvings = taken.argv, taken.halvings
             trial.run = journal.read(self.folder / trial.name)
         self.epochs[trial.name] = len(trial.run.epochs)
-        done = f"after epoch {len(trial.run.epochs)}" if trial.run.epochs else "from its beginning"
+        done = f"after epoch {len(trial.run.epochs)}" if trial.run.epochs else "from the start"
         where = "" if trial.run.records else f": {Path(*left[0])} cannot be reached from here"
-        console.note(f"trial {name} of {claim.before[0].host} is taken over and goes on {done}{where}")
+        console.note(f"trial {name} of {claim.before[0].host} is taken over and continues {done}{where}")
 
     def filled(self, trial: Trial, frozen: FrozenTrial) -> Trial:
-        """Give a trial what the study says of its end."""
+        """Fill a trial with what the study recorded about its end."""
         attrs, owner = frozen.user_attrs, Owner.of(frozen)
         trial.name = attempt_name(trial.name, owner.attempt if owner else int(attrs.get(ATTEMPTS, 1)))
         trial.state = ended_as(frozen)
@@ -192,8 +192,8 @@ class Shared:
                 claim = self.claimed[one.name]
                 self.claims.give_back(claim.number, {*claim.unstarted, self.claims.me.host})
             self.sick = (
-                f"{SICK} trials in a row failed here before their first epoch, so this host asks for no more; they are "
-                f"given back. The last: {trial.reason}"
+                f"{SICK} trials in a row failed here before their first epoch, so this host takes no more trials; "
+                f"other hosts will run these. The last error: {trial.reason}"
             )
             console.note(self.sick)
         return trial in self.held_back
@@ -214,19 +214,21 @@ class Shared:
             if self.server.hold(f"{SEAT} {number}"):
                 self.seat = number
                 if not said:
-                    console.note("nothing is left to begin; waits in case a trial that runs elsewhere comes back")
+                    console.note(
+                        "no trial is left to start; this controller waits, in case another controller returns one"
+                    )
                 return True
         raise Superfluous
 
     def leave_seat(self) -> None:
-        """Give the seat back: there is something to do."""
+        """Release the waiting seat, because there is a trial to run."""
         if self.seat is not None:
             self.server.release(f"{SEAT} {self.seat}")
             self.seat = None
 
     def left(self, trial: Trial, why: Gone) -> None:
-        """Say that a trial is another controller's; its folder here is no trial of the sweep's any more."""
-        console.note(f"trial {trial.name} is left to others: {why}")
+        """Print that a trial now belongs to another controller; its folder here is no longer a trial of the sweep."""
+        console.note(f"trial {trial.name} is left to other controllers: {why}")
         (self.folder / trial.name / NAME).unlink(missing_ok=True)
 
 
@@ -266,7 +268,7 @@ class SharedSource(TrialSource, ABC):
 
 
 class SharedSearch(SharedSource, Search):
-    """A search that other controllers have a part in."""
+    """A search that several controllers share."""
 
     def __init__(self, study: SharedStudy, shared: Shared, *arguments: Any, **named: Any):
         super().__init__(study, *arguments, **named)
@@ -279,7 +281,7 @@ class SharedSearch(SharedSource, Search):
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in the trials that other controllers have finished."""
+        """Read the trials that other controllers have finished."""
         self._looked = time.monotonic()
         for frozen in self._study.trials(*FINISHED, TrialState.FAIL):
             if frozen.number in self._known:
@@ -298,7 +300,7 @@ class SharedSearch(SharedSource, Search):
 
     @property
     def over_time(self) -> bool:
-        """Whether no trial begins any more, since `hydra.sweeper.timeout` has passed."""
+        """Tell whether `hydra.sweeper.timeout` has passed, so that no new trial starts."""
         return self._clock() >= self._until
 
     def next(self) -> Trial | None:
@@ -366,7 +368,7 @@ class SharedRepeats(SharedSource):
         self._known: set[int] = set()
 
     def refresh(self) -> None:
-        """Take in the repeats that other controllers have finished."""
+        """Read the repeats that other controllers have finished."""
         for frozen in self.shared.claims.trials(TrialState.COMPLETE, TrialState.FAIL):
             if frozen.number not in self._known and REPEAT in frozen.params:
                 self._known.add(frozen.number)

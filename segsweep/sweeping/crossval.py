@@ -1,4 +1,4 @@
-"""Cross-validation: how good a setting is over all images, each predicted by the model that had not seen it."""
+"""Cross-validation: score a setting over all images, each predicted by the model that did not train on it."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -65,7 +65,7 @@ def _scored(folder: Path, setting: list[str], runs: dict[int, Trial]) -> tuple[C
             return replace(result, problem=f"fold {fold}: {state}"), None
     pooled = _pooled([(folder / runs[fold].name, runs[fold]) for fold in range(folds)])
     if pooled is None:
-        problem = f"a fold lacks the {metrics.MATRICES} of its best epoch, or has other classes"
+        problem = f"a fold lacks the {metrics.MATRICES} of its best epoch, or its classes differ"
         return replace(result, problem=problem), None
     low, high = metrics.interval(pooled.resampled)
     own = [runs[fold].iou or 0.0 for fold in range(folds)]

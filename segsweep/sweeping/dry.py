@@ -1,4 +1,4 @@
-"""`hydra.sweeper.dry=true`: how many trainings a sweep has and how long they take, before any begins."""
+"""`hydra.sweeper.dry=true`: print the number of trainings of a sweep and their time, and start none."""
 
 from dataclasses import asdict, replace
 from statistics import mean
@@ -15,7 +15,7 @@ from segsweep.sweeping.study import grid, trials_of
 
 
 def run(plan: Plan) -> None:
-    """Print what the sweep would take; nothing is begun, and no folder made. Raises what `told` raises."""
+    """Print the cost of the sweep; start no training and make no folder. Raises what `told` raises."""
     backend = backend_of(plan)
     try:
         show(told(plan, backend))
@@ -45,12 +45,15 @@ def told(plan: Plan, backend: Backend) -> str:
     first = [
         o for o in space.typed(space.first) if o.partition("=")[0] not in (*ENCODER, LR, "train.seed", "data.fold")
     ]
-    how = [console.counted(trials, "trial"), *([f"{finalists} x {asked.repeats} finalists' repeats"] * bool(finalists))]
+    how = [
+        console.counted(trials, "trial"),
+        *([f"{finalists} x {asked.repeats} repeats of finalists"] * bool(finalists)),
+    ]
     lines = [
-        ("trainings", f"{trainings} from the beginning: {', '.join(how)}; {backend.capacity} at once"),
+        ("trainings", f"{trainings} in all: {', '.join(how)}; {backend.capacity} at once"),
         ("each", f"{base.train.epochs} epochs" if base.train.epochs else f"{base.train.time_budget:g} s"),
         *(("one training" * (not i), row) for i, row in enumerate(rows)),
-        *([("timed with", f"{' '.join(first)}: trials have other values, too")] * bool(first)),
+        *([("timed with", f"{' '.join(first)}; trials with other values may take another time")] * bool(first)),
         ("all", f"about {duration(seconds)}{'; less where trials are pruned' * (asked.pruner != 'none')}"),
     ]
     return console.table(lines)

@@ -1,4 +1,4 @@
-"""A sweep that is given more encoders goes on: its study, in which Optuna fixes a choice for good, is written anew."""
+"""Continue a sweep with more encoders: Optuna cannot change a choice, so the study is written again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

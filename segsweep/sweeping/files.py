@@ -43,14 +43,14 @@ class Files:
         if not (enough or self.sees(first)):
             server = override("tracking.uri", "http://HOST:5000")
             raise ConfigError(
-                f"hydra.sweep.dir={plan.folder}: is not the folder of the sweep's first controller, {first}, so that "
-                "finalists' models could not be compared. Put it on a file system that all share, or give an MLflow "
-                f"server with {server}, or type hydra.sweeper.keep=scores."
+                f"hydra.sweep.dir={plan.folder}: differs from the folder of the sweep's first controller, {first}, so "
+                f"finalists' models could not be compared. Use a folder on a shared file system, or an MLflow server "
+                f"with {server}, or type hydra.sweeper.keep=scores."
             )
         sign.touch()
 
     def retract(self) -> None:
-        """Take the sign back: this controller does not take part."""
+        """Remove the sign: this controller does not take part."""
         self._sign(self._me).unlink(missing_ok=True)
 
     def sees(self, owner: Owner) -> bool:
@@ -58,7 +58,7 @@ class Files:
         return self._sign(owner).exists()
 
     def keep(self, track: Tracking, trial: Trial) -> None:
-        """Put a repeat's files where the next leader finds them."""
+        """Store a repeat's files where the next leader finds them."""
         for left in reversed(range(TRIES if self._to_server else 0)):
             try:
                 track.keep(trial, [self._plan.folder / trial.name / name for name in KEPT])
@@ -96,7 +96,7 @@ class Files:
             try:
                 tracking.fetch(trial.run.start.run, base.experiment, folder, base.tracking.uri)
             except Exception as error:
-                console.note(f"the files of {trial.name} cannot be had from MLflow: {first_line(error)}")
+                console.note(f"the files of {trial.name} cannot be loaded from MLflow: {first_line(error)}")
         if owner and not (folder / BEST).exists():
             console.note(f"{trial.name}: its model is on {owner.host}: {Path(owner.folder) / trial.name / BEST}")
 

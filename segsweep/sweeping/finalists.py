@@ -1,4 +1,4 @@
-"""The fair end of a sweep: the best setting of each of the best pretrained weights, trained anew with fresh seeds.
+"""The fair end of a sweep: the best setting of each of the best pretrained weights, trained again with new seeds.
 
 A search's best score is the largest of many noisy ones, so it is too good to be true. Finalists are ranked by runs that
 had no part in the choice, and compared image by image.
@@ -47,7 +47,7 @@ def repeats(trial: Trial, seeds: Sequence[int], folds: Sequence[Value] = ()) -> 
 
 @dataclass(frozen=True)
 class FinalistResult:
-    """What a finalist's repeats gave.
+    """The result of a finalist's repeats.
 
     `gap_to_best` is the 95 % interval of how far it is behind the first, by a paired bootstrap; None for the first, and
     where the two were not scored on the same images.
@@ -61,7 +61,7 @@ class FinalistResult:
 
     @property
     def setting(self) -> list[str]:
-        """Return what was varied, without what each repeat has of its own."""
+        """Return the varied keys with their values, without the seeds and folds of the repeats."""
         if self.runs == (self.trial,):
             return self.trial.typed
         return [override for override in self.trial.typed if override.partition("=")[0] not in ANEW]
@@ -72,12 +72,12 @@ class FinalistResult:
 
     @property
     def tied(self) -> bool:
-        """Tell whether it may just as well be as good as the first."""
+        """Tell whether it is tied with the first: the interval of the gap includes 0."""
         return self.gap_to_best is not None and self.gap_to_best[0] <= 0
 
     @property
     def sd(self) -> float | None:
-        """Return the standard deviation of the IoU over the runs; None for one."""
+        """Return the standard deviation of the IoU over the runs; None if there is only one run."""
         return float(np.std([_score(run) for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
 
 

@@ -96,7 +96,7 @@ def write(folder: Path) -> Path:
     rows = report.table(trials)
     same = {name: rows[name].dropna().iloc[0] for name in CONDITIONS if name in rows and rows[name].nunique() == 1}
     told = ", ".join(f"{name} {report.number(v) if isinstance(v, float) else v}" for name, v in same.items())
-    note = f"The same in all: {told}." if same else ""
+    note = f"The same for all trials: {told}." if same else ""
     sections.append(_section("Trials", _table(rows.drop(columns=list(same))), note))
     head = '<!doctype html><html lang="en"><meta charset="utf-8">'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -106,21 +106,27 @@ def write(folder: Path) -> Path:
     return path
 
 
-PREDICTIONS = "The winner's and the others' best runs. Validation images that were chosen before the training."
-CURVES = "A line for each trial, in its weights' colour. A cross: pruned there."
-RATES = "Each trial's best validation IoU. Hollow: pruned, with its score until then. A star: the finalists' mean."
+PREDICTIONS = (
+    "Validation images, predicted by the best run of each finalist. The images were chosen before the training."
+)
+CURVES = "One line for each trial, in the colour of its weights. A cross: the trial was pruned there."
+RATES = (
+    "Best validation IoU of each trial. A hollow point: a pruned trial, with its best IoU until then. A star: "
+    "mean of a finalist's runs."
+)
 COSTS = (
-    "The finalists' means over fresh seeds; the line joins those that none of them beats in both. Hollow: the best "
-    "score of other weights in the search, which is too good beside a mean."
+    "Filled points: mean of a finalist's runs with new seeds. The line joins the finalists for which no other "
+    "finalist has both lower cost and higher IoU. Hollow points: best IoU of other weights in the search; it is "
+    "optimistic compared with a mean."
 )
 WEIGHTS = (
-    "How each set of weights was made, as its name in timm tells, and its best score in the search. Trained at: the "
-    "size of the images there. Gated: the hub wants a click on the licence."
+    "How each set of weights was made, from its name in timm, and its best IoU in the search. Trained at: size of the "
+    "images in pretraining. Gated: the hub requires you to accept the licence."
 )
-IMPORTANCE = (
-    "How much each key decides whether a trial is among the best (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
+IMPORTANCE = "Importance of each key for being among the best trials (PED-ANOVA, https://arxiv.org/abs/2304.10255)."
+PARALLEL = (
+    "One line for each trial that was not pruned, from its settings to its IoU. Stronger lines have a higher IoU."
 )
-PARALLEL = "A line for each trial that was not pruned, from its settings to its IoU; the stronger, the better."
 
 
 def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str]) -> str:
@@ -142,8 +148,8 @@ def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str])
 
 def _finalists(results: Sequence[FinalistResult]) -> str:
     return _table(report.ranking(results)) + (
-        '<p class="note">Mean validation IoU over n runs with fresh seeds; the search had no part in them, and '
-        f'"search" is the score there, the best of many. {html.escape(" ".join(report.caption(results)))}</p>'
+        '<p class="note">val/iou: mean validation IoU over n runs with new seeds, not the run of the search. search: '
+        f"the best IoU in the search, which is optimistic. {html.escape(' '.join(report.caption(results)))}</p>"
     )
 
 

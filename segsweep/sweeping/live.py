@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: a live board on a terminal, plain lines elsewhere; all on stderr."""
+"""Show a running sweep on stderr: a live board on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -14,7 +14,7 @@ from segsweep.sweeping.scheduler import Event
 
 REDRAWN = 0.5  # seconds between two drawings, at least
 ROWS = 16  # running trials that the board shows
-SHOWN = {"started": "begins", "adopted": "goes on", "continued": "goes on", "halved": "begins again"}
+SHOWN = {"started": "starts", "adopted": "continues", "continued": "continues", "halved": "starts again"}
 
 
 class Board:
@@ -42,7 +42,7 @@ class Board:
             self._live.stop()
 
     def show(self, event: Event) -> None:
-        """Print a line for what began or ended; epochs are on the board only."""
+        """Print a line for each start and end of a trial; epochs appear only on the board."""
         if event.kind != "epoch":
             known = event.kind == "refused" and event.trial.reason in self._told
             self._console.print(line(event, not known), highlight=False, soft_wrap=True, markup=False)
@@ -85,14 +85,14 @@ class Board:
 
 
 def line(event: Event, with_reason: bool = True) -> str:
-    """Return what is printed of an event."""
+    """Return the line to print for an event."""
     trial = event.trial
     typed, name = " ".join(trial.typed), trial.name.removeprefix(f"{FOLDER}/")
     score = "" if trial.iou is None else f"IoU {trial.iou:.4f}  "
     if event.kind == "epoch":
         return f"trial {name:>3}  epoch {trial.run.epochs[-1].epoch:<2}  {score}{typed}"
     if event.kind == "halved":
-        return f"trial {name:>3}  out of memory: begins again with half the micro-batch"
+        return f"trial {name:>3}  out of memory: starts again with half the micro-batch"
     if event.kind in SHOWN:
         why = f"  ({event.words})" if event.words else ""
         return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}{why}"

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: kept level while it runs, and sent later by `segsweep sync`."""
+"""A sweep in MLflow: sent while it runs, or later by `segsweep sync`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -36,7 +36,7 @@ class Mirror:
         return self._parent
 
     def send(self, trial: Trial, alive: bool) -> None:
-        """Bring a trial's run level with its journal."""
+        """Send a trial's new records to its run in MLflow."""
         if not self._parent:
             return  # MLflow was out of reach from the beginning, and has been complained of
         child = Child(
@@ -65,7 +65,7 @@ class Mirror:
 
 
 class Tracking:
-    """Keeps the mirror level while the sweep runs; the sweep never waits for it."""
+    """Sends a sweep to MLflow while it runs; the sweep never waits for it."""
 
     def __init__(self, plan: Plan, parent: Callable[[Callable[[], str]], str] | None = None):
         """`parent` is called with what makes the sweep's run, or takes it up; by default that is called at once."""
@@ -78,7 +78,7 @@ class Tracking:
             self._background.ask("sweep", partial(parent, self._mirror.open) if parent else self._mirror.open)
 
     def send(self, trial: Trial) -> None:
-        """Bring its run level with its journal, some time soon."""
+        """Send a trial's new records soon, in the background."""
         if self._background and trial.run.epochs:
             self._background.ask(trial.name, partial(self._mirror.send, trial, trial.state == "running"))
 
@@ -107,7 +107,7 @@ class Tracking:
 
 
 class Running(ConfigError):
-    """A sweep that runs is left alone."""
+    """The sweep is running, so it is not sent."""
 
 
 def sync(folder: Path, uri: str | None = None) -> str:
@@ -123,11 +123,14 @@ def sync(folder: Path, uri: str | None = None) -> str:
     try:
         lock = locks.FolderLock(folder, "sweep")
     except ConfigError as error:
-        raise Running(f"{folder}: the sweep runs; what MLflow lacks when it is over can be sent then.") from error
+        raise Running(f"{folder}: the sweep is running. Send it again when the sweep has ended.") from error
     try:
         kept = about.load(folder)
         if kept.state == "unknown":
-            raise ConfigError(f"{folder}: an older sweep. Its command sends it: {again(folder, kept.command)}")
+            raise ConfigError(
+                f"{folder}: a sweep of an older segsweep. To send it, run its command again: "
+                f"{again(folder, kept.command)}"
+            )
         trials = list(load_all(folder))
         every = [trial for trial in (*trials, *load_all(folder, finalists.FOLDER)) if trial.run.epochs]
         times = [r.time for trial in every for r in trial.run.records] or [(folder / about.NAME).stat().st_mtime]

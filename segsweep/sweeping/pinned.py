@@ -1,4 +1,4 @@
-"""What all trials of a sweep have alike: found and decided once, and kept in the study."""
+"""What is the same for all trials of a sweep: weights and the plan of the data, kept in the study."""
 
 from dataclasses import asdict
 
@@ -29,7 +29,8 @@ def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
         rows = "; ".join(f"{name}: {source}" for name, source in known.items())
         raise ConfigError(
             f"an unfair comparison: {len(random)} of {len(known)} encoders would start from random weights ({rows}). "
-            "Drop them, run once where the hub can be reached, or accept it with hydra.sweeper.mixed_weights=true."
+            f"Drop them, or run the command once with access to the hub, or allow it with "
+            f"hydra.sweeper.mixed_weights=true."
         )
     study.remember("weights", known)  # what was refused is looked up again
     return known

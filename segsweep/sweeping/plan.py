@@ -34,10 +34,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.base.tracking.system:
-            raise ConfigError("tracking.system=true: is of a single training; trials are told to MLflow by the sweep.")
+            raise ConfigError(
+                "tracking.system=true: works only for a single training; in a sweep, the sweep logs its "
+                "trials to MLflow. Drop it."
+            )
         if self.sweeper.budget == "seconds" and not self.base.train.time_budget:
             raise ConfigError(
-                "hydra.sweeper.budget=seconds gives each trial the same time: say how much, as train.time_budget=300."
+                "hydra.sweeper.budget=seconds gives each trial the same time. Type how much, as train.time_budget=300."
             )
         if self.sweeper.repeat_points == "seed" and "train.seed" in self.space.distributions:
             raise ConfigError(
@@ -46,7 +49,7 @@ class Plan:
 
     @property
     def tracked(self) -> bool:
-        """Tell whether MLflow hears of it."""
+        """Tell whether the sweep is sent to MLflow."""
         return self.base.tracking.name != "none"
 
     @property
@@ -70,7 +73,7 @@ class Plan:
 
     @property
     def cross_validates(self) -> bool:
-        """Tell whether every setting is run on every fold, and nobody is chosen: `sweeps=cv`."""
+        """Tell whether every setting runs on every fold, without finalists: `sweeps=cv`."""
         folds = self.base.data.folds is not None and "data.fold" in self.space.distributions
         return folds and self.sweeper.sampler == "grid" and self.sweeper.finalists == 0
 
@@ -97,7 +100,7 @@ class Plan:
 
 
 def again(folder: Path, command: str) -> str:
-    """Return what to type to go on with the sweep in this folder."""
+    """Return the command that continues the sweep in this folder."""
     named = any(word.startswith("hydra.sweep.dir=") for word in shlex.split(command))
     where = "" if named else f" {override('hydra.sweep.dir', folder)}"
     return f"{program()} {command}{where}"

@@ -41,7 +41,7 @@ class Points:
         return self._often == 0 and len(self.counts) == self.space.size
 
     def free(self, values: Mapping[str, Value]) -> bool:
-        """Tell whether a point may run now."""
+        """Tell whether a point may be run now."""
         return self._is_free(self.space.position(values))
 
     def nearest_free(

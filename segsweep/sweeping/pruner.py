@@ -30,7 +30,7 @@ TOP = 3  # backbones that matter at the end
 
 
 class Verdict(NamedTuple):
-    """A trial is stopped: for good, or paused, and may go on later."""
+    """The decision to stop a trial: for good (pruned), or paused, so that it may continue later."""
 
     kind: Literal["prune", "pause"]
     reason: str  # for a person
@@ -46,7 +46,7 @@ class Complete:
             self.add(curve)
 
     def add(self, curve: Curve) -> None:
-        """Take in a trial's curve; one that is not complete says nothing."""
+        """Add a trial's curve; an incomplete one is ignored."""
         if curve.complete and curve.points:
             self.of.setdefault(curve.weights, Backbone()).add(curve)
 
@@ -78,7 +78,7 @@ class Backbone:
 
 
 def judge(curve: Curve, others: Complete, first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
-    """Judge a running trial by the complete ones; None lets it go on.
+    """Compare a running trial with the complete ones; None lets it continue.
 
     Args:
         first_rung: share of the training before which nothing is stopped.
@@ -104,6 +104,7 @@ def judge(curve: Curve, others: Complete, first_rung: float = FIRST_RUNG, top: i
     target, of = (own.best, curve.weights) if own.best >= last else (last, "the best backbones")
     if hope >= target:
         return None
-    whose = "trials like it" if enough else "any trial"
-    reason = f"{score:.4f} after {100 * done:.0f} %: with the gains of {whose} {hope:.4f} at most, {of} {target:.4f}"
+    whose = "similar trials" if enough else "any trial"
+    reach = f"with the largest gain of {whose} it would reach {hope:.4f}"
+    reason = f"{score:.4f} after {100 * done:.0f} %; {reach}, below the {target:.4f} of {of}"
     return Verdict("prune", reason, score + float(gains[len(gains) // 2]))

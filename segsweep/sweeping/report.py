@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table, the best command, a page."""
+"""The result of a sweep: a table, the best command, a page."""
 
 import math
 import shlex
@@ -85,20 +85,20 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     if len(rows) > SHOWN:
         lines.append(f"... {len(rows)} trials in all")
     if failed := [trial.name for trial in trials if trial.state == "failed"]:
-        lines.append(f"failed: {', '.join(failed)}; what each said is in its {OUTPUT}")
+        lines.append(f"failed: {', '.join(failed)}; their messages are in {OUTPUT} of each")
     for reason in dict.fromkeys(trial.reason for trial in trials if trial.state == "refused"):
         names = ", ".join(trial.name for trial in trials if (trial.state, trial.reason) == ("refused", reason))
         lines.append(f"refused: {names}: {reason}")
     if len(made := by_weights(trials)) > 1:
         lines += ["", "weights", _text(made.head(SHOWN))]
     if any(result.runs != (result.trial,) for result in results):
-        lines += ["", "finalists: the best setting of each of the best weights, with fresh seeds"]
+        lines += ["", "finalists: the best setting of each of the best weights, trained again with new seeds"]
         lines += [_text(ranking(results)), *caption(results)]
         absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
         if lost := [trial.weights for trial in trials if trial.name in absent]:
-            lines.append(f"Left out, since all their repeats failed: {', '.join(lost)}.")
+            lines.append(f"Left out, because all their repeats failed: {', '.join(lost)}.")
     if crossed:
-        lines += ["", "cross-validation: each image predicted by the model that had not seen it"]
+        lines += ["", "cross-validation: each image is predicted by the model that did not train on it"]
         lines += [_text(cross_ranking(crossed)), *cross_caption(crossed)]
     if results:
         lines += ["", *verdict(trials, results, folder)]
@@ -158,10 +158,10 @@ def _pretraining(trial: Trial) -> catalog.Pretraining:
 
 
 def caption(results: Sequence[FinalistResult]) -> list[str]:
-    """Say what the gap in the ranking means, and who may be as good as the first."""
+    """Explain the gap in the ranking, and name the finalists that are tied with the first."""
     alone = any(len(result.runs) < 2 for result in results)
-    seeds = ". Where there is one run, the spread between seeds is not in it" if alone else ""
-    lines = [f"Gap to best: how much lower than the first, 95 % interval by a bootstrap over images and runs{seeds}."]
+    seeds = ". A finalist with one run has no spread between seeds" if alone else ""
+    lines = [f"Gap to best: IoU of the first minus this IoU, 95 % interval by a bootstrap over images and runs{seeds}."]
     if ties := [result.trial.weights for result in results if result.tied]:
         lines.append(f"A tie: {', '.join(ties)} may be as good as {results[0].trial.weights}.")
     return lines
@@ -188,12 +188,16 @@ def cross_caption(results: Sequence[CrossValidated]) -> list[str]:
     first = results[0]
     drawn = f"{first.groups} groups of images" if first.groups < first.images else "images"
     lines = [
-        f"val/iou: of all out-of-fold predictions together; 95 % by a bootstrap over {drawn}.",
-        "A fold's model is that of its best epoch on this fold: slightly optimistic.",
-        "Spread of folds: mean ± sd of the folds' own IoU; they share training images, so it is no interval.",
+        f"val/iou: IoU of all out-of-fold predictions together; 95 %: interval by a bootstrap over {drawn}.",
+        "The model of each fold is from its best epoch on this fold, so the IoU is slightly optimistic.",
+        "Spread of folds: mean ± sd of the IoU of each fold. The folds share training images, so this is not a "
+        "confidence interval.",
     ]
     if any(result.behind for result in results):
-        lines.append("Gap to best: how much lower than the first on the same images, 95 % interval; not over seeds.")
+        lines.append(
+            "Gap to best: IoU of the first minus this IoU on the same images, 95 % interval over images, not "
+            "over seeds."
+        )
     return lines
 
 
@@ -226,36 +230,36 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
     lines += [f"{'doubtful':16}{why}"] if (why := doubt(first)) else []
     if tested is not None:
         looks = sum("test/iou" in trial.run.tested for trial in (*trials, *load_all(folder, FOLDER)))
-        once = "scored once" if looks < 2 else f"of {looks} models of this sweep that were scored on it: optimistic"
+        once = "scored once" if looks < 2 else f"optimistic: {looks} models of this sweep were scored on the test split"
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
-        lines.append(f"{'':16}no test split: the validation IoU is the best of many, and so optimistic")
+        lines.append(f"{'':16}no test split: the validation IoU is the best of many, so it is optimistic")
     model = folder / winner.name / BEST
     elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
     return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]
 
 
 def doubt(result: FinalistResult) -> str:
-    """Say why a finalist's score is not to be relied on; empty if there is no reason."""
+    """Say why a finalist's score is unreliable; empty if there is no reason."""
     search, seeds = result.trial.iou, len(result.runs)
     if result.runs == (result.trial,) and result.failed:
-        all_failed = f"the best of many trials: its {console.counted(result.failed, 'repeat')} with fresh seeds failed"
-        return f"{all_failed}; what each said is in its {OUTPUT}"
+        all_failed = f"the best of many trials: its {console.counted(result.failed, 'repeat')} with new seeds failed"
+        return f"{all_failed}; their messages are in {OUTPUT} of each"
     if result.runs == (result.trial,):
-        again = f"hydra.sweeper.finalists=1 hydra.sweeper.repeats={ENOUGH} trains it again with fresh seeds"
+        again = f"hydra.sweeper.finalists=1 hydra.sweeper.repeats={ENOUGH} trains it again with new seeds"
         return f"the best of many trials, so its score is optimistic; {again}"
     sd, found = result.sd, []
     if seeds < ENOUGH:
-        found.append(f"the mean of only {console.counted(seeds, 'fresh seed')}; better: hydra.sweeper.repeats={ENOUGH}")
+        found.append(f"the mean of only {console.counted(seeds, 'new seed')}; better: hydra.sweeper.repeats={ENOUGH}")
     if sd is not None and search is not None and abs(search - result.iou) > FAR * sd:
         far = abs(search - result.iou)
-        apart = "far from all fresh seeds" if sd < TINY else f"{far / sd:.1f} sd from their mean"
+        apart = "far from all runs with new seeds" if sd < TINY else f"{far / sd:.1f} sd from their mean"
         found.append(f"{search:.4f} in the search, which is {apart}")
     return "; ".join(found)
 
 
 def command(trial: Trial) -> str:
-    """Return what to type to have a trial's training again."""
+    """Return the command that repeats a trial's training."""
     alone = ["hydra.mode=RUN"] if any(o.startswith("sweeps=") for o in trial.argv) else []
     last = {override.partition("=")[0]: override for override in trial.argv}
     return f"{program()} {shlex.join([*last.values(), *alone])}"

@@ -1,4 +1,4 @@
-"""The composition root of a sweep: a plan, refused if wrong, becomes study, backend, search, finalists, a winner."""
+"""The composition root of a sweep: from a plan to study, backend, search, finalists and winner."""
 
 import shlex
 import uuid
@@ -34,7 +34,7 @@ from segsweep.tracking import client
 
 
 def run(plan: Plan) -> list[FinalistResult]:
-    """Run the sweep, or go on with the one that the folder holds; print the result to stdout."""
+    """Run the sweep, or continue the one in the folder; print the result to stdout."""
     made = storage.missing(plan.folder / locks.LOCK)
     sign = Sign(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def run(plan: Plan) -> list[FinalistResult]:
         with storage.full_disk_told():
             return _run(plan, study, backend, partial(plan.argv, sources, decided), kept, sign)
     except (KeyboardInterrupt, Terminated, Asked, DiskError, OSError):
-        console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
+        console.note(f"\nstopped; nothing is lost. To continue, type: {again(plan.folder, plan.command)}")
         raise
     finally:
         backend.close()
@@ -130,7 +130,7 @@ def _run(
 
 
 def announce(plan: Plan, study: Study, backend: Backend) -> None:
-    """Say what begins."""
+    """Print the plan and the size of the sweep that begins."""
     encoders = plan.space.encoders
     for word, why in study.remembered("plan") or []:
         console.note(f"plan: {word}  {why}")
@@ -150,7 +150,7 @@ def stopped(plan: Plan, error: BaseException) -> tuple[about.State, str]:
 
 
 def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult], track: Tracking) -> None:
-    """Print the result, write the page, and have MLflow told."""
+    """Print the result, write the page, and send both to MLflow."""
     replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
     text = report.summary(trials, results, plan.folder)
     show(text)
@@ -168,8 +168,8 @@ def _searched(
     """Search, train the finalists, score the winner; nothing but the search where it is a cross-validation."""
     if "data.fold" in plan.space.distributions and not plan.cross_validates:
         console.note(
-            "data.fold is varied: folds are unlike, so a trial's rank tells of its fold, too. To score each setting on "
-            "every fold: sweeps=cv"
+            "data.fold is varied: folds differ in difficulty, so the rank of a trial also depends on its fold. To "
+            "score each setting on every fold: sweeps=cv"
         )
     watch(search, search.study.n_trials, backend, plan.folder, track, sign)
     if ended := exhausted(search, plan.sweeper.n_trials):
@@ -184,7 +184,7 @@ def _searched(
     repeats = [taken_up(run, before.get(run.name, run)) for run in planned]
     track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):
-        console.note(f"finalists: {', '.join(t.weights for t in chosen)}, {plan.sweeper.repeats} fresh seeds each")
+        console.note(f"finalists: {', '.join(t.weights for t in chosen)}, {plan.sweeper.repeats} new seeds each")
         watch(TrialSource(repeats), len(repeats), backend, plan.folder, track, sign)
     results = finalists.ranked(plan.folder, best, repeats)
     if results:
@@ -194,7 +194,7 @@ def _searched(
 
 
 def exhausted(search: Search, asked: int | None) -> str:
-    """Say that a finite space has no more points, where more trials were asked for; empty where it has not."""
+    """Say that a finite space has no more points although more trials were asked for; else empty."""
     states = Counter(trial.state for trial in search.trials.values())
     size = search.study.space.size
     if not search.study.exhausted or states["complete"] + states["pruned"] >= (asked or size or 0):
@@ -204,8 +204,8 @@ def exhausted(search: Search, asked: int | None) -> str:
     if asked is None:
         return f"{done}."
     return (
-        f"{done}, n_trials={asked} asked. More: a wider range or choice in a new sweep, or these points again with "
-        "other seeds: hydra.sweeper.repeat_points=seed."
+        f"{done}, but n_trials={asked}. For more trials, start a new sweep with a wider range or choice, or run these "
+        "points again with other seeds: hydra.sweeper.repeat_points=seed."
     )
 
 
@@ -217,7 +217,7 @@ def watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, trac
 
 
 def score(folder: Path, winner: Trial, backend: Backend) -> None:
-    """Score the winner on the test split: its best run, and that once."""
+    """Score the winner's best run on the test split, once."""
     start = winner.run.start
     if winner.run.tested or not start or not start.images.get("test"):
         return

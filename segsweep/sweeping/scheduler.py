@@ -57,7 +57,7 @@ class TrialSource:
         return [trial for trial in self.trials.values() if trial.state == state]
 
     def next(self) -> Trial | None:
-        """Return a trial to start now, or a paused one to go on with; None where there is none for now."""
+        """Return a trial to start now, or a paused one to continue; None if there is none now."""
         return None
 
     def waits(self) -> bool:
@@ -226,7 +226,7 @@ def taken_up(trial: Trial, before: Trial) -> Trial:
 
 
 def ended_as(frozen: FrozenTrial) -> State:
-    """Return the state that a finished trial of a study has for a sweep."""
+    """Return the state of the sweep's trial for a finished trial of the study."""
     if frozen.state == TrialState.COMPLETE:
         return "complete"
     if frozen.state == TrialState.PRUNED:
@@ -320,16 +320,16 @@ class Search(TrialSource):
             accepted = sum(bool(other.run.records) for other in self.trials.values())
             if refused >= max(REFUSALS, self.study.n_trials) * (1 + accepted) or refused == self.study.space.size:
                 raise SweepError(
-                    f"{refused} trials were refused and {accepted} were not: their values do not go together; the "
-                    f"last: {trial.reason} Vary less, or mend what all have in common."
+                    f"{refused} trials were refused and {accepted} were not, because their values contradict each "
+                    f"other. The last: {trial.reason} Vary fewer keys, or change what all trials have in common."
                 )
         elif trial.state == "failed":
             self.study.fail(number, trial.reason)
             failed = len(self.in_state("failed"))
             if failed >= (self._sweeper.max_failures or max(3, self.study.n_trials)):
                 raise SweepError(
-                    f"{failed} trials failed, as many as hydra.sweeper.max_failures allows; the last: "
-                    f"{trial.reason} What each said is in its {OUTPUT}."
+                    f"{failed} trials failed, as many as hydra.sweeper.max_failures allows. The last: {trial.reason} "
+                    f"Their messages are in {OUTPUT} of each trial."
                 )
         elif verdict:
             self.study.prune(number, verdict.reason, verdict.estimate if self._sweeper.pruner == "curves" else None)

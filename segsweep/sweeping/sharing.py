@@ -58,7 +58,7 @@ OWNER, LAST, ATTEMPTS, UNSTARTED = "owner", "last", "attempts", "unstarted"  # a
 
 
 class Gone(Exception):
-    """A trial is another controller's by now; the text says whose."""
+    """The trial now belongs to another controller; the text names it."""
 
 
 def is_away(error: BaseException) -> bool:
@@ -102,7 +102,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that is this controller's to run."""
+    """A trial that belongs to this controller."""
 
     number: int
     values: Mapping[str, Any]
@@ -113,7 +113,7 @@ class Claim:
 
 
 def patient(method: Callable[Concatenate["Claims", P], T]) -> Callable[Concatenate["Claims", P], T]:
-    """Ask again until the server answers; trainings go on meanwhile."""
+    """Retry until the server answers; trainings continue meanwhile."""
 
     def asked(self: "Claims", /, *arguments: P.args, **named: P.kwargs) -> T:
         return self.server.until_answered(lambda: method(self, *arguments, **named))
@@ -197,7 +197,7 @@ class Server:
         return False
 
     def release(self, what: str) -> None:
-        """Let go of a lock."""
+        """Release a lock."""
         if connection := self._held.pop(what, None):
             with suppress(exc.SQLAlchemyError):
                 connection.invalidate()  # closed, and not kept for another's use: the lock goes with it
@@ -218,7 +218,7 @@ class Server:
                 if time.monotonic() - said > SAID:
                     said = time.monotonic()
                     cause = error.__cause__ or error
-                    log.warning("the study's server does not answer; trainings go on. %s", first_line(cause))
+                    log.warning("the study's server does not answer; trainings continue. %s", first_line(cause))
                 time.sleep(PAUSE)
                 continue
             if said:

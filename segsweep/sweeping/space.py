@@ -1,4 +1,4 @@
-"""What a sweep varies: parameters with Optuna's distributions, and a trial's values as one would type them."""
+"""What a sweep varies: parameters with Optuna's distributions, and a trial's values as typed overrides."""
 
 import itertools
 import math
@@ -98,7 +98,9 @@ class Parameter:
         except (TypeError, ValueError):
             valid = False
         if not valid:
-            raise ConfigError(f"{self.key}={value}: not a value that the sweep varies. Is the study damaged?")
+            raise ConfigError(
+                f"{self.key}={value}: not one of the values that the sweep varies. The study may be damaged."
+            )
         if self.by_kind:
             assert isinstance(value, (int, float))
             rates = catalog.rates(encoder)
@@ -115,13 +117,11 @@ def distribution(described: str) -> Distribution:
         assert isinstance(found, Distribution)
         return found
     except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{described[:80]!r}: not what a sweep varies: the study or sweep.json is damaged."
-        ) from error
+        raise ConfigError(f"{described[:80]!r}: not a range or choice: the study or sweep.json is damaged.") from error
 
 
 def spoken(described: str | None) -> str:
-    """Return a text of `Space.described` as a person would type it; None is a key that is not varied."""
+    """Return a text of `Space.described` as the user types it; None means that the key is not varied."""
     if described is None:
         return "not varied"
     if described == BY_KIND:
@@ -173,7 +173,7 @@ def steps(key: str, start: float, stop: float, step: float = 1) -> Parameter:
     if all(isinstance(number, int) for number in (start, stop, step)):
         return Parameter(key, IntDistribution(int(low), int(high), step=int(abs(distance))))
     if Decimal(str(float(high))) != high or Decimal(str(float(low))) != low:
-        raise ConfigError(f"{shown}: its numbers have more digits than a float keeps. Type fewer.")
+        raise ConfigError(f"{shown}: its numbers have more digits than a float can hold. Type fewer digits.")
     return Parameter(key, FloatDistribution(float(low), float(high), step=float(abs(distance))))
 
 

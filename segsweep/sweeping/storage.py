@@ -114,7 +114,7 @@ def hold(storage: str | None, study: str) -> list[FileLock | ServerLock]:
         return []  # a journal in the sweep's folder, which has a lock of its own
     if "://" not in storage:
         path = Path(storage).resolve()
-        refusal = f"{KEY}={path}: in use by a running sweep. Wait for it, or give another file. {SEVERAL}"
+        refusal = f"{KEY}={path}: in use by a running sweep. Wait until it ends, or give another file. {SEVERAL}"
         return [FileLock(path.with_name(f"{path.name}.lock"), refusal, path)]
     url = parsed(storage)
     if url.get_backend_name() != "sqlite":
@@ -154,7 +154,7 @@ def parsed(storage: str) -> URL:
 
 @contextmanager
 def told(url: URL) -> Iterator[None]:
-    """What goes wrong with a database becomes one line."""
+    """Turn an error of a database into a ConfigError of one line."""
     try:
         yield
     except ImportError as error:
@@ -188,11 +188,12 @@ def _shown(url: URL) -> str:
 
 def _refusal(study: str, url: URL) -> str:
     return (
-        f"{KEY}={_shown(url)}: study {study} is run by another controller. Wait for it, or give another study with "
+        f"{KEY}={_shown(url)}: study {study} is in use by another controller. Wait until it ends, or give another "
+        f"study with "
         f"hydra.sweeper.study_name=NAME. {SEVERAL}"
     )
 
 
 def number(name: str) -> int:
-    """The same for the same name everywhere, below 2^60."""
+    """Return a number below 2^60 that is the same for the same name on all machines."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)

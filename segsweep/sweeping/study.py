@@ -82,7 +82,7 @@ class Study:
         if self._file:
             before = self._file.read_bytes() if self._file.exists() else b""
             if added := extend(self._file, _in_file, name, space, fixed, self.n_trials):
-                console.note(f"study {name}: goes on with {', '.join(added)} beside what it has")
+                console.note(f"study {name}: continues with {', '.join(added)} in addition")
                 self._before, storage = before, _in_file(self._file)
         self._study = optuna.create_study(
             storage=storage,
@@ -158,7 +158,7 @@ class Study:
         return not isinstance(owner, dict) or owner.get("sweep") == self._owner
 
     def note(self, number: int, name: str, value: Any) -> None:
-        """Write something down about a running trial."""
+        """Record an attribute of a running trial."""
         self._open[number].set_user_attr(name, value)
 
     def report(self, number: int, step: int, value: float | None) -> None:
@@ -170,7 +170,7 @@ class Study:
         return self._open[number].should_prune()
 
     def complete(self, number: int, value: float) -> None:
-        """End a trial well."""
+        """End a trial as complete."""
         self._end(number, TrialState.COMPLETE, value)
 
     def prune(self, number: int, reason: str, estimate: float | None = None) -> None:
@@ -179,11 +179,11 @@ class Study:
         self._end(number, TrialState.PRUNED, pruned=reason, **known)
 
     def fail(self, number: int, reason: str) -> None:
-        """End a trial that gave nothing."""
+        """End a trial as failed."""
         self._end(number, TrialState.FAIL, failed=reason)
 
     def refuse(self, number: int, reason: str) -> None:
-        """End a trial whose values do not go together."""
+        """End a trial as refused: its values contradict each other."""
         noted: dict[str, Any] = {REFUSED: reason}
         self._end(number, TrialState.FAIL, **noted)
 
@@ -193,11 +193,11 @@ class Study:
         self._study.tell(self._open.pop(number), value, state)
 
     def remember(self, name: str, value: Any) -> None:
-        """Write something down about the sweep."""
+        """Record an attribute of the sweep."""
         self._study.set_user_attr(name, value)
 
     def remembered(self, name: str) -> Any:
-        """Return what was written down about the sweep, with the present names of keys, or None."""
+        """Return a recorded attribute of the sweep, with the present names of keys, or None."""
         return renewed(self._study.user_attrs.get(name))
 
     def discard(self) -> None:
@@ -231,7 +231,8 @@ class Study:
             return
         if gone := sorted(RENAMED.keys() & self._study.user_attrs[BEGAN]["space"]):
             raise ConfigError(
-                f"study {name}: varies {gone[0]}, which is {RENAMED[gone[0]]} now. Start a new one with {self.anew}; "
+                f"study {name}: varies {gone[0]}, which is now called {RENAMED[gone[0]]}. Start a new one with "
+                f"{self.anew}; "
                 "segsweep report shows the old one."
             )
         old, kept = before["space"], before["fixed"]
@@ -241,8 +242,8 @@ class Study:
         changes += [f"{override}: new" for override in fixed if override not in kept]
         if changes or kept != fixed:
             raise ConfigError(
-                f"study {name}: began as another sweep: {'; '.join(changes) or 'in another order'}. Type the command "
-                f"as before, or start a new one with {self.anew}."
+                f"study {name}: was begun with another command: {'; '.join(changes) or 'in another order'}. Type the "
+                f"command as before, or start a new study with {self.anew}."
             )
 
 
@@ -264,7 +265,7 @@ def grid(space: Space) -> list[dict[str, Value]]:
         key = next(parameter.key for parameter in space.parameters if parameter.count is None)
         raise ConfigError(
             f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
-            f"{key}='choice(...)' or 'range(...)'. What is not typed comes from hydra.sweeper.params."
+            f"{key}='choice(...)' or 'range(...)'. Keys that you do not type come from hydra.sweeper.params."
         )
     return list(space.points)
 

@@ -56,8 +56,8 @@ def join(plan: Plan) -> list[FinalistResult]:
     """
     if plan.sweeper.backend != "local":
         raise ConfigError(
-            f"hydra.sweeper.backend={plan.sweeper.backend}: has one controller, which keeps its study in a file. Drop "
-            "hydra.sweeper.storage, or start a controller on each machine instead."
+            f"hydra.sweeper.backend={plan.sweeper.backend}: allows only one controller, with its study in a file. "
+            f"Drop hydra.sweeper.storage, or start a controller on each machine with hydra.sweeper.backend=local."
         )
     made = storage.missing(plan.folder / locks.LOCK)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,10 @@ def join(plan: Plan) -> list[FinalistResult]:
     try:
         return controller.run()
     except (KeyboardInterrupt, Terminated, Asked, DiskError, OSError):
-        console.note(f"\nstopped; nothing is lost. Go on, here or elsewhere: {again(plan.folder, plan.command)}")
+        console.note(
+            f"\nstopped; nothing is lost. To continue, here or on another machine, type: "
+            f"{again(plan.folder, plan.command)}"
+        )
         raise
     finally:
         controller.leave()
@@ -145,13 +148,13 @@ class _Controller:
         """Say how far the sweep is already."""
         if self.concluded_before:
             by, at = Owner(**self.concluded_before["by"]), time.localtime(self.concluded_before["time"])
-            ended = f"ended on {time.strftime('%Y-%m-%d at %H:%M', at)}, by {by}; what follows is its result once more"
+            ended = f"ended on {time.strftime('%Y-%m-%d at %H:%M', at)}, by {by}; this is its result"
             console.note(f"study {self.study.name}: {ended}")
             return
         done = sum(trial.state in ("complete", "pruned") for trial in search.trials.values())
         others = self.study.claims.elsewhere()
         controllers = console.counted(len({owner.member for owner in others if owner}), "controller")
-        told = f"{done} of {self.study.n_trials} trials are finished; {len(others)} run elsewhere, by {controllers}"
+        told = f"{done} of {self.study.n_trials} trials are finished; {controllers} elsewhere: {len(others)} running"
         console.note(f"study {self.study.name}: {told}")
 
     def _leave_to_others(self) -> None:
@@ -161,7 +164,7 @@ class _Controller:
         shared = any(self.files.sees(owner) for owner in others)
         places = sorted({str(owner) for owner in others})[:NAMED]
         where = str(self.plan.folder) if shared else " or ".join(places) or "another controller's folder"
-        reason = f"others end the sweep, and its report comes to {where}"
+        reason = f"other controllers end the sweep, and its report will be in {where}"
         console.note(f"nothing is left for this controller to do; {reason}")
         if not shared:
             replace(about.load(self.plan.folder), state="stopped", reason=reason).save(self.plan.folder)
@@ -193,7 +196,7 @@ class _Controller:
         owners: Mapping[str, Owner] = search.shared.owners
         if plan.sweeper.finalists and planned:
             source = self._repeats(planned, track)
-            console.note(f"finalists: {', '.join(t.weights for t in best)}, {plan.sweeper.repeats} fresh seeds each")
+            console.note(f"finalists: {', '.join(t.weights for t in best)}, {plan.sweeper.repeats} new seeds each")
             watch(source, len(planned), self.backend, plan.folder, track, self.sign)
             if source.shared.sick:
                 raise SweepError(source.shared.sick)
@@ -288,8 +291,10 @@ class _Controller:
         hint = ""
         if "pixels" in differ:
             same = "files" not in differ
-            hint = " The files are the same, and are decoded otherwise." if same else " The files differ."
-        raise ConfigError(f"{first.host} began this sweep with something else: {rows}.{hint} Make them alike.")
+            hint = " The files are the same, but are decoded differently." if same else " The files differ."
+        raise ConfigError(
+            f"{first.host} began this sweep with other values: {rows}.{hint} Make them the same on all machines."
+        )
 
     def _score(self, winner: Trial) -> None:
         """Score the winner on the test split, unless an earlier leader has."""
@@ -332,6 +337,6 @@ def _refuse_foreign(folder: Path, sweep: str) -> None:
     other = "Give another folder: hydra.sweep.dir=DIR."
     if (folder / about.NAME).exists():
         if about.load(folder).id != sweep:
-            raise ConfigError(f"{folder}: holds another sweep than the study does. {other}")
+            raise ConfigError(f"{folder}: contains another sweep than the study. {other}")
     elif runs := sorted(path.parent.name for path in folder.glob(f"*/{journal.NAME}")):
-        raise ConfigError(f"{folder}: has runs of something else: {', '.join(runs[:3])}. {other}")
+        raise ConfigError(f"{folder}: contains runs that are not of this sweep: {', '.join(runs[:3])}. {other}")

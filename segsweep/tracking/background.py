@@ -1,4 +1,4 @@
-"""Work that nobody waits for: one thread sends what MLflow is to have."""
+"""One background thread that sends records to MLflow."""
 
 import logging
 import threading
@@ -23,13 +23,13 @@ class Background:
         self._thread.start()
 
     def ask(self, what: Any, job: Callable[[], Any]) -> None:
-        """Have the job done, and return at once; one that waits under the same name is replaced."""
+        """Queue the job and return at once; it replaces a waiting job of the same name."""
         with self._wanted:
             self._jobs[what] = job
             self._wanted.notify()
 
     def close(self, seconds: float | None = None) -> str | None:
-        """Send the rest, wait for it but once, and return what went wrong, if anything did.
+        """Send the rest, wait for it only once, and return the error, if there was one.
 
         `seconds` bounds the wait instead of `timeout`.
         """
@@ -58,6 +58,6 @@ class Background:
                 failed.pop(what, None)
             except Exception as error:  # whatever a server does, training goes on and the journal has it all
                 if not failed:
-                    log.warning("MLflow: %s Training goes on; what is missing is sent later.", short(error))
+                    log.warning("MLflow: %s Training continues; segsweep sync sends the rest later.", short(error))
                 failed[what] = short(error)
             self.error = next(iter(failed.values()), None)

@@ -1,4 +1,4 @@
-"""MLflow itself: which server, whether it may be asked, its experiments, and what it has of a folder."""
+"""MLflow's client: which server, whether it may be contacted, its experiments, what it has received of a folder."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ PARAM_LENGTH, NOTE_LENGTH = 6000, 8000  # letters that MLflow takes
 
 @dataclass
 class Cursor:
-    """What has been sent of a run or sweep folder to one tracking URI; `tracking.json` has one for each URI."""
+    """How much of a run or sweep folder was sent to one tracking URI; `tracking.json` has one for each URI."""
 
     experiment_id: str = ""  # empty until it is made, as the others
     run_id: str = ""
@@ -67,7 +67,9 @@ def _read(folder: Path, name: str) -> tuple[Cursor, Mapping[str, object]]:
     except FileNotFoundError:
         return Cursor(), {}
     except (ConfigError, ValueError) as error:  # no JSON, or no text
-        raise ConfigError(f"{path}: damaged: {error} Remove it: what MLflow has of a run is found again.") from error
+        raise ConfigError(
+            f"{path}: damaged: {error} Remove it: segsweep will find out again what MLflow has."
+        ) from error
 
 
 def tracking_uri(uri: str | None = None) -> str:
@@ -82,7 +84,7 @@ def file_of(uri: str) -> Path | None:
 
 
 def without_password(uri: str) -> str:
-    """Return the URI as it may be printed and written down."""
+    """Return the URI without its password, to print and record it."""
     parts = urlsplit(uri)
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
     return redacted(bare)
@@ -113,7 +115,7 @@ def allowed(recorded: str | None, typed: str | None = None, *, as_key: bool = Fa
         option = override("tracking.uri", recorded) if as_key else f"--uri {shlex.quote(recorded)}"
         raise ConfigError(
             f"its record names a tracking.uri that you have not typed, and your MLflow password would be sent there. "
-            f"If the server is yours, type {option}"
+            f"If you trust this server, type {option}"
         )
     own = tracking_uri()  # with the password, which a record leaves out
     return typed or (own if recorded in (None, "", without_password(own)) else str(recorded))
@@ -186,7 +188,7 @@ def open_experiment(client: Any, uri: str, name: str) -> str:
         experiment = client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
-            log.warning("MLflow: experiment %s had been deleted, and is restored with all its runs.", name)
+            log.warning("MLflow: experiment %s was deleted; it is restored with all its runs.", name)
         # Absolute, whatever the working folder is. A record may name anything: no name leads out of the folder.
         local = None if uri.startswith("http") else (outputs() / "mlartifacts" / mlflow_name(name)).as_uri()
         made = None if experiment else client.create_experiment(name, artifact_location=local, tags=kind)
@@ -205,7 +207,7 @@ def is_there(client: Any, run_id: str, folder: Path) -> bool:
         raise
     if run.info.lifecycle_stage == "deleted":
         raise ConfigError(
-            f"{folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to resend it."
+            f"{folder}: its run was deleted in MLflow. Restore it there, or remove {CURSOR} to send it again."
         )
     return True
 

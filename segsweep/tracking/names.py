@@ -1,4 +1,4 @@
-"""What a run is called, and what it is and gave, in words. Standard library only."""
+"""The name of a run in MLflow, and a description with its result. Standard library only."""
 
 import re
 import shlex
@@ -37,7 +37,7 @@ def number(name: str) -> int:
 
 
 def note(run: Run) -> str:
-    """Return what a run is and gave, in Markdown; it has begun at least."""
+    """Return a description of a started run and its result, in Markdown."""
     start, end = run.starts[0], run.end
     lines = ["```", f"{program()} {start.command}".rstrip(), "```", ""]
     lines += [f"U-Net on `{start.settings.encoder.name}`, weights: **{start.weights_source}**.", ""]

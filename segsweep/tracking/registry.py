@@ -1,4 +1,4 @@
-"""MLflow's registry of models: a version, its card, and who is champion."""
+"""MLflow's model registry: a version, its model card, and the alias champion."""
 
 import shutil
 import tempfile
@@ -73,7 +73,7 @@ def register(
 
 
 def check(folder: Path, uri: str | None, name: str) -> None:
-    """Refuse, before a model is exported for minutes, what `register` could not do: a name, a URI, a silent server."""
+    """Check name, URI and server of `register` before the export, which takes minutes; ConfigError if one is wrong."""
     from mlflow.exceptions import MlflowException
 
     uri = uri_of(folder, uri)

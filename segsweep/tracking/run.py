@@ -1,4 +1,4 @@
-"""A run in MLflow, which is a view of its journal: `sync(folder)` brings it level, now or later, once or again."""
+"""A run in MLflow, a view of its journal: `sync(folder)` sends what is missing, at any time and any number of times."""
 
 import json
 import logging
@@ -52,7 +52,10 @@ def folder_of(run_id: str, uri: str | None = None) -> Path:
         raise ConfigError(f"{run_id}: no run of this id at {where}: {first_line(error)}") from error
     folder = Path(run.data.tags.get("segsweep.folder", ""))
     if not folder.is_absolute() or not folder.is_dir():
-        raise ConfigError(f"{run_id}: its folder is not on this machine: {folder}. Copy it here and name it.")
+        raise ConfigError(
+            f"{run_id}: its folder is not on this machine: {folder}. Copy the folder to this machine, "
+            f"and give its path."
+        )
     return folder
 
 
@@ -87,7 +90,7 @@ def uri_of(folder: Path, typed: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Child:
-    """What a sweep says of one of its runs."""
+    """The information of a sweep about one of its runs."""
 
     parent: str  # id of the sweep's run
     experiment: str  # that it is in
@@ -346,7 +349,7 @@ class _Sync:
         except MlflowException as error:
             if error.error_code not in NO_MODELS:
                 raise
-            log.warning("MLflow: the model of %s is not among its models: %s", self.folder, short(error))
+            log.warning("MLflow: the model of %s was not added to the page Models: %s", self.folder, short(error))
 
     def _send_model(self, end: End) -> None:
         """Have the best checkpoint among MLflow's models, with its scores, so that they can be compared there."""

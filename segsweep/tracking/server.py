@@ -41,7 +41,7 @@ LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY
 
 
 def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
-    """Show MLflow's page until Ctrl-C or SIGTERM; print its address, which is all where the URI is a server already."""
+    """Show MLflow's page until Ctrl-C or SIGTERM; if the URI is a running server, only print its address."""
     uri = tracking_uri(uri)
     if uri.startswith("http"):
         show(front_page(without_password(uri)))
@@ -136,8 +136,9 @@ def _loopback(host: str) -> bool:
 
 def _without_a_lock(uri: str, host: str, port: int) -> str:
     return (
-        f"warning: --host {host}: whoever reaches this machine can read, change and delete runs: MLflow asks for no\n"
-        "password. One that does, after pip install 'mlflow[auth]':\n"
+        f"warning: --host {host}: everyone who can reach this machine can read, change and delete runs: MLflow asks "
+        f"for no\n"
+        "password. To start MLflow with a password, after pip install 'mlflow[auth]':\n"
         "  MLFLOW_AUTH_ADMIN_PASSWORD=AT_LEAST_12_CHARACTERS MLFLOW_FLASK_SERVER_SECRET_KEY=ANYTHING_SECRET \\\n"
         f"  mlflow server --app-name basic-auth --backend-store-uri {shlex.quote(without_password(uri))} "
         f"--host {host} --port {port}"

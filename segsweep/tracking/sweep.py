@@ -1,4 +1,4 @@
-"""A sweep in MLflow: the run under which those of its trials lie."""
+"""A sweep in MLflow: the parent run of its trials' runs."""
 
 import hashlib
 import json

@@ -10,7 +10,7 @@ from segsweep.tracking.run import run_id
 
 
 def needs() -> None:
-    """Refuse to begin without what the monitor reads with."""
+    """Raise ConfigError if the packages of the monitor are not installed."""
     if find_spec("psutil") is None:
         told = "psutil is not installed. Type pip install psutil, and nvidia-ml-py for NVIDIA's GPUs."
         raise ConfigError(f"tracking.system=true: {told}")

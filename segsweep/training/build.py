@@ -1,4 +1,4 @@
-"""The parts of a training are built from its configuration; what is wrong with it or with the data is refused.
+"""Build the parts of a training from its configuration; refuse wrong configurations and wrong data.
 
 Nothing is written to the run folder here.
 """
@@ -52,7 +52,7 @@ USUAL_BATCH = 16  # images that BatchNorm's momentum is meant for; fewer are ave
 
 @dataclass(frozen=True)
 class Training:
-    """Everything a training needs: what was asked for, what was decided, and how it is run here."""
+    """All parts of a training: the typed configuration, the decided settings, and how this machine runs it."""
 
     asked: RunConfig
     settings: Settings
@@ -102,7 +102,7 @@ class Training:
         return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, self.world)
 
     def sheet(self) -> Image:
-        """Draw some of the first batch as the network sees it: cut, warped, coloured."""
+        """Draw some images of the first batch as the network sees them: cropped and augmented."""
         steps = iter(self.train_batches().epoch(1))  # by name: it has to live while a batch is made
         batch = next(iter(next(steps)))
         pairs = []
@@ -196,7 +196,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
         set_momentum(model, lambda _: momentum)
     tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
     if settings.train.checkpointing and not checkpoint_gradients(model, tried):
-        log.warning("train.checkpointing: the encoder has no switch for it, so only the decoder saves memory.")
+        log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
     tuned = _tuned(settings, asked, model, shown, before, world)
     if open_ended and not before and tuned.rates:
         longer = length(plan, seen, max(tuned.rates.values()) * world.size)
@@ -226,13 +226,16 @@ def load(data: DataConfig, workers: int | None = None) -> Dataset:
 
 
 def say(data: Dataset) -> None:
-    """Print what was decided about a data set, and warn of what makes its scores look better than they are."""
+    """Print what was decided about a data set, and warn about problems that make scores too high."""
     if data.parts["train"] == data.parts["val"]:
         keys = ", ".join(data.samples[index].key for index in data.parts["train"])
-        console.note(f"note: learns by heart, and is scored on, {keys}")
+        console.note(f"note: training and validation both use only {keys}")
     elif not data.folds and not any(sample.split for sample in data.samples):
         held = len(data.parts["val"])
-        console.note(f"note: no split in the files: a hash of their names holds out {held} for validation (data.split)")
+        console.note(
+            f"note: the data have no split: {held} images, chosen by a hash of their names, are used for "
+            f"validation (data.split)"
+        )
     for line in data.notes:
         console.note(f"note: {line}")
     for warning in data.warnings():
@@ -240,7 +243,7 @@ def say(data: Dataset) -> None:
 
 
 def decided_data(asked: Mapping[str, object], varied: Sequence[str]) -> list[tuple[str, str]]:
-    """Decide the keys that say auto and follow from the data alone, for all trials of a sweep.
+    """Decide the `auto` keys that depend only on the data, for all trials of a sweep.
 
     Args:
         asked: a `RunConfig` as JSON has it.
@@ -335,8 +338,8 @@ def _refuse_range(low: float, high: float) -> None:
     if high - low > WIDEST:
         end = low if -low > high else high
         raise DataError(
-            f"data: pixels lie between {low:g} and {high:g}, too far apart to compute with. If {end:g} stands for no "
-            f"data, type data.nodata={end!r}."
+            f"data: pixels are between {low:g} and {high:g}: this range is too large to compute with. If {end:g} "
+            f"means no data, type data.nodata={end!r}."
         )
 
 
@@ -380,8 +383,8 @@ def _say_share(model: UNet, images: int, world: World) -> None:
         console.note(f"{world.size} processes train together, each {each} of a batch at a time\n")
     if images == 1 and any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules()):
         log.warning(
-            "BatchNorm learns from one image at a time, whose statistics say little. Take a larger train.batch_size, "
-            "or decoder.norm=group, with encoder.freeze_norm=true where the encoder has BatchNorm."
+            "BatchNorm gets its statistics from one image at a time, and they are unreliable. Type a larger "
+            "train.batch_size, or decoder.norm=group; if the encoder has BatchNorm, also type encoder.freeze_norm=true."
         )
 
 

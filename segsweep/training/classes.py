@@ -1,4 +1,4 @@
-"""Classes that a training cannot learn, and those that it has not come to predict: warned of by name, once each."""
+"""Warn, once for each class, about classes that a training cannot learn or never predicts."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -30,8 +30,8 @@ class ClassWatch:
         self._learnt = np.array(pixels) > 0
         if lacking := [name for name, there in zip(names, self._learnt, strict=True) if not there]:
             log.warning(
-                "the training split has no pixel of %s, so it cannot be learnt. Give training images with it, or leave "
-                "it out of data.classes.",
+                "the training split has no pixel of %s, so the model cannot learn it. Add training images with it, or "
+                "leave it out of data.classes.",
                 ", ".join(lacking),
             )
 
@@ -48,8 +48,8 @@ class ClassWatch:
         never = self._learnt & ~self._predicted & (total.sum(1) > 0)
         if never.any():
             log.warning(
-                "%s: predicted on no validation image so far, after %.0f %% of the training. data.balance=1 shows "
-                "images of rare classes more often; a longer training may be all it needs.",
+                "%s: not predicted on any validation image so far, after %.0f %% of the training. Try data.balance=1, "
+                "which shows images with rare classes more often, or a longer training.",
                 ", ".join(name for name, missing in zip(self._names, never, strict=True) if missing),
                 100 * done,
             )

@@ -1,4 +1,4 @@
-"""How long a training takes, from a few steps of it."""
+"""Estimate the time of a training from a few of its steps."""
 
 import math
 import os
@@ -19,7 +19,7 @@ SCORED = 8  # validation images that are timed
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training is expected to take."""
+    """The expected time of a training."""
 
     images_per_s: float
     seconds: float

@@ -1,4 +1,4 @@
-"""From pixels to what an encoder expects."""
+"""Normalization of pixels for an encoder."""
 
 from collections.abc import Sequence
 

@@ -50,7 +50,7 @@ def build(config: OptimConfig, model: nn.Module, layers: Mapping[str, int] | Non
 
 
 def freeze(optimizer: Optimizer, frozen: bool) -> None:
-    """Let the encoder's parameters have no gradient, or have one again."""
+    """Freeze the encoder's parameters (no gradient), or unfreeze them."""
     for group in optimizer.param_groups:
         if group["of_encoder"]:
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""Rules that decide what follows from the data: how images are laid on canvases, what an epoch and a batch show.
+"""Rules that make the plan from the data: canvas, zoom, crops, images in an epoch and in a batch.
 
 Pure: from a fingerprint to values, each with its reason. What was asked for is never changed, and later rules go by it.
 The model is nnU-Net's planner (https://doi.org/10.1038/s41592-020-01008-z): a fingerprint, fixed rules, nothing
@@ -42,7 +42,7 @@ SMALL_SHIFTS, LARGE_SHIFTS = 0.05, 0.1  # augmentation.translate
 
 @dataclass(frozen=True)
 class Decision:
-    """A key that said `auto`, its value, and why."""
+    """A key that was `auto`, its value, and the reason."""
 
     key: str
     value: Any
@@ -83,10 +83,10 @@ class TrainingPlan:
 
 
 def plan_data(wanted: Settings, found: Fingerprint, varied: Collection[str] = ()) -> TrainingPlan:
-    """Decide what follows from the data alone, and is the same for all encoders.
+    """Decide the keys that depend only on the data and are the same for all encoders.
 
     Args:
-        varied: keys and groups that a sweep varies: they are left, and so is what depends on them.
+        varied: keys and groups that a sweep varies: they are not decided, nor are keys that depend on them.
     """
     plan, left = TrainingPlan(wanted), set(varied)
     for key, (rule, reads) in RULES.items():
@@ -98,35 +98,37 @@ def plan_data(wanted: Settings, found: Fingerprint, varied: Collection[str] = ()
 
 
 def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Crop at one zoom for all images, or bring each to the canvas where objects grow with their images."""
+    """Crop with one zoom for all images, or fit each into the canvas if larger images have larger objects."""
     data, sizes = plan.settings.data, f"{found.width} x {found.height} px"
     if data.of_crops:
-        return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} is of crops")
+        return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} works only with crops")
     if all(side.largest <= UNLIKE * side.least for side in (found.height, found.width)):
-        return plan.deciding("data.resize", "crop", f"images are alike in size, {sizes}: one zoom suits all")
+        return plan.deciding("data.resize", "crop", f"images have similar sizes, {sizes}: one zoom fits all")
     if found.spread is None or found.spread_fitted is None:
-        return plan.deciding("data.resize", "crop", "whether objects grow with their images is not known")
+        return plan.deciding("data.resize", "crop", "it is not known whether larger images have larger objects")
     if found.spread_fitted >= LESS * found.spread:
-        return plan.deciding("data.resize", "crop", f"objects are as large in small images as in large ones, {sizes}")
+        return plan.deciding("data.resize", "crop", f"objects have the same size in small and large images, {sizes}")
     fitted, thin = _fitted(found), _thinnest(found)
     if thin and fitted * thin.thickness < THICK:
-        left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f} left"
-        return plan.deciding("data.resize", "crop", f"{thin.name}, {left} where {sizes} are shrunk")
+        left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f}"
+        return plan.deciding("data.resize", "crop", f"{thin.name}, {left} px after images of {sizes} are resized")
     unlike, then = 2**found.spread, 2**found.spread_fitted
-    why = f"objects' scale varies by a factor of {unlike:.2f}, and of {then:.2f} when images are brought to one size"
+    why = f"objects' scale varies by a factor of {unlike:.2f}, and by {then:.2f} when images are resized to one size"
     return plan.deciding("data.resize", "pad", why)
 
 
 def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Shrink images until one fits the canvas, but not what is thin in them, nor an image to a thread."""
+    """Shrink images until one fits the canvas, unless thin objects or the shorter side would get too small."""
     if plan.settings.data.resize != "crop":
-        return plan.deciding("data.zoom", 1.0, "of crops alone")
+        return plan.deciding("data.zoom", 1.0, "used only with data.resize=crop")
     parts, thin = _parts(plan, found), _thinnest(found)
     whole = min(1.0, *parts)
     if whole == 1:
         return plan.deciding("data.zoom", 1.0, "a typical image fits the canvas as it is")
     if thin is None:
-        return plan.deciding("data.zoom", 1.0, "there is no object that says how far one may shrink")
+        return plan.deciding(
+            "data.zoom", 1.0, "no training image has an object, so nothing shows how much images may shrink"
+        )
     short = min(found.height.median, found.width.median)
     zoom = max(ZOOMS[0], _rounded(min(1.0, max(whole, THICK / thin.thickness, SHORT / short))))
     typical = f"{thin.name} is typically {thin.thickness:.0f} px thick"
@@ -136,28 +138,29 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     else:
         shown = math.prod(min(1.0, part / zoom) for part in parts)
         seen = "a typical image fits one canvas" if shown > 0.999 else f"a canvas shows {shown:.0%} of an image"
-        why = f"{seen} then; {typical} and keeps {zoom * thin.thickness:.0f}"
+        why = f"at this zoom {seen}; {typical}, at this zoom {zoom * thin.thickness:.0f} px"
     return plan.deciding("data.zoom", zoom, why)
 
 
 def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """As large as a step of training affords, and as the images are."""
+    """Choose the canvas: as large as the time of a step allows, and not larger than the images."""
     data = plan.settings.data
     height, width = found.height.median * data.zoom, found.width.median * data.zoom
     if data.resize == "crop":
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
-        seen = f"seen at {height:.0f} x {width:.0f} px (height x width)"
-        why = f"a typical image fits, {seen}" if whole else f"crops of what is {seen}; larger ones cost steps"
+        seen = f"{height:.0f} x {width:.0f} px{' at this zoom' * (data.zoom != 1)} (height x width)"
+        crops = f"crops of a typical image of {seen}; larger crops would leave time for fewer steps"
+        why = f"a typical image fits: {seen}" if whole else crops
     else:
         fitted = _fitted(found)
         size = [_stepped(height * fitted), _stepped(width * fitted)]
-        why = f"the aspect of a typical image, {height:.0f} x {width:.0f} px (height x width)"
+        why = f"the aspect ratio of a typical image, {height:.0f} x {width:.0f} px (height x width)"
     return plan.deciding("data.size", size, why)
 
 
 def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Show each image as often as validation is worth it."""
+    """Choose the passes so that validation takes its share of the time."""
     data = plan.settings.data
     area = math.prod(data.size)
     needed = FORWARD * _scored(plan, found) * (1 / VALIDATION - 1) / (found.training * area)
@@ -166,55 +169,57 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scoring = f"validation takes {_share(needed, passes):.0%} of the time"
     shown = passes * found.training
     if passes == 1:
-        why = f"{shown} images are an epoch; {scoring}"
+        why = f"{shown} images in an epoch; {scoring}"
     elif passes == few:
-        why = f"{passes} x {found.training} = {shown} images are an epoch; at least {SHORTEST} are wanted"
+        why = f"{passes} x {found.training} = {shown} images in an epoch; at least {SHORTEST} are needed"
     elif passes < needed:
-        why = f"{passes} x {found.training} = {shown} images are an epoch, at most {LONGEST}; {scoring}"
+        why = f"{passes} x {found.training} = {shown} images in an epoch, the most are {LONGEST}; {scoring}"
     else:
-        why = f"{passes} x {found.training} = {shown} images are an epoch, so that {scoring}"
+        why = f"{passes} x {found.training} = {shown} images in an epoch, so that {scoring}"
     return plan.deciding("data.passes", passes, why)
 
 
 def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Lay crops over objects where random ones seldom show one of their classes."""
+    """Take some crops at objects if random crops seldom show one of their classes."""
     data = plan.settings.data
     if data.resize != "crop":
-        return plan.deciding("data.foreground", 0.0, "of crops alone")
+        return plan.deciding("data.foreground", 0.0, "used only with data.resize=crop")
     window = math.sqrt(math.prod(data.size)) / data.zoom
     seen = [(parts.share_seen(window), parts.name) for parts in found.objects]
     if not seen:
-        return plan.deciding("data.foreground", 0.0, "there is no object")
+        return plan.deciding("data.foreground", 0.0, "no training image has an object")
     chance, name = min(seen)
-    why = f"{chance:.0%} of random crops of an image with {name} show some"
+    why = f"{chance:.0%} of random crops of an image with {name} show it"
     if chance < SELDOM:
-        over = "objects" if len(found.classes) == 1 else "classes, the rarer the likelier"
-        return plan.deciding("data.foreground", SHOWN_MORE, f"crops laid over {over}: {why}")
-    return plan.deciding("data.foreground", 0.0, f"no crops need to be laid over objects: {why}")
+        over = "objects" if len(found.classes) == 1 else "objects, of rare classes more often"
+        return plan.deciding("data.foreground", SHOWN_MORE, f"this share of crops is taken at {over}: {why}")
+    return plan.deciding("data.foreground", 0.0, f"random crops show enough objects: {why}")
 
 
 def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     shown = found.training * plan.settings.data.passes
     if shown >= BATCH:
-        return plan.deciding("train.batch_size", BATCH, "8, twice the steps, was no better on six data sets")
+        return plan.deciding(
+            "train.batch_size", BATCH, "a batch size of 8, with twice the steps, was not better on six data sets"
+        )
     largest = 1 << (shown.bit_length() - 1)  # a power of two
-    return plan.deciding("train.batch_size", largest, f"an epoch shows no more than {shown} images")
+    return plan.deciding("train.batch_size", largest, f"an epoch has only {shown} images")
 
 
 def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
-    """Draw zooms as wide as objects' scale varies."""
+    """Choose random zooms as wide as objects differ in scale."""
     spread = found.spread if plan.settings.data.resize == "crop" else found.spread_fitted
     if spread is None:
-        return plan.deciding("augmentation.scale", SMALL_ZOOMS, "how objects' scale varies is not known")
+        return plan.deciding("augmentation.scale", SMALL_ZOOMS, "it is not known how much objects differ in scale")
     varies = 2**spread
     drawn = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
-    why = f"zooms by up to {1 + drawn:g}: objects' scale varies by {varies:.2f} between images"
+    why = f"zooms by up to {1 + drawn:g}: objects' scale varies by a factor of {varies:.2f} between images"
     return plan.deciding("augmentation.scale", drawn, why)
 
 
 def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scale = plan.settings.augmentation.scale
-    why = "shares of a side, chosen together with the zooms"
+    why = "share of the canvas, chosen together with augmentation.scale"
     return plan.deciding("augmentation.translate", LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS, why)
 
 
@@ -234,7 +239,7 @@ RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
 
 
 def length(plan: TrainingPlan, found: Fingerprint, images_per_s: float) -> TrainingPlan:
-    """Decide how many epochs a training has that was asked for neither epochs nor seconds: a first result comes soon.
+    """Decide the number of epochs if neither epochs nor seconds were typed, so that a first result comes soon.
 
     Args:
         images_per_s: canvases that are trained on in a second, without what data and optimizer take.
@@ -245,9 +250,7 @@ def length(plan: TrainingPlan, found: Fingerprint, images_per_s: float) -> Train
     epochs = max(FEWEST, min(EPOCHS, int(FIRST / seconds)))
     if epochs == EPOCHS:
         return plan
-    why = (
-        f"{EPOCHS} would take {EPOCHS * seconds / 60:.0f} minutes here; train.epochs={EPOCHS} trains them all the same"
-    )
+    why = f"{EPOCHS} would take {EPOCHS * seconds / 60:.0f} minutes here; to train them anyway: train.epochs={EPOCHS}"
     return plan.fixing("train.epochs", epochs, why)
 
 
@@ -259,9 +262,9 @@ def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> Tr
     sides = list(limit((data.size[0], data.size[1]), input_size))
     seen = [round(data.zoom * found.height.largest), round(data.zoom * found.width.largest)]
     if all(side <= most for side, most in zip(seen, sides, strict=True)):
-        why = "images up to this size, as all in training are, are scored whole"
+        why = "images up to this size, so all images in the training split, are scored whole"
     else:
-        why = f"the largest image is seen at {seen[1]}x{seen[0]}; neighbours overlap by {OVERLAP:.0%}"
+        why = f"the largest image has {seen[1]}x{seen[0]} px at this zoom; tiles overlap by {OVERLAP:.0%}"
     return plan.deciding("data.tile", sides, why)
 
 

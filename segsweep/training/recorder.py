@@ -1,4 +1,4 @@
-"""What a training leaves: journal, checkpoints, pictures, its run in MLflow, the result."""
+"""The records of a training: journal, checkpoints, pictures, its run in MLflow, the result."""
 
 import logging
 import math
@@ -168,7 +168,7 @@ class Recorder:
             self._save_validation(progress.best_epoch, self._evaluate(training.data.parts["val"], training.shown))
 
     def start(self, argv: Sequence[str], hydra_files: Mapping[str, str]) -> None:
-        """Write the `start` record, and what a person may want to read beside it."""
+        """Write the `start` record, and files for people next to it."""
         training = self.training
         for name, text in hydra_files.items():
             path = self.folder / ".hydra" / name
@@ -243,7 +243,7 @@ class Recorder:
             show(console.tracked(self.folder, shown_by, problem))
 
     def close(self) -> None:
-        """Let go of the journal and of MLflow, whatever happened."""
+        """Close the journal and MLflow, after success and after errors."""
         try:
             self._journal.close()  # fails where the disk is full
         finally:

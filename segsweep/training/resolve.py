@@ -1,4 +1,4 @@
-"""From what was asked for to what is done: every `auto` gets its value. Pure: what is known comes as `Facts`."""
+"""Replace every `auto` by its value. Pure: all facts about encoder and data come as `Facts`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from segsweep.training.plan import TrainingPlan, plan_data, tiles
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of encoder and data when an experiment is decided."""
+    """The facts about encoder and data from which an experiment is decided."""
 
     kind: str  # of the encoder, a key of `segsweep.catalog.RATES`
     pretrained: bool
@@ -25,22 +25,24 @@ class Facts:
 
 
 def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
-    """Decide all that says `auto`, but for what is measured or counted later: the normalization and the micro-batch.
+    """Decide every `auto` except those measured or counted later: normalization and micro-batch.
 
-    What has a value keeps it, so settings that were decided before come back as they are.
+    Keys with a value keep it, so settings that were already decided are returned unchanged.
 
     Raises ConfigError: weights of classes that do not fit the data.
     """
     rates = catalog.RATES[facts.kind]
     plan = plan_data(wanted, facts.data)
     plan = tiles(plan, facts.input_size, facts.data)
-    why = "about the encoder's cost at most, and enough channels to tell the classes apart"
+    why = "costs at most about as much as the encoder, and has enough channels for the classes"
     plan = plan.deciding("decoder.width", list(facts.width), why)
     source = f"for {facts.kind} encoders, as {rates.source}"
     plan = plan.deciding("optim.lr", rates.lr, f"peak of Adam's kind, {source}")
     if facts.pretrained:
         share = (
-            "pretrained weights at the full rate" if rates.encoder_lr_scale == 1 else "pretrained weights more slowly"
+            "pretrained weights learn at the full rate"
+            if rates.encoder_lr_scale == 1
+            else "pretrained weights learn more slowly"
         )
         plan = plan.deciding("optim.encoder_lr_scale", rates.encoder_lr_scale, f"{share}, {source}")
     else:
@@ -49,11 +51,11 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     if wanted.data.window:
         plan = plan.deciding("data.normalize", "window", "data.window is given")
     elif photographs and facts.pretrained:
-        plan = plan.deciding("data.normalize", "encoder", "8-bit colour, as the pretrained weights know it")
+        plan = plan.deciding("data.normalize", "encoder", "8-bit colour, as the pretrained weights expect")
     else:
-        kind = "grey" if facts.data.channels == 1 else "no 8-bit colour"
-        what = f"pixels are {kind}" if facts.pretrained else "random weights know no pixels"
-        plan = plan.deciding("data.normalize", "dataset", f"by the training images' own mean and spread: {what}")
+        kind = "grey" if facts.data.channels == 1 else "not 8-bit colour"
+        what = f"pixels are {kind}" if facts.pretrained else "random weights expect no special range"
+        plan = plan.deciding("data.normalize", "dataset", f"mean and standard deviation of the training images: {what}")
     return replace(plan, settings=_plain(plan.settings, facts))
 
 

@@ -1,4 +1,4 @@
-"""A training from its configuration to its result: claim the folder, build, go on or begin, record, end."""
+"""A training from its configuration to its result: claim the folder, build, begin or resume, record, end."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ def run(
             except (DiskError, OSError) as error:
                 if not isinstance(as_disk_error(error), DiskError):
                     raise
-                console.note(f"\nstopped; go on when there is room again: {program()} {override('resume', folder)}")
+                console.note(f"\nstopped. When the disk has room again, type: {program()} {override('resume', folder)}")
                 raise
 
 
@@ -161,7 +161,7 @@ def claimed(folder: Path, resuming: bool) -> Iterator[Run]:
         past = journal.read(folder)
         if past.records and not resuming:
             go_on = override("resume", folder)
-            raise ConfigError(f"{folder}: holds a run already. Go on with it: {go_on}; or give another folder.")
+            raise ConfigError(f"{folder}: holds a run already. To continue it: {go_on}; or give another folder.")
         yield past
     finally:
         if not journal.exists(folder):
@@ -192,7 +192,7 @@ def _refuse_complete(folder: Path, past: Run, asked: RunConfig) -> bool:
     if not _has_result(folder, past.end):
         return True
     more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
-    raise ConfigError(f"resume={folder}: complete after {done} epochs. Go further with {more}.")
+    raise ConfigError(f"resume={folder}: complete after {done} epochs. To train longer: {more}.")
 
 
 def _has_result(folder: Path, end: End) -> bool:
@@ -209,7 +209,7 @@ def _resumed_from(folder: Path, past: Run, asked: RunConfig) -> Start | None:
     if (folder / LAST).exists() or _only_scored(folder, past, asked):
         return past.start
     if past.epochs:
-        raise ConfigError(f"resume={folder}: {LAST} is gone, so there is nothing to go on with. Start a new run.")
+        raise ConfigError(f"resume={folder}: {LAST} is missing, so the run cannot be continued. Start a new run.")
     return None
 
 
@@ -233,5 +233,5 @@ def _refuse_another(training: Training, folder: Path, past: Run) -> None:
         raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
     before, now = first.weights_source, training.model.weights_source
     if before != now:
-        came = f"began with weights from {before}, now there are those from {now}"
+        came = f"the run began with weights from {before}, and now they come from {now}"
         raise ConfigError(f"resume={folder}: {came}. Start a new run.")

@@ -76,7 +76,7 @@ def test_a_deleted_experiment_comes_back_with_a_word(pages, recorded, outputs, c
     assert "ann-cells" not in pages(f"experiments?{TRAINING}", "bob-cells")
     typed = [*TINY, "data=folder", f"data.root={recorded.parent / 'ann' / 'cells'}", "data.size=[32,32]"]
     assert train.main([*typed, "train.batch_size=4", "train.epochs=1"]) == 0
-    assert "experiment ann-cells had been deleted, and is restored" in caplog.text
+    assert "experiment ann-cells was deleted; it is restored" in caplog.text
     pages(f"experiments?{TRAINING}", "ann-cells", "bob-cells")
 
 

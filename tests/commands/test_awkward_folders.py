@@ -50,7 +50,7 @@ def test_train_resume_sweep_data_and_evaluate_work_there_with_a_file_of_ones_own
     assert (asked.root, asked.classes) == (str(root), {"Zelle": 1})
     assert app.main(["evaluate", "run", word, "data.size=64"]) == 0
     assert train.main(typed) == 2
-    go_on = pasted(capsys.readouterr().err, "Go on with it: ")
+    go_on = pasted(capsys.readouterr().err, "To continue it: ")
 
     sweep = place / "sweep"
     found = ["optim.lr=choice(1e-3,1e-2)", "hydra.sweeper.n_trials=2", "hydra.sweeper.finalists=0"]

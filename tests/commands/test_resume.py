@@ -254,9 +254,9 @@ def test_the_records_server_is_dropped_for_the_default(theirs, contacted):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"\x00 no JSON\n", "damaged: a line is no JSON"),
+        (b"\x00 no JSON\n", "damaged: a line is not valid JSON"),
         (b'{"kind": "epo\xff"}\n', "damaged"),
-        (b'{"kind": "pause", "time": 1.0}\n', "a line is no start, epoch or end"),
+        (b'{"kind": "pause", "time": 1.0}\n', "a line is not a start, epoch or end"),
         (b'{"kind": "epoch", "epoch": "2", "time": 1.0}\n', "epoch.epoch: must be a whole number"),
         (b'{"kind": "start", "version": 99}\n', "of format 99, this segsweep reads up to 3. Update segsweep."),
     ],

@@ -32,10 +32,10 @@ def test_a_run_ends_after_the_epoch_and_goes_on_later(pairs, tmp_path, capsys):
     assert train.main([f"resume={folder}", f"train.epochs={len(found.epochs) + 1}"]) == 0
     assert journal.read(folder).end.status == "complete"
     assert app.main(["stop", str(folder)]) == 2
-    assert "nothing runs there" in capsys.readouterr().err
+    assert "no training and no sweep is running there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere", ""])
 def test_what_cannot_be_stopped_is_said(name, tmp_path, capsys):
     assert app.main(["stop", str(tmp_path / name)]) == 2
-    assert ("no such folder" if name else "nothing runs there") in capsys.readouterr().err
+    assert ("no such folder" if name else "no training and no sweep is running there") in capsys.readouterr().err

@@ -473,7 +473,7 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
         (["data.folds=13"], 3, "12 images cannot be split into 13 folds"),
         (["debug=overfitt"], 2, "Try debug=overfit"),
         (["data.classes={cell:7}"], 3, "no mask holds 7"),
-        (["data.ignore_index=1"], 3, "every mask is empty"),
+        (["data.ignore_index=1"], 3, "all pixels of all masks are background"),
         (["data.ignore_index=-2.5"], 2, "data.ignore_index=-2.5: must be a mask value, or a colour"),
         (["data=oxford_pets"], 2, "data.root is not given"),
         (["data=voc2012", "data.root=/no/where"], 2, "data.download=true"),

@@ -291,17 +291,17 @@ def test_an_image_that_is_listed_twice_is_a_problem(tmp_path):
 BROKEN = {
     "no segmentation": ({"image_id": 0, "category_id": 2, "bbox": [1, 1, 5, 5]}, "has no segmentation"),
     "an empty one": ((0, 2, []), "has no segmentation"),
-    "half a point": ((0, 2, [[1, 2, 3, 4, 5, 6, 7]]), "no list of x, y"),
-    "words": ((0, 2, [["a"] * 6]), "no list of x, y"),
-    "points in pairs": ((0, 2, [[[1, 2], [3, 4], [5, 6]]]), "no list of x, y"),
-    "far away": ((0, 2, [[0, 0, 1e30, 0, 0, 1e30]]), "no list of x, y"),
-    "runs of another size": ((0, 2, {"size": [9, 9], "counts": [81]}), "another size than its image, 120x90"),
+    "half a point": ((0, 2, [[1, 2, 3, 4, 5, 6, 7]]), "must be a list of x, y"),
+    "words": ((0, 2, [["a"] * 6]), "must be a list of x, y"),
+    "points in pairs": ((0, 2, [[[1, 2], [3, 4], [5, 6]]]), "must be a list of x, y"),
+    "far away": ((0, 2, [[0, 0, 1e30, 0, 0, 1e30]]), "must be a list of x, y"),
+    "runs has another size": ((0, 2, {"size": [9, 9], "counts": [81]}), "another size than its image, 120x90"),
     "runs that are too short": ((0, 2, {"size": [90, 120], "counts": [5, 5]}), "another size"),
     "text that is too short": ((0, 2, {"size": [90, 120], "counts": "zzzz"}), "run-length encoding"),
-    "runs below zero": ((0, 2, {"size": [90, 120], "counts": [-5, 10805]}), "neither numbers nor their text"),
-    "no runs": ((0, 2, {"size": [90, 120]}), "neither numbers nor their text"),
-    "another image": ((5, 2, [SQUARE]), "of image 5, which is not listed"),
-    "another category": ((0, 9, [SQUARE]), "of category 9, which is not listed"),
+    "runs below zero": ((0, 2, {"size": [90, 120], "counts": [-5, 10805]}), "must be numbers, or their text"),
+    "no runs": ((0, 2, {"size": [90, 120]}), "must be numbers, or their text"),
+    "another image": ((5, 2, [SQUARE]), "to image 5, which is not listed"),
+    "another category": ((0, 9, [SQUARE]), "the category 9, which is not listed"),
 }
 
 
@@ -323,7 +323,7 @@ def test_an_image_of_no_size_is_a_problem(tmp_path, height):
     file["images"][0]["height"] = height
     (problem,) = find(written(tmp_path, {"x.json": file})).problems
     assert "a.jpg: " in problem
-    assert "no size of an image" in problem
+    assert "not a size of an image" in problem
 
 
 def test_an_outline_of_two_points_has_no_area(tmp_path):
@@ -331,7 +331,7 @@ def test_an_outline_of_two_points_has_no_area(tmp_path):
 
 
 MALFORMED = {
-    "{": "no JSON that can be read",
+    "{": "not valid JSON",
     "[]": "must be an object",
     "{}": "lacks images, annotations, categories",
     '{"images": [{"id": 1}], "annotations": [], "categories": []}': r"images\[0\]: lacks file_name, height, width",
@@ -360,7 +360,7 @@ def test_a_file_that_is_no_coco_is_one_line(tmp_path, text):
 def test_parts_with_other_categories_are_refused(tmp_path):
     files = {f"annotations/{part}.json": content(images=[f"{part}.jpg"]) for part in ("train", "val")}
     files["annotations/val.json"]["categories"] = CATEGORIES[:1]
-    with pytest.raises(DataError, match=r"val\.json: other categories than in .*train\.json"):
+    with pytest.raises(DataError, match=r"val\.json: its categories differ from those in .*train\.json"):
         find(written(tmp_path, files, ["images/train.jpg", "images/val.jpg"]))
 
 
@@ -368,7 +368,7 @@ def test_parts_with_other_categories_are_refused(tmp_path):
 @pytest.mark.parametrize("folder", ["my data", "a,b", "Ann's"])
 def test_several_files_are_refused_with_the_line_for_each(tmp_path, files, folder):
     root = written(tmp_path / folder, {name: content((0, 2, [SQUARE])) for name in files})
-    with pytest.raises(ConfigError, match="several files of annotations") as refused:
+    with pytest.raises(ConfigError, match="several annotation files") as refused:
         find(root)
     lines = str(refused.value).rpartition("Type ")[2].split(" or ")
     assert len(lines) == 2
@@ -432,7 +432,7 @@ def test_of_too_many_categories_those_that_are_named_are_drawn(tmp_path):
     expected[20:40, 30:50] = 1  # smaller, above
     expected[12:15, 12:15] = 0  # another object above
     assert np.array_equal(masks(found)["a"], expected)
-    with pytest.raises(ConfigError, match=r"c3000 is no category of .*x\.json\. Closest: c300\."):
+    with pytest.raises(ConfigError, match=r"c3000 is not a category of .*x\.json\. Closest: c300\."):
         find(root, classes=["c3000"])
 
 
@@ -483,7 +483,7 @@ def test_masks_lie_on_photos_as_these_are_shown(tmp_path, listed, suffix):
         expected[:20, 50:] = 1
     found = find(tmp_path)
     assert np.array_equal(masks(found)["a"], expected)
-    note = ("x.json: 1 mask turned as EXIF turns the photo",)
+    note = ("x.json: 1 mask rotated in the same way as EXIF rotates the photo",)
     assert found.notes == (() if listed == "as shown" else note)
     assert read_image(found.samples[0].image).shape[:2] == read_mask(found.samples[0].mask).index.shape
 
@@ -499,8 +499,9 @@ def test_photos_turned_by_180_degrees_follow_the_others_of_their_file(tmp_path, 
     found = find(tmp_path)
     assert np.array_equal(masks(found)["a"], expected)
     notes = {
-        True: "x.json: 2 masks turned as EXIF turns the photo",
-        False: "x.json: of 1 image that EXIF turns the size fits both ways; outlines are taken as of the one shown",
+        True: "x.json: 2 masks rotated in the same way as EXIF rotates the photo",
+        False: "x.json: of 1 image that EXIF rotates, the size fits with and without the rotation; "
+        "the outlines are used for the rotated image",
     }
     assert found.notes == (notes[stored],)
 
@@ -512,7 +513,7 @@ def test_a_size_that_is_not_the_images_names_the_file_of_annotations(tmp_path):
         assert problem == f"{tmp_path / 'x.json'}: a.jpg: listed as 64x32 pixels, the image has 120x90"
     (tmp_path / "x.json").write_text(of_photo(45, 60, [10, 10, 20, 10, 20, 20, 10, 20]))
     (problem,) = find(tmp_path).problems
-    assert problem.endswith("has 120x90; data.mask_resize=nearest brings masks to that size")
+    assert problem.endswith("has 120x90. Resize the masks with data.mask_resize=nearest")
     assert find(tmp_path, mask_resize="nearest").problems == []
 
 

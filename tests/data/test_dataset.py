@@ -171,7 +171,7 @@ def test_coloured_masks_saved_as_jpeg_are_refused_by_name(tmp_path):
     saved(tmp_path / "images" / "jpeg.png", noise(9, (64, 64, 3)))
     saved(tmp_path / "masks" / "jpeg.jpg", blocks, quality=60)
     message = refusal(tmp_path)
-    assert "blended colours, as smoothed or saved with loss" in message
+    assert "blended colours, as in smoothed or JPEG masks" in message
     assert "binarize" not in message
 
 
@@ -226,14 +226,14 @@ def test_a_value_that_no_class_has_is_refused_with_the_masks_that_hold_it(tmp_pa
 
 def test_masks_that_are_all_empty_are_refused(tmp_path):
     written(tmp_path, [np.zeros(SIZE, np.uint8)] * 6)
-    assert "every mask is empty" in refusal(tmp_path)
-    assert "every mask is empty" in refusal(tmp_path, ignore_index=255)
+    assert "all pixels of all masks are background" in refusal(tmp_path)
+    assert "all pixels of all masks are background" in refusal(tmp_path, ignore_index=255)
 
 
 @pytest.mark.parametrize("value", [1, 7, 255])
 def test_masks_that_are_all_full_are_refused(tmp_path, value):
     written(tmp_path, [np.full(SIZE, value, np.uint8)] * 6)
-    assert "every mask is full (all foreground)" in refusal(tmp_path)
+    assert "all pixels of all masks are foreground" in refusal(tmp_path)
 
 
 def test_a_part_without_foreground_or_with_void_alone_is_refused_by_name(tmp_path):
@@ -241,7 +241,7 @@ def test_a_part_without_foreground_or_with_void_alone_is_refused_by_name(tmp_pat
     written(tmp_path, [np.zeros(SIZE, np.uint8)] * 2, "val", first=4)
     assert "the val split has no foreground pixel" in refusal(tmp_path)
     written(tmp_path, [np.full(SIZE, 255, np.uint8)] * 2, "val", first=4)
-    assert "the val split has void pixels only" in refusal(tmp_path, ignore_index=255)
+    assert "the val split has only void pixels" in refusal(tmp_path, ignore_index=255)
 
 
 # Problems
@@ -265,12 +265,12 @@ def test_problems_of_every_kind_come_in_one_error(tmp_path):
     told = {
         f"{train}/lonely.png: no mask",
         f"{tmp_path}/masks/val/widow.png: no image",
-        f"{tmp_path}/images/beside.png: lies beside",
+        f"{tmp_path}/images/beside.png: lies next to the split folders",
         f"{train}/001.png: cannot be read",
         f"{tmp_path}/masks/train/002.png: 4x3 pixels, its image has 12x10",
         f"{val}/005.png: not an image",
         f"{val}/006.png: empty file",
-        f"1 images lie in more than one part, such as {train}/000.png and {val}/007.png",
+        f"1 images have copies in another part of the split, such as {train}/000.png and {val}/007.png",
     }
     assert all(sum(problem in line for line in lines) == 1 for problem in told), message
 
@@ -281,7 +281,12 @@ def test_a_label_out_of_range_is_told_beside_the_files(tmp_path):
     (tmp_path / "images" / "003.png").write_bytes(b"")
     message = refusal(tmp_path, classes=["a", "b", "c"])
     assert message.startswith("data: 3 problems. ")
-    for said in ("lonely.png: no mask", "003.png: empty file", "  data.classes=[a,b,c]: names", "{a:0,b:1,c:7}"):
+    for said in (
+        "lonely.png: no mask",
+        "003.png: empty file",
+        "  data.classes=[a,b,c]: these are names",
+        "{a:0,b:1,c:7}",
+    ):
         assert said in message
     assert "data: data" not in message
 
@@ -310,7 +315,7 @@ def test_unpaired_files_are_told_also_where_images_are_of_several_kinds(tmp_path
     saved(tmp_path / "images" / "lonely.png", noise(50))
     saved(tmp_path / "images" / "001.png", np.full(SIZE, 1000, np.uint16))
     message = refusal(tmp_path)
-    assert "images of several kinds" in message
+    assert "images differ in pixel type or channels" in message
     assert "lonely.png: no mask" in message
 
 
@@ -393,7 +398,7 @@ def test_copies_and_groups_apart_in_a_given_split_are_warned_of(tmp_path):
     dataset = listed(tmp_path, rows)
     assert dataset.parts == {"train": [0, 1, 2, 3, 4], "val": [5, 6, 7]}
     copies, groups = dataset.warnings()
-    assert copies.startswith("1 images lie in more than one part")
+    assert copies.startswith("1 images have copies in another part of the split")
     assert f"{tmp_path}/images/000.png and {tmp_path}/images/007.png" in copies
     assert groups.startswith("1 groups lie in more than one part of the given split, such as left in train and val")
 
@@ -435,7 +440,7 @@ def test_a_stratified_split_shares_out_the_foreground_and_says_that_it_moves(tmp
         alone = opened(root, split=split, seed=seed, stratify=True)
         assert abs(foreground(alone, "train") - 0.6) < 0.03
         assert abs(foreground(alone, "val") - 0.2) < 0.03
-    assert "the split depends on all images: when some are added" in alone.warnings()[0]
+    assert "the split depends on all images. If you add images" in alone.warnings()[0]
     assert opened(root, split=split).warnings() == []
     alone.write_split(tmp_path)
     again = opened(root, table=str(tmp_path / "split.csv"))
@@ -452,7 +457,7 @@ def test_stratified_folds_each_have_their_share_of_the_foreground(tmp_path):
 
 def test_a_given_split_is_not_to_be_stratified(tmp_path):
     root = uneven(uneven(tmp_path, "train"), "val")
-    assert "the data come with a split of their own" in refusal(root, ConfigError, stratify=True)
+    assert "the data have their own split" in refusal(root, ConfigError, stratify=True)
     assert len(opened(root, stratify=True, folds=4).parts["val"]) in range(22, 29)
 
 

@@ -179,5 +179,5 @@ def test_the_data_command_says_it(pairs, capsys):
     root = pairs()
     assert main(["data", "data=folder", f"data.root={root}"]) == 0
     said = capsys.readouterr().out
-    assert "parts in an image that has it" in said
+    assert "parts in an image with this class" in said
     assert "data.zoom=" in said

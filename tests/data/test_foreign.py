@@ -28,12 +28,15 @@ COCO = {
 FORMATS = {
     "a.json": (
         json.dumps(LABELME),
-        "a.json is of LabelMe. Make COCO of it: pip install labelme2coco; labelme2coco DIR;",
+        "a.json is a file of LabelMe. Convert it to COCO: pip install labelme2coco; labelme2coco DIR;",
     ),
     "export.json": (json.dumps([{"id": 1, "annotations": [], "data": {"image": "a.jpg"}}]), "-f BRUSH_TO_PNG"),
-    "a.txt": ("1 0.1 0.1 0.5 0.1 0.5 0.5\n", "a.txt has polygons of YOLO. Make COCO of them: pip install supervision;"),
-    "b.txt": ("\n1 0.1 0.1 0.5 0.5\n", "b.txt has boxes of YOLO, and no outlines"),
-    "a.npy": ("", "a.npy is an array of numpy."),
+    "a.txt": (
+        "1 0.1 0.1 0.5 0.1 0.5 0.5\n",
+        "a.txt has polygons of YOLO. Convert them to COCO: pip install supervision;",
+    ),
+    "b.txt": ("\n1 0.1 0.1 0.5 0.5\n", "b.txt has boxes of YOLO. Masks cannot be made"),
+    "a.npy": ("", "a.npy is a numpy array."),
     "a.nii.gz": ("", "a.nii.gz is a NIfTI volume. Save its slices"),
     "a.nii": ("", "a.nii is a NIfTI volume. Save its slices"),
     "a.DCM": ("", "a.DCM is DICOM. Save its pixels"),
@@ -54,7 +57,7 @@ def test_masks_of_another_format_are_answered_with_what_converts_them(tmp_path, 
     (tmp_path / masks).mkdir(parents=True)
     (tmp_path / masks / name).write_text(content)
     given = {"images": str(tmp_path / images), "masks": str(tmp_path / masks)} if masks == "given/" else {}
-    with pytest.raises(DataError, match="holds no masks that are images") as refused:
+    with pytest.raises(DataError, match="holds no mask images") as refused:
         folder.find(DataConfig(root=str(tmp_path), **given))
     assert advice in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -129,7 +132,7 @@ def test_no_more_folders_are_listed_than_files_are_looked_at(tmp_path, monkeypat
         (tmp_path / name).write_text("x")
     listed, scandir = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
-    assert "is an array of numpy" in converter(tmp_path)
+    assert "is a numpy array" in converter(tmp_path)
     monkeypatch.setattr(foreign, "LOOKED_AT", 2)
     listed.clear()
     assert converter(tmp_path) == ""

@@ -191,7 +191,7 @@ def test_folders_of_which_one_is_called_train_are_no_split(tmp_path):
     assert [problem.partition(":")[0] for problem in problems] == [
         f"{tmp_path}/images/{n}/1.png" for n in ("bus", "car")
     ]
-    assert all("lies beside train/" in problem for problem in problems)
+    assert all("lies next to the split folders train/" in problem for problem in problems)
 
 
 def test_folders_whose_names_say_nothing_are_left_out_with_a_note(tmp_path):
@@ -388,7 +388,7 @@ def test_the_same_folder_given_twice_is_refused_with_the_patterns(tmp_path):
 
 @pytest.mark.parametrize("files", ["a.jpg b.jpg", "left/a.jpg right/a_x.png", "img_1.png mask_1.png img_2.png"])
 def test_images_of_which_nothing_says_that_they_are_masks_are_refused(tmp_path, files):
-    with pytest.raises(ConfigError, match=r"nothing says which .* Type data\.images=DIR data\.masks=DIR"):
+    with pytest.raises(ConfigError, match=r"no name says which .* Type data\.images=DIR data\.masks=DIR"):
         found(drawn(tmp_path, *files.split()))
 
 
@@ -411,7 +411,7 @@ def test_folders_are_classes(tmp_path):
     assert {(s.key, s.foreground) for s in result.samples} == {
         (f"{name}/{n}", value) for name, value in (("Break", 1), ("crack", 2), ("hole", 3)) for n in "12"
     }
-    assert result.notes[-1] == "the foreground of a mask is the class that its folder names: Break, crack, hole"
+    assert result.notes[-1] == "the folder of a mask is the class of its foreground: Break, crack, hole"
 
 
 @pytest.mark.parametrize(
@@ -481,8 +481,8 @@ def test_parts_inside_of_the_classes_may_lie_before_images_and_masks(tmp_path):
 def test_a_class_called_train_is_told_with_what_works(tmp_path, place):
     drawn(tmp_path, *(place.format(kind=k, name=n) for k in ("images", "masks") for n in ("car", "train")))
     assert found(tmp_path, class_from="folder").problems[0] == (
-        "a folder called train is taken for the training split, beside others. If it is a class, rename it, or list "
-        "the pairs: data.table=FILE.csv"
+        "a folder named train is read as the training split, next to other folders. If it is a class, rename it, or "
+        "list the pairs: data.table=FILE.csv"
     )
     rows = [f"{place.format(kind='images', name=n)},{place.format(kind='masks', name=n)}" for n in ("car", "train")]
     (tmp_path / "x.csv").write_text("\n".join(["image,mask", *rows]))
@@ -495,13 +495,13 @@ def test_images_without_a_folder_of_a_class_are_told(tmp_path):
     drawn(tmp_path, "images/crack/1.jpg", "masks/crack/1.png", "images/2.jpg", "masks/2.png")
     result = found(tmp_path, class_from="folder")
     (problem,) = result.problems
-    assert problem.startswith(f"{tmp_path / 'images' / '2.jpg'}: lies in no folder")
+    assert problem.startswith(f"{tmp_path / 'images' / '2.jpg'}: is in no folder")
     assert [s.foreground for s in result.samples] == [1]
 
 
 def test_a_folder_called_background_is_refused(tmp_path):
     drawn(tmp_path, *(f"{kind}/{name}/1.png" for kind in ("images", "masks") for name in ("background", "crack")))
-    with pytest.raises(ConfigError, match="called background"):
+    with pytest.raises(ConfigError, match="named background"):
         found(tmp_path, class_from="folder")
 
 
@@ -575,5 +575,5 @@ def test_a_folder_one_too_high_is_refused_with_the_line_to_type(tmp_path):
         *(f"a/{part}/{kind}/1.png" for part in ("train", "val") for kind in ("images", "masks")),
         *(f"b/{kind}/{n}.png" for n in range(2) for kind in ("images", "masks")),
     )
-    with pytest.raises(DataError, match=rf"a/ has a split of its own \(train/\).*Type data\.root={tmp_path}/a$"):
+    with pytest.raises(DataError, match=rf"a/ has its own split \(train/\).*Type data\.root={tmp_path}/a$"):
         found(tmp_path)

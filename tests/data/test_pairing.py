@@ -140,8 +140,13 @@ def test_what_has_no_partner_is_told_with_its_place(tmp_path):
     [
         ("*.tif", "*.png", DataError, r"data\.images=\*\.tif: matches no image below"),
         ("*.jpg", "*.tif", DataError, r"data\.masks=\*\.tif: matches no image below"),
-        ("*.jpg", "*.jpg", DataError, r"data\.images=\*\.jpg: matches no image .* data\.masks does not match, too"),
-        ("nope/*.jpg", "*.png", ConfigError, r"data\.images=nope/\*\.jpg: no such folder as .*nope, where it begins"),
+        ("*.jpg", "*.jpg", DataError, r"data\.images=\*\.jpg: matches no image .* data\.masks does not match as well"),
+        (
+            "nope/*.jpg",
+            "*.png",
+            ConfigError,
+            r"data\.images=nope/\*\.jpg: there is no folder .*nope, with which the pattern begins",
+        ),
         ("*.jpg", None, ConfigError, r"data\.masks is not given\. Type data\.masks='PATTERN'"),
         (None, "*.png", ConfigError, r"data\.images is not given\. Type data\.images='PATTERN'"),
     ],

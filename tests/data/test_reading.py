@@ -39,13 +39,13 @@ def test_palettes_that_agree_are_read_by_number_and_keep_their_colours():
 @pytest.mark.parametrize(
     "other",
     [{Entry(1, BLACK): 9, Entry(0, RED): 1}, {Entry(0, BLACK): 9, Entry(1, GREEN): 2}, {Entry(2, RED): 3}],
-    ids=["swapped", "another colour", "another number"],
+    ids=["swapped", "different colours", "another number"],
 )
 def test_palettes_that_differ_are_read_by_colour(other):
     reading = decide(census({Entry(0, BLACK): 9, Entry(1, RED): 1}, other))
     assert reading.by == "colour"
     assert seen(reading, *other) == [entry.color for entry in other]
-    assert "another colour from file to file" in reading.notes[0]
+    assert "different colours in different files" in reading.notes[0]
 
 
 def test_a_palette_that_has_one_colour_twice_is_no_picture_of_its_classes():

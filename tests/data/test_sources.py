@@ -202,7 +202,7 @@ def test_masks_without_the_parts_of_the_images_are_refused(tmp_path):
     drawn(tmp_path / "images", "train/a.png")
     drawn(tmp_path / "masks", "a.png")
     beside, unpaired = problems(root=tmp_path)
-    assert beside.startswith(f"{tmp_path / 'masks' / 'a.png'}: lies beside train/")
+    assert beside.startswith(f"{tmp_path / 'masks' / 'a.png'}: lies next to the split folders train/")
     assert unpaired.startswith(f"{tmp_path / 'images' / 'train' / 'a.png'}: no mask")
 
 
@@ -406,7 +406,7 @@ def test_a_table_half_split_or_with_a_pair_twice_is_refused(pairs):
 
 def test_a_table_without_its_columns_is_refused(pairs):
     root = pairs(1)
-    with pytest.raises(DataError, match="needs the columns image and mask"):
+    with pytest.raises(DataError, match="must have the columns image and mask"):
         folder.find(DataConfig(table=str(table(root, ["a,b"], "picture,label"))))
     with pytest.raises(ConfigError, match="no such file"):
         folder.find(DataConfig(table=str(root / "nope.csv")))
@@ -520,7 +520,7 @@ def test_an_image_called_as_a_part_lies_beside_the_parts_too(tmp_path, name):
 @pytest.mark.parametrize("header", ["image", "mask", "picture,label", "image;mask", ""])
 def test_a_table_without_a_column_is_refused_with_those_it_has(tmp_path, header):
     drawn_pairs(tmp_path, "a.png")
-    with pytest.raises(DataError, match="needs the columns image and mask") as refused:
+    with pytest.raises(DataError, match="must have the columns image and mask") as refused:
         folder.find(DataConfig(table=str(table(tmp_path, ["images/a.png,masks/a.png"], header))))
     assert all(f"'{column}'" in str(refused.value) for column in header.split(",") if column)
     assert ("commas" in str(refused.value)) == (";" in header)
@@ -528,14 +528,14 @@ def test_a_table_without_a_column_is_refused_with_those_it_has(tmp_path, header)
 
 @pytest.mark.parametrize("between", [";", "\t"])
 def test_a_table_without_commas_is_told_so(tmp_path, between):
-    with pytest.raises(DataError, match=r"Put commas between them\.$"):
+    with pytest.raises(DataError, match=r"Separate the columns with commas\.$"):
         folder.find(
             DataConfig(table=str(table(tmp_path, [between.join(("a.png", "b.png"))], between.join(("image", "mask")))))
         )
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
-    with pytest.raises(DataError, match="a row below them"):
+    with pytest.raises(DataError, match="at least one row"):
         folder.find(DataConfig(table=str(table(tmp_path, []))))
 
 
@@ -558,7 +558,9 @@ def test_files_outside_of_the_root_of_a_table_are_refused(tmp_path, way):
         found = folder.find(DataConfig(table=str(table(root, [row], "image,mask"))))
         assert found.samples == []
         (problem,) = found.problems
-        assert problem.startswith(f"{root / 'pairs.csv'}, line 2: {name}: not a file below {root}; data.root=DIR")
+        assert problem.startswith(
+            f"{root / 'pairs.csv'}, line 2: {name}: not a file below {root}; or type data.root=DIR"
+        )
 
 
 def test_a_table_of_absolute_paths_is_told_their_folder(tmp_path):
@@ -593,7 +595,7 @@ def test_a_table_in_another_encoding_is_an_error_of_the_data(tmp_path, encoding)
 def test_a_fold_that_is_no_number_is_told(tmp_path, fold):
     drawn_pairs(tmp_path, "a.png")
     (problem,) = problems(table=table(tmp_path, [f"images/a.png,masks/a.png,,,{fold}"]))
-    assert f"fold {fold!r} is no number" in problem
+    assert f"fold {fold!r} must be a whole number" in problem
 
 
 def test_two_files_of_one_stem_in_a_table_are_one_key_twice(tmp_path):

@@ -66,11 +66,11 @@ def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
     assert (found["split"], found["images"], found["times"], found["own"]) == ("test", 9, 0, False)
     said = capsys.readouterr().out
     assert "test scored" not in said
-    assert "chosen on val" in said
+    assert "chosen on the validation split" in said
     assert found["threshold_chosen_on"] == "val"
     typed = ["data=folder", f"data.root={other}", "--name", "theirs"]
     assert cli.main(["evaluate", str(run), *typed]) == 0
-    assert "chosen on these images, so optimistic" in capsys.readouterr().out
+    assert "chosen on these images, so its IoU is optimistic" in capsys.readouterr().out
     val = [
         {k: float(v or "nan") for k, v in r.items()} for r in rows(run / "evaluations" / "theirs" / "thresholds.csv")
     ]
@@ -88,7 +88,7 @@ def test_of_other_data_without_a_split_every_image_is_scored(run, pairs, capsys)
     assert cli.main([*typed, "usual"]) == cli.main([*typed, "asked", "--split", "all"]) == 0
     said = capsys.readouterr().out
     assert said.count("       all    95 % over 7 images") == 2
-    assert said.count("chosen on these images, so optimistic") == 2
+    assert said.count("chosen on these images, so its IoU is optimistic") == 2
     found = metrics_of(run, "usual")
     assert (found["split"], found["images"], found["own"], found["threshold_chosen_on"]) == ("all", 7, False, "all")
     assert metrics_of(run, "asked") == found
@@ -143,7 +143,7 @@ def test_all_of_the_runs_own_images_are_refused(run, trained, tmp_path, capsys):
     own = ["evaluate", str(run)]
     assert cli.main([*own, "--split", "all"]) == 2
     assert "8 of these 12 images were in the run's training split" in (said := capsys.readouterr().err)
-    assert said.endswith("Leave out data.split, data.fold, data.seed and data.group, and say --split val.\n")
+    assert said.endswith("Leave out data.split, data.fold, data.seed and data.group, and type --split val.\n")
     assert cli.main([*own, "--split", "val"]) == 0
     table = tmp_path / "some.csv"  # other data by their digest, of the same files
     names = [f"{path.name}" for path in sorted((trained.root / "images").iterdir())][:10]
@@ -152,7 +152,7 @@ def test_all_of_the_runs_own_images_are_refused(run, trained, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main([*some, "--split", "all"]) == 2
     assert "of these 10 images were in the run's training split" in (said := capsys.readouterr().err)
-    assert said.endswith("Give data without them, or say --split train.\n")
+    assert said.endswith("Give data without them, or type --split train.\n")
     assert cli.main([*some, "--split", "train"]) == 0
     assert cli.main([*some, "data.split=[0.2,0.8]"]) == 2  # not `all` without being asked
     assert "--split val: " in capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_a_damaged_evaluation_is_one_line_that_names_it(run, capsys):
 @pytest.mark.parametrize("name", ["../x", "..", "a/b", ""])
 def test_a_name_is_that_of_a_folder(run, name, capsys):
     assert cli.main(["evaluate", str(run), "--name", name]) == 2
-    assert "make the name of a folder" in capsys.readouterr().err
+    assert "must be the name of a folder" in capsys.readouterr().err
 
 
 def test_looks_at_the_test_split_are_counted(run, pairs, tmp_path, outputs, capsys):

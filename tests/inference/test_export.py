@@ -164,7 +164,7 @@ def test_a_difference_is_found_and_leaves_no_file(tmp_path, monkeypatch):
     path = model_file(tmp_path / "m.safetensors")
     (tmp_path / "model.pt2").write_bytes(b"the one before")
     monkeypatch.setattr(module, "_written", lambda model, *_: lambda pixels: model(pixels) + 0.01)
-    with pytest.raises(ConfigError, match=r"differ from PyTorch's by up to 0\.01 .*Nothing was kept"):
+    with pytest.raises(ConfigError, match=r"differ from PyTorch's by up to 0\.01 .*No file was written"):
         export(path, tmp_path / "model.pt2", "pt2")
     assert (tmp_path / "model.pt2").read_bytes() == b"the one before"
     assert len(list(tmp_path.glob("model*"))) == 1
@@ -270,7 +270,7 @@ def _only_once(within):
     ("resize", "said"),
     [
         ("crop", "as they are"),
-        ("pad", "brought to 48x64 first, with their aspect kept"),
+        ("pad", "resized to 48x64 first, with their aspect ratio"),
         ("squash", "first, stretched"),
     ],
 )

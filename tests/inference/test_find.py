@@ -36,7 +36,7 @@ def test_a_file_elsewhere_has_no_run(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
     assert find(str(path)).model == path
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="is not in a run folder"):
         _ = find(str(path)).run
 
 
@@ -64,7 +64,7 @@ def test_the_best_of_several_data_sets_says_so(run):
     run("other", 0.4)
     assert "data sets" not in find("best").why
     run("easier", 0.9, digest="4567")
-    assert "on 2 data sets, whose scores do not compare" in find("best").why
+    assert "on 2 data sets, so their scores cannot be compared" in find("best").why
 
 
 def test_a_sweep_that_is_not_finished_says_so(run, outputs):
@@ -76,7 +76,7 @@ def test_a_sweep_that_is_not_finished_says_so(run, outputs):
     trial = {"name": "0", "encoder": "a", "typed": ["encoder=a"], "argv": [], "state": "complete"}
     (outputs / "sweep" / "0" / "trial.json").write_text(json.dumps(trial))
     for state, said in (
-        ("stopped", "the first so far of a sweep that is not finished"),
+        ("stopped", "the best so far of a sweep that is not finished"),
         ("complete", "the sweep's winner"),
     ):
         records.write_about(outputs / "sweep", state=state, finalists=["0"])

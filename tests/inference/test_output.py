@@ -221,14 +221,17 @@ def test_a_model_that_does_not_know_its_values_says_so(tmp_path, capsys):
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "1.png")
     typed = ["predict", str(model), str(tmp_path / "1.png"), "-o", str(tmp_path / "out")]
     assert cli.main([*typed, "--values", "original"]) == 2
-    assert "the model's file, of an earlier segsweep, does not say which mask values" in capsys.readouterr().err
+    assert (
+        "the model's file was written by an older segsweep and does not say which mask values"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
     assert cli.main(typed) == 0
 
 
 def test_colours_beside_large_numbers_fit_no_file(tmp_path):
     info = describe(model_file(tmp_path / "m.safetensors", values=[0, 300, [255, 0, 0]]))
-    with pytest.raises(ConfigError, match="no file holds both"):
+    with pytest.raises(ConfigError, match="one file cannot hold both"):
         MaskForm.original(info)
 
 
@@ -269,7 +272,10 @@ def test_pixels_without_data_have_no_class(tmp_path, orientation, capsys):
     painted = read_image(tmp_path / "out" / "overlays" / "geo.jpg")
     assert painted.shape == ((64, 40, 3) if orientation == 6 else (40, 64, 3))
     said = capsys.readouterr().out
-    assert f"no data         {gaps.sum()} pixels of the images: 255 in the masks, which no class has" in said
+    assert (
+        f"no data         {gaps.sum()} of the images' pixels have no data; they are 255 in the masks, which is no class"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,7 +305,7 @@ def test_among_the_trainings_own_values_no_data_has_one_that_is_free(tmp_path, v
     classes = [(pixels == v).reshape(32, 32, -1).all(2) for v in values]
     assert not classes[1][:5].any()
     assert np.sum(classes, 0)[5:].all()  # all others are of a class
-    assert f"160 pixels of the images: {np.max(void)} in the masks" in capsys.readouterr().out
+    assert f"160 of the images' pixels have no data; they are {np.max(void)} in the masks" in capsys.readouterr().out
     if geo:
         assert tags_of(own, [NODATA[0]]) == {NODATA[0]: f"{void}" if isinstance(void, int) else None}
 

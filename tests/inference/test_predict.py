@@ -292,7 +292,7 @@ def test_masks_below_the_images_are_no_images(tmp_path, caplog):
         assert found == ["in/1.png", "in/masks/1.png", "in/masks/overlays/1.jpg"]
     with caplog.at_level("WARNING"):
         assert cli.main(["predict", *typed]) == 0
-    assert "left out, as masks go there: 1 of the images" in caplog.text  # the pattern has PNGs only
+    assert "1 images left out, because the masks are written there" in caplog.text  # the pattern has PNGs only
     assert find_images([str(tmp_path / "in" / "masks" / "1.png")], tmp_path / "in" / "masks")  # named itself
 
 
@@ -339,7 +339,7 @@ def test_only_files_that_predict_wrote_are_replaced(tmp_path, monkeypatch, capsy
             Image.fromarray(noise(40, 40)).save(target)
         before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "masks").rglob("*")}
         assert cli.main(typed) == 2
-        said = f"masks/{other}: is there, and predict did not write it. Give another -o DIR."
+        said = f"masks/{other}: exists, and predict did not write it. Give another -o DIR."
         assert said in capsys.readouterr().err
         assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "masks").rglob("*")} == before
         shutil.rmtree("masks")

@@ -58,7 +58,7 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     assert lines[0] == "import mlflow"
     assert lines[1] == f'mlflow.set_tracking_uri("{uri}")'  # elsewhere MLflow would look in the working folder
     assert lines[2] == 'mlflow.pytorch.load_model("models:/nuclei@champion")'
-    assert "brought to 48x64 first, with their aspect kept" in said
+    assert "resized to 48x64 first, with their aspect ratio" in said
 
     client = connected(uri)
     version = client.get_model_version_by_alias("nuclei", "champion")
@@ -67,7 +67,7 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     for part in (
         "| val | IoU | 0.7500 | 0.5000 to 0.8750 |",
         "python train.py encoder=test_resnet",
-        "Nobody else's",
+        "It contains no weights from others",
         "models:/nuclei@",
     ):
         assert part in version.description
@@ -98,7 +98,7 @@ def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, mo
 def test_what_cannot_be_registered_is_refused(run, database, tmp_path, monkeypatch, capsys):
     shutil.copy(run / "best.safetensors", tmp_path / "model.safetensors")
     assert cli.main(["register", str(tmp_path / "model.safetensors"), "nuclei"]) == 2
-    assert "lies in no run folder" in capsys.readouterr().err
+    assert "is not in a run folder" in capsys.readouterr().err
     monkeypatch.setattr("segsweep.inference.register.export", lambda *_: pytest.fail("it takes minutes"))
     assert cli.main(["register", str(run), "a/b"]) == 2
     assert "a/b: not a name for a registered model" in capsys.readouterr().err

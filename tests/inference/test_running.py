@@ -49,7 +49,7 @@ def test_where_the_processor_dies_of_it_fp32_is_taken_and_told(info, monkeypatch
     monkeypatch.setattr(devices, "_survives", lambda kind: False)
     ran, how = execution(info(precision="bf16", channels_last=True), CPU)
     assert ran.precision == torch.float32
-    assert how.startswith("fp32, channels last: this processor dies of bf16, in which it was trained")
+    assert how.startswith("fp32, channels last: this processor crashes with bf16, the precision of its training")
 
 
 def test_what_is_asked_for_is_taken_and_a_difference_told(info, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_file_that_does_not_say_it_takes_it_from_the_runs_journal(trained, tmp
     moved = shutil.copy(path, tmp_path / "elsewhere.safetensors")
     ran, how = execution(described(Path(moved)), CPU)
     assert ran.precision == devices.precision("auto", CPU)
-    assert "the model's file does not say what it was trained in" in how
+    assert "the model's file does not record the precision of its training" in how
 
 
 def test_views_and_tiles_are_the_trainings_own_too(tmp_path):

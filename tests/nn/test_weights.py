@@ -195,7 +195,7 @@ class Bomb:
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     torch.save({"state_dict": Bomb(tmp_path / "boom")}, tmp_path / "bad.pth")
-    with pytest.raises(ConfigError, match=r"encoder\.weights_file=.*may be code and is never run") as refusal:
+    with pytest.raises(ConfigError, match=r"encoder\.weights_file=.*segsweep never runs code from a file") as refusal:
         weights.read(tmp_path / "bad.pth")
     assert "weights_only" not in str(refusal.value)  # torch's advice is to run it
     assert not (tmp_path / "boom").exists()

@@ -52,4 +52,4 @@ def test_a_complete_trial_whose_journal_was_lost_is_no_complete_one(tmp_path):
     Trial("0", "resnet18", [], [], state="complete").save(tmp_path)
     assert load(tmp_path, "0").state == "complete"
     (tmp_path / "0" / "metrics.jsonl").write_bytes(b"")
-    assert (load(tmp_path, "0").state, load(tmp_path, "0").reason) == ("failed", "its journal has no score any more")
+    assert (load(tmp_path, "0").state, load(tmp_path, "0").reason) == ("failed", "its journal has lost its scores")

@@ -36,7 +36,7 @@ def test_an_attempt_that_died_before_it_had_the_files_costs_no_epoch(tmp_path, c
     assert trial.name == "3.3"
     assert [epoch.epoch for epoch in trial.run.epochs] == [1, 2]
     assert (tmp_path / "c" / "3.3" / "last.pt").exists()
-    assert "trial 3 of second is taken over and goes on after epoch 2" in capsys.readouterr().err
+    assert "trial 3 of second is taken over and continues after epoch 2" in capsys.readouterr().err
 
 
 def test_who_ran_a_trial_is_known_however_often_it_changed_hands(tmp_path):

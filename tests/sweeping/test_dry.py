@@ -35,7 +35,7 @@ def told(tmp_path, *parameters, **settings):
 
 def test_all_trainings_are_counted(tmp_path):
     said = told(tmp_path, rates_by_kind(), n_trials=20, finalists=2, repeats=3)
-    assert "26 from the beginning: 20 trials, 2 x 3 finalists' repeats; 2 at once" in said
+    assert "26 in all: 20 trials, 2 x 3 repeats of finalists; 2 at once" in said
     assert "resnet18      20.0 images/s  2 min" in said
     assert "about 43 min; less where trials are pruned" in said  # 26 x 200 s / 2
     assert "timed with" not in said
@@ -43,10 +43,12 @@ def test_all_trainings_are_counted(tmp_path):
 
 def test_a_finite_space_has_no_more_trials_than_points_unless_they_run_again(tmp_path):
     ema = choice("train.ema", ["0", "0.9"])
-    assert "4 from the beginning: 4 trials; 2 at once" in told(tmp_path, ema, n_trials=20, finalists=0, pruner="none")
-    assert "20 from the beginning: 20 trials" in told(tmp_path, ema, n_trials=20, finalists=0, repeat_points="seed")
-    assert "4 from the beginning: 4 trials" in told(tmp_path, ema, n_trials=None, finalists=0, sampler="grid")
-    assert "timed with      train.ema=0: trials have other values, too" in told(tmp_path, ema, n_trials=4)
+    assert "4 in all: 4 trials; 2 at once" in told(tmp_path, ema, n_trials=20, finalists=0, pruner="none")
+    assert "20 in all: 20 trials" in told(tmp_path, ema, n_trials=20, finalists=0, repeat_points="seed")
+    assert "4 in all: 4 trials" in told(tmp_path, ema, n_trials=None, finalists=0, sampler="grid")
+    assert "timed with      train.ema=0; trials with other values may take another time" in told(
+        tmp_path, ema, n_trials=4
+    )
     with pytest.raises(ConfigError, match="infinitely many values"):
         told(tmp_path, interval("train.ema", 0.1, 0.9), n_trials=None, sampler="grid")
 
@@ -70,6 +72,6 @@ def test_real_steps_are_timed_and_nothing_is_begun(pairs, tmp_path, capsys):
     words += ["-m", "hydra/sweeper=optuna", "encoder=choice(test_resnet,test_vit)", "hydra.sweeper.dry=true"]
     assert train.main([*words, "hydra.sweeper.slots=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
     said = capsys.readouterr().out
-    assert "12 from the beginning: 8 trials, 2 x 2 finalists' repeats; 1 at once" in said
+    assert "12 in all: 8 trials, 2 x 2 repeats of finalists; 1 at once" in said
     assert "test_vit" in said and "images/s" in said
     assert not (tmp_path / "sweep").exists()

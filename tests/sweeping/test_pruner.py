@@ -60,7 +60,9 @@ def test_running_trials_are_no_history():
 
 def test_a_hopeless_trial_is_stopped_with_its_reason_and_an_estimate():
     verdict = judge(running("fast", 0.1, 0.2, 0.3, 0.35), [FAST, FAST])
-    assert verdict.reason == ("0.3500 after 40 %: with the gains of trials like it 0.4050 at most, fast 0.7300")
+    assert verdict.reason == (
+        "0.3500 after 40 %; with the largest gain of similar trials it would reach 0.4050, below the 0.7300 of fast"
+    )
     assert verdict.estimate == pytest.approx(0.35 + 0.05)
 
 

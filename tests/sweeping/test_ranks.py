@@ -242,7 +242,7 @@ def test_one_image_a_process_is_little_for_batchnorm(capsys, caplog):
     world.size = 2
     build._say_share(UNet("test_resnet", 1), 1, world)
     assert "2 processes train together, each 1 image of a batch at a time" in capsys.readouterr().err
-    assert "BatchNorm learns from one image at a time" in caplog.text
+    assert "BatchNorm gets its statistics from one image at a time" in caplog.text
     caplog.clear()
     build._say_share(UNet("test_vit", 1, decoder=DecoderConfig(norm="group")), 1, World())
     build._say_share(UNet("test_resnet", 1), 2, World())

@@ -131,7 +131,7 @@ def test_many_encoders_share_a_colour_and_a_legend_that_fits(tmp_path):
 
 def test_no_sweep_no_page(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert "no sweep's folder" in capsys.readouterr().err
+    assert "not the folder of a sweep" in capsys.readouterr().err
 
 
 def test_a_damaged_sweep_is_named_in_one_line(sweep, capsys):
@@ -156,7 +156,7 @@ def test_what_older_versions_wrote_of_a_sweep_is_read(sweep):
     (sweep / "sweep.json").write_text(json.dumps(kept))
     assert about.load(sweep).state == "unknown"
     assert about.load(sweep).finalists == ["7", "6"]
-    with pytest.raises(ConfigError, match="an older sweep"):
+    with pytest.raises(ConfigError, match="a sweep of an older segsweep"):
         sync(sweep)
 
 
@@ -198,10 +198,10 @@ def test_weights_are_told_with_how_they_were_made(tmp_path):
 def test_the_end_says_what_is_not_as_it_should_be(sweep):
     trials, first = list(load_all(sweep)), report.results(sweep)
     said = report.summary(trials, first, sweep)
-    assert "failed: 9; what each said is in its out.log" in said
+    assert "failed: 9; their messages are in out.log of each" in said
     assert "1 of 2" in said  # a finalist's repeats
     assert "other images" in said  # no matrices were kept
-    alone = "Where there is one run, the spread between seeds is not in it"
+    alone = "A finalist with one run has no spread between seeds"
     assert alone in said and alone in write(sweep).read_text()
     twice = [replace(place, runs=(place.trial, place.trial)) for place in first]
     assert report.caption(twice)[0].endswith("over images and runs.")
@@ -210,8 +210,8 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     kept(sweep, "finalists/4-1", "convnext_atto", 6e-4, (), state="failed", seed=1)
     asked(sweep, ["7", "6", "4"])
     said = report.summary(trials, report.results(sweep), sweep)
-    assert "0.4400, of 2 models of this sweep that were scored on it: optimistic" in said
-    assert "Left out, since all their repeats failed: resnet34." in said
+    assert "0.4400, optimistic: 2 models of this sweep were scored on the test split" in said
+    assert "Left out, because all their repeats failed: resnet34." in said
 
 
 def test_compare_shows_what_differs(sweep):
@@ -251,7 +251,7 @@ def test_runs_on_other_data_stay_apart(tmp_path, capsys):
     assert "data" not in compare.table(compare.runs([tmp_path / "a", tmp_path / "b"]))
     for other, said in (("b", False), ("c", True)):
         assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / other)]) == 0
-        assert ("the scores do not compare" in capsys.readouterr().out) == said
+        assert ("the scores cannot be compared" in capsys.readouterr().out) == said
 
 
 def test_whole_numbers_have_no_decimals(sweep):
@@ -321,7 +321,7 @@ def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
     assert re.search(r"encoder\.name +resnet34 +resnet18", said)
     assert re.search(r"val/iou +0\.4600 +0\.4700 +0\.0100", said)
     better, worse, low, high = re.search(
-        r"images: (\d+) better, (\d+) worse of 30; IoU (\S+) to (\S+) \(95 % over", said
+        r"images: (\d+) better, (\d+) worse of 30; IoU (\S+) to (\S+) \(95 % interval over", said
     ).groups()
     assert int(better) > int(worse)
     assert 0 < float(low) < float(high)
@@ -333,7 +333,7 @@ def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
     assert "0 better, 0 worse" in same
     assert "may be chance" in same
     assert cli.main(["compare", str(sweep / "5"), str(sweep / "7")]) == 0
-    assert "not validated on the same ones" in capsys.readouterr().out
+    assert "not validated on the same images" in capsys.readouterr().out
     assert cli.main(["compare", str(sweep / "6"), str(sweep / "7"), "--format=csv"]) == 0
     assert capsys.readouterr().out.startswith("run,")
 
@@ -345,7 +345,7 @@ def test_something_found_in_nothing_is_told_beside_the_images_with_a_number(swee
         np.savez(sweep / name / "val_matrices.npz", keys=[f"image{i}" for i in range(10)], matrices=matrices)
     assert cli.main(["compare", str(sweep / "7"), str(sweep / "6")]) == 0
     assert (
-        "0 better, 0 worse of 1 (9 more have nothing to find, in 9 of them the first found something);"
+        "0 better, 0 worse of 1 (9 more have an empty mask; in 9 of them the first run predicted objects);"
         in capsys.readouterr().out
     )  # 0 and NaN: not to be compared
 
@@ -388,7 +388,7 @@ def test_auto_is_no_difference():
 
 def test_compare_without_runs(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path)]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
 
 
 def test_the_command_of_the_best_is_one_to_type(tmp_path):
@@ -427,7 +427,7 @@ def test_the_board_and_the_plain_lines(sweep):
         "trial   6  begins on GPU 1  encoder=resnet34 optim.lr=0.0007",
         "trial   7  complete  IoU 0.4700  encoder=resnet18 optim.lr=0.0008",
         "trial   8  pruned    IoU 0.1000  encoder=resnet18 optim.lr=0.001  (0.1000 after 50 %: <too> low)",
-        "trial   9  out of memory: begins again with half the micro-batch",
+        "trial   9  out of memory: starts again with half the micro-batch",
     ]
     assert "2 of 4 finished, 1 pruned, 1 failed" in drawn
     assert re.search(r"GPU 1 +6 +2/2 +0\.4600 +encoder=resnet34", drawn)
@@ -513,7 +513,7 @@ def test_of_a_folder_with_runs_below_it_the_first_is_compared(tmp_path):
         (0.51, [0.50, 0.52], "the mean of only 2 fresh seeds"),
         (0.51, [0.50, 0.51, 0.52], ""),
         (0.60, [0.50, 0.51, 0.52], "0.6000 in the search, which is 9.0 sd from their mean"),
-        (0.60, [0.50, 0.50, 0.50], "0.6000 in the search, which is far from all fresh seeds"),
+        (0.60, [0.50, 0.50, 0.50], "0.6000 in the search, which is far from all runs with new seeds"),
         (
             0.60,
             None,
@@ -532,7 +532,7 @@ def test_a_winner_is_doubted_where_little_is_known(tmp_path, search, scores, say
     assert report.doubt(result).startswith(says)
     assert bool(report.doubt(result)) == bool(says)
     if scores is None:
-        assert "its 4 repeats with fresh seeds failed" in report.doubt(replace(result, failed=4))
+        assert "its 4 repeats with new seeds failed" in report.doubt(replace(result, failed=4))
 
 
 def test_the_page_fits_a_phone_and_shows_what_each_finalist_predicts(tmp_path):

@@ -141,7 +141,8 @@ def test_a_finite_space_ends_with_a_line_and_goes_on_with_other_seeds(tmp_path, 
     monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
     space = Space((choice("best", ["0.5", "0.25"]), choice("refuses", ["", "2"])), "resnet18")
     settings = {"space": space, "slots": 2, "finalists": 0, "n_trials": 6, "pruner": "none"}
-    line = "all 4 points of the space are done: 2 complete, 2 refused, n_trials=6 asked. More: a wider range"
+    line = "all 4 points of the space are done: 2 complete, 2 refused, but n_trials=6. For more "
+    line += "trials, start a new sweep with a wider range"
     for _ in range(2):
         module.run(plan(tmp_path / "s", **settings))
         assert " ".join(capsys.readouterr().err.split()).count(line) == 1

@@ -67,7 +67,7 @@ def test_numbers_have_the_distribution_they_ask_for(made, expected):
         (lambda: steps("data.fold", 5, 0), "the range is empty"),
         (lambda: steps("data.fold", 0, 5, 0), "the range is empty"),
         (lambda: steps("optim.lr", 0, float("inf")), "the range is empty"),
-        (lambda: steps("optim.lr", 0, 0.5, 0.12345678901234567), "more digits than a float keeps"),
+        (lambda: steps("optim.lr", 0, 0.5, 0.12345678901234567), "more digits than a float can hold"),
     ],
 )
 def test_empty_spaces_are_refused(make, says):
@@ -135,7 +135,7 @@ def test_a_value_beside_an_end_is_that_end_and_one_further_off_is_damage():
     parameter = steps("optim.warmup", 0.0, 0.8, 0.1)
     assert parameter.typed(0.7000000000000001, "resnet18") == "optim.warmup=0.7"
     for value in (0.70001, 0.75, 0.8, -0.1, math.inf, math.nan):
-        with pytest.raises(ConfigError, match="not a value that the sweep varies"):
+        with pytest.raises(ConfigError, match="not one of the values that the sweep varies"):
             parameter.typed(value, "resnet18")
 
 

@@ -56,7 +56,7 @@ def test_a_study_file_has_one_controller_whatever_the_folder(tmp_path):
 def test_a_study_in_sqlite_has_one_controller_and_another_study_is_free(tmp_path):
     storage = f"sqlite:///{tmp_path / 'shared' / 'study.db'}"
     with controller(storage, "a"):
-        with pytest.raises(ConfigError, match=r"study a is run by another controller\. .*study_name=NAME"):
+        with pytest.raises(ConfigError, match=r"study a is in use by another controller\. .*study_name=NAME"):
             multirun.run(plan(tmp_path / "other", storage=storage, study_name="a"))
         assert not taken(storage, "b")
         assert not (tmp_path / "shared" / "study.db").exists()  # not even opened

@@ -86,7 +86,7 @@ def test_a_sweep_is_given_more_encoders_and_goes_on(tmp_path, capsys):
     )  # its default first, the others' not again
     assert again.ask()[1]["encoder"] in more.encoders
     for other in (SPACE, space("resnet18", "convnext_atto"), Space((choice("encoder", ["resnet18"]),), "resnet18")):
-        with pytest.raises(ConfigError, match="began as another sweep"):
+        with pytest.raises(ConfigError, match="was begun with another command"):
             opened(tmp_path, other, n_trials=9)
     assert len(opened(tmp_path, more, n_trials=7).trials()) == 6
 
@@ -322,6 +322,6 @@ def test_a_study_with_keys_of_older_names_goes_on_and_one_that_varies_such_a_key
     opened(tmp_path / "varied", varied)
     now = Space((*SPACE.parameters, choice("train.grad_accum", ["1", "2"])), "resnet18")
     with pytest.raises(
-        ConfigError, match=r"varies train\.accumulate, which is train\.grad_accum now\. Start a new one"
+        ConfigError, match=r"varies train\.accumulate, which is now called train\.grad_accum\. Start a new one"
     ):
         opened(tmp_path / "varied", now)

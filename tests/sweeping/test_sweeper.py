@@ -341,7 +341,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(sweep, pairs, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "nothing is lost. Go on: python train.py -m hydra/sweeper=optuna" in text
+    assert "nothing is lost. To continue, type: python train.py -m hydra/sweeper=optuna" in text
     (trial,) = load_all(folder)
     assert trial.state == "running"
     assert trial.run.end.status == "stopped"

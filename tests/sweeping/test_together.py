@@ -151,14 +151,14 @@ def test_as_many_controllers_wait_as_trials_run_and_the_others_end(controllers, 
     for process in ended:
         left = about.load(tmp_path / str(controllers.running.index(process)))
         assert left.state == "stopped" and f"{tmp_path / '0'}" in left.reason
-        assert left.reason.partition("its report comes to ")[2] in controllers.said(process)
+        assert left.reason.partition("its report will be in ")[2] in controllers.said(process)
     (waiting,) = set(others) - set(ended)
     assert controllers.wait(first, waiting) == [0, 0]
-    assert "waits in case a trial that runs elsewhere comes back" in controllers.said(waiting)
+    assert "this controller waits, in case another controller returns one" in controllers.said(waiting)
     assert sum("best   " in controllers.said(process) for process in (first, waiting)) == 1
     again = controllers.start("0", **settings)
     assert controllers.wait(again) == [0]
-    assert "what follows is its result once more" in controllers.said(again)
+    assert "this is its result" in controllers.said(again)
 
 
 def test_sigterm_gives_the_trials_back_to_whoever_is_left(controllers, postgresql):
@@ -169,7 +169,7 @@ def test_sigterm_gives_the_trials_back_to_whoever_is_left(controllers, postgresq
     first.send_signal(signal.SIGTERM)
     assert controllers.wait(first) == [143]
     assert time.monotonic() - started < 20
-    assert "Go on, here or elsewhere: segsweep train" in controllers.said(first)
+    assert "To continue, here or on another machine, type: segsweep train" in controllers.said(first)
     assert controllers.wait(other) == [0]
     done = finished(postgresql)
     assert len(done) == 4
@@ -188,7 +188,7 @@ def test_an_outage_longer_than_the_grace_period_takes_nothing_from_the_living(co
     assert controllers.wait() == [0, 0]
     assert [trial.user_attrs["attempts"] for trial in finished(postgresql)] == [1] * 4
     said = [controllers.said(process) for process in controllers.running]
-    assert any("does not answer; trainings go on" in text and "answers again" in text for text in said)
+    assert any("does not answer; trainings continue" in text and "answers again" in text for text in said)
     assert not any("taken over" in text for text in said)
 
 
@@ -219,8 +219,8 @@ def test_a_trial_that_was_taken_over_counts_once(controllers, postgresql):
     first.send_signal(signal.SIGCONT)
     assert controllers.wait(first, other) == [0, 0]
     assert sorted(trial.user_attrs["attempts"] for trial in finished(postgresql)) == [1, 2]
-    assert "is left to others" in controllers.said(first)
-    assert "is taken over and goes on after epoch" in controllers.said(other)
+    assert "is left to other controllers" in controllers.said(first)
+    assert "is taken over and continues after epoch" in controllers.said(other)
     folder = controllers.place / "shared"
     assert sorted(trial.name for trial in load_all(folder)) == ["0.2", "1"]  # abandoned attempts are no trials
 
@@ -234,7 +234,7 @@ def test_where_a_folder_cannot_be_reached_a_trial_begins_again(controllers, post
     shutil.rmtree(tmp_path / "a")
     other = controllers.start("b", **settings)
     assert controllers.wait(other) == [0]
-    assert "goes on from its beginning" in controllers.said(other)
+    assert "continues from the start" in controllers.said(other)
     assert "cannot be reached from here" in controllers.said(other)
     (done,) = finished(postgresql)
     assert done.user_attrs["attempts"] == 2
@@ -285,7 +285,7 @@ def test_another_sweep_other_data_or_other_weights_are_refused(controllers):
     for changes, said in (
         ({"n_trials": 3}, "hydra.sweeper.n_trials: 2 there, 3 here"),
         ({"identity": {"pixels": "q", "files": "g"}}, "The files differ."),
-        ({"identity": {"pixels": "q", "decoders": "e"}}, "The files are the same, and are decoded otherwise."),
+        ({"identity": {"pixels": "q", "decoders": "e"}}, "The files are the same, but are decoded differently."),
         ({"identity": {"weights of resnet34": "3"}}, "weights of resnet34: 2 there, 3 here"),
         ({"words": ["seconds=9"]}, "seconds=9: new"),
     ):

@@ -96,7 +96,7 @@ def test_evaluate_contacts_no_server_that_only_the_folder_names(stranger, traine
     write_cursor(folder, address, Cursor("1", "f" * 32, sent=1))
     assert cli.main(["evaluate", str(folder)]) == 0
     said = capsys.readouterr()
-    assert "MLflow was not told: " in said.err
+    assert "the scores were not sent to MLflow: " in said.err
     assert f"type --uri {address}" in said.err
     assert "IoU" in said.out
     assert not seen

@@ -80,7 +80,7 @@ def test_a_taken_port_is_one_line_with_another_to_type(outputs, capsys):
 
 def test_an_address_that_is_not_ours_is_refused(outputs, capsys):
     assert cli.main(["ui", "--host", "192.0.2.1"]) == 2
-    assert capsys.readouterr().err.startswith("segsweep: --host 192.0.2.1 --port 5000: cannot be listened at: ")
+    assert capsys.readouterr().err.startswith("segsweep: --host 192.0.2.1 --port 5000: cannot listen there: ")
 
 
 @pytest.fixture

@@ -342,7 +342,7 @@ def test_sync_of_no_run_is_refused(tmp_path, capsys):
     with pytest.raises(ConfigError, match="not a run folder"):
         sync(tmp_path)
     assert cli.main(["sync", str(tmp_path)]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
 
 
 def test_passwords_are_not_written_down(folder):

@@ -96,5 +96,5 @@ def test_a_training_says_which_classes_it_lacks_and_does_not_find(tmp_path, capl
     assert train.main([*argv, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     said = [message for message in caplog.messages if "bird" in message or "star" in message]
     assert len(said) == 2
-    assert said[0].startswith("the training split has no pixel of bird, so it cannot be learnt.")
-    assert said[1].startswith("star: predicted on no validation image so far, after 50 % of the training.")
+    assert said[0].startswith("the training split has no pixel of bird, so the model cannot learn it.")
+    assert said[1].startswith("star: not predicted on any validation image so far, after 50 % of the training.")

@@ -205,13 +205,13 @@ def bands(without=()):
 
 
 NOTHING = [
-    ("every mask is empty", {"mask": only(0)}),
-    ("every mask is full", {"mask": only(1)}),
+    ("all pixels of all masks are background", {"mask": only(0)}),
+    ("all pixels of all masks are foreground", {"mask": only(1)}),
     ("the train split has no foreground pixel", {"mask": only(0, range(4))}),
     ("the val split has no foreground pixel", {"mask": only(0, range(4, 8))}),
     ("the test split has no foreground pixel", {"mask": only(0, range(8, 12))}),
-    ("every mask is empty", {"mask": only(VOID)}),
-    ("the val split has void pixels only", {"mask": only(VOID, range(4, 8))}),
+    ("all pixels of all masks are background", {"mask": only(VOID)}),
+    ("the val split has only void pixels", {"mask": only(VOID, range(4, 8))}),
     ("If -3.40282e+38 stands for no data, type data.nodata=", {"picture": real(LOWEST, HIGHEST)}),
     ("If -3.40282e+38 stands for no data, type data.nodata=", {"picture": spotted(LOWEST)}),
 ]

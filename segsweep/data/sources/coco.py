@@ -174,14 +174,17 @@ def find(data: DataConfig) -> Pairs:
             wanted = _wanted(table.file, list(drawn.classes), data.classes)
             folder, drawn = _drawn(table.file, there[table.images], wanted)
         if classes not in ({}, drawn.classes):
-            raise DataError(f"{table.file}: other categories than in {tables[0].file}. Export all parts with the same.")
+            raise DataError(
+                f"{table.file}: its categories differ from those in {tables[0].file}. Export all parts "
+                f"with the same categories."
+            )
         classes, crowds = drawn.classes, crowds + drawn.crowds
         said = [f"{drawn.crowds} crowd{'s' * (drawn.crowds != 1)} (iscrowd) void"] if drawn.crowds else []
         notes += [f"{table.file.name}: {note}" for note in (*said, *drawn.notes)]
         problems += [f"{table.file}: {problem}" for problem in drawn.problems]
         for name, mask in drawn.masks.items():
             if mask.misfit and data.mask_resize == "none":
-                problems.append(f"{table.file}: {mask.misfit}; data.mask_resize=nearest brings masks to that size")
+                problems.append(f"{table.file}: {mask.misfit}. Resize the masks with data.mask_resize=nearest")
             key = Path(mask.image).with_suffix("").as_posix()
             samples.append(Sample(key, table.images / mask.image, folder / name, table.split))
     used = {sample.image for sample in samples}
@@ -200,7 +203,7 @@ def draw(annotations: Sequence[Annotation], values: Mapping[int, int], height: i
     Raises ValueError: what is wrong with one of the annotations.
     """
     if not 0 < height * width <= LARGEST or height < 0:
-        raise ValueError(f"{width}x{height} pixels are no size of an image")
+        raise ValueError(f"{width}x{height} pixels is not a size of an image")
     mask = np.zeros(width * height, np.uint16 if max(values.values()) > VOID else np.uint8)  # column by column
     drawn = [(annotation, _runs(annotation.segmentation, height, width)) for annotation in annotations]
     for annotation, runs in sorted(drawn, key=lambda pair: (not pair[0].iscrowd, -sum(pair[1][1::2]))):
@@ -234,7 +237,7 @@ def _tables(data: DataConfig) -> list[Table]:
     (tables, *others), parts = found, [table.split for table in found[0]]
     if others or len(set(parts)) < len(parts) or (None in parts and len(parts) > 1):
         lines = [to_type(images=table.images, annotations=table.file) for way in found for table in way]
-        what = "several files of annotations that are not one for each of train, val and test"
+        what = "there are several annotation files, but not one for each of train, val and test"
         raise ConfigError(f"data.root={root}: {what}. Type {' or '.join(lines)}")
     return sorted(tables, key=lambda table: list(PARTS).index(table.split or "train"))
 
@@ -270,11 +273,12 @@ def _wanted(file: Path, classes: Sequence[str], given: object) -> Sequence[str]:
     """The categories that `data.classes` names, where a file has too many."""
     wanted = given if isinstance(given, list) else []
     if unknown := [name for name in wanted if name not in classes]:
-        raise ConfigError(f"data.classes: {unknown[0]} is no category of {file}.{suggestion(unknown[0], classes)}")
+        raise ConfigError(f"data.classes: {unknown[0]} is not a category of {file}.{suggestion(unknown[0], classes)}")
     if not 0 < len({*wanted} - {BACKGROUND}) <= MOST:
         raise ConfigError(
-            f"{file}: {len(classes) - 1} categories; at most {MOST} can be told apart. Name those that you need, the "
-            "others are background: 'data.classes=[NAME,NAME,...]'; or take all as one class: data.binarize=true."
+            f"{file}: {len(classes) - 1} categories; at most {MOST} are possible. Name the ones that you need, all "
+            f"others become background: 'data.classes=[NAME,NAME,...]'; or make all of them one class: "
+            f"data.binarize=true."
         )
     return wanted
 
@@ -312,9 +316,9 @@ def _write(folder: Path, file: Path, photos: Photos, wanted: Sequence[str]) -> N
     problems: list[str] = []
     for annotation in content.annotations:
         if annotation.image_id not in of_image:
-            problems.append(f"an annotation is of image {annotation.image_id}, which is not listed")
+            problems.append(f"an annotation belongs to image {annotation.image_id}, which is not listed")
         elif annotation.category_id not in values:
-            problems.append(f"an annotation is of category {annotation.category_id}, which is not listed")
+            problems.append(f"an annotation has the category {annotation.category_id}, which is not listed")
         else:
             of_image[annotation.image_id].append(annotation)
     found = _found(photos.folder, [picture.file_name for picture in content.images], photos.files)
@@ -349,10 +353,10 @@ def _write(folder: Path, file: Path, photos: Photos, wanted: Sequence[str]) -> N
         key = path.relative_to(photos.folder).as_posix()
         masks[target.name] = Mask(key, *_sum(target), misfit and f"{picture.file_name}: {misfit}")
     crowds = sum(bool(annotation.iscrowd) for annotation in content.annotations)
-    notes = [f"{turned} mask{'s' * (turned != 1)} turned as EXIF turns the photo"] if turned else []
+    notes = [f"{turned} mask{'s' * (turned != 1)} rotated in the same way as EXIF rotates the photo"] if turned else []
     if either:
-        sizes = f"of {either} image{'s' * (either != 1)} that EXIF turns the size fits both ways"
-        notes.append(f"{sizes}; outlines are taken as of the one shown")
+        sizes = f"of {either} image{'s' * (either != 1)} that EXIF rotates, the size fits with and without the rotation"
+        notes.append(f"{sizes}; the outlines are used for the rotated image")
     save_json(folder / INDEX, asdict(Drawn(masks, classes, crowds, problems, notes)))
     sync(folder)
 
@@ -374,9 +378,9 @@ def _read(file: Path) -> Content:
     try:
         content = checks.read(Content, load_json(file.read_bytes()), str(file))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: no JSON that can be read: {first_line(error)}") from error
+        raise DataError(f"{file}: not valid JSON: {first_line(error)}") from error
     except ConfigError as error:
-        raise DataError(f"{error} It has to be as in COCO; export it again.") from error
+        raise DataError(f"{error} It must have the format of COCO. Export it again.") from error
     for what, found in (("categories", content.categories), ("images", content.images)):
         if not found:
             raise DataError(f"{file}: lists no {what}.")
@@ -405,16 +409,16 @@ def _runs(segmentation: Any, height: int, width: int) -> list[int]:
         counts = segmentation.get("counts")
         runs = _unpacked(counts) if isinstance(counts, str) else counts
         if not isinstance(runs, list) or not all(checks.is_whole(run) and run >= 0 for run in runs):
-            raise ValueError("the counts of a run-length encoding are neither numbers nor their text")
+            raise ValueError("the counts of a run-length encoding must be numbers, or their text")
         if segmentation.get("size") != [height, width] or sum(runs) != height * width:
-            raise ValueError(f"a run-length encoding is of another size than its image, {width}x{height}")
+            raise ValueError(f"a run-length encoding has another size than its image, {width}x{height}")
         return runs
     if not segmentation or not isinstance(segmentation, list):
-        raise ValueError("an annotation has no segmentation; outline it, or drop the annotation")
+        raise ValueError("an annotation has no segmentation. Add its outline, or remove the annotation")
     for polygon in segmentation:
         even = isinstance(polygon, list) and len(polygon) % 2 == 0
         if not even or not all(isinstance(n, (int, float)) and abs(n) <= FAR for n in polygon):
-            raise ValueError(f"a polygon is no list of x, y, x, y, ...: {str(polygon)[:60]}")
+            raise ValueError(f"a polygon must be a list of x, y, x, y, ..., and is {str(polygon)[:60]}")
     outlines = [polygon for polygon in segmentation if len(polygon) >= 6]  # fewer than three points have no area
     if not outlines:
         return [height * width]

@@ -40,7 +40,7 @@ def _without_inner_splits(root: Path, pairs: Pairs) -> Pairs:
     """Refuse a folder one too high: a split that a folder below it has would not count."""
     for above, *rest in (sample.key.split("/") for sample in pairs.samples):
         if len(rest) > 1 and not part_of(above) and part_of(rest[0]):
-            what = f"{above}/ has a split of its own ({rest[0]}/), which would not count"
+            what = f"{above}/ has its own split ({rest[0]}/), which would be ignored"
             raise DataError(f"data.root={root}: {what}. Type {to_type(root=root / above)}")
     return pairs
 
@@ -68,21 +68,24 @@ def _by_folder(pairs: Pairs) -> Pairs:
         shared -= 1  # all lie in one folder, the one class
     names = [inside[shared] if len(inside) > shared >= 0 else "" for inside in folders]
     problems = [
-        f"{sample.image}: lies in no folder that could be its class (data.class_from=folder)"
+        f"{sample.image}: is in no folder that names its class (data.class_from=folder)"
         for sample, name in zip(pairs.samples, names, strict=True)
         if not name
     ]
     if pairs.problems and {*parts} == {"train"}:
         advice = "If it is a class, rename it, or list the pairs: data.table=FILE.csv"
-        problems = [f"a folder called train is taken for the training split, beside others. {advice}", *problems]
+        problems = [f"a folder named train is read as the training split, next to other folders. {advice}", *problems]
     known = sorted({name for name in names if name})
     if "background" in known:
-        raise ConfigError("data.class_from=folder: a folder is called background, as is the first class. Rename it.")
+        raise ConfigError(
+            "data.class_from=folder: a folder is named background, and this is the name of the first "
+            "class. Rename the folder."
+        )
     classes = {name: value for value, name in enumerate(["background", *known])}
     samples = [
         replace(sample, foreground=classes[name], split=part)
         for sample, name, part in zip(pairs.samples, names, parts, strict=True)
         if name
     ]
-    note = f"the foreground of a mask is the class that its folder names: {', '.join(known)}"
+    note = f"the folder of a mask is the class of its foreground: {', '.join(known)}"
     return Pairs(samples, [*problems, *pairs.problems], (*pairs.notes, note), classes)

@@ -135,7 +135,8 @@ class LocalBackend:
         claim, free = _Attempt.read(self.folder / name / CLAIM), self._free()
         if claim and claim.host not in ("", node()):  # a shared file system tells the pid of another machine
             raise ConfigError(
-                f"{self.folder / name}: a process of {claim.host} runs it. Go on there, or stop it there."
+                f"{self.folder / name}: a process on {claim.host} runs it. Continue the sweep on that host, or stop "
+                f"it there."
             )
         known = [slot for slot in free if claim and slot.number == claim.slot]
         slot = [*known, *free, Slot(-1 - len(self._living))][0]
@@ -278,7 +279,7 @@ def _last_words(folder: Path) -> str:
     lines: list[str] = []
     with suppress(FileNotFoundError):
         lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix(f"{speaker()}: ") if lines else "it died without a word"
+    return lines[-1].removeprefix(f"{speaker()}: ") if lines else "it died without a message"
 
 
 def _clear(folder: Path) -> None:

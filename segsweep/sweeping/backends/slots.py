@@ -65,11 +65,14 @@ def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
             missing = [n for n in numbers if not isinstance(n, int) or not 0 <= n < len(there)]
             if missing or not numbers:
                 raise ConfigError(
-                    f"hydra.sweeper.slots={given}: GPU {missing[0] if missing else '?'}: there are {len(there)} GPUs. "
+                    f"hydra.sweeper.slots={given}: there is no GPU {missing[0] if missing else '?'}; the number of "
+                    f"GPUs is {len(there)}. "
                     "Try hydra.sweeper.slots=auto."
                 )
             if len(set(numbers)) < len(numbers):
-                raise ConfigError(f"hydra.sweeper.slots={given}: {one} names a GPU twice; each process takes its own.")
+                raise ConfigError(
+                    f"hydra.sweeper.slots={given}: {one} names a GPU twice; each process needs its own GPU."
+                )
             rows.append(tuple(there[n] for n in numbers))
     else:
         raise ConfigError(
