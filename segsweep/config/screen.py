@@ -11,20 +11,22 @@ from segsweep.config.sweeper import PREFIX, SweeperConfig
 
 @dataclass(frozen=True)
 class ScreenConfig:
-    """What a screening may cost, and how many weights go on after each of its steps."""
+    """How much a screening may cost, and how many weights continue after each of its steps."""
 
-    parameters: float | None = key(None, "of an encoder in millions, at most")
-    memory: float | None = key(None, "GiB that a training with one image at a time may take, as counted")
-    minutes: float | None = key(None, "of the whole screening, as estimated; the costliest weights are left out")
-    one_epoch: int = key(8, "weights, the best by frozen features, that are trained for one epoch")
-    short: int = key(4, "weights, the best by frozen features or by one epoch, that have a short training")
-    short_epochs: int = key(5, "of a short training")
-    choose: int = key(2, "weights that are left for the full sweep")
-    slots: Any = key("auto", "as of a search")
-    backend: str = key("local", "as of a search")
-    address: str = key("auto", "as of a search")
-    gpus: float = key(1.0, "as of a search")
-    dry: bool = key(False, "true: print what it would cost, and begin nothing")
+    parameters: float | None = key(None, "largest number of parameters of an encoder, in millions")
+    memory: float | None = key(None, "largest memory of a training step with one image, in GiB, as estimated")
+    minutes: float | None = key(
+        None, "largest time of the whole screening, in minutes, as estimated; the costliest weights are left out"
+    )
+    one_epoch: int = key(8, "how many weights are trained for one epoch: the best by frozen features")
+    short: int = key(4, "how many weights get a short training: the best by frozen features or by one epoch")
+    short_epochs: int = key(5, "epochs of a short training")
+    choose: int = key(2, "how many weights remain for the full sweep")
+    slots: Any = key("auto", "as in a search")
+    backend: str = key("local", "as in a search")
+    address: str = key("auto", "as in a search")
+    gpus: float = key(1.0, "as in a search")
+    dry: bool = key(False, "true: print the cost of the screening; start nothing")
 
     def __post_init__(self) -> None:
         for name in ("one_epoch", "short", "short_epochs", "choose"):
