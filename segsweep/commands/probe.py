@@ -10,7 +10,7 @@ HELP = "score an encoder's frozen pretrained features on your data with a linear
 
 
 def arguments(parser: ArgumentParser) -> None:
-    words = "as for a training: encoder=resnet34 data=folder data.root=DIR"
+    words = "the same options as for a training: encoder=resnet34 data=folder data.root=DIR"
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=words)
 
 

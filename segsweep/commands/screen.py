@@ -2,11 +2,11 @@
 
 from argparse import ArgumentParser, Namespace
 
-HELP = "which of many pretrained weights are worth a full sweep on your data"
+HELP = "find the pretrained weights that are worth a full sweep on your data"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    words = "as for a sweep: data=folder data.root=DIR encoder='weights(vit_small*,convnext_tiny*)'"
+    words = "the same options as for a sweep: data=folder data.root=DIR encoder='weights(vit_small*,convnext_tiny*)'"
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=words)
 
 

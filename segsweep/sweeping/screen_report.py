@@ -47,9 +47,9 @@ def written(folder: Path) -> str:
     cost = {name: lambda value: f"{value:.1f}" for name in ("params/M", "GFLOP")}
     printed = rows[shown].to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=cost)
     about = [
-        "Features: validation IoU of a linear layer on frozen features. GBC: how far apart the classes lie, 0 is best",
-        "(https://arxiv.org/abs/2111.12780). Then the IoU after so many epochs. Gap to best: how much lower than the",
-        "first, 95 % by a bootstrap over images; what seeds do is not in it. GFLOP: the U-Net's, at 256x256.",
+        "Features: validation IoU of a linear layer on frozen features. GBC: separability of the classes, 0 is best",
+        "(https://arxiv.org/abs/2111.12780). The other columns: IoU after this many epochs. Gap to best: IoU of the first",
+        "minus this IoU, 95 % interval by a bootstrap over images, not over seeds. GFLOP: of the U-Net at 256x256.",
     ]
     end = [("" if i else "left out", why) for i, why in enumerate(kept.reasons)]
     if kept.chosen:

@@ -77,7 +77,7 @@ def run(plan: Plan, asked: ScreenConfig) -> Screened | None:
             return _screened(plan, asked, backend, kept, sign)
     except (KeyboardInterrupt, Terminated, Asked, DiskError, OSError):
         if kept:
-            console.note(f"\nstopped; nothing is lost. Go on: {again(plan.folder, plan.command)}")
+            console.note(f"\nstopped; nothing is lost. To continue, type: {again(plan.folder, plan.command)}")
         raise
     finally:
         if backend:
@@ -97,8 +97,8 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
         then = [*before.fixed, f"{PREFIX}short_epochs={before.short_epochs}"]
         if now != then:
             raise ConfigError(
-                f"{plan.folder}: holds a screening with other words: {shlex.join(then)}. Type these, or begin another "
-                "with hydra.sweep.dir=DIR."
+                f"{plan.folder}: contains a screening that was begun with other options: {shlex.join(then)}. Type "
+                f"these, or start another one with hydra.sweep.dir=DIR."
             )
     else:
         words = backend.call("segsweep.training.build:decided_data", asdict(plan.base), ["encoder"])
@@ -194,7 +194,7 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
                 board.show(event)
         left = screened.best_first(left, screened.trials(plan.folder), step.name)
         if not left:
-            raise SweepError(f"{step.title}: no job gave a score. What each said is in its {OUTPUT}.")
+            raise SweepError(f"{step.title}: no job has a score. Their messages are in {OUTPUT} of each job.")
     chosen = left[: asked.choose]
     kept = replace(kept, chosen=chosen, full=_full(plan, chosen))
     kept.save(plan.folder)

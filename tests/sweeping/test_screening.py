@@ -181,4 +181,4 @@ def test_a_screening_from_the_command_line_and_again(pairs, tmp_path, capsys):
     assert {path: path.read_bytes() for path in folder.rglob(journal.NAME)} == before
     assert kept.full in capsys.readouterr().out
     assert cli.main(["screen", *words, "optim.name=sgd", "optim.lr=0.1"]) == 2
-    assert "holds a screening with other words" in capsys.readouterr().err
+    assert "contains a screening that was begun with other options" in capsys.readouterr().err
