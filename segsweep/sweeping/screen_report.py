@@ -48,7 +48,7 @@ def written(folder: Path) -> str:
     printed = rows[shown].to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=cost)
     about = [
         "Features: validation IoU of a linear layer on frozen features. GBC: separability of the classes, 0 is best",
-        "(https://arxiv.org/abs/2111.12780). The other columns: IoU after this many epochs. Gap to best: IoU of the first",
+        "(https://arxiv.org/abs/2111.12780). Other columns: IoU after this many epochs. Gap to best: IoU of the first",
         "minus this IoU, 95 % interval by a bootstrap over images, not over seeds. GFLOP: of the U-Net at 256x256.",
     ]
     end = [("" if i else "left out", why) for i, why in enumerate(kept.reasons)]

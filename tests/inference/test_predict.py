@@ -251,7 +251,7 @@ def test_a_file_that_is_no_model_is_refused_and_nothing_runs(content, images, tm
         (["in/**.png"], "Patterns are like 'scans/**/*.png'"),
         (["in/1.png", "-o", "in/1.jpg"], "-o in/1.jpg: cannot be written"),
         (["in/1.png", "in/1.jpg"], "both masks would be 1.png"),
-        (["in/1.png", "-o", "in"], "written over an image"),
+        (["in/1.png", "-o", "in"], "would overwrite an image"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(typed, said, tmp_path, monkeypatch, capsys):
@@ -304,7 +304,7 @@ def test_nothing_is_written_over_an_image(tmp_path, capsys):
     before = (tmp_path / "x" / "overlays" / "a.jpg").read_bytes()
     typed = [str(tmp_path / "m.safetensors"), str(tmp_path / "x"), "-o", str(tmp_path / "x"), "--overlay"]
     assert cli.main(["predict", *typed]) == 2
-    assert "would be written over an image" in capsys.readouterr().err
+    assert "would overwrite an image" in capsys.readouterr().err
     assert (tmp_path / "x" / "overlays" / "a.jpg").read_bytes() == before
 
 

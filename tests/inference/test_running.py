@@ -57,7 +57,7 @@ def test_what_is_asked_for_is_taken_and_a_difference_told(info, monkeypatch):
     trained = info(precision="fp32", channels_last=False)
     ran, how = execution(trained, CPU, "bf16")
     assert (ran.precision, ran.channels_last) == (torch.bfloat16, False)
-    assert how.startswith("bf16, channels first: as --precision bf16 says; trained and scored in fp32")
+    assert how.startswith("bf16, channels first: as --precision bf16 says; the model was trained and scored in fp32")
     assert execution(trained, CPU, "fp32")[1] == "fp32, channels first: as --precision fp32 says"
 
 

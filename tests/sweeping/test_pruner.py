@@ -92,7 +92,7 @@ def test_a_backbone_that_is_not_among_the_best_must_reach_them():
     others = [curve(name, *[0.9] * 10) for name in ("a", "b", "c")]
     own = [curve("poor", 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)] * 2
     trial = running("poor", 0.3, 0.4, 0.5, 0.52)  # better than its own best, and to no avail
-    assert "the best backbones 0.9000" in judge(trial, [*others, *own]).reason
+    assert "below the 0.9000 of the best backbones" in judge(trial, [*others, *own]).reason
     assert judge(trial, [*others, *own], top=4) is None
     assert judge(trial, [*others[:2], *own]) is None
 

@@ -424,7 +424,7 @@ def test_the_board_and_the_plain_lines(sweep):
     plain, drawn = shown(events, terminal=False)
     lines = plain.strip().splitlines()
     assert lines == [
-        "trial   6  begins on GPU 1  encoder=resnet34 optim.lr=0.0007",
+        "trial   6  starts on GPU 1  encoder=resnet34 optim.lr=0.0007",
         "trial   7  complete  IoU 0.4700  encoder=resnet18 optim.lr=0.0008",
         "trial   8  pruned    IoU 0.1000  encoder=resnet18 optim.lr=0.001  (0.1000 after 50 %: <too> low)",
         "trial   9  out of memory: starts again with half the micro-batch",
@@ -509,8 +509,8 @@ def test_of_a_folder_with_runs_below_it_the_first_is_compared(tmp_path):
 @pytest.mark.parametrize(
     ("search", "scores", "says"),
     [
-        (0.0006, [0.1445], "the mean of only 1 fresh seed; better: hydra.sweeper.repeats=3"),
-        (0.51, [0.50, 0.52], "the mean of only 2 fresh seeds"),
+        (0.0006, [0.1445], "the mean of only 1 new seed; better: hydra.sweeper.repeats=3"),
+        (0.51, [0.50, 0.52], "the mean of only 2 new seeds"),
         (0.51, [0.50, 0.51, 0.52], ""),
         (0.60, [0.50, 0.51, 0.52], "0.6000 in the search, which is 9.0 sd from their mean"),
         (0.60, [0.50, 0.50, 0.50], "0.6000 in the search, which is far from all runs with new seeds"),

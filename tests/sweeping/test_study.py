@@ -75,7 +75,7 @@ def test_a_sweep_is_given_more_encoders_and_goes_on(tmp_path, capsys):
         opened(tmp_path, more, seeds("convnext_atto", "resnet18", "resnet34"), n_trials=3)
     assert (tmp_path / JOURNAL).read_bytes() == kept  # what is refused changes nothing
     again = opened(tmp_path, more, seeds("convnext_atto", "resnet18", "resnet34"), n_trials=7)
-    assert "goes on with convnext_atto" in capsys.readouterr().err
+    assert "continues with convnext_atto" in capsys.readouterr().err
     found = again.trials()
     assert [(t.number, t.state, t.value, t.params, t.intermediate_values) for t in found[:4]] == before
     assert again.remembered("weights") == {"resnet18": "hub", "resnet34": "hub"}
