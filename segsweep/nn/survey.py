@@ -1,11 +1,13 @@
 """What a U-Net on a timm encoder costs and how it is run, measured on the `meta` device: shapes without arithmetic."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from segsweep.errors import ConfigError
 from segsweep.nn.encoder import encoder_traits
 from segsweep.nn.unet import UNet
 
@@ -93,5 +95,9 @@ def _training_bytes(name: str, size: tuple[int, int]) -> int:
 
 
 def surveys(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Survey several encoders; rows as `docs/encoders.csv` has them, by name."""
-    return {name: {key: str(value) for key, value in vars(survey(name)).items()} for name in names}
+    """Survey several encoders; rows as `docs/encoders.csv` has them, by name, without those that timm does not have."""
+    found = {}
+    for name in names:
+        with suppress(ConfigError):
+            found[name] = {key: str(value) for key, value in vars(survey(name)).items()}
+    return found

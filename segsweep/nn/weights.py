@@ -90,23 +90,25 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
     return replace(found, required=pretrained is True) if found.source == "hub" else found
 
 
-def available(names: Sequence[str], file: str | None = None) -> dict[str, tuple[Source | None, str]]:
+def available(
+    names: Sequence[str], file: str | None = None, fetch: bool = True
+) -> dict[str, tuple[Source | None, str]]:
     """Tell of each encoder where its pretrained weights come from, or None and why they cannot be had here.
 
-    Those on the hub are fetched, so that they stay available, and each is loaded as a training would: what cannot be
-    used is known before anything is compared.
-
-    Raises ConfigError: a file that is given and cannot be read.
+    Each is loaded as a training would, so that what cannot be used is known before anything is compared. Those on the
+    hub are fetched, and stay available; without `fetch` it is only asked whether the hub can be reached.
     """
     reachable, found = cache(_reachable), dict[str, tuple[Source | None, str]]()
     for name in names:
-        one = _looked_up(name, file, reachable)
-        if isinstance(one, str):
-            found[name] = None, one
-            continue
         try:
-            found[name] = create(name, replace(one, required=True))[1], ""
-        except ConfigError as error:
+            one = _looked_up(name, file, reachable)
+            if isinstance(one, str):
+                found[name] = None, one
+            elif one.source == "hub" and not fetch:
+                found[name] = "hub", ""
+            else:
+                found[name] = create(name, replace(one, required=True))[1], ""
+        except ConfigError as error:  # of this one: another file, an unknown tag, a licence to be accepted
             found[name] = None, str(error).removeprefix(f"encoder={name}: ")
     return found
 

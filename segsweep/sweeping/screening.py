@@ -111,7 +111,7 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
         counted |= backend.call("segsweep.nn.survey:surveys", unknown)
     parameters = {name: float(row["parameters"]) for name, row in counted.items() if row}
     gflop = {name: float(row["gflop"]) for name, row in counted.items() if row}
-    left_out: dict[str, str] = {}
+    left_out = {name: "the installed timm does not have it" for name in names if name not in gflop}
     if asked.parameters is not None:
         left_out |= {n: f"{m:.1f} million parameters" for n, m in parameters.items() if m > asked.parameters}
     rest = [name for name in names if name not in left_out]
@@ -121,8 +121,9 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
     rest = [name for name in rest if name not in left_out]
     sources = {name: source for name, source in before.sources.items() if name in rest}
     if looked := [name for name in rest if name not in sources]:
-        console.note(f"looking for the weights of {console.counted(len(looked), 'encoder')}")
-        found = backend.call("segsweep.nn.weights:available", looked, plan.base.encoder.weights_file)
+        fetched = "" if asked.dry else "; those on the hub are fetched"
+        console.note(f"looking for the weights of {console.counted(len(looked), 'encoder')}{fetched}")
+        found = backend.call("segsweep.nn.weights:available", looked, plan.base.encoder.weights_file, not asked.dry)
         sources |= {name: source for name, (source, _) in found.items() if source}
         left_out |= {name: why for name, (source, why) in found.items() if not source}
     rest = [name for name in rest if name in sources]

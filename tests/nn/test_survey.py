@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet
-from segsweep.nn.survey import survey, training_gib
+from segsweep.nn.survey import survey, surveys, training_gib
 
 
 @pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", "resnet18"))
@@ -44,6 +44,12 @@ def test_memory_is_what_a_step_keeps(name):
     )  # attention keeps other things there
     assert training_gib([name], (192, 256))[name] > 1.5 * training_gib([name], (96, 128))[name]
     del logits
+
+
+def test_what_timm_does_not_have_is_left_out_of_several():
+    found = surveys(["test_resnet", "resnet18.none", "no_such_model"])
+    assert list(found) == ["test_resnet"]
+    assert found["test_resnet"]["gflop"] == str(survey("test_resnet").gflop)
 
 
 def test_a_fixed_size_is_told():

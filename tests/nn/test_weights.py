@@ -228,7 +228,32 @@ def test_what_cannot_be_had_is_told_and_never_random(tmp_path, tiny):
     assert [source for source, _ in found.values()] == ["file", "package", None, None, None]
     assert found["resnet18"][1] == "not installed, not in timm's cache, and the hub is out of reach"
     assert found["test_vit"][1].startswith("the weights (file)")
+    (tmp_path / "test_resnet.safetensors").write_bytes(b"no checkpoint")
+    assert weights.available(["test_resnet"], str(tmp_path))["test_resnet"][0] is None
+    assert weights.available(["resnet18.none"])["resnet18.none"] == (
+        None,
+        "Invalid pretrained tag (none) for resnet18.",
+    )
     assert found["botnet50ts_256"][1] == "timm has no pretrained weights for it"
+
+
+def test_what_lies_on_the_hub_is_fetched_unless_it_is_only_asked_about(monkeypatch):
+    fetched = []
+
+    def create(name, found):
+        fetched.append((name, found.required))
+        if name == "resnet34":
+            raise ConfigError("encoder=resnet34: the weights (hub) could not be loaded: accept its licence at the hub.")
+        return None, "hub"
+
+    monkeypatch.setattr(weights, "_reachable", lambda url: True)
+    monkeypatch.setattr(weights, "create", create)
+    assert weights.available(["resnet18"], fetch=False) == {"resnet18": ("hub", "")}
+    assert fetched == []
+    found = weights.available(["resnet18", "resnet34"])
+    assert found["resnet18"] == ("hub", "")
+    assert found["resnet34"] == (None, "the weights (hub) could not be loaded: accept its licence at the hub.")
+    assert fetched == [("resnet18", True), ("resnet34", True)]  # random ones would not do
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -146,6 +146,50 @@ def test_what_is_no_screening_is_refused_and_leaves_nothing(words, says, capsys,
     assert not list(outputs.rglob(screened.NAME))
 
 
+class Answers:
+    """In place of a backend: knows what is asked of torch and timm."""
+
+    capacity, environment = 1, {}
+
+    def __init__(self):
+        self.asked = {}
+
+    def call(self, function, *arguments):
+        name = function.partition(":")[2]
+        self.asked[name] = arguments
+        if name == "decided_data":
+            return [("data.size=[64,96]", "as the images are")]
+        if name == "training_gib":
+            return {one: 9.0 if one.startswith("resnet50") else 1.0 for one in arguments[0]}
+        if name == "available":
+            found = {one: ("hub", "") for one in arguments[0]}
+            return found | {"vit_small_patch16_224.dino": (None, "accept its licence")}
+        if name == "estimates":
+            return {arguments[1][0]: {"images_per_s": 3.0, "seconds": 60.0}}
+        raise AssertionError(function)
+
+    def close(self):
+        pass
+
+
+def test_what_fits_and_can_be_had_is_told_before_anything_begins(monkeypatch, tmp_path, capsys):
+    answers, folder = Answers(), tmp_path / "screen"
+    monkeypatch.setattr(screening, "backend_of", lambda plan: answers)
+    names = "resnet18.a1_in1k,resnet34.a1_in1k,resnet50.a1_in1k,resnet152.a1_in1k,vit_small_patch16_224.dino"
+    words = [f"encoder=weights({names})", f"hydra.sweep.dir={folder}", "hydra.sweeper.dry=true"]
+    limits = ["hydra.sweeper.parameters=50", "hydra.sweeper.memory=4"]
+    assert train.main(["sweeps=screen", "data=shapes", *words, *limits]) == 0
+    said = capsys.readouterr().out
+    assert "weights         2: resnet18.a1_in1k, resnet34.a1_in1k\n" in said
+    for why in ("58.1 million parameters: resnet152.a1_in1k", "9.0 GiB for an image: resnet50.a1_in1k"):
+        assert why in said
+    assert "accept its licence: vit_small_patch16_224.dino" in said
+    assert "jobs            6: 2 x frozen features, 2 x one epoch, 2 x 5 epochs; 1 at once" in said
+    assert answers.asked["training_gib"][1] == [64, 96]  # the canvas that was decided
+    assert answers.asked["available"][2] is False  # nothing is fetched
+    assert not folder.exists()
+
+
 def test_a_screening_from_the_command_line_and_again(pairs, tmp_path, capsys):
     """Three weights in a folder and one that cannot be had; the same command again runs nothing twice."""
     places = tmp_path / "weights"
