@@ -19,6 +19,7 @@ from segsweep.config.sweeper import SweeperConfig
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
 from segsweep.sweeping import run as multirun
+from segsweep.sweeping import screening
 from segsweep.sweeping.space import Space
 from segsweep.sweeping.study import grid
 from segsweep.tracking.client import connected
@@ -33,6 +34,7 @@ def planned(monkeypatch):
     """Sweeps are planned and not run; the plans."""
     plans = []
     monkeypatch.setattr(multirun, "run", plans.append)
+    monkeypatch.setattr(screening, "run", lambda plan, asked: plans.append(plan))
     return plans
 
 
