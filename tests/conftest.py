@@ -1,10 +1,12 @@
 """What every test gets: an outputs folder of its own, small pairs of files, a check that nothing is left running."""
 
 import base64
+import importlib.util
 import json
 import os
 import resource
 import shutil
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +45,18 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SEGSWEEP_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path / "outputs"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The counter of benchmarks/calls.py."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    spec = importlib.util.spec_from_file_location("calls_benchmark", folder / "calls.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Calls
 
 
 @pytest.fixture(autouse=True)

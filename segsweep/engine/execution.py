@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from segsweep.nn.decoder import set_doubling
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -18,14 +20,16 @@ class Execution:
     precision: torch.dtype = torch.float32  # autocast's data type; float32 switches it off
     channels_last: bool = True  # the memory layout of images and of convolutions' weights
     compile: bool = False  # the training's forward and backward passes go through torch.compile
+    doubling: bool = True  # the decoder's upsampling is joined with its convolution: fewer products, more calls
 
     @property
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Bring the model's weights into the layout; return it."""
+        """Bring the model's weights into the layout and choose how it computes; return it."""
         model.to(memory_format=self.layout)
+        set_doubling(model, self.doubling)
         if self.precision != torch.float32 and next(model.parameters()).device.type == "cpu":
             for module in model.modules():
                 if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:

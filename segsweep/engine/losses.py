@@ -5,6 +5,7 @@ Region losses are over the batch, and the mean over the classes in its targets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -14,12 +15,55 @@ from segsweep.data.labels import VOID
 from segsweep.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Term = Callable[..., Tensor]  # a loss that may take more
+Term = Callable[..., Tensor]  # a loss of `Pixels` that may take more
 LARGEST_WEIGHT = 100.0  # of a class, where weights are found by themselves: a few pixels do not rule a batch
 
 
+class Pixels:
+    """Logits `b k h w` float32 and targets `b h w`, and what several losses ask of them, computed once."""
+
+    def __init__(self, logits: Tensor, target: Tensor):
+        self.logits, self.target = logits, target
+        self.binary = logits.shape[1] == 1
+
+    @cached_property
+    def counted(self) -> Tensor:
+        """Where a pixel counts, `b h w` bool."""
+        return self.target != VOID
+
+    @cached_property
+    def share(self) -> Tensor:
+        """1 where a pixel counts, else 0, `b h w`."""
+        return self.counted.to(self.logits.dtype)
+
+    @cached_property
+    def probability(self) -> Tensor:
+        """Of each class (one logit: of the foreground), a row for each: `k n`; 0 where void."""
+        found = self.logits.sigmoid() if self.binary else self.logits.softmax(dim=1)
+        return (found * self.share[:, None]).movedim(1, 0).flatten(1)
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """1 where a pixel is of a class (one logit: of the foreground), else 0, as `probability`; void is of none."""
+        if self.binary:
+            classes = self.target.new_ones(1)
+        else:
+            classes = torch.arange(self.logits.shape[1], device=self.target.device)
+        return (self.target == classes[:, None, None, None]).to(self.logits.dtype).flatten(1)
+
+    @cached_property
+    def truths(self) -> Tensor:
+        """Pixels of each class in the targets, `k`."""
+        return self.truth.sum(1)
+
+    def mean_of_present(self, losses: Tensor) -> Tensor:
+        """Return the mean of the classes' losses `k` over those in the targets."""
+        present = self.truths > 0
+        return (losses * present).sum() / present.sum().clamp(min=1)
+
+
 def cross_entropy(
-    logits: Tensor, target: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 0.0
+    pixels: Pixels, weights: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 0.0
 ) -> Tensor:
     """Return the mean cross-entropy over the pixels that count; BCE with logits for one logit. 0 if none counts.
 
@@ -29,73 +73,57 @@ def cross_entropy(
             (https://arxiv.org/abs/1512.00567).
         gamma: as for `focal`; 0 leaves the cross-entropy as it is.
     """
-    counted = target != VOID
-    truth = target.where(counted, 0)
-    if logits.shape[1] == 1:
-        hard = (truth == 1).to(logits.dtype)
+    if pixels.binary:
+        hard = pixels.truth.view_as(pixels.target)
         soft = hard * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else hard
-        losses = F.binary_cross_entropy_with_logits(logits[:, 0], soft, reduction="none")
+        losses = F.binary_cross_entropy_with_logits(pixels.logits[:, 0], soft, reduction="none")
     else:
-        losses = F.cross_entropy(logits, truth, reduction="none", label_smoothing=label_smoothing)
+        losses = F.cross_entropy(
+            pixels.logits, pixels.target, ignore_index=VOID, reduction="none", label_smoothing=label_smoothing
+        )
     if gamma:
         losses = (1 - torch.exp(-losses)).clamp(min=0) ** gamma * losses
-    share = counted.to(logits.dtype) if weights is None else weights.to(logits)[truth] * counted
+    share = pixels.share
+    if weights is not None:
+        share = weights.to(pixels.logits)[pixels.target.where(pixels.counted, 0)] * pixels.counted
     return (losses * share).sum() / share.sum().clamp(min=1e-6)
 
 
-def focal(logits: Tensor, target: Tensor, weights: Tensor | None = None, gamma: float = 2.0) -> Tensor:
+def focal(pixels: Pixels, weights: Tensor | None = None, gamma: float = 2.0) -> Tensor:
     """Return cross-entropy times (1 - p)^gamma, p the right class's probability (https://arxiv.org/abs/1708.02002).
 
     The mean is weighted with the classes' `weights`, not with (1 - p)^gamma.
     """
-    return cross_entropy(logits, target, weights, gamma=gamma)
+    return cross_entropy(pixels, weights, gamma=gamma)
 
 
-def dice(logits: Tensor, target: Tensor) -> Tensor:
+def dice(pixels: Pixels) -> Tensor:
     """Return one minus the soft Dice coefficient, with squares in the denominator (https://arxiv.org/abs/1606.04797)."""
-    probability, truth = _regions(logits, target)
-    common, sizes = (probability * truth).sum(1), (probability**2).sum(1) + truth.sum(1)
-    return _mean_of_present(1 - 2 * common / sizes.clamp(min=1e-6), truth)
+    probability = pixels.probability
+    common, sizes = (probability * pixels.truth).sum(1), (probability**2).sum(1) + pixels.truths
+    return pixels.mean_of_present(1 - 2 * common / sizes.clamp(min=1e-6))
 
 
-def jaccard(logits: Tensor, target: Tensor) -> Tensor:
+def jaccard(pixels: Pixels) -> Tensor:
     """Return one minus the soft intersection over union.
 
     Rahman and Wang, "Optimizing intersection-over-union in deep neural networks for image segmentation", 2016.
     """
-    probability, truth = _regions(logits, target)
-    common = (probability * truth).sum(1)
-    union = probability.sum(1) + truth.sum(1) - common
-    return _mean_of_present(1 - common / union.clamp(min=1e-6), truth)
+    common = (pixels.probability * pixels.truth).sum(1)
+    union = pixels.probability.sum(1) + pixels.truths - common
+    return pixels.mean_of_present(1 - common / union.clamp(min=1e-6))
 
 
-def lovasz(logits: Tensor, target: Tensor) -> Tensor:
+def lovasz(pixels: Pixels) -> Tensor:
     """Return the Lovász extension of the Jaccard loss (https://arxiv.org/abs/1705.08790), on sigmoid or softmax."""
-    probability, truth = _regions(logits, target)
-    errors, order = (probability - truth).abs().sort(dim=1, descending=True)  # void pixels have none: they come last
-    sorted_truth = truth.gather(1, order)
-    total = sorted_truth.sum(1, keepdim=True)
+    errors, order = (pixels.probability - pixels.truth).abs().sort(dim=1, descending=True)  # void has none: it is last
+    sorted_truth = pixels.truth.gather(1, order)
+    total = pixels.truths[:, None]
     common = total - sorted_truth.cumsum(1)
     union = total + (1 - sorted_truth).cumsum(1)
     steps = 1 - common / union
     gradient = torch.cat([steps[:, :1], steps[:, 1:] - steps[:, :-1]], dim=1)
-    return _mean_of_present((errors * gradient).sum(1), truth)
-
-
-def _regions(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and truths, a row for each class (one logit: the foreground): `k n`; 0 where void."""
-    counted = (target != VOID)[:, None]
-    if logits.shape[1] == 1:
-        probability, truth = logits.sigmoid(), (target == 1)[:, None]
-    else:
-        probability = logits.softmax(dim=1)
-        truth = F.one_hot(target.where(counted[:, 0], 0), logits.shape[1]).movedim(-1, 1)
-    return (probability * counted).movedim(1, 0).flatten(1), (truth * counted).to(logits.dtype).movedim(1, 0).flatten(1)
-
-
-def _mean_of_present(losses: Tensor, truth: Tensor) -> Tensor:
-    present = truth.sum(1) > 0
-    return (losses * present).sum() / present.sum().clamp(min=1)
+    return pixels.mean_of_present((errors * gradient).sum(1))
 
 
 TERMS: dict[str, Term] = {"ce": cross_entropy, "dice": dice, "jaccard": jaccard, "lovasz": lovasz, "focal": focal}
@@ -114,18 +142,24 @@ def build(
     """
     if not any(terms.values()):
         raise ConfigError(f"loss: every weight is 0. Set one of {', '.join(f'loss.{name}' for name in terms)}.")
-    of_classes = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-    arguments: dict[str, dict[str, object]] = {
-        "ce": {"weights": of_classes, "label_smoothing": label_smoothing},
-        "focal": {"weights": of_classes, "gamma": gamma},
-    }
+    given: dict[str, dict[str, object]] = {"ce": {"label_smoothing": label_smoothing}, "focal": {"gamma": gamma}}
     used = {name: weight for name, weight in terms.items() if weight}
+
+    @cache  # a copy from the host at each step would wait for the device
+    def of_classes(device: torch.device) -> dict[str, Tensor | None]:
+        with torch.inference_mode(False):
+            return {"weights": None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)}
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float()
-            parts = [w * TERMS[name](logits, target, **arguments.get(name, {})) for name, w in used.items()]
-            return torch.stack(parts).sum()
+            pixels, weighted = Pixels(logits.float(), target), of_classes(logits.device)
+            parts = [
+                weight * TERMS[name](pixels, **given[name], **weighted)
+                if name in given
+                else weight * TERMS[name](pixels)
+                for name, weight in used.items()
+            ]
+            return reduce(torch.add, parts)
 
     return loss
 

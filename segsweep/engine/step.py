@@ -4,12 +4,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from segsweep.data.batches import Batch
+from segsweep.engine.casting import AtOnce
 from segsweep.engine.execution import Execution
 from segsweep.engine.losses import Loss
 from segsweep.world import SINGLE, World
@@ -39,20 +41,21 @@ class TrainStep:
         The loss is the micro-batches' mean; the gradient is the mean over those of all processes.
         """
         state.optimizer.zero_grad(set_to_none=True)
-        total, images = torch.zeros((), device=next(state.model.parameters()).device), 0
+        parts, images = [], 0
         called = self._called_for(state.model)
         for i, batch in enumerate(micro_batches, 1):
-            with nullcontext() if i == number else self.world.apart(called.shared):
-                part = self.loss(self.execution.forward(called.compiled, batch.image), batch.mask) / number
+            with called.at_once.applied(), nullcontext() if i == number else self.world.apart(called.shared):
+                part = self.loss(self.execution.forward(called.compiled, batch.image), batch.mask)
+                part = part / number if number > 1 else part
                 state.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-            total += part.detach()
+            parts.append(part.detach())
             images += len(batch.indices)
         if self.grad_clip:
             state.scaler.unscale_(state.optimizer)
             clip_gradients(state.model, self.grad_clip)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        return total, images
+        return reduce(torch.add, parts), images
 
     def _called_for(self, model: nn.Module) -> "_Called":
         """What is called in the model's place; made once, by several processes anew where other parameters train."""
@@ -60,7 +63,12 @@ class TrainStep:
         known = self._called
         if known is None or known.model is not model or known.trained != trained:
             shared = self.world.shared(model)
-            known = self._called = _Called(model, trained, shared, self.execution.compiled(shared))
+            compiled = self.execution.compiled(shared)
+            # What is compiled has its casts joined anyway; of several processes each weight's gradient goes to the
+            # others as soon as it is there.
+            layer_by_layer = self.execution.compile or self.world.size > 1
+            at_once = AtOnce(nn.Identity() if layer_by_layer else model, self.execution.precision)
+            known = self._called = _Called(model, trained, shared, compiled, at_once)
         return known
 
 
@@ -72,6 +80,7 @@ class _Called:
     trained: list[bool]  # of its parameters, which are; empty with one process
     shared: nn.Module
     compiled: nn.Module
+    at_once: AtOnce  # of the model, where its layers are called one by one
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:

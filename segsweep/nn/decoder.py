@@ -1,8 +1,8 @@
 """The U-Net decoder, built from a plan (https://arxiv.org/abs/1505.04597)."""
 
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,28 +67,52 @@ def _level(single: Map, level: Map, kind: str) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class Block(nn.Module):
-    """Upsample to the stage's size, join the skip, convolve twice.
+class JoiningConv2d(nn.Conv2d):
+    """A 3x3 convolution over a map that is brought to a size, and a skip of that size joined to it.
 
-    The first convolution is over the upsampled map and the skip, and computed as the sum of one over each: a third to
-    two fifths faster to train than joining them first, since nothing is copied and gradients come in one piece.
+    Attributes:
+        doubling: doubling and convolving are one transposed convolution, and map and skip are convolved apart and
+            added: fewer products and copies, more calls. Either way it is the same map, up to rounding.
     """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+        self.doubling = True
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        """From `b c h w` and the skip `b s *size`, if any, to `b outputs *size`."""
+        if not self.doubling:
+            x = _resized(x, size)
+            return F.conv2d(x if skip is None else torch.cat([x, skip], 1), self.weight, padding=1)
+        if skip is None:
+            return _upsampled(x, self.weight, size)
+        of_map, of_skip = torch.split(self.weight, [x.shape[1], skip.shape[1]], dim=1)
+        return _upsampled(x, of_map, size) + F.conv2d(skip, of_skip, padding=1)
+
+
+class Block(nn.Module):
+    """Upsample to the stage's size, join the skip, convolve twice."""
 
     def __init__(self, stage: Stage, kind: str):
         super().__init__()
         width = stage.width
-        self.convs = nn.Sequential(conv(kind, stage.inputs + stage.skip, width), conv(kind, width, width))
+        joining = JoiningConv2d(stage.inputs + stage.skip, width)
+        first = nn.Sequential(joining, norm(kind, width), nn.ReLU(inplace=True))
+        self.convs = nn.Sequential(first, conv(kind, width, width))
         self.has_skip = stage.skip > 0
 
     def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
         """From `b c h w` and the skip `b s *size`, if any, to `b width *size`."""
-        convolution, norm, activation = self.convs[0].children()
-        weight: Any = convolution.weight
-        joined = _upsampled(x, weight[:, : x.shape[1]], size)
-        if skip is not None:
-            joined = joined + F.conv2d(skip, weight[:, x.shape[1] :], padding=1)
-        result: Tensor = self.convs[1](activation(norm(joined)))
+        joining, norm, activation = self.convs[0].children()
+        result: Tensor = self.convs[1](activation(norm(joining(x, skip, size))))
         return result
+
+
+def set_doubling(model: nn.Module, doubling: bool) -> None:
+    """Choose how the decoders of a model upsample, see `JoiningConv2d`."""
+    for module in model.modules():
+        if isinstance(module, JoiningConv2d):
+            module.doubling = doubling
 
 
 def _upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
@@ -97,13 +121,18 @@ def _upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
     Nearest doubling and the convolution are one transposed convolution with 4x4 kernels: 4 products for each pixel
     where there were 9 (https://arxiv.org/abs/1609.07009 has the equivalence).
     """
-    height, width = x.shape[-2:]
-    if size == (2 * height, 2 * width):
+    if size == (2 * x.shape[-2], 2 * x.shape[-1]):
         return F.conv_transpose2d(x, _doubling(weight), stride=2, padding=1)
-    if size != (height, width):
-        whole = size[0] % height == 0 and size[1] % width == 0
-        x = F.interpolate(x, size=size, mode="nearest") if whole else F.interpolate(x, size=size, mode="bilinear")
-    return F.conv2d(x, weight, padding=1)
+    return F.conv2d(_resized(x, size), weight, padding=1)
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring `x` to `size`: nearest where that is a multiple, else bilinear."""
+    height, width = x.shape[-2:]
+    if size == (height, width):
+        return x
+    whole = size[0] % height == 0 and size[1] % width == 0
+    return F.interpolate(x, size=size, mode="nearest" if whole else "bilinear")
 
 
 def _doubling(weight: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segsweep.config.checks import read
 from segsweep.config.schema import DecoderConfig
 from segsweep.config.settings import Normalization
-from segsweep.nn.decoder import Decoder
+from segsweep.nn.decoder import Decoder, JoiningConv2d
 from segsweep.nn.encoder import Encoder
 from segsweep.nn.plan import macs, plan
 from segsweep.nn.weights import Weights, about
@@ -154,6 +155,15 @@ def encoder_statistics(name: str, in_channels: int = 3) -> tuple[tuple[float, ..
     if in_channels != len(mean):
         mean, std = ((sum(values) / len(values),) * in_channels for values in (mean, std))
     return mean, std
+
+
+def casts_weights(layer: nn.Module) -> bool:
+    """Tell whether autocast casts a layer's weights, as they are, before it uses them.
+
+    Subclasses may compute with their weights first, as standardised convolutions do: of them only those known here.
+    """
+    known = (nn.Conv2d, Conv2dSame, nn.ConvTranspose2d, nn.Linear)
+    return type(layer) in known or (isinstance(layer, JoiningConv2d) and not layer.doubling)
 
 
 def predict(logits: Tensor) -> Tensor:

@@ -73,11 +73,12 @@ class Average:
         """Move the average towards the model."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        own, new = self.model.state_dict(), model.state_dict()
+        own, new = self.model.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
         floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        counts = list(own.keys() - set(floats))
         torch._foreach_lerp_([own[n] for n in floats], [new[n] for n in floats], 1 - decay)
-        for name in own.keys() - set(floats):
-            own[name].copy_(new[name])
+        if counts:
+            torch._foreach_copy_([own[n] for n in counts], [new[n] for n in counts])
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "steps": self.steps}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from segsweep.config import schema as config
 from segsweep.engine import losses
+from segsweep.engine.losses import Pixels
 from segsweep.errors import ConfigError
 
 VOID = 255
@@ -173,7 +174,7 @@ def test_focal_is_torchvisions():
 
     logits, target = case(1, void=0)
     theirs = sigmoid_focal_loss(logits[:, 0], target.float(), alpha=-1, gamma=2.0, reduction="mean")
-    torch.testing.assert_close(losses.focal(logits, target), theirs)
+    torch.testing.assert_close(losses.focal(Pixels(logits, target)), theirs)
 
 
 @some_classes
@@ -190,13 +191,13 @@ def test_region_losses_are_their_formulas_without_the_void(name, k, void):
         logits, target = case(k, void)
         logits = logits.detach() * spread
         expected = mean_of_present(SLOW[name], logits, target)
-        assert losses.TERMS[name](logits, target).item() == pytest.approx(expected, abs=2e-6)
+        assert losses.TERMS[name](Pixels(logits, target)).item() == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("k", (1, 3))
 def test_lovasz_is_the_integral_over_thresholds(k):
     logits, target = case(k)
-    assert losses.lovasz(logits, target).item() == pytest.approx(
+    assert losses.lovasz(Pixels(logits, target)).item() == pytest.approx(
         mean_of_present(threshold_lovasz, logits, target), abs=2e-6
     )
 
@@ -206,7 +207,7 @@ def test_lovasz_is_the_integral_over_thresholds(k):
 def test_region_losses_leave_out_classes_that_are_not_there(name, k):
     logits, target = case(k)
     target[target == 1] = 0
-    assert losses.TERMS[name](logits, target).item() == pytest.approx(
+    assert losses.TERMS[name](Pixels(logits, target)).item() == pytest.approx(
         mean_of_present(SLOW[name], logits, target), abs=2e-6
     )
 
@@ -223,7 +224,7 @@ def test_of_hard_predictions_region_losses_are_one_minus_scikit_learns_score(nam
     score = sklearn_metrics.f1_score if name == "dice" else sklearn_metrics.jaccard_score
     each = score(target[kept], prediction[kept], labels=range(classes), average=None)
     expected = 1 - (each[1] if k == 1 else each.mean())
-    assert losses.TERMS[name](certain(prediction, k), target).item() == pytest.approx(expected, abs=1e-6)
+    assert losses.TERMS[name](Pixels(certain(prediction, k), target)).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -242,16 +243,16 @@ def test_dice_of_a_perfect_prediction_is_about_zero_and_of_its_opposite_about_on
     truth = target.where(target != VOID, 0)
     hot = F.one_hot(truth, max(k, 2)).movedim(-1, 1).float()
     logits = (hot[:, 1:] if k == 1 else hot) * 40 - 20
-    assert losses.dice(logits, target).item() == pytest.approx(0, abs=1e-6)
-    assert losses.dice(-logits, target).item() > 0.7
+    assert losses.dice(Pixels(logits, target)).item() == pytest.approx(0, abs=1e-6)
+    assert losses.dice(Pixels(-logits, target)).item() > 0.7
 
 
 def test_dice_of_hard_predictions_is_one_minus_the_dice_coefficient():
     target = torch.tensor([[[1, 1, 1, 0, 0, VOID]]])
     logits = torch.tensor([[[[99.0, 99, -99, 99, -99, 99]]]])
-    assert losses.dice(logits, target).item() == pytest.approx(1 - 2 * 2 / (3 + 3))
-    assert losses.jaccard(logits, target).item() == pytest.approx(1 - 2 / 4)
-    assert losses.lovasz(logits, target).item() == pytest.approx(1 - 2 / 4)
+    assert losses.dice(Pixels(logits, target)).item() == pytest.approx(1 - 2 * 2 / (3 + 3))
+    assert losses.jaccard(Pixels(logits, target)).item() == pytest.approx(1 - 2 / 4)
+    assert losses.lovasz(Pixels(logits, target)).item() == pytest.approx(1 - 2 / 4)
 
 
 # What holds for every term.
@@ -265,9 +266,9 @@ def test_one_logit_is_two_with_the_first_at_zero(name):
     if name in REGIONS:
         p, truth = probabilities(two, target)
         expected = SLOW[name](p[1], truth[1])
-        assert losses.TERMS[name](logits, target).item() == pytest.approx(expected, abs=2e-6)
+        assert losses.TERMS[name](Pixels(logits, target)).item() == pytest.approx(expected, abs=2e-6)
     else:
-        torch.testing.assert_close(losses.TERMS[name](logits, target), losses.TERMS[name](two, target))
+        torch.testing.assert_close(losses.TERMS[name](Pixels(logits, target)), losses.TERMS[name](Pixels(two, target)))
 
 
 @every_sum
@@ -374,7 +375,7 @@ def test_region_losses_pool_the_batch(name, k):
     logits, target = case(k, size=(4, 6, 6))
     joined = logits.movedim(0, 1).reshape(1, k, 24, 6)
     loss = losses.TERMS[name]
-    torch.testing.assert_close(loss(logits, target), loss(joined, target.reshape(1, 24, 6)))
+    torch.testing.assert_close(loss(Pixels(logits, target)), loss(Pixels(joined, target.reshape(1, 24, 6))))
 
 
 @every_term
@@ -387,7 +388,7 @@ def test_gradients_are_those_of_finite_differences(name, k, seed):
     weights = torch.rand(max(k, 2), dtype=torch.float64) + 0.5
     more = {"weights": weights} if name in ("ce", "focal") else {}
     double = logits.detach().double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: losses.TERMS[name](x, target, **more), double, eps=1e-7)
+    assert torch.autograd.gradcheck(lambda x: losses.TERMS[name](Pixels(x, target), **more), double, eps=1e-7)
 
 
 @every_term
@@ -395,9 +396,9 @@ def test_gradients_are_those_of_finite_differences(name, k, seed):
 def test_void_is_what_the_labels_call_so(name, k, monkeypatch):
     logits, target = case(k)
     moved = torch.where(target == VOID, 77, target)
-    expected = losses.TERMS[name](logits, target)
+    expected = losses.TERMS[name](Pixels(logits, target))
     monkeypatch.setattr(losses, "VOID", 77)
-    assert torch.equal(losses.TERMS[name](logits, moved), expected)
+    assert torch.equal(losses.TERMS[name](Pixels(logits, moved)), expected)
 
 
 @pytest.mark.parametrize("name", REGIONS)
@@ -405,7 +406,7 @@ def test_void_is_what_the_labels_call_so(name, k, monkeypatch):
 def test_region_losses_are_shares(name, k):
     for spread in (0.1, 1.0, 10.0):
         logits, target = case(k)
-        assert 0 <= losses.TERMS[name](logits.detach() * spread, target).item() <= 1
+        assert 0 <= losses.TERMS[name](Pixels(logits.detach() * spread, target)).item() <= 1
 
 
 @every_sum
@@ -463,7 +464,8 @@ def test_many_pixels_in_float32_are_as_exact_as_in_float64(name):
     target = (torch.rand(1, 1500, 1500) < 0.01).long()
     logits = torch.randn(1, 1, 1500, 1500)
     loss = losses.TERMS[name]
-    assert loss(logits, target).item() == pytest.approx(loss(logits.double(), target).item(), rel=1e-4)
+    single, double = (loss(Pixels(given, target)).item() for given in (logits, logits.double()))
+    assert single == pytest.approx(double, rel=1e-4)
 
 
 # Sums of terms.
@@ -478,9 +480,9 @@ def test_sums_are_weighted(k, seed):
     of_classes = (torch.rand(max(k, 2)) + 0.1).tolist()
     more = {"weights": torch.tensor(of_classes)}
     parts = {
-        "ce": losses.cross_entropy(logits, target, **more),
-        "focal": losses.focal(logits, target, gamma=3.0, **more),
-        **{name: losses.TERMS[name](logits, target) for name in REGIONS},
+        "ce": losses.cross_entropy(Pixels(logits, target), **more),
+        "focal": losses.focal(Pixels(logits, target), gamma=3.0, **more),
+        **{name: losses.TERMS[name](Pixels(logits, target)) for name in REGIONS},
     }
     expected = sum(weights[name] * part for name, part in parts.items())
     torch.testing.assert_close(losses.build(weights, of_classes, 3.0)(logits, target), expected)
@@ -489,7 +491,7 @@ def test_sums_are_weighted(k, seed):
 @every_term
 def test_one_term_of_weight_one_is_the_term_itself(name):
     logits, target = case(4)
-    assert torch.equal(built(name)(logits, target), losses.TERMS[name](logits, target))
+    assert torch.equal(built(name)(logits, target), losses.TERMS[name](Pixels(logits, target)))
 
 
 def test_terms_of_weight_zero_are_not_computed(monkeypatch):
@@ -590,7 +592,7 @@ def test_focal_looks_away_from_easy_pixels():
     target = torch.ones(1, 1, 2, dtype=torch.int64)
     shares = []
     for gamma in (0.0, 1.0, 2.0, 4.0):
-        (gradient,) = torch.autograd.grad(losses.focal(logits, target, gamma=gamma), logits)
+        (gradient,) = torch.autograd.grad(losses.focal(Pixels(logits, target), gamma=gamma), logits)
         shares.append(float(gradient[..., 0] / gradient.sum()))
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx((1 - 1 / (1 + math.exp(-3))) / (2 - 1 / (1 + math.exp(-3)) - 1 / (1 + math.e)))
@@ -601,7 +603,7 @@ def test_label_smoothing_is_torchs(k):
     torch.manual_seed(0)
     logits, target = torch.randn(2, k, 5, 6), torch.randint(0, max(k, 2), (2, 5, 6))
     target[0, 0] = 255
-    own = losses.cross_entropy(logits, target, label_smoothing=0.2)
+    own = losses.cross_entropy(Pixels(logits, target), label_smoothing=0.2)
     both = torch.cat([torch.zeros_like(logits), logits], 1) if k == 1 else logits
     assert own == pytest.approx(float(F.cross_entropy(both, target, ignore_index=255, label_smoothing=0.2)), abs=1e-6)
     loss = losses.build({"ce": 1.0}, label_smoothing=0.2)

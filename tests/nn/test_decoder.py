@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from segsweep.engine.execution import checkpoint_gradients
 from segsweep.nn import UNet
-from segsweep.nn.decoder import Block, _upsampled
+from segsweep.nn.decoder import Block, _upsampled, set_doubling
 from segsweep.nn.plan import Stage
 
 SIZES = ((12, 14), (18, 21), (6, 7), (11, 13), (12, 21))  # doubled, tripled, the same, odd, one side doubled
@@ -33,13 +33,19 @@ def test_upsampling_and_convolution_are_what_they_are_one_after_the_other(size):
         assert torch.allclose(found, expected, atol=1e-11)
 
 
+@pytest.mark.parametrize("doubling", (True, False))
 @pytest.mark.parametrize("skip", (0, 3))
-def test_a_block_is_two_convolutions_over_what_is_joined(skip):
+def test_a_block_is_two_convolutions_over_what_is_joined(skip, doubling):
     torch.manual_seed(0)
     block = Block(Stage(stride=1, inputs=5, skip=skip, width=4), "batch").eval()
-    x, joined = torch.randn(2, 5, 6, 7), torch.randn(2, skip, 12, 14)
-    plain = block.convs(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), joined], 1))
-    assert torch.allclose(block(x, joined if skip else None, (12, 14)), plain, atol=1e-5)
+    set_doubling(block, doubling)
+    x, skipped = torch.randn(2, 5, 6, 7), torch.randn(2, skip, 12, 14)
+    joined = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skipped], 1)
+    joining, *others = block.convs[0]
+    plain = F.conv2d(joined, joining.weight, padding=1)
+    for layer in (*others, block.convs[1]):
+        plain = layer(plain)
+    assert torch.allclose(block(x, skipped if skip else None, (12, 14)), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ("test_resnet", "test_vit", "test_convnext", "test_efficientnet"))

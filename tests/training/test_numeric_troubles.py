@@ -334,9 +334,9 @@ def test_settings_and_numbers_of_images_at_their_limits_train_to_numbers_or_end_
 def test_a_loss_that_is_no_number_ends_the_training_at_its_step(train_on, monkeypatch, bad, first):
     calls, dice = [], losses.dice
 
-    def broken(logits, target):
+    def broken(pixels):
         calls.append(torch.is_grad_enabled())
-        return dice(logits, target) + (bad if sum(calls) == first and calls[-1] else 0)
+        return dice(pixels) + (bad if sum(calls) == first and calls[-1] else 0)
 
     monkeypatch.setitem(losses.TERMS, "dice", broken)
     code, folder, err = train_on("loss=dice", "train.epochs=5", "data.passes=4")
