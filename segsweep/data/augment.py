@@ -70,8 +70,7 @@ def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
     """
     image = image - low if low else image
     if image.shape[1] == 3 and (draws.saturation != 1).any() | (draws.hue != 0).any():
-        matrix = torch.from_numpy(_color_matrix(draws)).to(image)
-        image = torch.einsum("bij,bjhw->bihw", matrix, image)
+        image = torch.einsum("bij,bjhw->bihw", _placed(_color_matrix(draws), image), image)
     elif (draws.brightness != 1).any():
         image = image * _column(draws.brightness, image)
     if (draws.contrast != 1).any():
@@ -92,7 +91,7 @@ def blurred(image: Tensor, sigma: np.ndarray, largest: float = 0.0) -> Tensor:
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / np.maximum(sigma, 1e-3)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdims=True)).repeat(c, axis=0)
-    weight = torch.from_numpy(kernel).to(image)
+    weight = _placed(kernel, image)
     flat = F.pad(image.reshape(1, b * c, *image.shape[2:]), (radius,) * 4, mode="replicate")
     flat = F.conv2d(flat, weight[:, None, None, :], groups=b * c)
     flat = F.conv2d(flat, weight[:, None, :, None], groups=b * c)
@@ -119,4 +118,9 @@ def _color_matrix(draws: Draws) -> np.ndarray:
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like)[:, None, None, None]
+    return _placed(values, like)[:, None, None, None]
+
+
+def _placed(values: np.ndarray, like: Tensor) -> Tensor:
+    """Bring numbers to an image's device and data type, without a wait for it."""
+    return torch.from_numpy(values).to(like.dtype).to(like.device, non_blocking=True)
