@@ -6,7 +6,7 @@ to be kept, and N processes see what one with N micro-batches sees.
 
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -32,6 +32,14 @@ MOST_SPOTS = 512  # pixels of a class in an image that crops may be laid over
 ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
 
 
+def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
+    """Return the places of equal items, those of the first item first."""
+    places: dict[Hashable, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(i)
+    return list(places.values())
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch."""
@@ -50,7 +58,7 @@ class HostBatch:
     indices: tuple[int, ...]
     placements: tuple[Placement, ...]
     windows: Windows
-    targets: tuple[Tensor, ...] = ()  # whole masks, for evaluation
+    targets: tuple[Tensor, ...] = ()  # whole masks, for evaluation, those of one size together: `n h w`
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Pixels:
 
     @cached_property
     def _table(self) -> Tensor:
-        return torch.from_numpy(self.labels.table).long().to(self.device)
+        return torch.from_numpy(self.labels.table).long().to(self.device, non_blocking=True)
 
     def size(self, index: int) -> Size:
         """Height and width of a sample."""
@@ -87,14 +95,25 @@ class Pixels:
         windows = stack([cut(*pair, p) for pair, p in zip(read, placements, strict=True)], self.store.channels)
         if self.device.type == "cuda" and not self.store.on_device:
             windows = windows.pinned()
-        return HostBatch(tuple(indices), tuple(placements), windows, tuple(mask for _, mask in read) if whole else ())
+        masks = self._stacked([mask for _, mask in read]) if whole else ()
+        return HostBatch(tuple(indices), tuple(placements), windows, masks)
+
+    def _stacked(self, masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Stack masks of one size, for one copy to the device."""
+        stacks = (torch.stack([masks[i] for i in same]) for same in alike(mask.shape for mask in masks))
+        return tuple(s.pin_memory() if self.device.type == "cuda" and s.device.type == "cpu" else s for s in stacks)
 
     def warped(self, host_batch: HostBatch) -> Batch:
         """Do the device's half: warp and label. All canvases have one size."""
         image, values, inside = warp(host_batch.windows, host_batch.placements[0].canvas, self.device)
         mask = torch.where(inside, self._classes(values), VOID)
-        targets = tuple(self._classes(target.to(self.device, non_blocking=True)) for target in host_batch.targets)
-        return Batch(image, mask, host_batch.indices, host_batch.placements, targets)
+        targets: dict[int, Tensor] = {}
+        if host_batch.targets:
+            places = alike(self.size(index) for index in host_batch.indices)
+            for same, masks in zip(places, host_batch.targets, strict=True):
+                targets |= zip(same, self._classes(masks.to(self.device, non_blocking=True)).unbind(), strict=True)
+        in_order = tuple(targets[i] for i in range(len(targets)))
+        return Batch(image, mask, host_batch.indices, host_batch.placements, in_order)
 
     def _classes(self, values: Tensor) -> Tensor:
         return self._table.index_select(0, values.flatten().int()).view(values.shape)

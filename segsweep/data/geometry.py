@@ -4,6 +4,7 @@ Coordinates are continuous, x first: pixel i covers [i, i + 1). A `Placement` ma
 the canvas's centre, to the image: `image = linear @ canvas + center`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 Size = tuple[int, int]  # height, width
 
 SMALLEST = 32  # pixels a side of the least canvas
-STRIP = 4_000_000  # numbers brought to an image's own grid at once
+STRIP = 4_000_000, 64_000_000  # numbers brought to an image's own grid at once: on a CPU, on another device
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,40 @@ class Canvas:
 
 
 def sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample maps `b c h w` float bilinearly at pixel coordinates x and y, `b H W`: `b c H W`, the edge replicated."""
+    """Sample maps `b c h w` float bilinearly at pixel coordinates x and y: `b c H W`, the edge replicated.
+
+    The coordinates are `b H W`, or `1 H W` for all.
+    """
     height, width = maps.shape[-2:]
     points = torch.empty(*x.shape, 2, dtype=x.dtype, device=x.device)
     torch.sub(x, width / 2, out=points[..., 0])
     torch.sub(y, height / 2, out=points[..., 1])
     points[..., 0] *= 2 / width
     points[..., 1] *= 2 / height
+    points = points.expand(len(maps), -1, -1, -1)
     return F.grid_sample(maps, points, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def to_image(maps: Tensor, placement: Placement, image: Size, rows: slice = slice(None)) -> Tensor:
-    """Bring maps `c H W` from a canvas laid without rotation to the image's pixel grid: `c h w`, or `rows` of it."""
+    """Bring maps from a canvas laid without rotation to the image's pixel grid: to `... c h w`, or `rows` of it.
+
+    Args:
+        maps: `c H W`, or `b c H W` of several images of one size and placement.
+    """
     if placement.untouched(image):
-        return maps[:, rows]
+        return maps[..., rows, :]
     scale = np.diag(placement.linear)
     offset = np.array(placement.canvas[::-1]) / 2 - placement.center / scale
     y = (torch.arange(image[0], device=maps.device)[rows] + 0.5) / scale[1] + offset[1]
     x = (torch.arange(image[1], device=maps.device) + 0.5) / scale[0] + offset[0]
     x, y = torch.meshgrid(x.to(maps.dtype), y.to(maps.dtype), indexing="xy")
-    return sample(maps[None], x[None], y[None])[0]
+    sampled = sample(maps if maps.ndim == 4 else maps[None], x[None], y[None])
+    return sampled if maps.ndim == 4 else sampled[0]
 
 
 def strips(maps: Tensor, placement: Placement, image: Size) -> Iterator[tuple[slice, Tensor]]:
-    """Bring maps to the image as `to_image` does, from the top down, in bounded memory: yield rows and `c rows w`."""
-    step = max(1, STRIP // (image[1] * maps.shape[0]))
+    """Bring maps to the image as `to_image` does, from the top down, in bounded memory: yield rows and `... rows w`."""
+    step = max(1, STRIP[maps.device.type != "cpu"] // (image[1] * math.prod(maps.shape[:-2])))
     for start in range(0, image[0], step):
         rows = slice(start, min(start + step, image[0]))
         yield rows, to_image(maps, placement, image, rows)

@@ -204,6 +204,24 @@ def _quota() -> int:
         return 1 << 16
 
 
+class Fetched:
+    """A tensor on its way from the device to the host: nobody waits for it until it is asked for."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._host, self._arrived = tensor, None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def get(self) -> torch.Tensor:
+        """Return it on the host; wait until it is there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.cpu()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was given; a CPU always has."""
     if device.type == "cuda":

@@ -1,7 +1,7 @@
 """How a model is scored: one way for validation, test, evaluation, prediction and demo."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segsweep import metrics
-from segsweep.data.batches import Batch, EvalBatches
+from segsweep.data.batches import Batch, EvalBatches, alike
 from segsweep.data.geometry import Size, strips
 from segsweep.data.store import Watch, unwatched
-from segsweep.engine.counting import confusion_matrices
+from segsweep.engine.casting import AtOnce
+from segsweep.engine.counting import matrices, pair_counts
+from segsweep.engine.device import Fetched
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.engine.losses import Loss
 from segsweep.nn.tiles import tiled
@@ -66,32 +68,58 @@ class Scorer:
         `names` are the classes'; the predictions of the samples `show` are kept. Of several processes each scores its
         own batches; all get the metrics, and the first one what is of each image.
         """
+        losses_sent: list[tuple[Sequence[int], Fetched]] = []
+        counts_sent: list[tuple[Sequence[int], Fetched]] = []
+        masks: dict[int, Fetched] = {}
+        with AtOnce(model.eval(), self.execution.precision).applied():
+            for batch, logits in self.iter_logits(model, batches):
+                own = torch.func.vmap(loss)(logits[:, None], batch.mask[:, None])
+                losses_sent.append((batch.indices, Fetched(own)))
+                for same, prediction in own_grids(batch, logits):
+                    indices, target = [batch.indices[i] for i in same], torch.stack([batch.targets[i] for i in same])
+                    counts_sent.append((indices, Fetched(pair_counts(prediction, target, len(names)))))
+                    for index, mask in zip(indices, prediction, strict=True):
+                        if index in show:
+                            masks[index] = Fetched(mask.to(torch.uint8))
+        # No batch has waited for the device until here.
         losses: dict[int, float] = {}
-        matrices: dict[int, NDArray[np.int64]] = {}
-        predictions: dict[int, Tensor] = {}
-        for batch, logits in self.iter_logits(model, batches):
-            own = [loss(logits[i : i + 1], batch.mask[i : i + 1]) for i in range(len(batch.indices))]
-            predicted = [
-                torch.cat([predict(part[None])[0] for _, part in own_grid(batch, logits, i)])
-                for i in range(len(batch.indices))
-            ]
-            matrices |= zip(batch.indices, confusion_matrices(predicted, batch.targets, len(names)), strict=True)
-            losses |= zip(batch.indices, torch.stack(own).tolist(), strict=True)
-            for index, prediction in zip(batch.indices, predicted, strict=True):
-                if index in show:
-                    predictions[index] = prediction.to(torch.uint8).cpu()
+        counted: dict[int, NDArray[np.int64]] = {}
+        for of, sent in losses_sent:
+            losses |= zip(of, sent.get().tolist(), strict=True)
+        for of, sent in counts_sent:
+            counted |= zip(of, matrices(sent.get(), len(names)), strict=True)
+        predictions = {index: mask.get() for index, mask in masks.items()}
         scores: dict[str, float] = {}
-        if parts := batches.world.gathered((losses, matrices, predictions)):
-            losses, matrices, predictions = (
+        if parts := batches.world.gathered((losses, counted, predictions)):
+            losses, counted, predictions = (
                 {k: v for one in kind for k, v in one.items()} for kind in zip(*parts, strict=True)
             )
-            matrices = {index: matrices[index] for index in batches.indices}  # in an order that no process decides
+            counted = {index: counted[index] for index in batches.indices}  # in an order that no process decides
             mean = math.fsum(losses.values()) / max(len(losses), 1)
-            scores = {"loss": mean, **metrics.scores(list(matrices.values()), names)}
-        return Evaluation(batches.world.agreed(scores), predictions, matrices)
+            scores = {"loss": mean, **metrics.scores(list(counted.values()), names)}
+        return Evaluation(batches.world.agreed(scores), predictions, counted)
 
 
 def own_grid(batch: Batch, logits: Tensor, i: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits of one image of a batch on its mask's own pixel grid, from the top down: rows, `k rows w`."""
     height, width = batch.targets[i].shape
     return strips(logits[i].float(), batch.placements[i], (height, width))
+
+
+def own_grids(batch: Batch, logits: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield predictions `n h w` on the masks' own pixel grids, images of one size and placement together.
+
+    With them the places of these images in the batch.
+    """
+    logits = logits.float()
+    for same in alike(_grid(batch, i) for i in range(len(batch.indices))):
+        chosen = logits if len(same) == len(logits) else torch.stack([logits[i] for i in same])
+        height, width = batch.targets[same[0]].shape
+        parts = [predict(part) for _, part in strips(chosen, batch.placements[same[0]], (height, width))]
+        yield same, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _grid(batch: Batch, i: int) -> Hashable:
+    """What images that are brought to their grids together have alike."""
+    placement = batch.placements[i]
+    return batch.targets[i].shape, placement.linear.tobytes(), placement.center.tobytes()

@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from segsweep.config.schema import OptimConfig, TrainConfig
 from segsweep.data.batches import Batch, TrainBatches
 from segsweep.data.store import Watch, unwatched
+from segsweep.engine.device import Fetched
 from segsweep.engine.scorer import Evaluation
 from segsweep.engine.step import DataStallTimer, TrainStep
 from segsweep.errors import NonFiniteError
@@ -23,7 +25,7 @@ from segsweep.training import optim
 from segsweep.training.state import Progress, TrainState
 from segsweep.world import SINGLE, World
 
-CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+CHECK_EVERY = 20  # steps whose losses come from a device to the host together
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ def fit(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         stall = DataStallTimer(device)
-        total, done_steps, images = torch.zeros((), device=device), 0, 0
-        first_bad = torch.full((), -1, device=device)
+        losses, done_steps, images = StepLosses(device), 0, 0
         lr = 0.0
         for micro_batches in watch(batches.epoch(number), len(batches), f"epoch {number}"):
             # Every process goes by one clock: with its own it would take another rate, or stop alone.
@@ -95,15 +96,14 @@ def fit(
             step_loss, seen = step(state, _seeded(drawn, *group) if parts > 1 else drawn, train.grad_accum)
             if state.average:
                 state.average.update(state.model)
-            total += step_loss
-            first_bad = torch.where((first_bad < 0) & ~torch.isfinite(step_loss), done_steps, first_bad)
             done_steps += 1
             images += seen
-            if done_steps % CHECK_EVERY == 0 or device.type == "cpu":
-                _refuse_non_finite(first_bad, number, lr, step.execution.precision, world)
-        _refuse_non_finite(first_bad, number, lr, step.execution.precision, world)
-        mean_loss = float(world.summed(total)) / (done_steps * world.size)
-        images = int(world.summed(torch.tensor(images, device=device)))
+            if losses.add(step_loss):
+                _refuse_non_finite(losses.first_bad, number, lr, step.execution.precision, world)
+        losses.finish()
+        _refuse_non_finite(losses.first_bad, number, lr, step.execution.precision, world)
+        mean_loss = float(world.summed(losses.total())) / (done_steps * world.size)
+        images = int(world.summed(torch.tensor(images)))
         if world.size > 1:
             _average_statistics(state, world)
         trained = time.perf_counter()
@@ -131,6 +131,53 @@ def fit(
             "perf/seconds": progress.seconds,
         }
         yield Epoch(number, metrics, is_best, validation)
+
+
+class StepLosses:
+    """The losses of an epoch's steps. They come to the host some at a time, and no step waits for its own.
+
+    Attributes:
+        values: of the first steps, as far as they have come.
+        first_bad: the first step of them, from 0, whose loss is NaN or infinite; -1 if none is.
+    """
+
+    def __init__(self, device: torch.device):
+        self.values: list[float] = []
+        self.first_bad = -1
+        self._every = 1 if device.type == "cpu" else CHECK_EVERY
+        self._behind = 0 if device.type == "cpu" else 1  # what was sent last is still on its way
+        self._waiting: list[Tensor] = []
+        self._sent: deque[Fetched] = deque()
+
+    def add(self, loss: Tensor) -> bool:
+        """Take a step's loss, a scalar; tell whether it is time to look at the values."""
+        self._waiting.append(loss)
+        if len(self._waiting) < self._every:
+            return False
+        self._send()
+        self._receive(self._behind)
+        return True
+
+    def finish(self) -> None:
+        """Wait for all of them."""
+        self._send()
+        self._receive(0)
+
+    def total(self) -> Tensor:
+        """Return their sum in float32, one after the other."""
+        return torch.from_numpy(np.array(self.values, np.float32).cumsum())[-1]
+
+    def _send(self) -> None:
+        if self._waiting:
+            self._sent.append(Fetched(torch.stack(self._waiting)))
+            self._waiting = []
+
+    def _receive(self, behind: int) -> None:
+        while len(self._sent) > behind:
+            for value in self._sent.popleft().get().tolist():
+                if self.first_bad < 0 and not math.isfinite(value):
+                    self.first_bad = len(self.values)
+                self.values.append(value)
 
 
 def stop_reason(progress: Progress, train: TrainConfig) -> str:
@@ -185,8 +232,7 @@ def _train_mode(model: nn.Module) -> None:
             child.eval()
 
 
-def _refuse_non_finite(first_bad: Tensor, epoch: int, lr: float, precision: torch.dtype, world: World) -> None:
-    step = int(first_bad)
+def _refuse_non_finite(step: int, epoch: int, lr: float, precision: torch.dtype, world: World) -> None:
     if world.any(step >= 0):
         where = f"step {step + 1}" if step >= 0 else "in another process"
         raise _non_finite(epoch, where, lr, precision)

@@ -6,7 +6,7 @@ import torch
 from conftest import segmented
 from torchmetrics.functional import classification as torchmetrics
 
-from segsweep.engine.counting import confusion_matrices
+from segsweep.engine.counting import _added, confusion_matrices, matrices, pair_counts
 
 VOID = 255
 
@@ -75,3 +75,23 @@ def test_the_first_image_that_is_wrong_is_found_among_several():
     fine = torch.zeros(2, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"got target 7 with prediction 1"):
         confusion_matrices([fine, fine + 1, fine], [fine, fine + 7, fine + 9], 2)
+
+
+def test_images_of_one_size_are_counted_together_as_one_by_one():
+    predictions, targets = segmented(4)
+    counts = pair_counts(predictions, targets, 4)
+    assert (counts.sum(1) == targets[0].numel()).all()
+    assert torch.equal(counts[:, -2], (targets == VOID).flatten(1).sum(1))
+    np.testing.assert_array_equal(matrices(counts, 4), confusion_matrices(list(predictions), list(targets), 4))
+
+
+def test_what_is_out_of_range_is_refused_when_the_counts_have_come():
+    counts = pair_counts(torch.tensor([[0, 1], [0, 5]]), torch.tensor([[0, 1], [1, 1]]), 2)
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        matrices(counts, 2)
+
+
+@pytest.mark.parametrize("bins", (1, 7, 70_000))
+def test_adding_up_is_bincount(bins):
+    numbers = torch.randint(0, bins, (3, 1000), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_added(numbers, bins), torch.bincount(numbers.flatten(), minlength=bins))

@@ -608,3 +608,14 @@ def test_label_smoothing_is_torchs(k):
     assert own == pytest.approx(float(F.cross_entropy(both, target, ignore_index=255, label_smoothing=0.2)), abs=1e-6)
     loss = losses.build({"ce": 1.0}, label_smoothing=0.2)
     assert float(loss(logits, target)) == pytest.approx(float(own))
+
+
+@every_sum
+@some_classes
+def test_images_are_scored_together_as_one_by_one(name, k):
+    logits, target = case(k, size=(3, 6, 7))
+    target[1] = VOID
+    loss = built(name)
+    together = torch.func.vmap(loss)(logits[:, None], target[:, None])
+    alone = torch.stack([loss(logits[i : i + 1], target[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone)

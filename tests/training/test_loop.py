@@ -222,7 +222,7 @@ def test_at_native_size_a_perfect_model_scores_one(data):
 def test_strips_change_nothing(data, monkeypatch):
     batches = data(EvalBatches, size=(64, 64))
     whole = evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES)
-    monkeypatch.setattr(geometry, "STRIP", 100)
+    monkeypatch.setattr(geometry, "STRIP", (100, 100))
     assert evaluate(Brightness(), batches, losses.build({"ce": 1.0}), NAMES).metrics == whole.metrics
 
 
