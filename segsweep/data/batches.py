@@ -22,7 +22,7 @@ from segsweep.data.geometry import Canvas, Placement, Size
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.prefetch import prefetch
 from segsweep.data.store import Store
-from segsweep.data.windows import Windows, cut, stack, warp
+from segsweep.data.windows import Windows, cut, needed, stack, warp
 from segsweep.world import SINGLE, World
 
 T = TypeVar("T")
@@ -78,6 +78,10 @@ class Pixels:
     def _table(self) -> Tensor:
         return torch.from_numpy(self.labels.table).long().to(self.device, non_blocking=True)
 
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return np.array([[row.image_offset, row.mask_offset, row.width, row.channels] for row in self.store.rows])
+
     def size(self, index: int) -> Size:
         """Height and width of a sample."""
         return self.store.rows[index].height, self.store.rows[index].width
@@ -91,9 +95,15 @@ class Pixels:
 
     def cut(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> HostBatch:
         """Do the host's half: cut one window for each sample."""
+        if self.store.on_device:
+            boxes = [needed(self.size(i), p) for i, p in zip(indices, placements, strict=True)]
+            masks = self._stacked([self.store.mask(i) for i in indices]) if whole else ()
+            return HostBatch(
+                tuple(indices), tuple(placements), self.store.flat.cut(self._places[indices], boxes), masks
+            )
         read = [self.store.pair(i) for i in indices]
         windows = stack([cut(*pair, p) for pair, p in zip(read, placements, strict=True)], self.store.channels)
-        if self.device.type == "cuda" and not self.store.on_device:
+        if self.device.type == "cuda":
             windows = windows.pinned()
         masks = self._stacked([mask for _, mask in read]) if whole else ()
         return HostBatch(tuple(indices), tuple(placements), windows, masks)

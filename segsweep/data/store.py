@@ -31,6 +31,7 @@ from segsweep.data.masks import NO_DATA, Value
 from segsweep.data.prefetch import prefetch
 from segsweep.data.scan import IMAGES, MASKS, Decoded, Decoding, Manifest
 from segsweep.data.source import Sample, Unusable
+from segsweep.data.windows import Flat
 from segsweep.errors import FULL, DataError, DiskError
 from segsweep.paths import build_once, cache
 
@@ -83,6 +84,11 @@ class Store:
     def on_device(self) -> bool:
         """Tell whether the pixels lie on a device of their own and not in main memory."""
         return self._kept_pixels and self._images.device.type != "cpu"
+
+    @property
+    def flat(self) -> Flat:
+        """All kept pixels, where they lie."""
+        return Flat(self._images, self._masks, self.channels)
 
     @property
     def by_name(self) -> bool:

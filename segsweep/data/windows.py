@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from segsweep.data.geometry import Placement, Size, sample
 
+AT_ONCE = 1 << 26  # numbers of images that are cut out of a device's memory at once
+
 
 @dataclass(frozen=True)
 class Box:
@@ -90,6 +92,89 @@ def stack(windows: Sequence[Window], channels: int) -> Windows:
         images[i, :h, :w] = window.image
         masks[i, :h, :w] = window.mask
     return Windows(images, masks, _numbers([window.box for window in windows]))
+
+
+@dataclass(frozen=True)
+class Flat:
+    """All images and masks of a data set on a device, one after the other."""
+
+    images: Tensor  # of one data type, `n`: of each image `h w c`
+    masks: Tensor  # uint8 `n`: of each mask `h w`
+    channels: int  # of a window; images of one channel count for all
+
+    def cut(self, places: np.ndarray, boxes: Sequence[Box]) -> Windows:
+        """Cut out windows, each a box, all in a few calls: what `cut` and `stack` give, but beyond a window's edges.
+
+        Args:
+            places: `b 4` int64 of each sample: where its image and its mask begin, its width, its channels.
+        """
+        firsts, spans = np.stack([box.first for box in boxes]), np.stack([box.last - box.first for box in boxes])
+        parts = self._parts([(int(x), int(y)) for x, y in (box.factor for box in boxes)], spans)
+        order = [i for _, same in parts for i in same]
+        # In the order they are cut in: the sample's place, the box's x and y, its width and height, all in whole
+        # pixels; and where each box is in that order.
+        table = np.concatenate([np.concatenate([places, firsts, spans], 1)[order], np.argsort(order)[:, None]], 1)
+        rows = torch.from_numpy(table).to(self.masks.device, non_blocking=True)
+        width, height = np.max([box.extent for box in boxes], 0).tolist()
+        images: list[Tensor] = []
+        masks: list[Tensor] = []
+        done = 0
+        for factor, same in parts:
+            found = self._gathered(rows[done : done + len(same)], factor, spans[same].max(0).tolist())
+            for kind, tensor in zip((images, masks), found, strict=True):
+                below, right = height - tensor.shape[1], width - tensor.shape[2]
+                around = (0, 0) * (tensor.ndim - 3) + (0, right, 0, below)
+                kind.append(F.pad(tensor, around) if below or right else tensor)
+            done += len(same)
+        if len(parts) == 1:
+            return Windows(images[0].view(self.images.dtype), masks[0], _numbers(boxes))
+        back = rows[:, 8]
+        return Windows(torch.cat(images)[back].view(self.images.dtype), torch.cat(masks)[back], _numbers(boxes))
+
+    def _parts(self, factors: Sequence[tuple[int, int]], spans: np.ndarray) -> list[tuple[tuple[int, int], list[int]]]:
+        """Boxes that are cut out together: of one factor, and no more than memory should hold at once."""
+        parts: list[tuple[tuple[int, int], list[int]]] = []
+        for factor in sorted(set(factors)):
+            same = [i for i, other in enumerate(factors) if other == factor]
+            each = max(1, AT_ONCE // int(np.prod(spans[same].max(0)) * self.channels))
+            parts += [(factor, same[start : start + each]) for start in range(0, len(same), each)]
+        return parts
+
+    def _gathered(self, rows: Tensor, factor: tuple[int, int], span: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Images `b h w c` and masks `b h w` of boxes of one factor; `span` is the largest width and height.
+
+        Little can be done with uint16 everywhere, so its bits are moved as int16.
+        """
+        kind = self.images.dtype
+        moved = self.images.view(torch.int16) if kind == torch.uint16 else self.images
+        image, mask, stride, channels, left, top, width, height = (c[:, None, None] for c in rows[:, :8].T)
+        y = torch.arange(span[1], device=rows.device)[:, None]
+        x = torch.arange(span[0], device=rows.device)
+        pixel = (top + torch.minimum(y, height - 1)) * stride + left + torch.minimum(x, width - 1)
+        shrunk = factor != (1, 1)
+        middles = pixel
+        if shrunk:
+            middle_y = torch.minimum(y[:: factor[1]] + factor[1] // 2, height - 1)
+            middle_x = torch.minimum(x[:: factor[0]] + factor[0] // 2, width - 1)
+            middles = (top + middle_y) * stride + left + middle_x
+        masks = torch.take(self.masks, mask + middles)
+        channel = torch.minimum(torch.arange(self.channels, device=rows.device), channels[..., None] - 1)
+        images = torch.take(moved, (image + pixel * channels)[..., None] + channel)
+        if shrunk:
+            inside = ((y < height) & (x < width))[..., None]
+            means = _blocks(images.view(kind).float() * inside, factor, (width, height))
+            images = (means if kind.is_floating_point else means.round().to(kind)).view(images.dtype)
+        return images, masks
+
+
+def _blocks(images: Tensor, factor: tuple[int, int], sides: tuple[Tensor, Tensor]) -> Tensor:
+    """Means of blocks of factor x and y of `b h w c` float, 0 beyond its `sides`, width and height of `b 1 1`."""
+    x, y = factor
+    sums = F.avg_pool2d(images.permute(0, 3, 1, 2), (y, x), ceil_mode=True, divisor_override=1).permute(0, 2, 3, 1)
+    row = torch.arange(sums.shape[1], device=images.device)[:, None]
+    column = torch.arange(sums.shape[2], device=images.device)
+    tall, wide = (sides[1] - y * row).clamp(1, y), (sides[0] - x * column).clamp(1, x)
+    return sums / (tall * wide)[..., None]
 
 
 def _numbers(boxes: Sequence[Box]) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from segsweep.config.schema import AugmentationConfig, DataConfig
+from segsweep.data import windows
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
 from segsweep.data.sources import folder
-from segsweep.data.store import open_store
+from segsweep.data.store import Store, open_store
 from segsweep.world import SINGLE, World
 
 CPU = torch.device("cpu")
@@ -879,3 +880,68 @@ def test_rarity_shows_samples_as_often(pairs):
     assert shown / epochs == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)
     seen = [i for step in trained(store, passes=40, **settings).epoch(0) for batch in step for i in batch.indices]
     assert np.bincount(seen, minlength=8) / 40 == pytest.approx(8 * np.array(rarity) / 16, abs=0.2)
+
+
+def stored_as(root, kind, sizes=MIXED):
+    """Images of mixed sizes, some of them grey where the type has grey and colour."""
+    rng = np.random.default_rng(1)
+    colour = kind == "uint8"
+    images = [
+        (rng.random((*size, 3) if colour and i % 3 else size) * (250 if colour else 60_000)).astype(kind)
+        for i, size in enumerate(sizes)
+    ]
+    return stored(root, images, [blobs(size, 3, i) for i, size in enumerate(sizes)])
+
+
+def micro_batches(batches):
+    return [batch for step in epoch(batches, 1) for batch in step]
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """The pixels are where a GPU's would be: they are gathered, not cut one by one."""
+    return lambda: monkeypatch.setattr(Store, "on_device", property(lambda self: True))
+
+
+@pytest.mark.parametrize("kind", ("uint8", "uint16", "float32"))
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", ((32, 40), (16, 12)), ids=str)  # the second shrinks by whole factors, too
+def test_what_is_gathered_on_a_device_is_what_is_cut_on_the_host(tmp_path, on_device, kind, resize, size):
+    store, how = stored_as(tmp_path, kind), {"augmentation": GEOMETRY, "batch_size": 7, "size": size, "resize": resize}
+    cut = micro_batches(trained(store, **how))
+    whole = list(evaluated(store, size=size, resize=resize))
+    on_device()
+    for expected, found in zip(
+        (*cut, *whole),
+        (*micro_batches(trained(store, **how)), *evaluated(store, size=size, resize=resize)),
+        strict=True,
+    ):
+        assert expected.indices == found.indices
+        assert torch.equal(expected.mask, found.mask)
+        # Beyond a window's edges lie zeros in the one, the edge in the other: coordinates are rounded.
+        assert torch.allclose(expected.image, found.image, rtol=1e-4, atol=1e-6)
+        assert all(torch.equal(one, other) for one, other in zip(expected.targets, found.targets, strict=True))
+        assert len(expected.targets) == len(found.targets)
+
+
+def test_gathering_in_parts_is_gathering_at_once(tmp_path, on_device, monkeypatch):
+    store = stored_as(tmp_path, "uint8")
+    on_device()
+    how = {"augmentation": GEOMETRY, "batch_size": 7, "resize": "pad", "size": (16, 12)}
+    (whole,) = micro_batches(trained(store, **how))
+    monkeypatch.setattr(windows, "AT_ONCE", 5000)
+    (parts,) = micro_batches(trained(store, **how))
+    assert torch.equal(whole.image, parts.image)
+    assert torch.equal(whole.mask, parts.mask)
+
+
+def test_calls_do_not_grow_with_the_batch(tmp_path, on_device, calls):
+    store = noisy(tmp_path, [(40, 48)] * 16)
+    on_device()
+    found = []
+    for n in (4, 16):
+        pixels, canvas = Pixels(store, CLASSES, CPU), Canvas((32, 40), "crop")
+        with calls() as counted:
+            pixels.warped(pixels.cut(range(n), [canvas.place((40, 48)) for _ in range(n)]))
+        found.append(counted.total)
+    assert found[0] == found[1]

@@ -62,10 +62,12 @@ def fetched(monkeypatch):
     return asked
 
 
-def parts(resize):
+def parts(resize, on_device):
     words = ["data=shapes", "data.count=20", "data.size=[64,64]", "augmentation=strong"]
     config = configuration([*words, "augmentation.noise=0"])  # `meta` draws no random numbers of a seed of their own
     data = load(config.data)
+    if on_device:
+        data.store._images, data.store._masks = data.store._images.to(META), data.store._masks.to(META)
     pixels, canvas = Pixels(data.store, data.labels, META), Canvas((64, 64), resize)
     train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(4, grad_accum=2), config.augmentation)
     return train, EvalBatches(pixels, data.parts["val"], canvas, 4), data.labels.names
@@ -78,8 +80,9 @@ def state_of(model, **more):
 
 @pytest.mark.parametrize("terms", ({"ce": 1.0, "dice": 1.0, "lovasz": 1.0}, {"focal": 1.0, "jaccard": 1.0}), ids=str)
 @pytest.mark.parametrize("resize", ("crop", "pad"))
-def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, terms):
-    batches, val, names = parts(resize)
+@pytest.mark.parametrize("on_device", (True, False))
+def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, on_device, terms):
+    batches, val, names = parts(resize, on_device)
     with META:
         model = UNet("test_resnet", num_classes=1)
     loss = losses.build(terms, weights=[1.0, 3.0])
