@@ -21,6 +21,7 @@ class Execution:
     channels_last: bool = True  # the memory layout of images and of convolutions' weights
     compile: bool = False  # the training's forward and backward passes go through torch.compile
     doubling: bool = True  # the decoder's upsampling is joined with its convolution: fewer products, more calls
+    graphs: bool = False  # what is compiled is replayed as CUDA graphs; untried: no GPU has measured it yet
 
     @property
     def layout(self) -> torch.memory_format:
@@ -36,15 +37,25 @@ class Execution:
                     _keep_fp32(module)
         return model
 
-    def forward(self, model: nn.Module, image: Tensor) -> Tensor:
+    def forward(self, model: Callable[..., Tensor], image: Tensor) -> Tensor:
         """Return the model's output for an image `b c h w`."""
         with torch.autocast(image.device.type, self.precision, enabled=self.precision != torch.float32):
             logits: Tensor = model(image.contiguous(memory_format=self.layout))
             return logits
 
-    def compiled(self, model: nn.Module) -> nn.Module:
-        """Return what to call in training's place of the model: images always have one size there."""
-        return torch.compile(model, dynamic=False) if self.compile else model  # type: ignore[return-value]
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return what to call in training's place of a function: images always have one size there."""
+        if not self.compile:
+            return function
+        if not self.graphs:
+            return torch.compile(function, dynamic=False)
+        replayed = torch.compile(function, dynamic=False, mode="reduce-overhead")
+
+        def call(*given: Any) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return replayed(*given).clone()  # the next call overwrites what this one gave
+
+        return call
 
 
 PLAIN = Execution()
@@ -117,7 +128,7 @@ def set_momentum(model: nn.Module, of: Callable[[float], float]) -> None:
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Let a model be trained on anything in this context: its buffers, mode and the random state come back."""
-    training, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes, buffers = [(m, m.training) for m in model.modules()], {n: b.clone() for n, b in model.named_buffers()}
     with torch.random.fork_rng():
         try:
             yield
@@ -126,4 +137,5 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 for name, buffer in model.named_buffers():
                     buffer.copy_(buffers[name])
             model.zero_grad(set_to_none=True)
-            model.train(training)
+            for module, training in modes:
+                module.training = training

@@ -5,7 +5,7 @@ Region losses are over the batch, and the mean over the classes in its targets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -25,36 +25,41 @@ class Pixels:
     def __init__(self, logits: Tensor, target: Tensor):
         self.logits, self.target = logits, target
         self.binary = logits.shape[1] == 1
-
-    @cached_property
-    def counted(self) -> Tensor:
+        self.counted = target != VOID
         """Where a pixel counts, `b h w` bool."""
-        return self.target != VOID
-
-    @cached_property
-    def share(self) -> Tensor:
+        self.share = self.counted.to(logits.dtype)
         """1 where a pixel counts, else 0, `b h w`."""
-        return self.counted.to(self.logits.dtype)
+        # Not `cached_property`: before Python 3.12 it has a lock, which torch.compile cannot follow.
+        self._probability: Tensor | None = None
+        self._truth: Tensor | None = None
+        self._truths: Tensor | None = None
 
-    @cached_property
+    @property
     def probability(self) -> Tensor:
         """Of each class (one logit: of the foreground), a row for each: `k n`; 0 where void."""
-        found = self.logits.sigmoid() if self.binary else self.logits.softmax(dim=1)
-        return (found * self.share[:, None]).movedim(1, 0).flatten(1)
+        if self._probability is None:
+            found = self.logits.sigmoid() if self.binary else self.logits.softmax(dim=1)
+            self._probability = (found * self.share[:, None]).movedim(1, 0).flatten(1)
+        return self._probability
 
-    @cached_property
+    @property
     def truth(self) -> Tensor:
         """1 where a pixel is of a class (one logit: of the foreground), else 0, as `probability`; void is of none."""
-        if self.binary:
-            classes = self.target.new_ones(1)
-        else:
-            classes = torch.arange(self.logits.shape[1], device=self.target.device)
-        return (self.target == classes[:, None, None, None]).to(self.logits.dtype).flatten(1)
+        if self._truth is None:
+            if self.binary:
+                truth = (self.target == 1)[None]
+            else:
+                classes = torch.arange(self.logits.shape[1], device=self.target.device)
+                truth = self.target == classes[:, None, None, None]
+            self._truth = truth.to(self.logits.dtype).flatten(1)
+        return self._truth
 
-    @cached_property
+    @property
     def truths(self) -> Tensor:
         """Pixels of each class in the targets, `k`."""
-        return self.truth.sum(1)
+        if self._truths is None:
+            self._truths = self.truth.sum(1)
+        return self._truths
 
     def mean_of_present(self, losses: Tensor) -> Tensor:
         """Return the mean of the classes' losses `k` over those in the targets."""
@@ -130,35 +135,34 @@ TERMS: dict[str, Term] = {"ce": cross_entropy, "dice": dice, "jaccard": jaccard,
 
 
 def build(
-    terms: Mapping[str, float], weights: Sequence[float] | None = None, gamma: float = 2.0, label_smoothing: float = 0.0
+    terms: Mapping[str, float],
+    weights: Sequence[float] | None = None,
+    gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    device: torch.device | None = None,
 ) -> Loss:
     """Make a weighted sum of terms.
 
     Args:
         terms: weight by the name in `TERMS`; 0 leaves one out.
         weights: of the classes, for ce and focal; `gamma` is focal's, `label_smoothing` is ce's.
+        device: where logits will be; elsewhere the weights are copied there, and waited for, at each call.
 
     Raises ConfigError: all terms are 0.
     """
     if not any(terms.values()):
         raise ConfigError(f"loss: every weight is 0. Set one of {', '.join(f'loss.{name}' for name in terms)}.")
-    given: dict[str, dict[str, object]] = {"ce": {"label_smoothing": label_smoothing}, "focal": {"gamma": gamma}}
+    of_classes = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
+    arguments: dict[str, dict[str, object]] = {
+        "ce": {"weights": of_classes, "label_smoothing": label_smoothing},
+        "focal": {"weights": of_classes, "gamma": gamma},
+    }
     used = {name: weight for name, weight in terms.items() if weight}
-
-    @cache  # a copy from the host at each step would wait for the device
-    def of_classes(device: torch.device) -> dict[str, Tensor | None]:
-        with torch.inference_mode(False):
-            return {"weights": None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)}
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            pixels, weighted = Pixels(logits.float(), target), of_classes(logits.device)
-            parts = [
-                weight * TERMS[name](pixels, **given[name], **weighted)
-                if name in given
-                else weight * TERMS[name](pixels)
-                for name, weight in used.items()
-            ]
+            pixels = Pixels(logits.float(), target)
+            parts = [w * TERMS[name](pixels, **arguments.get(name, {})) for name, w in used.items()]
             return reduce(torch.add, parts)
 
     return loss

@@ -1,7 +1,7 @@
 """One optimizer step, and how long the device waits for its images."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from segsweep import console
 from segsweep.data.batches import Batch
 from segsweep.engine.casting import AtOnce
-from segsweep.engine.execution import Execution
+from segsweep.engine.execution import Execution, unchanged
 from segsweep.engine.losses import Loss
+from segsweep.errors import first_line
 from segsweep.world import SINGLE, World
 
 
@@ -42,10 +44,11 @@ class TrainStep:
         """
         state.optimizer.zero_grad(set_to_none=True)
         parts, images = [], 0
-        called = self._called_for(state.model)
+        called = None
         for i, batch in enumerate(micro_batches, 1):
+            called = called or self._called_for(state.model, batch)
             with called.at_once.applied(), nullcontext() if i == number else self.world.apart(called.shared):
-                part = self.loss(self.execution.forward(called.compiled, batch.image), batch.mask)
+                part = called.loss(batch.image, batch.mask)
                 part = part / number if number > 1 else part
                 state.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             parts.append(part.detach())
@@ -57,29 +60,57 @@ class TrainStep:
         state.scaler.update()
         return reduce(torch.add, parts), images
 
-    def _called_for(self, model: nn.Module) -> "_Called":
-        """What is called in the model's place; made once, by several processes anew where other parameters train."""
-        trained = [p.requires_grad for p in model.parameters()] if self.world.size > 1 else []
+    def _called_for(self, model: nn.Module, batch: Batch) -> "_Called":
+        """What is called in the model's place; made anew where other parameters train."""
+        trained = [p.requires_grad for p in model.parameters()]
         known = self._called
         if known is None or known.model is not model or known.trained != trained:
-            shared = self.world.shared(model)
-            compiled = self.execution.compiled(shared)
-            # What is compiled has its casts joined anyway; of several processes each weight's gradient goes to the
-            # others as soon as it is there.
-            layer_by_layer = self.execution.compile or self.world.size > 1
-            at_once = AtOnce(nn.Identity() if layer_by_layer else model, self.execution.precision)
-            known = self._called = _Called(model, trained, shared, compiled, at_once)
+            known = self._called = self._made(model, trained, batch)
         return known
+
+    def _made(self, model: nn.Module, trained: list[bool], batch: Batch) -> "_Called":
+        shared = self.world.shared(model)
+        if self.world.size > 1:
+            # Each weight's gradient goes to the others as soon as it is there; they would wait for a process whose
+            # compiler fails.
+            called = self.execution.compiled(shared)
+            return _Called(model, trained, shared, self._loss_of(called), AtOnce(nn.Identity(), torch.float32))
+        loss = self._loss_of(model)
+        compiled = self._tried(model, loss, batch) if self.execution.compile else None
+        # What is compiled has its casts joined anyway.
+        at_once = AtOnce(nn.Identity() if compiled else model, self.execution.precision)
+        return _Called(model, trained, shared, compiled or loss, at_once)
+
+    def _loss_of(self, model: Callable[..., Tensor]) -> Loss:
+        """The loss of an image and its mask."""
+
+        def loss(image: Tensor, mask: Tensor) -> Tensor:
+            return self.loss(self.execution.forward(model, image), mask)
+
+        return loss
+
+    def _tried(self, model: nn.Module, loss: Loss, batch: Batch) -> Loss | None:
+        """Compile it, and run it once; None where that fails."""
+        compiled = self.execution.compiled(loss)
+        try:
+            with unchanged(model):
+                compiled(batch.image, batch.mask).backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            console.note(f"note: torch.compile failed, so this training runs without it: {first_line(error)}")
+            return None
+        return compiled
 
 
 @dataclass(frozen=True)
 class _Called:
-    """What is called in a model's place: shared by the processes, then compiled."""
+    """What is called in a model's place."""
 
     model: nn.Module
-    trained: list[bool]  # of its parameters, which are; empty with one process
-    shared: nn.Module
-    compiled: nn.Module
+    trained: list[bool]  # of its parameters, which are
+    shared: nn.Module  # by the processes
+    loss: Loss  # of an image and its mask, perhaps compiled
     at_once: AtOnce  # of the model, where its layers are called one by one
 
 

@@ -72,16 +72,22 @@ class JoiningConv2d(nn.Conv2d):
 
     Attributes:
         doubling: doubling and convolving are one transposed convolution, and map and skip are convolved apart and
-            added: fewer products and copies, more calls. Either way it is the same map, up to rounding.
+            added: fewer products and copies, more calls. Without it, in training alone, they are joined first. Either
+            way it is the same map, up to rounding; all that is scored is computed in one way.
     """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
         self.doubling = True
 
+    @property
+    def plain(self) -> bool:
+        """Tell whether the weights meet map and skip joined, as they are."""
+        return self.training and not self.doubling
+
     def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
         """From `b c h w` and the skip `b s *size`, if any, to `b outputs *size`."""
-        if not self.doubling:
+        if self.plain:
             x = _resized(x, size)
             return F.conv2d(x if skip is None else torch.cat([x, skip], 1), self.weight, padding=1)
         if skip is None:
@@ -109,7 +115,7 @@ class Block(nn.Module):
 
 
 def set_doubling(model: nn.Module, doubling: bool) -> None:
-    """Choose how the decoders of a model upsample, see `JoiningConv2d`."""
+    """Choose how a model's decoder upsamples in training, see `JoiningConv2d`."""
     for module in model.modules():
         if isinstance(module, JoiningConv2d):
             module.doubling = doubling

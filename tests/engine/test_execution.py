@@ -63,10 +63,20 @@ def test_what_is_prepared_is_the_same_model():
 
 
 def test_only_training_is_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: ("compiled", dynamic))
-    assert Execution(compile=True).compiled(model()) == ("compiled", False)
+    monkeypatch.setattr(torch, "compile", lambda model, **how: ("compiled", how))
+    assert Execution(compile=True).compiled(model()) == ("compiled", {"dynamic": False})
     plain = model()
     assert PLAIN.compiled(plain) is plain
+
+
+def test_what_graphs_give_is_kept_when_they_are_replayed(monkeypatch):
+    begun, static = [], torch.zeros(1)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: begun.append(how) or (lambda x: static.add_(x)))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append("step"))
+    call = Execution(compile=True, graphs=True).compiled(lambda x: x)
+    results = [call(torch.ones(1)) for _ in range(2)]
+    assert [float(r) for r in results] == [1.0, 2.0]
+    assert begun == [{"dynamic": False, "mode": "reduce-overhead"}, "step", "step"]
 
 
 def test_a_trial_leaves_no_trace():

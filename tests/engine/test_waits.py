@@ -85,7 +85,7 @@ def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, on_devic
     batches, val, names = parts(resize, on_device)
     with META:
         model = UNet("test_resnet", num_classes=1)
-    loss = losses.build(terms, weights=[1.0, 3.0])
+    loss = losses.build(terms, weights=[1.0, 3.0], device=META)
     step = TrainStep(PLAIN, loss, grad_clip=1.0)
     state = state_of(model, average=optim.Average(model, 0.9))
     asked_in_validation = []

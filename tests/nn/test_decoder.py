@@ -37,7 +37,7 @@ def test_upsampling_and_convolution_are_what_they_are_one_after_the_other(size):
 @pytest.mark.parametrize("skip", (0, 3))
 def test_a_block_is_two_convolutions_over_what_is_joined(skip, doubling):
     torch.manual_seed(0)
-    block = Block(Stage(stride=1, inputs=5, skip=skip, width=4), "batch").eval()
+    block = Block(Stage(stride=1, inputs=5, skip=skip, width=4), "batch")
     set_doubling(block, doubling)
     x, skipped = torch.randn(2, 5, 6, 7), torch.randn(2, skip, 12, 14)
     joined = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skipped], 1)
