@@ -239,14 +239,17 @@ class TrainConfig:
         None, "early stopping: stop after this many epochs without a better val/iou; default: never", EXTENT
     )
     compile: str = key(
-        "auto", "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU", MACHINE
+        "auto",
+        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU; graphs: with CUDA graphs, if a "
+        "short measurement finds them faster (untested)",
+        MACHINE,
     )
     checkpointing: bool = key(False, "activation checkpointing: needs less memory, is slower")
     deterministic: bool = key(False, "true: only deterministic algorithms and no probe; slower")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compile", normal("train.compile", self.compile))
-        one_of("train.compile", self.compile, ("auto", "true", "false"))
+        one_of("train.compile", self.compile, ("auto", "true", "false", "graphs"))
         for name in ("epochs", "workers", "patience"):
             value = getattr(self, name)
             check(is_count(value) or value is None, f"train.{name}", value, "1 or more")

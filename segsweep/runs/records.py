@@ -40,6 +40,8 @@ class ExecutionRecord:
     rates: dict[str, float] = field(default_factory=dict)  # images/s of the ways tried, by name
     peak: float = 0.0  # FLOP/s of the fastest convolution there; 0 where it was not measured
     ranks: int = 1  # processes that trained together
+    doubling: bool = True  # the decoder's upsampling was joined with its convolution, in training
+    graphs: bool = False  # what was compiled was replayed as CUDA graphs
 
 
 @dataclass(frozen=True)

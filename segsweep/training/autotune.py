@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from segsweep import console
 from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
+from segsweep.engine.casting import AtOnce
 from segsweep.engine.execution import Execution, unchanged
-from segsweep.errors import OutOfMemoryError
+from segsweep.errors import OutOfMemoryError, first_line
 from segsweep.runs.records import Precision
 from segsweep.world import SINGLE, World
 
-PROBE_VERSION = 3  # raised when the measurement changes: older answers are then not used
+PROBE_VERSION = 4  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
@@ -45,6 +46,8 @@ class Answer(TypedDict):
 
     precision: Precision
     channels_last: bool
+    doubling: bool
+    graphs: bool
     micro_batch: int
     rates: dict[str, float]
 
@@ -87,7 +90,8 @@ def tune(
     # What lies in a GPU's memory already, pixels and weights, decides what else fits; in whole GiB.
     taken = torch.cuda.memory_allocated(device) >> 30 if device.type == "cuda" else 0
     machine = [devices.describe(device), devices.machine(), torch.get_num_threads() if device.type == "cpu" else 0]
-    about = [list(workload.size), workload.channels, train.precision, workload.images, train.grad_accum, taken]
+    wanted = [train.precision, train.compile == "graphs", train.grad_accum]
+    about = [list(workload.size), workload.channels, *wanted, workload.images, taken]
     name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
 
     def measure() -> Answer:
@@ -106,7 +110,14 @@ def tune(
     if answer is None:
         raise failed or (OutOfMemoryError if too_large else RuntimeError)(said)
     precision, rates = devices.PRECISIONS[answer["precision"]], answer["rates"]
-    execution = replace(usual, precision=precision, channels_last=answer["channels_last"])
+    execution = replace(
+        usual,
+        precision=precision,
+        channels_last=answer["channels_last"],
+        doubling=answer["doubling"],
+        compile=usual.compile or answer["graphs"],
+        graphs=answer["graphs"],
+    )
     if train.compile == "auto" and device.type == "cuda":
         seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
         execution = replace(execution, compile=seconds >= COMPILE_PAYS)
@@ -114,9 +125,10 @@ def tune(
 
 
 def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Workload, device: torch.device) -> Answer:
-    """Find the micro-batch that fits, then try precisions, then layouts, each with the best of what came before."""
+    """Find the micro-batch that fits, then try precisions, layouts and more, each with the best of what came before."""
     usual = replace(usual, compile=False)
-    fits = _fitting(model, usual, workload, device) if _may_cut(train, device) else workload.images
+    largest = replace(usual, doubling=False)  # it keeps what is joined
+    fits = _fitting(model, largest, workload, device) if _may_cut(train, device) else workload.images
     few = min(fits, PROBED) if device.type == "cpu" else fits
     pixels = 255 * torch.rand(few, workload.channels, *workload.size, device=device)
     rates: dict[str, float] = {}
@@ -131,10 +143,16 @@ def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Wor
     if train.precision == "auto" and device.type == "cpu" and usual.precision != torch.float32:
         best = faster(usual, replace(usual, precision=torch.float32))
     best = faster(best, replace(best, channels_last=False))
+    if device.type == "cuda":  # on CPUs more products take more time
+        best = faster(best, replace(best, doubling=False))
+    if train.compile == "graphs":
+        best = faster(best, replace(best, compile=True, graphs=True))
     best.prepare(model)
     return {
         "precision": devices.named(best.precision),
         "channels_last": best.channels_last,
+        "doubling": best.doubling,
+        "graphs": best.graphs,
         "micro_batch": fits,
         "rates": {name: round(rate, 2) for name, rate in rates.items()},
     }
@@ -168,7 +186,7 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
 
 
 def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[float]:
-    """Images/s of forward and backward passes, each way's best of a few; 0 where only the first fits the memory.
+    """Images/s of forward and backward passes, each way's best of a few; 0 where only the first fits or compiles.
 
     They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good.
     """
@@ -177,9 +195,11 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
         for way in list(shortest):
             try:
                 seconds = _seconds(model, way, image)
-            except torch.OutOfMemoryError:
-                if way == ways[0]:
+            except Exception as error:
+                if way == ways[0] or not (way.compile or isinstance(error, torch.OutOfMemoryError)):
                     raise
+                if not isinstance(error, torch.OutOfMemoryError):
+                    console.note(f"note: {_named(way)} failed, so this training runs without: {first_line(error)}")
                 del shortest[way]
                 continue
             if repeat:  # the first one allocates and chooses kernels
@@ -190,10 +210,17 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
 def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
     """What a forward and a backward pass take."""
     execution.prepare(model).train()
+    at_once = AtOnce(nn.Identity() if execution.compile else model, execution.precision)
+
+    def loss(image: Tensor) -> Tensor:
+        return execution.forward(model, image).float().square().mean()
+
+    called = execution.compiled(loss)
     devices.synchronize(image.device)
     started = time.perf_counter()
     try:
-        execution.forward(model, image).float().square().mean().backward()  # type: ignore[no-untyped-call]
+        with at_once.applied():
+            called(image).backward()  # type: ignore[no-untyped-call]
         devices.synchronize(image.device)
     finally:
         model.zero_grad(set_to_none=True)
@@ -201,4 +228,6 @@ def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
 
 
 def _named(execution: Execution) -> str:
-    return f"{devices.named(execution.precision)} {'channels_last' if execution.channels_last else 'contiguous'}"
+    layout = "channels_last" if execution.channels_last else "contiguous"
+    more = ["plain upsampling"] * (not execution.doubling) + ["CUDA graphs"] * execution.graphs
+    return ", ".join([f"{devices.named(execution.precision)} {layout}", *more])

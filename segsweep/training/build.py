@@ -147,6 +147,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     torch.use_deterministic_algorithms(train.deterministic)
     encoder_traits(encoder.name)
     devices.precision(train.precision, device)  # refused here if it is not there
+    _refuse_graphs(asked, device, world)
     found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
     data = _loaded(asked, world)
     source = before.weights_source if before else found.source
@@ -217,7 +218,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, decisions, data, seen, state, _loss(settings.loss, facts), tuned, world)
+    return Training(asked, settings, decisions, data, seen, state, _loss(settings.loss, facts, device), tuned, world)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -295,6 +296,21 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
     )
 
 
+def _refuse_graphs(asked: RunConfig, device: torch.device, world: World) -> None:
+    """Refuse CUDA graphs where nobody has tried them, or where they overwrite what is still needed."""
+    if asked.train.compile != "graphs":
+        return
+    others = {
+        f"train.device={device.type}": device.type != "cuda",
+        f"{world.size} processes": world.size > 1,
+        f"optim.freeze_epochs={asked.optim.freeze_epochs}": asked.optim.freeze_epochs,
+        f"train.grad_accum={asked.train.grad_accum}": asked.train.grad_accum != 1,
+    }
+    if unfit := [other for other, there in others.items() if there]:
+        told = f"CUDA graphs need one GPU, train.grad_accum=1 and no frozen epochs; here: {', '.join(unfit)}"
+        raise ConfigError(f"train.compile=graphs: {told}. Try train.compile=auto.")
+
+
 def _refuse_unlike(world: World, own: Mapping[str, str]) -> None:
     """Refuse processes that would not train the same."""
     for name, first in world.agreed(dict(own)).items():
@@ -365,7 +381,8 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
     if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
         # What was chosen once stays: another precision is another training.
         ran = before.execution
-        execution = Execution(devices.PRECISIONS[ran.precision], ran.channels_last, ran.compiled)
+        precision = devices.PRECISIONS[ran.precision]
+        execution = Execution(precision, ran.channels_last, ran.compiled, ran.doubling, ran.graphs)
         return Tuned(execution, ran.micro_batch if _groups(asked, before) else wanted, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
     height, width = settings.data.size
@@ -388,7 +405,7 @@ def _say_share(model: UNet, images: int, world: World) -> None:
         )
 
 
-def _loss(loss: LossConfig, facts: Facts) -> losses.Loss:
+def _loss(loss: LossConfig, facts: Facts, device: torch.device) -> losses.Loss:
     weights = losses.class_weights(facts.classes, facts.pixels, loss.class_weights, loss.pos_weight)
     terms = {name: getattr(loss, name) for name in losses.TERMS}
-    return losses.build(terms, weights, loss.gamma, loss.label_smoothing)
+    return losses.build(terms, weights, loss.gamma, loss.label_smoothing, device)

@@ -90,6 +90,8 @@ def described(
         precision=devices.named(tuned.execution.precision),
         channels_last=tuned.execution.channels_last,
         compiled=tuned.execution.compile,
+            doubling=tuned.execution.doubling,
+            graphs=tuned.execution.graphs,
         micro_batch=tuned.micro_batch,
         rates=tuned.rates,
         peak=tuned.peak,

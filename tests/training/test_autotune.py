@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from segsweep.compose import configuration
 from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
-from segsweep.errors import OutOfMemoryError
+from segsweep.errors import ConfigError, OutOfMemoryError
 from segsweep.paths import cache
 from segsweep.training import autotune as tuning
 from segsweep.training.autotune import Workload, tune
+from segsweep.training.build import _refuse_graphs
 from segsweep.world import World
 
 CPU = torch.device("cpu")
@@ -30,12 +32,15 @@ def speeds(monkeypatch):
     """Set the images/s of each way; gives what was tried."""
     tried = []
 
-    def set_speeds(bf16=10.0, fp32=10.0, contiguous=1.0, batches=None):
+    def set_speeds(bf16=10.0, fp32=10.0, contiguous=1.0, batches=None, graphs=1.0):
         def seconds(model, execution, image):
             tried.append((execution, len(image)))
             if batches is not None and len(image) not in batches:
                 raise torch.OutOfMemoryError
-            one = bf16 if execution.precision == torch.bfloat16 else fp32
+            if execution.graphs and not graphs:
+                raise RuntimeError("no compiler here")
+            one = graphs if execution.graphs else 1.0
+            one *= bf16 if execution.precision == torch.bfloat16 else fp32
             rate = one * (1.0 if execution.channels_last else contiguous) * (batches or {}).get(len(image), 1.0)
             return len(image) / rate
 
@@ -187,6 +192,36 @@ def test_a_cpu_does_not_compile_by_itself(speeds):
     assert tuned(compile="true").execution.compile
 
 
+@pytest.mark.parametrize(("graphs", "taken"), ((1.5, True), (1.02, False), (0.0, False)))
+def test_cuda_graphs_are_tried_where_asked_for_and_taken_where_faster(speeds, capsys, graphs, taken):
+    tried = speeds(graphs=graphs)
+    assert not any(execution.graphs for execution, _ in tried), "not by themselves"
+    found = tuned(compile="graphs").execution
+    assert (found.compile, found.graphs) == (taken, taken)
+    said = [line for line in capsys.readouterr().err.splitlines() if "compiler" in line]
+    expected = "note: bf16 channels_last, CUDA graphs failed, so this training runs without: no compiler here."
+    assert said == [expected] * (graphs == 0)
+    assert not tuned().execution.graphs
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "size", "found"),
+    (
+        (["train.grad_accum=1"], "cpu", 1, "train.device=cpu"),
+        (["train.grad_accum=1"], "cuda", 2, "2 processes"),
+        (["train.grad_accum=1", "optim.freeze_epochs=3"], "cuda", 1, "optim.freeze_epochs=3"),
+        ([], "cuda", 1, "train.grad_accum=auto"),
+    ),
+)
+def test_cuda_graphs_are_refused_where_nobody_has_tried_them(words, device, size, found):
+    world = World()
+    world.size = size
+    asked = configuration(["data=shapes", "train.compile=graphs", *words])
+    with pytest.raises(ConfigError, match=rf"here: {found}\. Try train\.compile=auto"):
+        _refuse_graphs(asked, torch.device(device), world)
+    _refuse_graphs(configuration(["data=shapes", *words]), torch.device(device), world)
+
+
 def test_the_probe_is_a_real_one_and_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -208,7 +243,18 @@ class Second(World):
         if isinstance(value, str):
             return value  # the usual precision
         assert value == (None, False, "None")  # it measures nothing itself
-        return {"precision": "fp32", "channels_last": True, "micro_batch": 4, "rates": {"fp32": 1.0}}, False, ""
+        return (
+            {
+                "precision": "fp32",
+                "channels_last": True,
+                "doubling": True,
+                "graphs": False,
+                "micro_batch": 4,
+                "rates": {"fp32": 1.0},
+            },
+            False,
+            "",
+        )
 
 
 def test_all_processes_take_the_answer_of_the_first(speeds):
