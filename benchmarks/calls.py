@@ -10,6 +10,7 @@ whose list of operations differs a little from a GPU's: its LayerNorms cast noth
 
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 from measure import parser
 from torch import Tensor
@@ -92,6 +93,7 @@ def of_batches(given: Any, show: Any) -> None:
     from segsweep.compose import configuration
     from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
     from segsweep.data.geometry import Canvas
+    from segsweep.data.store import Store
     from segsweep.engine import losses
     from segsweep.engine.scorer import Scorer
     from segsweep.training.build import load
@@ -101,13 +103,13 @@ def of_batches(given: Any, show: Any) -> None:
             return image[:, :1]
 
     words = ["data=shapes", f"data.count={5 * given.batch}", f"data.size=[{given.size},{given.size}]"]
-    config = configuration([*words, "augmentation.scale=0.25"])
+    config = configuration([*words, "augmentation.scale=0.25", "augmentation.translate=0.1"])
     data = load(config.data)
     for resize in ("crop", "pad"):
         canvas = Canvas((given.size, given.size), resize)
         pixels = Pixels(data.store, data.labels, torch.device("cpu"))
         train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(given.batch), config.augmentation)
-        with Calls() as calls:
+        with Calls() as calls, patch.object(Store, "on_device", property(lambda _: True)):
             host_batch = train._host_batch(1, 0, 0, np.asarray(data.parts["train"][: given.batch]))
         show(f"cutting {given.batch} windows, {resize}", calls)
         with Calls() as calls:
