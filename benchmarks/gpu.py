@@ -1,7 +1,7 @@
 """What one GPU gives, in parts of four minutes that run unattended, save as they go and can be gone on with.
 
     pip install -e ".[bench]"
-    python benchmarks/gpu.py --part A         # a training step of resnet34, ours and the peer's, seven ways
+    python benchmarks/gpu.py --part A         # a training step of resnet34, ours and the peer's, ten ways
     python benchmarks/gpu.py --part B         # whole epochs, several trainings at once, short trainings in a row
     python benchmarks/gpu.py --part C         # a step of lite0, convnext_tiny and ViT-small
     python benchmarks/gpu.py --table          # Markdown for RESULTS.md from all that is saved
@@ -16,6 +16,9 @@ bf16 autocast, channels_last, TF32, cuDNN's search, BCE + Dice, fused Adam, rand
 decoder.width=auto beside segmentation_models_pytorch's Unet. Five steps warm up. The ways take turns in each round:
 
     eager             as Python launches it
+    step              `TrainStep`, as a training takes it: weights cast at once, losses shared
+    step, plain       the same, with the decoder's upsampling apart from its convolution
+    step, graphs      the same, as `train.compile=graphs` runs it
     CUDA graph        forward, backward and optimizer captured by hand
     reduce-overhead   the model through torch.compile(mode="reduce-overhead")
     compiled          the model through torch.compile
@@ -92,7 +95,8 @@ PEER = Way("peer", "eager")
 # The cheap ones first: when time runs out while something compiles, they are there.
 A = (
     PEER,
-    *(Way(*pair) for pair in (("ours", "eager"), ("ours", "CUDA graph"), ("peer", "CUDA graph"))),
+    *(Way(*pair) for pair in (("ours", "eager"), ("ours", "step"), ("ours", "step, plain"))),
+    *(Way(*pair) for pair in (("ours", "CUDA graph"), ("peer", "CUDA graph"), ("ours", "step, graphs"))),
     *(Way(*pair) for pair in (("ours", "reduce-overhead"), ("peer", "reduce-overhead"), ("ours", "compiled"))),
 )
 C = (PEER, Way("ours", "eager"), Way("ours", "compiled"))
@@ -219,6 +223,14 @@ def build(way: Way, encoder: str, batch: int, scale: Scale, device: Any) -> tupl
     pixels = torch.rand(batch, 3, scale.size, scale.size, device=device).contiguous(memory_format=torch.channels_last)
     pixels = pixels * 255 if way.whose == "ours" else (pixels - 0.45) / 0.225
     mask = (torch.rand(batch, 1, scale.size, scale.size, device=device) > 0.5).float()
+    if way.how.startswith("step"):
+        step = own_step(way, model, pixels, mask)
+        with FlopCounterMode(display=False) as counted:
+            step()
+        for _ in range(scale.warmup):
+            step()
+        synchronize(device)
+        return step, counted.get_total_flops() / batch
     captured = way.how == "CUDA graph"
     modes = {"compiled": "default", "reduce-overhead": "reduce-overhead"}
     backend = "inductor" if device.type == "cuda" else "aot_eager"  # a trial on a CPU does not wait for its compiler
@@ -261,6 +273,34 @@ def build(way: Way, encoder: str, batch: int, scale: Scale, device: Any) -> tupl
         step()
     synchronize(device)
     return step, counted.get_total_flops() / 2
+
+
+def own_step(way: Way, model: Any, pixels: Any, mask: Any) -> Callable[[], None]:
+    """A step as a training takes it, on one batch; built for each way anew, as the model is."""
+    import torch
+
+    from segsweep.config.schema import OptimConfig
+    from segsweep.data.batches import Batch
+    from segsweep.engine import losses
+    from segsweep.engine.execution import Execution
+    from segsweep.engine.step import TrainStep
+    from segsweep.training import optim
+    from segsweep.training.state import TrainState
+
+    graphs = way.how == "step, graphs"
+    if graphs and pixels.device.type != "cuda":
+        raise RuntimeError("needs CUDA")
+    execution = Execution(torch.bfloat16, compile=graphs, doubling=way.how == "step", graphs=graphs)
+    execution.prepare(model)
+    optimizer = optim.build(OptimConfig(name="adam", lr=1e-4, encoder_lr_scale=1.0, weight_decay=0.0), model)
+    state = TrainState(model, optimizer, torch.amp.GradScaler(pixels.device.type, enabled=False))
+    batch = Batch(pixels, mask[:, 0].long(), tuple(range(len(pixels))), ())
+    own = TrainStep(execution, losses.build({"ce": 1.0, "dice": 1.0}))
+
+    def step() -> None:
+        own(state, [batch], 1)
+
+    return step
 
 
 def synchronize(device: Any) -> None:

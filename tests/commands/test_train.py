@@ -133,7 +133,11 @@ def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "typed", ((), ("train.compile=true",), ("train.checkpointing=true",), ("train.batch_size=auto",))
+    "typed",
+    (
+        *((), ("train.compile=true",), ("train.checkpointing=true",), ("train.batch_size=auto",)),
+        ("train.compile=graphs", "train.grad_accum=1"),
+    ),
 )
 def test_a_gpu_trains_in_every_way(typed, pairs, outputs, monkeypatch):
     from segsweep.training import autotune as tuning
@@ -144,7 +148,9 @@ def test_a_gpu_trains_in_every_way(typed, pairs, outputs, monkeypatch):
     (folder,) = run_folders(outputs)
     run = journal.read(folder)
     assert run.start.execution.device.startswith("cuda")
-    assert run.start.execution.compiled == ("train.compile=true" in typed)
+    ran = run.start.execution
+    assert ran.compiled == ("train.compile=true" in typed or ran.graphs)
+    assert not ran.graphs or "train.compile=graphs" in typed
     assert all(0 <= epoch.metrics["perf/data_share"] < 1 for epoch in run.epochs)
 
 

@@ -17,8 +17,9 @@ from segsweep.config.schema import OptimConfig, TrainConfig
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.geometry import Canvas
 from segsweep.engine import losses
+from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.device import Fetched
-from segsweep.engine.execution import PLAIN
+from segsweep.engine.execution import PLAIN, Execution
 from segsweep.engine.scorer import Scorer
 from segsweep.engine.step import TrainStep
 from segsweep.nn import UNet
@@ -62,13 +63,13 @@ def fetched(monkeypatch):
     return asked
 
 
-def parts(resize, on_device):
+def parts(resize, on_device, device=META):
     words = ["data=shapes", "data.count=20", "data.size=[64,64]", "augmentation=strong"]
     config = configuration([*words, "augmentation.noise=0"])  # `meta` draws no random numbers of a seed of their own
     data = load(config.data)
     if on_device:
-        data.store._images, data.store._masks = data.store._images.to(META), data.store._masks.to(META)
-    pixels, canvas = Pixels(data.store, data.labels, META), Canvas((64, 64), resize)
+        data.store._images, data.store._masks = data.store._images.to(device), data.store._masks.to(device)
+    pixels, canvas = Pixels(data.store, data.labels, device), Canvas((64, 64), resize)
     train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(4, grad_accum=2), config.augmentation)
     return train, EvalBatches(pixels, data.parts["val"], canvas, 4), data.labels.names
 
@@ -107,6 +108,35 @@ def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, on_devic
     sizes = [shape for shape in asked_in_validation if len(shape) == 1]
     assert sum(shape[0] for shape in sizes) == len(val.indices), "the losses of each batch"
     assert sum(shape[0] for shape in asked_in_validation if len(shape) == 2) == len(val.indices)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resize", ("crop", "pad"))
+@pytest.mark.parametrize("on_device", (True, False))
+@pytest.mark.parametrize("doubling", (True, False))
+def test_a_gpu_is_not_waited_for(resize, on_device, doubling):
+    """CUDA itself refuses calls that wait, and what it computes is what a CPU does."""
+    cuda, execution = torch.device("cuda"), Execution(torch.bfloat16, doubling=doubling)
+    batches, val, names = parts(resize, on_device, cuda)
+    torch.manual_seed(0)
+    model, loss = UNet("test_resnet").to(cuda), losses.build({"ce": 1.0, "dice": 1.0}, [1.0, 2.0], device=cuda)
+    execution.prepare(model)
+    step, state = TrainStep(execution, loss, grad_clip=1.0), state_of(model, average=optim.Average(model, 0.9))
+    for micro_batches in batches.epoch(1):  # what is made once
+        step(state, micro_batches, 2)
+    Scorer(execution).evaluate(model, val, loss, names)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for micro_batches in batches.epoch(2):
+            step(state, micro_batches, 2)
+            state.average.update(model)
+        found = Scorer(execution).evaluate(model, val, loss, names, show=val.indices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for index, matrix in found.matrices.items():
+        target = val.pixels._classes(torch.from_numpy(val.pixels.store.host_mask(index)).to(cuda)).cpu()
+        expected = confusion_matrices([found.predictions[index].long()], [target], len(names))[0]
+        np.testing.assert_array_equal(matrix, expected)
 
 
 def test_a_bad_loss_is_found_some_steps_later(monkeypatch):
