@@ -240,8 +240,8 @@ class TrainConfig:
     )
     compile: str = key(
         "auto",
-        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU; graphs: with CUDA graphs, if a "
-        "short measurement finds them faster (untested)",
+        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU; graphs: with CUDA graphs, if "
+        "a short measurement finds them faster (untested)",
         MACHINE,
     )
     checkpointing: bool = key(False, "activation checkpointing: needs less memory, is slower")
