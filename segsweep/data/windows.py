@@ -192,7 +192,8 @@ def warp(windows: Windows, canvas: Size, device: torch.device) -> tuple[Tensor, 
     # Each of `2 b 1 1`: x and y of the image's corners, and of the window's outermost pixel centres. Beyond these the
     # edge is replicated, whatever the other windows' sizes.
     low, high, least, most = numbers[:, 6:].view(-1, 4, 2).permute(1, 2, 0)[..., None, None]
-    inside = ((points >= low) & (points < high)).all(0)
+    along, down = (points >= low) & (points < high)
+    inside = along & down
     x, y = points = torch.clamp(points, least, most)
     pixels = sample(images.permute(0, 3, 1, 2).float(), x, y)
     column, row = points.long()
