@@ -939,9 +939,9 @@ def test_calls_do_not_grow_with_the_batch(tmp_path, on_device, calls):
     store = noisy(tmp_path, [(40, 48)] * 16)
     on_device()
     found = []
-    for n in (4, 16):
-        pixels, canvas = Pixels(store, CLASSES, CPU), Canvas((32, 40), "crop")
+    pixels, canvas = Pixels(store, CLASSES, CPU), Canvas((32, 40), "crop")
+    for n in (4, 4, 16):  # the first finds a canvas's pixel centres
         with calls() as counted:
             pixels.warped(pixels.cut(range(n), [canvas.place((40, 48)) for _ in range(n)]))
         found.append(counted.total)
-    assert found[0] == found[1]
+    assert found[1] == found[2]
