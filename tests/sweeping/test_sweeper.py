@@ -224,7 +224,7 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.budget=seconds"], "as train.time_budget=300"),
         (["hydra.sweeper.budget=steps"], "must be one of epochs, seconds"),
         (["hydra.sweeper.direction=minimize"], "val/iou is better when larger"),
-        (["hydra.sweeper.slots=[7]", "train.device=cpu"], "GPUs is 0"),
+        (["hydra.sweeper.slots=[7]", "train.device=cpu"], "no GPU 7; 0 GPUs are visible"),
         (["hydra.sweeper.sampler=grid"], "optim.lr has infinitely many values"),
         (["hydra/sweeper=cv"], "data.fold=auto is each of data.folds: type data.folds=5."),
         (["encoder=resnet18", "optim.lr=choice(auto,0.1)", "optim.name=sgd"], "add optim.lr=0.05"),

@@ -65,9 +65,8 @@ def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
             missing = [n for n in numbers if not isinstance(n, int) or not 0 <= n < len(there)]
             if missing or not numbers:
                 raise ConfigError(
-                    f"hydra.sweeper.slots={given}: there is no GPU {missing[0] if missing else '?'}; the number of "
-                    f"GPUs is {len(there)}. "
-                    "Try hydra.sweeper.slots=auto."
+                    f"hydra.sweeper.slots={given}: there is no GPU {missing[0] if missing else '?'}; {len(there)} GPUs "
+                    "are visible. Try hydra.sweeper.slots=auto."
                 )
             if len(set(numbers)) < len(numbers):
                 raise ConfigError(
