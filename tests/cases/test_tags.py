@@ -294,4 +294,4 @@ def test_opaque_masks_are_their_colours(tmp_path, kind):
 
 def test_masks_that_show_nothing_at_all_are_refused(tmp_path):
     stored = [rgba(BLACK, np.full(SIZE, 255, np.uint8)) for _ in range(4)]
-    assert "empty" in refused(written(tmp_path, stored, write=pillow))
+    assert "all pixels of all masks are background" in refused(written(tmp_path, stored, write=pillow))

@@ -22,7 +22,7 @@ def test_a_run_ends_after_the_epoch_and_goes_on_later(pairs, tmp_path, capsys):
         assert process.is_alive()
         time.sleep(0.02)
     assert app.main(["stop", str(folder)]) == 0
-    assert "asked: the run ends when it has finished its epoch" in capsys.readouterr().out
+    assert "asked to stop: the run ends when it has finished its epoch" in capsys.readouterr().out
     process.join(60)
     assert process.exitcode == 0
     found = journal.read(folder)

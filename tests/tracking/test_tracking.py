@@ -514,7 +514,7 @@ def test_sync_leaves_out_sweeps_that_run_or_are_older(folder, database, tmp_path
         controller.stdout.readline()
         assert cli.main(["sync", str(sweep.parent)]) == 0
         controller.communicate(b"\n")
-    assert "the sweep runs" in capsys.readouterr().out
+    assert "the sweep is running" in capsys.readouterr().out
     assert runs()[1] == []
     assert cli.main(["sync", str(sweep.parent)]) == 0  # its controller was killed
     assert sorted(r.info.status for r in runs()[1]) == ["FINISHED", "KILLED"]
