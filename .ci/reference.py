@@ -8,6 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import yaml  # noqa: E402
+
+from segsweep.config.checks import flat  # noqa: E402
 from segsweep.config.schema import Key, keys  # noqa: E402
 from segsweep.config.screen import ScreenConfig  # noqa: E402
 from segsweep.config.sweeper import PREFIX, SweeperConfig  # noqa: E402
@@ -20,16 +23,16 @@ CODES = {
     2: ("error in the command line, the configuration or the run folder", "type what the error says"),
     3: ("error in the data", "the error lists what is wrong with which file"),
     4: ("out of memory", "set `train.grad_accum` as the error says"),
-    5: ("NaN or infinity in the loss", "use a smaller `optim.lr`"),
+    5: ("NaN or infinity in the loss", "start again with a smaller `optim.lr`"),
     6: (
         "too many trials of a sweep failed, or all of the first ones on this host",
         "the error has the reason of the last failed trial",
     ),
-    7: ("the disk is full or read-only", "make room; then `resume=DIR`, or the sweep's command again"),
+    7: ("the disk is full or read-only, in a training or a sweep", "make room; then as for 130"),
     70: ("a bug in segsweep", "the error names a file with the traceback; `SEGSWEEP_DEBUG=1` raises the exception"),
-    130: ("Ctrl-C", "`resume=DIR`, or the sweep's command again"),
+    130: ("Ctrl-C", "a run: `resume=DIR`; a sweep: the command that it printed, with `hydra.sweep.dir=DIR`"),
     141: ("nobody reads the output any more (`| head`)", ""),
-    143: ("SIGTERM or a closed terminal", "`resume=DIR`, or the sweep's command again"),
+    143: ("SIGTERM or a closed terminal", "as for 130"),
 }
 # Of each epoch; `val/` stands for `test/`, too.
 METRICS = {
@@ -37,7 +40,7 @@ METRICS = {
     "masks, background included",
     "val/dice": "Dice coefficient, averaged in the same way",
     "val/iou_fg": "mean IoU over all classes except the first one",
-    "val/iou_micro": "IoU of the pooled pixels of all classes",
+    "val/iou_micro": "IoU of the pooled pixels of all classes, background included: large classes decide it",
     "val/iou_image": "IoU of each image, averaged over the images. Two classes: IoU of the foreground; more classes: "
     "mean over the classes that occur in the image's mask or prediction. If the mask is empty and the prediction is "
     "not, the image's IoU is 0; if both are empty, the image is left out",
@@ -71,10 +74,21 @@ def _options(group: str) -> Iterator[str]:
     for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
         about = " ".join(line[2:] for line in lines if line.startswith("# ") and "@package" not in line)
-        sets = [line.split("  #")[0].strip() for line in lines if line and not line.startswith(("#", "{", "defaults"))]
         shown = f"`{group}={path.stem}`"
         shown = f"**{shown}**" if chosen and chosen[1] == path.stem else shown
-        yield f"| {shown} | {_cell(about)} | {_cell('; '.join(sets))} |"
+        yield f"| {shown} | {_cell(about)} | {_cell(', '.join(_sets(group, path)))} |"
+
+
+def _sets(group: str, path: Path) -> Iterator[str]:
+    """Yield what an option sets, as one would type it."""
+    text = path.read_text(encoding="utf-8")
+    tree = yaml.safe_load(text) or {}
+    for chosen in tree.pop("defaults", []):
+        if isinstance(chosen, dict):
+            yield from (f"`{name.removeprefix('override /')}={option}`" for name, option in chosen.items())
+    for name, value in flat(tree, "" if "@package _global_" in text else f"{group}."):
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        yield f"`{name}={shown.replace(' ', '')}`"
 
 
 def _row(key: Key) -> str:

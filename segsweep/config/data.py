@@ -57,7 +57,7 @@ class DataConfig:
         "resize=crop: factor by which images are resized, as 0.5; scores stay at each mask's own resolution; auto: "
         "below 1 if images are large and no class is thin",
     )
-    mask_suffix: str = key("", "end of the masks' names that the images' names lack, as _mask")
+    mask_suffix: str = key("", "what a mask's name has after its image's name: _mask for 7.png and 7_mask.png")
     table: str | None = key(
         None,
         "a CSV with the columns image and mask, optionally split, group, fold; paths below the CSV's folder or "

@@ -54,7 +54,8 @@ class SweeperConfig:
     storage: str | None = key(None, "the study's file, or a database as postgresql://...; default: in hydra.sweep.dir")
     keep: str = key(
         "files",
-        "what several controllers share of the finalists: files (in a shared folder or MLflow) or only scores",
+        "with several controllers: files: finalists' models go to a shared folder or MLflow; scores: they stay where "
+        "they were trained",
     )
     study_name: str | None = key(None, "name of the study in its storage; default: sweep")
     dry: bool = key(False, "true: print how many trainings the sweep has and how long they take; start none")
