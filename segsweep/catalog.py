@@ -117,7 +117,7 @@ def matching(pattern: str) -> list[str]:
     found |= {name.partition(".")[0] for name in pretrainings() if "." in wanted and fnmatchcase(name, wanted)}
     if not found:
         hint = suggestion(pattern.strip("*?"), architectures(), n=3)
-        raise ConfigError(f"{pattern}: no timm model is called so.{hint} Try 'resnet*'.")
+        raise ConfigError(f"{pattern}: there is no timm model with such a name.{hint} Try 'resnet*'.")
     return sorted(found)
 
 

@@ -17,7 +17,7 @@ COLUMNS = ("encoder", "parameters", "gflop", "decoder_share", "strides", "channe
 
 
 def arguments(parser: ArgumentParser) -> None:
-    named = "as 'convnext*', or of weights, as '*.dino*' (default: all)"
+    named = "a pattern such as 'convnext*', or of weights '*.dino*' (default: all)"
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=named)
     parser.add_argument("--weights", action="store_true", help="the weights alone, a line each")
     parser.add_argument("--csv", action="store_true", help="as CSV")

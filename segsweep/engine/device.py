@@ -103,7 +103,7 @@ def find(name: str, option: str = "train.device=", local: int | None = None) -> 
         if device.type == "mps" or device.index is not None:
             raise ConfigError(f"{option}{name}: each of several processes takes a GPU of its own. Drop {option}{name}.")
         if count and local >= count:
-            told = f"{count} GPUs here, and process {local + 1} on this machine wants one of its own"
+            told = f"{count} GPUs here, and process {local + 1} on this machine needs its own GPU"
             raise ConfigError(
                 f"{option}{name}: there are {told}. Start {count} with torchrun --nproc-per-node={count}."
             )
@@ -130,7 +130,7 @@ def named(precision: torch.dtype) -> Precision:
 def precision(name: Precision | str, device: torch.device, option: str = "train.precision=") -> torch.dtype:
     """Return the data type of `train.precision` on this device; auto: a half precision it has in hardware, else fp32.
 
-    Raises ConfigError: the processor dies of it; `option` is what was typed before the name.
+    Raises ConfigError: the processor crashes with it; `option` is what was typed before the name.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -140,7 +140,7 @@ def precision(name: Precision | str, device: torch.device, option: str = "train.
         return torch.bfloat16 if claimed and _survives(torch.bfloat16) else torch.float32
     chosen = {str(known): kind for known, kind in PRECISIONS.items()}[name]
     if device.type == "cpu" and chosen != torch.float32 and not _survives(chosen):
-        told = f"this processor dies of it (illegal instruction), whatever it claims. Try {option}fp32."
+        told = f"this processor crashes with it (illegal instruction), although it reports support. Try {option}fp32."
         raise ConfigError(f"{option}{name}: {told}")
     return chosen
 
@@ -158,8 +158,8 @@ def _survives(kind: torch.dtype) -> bool:
             raise RuntimeError(ran.stderr)  # some other trouble, no answer to keep
         if ran.returncode:
             log.warning(
-                "This processor announces %s but dies of it (illegal instruction); training in fp32. Where only AMX is "
-                "at fault, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it train in bf16.",
+                "This processor reports support for %s but crashes with it (illegal instruction); training in fp32. If "
+                "only AMX causes it, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it train in bf16.",
                 name,
             )
         return {"survives": ran.returncode == 0}

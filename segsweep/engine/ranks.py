@@ -167,8 +167,8 @@ class Ranks(World):
     def cause(self, error: BaseException) -> BaseException:
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in CLOSED):
             error = Vanished(
-                "another process of this training ended without a word: it was killed, as where the memory is full, or "
-                "its machine is gone. What was trained is kept; go on with resume=DIR."
+                "another process of this training ended without a message: it was killed, perhaps because memory was "
+                "full, or its machine is gone. What was trained is kept; continue with resume=DIR."
             )
         own = Told.of(error, self.rank)
         try:

@@ -110,7 +110,7 @@ def describe(path: str | Path) -> ModelInfo:
         catalog.check(info.encoder)
         return info
     except (ConfigError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: no model that can be read: {first_line(error)}") from error
+        raise ConfigError(f"{path}: cannot be read as a model: {first_line(error)}") from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
@@ -174,4 +174,6 @@ def load_state(path: Path | IO[bytes], device: torch.device) -> dict[str, Any]:
 
 def _refuse_later(version: int, where: str = "") -> None:
     if version > VERSION:
-        raise ConfigError(f"{where}of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
+        raise ConfigError(
+            f"{where}has format {version}, and this segsweep reads formats up to {VERSION}. Update segsweep."
+        )

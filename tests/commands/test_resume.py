@@ -258,7 +258,10 @@ def test_the_records_server_is_dropped_for_the_default(theirs, contacted):
         (b'{"kind": "epo\xff"}\n', "damaged"),
         (b'{"kind": "pause", "time": 1.0}\n', "a line is not a start, epoch or end"),
         (b'{"kind": "epoch", "epoch": "2", "time": 1.0}\n', "epoch.epoch: must be a whole number"),
-        (b'{"kind": "start", "version": 99}\n', "of format 99, this segsweep reads up to 3. Update segsweep."),
+        (
+            b'{"kind": "start", "version": 99}\n',
+            "has format 99, and this segsweep reads formats up to 3. Update segsweep.",
+        ),
     ],
 )
 def test_a_damaged_journal_is_one_line_that_names_the_file(line, said, folder, capsys):

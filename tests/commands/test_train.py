@@ -667,7 +667,7 @@ def test_patience_ends_early(pairs, outputs):
     assert code == 0
     run = journal.read(run_folders(outputs)[0])
     assert len(run.epochs) < 50
-    assert "no better val/iou" in run.end.reason
+    assert "val/iou has not improved" in run.end.reason
 
 
 def test_plain_multirun_runs_each_job_in_a_folder_of_its_own(pairs, outputs):

@@ -138,7 +138,7 @@ def test_metadata_that_do_not_hold_what_they_should_are_one_line(tmp_path, model
         change["model"] = about["model"] | change["model"]
     text = change if isinstance(change, str) else json.dumps(about | change)
     save_file(model.state_dict(), path, metadata={"segsweep": text})
-    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: no model that can be read: .*{said}") as refusal:
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: cannot be read as a model: .*{said}") as refusal:
         checkpoint.load_model(path)
     assert "\n" not in str(refusal.value)
 
@@ -179,7 +179,7 @@ def test_a_safetensors_file_of_others_is_refused(tmp_path):
 def test_a_later_format_is_refused(tmp_path):
     about = json.dumps({"version": checkpoint.VERSION + 1})
     save_file({"a": torch.zeros(2)}, tmp_path / "later.safetensors", metadata={"segsweep": about})
-    with pytest.raises(ConfigError, match=f"of format {checkpoint.VERSION + 1}, .*Update segsweep"):
+    with pytest.raises(ConfigError, match=f"has format {checkpoint.VERSION + 1}, .*Update segsweep"):
         checkpoint.load_model(tmp_path / "later.safetensors")
 
 

@@ -127,7 +127,7 @@ def test_a_journal_of_a_later_format_is_refused(tmp_path):
         ('{"kind": "end", "time": 1.0, "status": "done", "reason": ""}', "end.status: must be complete or"),
         ('{"kind": "start", "version": 2, "run": "1"}', "start: lacks time"),
         ('{"kind": "start", "version": 1}', "start: lacks config"),
-        ('{"kind": "start", "version": "two"}', "of format two"),
+        ('{"kind": "start", "version": "two"}', "has format two"),
     ],
 )
 def test_a_damaged_line_is_one_line_that_names_the_file(tmp_path, line, said):

@@ -66,7 +66,7 @@ def test_metrics_that_are_not_finite_are_none():
 
 @pytest.mark.parametrize("version", [VERSION + 1, "2", None, 2.5])
 def test_a_later_version_is_refused(version):
-    with pytest.raises(ConfigError, match=r"a/metrics\.jsonl: .*reads up to 3\. Update segsweep"):
+    with pytest.raises(ConfigError, match=r"a/metrics\.jsonl: .*reads formats up to 3\. Update segsweep"):
         decode(encode(start()) | {"version": version}, HERE)
 
 

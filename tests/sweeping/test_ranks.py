@@ -195,7 +195,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(backend, root):
     assert update.words == "rank 1 of 2: signal 9 (SIGKILL): most likely the system's memory was full"
     end = journal.read(backend.folder / "0").end
     assert (end.status, end.error) == ("failed", "crash")
-    assert end.reason.startswith("another process of this training ended without a word")
+    assert end.reason.startswith("another process of this training ended without a message")
 
 
 def test_the_budget_goes_by_the_clock_of_the_first(backend, root):

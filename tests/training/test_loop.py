@@ -141,7 +141,7 @@ def test_patience_counts_from_the_best_epoch(data):
 
     progress = Progress()
     assert len(list(training(data, Worse(), epochs=20, patience=2, progress=progress))) == 3
-    assert stop_reason(progress, TrainConfig(epochs=20, patience=2)) == "no better val/iou for 2 epochs"
+    assert stop_reason(progress, TrainConfig(epochs=20, patience=2)) == "val/iou has not improved for 2 epochs"
 
 
 def test_a_nan_is_refused_with_its_step(data):

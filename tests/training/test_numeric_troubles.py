@@ -325,7 +325,7 @@ LIMITS = [
 def test_settings_and_numbers_of_images_at_their_limits_train_to_numbers_or_end_as_non_finite(train_on, words, parts):
     code, folder, err = train_on(*words.split(), parts=parts)
     if code == 2:
-        assert "this processor dies of it" in err
+        assert "this processor crashes with it" in err
     else:
         honest(code, folder, may_fail="=1e30" in words)
 
