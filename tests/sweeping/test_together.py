@@ -174,7 +174,7 @@ def test_sigterm_gives_the_trials_back_to_whoever_is_left(controllers, postgresq
     done = finished(postgresql)
     assert len(done) == 4
     assert sorted(trial.user_attrs["attempts"] for trial in done) == [1, 1, 2, 2]
-    assert "goes on after epoch" in controllers.said(other)  # the folder is shared: from the checkpoint
+    assert "continues after epoch" in controllers.said(other)  # the folder is shared: from the checkpoint
 
 
 def test_an_outage_longer_than_the_grace_period_takes_nothing_from_the_living(controllers, postgresql, server):
