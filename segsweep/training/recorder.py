@@ -187,7 +187,6 @@ class Recorder:
         self._write(described(training, argv, self.run.starts, commit, dirty))
         if self._unwritten:
             self._write(self._unwritten)
-        self._draw_batch()
         self._ask()
 
     def epoch(self, epoch: Epoch) -> None:
@@ -318,7 +317,7 @@ class Recorder:
 
         atomically(self.folder / metrics.MATRICES, write)
 
-    def _draw_batch(self) -> None:
+    def draw_batch(self) -> None:
         """Draw what the network sees of the first batch, once."""
         path = self.folder / "figures" / "augmented.png"
         if path.exists():

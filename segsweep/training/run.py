@@ -66,11 +66,8 @@ def run(
                 return 0
             world.any(False)  # all have come so far: nothing is recorded of a training that one of them refuses
             recorder.start(argv, hydra_files)
-            if before and world.size > 1:
-                last = folder / LAST
-                world.agreed((training.state.progress, last.read_bytes() if last.exists() else b""))
             try:
-                return _train(training, recorder, sign)
+                return _train(training, recorder, sign, resumed=bool(before))
             except (DiskError, OSError) as error:
                 if not isinstance(as_disk_error(error), DiskError):
                     raise
@@ -102,10 +99,14 @@ def follow(world: World) -> None:
                 training.evaluate(training.state.scored, training.data.parts["test"], world=world)
 
 
-def _train(training: Training, recorder: Recorder, sign: stop.Sign) -> int:
-    state, settings = training.state, training.settings
+def _train(training: Training, recorder: Recorder, sign: stop.Sign, resumed: bool) -> int:
+    state, settings, world = training.state, training.settings, training.world
     tested: dict[str, float] = {}
-    try:
+    try:  # the start is recorded, so from here on the end is, too
+        if resumed and world.size > 1:
+            last = recorder.folder / LAST
+            world.agreed((state.progress, last.read_bytes() if last.exists() else b""))
+        recorder.draw_batch()
         classes = ClassWatch(training.data.labels.names, training.data.counts("train")[:-1], recorder.run.epochs)
         with _fitting(settings.train, settings.data.size):
             for epoch in _epochs(training):
