@@ -269,7 +269,14 @@ def absolute(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
 def _absolute(paths: Mapping[str, Any]) -> dict[str, str]:
     """Make paths absolute, by key; a pattern beside `data.root` is below that, from wherever, and stays as it is."""
     rooted = {key for key in PATTERNS if "data.root" in paths and is_pattern(paths.get(key, ""))}
-    return {key: str(path) if key in rooted else str(Path(path).expanduser().resolve()) for key, path in paths.items()}
+    return {key: str(path) if key in rooted else _resolved(key, path) for key, path in paths.items()}
+
+
+def _resolved(key: str, path: Any) -> str:
+    try:
+        return str(Path(path).expanduser().resolve())
+    except (ValueError, RuntimeError, OSError) as error:  # a null byte, a home of nobody, a loop of links
+        raise ConfigError(f"{key}={path}: cannot be a path: {str(error).rstrip('.')}.") from error
 
 
 def key_of(override: str) -> str:

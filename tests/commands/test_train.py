@@ -691,6 +691,15 @@ def test_a_wrong_value_of_a_multirun_is_told_before_the_first_training(typed, sa
     assert not outputs.exists()
 
 
+@pytest.mark.parametrize("typed", ["encoder.weights_file=\0", "data.table=a\0b", "data.root=~nobody-at-all/x"])
+def test_what_cannot_be_a_path_is_one_line(typed, pairs, outputs, capsys):
+    assert train.main([*SMALL, *folder_data(pairs(12)), typed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{typed.partition('=')[0]}=" in line
+    assert "cannot be a path" in line
+    assert not run_folders(outputs)
+
+
 def test_a_search_without_m_trains_nothing(outputs, capsys):
     assert train.main(["hydra/sweeper=optuna", "data.root=a b"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
