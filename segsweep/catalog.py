@@ -46,6 +46,17 @@ class Pretraining:
     gated: str = UNPUBLISHED  # "yes": the hub gives them to those alone who have accepted the licence there
     input_size: str = UNPUBLISHED  # height x width of the images at the end of the pretraining
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """What a table says of it, by column."""
+        return {
+            "pretrained on": self.data,
+            "objective": self.objective,
+            "licence": self.licence,
+            "gated": self.gated,
+            "trained at": self.input_size,
+        }
+
 
 # Convolutional, with BatchNorm: measured, docs/log.md. The others' pretrained weights were not to be had where it was
 # done; their encoder's rate, lr x encoder_lr_scale, is what papers fine-tune with: 6e-5 to 1e-4 for Swin, MiT and

@@ -64,17 +64,7 @@ def _weights(pattern: str, names: Sequence[str]) -> "list[Pretraining]":
 def _told(weights: "Sequence[Pretraining]") -> str:
     from segsweep import console
 
-    rows = [
-        {
-            "pretrained weights": f"{made.weights}{' *' * bool(made.default)}",
-            "pretrained on": made.data,
-            "objective": made.objective,
-            "licence": made.licence,
-            "gated": made.gated,
-            "trained at": made.input_size,
-        }
-        for made in weights
-    ]
+    rows = [{"pretrained weights": f"{made.weights}{' *' * bool(made.default)}", **made.columns} for made in weights]
     if not rows:
         return "timm has no pretrained weights for it"
     about = (

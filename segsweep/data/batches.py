@@ -6,7 +6,7 @@ to be kept, and N processes see what one with N micro-batches sees.
 
 import math
 import os
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +22,7 @@ from segsweep.data.geometry import Canvas, Placement, Size
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.prefetch import prefetch
 from segsweep.data.store import Store
-from segsweep.data.windows import Windows, cut, needed, stack, warp
+from segsweep.data.windows import Windows, alike, cut, needed, stack, warp
 from segsweep.world import SINGLE, World
 
 T = TypeVar("T")
@@ -30,14 +30,6 @@ T = TypeVar("T")
 THREADS = 4  # that prepare batches, unless told otherwise: cutting windows is light work, decoding files is not
 MOST_SPOTS = 512  # pixels of a class in an image that crops may be laid over
 ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
-
-
-def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
-    """Return the places of equal items, those of the first item first."""
-    places: dict[Hashable, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(i)
-    return list(places.values())
 
 
 @dataclass(frozen=True)

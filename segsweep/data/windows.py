@@ -3,7 +3,7 @@
 Training, scoring and prediction all see their images through this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,14 @@ from torch.nn import functional as F
 from segsweep.data.geometry import Placement, Size, sample
 
 AT_ONCE = 1 << 26  # numbers of images that are cut out of a device's memory at once
+
+
+def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
+    """Return the places of equal items, those of the first item first."""
+    places: dict[Hashable, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(i)
+    return list(places.values())
 
 
 @dataclass(frozen=True)
@@ -134,10 +142,9 @@ class Flat:
     def _parts(self, factors: Sequence[tuple[int, int]], spans: np.ndarray) -> list[tuple[tuple[int, int], list[int]]]:
         """Boxes that are cut out together: of one factor, and no more than memory should hold at once."""
         parts: list[tuple[tuple[int, int], list[int]]] = []
-        for factor in sorted(set(factors)):
-            same = [i for i, other in enumerate(factors) if other == factor]
+        for same in alike(factors):
             each = max(1, AT_ONCE // int(np.prod(spans[same].max(0)) * self.channels))
-            parts += [(factor, same[start : start + each]) for start in range(0, len(same), each)]
+            parts += [(factors[same[0]], same[start : start + each]) for start in range(0, len(same), each)]
         return parts
 
     def _gathered(self, rows: Tensor, factor: tuple[int, int], span: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segsweep import metrics
-from segsweep.data.batches import Batch, EvalBatches, alike
+from segsweep.data.batches import Batch, EvalBatches
 from segsweep.data.geometry import Size, strips
 from segsweep.data.store import Watch, unwatched
+from segsweep.data.windows import alike
 from segsweep.engine.casting import AtOnce
 from segsweep.engine.counting import matrices, pair_counts
 from segsweep.engine.device import Fetched

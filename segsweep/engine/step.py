@@ -61,8 +61,9 @@ class TrainStep:
         return reduce(torch.add, parts), images
 
     def _called_for(self, model: nn.Module, batch: Batch) -> "_Called":
-        """What is called in the model's place; made anew where other parameters train."""
-        trained = [p.requires_grad for p in model.parameters()]
+        """What is called in the model's place; where it depends on it, made anew when other parameters train."""
+        depends = self.world.size > 1 or self.execution.compile
+        trained = [p.requires_grad for p in model.parameters()] if depends else []
         known = self._called
         if known is None or known.model is not model or known.trained != trained:
             known = self._called = self._made(model, trained, batch)
@@ -108,7 +109,7 @@ class _Called:
     """What is called in a model's place."""
 
     model: nn.Module
-    trained: list[bool]  # of its parameters, which are
+    trained: list[bool]  # of its parameters, which are; empty where nothing depends on it
     shared: nn.Module  # by the processes
     loss: Loss  # of an image and its mask, perhaps compiled
     at_once: AtOnce  # of the model, where its layers are called one by one

@@ -131,23 +131,22 @@ def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
 
 def by_weights(trials: Sequence[Trial]) -> pd.DataFrame:
     """Make a row for each set of weights that trials began with, best first: its best score, and how it was made."""
-    rows: dict[str, dict[str, object]] = {}
+    of: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: -1.0 if trial.iou is None else trial.iou, reverse=True):
-        start, made = trial.run.start, _pretraining(trial)
-        row: dict[str, object] = {
-            "weights": trial.weights,
-            "val/iou": trial.iou,
-            "trials": sum(other.weights == trial.weights for other in trials),
-            "pretrained on": made.data,
-            "objective": made.objective,
-            "licence": made.licence,
-            "gated": made.gated,
-            "trained at": made.input_size,
-            "from": start and start.weights_source,
-            "parameters": start and start.parameters,
-        }
-        rows.setdefault(trial.weights, row)
-    return pd.DataFrame(list(rows.values()))
+        of.setdefault(trial.weights, []).append(trial)
+    return pd.DataFrame(
+        [
+            {
+                "weights": weights,
+                "val/iou": best.iou,
+                "trials": 1 + len(others),
+                **_pretraining(best).columns,
+                "from": best.run.start and best.run.start.weights_source,
+                "parameters": best.run.start and best.run.start.parameters,
+            }
+            for weights, (best, *others) in of.items()
+        ]
+    )
 
 
 def _pretraining(trial: Trial) -> catalog.Pretraining:

@@ -62,7 +62,7 @@ def table(folder: Path, kept: Screened, jobs: Jobs) -> pd.DataFrame:
     """Make a row for each set of weights, those that got furthest first."""
     rows, gaps = [], _gaps(folder, [jobs["short"][name] for name in order(kept, jobs) if iou(jobs["short"].get(name))])
     for name in order(kept, jobs):
-        made, probed = catalog.pretraining(name), jobs["features"].get(name)
+        probed = jobs["features"].get(name)
         told = probed.run.end.metrics if probed and probed.run.end else {}
         epoch = probed.run.epochs[-1].metrics if probed and probed.run.epochs else told
         rows.append(
@@ -74,11 +74,7 @@ def table(folder: Path, kept: Screened, jobs: Jobs) -> pd.DataFrame:
                 "1 epoch": iou(jobs["epoch"].get(name)),
                 _short(kept): iou(jobs["short"].get(name)),
                 "gap to best": gaps.get(name, ""),
-                "pretrained on": made.data,
-                "objective": made.objective,
-                "licence": made.licence,
-                "gated": made.gated,
-                "trained at": made.input_size,
+                **catalog.pretraining(name).columns,
                 "from": kept.sources[name],
                 "params/M": kept.parameters[name],
                 "GFLOP": kept.gflop[name],
