@@ -80,7 +80,7 @@ def run(trials: int, slots: int, sampler: str, terminal: bool = False) -> list[t
 def _start(trial: Trial) -> Any:
     import sys
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sweep"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sweeping"))
     from fake_train import config, start
 
     return start(config(trial.encoder, epochs=EPOCHS))

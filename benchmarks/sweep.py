@@ -29,7 +29,7 @@ from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
 from worlds import World, replayed, world
 
-sys.path.insert(0, str(ROOT / "tests" / "sweep"))
+sys.path.insert(0, str(ROOT / "tests" / "sweeping"))
 from fake_train import config, end, epoch, start
 
 from segsweep.config.sweeper import SweeperConfig
