@@ -6,6 +6,7 @@
 import os
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -81,7 +82,6 @@ def started(pairs, tmp_path, outputs, monkeypatch, capsys):
     base += ["tracking=none"]
 
     def run(words):
-        before = {path for path in outputs.rglob("*") if path.is_dir()}
         try:
             code = train.main([*base, *words])
         except SystemExit as left:  # of Hydra's own flags
@@ -89,11 +89,12 @@ def started(pairs, tmp_path, outputs, monkeypatch, capsys):
         said = capsys.readouterr().err
         if code not in CODES or "Traceback" in said:
             return f"{words}: code {code}: {said[-600:]}"
-        made = {path for path in outputs.rglob("*") if path.is_dir()} - before
-        left = [path for path in made if "cache" not in path.parts]
-        if code and not all(any(journal.exists(place) for place in (path, *path.parents)) for path in left):
-            return f"{words}: code {code}, and left {sorted(map(str, made))}"
-        return ""
+        tops = [path for path in outputs.iterdir() if path.name != "cache"] if outputs.exists() else []
+        made = [path for top in tops for path in (top, *top.rglob("*")) if path.is_dir()]
+        kept = all(any(journal.exists(place) for place in (path, *path.parents)) for path in made)
+        for top in tops:  # the next command line finds nothing of this one
+            shutil.rmtree(top) if top.is_dir() else top.unlink()
+        return "" if not code or kept else f"{words}: code {code}, and left {sorted(map(str, made))}"
 
     return run
 
