@@ -1,7 +1,7 @@
 """Large images with small objects: nuclei cut together, and thin lines drawn, to see whether a plan suits them.
 
 python benchmarks/large.py                          # writes outputs/large/nuclei and outputs/large/lines
-python benchmarks/queue.py cells --groups nuclei lines        # the cell that validation chooses
+python benchmarks/choosing.py cells --groups nuclei lines        # the cell that validation chooses
 """
 
 from pathlib import Path

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "benchmarks" / "raw"
 DATA = Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data"))  # real data sets
-sys.path[:] = [str(ROOT), *sys.path[1:], sys.path[0]]  # this folder last: its profile.py would hide Python's own
+sys.path.insert(0, str(ROOT))
 
 
 def machine() -> dict[str, Any]:

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import measure  # noqa: F401  this folder last on the path
 import numpy as np
 import timm
 import torch

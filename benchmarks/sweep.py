@@ -2,7 +2,7 @@
 
     stock/bin/python benchmarks/stock.py > stock.jsonl           # in its own environment, see there
     python benchmarks/sweep.py --stock stock.jsonl               # 200 replays, 96 trials, 4 slots
-    python benchmarks/sweep.py --world benchmarks/raw/segsweep_bench.csv --stock stock_bench.jsonl
+    python benchmarks/sweep.py --world camvid --trials 48 --stock stock_camvid.jsonl     # on SegSweep-Bench
     python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
     python benchmarks/sweep.py --refill 30                       # how soon a free slot has its next trial
 
@@ -18,8 +18,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 import optuna
 from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
-from worlds import World, replayed, world
+from worlds import Bench, World, replayed, world
 
 sys.path.insert(0, str(ROOT / "tests" / "sweeping"))
 from fake_train import config, end, epoch, start
@@ -38,12 +39,21 @@ from segsweep.sweeping.backends.base import Id, Job, JobUpdate
 from segsweep.sweeping.backends.local import LocalBackend
 from segsweep.sweeping.backends.slots import Slot
 from segsweep.sweeping.scheduler import Search, drive
-from segsweep.sweeping.space import Parameter, Space, interval
+from segsweep.sweeping.space import Parameter, Space, interval, rates_by_kind
 from segsweep.sweeping.study import Study
 
 NEAR = 0.01  # IoU: one point
 HEAD = (
-    *("", "sooner than the stock sweeper (95 %)", "never", "slot use", "epochs", "regret", "its 90 %"),
+    *(
+        "",
+        "sooner than the stock sweeper (95 %)",
+        "of the way to the oracle",
+        "never",
+        "slot use",
+        "epochs",
+        "regret",
+        "its 90 %",
+    ),
     *("a better one pruned", "the very best pruned", "n"),
 )
 NOISE = 0.005  # IoU: two trials that are closer are equally good
@@ -111,8 +121,8 @@ class FakeBackend:
             del self._living[job]
         return [JobUpdate(job, records, ended=over)]
 
-    def fetch(self, job: Id) -> None:
-        pass
+    def fetch(self, job: Id) -> bool:
+        return True
 
     def call(self, function: str, *arguments: Any) -> Any:
         raise NotImplementedError
@@ -132,15 +142,35 @@ class FakeBackend:
 
 
 def space(world: World) -> Space:
-    """Encoder by logarithmic learning rate; made without asking timm for the names."""
+    """Encoder by learning rate: real ones each in the range of its kind, as `optim.lr=auto` in a sweep."""
     encoder = Parameter("encoder", optuna.distributions.CategoricalDistribution(tuple(world.encoders)))
-    return Space((encoder, interval("optim.lr", world.low, world.high, log=True)), world.encoders[0])
+    real = isinstance(world, Bench)
+    rate = rates_by_kind() if real else interval("optim.lr", world.low, world.high, log=True)
+    return Space((encoder, rate), world.encoders[0])
+
+
+def defaults(world: World) -> list[dict[str, Any]]:
+    """Each encoder at its default rate: what a sweep tries first."""
+    if isinstance(world, Bench):
+        return space(world).seeds({"optim.lr": "auto"})
+    return [{"encoder": e, "optim.lr": math.sqrt(world.low * world.high) * 10**0.5} for e in world.encoders]
+
+
+def points(world: World) -> Iterator[tuple[str, float]]:
+    """Yield the encoders, each at 200 rates of its range."""
+    for encoder in world.encoders:
+        for i in range(200):
+            position = i / 199 if isinstance(world, Bench) else world.low * (world.high / world.low) ** (i / 199)
+            yield encoder, rate_of(space(world).typed({"encoder": encoder, "optim.lr": position}))
+
+
+def rate_of(typed: Sequence[str]) -> float:
+    return float(dict(override.split("=", 1) for override in typed)["optim.lr"])
 
 
 def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: bool = True) -> dict[str, Any]:
     """One sweep with our controller."""
-    default = math.sqrt(world.low * world.high)
-    seeds = [{"encoder": e, "optim.lr": default * 10**0.5} for e in world.encoders] if seeded else []
+    seeds = defaults(world) if seeded else []
     workers = FakeBackend(world, slots)
     sweeper = SweeperConfig(n_trials=trials, seed=seed, pruner=pruner, finalists=3)
     with tempfile.TemporaryDirectory() as folder:
@@ -149,10 +179,7 @@ def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: 
         for _ in drive(search, workers, Path(folder)):
             pass
     pruned = [t for t in search.trials.values() if t.state == "pruned"]
-    finals = {
-        t.name: world.final(t.encoder, float(dict(o.split("=") for o in t.typed)["optim.lr"]))
-        for t in search.trials.values()
-    }
+    finals = {t.name: world.final(t.encoder, rate_of(t.typed)) for t in search.trials.values()}
     best = max(search.trials.values(), key=lambda trial: finals[trial.name])
     return {
         **workers.replay(seed),
@@ -162,21 +189,23 @@ def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: 
     }
 
 
-def plain_optuna(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
-    """Optuna's defaults on asynchronous slots, as its users write it: ask, run, tell."""
+def plain_optuna(world: World, seed: int, trials: int, slots: int, seeded: bool = False) -> dict[str, Any]:
+    """Optuna's defaults on asynchronous slots, as its users write it: ask, run, tell; `seeded`: our seeds enqueued."""
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    distributions, workers, trial_of = space(world).distributions, FakeBackend(world, slots), {}
+    for values in defaults(world) if seeded else ():
+        study.enqueue_trial(values)
+    asked, workers, trial_of = space(world), FakeBackend(world, slots), {}
     left = trials
     while left or workers.free() < slots:
         while left and workers.free():
             left -= 1
-            trial = study.ask(distributions)
-            typed = (f"encoder={trial.params['encoder']}", f"optim.lr={trial.params['optim.lr']}")
-            trial_of[workers.submit(Job(str(trial.number), "", typed))] = trial
+            trial = study.ask(asked.distributions)
+            trial_of[workers.submit(Job(str(trial.number), "", tuple(asked.typed(trial.params))))] = trial
         for report in workers.poll(1.0):
             if report.ended:
                 trial = trial_of[report.job]
-                study.tell(trial, max(world.curve(trial.params["encoder"], trial.params["optim.lr"], trial.number)))
+                lr = rate_of(asked.typed(trial.params))
+                study.tell(trial, max(world.curve(trial.params["encoder"], lr, trial.number)))
     return workers.replay(seed)
 
 
@@ -186,6 +215,19 @@ def reached(replay: dict[str, Any], world: World) -> float:
     return min((s for s, encoder, lr in replay["events"] if world.final(encoder, lr) >= best - NEAR), default=math.inf)
 
 
+def took(replay: dict[str, Any], world: World) -> float:
+    """The same seconds; who never arrives counts with all that it had."""
+    return min(reached(replay, world), float(replay["makespan"]))
+
+
+@cache
+def oracle(world: World) -> tuple[float, float]:
+    """Seconds of the cheapest training that comes as near, and the share of all points that do."""
+    every, best = list(points(world)), world.best()
+    near = [encoder for encoder, lr in every if world.final(encoder, lr) >= best - NEAR]
+    return min(map(world.seconds, near)) * world.epochs, len(near) / len(every)
+
+
 def regret(replay: dict[str, Any], world: World) -> float:
     """IoU between the best there is and the best that was found."""
     return world.best() - max((world.final(encoder, lr) for _, encoder, lr in replay["events"]), default=0.0)
@@ -193,21 +235,22 @@ def regret(replay: dict[str, Any], world: World) -> float:
 
 def summary(name: str, replays: list[dict[str, Any]], rival: list[dict[str, Any]], worlds: Any, slots: int) -> str:
     """A row of the table; ratios are medians over the seeds of the rival's time by this one's."""
-    times = [reached(r, worlds(r["seed"])) for r in replays]
-    theirs = {r["seed"]: reached(r, worlds(r["seed"])) for r in rival}
-    # A rival that never arrives counts with its whole time, which is to its favour; so do we.
-    ends = {r["seed"]: r["makespan"] for r in rival}
-    ratios = []
-    for replay, own in zip(replays, times, strict=True):
-        seed = replay["seed"]
-        if seed in theirs:
-            ratios.append(min(theirs[seed], ends[seed]) / min(own, replay["makespan"]))
-    ratio = ""
+    times = {r["seed"]: took(r, worlds(r["seed"])) for r in replays}
+    theirs = {r["seed"]: took(r, worlds(r["seed"])) for r in rival}  # who never arrives: to the rival's favour
+    ratios = [theirs[seed] / own for seed, own in times.items() if seed in theirs]
+    ratio = way = ""
     if ratios:
         rng = np.random.default_rng(0)
         draws = np.median(np.array(ratios)[rng.integers(len(ratios), size=(2000, len(ratios)))], axis=1)
         ratio = f"{np.median(ratios):.2f} ({np.percentile(draws, 2.5):.2f} to {np.percentile(draws, 97.5):.2f})"
-    never = sum(math.isinf(t) for t in times) / len(times)
+        steps = [
+            (math.log(theirs[seed] / own), math.log(theirs[seed] / oracle(worlds(seed))[0]))
+            for seed, own in times.items()
+            if seed in theirs
+        ]
+        gone, whole = (sum(parts) for parts in zip(*steps, strict=True))
+        way = f"{100 * gone / whole:.0f} %" if whole > 0 else ""  # else the rival is as soon as can be
+    never = statistics.mean(math.isinf(reached(r, worlds(r["seed"]))) for r in replays)
     use = statistics.median(r["busy"] / (slots * r["makespan"]) for r in replays)
     lost = sorted(regret(r, worlds(r["seed"])) for r in replays)
     epochs = statistics.median(r["epochs"] for r in replays) if "epochs" in replays[0] else ""
@@ -215,7 +258,15 @@ def summary(name: str, replays: list[dict[str, Any]], rival: list[dict[str, Any]
         f"{100 * statistics.mean(replay[what] for replay in replays):.0f} %" if what in replays[0] else ""
         for what in ("better_pruned", "best_pruned")
     ]
-    cells = [name, ratio, f"{100 * never:.0f} %", f"{100 * use:.0f} %", epochs, f"{100 * statistics.median(lost):.2f}"]
+    cells = [
+        name,
+        ratio,
+        way,
+        f"{100 * never:.0f} %",
+        f"{100 * use:.0f} %",
+        epochs,
+        f"{100 * statistics.median(lost):.2f}",
+    ]
     return f"| {' | '.join(map(str, [*cells, f'{100 * lost[int(0.9 * len(lost))]:.2f}', *shares, len(replays)]))} |"
 
 
@@ -279,11 +330,15 @@ def main() -> None:
         "ours, `pruner=none`": [ours(worlds(s), s, *shape, "none") for s in seeds],
         "ours, `pruner=none seed_trials=false`": [ours(worlds(s), s, *shape, "none", seeded=False) for s in seeds],
         "plain Optuna, asynchronous": [plain_optuna(worlds(s), s, *shape) for s in seeds],
+        "the same, our seeds enqueued": [plain_optuna(worlds(s), s, *shape, seeded=True) for s in seeds],
         **({"stock sweeper": stock} if stock else {}),
     }
     print("\n".join([f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]))
     for name, replays in rows.items():
         print(summary(name, replays, stock, worlds, options.slots))
+    found = [oracle(worlds(s)) for s in seeds]
+    seconds, share = (statistics.median(values) for values in zip(*found, strict=True))
+    print(f"\nwithin a point of the best: {100 * share:.0f} % of the space; its cheapest training: {seconds:.0f} s")
     kept = {
         name: [
             {k: v for k, v in r.items() if k != "events"} | {"reached": reached(r, worlds(r["seed"]))} for r in replays

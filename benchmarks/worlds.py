@@ -4,11 +4,14 @@ Standard library only, since the stock plugin runs it in an environment of its o
 """
 
 import argparse
-import csv
+import json
 import math
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+BENCH = Path(__file__).parent / "raw" / "bench.jsonl"
 
 
 class World:
@@ -75,59 +78,80 @@ class Synthetic(World):
         return [max(0.0, top * (1 - math.exp(-(epoch + 1) / pace))) for epoch in range(self.epochs)]
 
 
-class Recorded(World):
-    """SegSweep-Bench: real curves by encoder, learning rate and seed; between two rates the logarithm decides.
+class Bench(World):
+    """One data set of SegSweep-Bench v2 (`benchmarks/bench.py`): real weights by learning rates, and how seeds differ.
+
+    Between two rates the logarithm decides, beyond them the last one. A trial's noise is the difference of a recorded
+    seed from the mean of its rate's seeds, epoch by epoch, drawn among all that this data set has.
 
     Args:
-        path: of a CSV with the columns encoder, lr, seed, epoch, iou, seconds.
+        path: of bench.jsonl.
+        group: the data set's name there.
+        seed: of the noise.
     """
 
-    def __init__(self, path: Path):
-        rows = list(csv.DictReader(path.open(encoding="utf-8")))
-        self._curves: dict[tuple[str, float, int], list[float]] = {}
+    def __init__(self, path: Path, group: str, seed: int):
+        found: dict[tuple[str, float], list[list[float]]] = {}
         spent: dict[str, list[float]] = {}
-        for row in rows:
-            key = row["encoder"], float(row["lr"]), int(row["seed"])
-            self._curves.setdefault(key, []).append(float(row["iou"]))
-            spent.setdefault(row["encoder"], []).append(float(row["seconds"]))
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            if row["group"] == group:
+                found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
+                spent.setdefault(row["encoder"], []).extend(row["seconds"])
+        self._curves = {key: [sum(at) / len(at) for at in zip(*runs, strict=True)] for key, runs in found.items()}
+        self._noise = [
+            # The mean holds the seed itself: without the factor differences of n seeds are too small.
+            [
+                (iou - mean) * math.sqrt(len(runs) / (len(runs) - 1))
+                for iou, mean in zip(run, self._curves[key], strict=True)
+            ]
+            for key, runs in found.items()
+            if len(runs) > 1
+            for run in runs
+        ]
+        self._seconds = {encoder: statistics.median(values) for encoder, values in spent.items()}
+        self._rates = {e: sorted(lr for name, lr in self._curves if name == e) for e in spent}
+        self._seed = f"{group} {seed}"
         self.encoders = list(spent)
-        self._seconds = {encoder: sum(values) / len(values) for encoder, values in spent.items()}
-        self._rates = {e: sorted({lr for name, lr, _ in self._curves if name == e}) for e in self.encoders}
-        self._runs = sorted({seed for _, _, seed in self._curves})
-        self.low = max(rates[0] for rates in self._rates.values())
-        self.high = min(rates[-1] for rates in self._rates.values())
         self.epochs = max(map(len, self._curves.values()))
+        self.low, self.high = min(rates[0] for rates in self._rates.values()), max(r[-1] for r in self._rates.values())
 
     def seconds(self, encoder: str) -> float:
         return self._seconds[encoder]
 
     def final(self, encoder: str, lr: float) -> float:
-        curves = [self._between(encoder, lr, run) for run in self._runs]
-        return sum(max(curve) for curve in curves) / len(curves)
+        return max(between(self._curves, self._rates[encoder], encoder, lr))
+
+    def best(self) -> float:
+        return max(map(max, self._curves.values()))  # what lies between two rates is below one of them
 
     def curve(self, encoder: str, lr: float, trial: int) -> list[float]:
-        return self._between(encoder, lr, self._runs[trial % len(self._runs)])
+        rng = random.Random(f"{self._seed} {encoder} {lr:.6g} {trial}")
+        mean = between(self._curves, self._rates[encoder], encoder, lr)
+        noise = rng.choice(self._noise) if self._noise else [0.0] * self.epochs
+        return [min(1.0, max(0.0, iou + more)) for iou, more in zip(mean, noise, strict=True)]
 
-    def _between(self, encoder: str, lr: float, run: int) -> list[float]:
-        rates = self._rates[encoder]
-        lr = min(max(lr, rates[0]), rates[-1])
-        above = next(i for i, rate in enumerate(rates) if rate >= lr * (1 - 1e-9))
-        below = max(0, above - 1)
-        share = (
-            0.0 if rates[above] == rates[below] else math.log(lr / rates[below]) / math.log(rates[above] / rates[below])
-        )
-        pair = self._curves[encoder, rates[below], run], self._curves[encoder, rates[above], run]
-        return [(1 - share) * a + share * b for a, b in zip(*pair, strict=True)]
+
+def between(
+    curves: Mapping[tuple[str, float], Sequence[float]], rates: Sequence[float], encoder: str, lr: float
+) -> list[float]:
+    """Return the curve at a rate: between the two nearest of the encoder's rates, by their logarithms."""
+    lr = min(max(lr, rates[0]), rates[-1])
+    above = next(i for i, rate in enumerate(rates) if rate >= lr * (1 - 1e-9))
+    below = max(0, above - 1)
+    apart = math.log(rates[above] / rates[below])
+    share = math.log(lr / rates[below]) / apart if apart else 0.0
+    pair = curves[encoder, rates[below]], curves[encoder, rates[above]]
+    return [(1 - share) * a + share * b for a, b in zip(*pair, strict=True)]
 
 
 def replayed(parser: argparse.ArgumentParser) -> None:
     """The options that say what is replayed; the same for all who are compared."""
-    parser.add_argument("--world", default="synthetic", help="synthetic, or the CSV of a recorded one")
+    parser.add_argument("--world", default="synthetic", help="synthetic, or a data set of benchmarks/raw/bench.jsonl")
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 200), help="first, and the one after the last")
     parser.add_argument("--trials", type=int, default=96)
     parser.add_argument("--slots", type=int, default=4)
 
 
 def world(name: str, seed: int) -> World:
-    """`synthetic`, or the path of a recorded one."""
-    return Synthetic(seed) if name == "synthetic" else Recorded(Path(name))
+    """`synthetic`, or a data set of SegSweep-Bench."""
+    return Synthetic(seed) if name == "synthetic" else Bench(BENCH, name, seed)

@@ -2,7 +2,7 @@
 
 Pure: from a fingerprint to values, each with its reason. What was asked for is never changed, and later rules go by it.
 The model is nnU-Net's planner (https://doi.org/10.1038/s41592-020-01008-z): a fingerprint, fixed rules, nothing
-searched. What a constant was measured on stands beside it (docs/log.md, `benchmarks/queue.py`): one seed each, the
+searched. What a constant was measured on stands beside it (docs/log.md, `benchmarks/choosing.py`): one seed each, the
 validation images of a few sets, five or ten minutes on one CPU core. The others are judgement.
 """
 

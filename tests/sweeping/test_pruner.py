@@ -47,7 +47,7 @@ def test_the_first_of_a_backbone_is_never_stopped():
 
 
 def test_only_trials_with_a_rate_as_high_tell_what_can_still_come():
-    # Real curves of lite2 on shapes (benchmarks/raw/segsweep_bench.csv): the best one is behind at half time.
+    # Real curves of lite2 on shapes: the best one is behind at half time.
     low = curve("lite2", 0.1158, 0.3739, 0.5278, 0.6814, 0.6640, 0.6868, of=6, lr=3e-3)
     high = Curve("lite2", curve("lite2", 0.1107, 0.2801, of=6).points, lr=1e-2)
     assert judge(high, [low, low, low]) is None

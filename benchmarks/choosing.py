@@ -1,9 +1,9 @@
 """The trainings that chose the recipe, one after the other, on six data sets: what is missing is run.
 
-    python benchmarks/queue.py cells --core 0 &        # canvas x zoom
-    python benchmarks/queue.py arms --core 1           # one change of the recipe at a time
-    python benchmarks/queue.py arms --table
-    python benchmarks/queue.py final --seeds 0 1 2     # ours and careful side by side, one core each; nothing beside it
+    python benchmarks/choosing.py cells --core 0 &      # canvas x zoom
+    python benchmarks/choosing.py arms --core 1         # one change of the recipe at a time
+    python benchmarks/choosing.py arms --table
+    python benchmarks/choosing.py final --seeds 0 1 2   # ours beside careful, one core each; nothing else runs
 
 A training does a fixed amount of work, what one quiet core did in 300 s (of CamVid and Kvasir-SEG in 600 s), so it may
 run beside other work. Several workers may run at once: a job is taken by locking its name. Each is a line of

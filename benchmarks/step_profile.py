@@ -1,7 +1,7 @@
 """Where the time of a training step goes, by operation.
 
-python benchmarks/profile.py resnet34
-python benchmarks/profile.py tf_efficientnet_lite0 --size 128 --precision bf16
+python benchmarks/step_profile.py resnet34
+python benchmarks/step_profile.py tf_efficientnet_lite0 --size 128 --precision bf16
 """
 
 from contextlib import closing
