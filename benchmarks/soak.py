@@ -37,26 +37,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, keep  # first: a module in this folder would hide Python's own `queue`
+import optuna
+import pytest
+from measure import ROOT, keep
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from segsweep.process import DEBUG
+from segsweep.runs import journal, locks
+from segsweep.runs.trial import load_all
+from segsweep.sweeping.backends.local import CLAIM
+from segsweep.sweeping.controllers import attempt_name
+from segsweep.sweeping.sharing import Owner
+from segsweep.sweeping.study import JOURNAL
+from segsweep.tracking import client
 
 SWEEPING = ROOT / "tests" / "sweeping"
 sys.path[:0] = [str(ROOT / "tests"), str(SWEEPING)]
-import optuna  # noqa: E402
-import pytest  # noqa: E402
 import servers  # noqa: E402
 from conftest import TINY, write_pairs  # noqa: E402
-from optuna.storages import JournalStorage, RDBStorage  # noqa: E402
-from optuna.storages.journal import JournalFileBackend  # noqa: E402
-from optuna.trial import FrozenTrial, TrialState  # noqa: E402
-
-from segsweep.process import DEBUG  # noqa: E402
-from segsweep.runs import journal, locks  # noqa: E402
-from segsweep.runs.trial import load_all  # noqa: E402
-from segsweep.sweeping.backends.local import CLAIM  # noqa: E402
-from segsweep.sweeping.controllers import attempt_name  # noqa: E402
-from segsweep.sweeping.sharing import Owner  # noqa: E402
-from segsweep.sweeping.study import JOURNAL  # noqa: E402
-from segsweep.tracking import client  # noqa: E402
 
 ENDED = {0, 7, 130, 143, -2, -9, -15}  # how a controller may end here; by a signal where it had only begun
 TORCHRUN = {0, 1, -9, -15}  # its own; it prints a traceback where one of its processes was killed
