@@ -26,7 +26,8 @@ class SweeperConfig:
     )
     slots: Any = key(
         "auto",
-        "trials that run at once: auto: one on each GPU; 4: four; [0,0,1]: two on the first GPU, one on the second; "
+        "trials that run at once: auto: one on each GPU; packed: as many on each as its memory and time allow "
+        "(untried: not measured on a GPU yet); 4: four; [0,0,1]: two on the first GPU, one on the second; "
         "[[0,1],[2,3]]: each trial on two GPUs",
     )
     sampler: str = key("tpe", "tpe, gp, random or grid")

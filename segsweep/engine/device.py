@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
-from segsweep.paths import build_once, cache, load_json
+from segsweep.paths import build_once, cache, load_json, locked
 from segsweep.runs.records import Precision
 from segsweep.world import cores
 
@@ -72,6 +72,16 @@ def remembered(place: str, measure: Callable[[], JSON]) -> JSON:
 
     answer: JSON = load_json((build_once(cache() / place, whole, write) / "answer.json").read_bytes())
     return answer
+
+
+@contextmanager
+def alone(device: torch.device) -> Iterator[None]:
+    """Let one process at a time measure on a GPU; the others wait. On a CPU nobody waits."""
+    if device.type != "cuda":
+        yield
+        return
+    with locked(cache() / f"{torch.cuda.get_device_properties(device).uuid}.lock"):
+        yield
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """`hydra.sweeper.dry=true`: print the number of trainings of a sweep and their time, and start none."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from statistics import mean
 
 from segsweep import console
-from segsweep.config.schema import EPOCHS
 from segsweep.process import show
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.live import duration
@@ -33,7 +32,7 @@ def told(plan: Plan, backend: Backend) -> str:
     finalists = min(asked.finalists, len(encoders))
     trainings = trials + finalists * asked.repeats
     console.note(f"timing a few steps with each encoder: {', '.join(encoders)}")
-    base = replace(plan.base, train=replace(plan.base.train, epochs=EPOCHS)) if plan.open_ended else plan.base
+    base = plan.timed
     arguments = asdict(base), list(encoders), dict(backend.environment)
     found = backend.call("segsweep.training.estimate:estimates", *arguments)
     width = max(map(len, encoders))

@@ -93,6 +93,8 @@ def line(event: Event, with_reason: bool = True) -> str:
         return f"trial {name:>3}  epoch {trial.run.epochs[-1].epoch:<2}  {score}{typed}"
     if event.kind == "halved":
         return f"trial {name:>3}  out of memory: starts again with half the micro-batch"
+    if event.kind == "thinned":
+        return f"trial {name:>3}  {event.words}"
     if event.kind in SHOWN:
         why = f"  ({event.words})" if event.words else ""
         return f"trial {name:>3}  {SHOWN[event.kind]} on {trial.slot}  {typed}{why}"

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segsweep.config.data import LAID
@@ -87,6 +87,11 @@ class Plan:
         """Tell whether nobody says how long trials train: by itself each would decide by its own encoder's speed."""
         train = self.base.train
         return not (train.epochs or train.time_budget or LENGTH & {*self.space.distributions})
+
+    @property
+    def timed(self) -> RunConfig:
+        """Return the configuration of which a few steps are looked at beforehand."""
+        return replace(self.base, train=replace(self.base.train, epochs=EPOCHS)) if self.open_ended else self.base
 
     def argv(self, sources: Mapping[str, str], decided: Sequence[str], typed: Sequence[str], encoder: str) -> list[str]:
         """Return a trial's command, without its folder, from the overrides of what is varied.

@@ -1,17 +1,18 @@
 """The composition root of a sweep: from a plan to study, backend, search, finalists and winner."""
 
+import math
 import shlex
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from optuna.pruners import BasePruner
 
-from segsweep import console
+from segsweep import catalog, console
 from segsweep.config.schema import EPOCHS
 from segsweep.errors import Asked, DiskError, Terminated
 from segsweep.process import show
@@ -22,15 +23,20 @@ from segsweep.sweeping import about, crossval, finalists, pinned, report, storag
 from segsweep.sweeping.about import About
 from segsweep.sweeping.backends.base import Backend, Job
 from segsweep.sweeping.backends.local import LocalBackend
-from segsweep.sweeping.backends.slots import slots
+from segsweep.sweeping.backends.slots import PACKED, slots
 from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.html_report import write
 from segsweep.sweeping.live import Board
 from segsweep.sweeping.mirror import Tracking
+from segsweep.sweeping.packing import Need, per_gpu
 from segsweep.sweeping.plan import Plan, again
 from segsweep.sweeping.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up
-from segsweep.sweeping.study import JOURNAL, Study, optuna_pruner
+from segsweep.sweeping.study import JOURNAL, Study, optuna_pruner, trials_of
 from segsweep.tracking import client
+from segsweep.world import cores
+
+NEEDS = "segsweep.training.estimate:needs"
+MEASURED = 8  # encoders, the costliest ones: what needs most of a GPU is among them
 
 
 def run(plan: Plan) -> list[FinalistResult]:
@@ -76,8 +82,26 @@ def backend_of(plan: Plan, outlive: bool = True) -> Backend:
         from segsweep.sweeping.backends.ray import RayBackend
 
         return RayBackend(plan.folder, asked.address, None if asked.slots == "auto" else asked.slots, asked.gpus)
-    places = slots(asked.slots, on_cpu=plan.base.train.device == "cpu")
-    return LocalBackend(plan.folder, places, outlive=outlive)
+    on_cpu = plan.base.train.device == "cpu"
+    backend = LocalBackend(plan.folder, slots(asked.slots, on_cpu), outlive=outlive)
+    if asked.slots != PACKED:
+        return backend
+    number, why = _packed(plan, backend)
+    console.note(f"packed: {console.counted(number, 'trial')} on each GPU, not more: {why}")
+    return LocalBackend(plan.folder, slots(PACKED, on_cpu, number), outlive=outlive)
+
+
+def _packed(plan: Plan, backend: LocalBackend) -> tuple[int, str]:
+    """Decide how many trials share each GPU, and why not more, from what trainings with the costliest encoders need."""
+    if plan.base.train.time_budget or "train.time_budget" in plan.space.distributions:
+        return 1, "train.time_budget counts seconds, and trials that share a GPU do less in them"
+    known = catalog.counted()
+    gflop = {name: float(known.get(name.partition(".")[0], {}).get("gflop", math.inf)) for name in plan.space.encoders}
+    costliest = sorted(gflop, key=gflop.__getitem__, reverse=True)[:MEASURED]
+    console.note(f"measuring what a training takes of its GPU: {', '.join(costliest)}")
+    found = backend.call(NEEDS, asdict(plan.timed), costliest, dict(backend.environment))
+    trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
+    return per_gpu([Need(**need) for need in found.values()], backend.capacity, cores(), trials)
 
 
 def begun(plan: Plan) -> About:

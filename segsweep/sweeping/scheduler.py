@@ -34,17 +34,20 @@ HALVINGS = 4  # times that its micro-batch may be halved
 
 
 Kind = Literal[
-    "started", "adopted", "continued", "halved", "epoch", "paused", "complete", "pruned", "failed", "refused"
+    "started", "adopted", "continued", "thinned", "halved", "epoch", "paused", "complete", "pruned", "failed", "refused"
 ]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a trial; halved: it begins again with less memory."""
+    """What happened to a trial.
+
+    Thinned: it goes on when fewer trials share its GPU. Halved: it begins again with half the micro-batch.
+    """
 
     kind: Kind
     trial: Trial
-    words: str = ""  # of one that goes on or starts again: what had ended it
+    words: str = ""  # of one that goes on or starts again: what had ended it, or what follows
 
 
 class TrialSource:
@@ -145,17 +148,21 @@ def drive(
                 del living[update.job]
                 fetched = backend.fetch(update.job)
                 kind = _ended(trial, update, fetched, deaths)
+                words = ""
+                if kind == "thinned":
+                    backend.thin(update.shared - 1)
+                    words = f"out of memory with {update.shared} trials on its GPU: {update.shared - 1} from now on"
                 if not fetched and kind in ("continued", "paused"):
                     trial.run = Run()
                     lost.add(trial.name)
-                if kind in ("continued", "halved"):
+                if kind in ("continued", "thinned", "halved"):
                     waiting.append(trial)
                     killed[trial.name] = update.words if kind == "continued" else ""
                 elif kind != "pruned":  # which was told when it was decided
                     trial.save(folder)
                     source.over(trial)
                 if kind != "continued":
-                    yield Event(kind, trial)
+                    yield Event(kind, trial, words)
         for trial in source.in_state("paused"):
             trial.state = "pruned"
             trial.save(folder)
@@ -183,6 +190,8 @@ def _ended(trial: Trial, update: JobUpdate, fetched: bool, deaths: dict[str, tup
             raise DataError(update.words)
         trial.state, trial.reason = "refused", update.words
         return "refused"
+    if update.error == "out_of_memory" and update.shared > 1:
+        return "thinned"
     if update.error == "out_of_memory" and (smaller := _smaller(trial)):
         trial.argv, trial.run, trial.state = smaller, Run(), "running"
         trial.halvings += 1

@@ -96,7 +96,7 @@ def tune(
 
     def measure() -> Answer:
         console.note("probe: which precision and memory layout are fastest here; a few seconds, kept for later")
-        with unchanged(model):
+        with devices.alone(device), unchanged(model):
             return _probe(model, usual, train, workload, device)
 
     answer, failed = None, None

@@ -1,20 +1,32 @@
-"""Estimate the time of a training from a few of its steps."""
+"""Estimate from a few of its steps what a training takes: time, and a share of its GPU."""
 
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from segsweep.config.checks import read
 from segsweep.config.schema import RunConfig
 from segsweep.engine import device as devices
-from segsweep.training.build import build
+from segsweep.training.build import Training, build
 
 STEPS = 3  # that are timed, after one that allocates
 SCORED = 8  # validation images that are timed
+CONTEXT = 600 * 2**20  # bytes that a process takes of a GPU beside its tensors: a guess, to be measured on one
+
+
+@dataclass(frozen=True)
+class GpuNeed:
+    """What a training needs of a GPU."""
+
+    memory: float  # bytes that it takes at most
+    total: float  # bytes that the GPU has
+    busy: float  # share of the time in which the GPU works for it, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -36,29 +48,64 @@ def estimates(
 
     Raises ConfigError, DataError: what `build` raises, or the memory is too small.
     """
+    return {name: asdict(_estimate(training)) for name, training in _built(asked, encoders, environment)}
+
+
+def needs(
+    asked: Mapping[str, object], encoders: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Measure what a training with each encoder, alone on its GPU, needs of it; a `GpuNeed` as JSON by its name.
+
+    Arguments and errors are those of `estimates`.
+    """
+    return {name: asdict(_need(training)) for name, training in _built(asked, encoders, environment)}
+
+
+def _built(
+    asked: Mapping[str, object], encoders: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[tuple[str, Training]]:
+    """Build a training with each encoder; nothing is printed while it is looked at."""
     os.environ.update(environment)
-    config, found = read(RunConfig, asked, "asked"), {}
+    config = read(RunConfig, asked, "asked")
     for name in encoders:
         advice = f"Leave {name} out, or try a smaller train.batch_size or data.size."
         with devices.fitting(advice), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-            found[name] = asdict(_estimate(replace(config, encoder=replace(config.encoder, name=name))))
-    return found
+            yield name, build(replace(config, encoder=replace(config.encoder, name=name)))
 
 
-def _estimate(config: RunConfig) -> Estimate:
-    training = build(config)
+def _steps(training: Training) -> Iterator[tuple[int, float]]:
+    """Train for a few steps; the images and the seconds of each. The first one allocates, too."""
     train, device = training.settings.train, training.state.device
     step, batches = training.step(), training.train_batches()
     training.tuned.execution.prepare(training.state.model).train()
-    images, spent = 0, 0.0
-    for number, micro_batches in zip(range(STEPS + 1), batches.epoch(1), strict=False):
+    for _, micro_batches in zip(range(STEPS + 1), batches.epoch(1), strict=False):
         started = time.perf_counter()
         _, seen = step(training.state, micro_batches, train.grad_accum)
         devices.synchronize(device)
-        if number or len(batches) == 1:
-            images, spent = images + seen, spent + time.perf_counter() - started
-    rate = images / spent
-    val = training.data.parts["val"]
+        yield seen, time.perf_counter() - started
+
+
+def _rate(training: Training) -> float:
+    """Images a second of its steps."""
+    taken = list(_steps(training))
+    images, seconds = zip(*(taken[1:] or taken), strict=True)
+    return float(sum(images) / sum(seconds))
+
+
+def _need(training: Training) -> GpuNeed:
+    device, rate = training.state.device, _rate(training)
+    # The profiler slows down the processor, and not the GPU's work.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        images = sum(seen for seen, _ in _steps(training))
+    working = sum(row.self_device_time_total for row in profile.key_averages()) / 1e6
+    training.evaluate(training.state.scored, training.data.parts["val"][:SCORED])
+    memory = torch.cuda.max_memory_reserved(device) + CONTEXT
+    busy = min(1.0, working / images * rate) or 1.0  # nothing was seen of it: the profiler does not work here
+    return GpuNeed(memory, torch.cuda.mem_get_info(device)[1], busy)
+
+
+def _estimate(training: Training) -> Estimate:
+    train, rate, val = training.settings.train, _rate(training), training.data.parts["val"]
     timed = val[:SCORED]
     started = time.perf_counter()
     training.evaluate(training.state.scored, timed)

@@ -83,7 +83,7 @@ def _train(given):
         name = before.start.run if resumed else uuid.uuid4().hex
         began = start(asked, batch // grad_accum, run=name)
         book.write(replace(began, command=shlex.join(f"{k}={v}" for k, v in given.items() if k != "resume")))
-        if batch // grad_accum > int(given.get("fits", 1024)):
+        if batch // grad_accum > int(given.get("fits", 1024)) or ("crowded" in given and not resumed):
             book.write(end("failed", f"the memory is too small for train.batch_size={batch}.", "out_of_memory"))
             return 4
         for number in range(len(before.epochs) + 1, total + 1):

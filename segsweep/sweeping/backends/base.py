@@ -53,6 +53,7 @@ class JobUpdate:
         error: the kind of its failure, if it ended with one. None of a job that is complete, and of one that was
             stopped or killed, or whose host is gone: it may go on.
         words: the last line that a failed job printed; of one that was killed unasked, which signal did it.
+        shared: how many jobs might have been on its GPU, itself among them, when it began.
     """
 
     job: Id
@@ -60,6 +61,7 @@ class JobUpdate:
     ended: bool = False  # it runs no more; no update of it follows
     error: Failure | None = None
     words: str = ""
+    shared: int = 1
 
 
 # What most likely sent a signal to a training that nobody asked to stop.
@@ -107,6 +109,9 @@ class Backend(Protocol):
 
         Raises ConfigError: there is a journal, and the job neither resumes nor begins anew.
         """
+
+    def thin(self, number: int) -> None:
+        """Have at most so many jobs on each GPU from now on; those that run already go on."""
 
     def adopt(self, name: str) -> Id | None:
         """Take over the job of this name that an earlier controller began; None if none lives. It takes a slot."""

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -75,6 +76,7 @@ class _Attempt:
 @dataclass
 class _Living:
     slot: Slot
+    shared: int  # jobs that might be on its GPU when it began
     process: BaseProcess | None  # None: adopted
     pid: int
     seen: int = 0  # bytes of its journal
@@ -93,7 +95,9 @@ class LocalBackend:
     keeps = True
 
     def __init__(self, folder: Path, slots: Sequence[Slot], preloaded: Sequence[str] = PRELOADED, outlive: bool = True):
-        self.folder, self.slots, self.capacity = folder, tuple(slots), len(slots)
+        self.folder, self.slots = folder, tuple(slots)
+        self._slots_on = Counter(device for slot in slots for device in slot.devices)
+        self._most = max(self._slots_on.values(), default=1)  # jobs on a GPU
         self._living: dict[Id, _Living] = {}  # an id is the job's name here
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preloaded))
@@ -106,8 +110,16 @@ class LocalBackend:
     def environment(self) -> Mapping[str, str]:
         return self.slots[0].environment
 
+    @property
+    def capacity(self) -> int:
+        used: Counter[str] = Counter()
+        return sum(self._takes(slot, used) for slot in self.slots)
+
     def free(self) -> int:
         return len(self._free())
+
+    def thin(self, number: int) -> None:
+        self._most = min(self._most, number)
 
     def submit(self, job: Job) -> Id:
         folder = self.folder / job.name
@@ -125,14 +137,14 @@ class LocalBackend:
             _clear(folder)
         process = self._started(train, job, folder, claim, slot.environment, self._alive)
         assert process.pid is not None
-        self._living[Id(job.name)] = _Living(slot, process, process.pid)
+        self._living[Id(job.name)] = _Living(slot, self._shared(slot), process, process.pid)
         return Id(job.name)
 
     def adopt(self, name: str) -> Id | None:
         pid = locks.holder(self.folder / name / CLAIM)
         if pid is None:
             return None
-        claim, free = _Attempt.read(self.folder / name / CLAIM), self._free()
+        claim, free = _Attempt.read(self.folder / name / CLAIM), self._idle()
         if claim and claim.host not in ("", node()):  # a shared file system tells the pid of another machine
             raise ConfigError(
                 f"{self.folder / name}: a process on {claim.host} runs it. Continue the sweep on that host, or stop "
@@ -140,7 +152,7 @@ class LocalBackend:
             )
         known = [slot for slot in free if claim and slot.number == claim.slot]
         slot = [*known, *free, Slot(-1 - len(self._living))][0]
-        self._living[Id(name)] = _Living(slot, None, pid)
+        self._living[Id(name)] = _Living(slot, self._shared(slot), None, pid)
         return Id(name)
 
     def where(self, job: Id) -> str:
@@ -190,9 +202,25 @@ class LocalBackend:
         while self._living:
             self.poll(LOOK)
 
-    def _free(self) -> list[Slot]:
+    def _idle(self) -> list[Slot]:
+        """Slots without a job, also those whose GPU may take no more."""
         taken = {living.slot.number for living in self._living.values()}
         return [slot for slot in self.slots if slot.number not in taken]
+
+    def _free(self) -> list[Slot]:
+        used = Counter(device for living in self._living.values() for device in living.slot.devices)
+        return [slot for slot in self._idle() if self._takes(slot, used)]
+
+    def _shared(self, slot: Slot) -> int:
+        """How many jobs may be on a slot's GPU."""
+        return min(self._most, max((self._slots_on[device] for device in slot.devices), default=1))
+
+    def _takes(self, slot: Slot, used: "Counter[str]") -> bool:
+        """Whether a slot's GPUs may take its job beside those that use them; if so, it is counted there."""
+        if any(used[device] >= self._most for device in slot.devices):
+            return False
+        used.update(slot.devices)
+        return True
 
     def _started(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
         """Have the fork server make a child that calls the function."""
@@ -236,7 +264,7 @@ class LocalBackend:
         del self._living[job]
         error = failure(living.end, code)
         words = _last_words(folder) if error else "" if living.stopping is not None else signalled(code)
-        return JobUpdate(job, records, True, error, words)
+        return JobUpdate(job, records, True, error, words, living.shared)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -133,6 +133,9 @@ class RayBackend:
             return self._slots
         return int(self._ray.cluster_resources().get("GPU", 0) / self._gpus) if self._gpus else 0
 
+    def thin(self, number: int) -> None:
+        """Do nothing: Ray packs jobs, as `gpus` says."""
+
     def free(self) -> int:
         """Return how many actors are idle; one more is asked for at a time, as long as there is room for it."""
         if self._coming is None and len(self._actors) < self.capacity:

@@ -10,6 +10,7 @@ from segsweep.errors import ConfigError
 from segsweep.world import cores
 
 CORES_PER_SLOT = 4  # on a CPU
+PACKED = "packed"  # several trials on each GPU
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,19 @@ def gpus() -> list[str]:
     return [str(i) for i in range(sum(row.startswith("GPU ") for row in listed.splitlines()))]
 
 
-def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
+def slots(given: Any = "auto", on_cpu: bool = False, per_gpu: int = 1) -> tuple[Slot, ...]:
     """Return the slots that `hydra.sweeper.slots` asks for; ConfigError for none, or a GPU that is not there.
 
     Args:
-        given: "auto": one for each GPU, on a CPU one for every four cores; a number; or for each slot its GPU, or its
-            list of GPUs, counted among the visible ones.
+        given: "auto": one for each GPU, on a CPU one for every four cores; "packed": `per_gpu` for each GPU; a number;
+            or for each slot its GPU, or its list of GPUs, counted among the visible ones.
         on_cpu: GPUs are left alone.
     """
     there = [] if on_cpu else gpus()
-    if given == "auto":
-        given = len(there) or max(1, cores() // CORES_PER_SLOT)
+    if given == PACKED and not there:
+        raise ConfigError(f"hydra.sweeper.slots={PACKED}: no GPU is visible. Try hydra.sweeper.slots=auto.")
+    if given in ("auto", PACKED):
+        given = len(there) * (per_gpu if given == PACKED else 1) or max(1, cores() // CORES_PER_SLOT)
     if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
         rows: list[tuple[str, ...]] = [(there[i % len(there)],) if there else () for i in range(given)]
     elif isinstance(given, Sequence) and not isinstance(given, str) and given:
@@ -75,6 +78,6 @@ def slots(given: Any = "auto", on_cpu: bool = False) -> tuple[Slot, ...]:
             rows.append(tuple(there[n] for n in numbers))
     else:
         raise ConfigError(
-            f"hydra.sweeper.slots={given}: must be auto, a number from 1, or GPUs as [0,0,1] or [[0,1],[2,3]]."
+            f"hydra.sweeper.slots={given}: must be auto, packed, a number from 1, or GPUs as [0,0,1] or [[0,1],[2,3]]."
         )
     return tuple(Slot(i, row, max(1, cores() // len(rows))) for i, row in enumerate(rows))
