@@ -306,6 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     replayed(parser)
     parser.add_argument("--stock", type=Path, help="lines of benchmarks/stock.py for the same world")
+    parser.add_argument("--asha", type=Path, help="lines of benchmarks/asha.py for the same world")
     parser.add_argument("--controller", type=int, nargs="+", metavar="TRIALS")
     parser.add_argument("--refill", type=int, metavar="TRIALS")
     parser.add_argument("--out", type=Path, default=RAW / "sweep.json")
@@ -323,14 +324,17 @@ def main() -> None:
         return made.setdefault(seed, world(options.world, seed))
 
     seeds, shape = range(*options.seeds), (options.trials, options.slots)
-    stock = [json.loads(line) for line in options.stock.open()] if options.stock else []
-    stock = [row for row in stock if row["seed"] in seeds]
+    stock, asha = (
+        [row for row in map(json.loads, path.open()) if row["seed"] in seeds] if path else []
+        for path in (options.stock, options.asha)
+    )
     rows = {
         "ours": [ours(worlds(s), s, *shape, "curves") for s in seeds],
         "ours, `pruner=none`": [ours(worlds(s), s, *shape, "none") for s in seeds],
         "ours, `pruner=none seed_trials=false`": [ours(worlds(s), s, *shape, "none", seeded=False) for s in seeds],
         "plain Optuna, asynchronous": [plain_optuna(worlds(s), s, *shape) for s in seeds],
         "the same, our seeds enqueued": [plain_optuna(worlds(s), s, *shape, seeded=True) for s in seeds],
+        **({"Syne Tune's ASHA, our seeds first": asha} if asha else {}),
         **({"stock sweeper": stock} if stock else {}),
     }
     print("\n".join([f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]))

@@ -1,0 +1,84 @@
+"""Syne Tune's ASHA on a world that takes no time, the same defaults tried first. Runs in an environment of its own:
+
+    python -m venv asha && asha/bin/pip install syne-tune==0.16.0
+    asha/bin/python benchmarks/asha.py --world camvid --seeds 0 200 --trials 48 --slots 4
+
+Its own code draws the trials and stops them (the variant that stops, reduction factor 3, one bracket, from the first
+epoch on; https://arxiv.org/abs/1810.05934); only the trainings pretend. For each seed one JSON line, as of stock.py.
+"""
+
+import argparse
+import datetime
+import heapq
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from syne_tune.backend.trial_status import Trial
+from syne_tune.config_space import choice, uniform
+from syne_tune.optimizer.baselines import ASHA
+from worlds import World, replayed, world
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from segsweep import catalog
+
+
+def position(encoder: str) -> float:
+    """Where an encoder's default rate lies in its range, 0 to 1."""
+    rates = catalog.rates(encoder)
+    return math.log(rates.lr / rates.low) / math.log(rates.high / rates.low)
+
+
+def rate(encoder: str, at: float) -> float:
+    rates = catalog.rates(encoder)
+    return float(rates.low * (rates.high / rates.low) ** at)
+
+
+def replay(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
+    """One search of so many trials, stopped or not."""
+    scheduler = ASHA(
+        {"encoder": choice(list(world.encoders)), "position": uniform(0.0, 1.0)},
+        metric="iou",
+        time_attr="epoch",
+        max_t=world.epochs,
+        do_minimize=False,
+        random_seed=seed,
+        points_to_evaluate=[{"encoder": e, "position": position(e)} for e in world.encoders],
+    )
+    due: list[tuple[float, int, int]] = []  # when a trial's next epoch is over, the trial, the epoch
+    begun: list[tuple[Trial, str, float]] = []
+    clock, busy, epochs, events = 0.0, 0.0, 0, []
+    while due or len(begun) < trials:
+        while len(due) < slots and len(begun) < trials:
+            config = scheduler.suggest().config
+            trial = Trial(len(begun), config, datetime.datetime.now(tz=datetime.UTC))
+            scheduler.on_trial_add(trial)
+            begun.append((trial, config["encoder"], rate(config["encoder"], config["position"])))
+            heapq.heappush(due, (clock + world.seconds(config["encoder"]), trial.trial_id, 1))
+        clock, number, epoch = heapq.heappop(due)
+        trial, encoder, lr = begun[number]
+        busy, epochs = busy + world.seconds(encoder), epochs + 1
+        result = {"iou": max(world.curve(encoder, lr, number)[:epoch]), "epoch": epoch}
+        decision = scheduler.on_trial_result(trial, result)
+        if epoch == world.epochs:
+            scheduler.on_trial_complete(trial, result)
+            events.append((clock, encoder, lr))
+        elif decision == "CONTINUE":
+            heapq.heappush(due, (clock + world.seconds(encoder), number, epoch + 1))
+        else:
+            scheduler.on_trial_remove(trial)
+    return {"seed": seed, "events": events, "makespan": clock, "busy": busy, "epochs": epochs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    replayed(parser)
+    options = parser.parse_args()
+    for seed in range(*options.seeds):
+        print(json.dumps(replay(world(options.world, seed), seed, options.trials, options.slots)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
