@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,6 +16,7 @@ from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.paths import override
 
 SPLITS = ("train", "val", "test")
+PATHS = 100  # by which links may lead to one folder: more are a maze, as below /sys
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,22 @@ def image_files(root: Path) -> list[Path]:
     return sorted(walk_images(root))
 
 
-def walk_images(folder: Path, deep: bool = True, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+def walk_images(
+    folder: Path, deep: bool = True, above: frozenset[str] = frozenset(), paths: "Counter[str] | None" = None
+) -> Iterator[Path]:
     """Yield the images in a folder in any order, and with `deep` those in its folders; none where there is no folder.
 
-    `above` are the folders on the way: a link back into one is not followed. ConfigError: a folder cannot be listed;
-    DataError: an image's name is no text.
+    `above` are the folders on the way: a link back into one is not followed. `paths` counts how often each folder was
+    reached. ConfigError: a folder cannot be listed, or is reached too often; DataError: an image's name is no text.
     """
-    real = os.path.realpath(folder)
+    real, paths = os.path.realpath(folder), Counter() if paths is None else paths
     if real in above or not folder.is_dir():
         return
+    paths[real] += 1
+    if paths[real] > PATHS:
+        raise ConfigError(
+            f"{folder}: links lead to this folder by more than {PATHS} paths. Give the data set's own folder."
+        )
     try:
         inside = list(os.scandir(folder))
     except OSError as error:
@@ -93,7 +102,7 @@ def walk_images(folder: Path, deep: bool = True, above: frozenset[str] = frozens
             continue
         if entry.is_dir():
             if deep:
-                yield from walk_images(folder / entry.name, above=above | {real})
+                yield from walk_images(folder / entry.name, above=above | {real}, paths=paths)
         elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
             if any("\ud800" <= letter <= "\udfff" for letter in entry.name):  # bytes that are no UTF-8
                 how = "Rename it. For all files in a folder: convmv -f latin1 -t utf8 -r --notest"

@@ -89,7 +89,7 @@ def fold_of(
     """
     counted = [i for i, sample in enumerate(samples) if sample.split != "test"]
     sizes = Counter(groups[i] for i in counted)
-    _refuse_too_few(len(sizes), len(counted), [f"fold {n}" for n in range(folds)])
+    _refuse_too_few(len(sizes), len(counted), folds, f"{folds} folds")
     chosen = {}
     if pixels is not None:
         if counted and all(samples[i].fold is not None for i in counted):
@@ -222,7 +222,7 @@ def _cut(
 ) -> dict[str, list[int]]:
     """Cut samples into parts by their groups: by hash or, with pixels, stratified."""
     own = [groups[i] for i in indices]
-    _refuse_too_few(len(set(own)), len(indices), shares)
+    _refuse_too_few(len(set(own)), len(indices), len(shares), " and ".join(shares))
     if pixels is None:
         chosen = _hashed(set(own), shares, seed)
     else:
@@ -245,11 +245,11 @@ def _hashed(groups: Iterable[str], shares: dict[str, float], seed: int) -> dict[
     return chosen
 
 
-def _refuse_too_few(groups: int, images: int, parts: Sequence[str] | dict[str, float]) -> None:
-    if groups < len(parts):
+def _refuse_too_few(groups: int, images: int, parts: int, named: str) -> None:
+    if groups < parts:
         what = f"{images} image{'s' * (images != 1)}"
         what += f" in {groups} group{'s' * (groups != 1)}" if groups != images else ""
         raise DataError(
-            f"data: {what} cannot be split into {' and '.join(parts) if len(parts) < 4 else f'{len(parts)} folds'}. "
-            f"Give at least {len(parts)}{' groups' if groups != images else ', better some dozens'}."
+            f"data: {what} cannot be split into {named}. "
+            f"Give at least {parts}{' groups' if groups != images else ', better some dozens'}."
         )

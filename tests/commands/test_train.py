@@ -477,6 +477,7 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
         (["data.fold=3", "data.folds=3"], 2, "data.fold=3: must be in 0..2"),
         (["data.fold=1"], 2, "data.fold=1"),
         (["data.folds=13"], 3, "12 images cannot be split into 13 folds"),
+        (["data.folds=1000000000000"], 3, "12 images cannot be split into 1000000000000 folds"),
         (["debug=overfitt"], 2, "Try debug=overfit"),
         (["data.classes={cell:7}"], 3, "no mask holds 7"),
         (["data.ignore_index=1"], 3, "all pixels of all masks are background"),

@@ -577,3 +577,17 @@ def test_a_folder_one_too_high_is_refused_with_the_line_to_type(tmp_path):
     )
     with pytest.raises(DataError, match=rf"a/ has its own split \(train/\).*Type data\.root={tmp_path}/a$"):
         found(tmp_path)
+
+
+def test_a_maze_of_links_is_refused_soon(tmp_path):
+    """Twelve folders that link to each other have more paths than anybody lists."""
+    drawn(tmp_path, "images/a.jpg", "masks/a.png")
+    folders = [tmp_path / "images" / f"{i}" for i in range(12)]
+    for one in folders:
+        one.mkdir()
+    for one in folders:
+        for other in folders:
+            if other != one:
+                (one / other.name).symlink_to(other)
+    with pytest.raises(ConfigError, match="links lead to this folder by more than 100 paths"):
+        found(tmp_path)
