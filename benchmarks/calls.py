@@ -111,6 +111,7 @@ def of_batches(given: Any, show: Any) -> None:
         train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(given.batch), config.augmentation)
         with Calls() as calls, patch.object(Store, "on_device", property(lambda _: True)):
             host_batch = train._host_batch(1, 0, 0, np.asarray(data.parts["train"][: given.batch]))
+        train._augmented(*host_batch)  # what is made once
         show(f"cutting {given.batch} windows, {resize}", calls)
         with Calls() as calls:
             train._augmented(*host_batch)

@@ -5,6 +5,7 @@ contrast. The numbers drawn for an image do not depend on what is switched on.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,48 +64,91 @@ def draw(rng: np.random.Generator, n: int, augmentation: AugmentationConfig) -> 
     )
 
 
-def recolor(image: Tensor, draws: Draws, low: float, high: float) -> Tensor:
-    """Change brightness, saturation, hue and contrast of `b c h w` float; the result stays within `low` and `high`.
+@dataclass(frozen=True)
+class Effects:
+    """What augmentation does to the values of pixels, after the geometry.
 
-    Saturation and hue need three channels.
+    Which parts it has depends on the configuration alone, never on a draw: it is one program for all batches.
     """
-    image = image - low if low else image
-    if image.shape[1] == 3 and (draws.saturation != 1).any() | (draws.hue != 0).any():
-        image = torch.einsum("bij,bjhw->bihw", _placed(_color_matrix(draws), image), image)
-    elif (draws.brightness != 1).any():
-        image = image * _column(draws.brightness, image)
-    if (draws.contrast != 1).any():
-        image = torch.lerp(image.mean(dim=(1, 2, 3), keepdim=True), image, _column(draws.contrast, image))
-    image = image.clamp(0, high - low)
-    return image + low if low else image
 
+    augmentation: AugmentationConfig
+    channels: int
+    low: float  # of the pixels' values, which stay between the two
+    high: float
 
-def blurred(image: Tensor, sigma: np.ndarray, largest: float = 0.0) -> Tensor:
-    """Blur `b c h w` by Gaussians with each image's own standard deviation, in pixels.
+    def numbers(self, draws: Draws) -> np.ndarray:
+        """Return all that a program needs to know of each of n images, `n m` float32: see `widths`."""
+        parts = [
+            _color_matrix(draws).reshape(-1, 9) if self._matrix else draws.brightness[:, None],
+            draws.contrast[:, None],
+            _gaussians(draws.blur, self._radius),
+            draws.noise[:, None] * (self.high - self.low),
+        ]
+        kept = [part for part, width in zip(parts, self.widths, strict=True) if width]
+        return np.concatenate([np.empty((len(draws.blur), 0)), *kept], 1).astype(np.float32)
 
-    With `largest`, the most there can be, the kernel has one size in every batch: no image depends on its neighbours.
-    """
-    if not (sigma > 0).any():
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers for colour or brightness, contrast, the blur's kernel, noise; 0 where an effect is switched off."""
+        on = self.augmentation
+        color = 9 if self._matrix else int(on.brightness > 0)
+        return color, int(on.contrast > 0), 2 * self._radius + 1 if on.blur else 0, int(on.noise > 0)
+
+    def noise(self, shape: Sequence[int], device: torch.device, seed: int) -> Tensor | None:
+        """Draw standard normal noise on the device: the only draw that depends on it. None where it is switched off."""
+        if not self.augmentation.noise:
+            return None
+        return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+    def __call__(self, image: Tensor, numbers: Tensor, noise: Tensor | None) -> Tensor:
+        """Apply it to `b c h w` float32: tensors alone decide.
+
+        Args:
+            numbers: `b m`, of the images, on their device.
+            noise: of the image's shape; None adds none.
+        """
+        color, contrast, kernel, sd = torch.split(numbers, list(self.widths), 1)
+        top = self.high - self.low
+        image = image - self.low if self.low else image
+        if self._matrix:
+            image = torch.einsum("bij,bjhw->bihw", color.reshape(-1, 3, 3), image)
+        elif color.shape[1]:
+            image = image * color[..., None, None]
+        if contrast.shape[1]:
+            image = torch.lerp(image.mean(dim=(1, 2, 3), keepdim=True), image, contrast[..., None, None])
+        image = image.clamp(0, top)
+        image = image + self.low if self.low else image
+        if kernel.shape[1]:
+            image = blurred(image, kernel)
+        if noise is not None:
+            image = (image + noise * sd[..., None, None]).clamp(self.low, self.high)
         return image
+
+    @property
+    def _matrix(self) -> bool:
+        """Whether colours are mixed, for which there have to be three."""
+        return self.channels == 3 and (self.augmentation.saturation > 0 or self.augmentation.hue > 0)
+
+    @property
+    def _radius(self) -> int:
+        """Of the blur's kernel, in every batch the most there can be: no image depends on its neighbours."""
+        return max(1, math.ceil(3 * self.augmentation.blur))
+
+
+def blurred(image: Tensor, kernel: Tensor) -> Tensor:
+    """Blur `b c h w` along both axes with each image's own kernel, `b k`, the edge replicated."""
     b, c = image.shape[:2]
-    radius = max(1, math.ceil(3 * max(largest, float(sigma.max()))))
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * (offsets / np.maximum(sigma, 1e-3)[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdims=True)).repeat(c, axis=0)
-    weight = _placed(kernel, image)
-    flat = F.pad(image.reshape(1, b * c, *image.shape[2:]), (radius,) * 4, mode="replicate")
+    weight = kernel.repeat_interleave(c, 0)
+    flat = F.pad(image.reshape(1, b * c, *image.shape[2:]), (kernel.shape[1] // 2,) * 4, mode="replicate")
     flat = F.conv2d(flat, weight[:, None, None, :], groups=b * c)
     flat = F.conv2d(flat, weight[:, None, :, None], groups=b * c)
     return flat.view_as(image)
 
 
-def noised(image: Tensor, sd: np.ndarray, low: float, high: float, seed: int) -> Tensor:
-    """Add Gaussian noise to `b c h w`, drawn on its device from `seed`: the only draw that depends on the device."""
-    if not (sd > 0).any():
-        return image
-    generator = torch.Generator(image.device).manual_seed(seed)
-    drawn = torch.randn(image.shape, generator=generator, device=image.device)
-    return (image + drawn * _column(sd * (high - low), image)).clamp(low, high)
+def _gaussians(sigma: np.ndarray, radius: int) -> np.ndarray:
+    """Return kernels of such standard deviations in pixels, `n 2*radius+1`; for 0 the kernel that changes nothing."""
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / np.maximum(sigma, 1e-3)[:, None]) ** 2)
+    return np.asarray(kernel / kernel.sum(1, keepdims=True))
 
 
 def _color_matrix(draws: Draws) -> np.ndarray:
@@ -115,12 +159,3 @@ def _color_matrix(draws: Draws) -> np.ndarray:
     s = draws.saturation[:, None, None]
     saturate = s * np.eye(3) + (1 - s) * np.array(LUMA)
     return np.asarray(draws.brightness[:, None, None] * saturate @ turn)
-
-
-def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    return _placed(values, like)[:, None, None, None]
-
-
-def _placed(values: np.ndarray, like: Tensor) -> Tensor:
-    """Bring numbers to an image's device and data type, without a wait for it."""
-    return torch.from_numpy(values).to(like.dtype).to(like.device, non_blocking=True)

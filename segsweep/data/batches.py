@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from segsweep.data.geometry import Canvas, Placement, Size
 from segsweep.data.labels import VOID, Labels
 from segsweep.data.prefetch import prefetch
 from segsweep.data.store import Store
-from segsweep.data.windows import Windows, alike, cut, needed, stack, warp
+from segsweep.data.windows import NUMBERS, Points, Windows, alike, centres, cut, needed, stack, warped
 from segsweep.world import SINGLE, World
 
 T = TypeVar("T")
+Made = tuple[Tensor, Tensor]  # images `b c h w` float32 and class indices `b h w` int64
 
 THREADS = 4  # that prepare batches, unless told otherwise: cutting windows is light work, decoding files is not
 MOST_SPOTS = 512  # pixels of a class in an image that crops may be laid over
@@ -85,16 +86,27 @@ class Pixels:
         workers = self.workers or min(THREADS, os.cpu_count() or 1)
         return prefetch(jobs, workers, workers)
 
-    def cut(self, indices: Sequence[int], placements: Sequence[Placement], whole: bool = False) -> HostBatch:
-        """Do the host's half: cut one window for each sample."""
+    def cut(
+        self,
+        indices: Sequence[int],
+        placements: Sequence[Placement],
+        whole: bool = False,
+        more: np.ndarray | None = None,
+    ) -> HostBatch:
+        """Do the host's half: cut one window for each sample.
+
+        Args:
+            whole: whole masks come along, too.
+            more: `b m` float32, what else the device has to know of each sample.
+        """
         if self.store.on_device:
             boxes = [needed(self.size(i), p) for i, p in zip(indices, placements, strict=True)]
+            windows = self.store.flat.cut(self._places[indices], boxes).joined(more)
             masks = self._stacked([self.store.mask(i) for i in indices]) if whole else ()
-            return HostBatch(
-                tuple(indices), tuple(placements), self.store.flat.cut(self._places[indices], boxes), masks
-            )
+            return HostBatch(tuple(indices), tuple(placements), windows, masks)
         read = [self.store.pair(i) for i in indices]
-        windows = stack([cut(*pair, p) for pair, p in zip(read, placements, strict=True)], self.store.channels)
+        parts = [cut(*pair, p) for pair, p in zip(read, placements, strict=True)]
+        windows = stack(parts, self.store.channels).joined(more)
         if self.device.type == "cuda":
             windows = windows.pinned()
         masks = self._stacked([mask for _, mask in read]) if whole else ()
@@ -105,20 +117,37 @@ class Pixels:
         stacks = (torch.stack([masks[i] for i in same]) for same in alike(mask.shape for mask in masks))
         return tuple(s.pin_memory() if self.device.type == "cuda" and s.device.type == "cpu" else s for s in stacks)
 
-    def warped(self, host_batch: HostBatch) -> Batch:
-        """Do the device's half: warp and label. All canvases have one size."""
-        image, values, inside = warp(host_batch.windows, host_batch.placements[0].canvas, self.device)
-        mask = torch.where(inside, self._classes(values), VOID)
+    def made(self, host_batch: HostBatch, program: Callable[..., Made], *given: Any) -> Batch:
+        """Do the device's half. All canvases have one size.
+
+        Args:
+            program: `labelled`, or what takes more, `given`, and does more.
+        """
+        points = centres(host_batch.placements[0].canvas, self.device)
+        image, mask = program(*host_batch.windows.on(self.device), points, self._table, *given)
         targets: dict[int, Tensor] = {}
         if host_batch.targets:
             places = alike(self.size(index) for index in host_batch.indices)
             for same, masks in zip(places, host_batch.targets, strict=True):
-                targets |= zip(same, self._classes(masks.to(self.device, non_blocking=True)).unbind(), strict=True)
+                found = _classes(masks.to(self.device, non_blocking=True), self._table)
+                targets |= zip(same, found.unbind(), strict=True)
         in_order = tuple(targets[i] for i in range(len(targets)))
         return Batch(image, mask, host_batch.indices, host_batch.placements, in_order)
 
-    def _classes(self, values: Tensor) -> Tensor:
-        return self._table.index_select(0, values.flatten().int()).view(values.shape)
+
+def labelled(images: Tensor, masks: Tensor, numbers: Tensor, points: Points, table: Tensor) -> Made:
+    """Warp windows and give their masks the classes of a table; VOID where there is no image. Tensors alone decide."""
+    image, values, inside = warped(images, masks, numbers, points)
+    return image, torch.where(inside, _classes(values, table), VOID)
+
+
+def _classes(values: Tensor, table: Tensor) -> Tensor:
+    return table.index_select(0, values.flatten().int()).view(values.shape)
+
+
+def as_it_is(program: Callable[..., Made]) -> Callable[..., Made]:
+    """Return what is not compiled."""
+    return program
 
 
 @dataclass(frozen=True)
@@ -149,6 +178,7 @@ class TrainBatches:
     sampling: Sampling
     augmentation: AugmentationConfig = AugmentationConfig()
     world: World = SINGLE
+    compiled: Callable[[Callable[..., Made]], Callable[..., Made]] = as_it_is  # what to call in a program's place
 
     def __len__(self) -> int:
         """Return the number of optimizer steps in an epoch."""
@@ -179,8 +209,8 @@ class TrainBatches:
         chosen = np.searchsorted(np.cumsum(shares), (np.arange(n) + rng.random()) / n).clip(max=n - 1)
         return rng.permutation(indices[chosen])
 
-    def _host_batch(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[HostBatch, augment.Draws, int]:
-        """One micro-batch's windows, its draws and the seed of its noise."""
+    def _host_batch(self, epoch: int, step: int, part: int, chosen: np.ndarray) -> tuple[HostBatch, int]:
+        """One micro-batch's windows, with the numbers of its augmentation, and the seed of its noise."""
         seed, grad_accum, size = self.sampling.seed, self.sampling.grad_accum, self.canvas.size
         group = self.world.rank * grad_accum + part
         rows = np.array_split(np.arange(len(chosen)), self.world.size * grad_accum)[group]
@@ -197,7 +227,7 @@ class TrainBatches:
             placements.append(Placement(base.linear @ draws.linear[i], base.center + shift, size))
         # The last 0 keeps the noise of runs from when the rank stood there.
         noise = np.random.SeedSequence([NOISE, seed, epoch, step, group, 0]).generate_state(1)[0]
-        return self.pixels.cut(indices, placements), draws, int(noise)
+        return self.pixels.cut(indices, placements, more=self._effects.numbers(draws)), int(noise)
 
     def _spotted(self, index: int, window: np.ndarray, spot: np.ndarray) -> np.ndarray:
         """Where a crop lies so that it holds a certain pixel, `window` saying where in the crop."""
@@ -227,13 +257,26 @@ class TrainBatches:
     def _spots(self) -> dict[tuple[int, int], np.ndarray]:
         return {}
 
-    def _augmented(self, host_batch: HostBatch, draws: augment.Draws, noise_seed: int) -> Batch:
-        batch = self.pixels.warped(host_batch)
-        low, high = self.pixels.store.range
-        image = augment.recolor(batch.image, draws, low, high)
-        image = augment.blurred(image, draws.blur, self.augmentation.blur)
-        image = augment.noised(image, draws.noise, low, high, noise_seed)
-        return replace(batch, image=image)
+    def _augmented(self, host_batch: HostBatch, noise_seed: int) -> Batch:
+        shape = len(host_batch.indices), self.pixels.store.channels, *self.canvas.size
+        noise = self._effects.noise(shape, self.pixels.device, noise_seed)
+        return self.pixels.made(host_batch, self._program, noise)
+
+    @cached_property
+    def _effects(self) -> augment.Effects:
+        return augment.Effects(self.augmentation, self.pixels.store.channels, *self.pixels.store.range)
+
+    @cached_property
+    def _program(self) -> Callable[..., Made]:
+        """All that the device does with a micro-batch before the model."""
+        effects = self._effects
+
+        def made(images: Tensor, masks: Tensor, numbers: Tensor, *given: Any) -> Made:
+            *placed, noise = given
+            image, mask = labelled(images, masks, numbers, *placed)
+            return effects(image, numbers[:, NUMBERS:], noise), mask
+
+        return self.compiled(made)
 
 
 @dataclass(frozen=True)
@@ -257,7 +300,7 @@ class EvalBatches:
         jobs = (partial(self._host_batch, canvas, chosen) for canvas, chosen in self._own())
         with closing(self.pixels.prefetched(jobs)) as host_batches:
             for part in host_batches:
-                yield self.pixels.warped(part)
+                yield self.pixels.made(part, labelled)
 
     def _host_batch(self, canvas: Canvas, chosen: Sequence[int]) -> HostBatch:
         return self.pixels.cut(chosen, [canvas.place(self.pixels.size(i)) for i in chosen], whole=True)

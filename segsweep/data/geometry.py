@@ -87,11 +87,9 @@ def sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     The coordinates are `b H W`, or `1 H W` for all.
     """
     height, width = maps.shape[-2:]
-    points = torch.empty(*x.shape, 2, dtype=x.dtype, device=x.device)
-    torch.sub(x, width / 2, out=points[..., 0])
-    torch.sub(y, height / 2, out=points[..., 1])
-    points[..., 0] *= 2 / width
-    points[..., 1] *= 2 / height
+    points = x.new_empty(*x.shape, 2)
+    points[..., 0] = (x - width / 2).mul_(2 / width)
+    points[..., 1] = (y - height / 2).mul_(2 / height)
     points = points.expand(len(maps), -1, -1, -1)
     return F.grid_sample(maps, points, mode="bilinear", padding_mode="border", align_corners=False)
 

@@ -4,7 +4,7 @@ Training, scoring and prediction all see their images through this.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,10 @@ from torch.nn import functional as F
 
 from segsweep.data.geometry import Placement, Size, sample
 
+NUMBERS = 14  # that `Windows` has of each window
 AT_ONCE = 1 << 26  # numbers of images that are cut out of a device's memory at once
+
+Points = tuple[Tensor, Tensor]  # x and y
 
 
 def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
@@ -81,8 +84,20 @@ class Windows:
 
     images: Tensor  # `b h w c`, of one data type
     masks: Tensor  # `b h w` uint8
-    # `b 14` float32 of each window: its box's affine and bounds, its first and last pixel centre, x first.
+    # `b 14` float32 of each window: its box's affine and bounds, its first and last pixel centre, x first. What else a
+    # batch knows of each image may follow: it is copied to the device with them.
     numbers: Tensor
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Bring them to a device, without a wait for it."""
+        images, masks, numbers = (tensor.to(device, non_blocking=True) for tensor in vars(self).values())
+        return images, masks, numbers
+
+    def joined(self, more: np.ndarray | None) -> "Windows":
+        """Add `b m` numbers to those of each window."""
+        if more is None:
+            return self
+        return replace(self, numbers=torch.from_numpy(np.concatenate([self.numbers.numpy(), more], 1)))
 
     def pinned(self) -> "Windows":
         """Copy it to memory that a GPU can copy from by itself."""
@@ -190,15 +205,24 @@ def _numbers(boxes: Sequence[Box]) -> Tensor:
 
 
 def warp(windows: Windows, canvas: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Warp windows onto a canvas: images, mask values, and where there is an image at all.
+    """Bring windows to a device and warp them onto a canvas there, see `warped`."""
+    return warped(*windows.on(device), centres(canvas, device))
 
-    They are `b c h w` float32, bilinear, the edge replicated beyond the image; `b h w` uint8, nearest; `b h w` bool.
+
+def warped(images: Tensor, masks: Tensor, numbers: Tensor, centres: Points) -> tuple[Tensor, Tensor, Tensor]:
+    """Warp windows onto a canvas: images, mask values, and where there is an image at all. Tensors alone decide.
+
+    Args:
+        images, masks, numbers: what `Windows` has, on one device.
+        centres: of the canvas's pixels.
+
+    Returns:
+        `b c h w` float32, bilinear, the edge replicated beyond the image; `b h w` uint8, nearest; `b h w` bool.
     """
-    images, masks, numbers = (tensor.to(device, non_blocking=True) for tensor in vars(windows).values())
-    points = _mapped(canvas, numbers[:, :6].view(-1, 2, 3))
+    points = _mapped(centres, numbers[:, :6].view(-1, 2, 3))
     # Each of `2 b 1 1`: x and y of the image's corners, and of the window's outermost pixel centres. Beyond these the
     # edge is replicated, whatever the other windows' sizes.
-    low, high, least, most = numbers[:, 6:].view(-1, 4, 2).permute(1, 2, 0)[..., None, None]
+    low, high, least, most = numbers[:, 6:NUMBERS].view(-1, 4, 2).permute(1, 2, 0)[..., None, None]
     along, down = (points >= low) & (points < high)
     inside = along & down
     x, y = points = torch.clamp(points, least, most)
@@ -219,16 +243,16 @@ def _middles(length: int, factor: int) -> slice | Tensor:
     return (torch.arange(0, length, factor) + factor // 2).clamp(max=length - 1) if factor > 1 else slice(None)
 
 
-def _mapped(canvas: Size, affine: Tensor) -> Tensor:
+def _mapped(centres: Points, affine: Tensor) -> Tensor:
     """Where the pixel centres of a canvas lie under the maps `b 2 3` from its centre: x and y, `2 b h w`."""
-    x, y = _centres(canvas, affine.device)
+    x, y = centres
     by_x, by_y, shift = affine.permute(2, 1, 0)[..., None, None]  # each `2 b 1 1`
     found: Tensor = by_x * x + (by_y * y + shift)
     return found
 
 
 @lru_cache(maxsize=8)
-def _centres(canvas: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+def centres(canvas: Size, device: torch.device) -> Points:
     """Pixel centres of a canvas from its middle: x `w`, y `h 1`."""
     with torch.inference_mode(False):
         x = torch.arange(canvas[1], device=device) + 0.5 - canvas[1] / 2

@@ -187,6 +187,18 @@ def machine() -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
+def keep_compiled() -> None:
+    """Have inductor keep what it compiles in segsweep's cache, beside the probe's answers, for later trainings here.
+
+    Torch's own place is a temporary folder. `TORCHINDUCTOR_CACHE_DIR`, if set, decides.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if os.environ.get(name, "") in ("", default_cache_dir()):  # inductor sets it to its own when it is imported
+        os.environ[name] = str(cache() / "compiled" / machine())
+
+
 def set_threads() -> int:
     """Let torch compute on as many threads as this process may use cores; return the number.
 

@@ -4,12 +4,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from segsweep import console
+from segsweep.engine.device import keep_compiled
+from segsweep.errors import first_line
 from segsweep.nn.decoder import set_doubling
 
 
@@ -48,17 +52,54 @@ class Execution:
         if not self.compile:
             return function
         if not self.graphs:
-            return torch.compile(function, dynamic=False)
-        replayed = torch.compile(function, dynamic=False, mode="reduce-overhead")
+            return _compiled(function)
+        replayed = _compiled(function, mode="reduce-overhead")
 
         def call(*given: Any) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            return replayed(*given).clone()  # the next call overwrites what this one gave
+            result: Tensor = replayed(*given).clone()  # the next call overwrites what this one gave
+            return result
+
+        return call
+
+    def making(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what to call in place of the program that makes batches on the device.
+
+        It is compiled where the training is. Height and width of the windows, which come first, differ from batch to
+        batch, and it is one program for all. Where the compiler fails, it is called as it is, and a line says so.
+        """
+        if not self.compile:
+            return program
+        called = _compiled(program)
+
+        def call(images: Tensor, masks: Tensor, *given: Any) -> Any:
+            nonlocal called
+            if called is not program:
+                for windows in (images, masks):
+                    torch._dynamo.mark_dynamic(windows, (1, 2))
+                try:
+                    return called(images, masks, *given)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    console.note(f"note: torch.compile failed, so batches are made without it: {first_line(error)}")
+                    called = program
+            return program(images, masks, *given)
 
         return call
 
 
 PLAIN = Execution()
+
+
+def _compiled(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """Compile for constant sizes; what was compiled of the same code before, for another training, is no part of it."""
+    keep_compiled()
+    # torch 2.11 has no such switch: there, frozen epochs and the others share a count of compilations.
+    own = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+    compiled: Any = torch.compile
+    result: Callable[..., Any] = compiled(function, dynamic=False, **own, **how)
+    return result
 
 
 class _Fp32:

@@ -19,7 +19,7 @@ from segsweep import console
 from segsweep.config.checks import read
 from segsweep.config.schema import DataConfig, LossConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
-from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
+from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches, as_it_is
 from segsweep.data.dataset import Dataset, evenly_spaced, open_dataset
 from segsweep.data.fingerprint import Fingerprint, fingerprint
 from segsweep.data.geometry import Canvas
@@ -99,11 +99,13 @@ class Training:
             counts=self.data.counts("train")[:-1],
         )
         indices = self.data.parts["train"]
-        return TrainBatches(self._pixels, indices, self.canvas, sampling, self.settings.augmentation, self.world)
+        made = self.canvas, sampling, self.settings.augmentation, self.world, self.tuned.execution.making
+        return TrainBatches(self._pixels, indices, *made)
 
     def sheet(self) -> Image:
         """Draw some images of the first batch as the network sees them: cropped and augmented."""
-        steps = iter(self.train_batches().epoch(1))  # by name: it has to live while a batch is made
+        batches = replace(self.train_batches(), compiled=as_it_is)
+        steps = iter(batches.epoch(1))  # by name: it has to live while a batch is made
         batch = next(iter(next(steps)))
         pairs = []
         for i, index in enumerate(batch.indices[:AUGMENTED]):

@@ -1,12 +1,14 @@
 """Draws, colour, blur and noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from segsweep.config.schema import AugmentationConfig
-from segsweep.data.augment import LUMA, Draws, blurred, draw, noised, recolor
+from segsweep.data.augment import LUMA, Draws, Effects, draw
 
 EVERYTHING = {
     "hflip": 0.5,
@@ -34,6 +36,25 @@ def drawn(n=200, seed=0, **arguments):
 def identical(n, **changed):
     """Draws that change nothing but what is given."""
     return Draws(**(vars(drawn(n)) | {name: np.full(n, value) for name, value in changed.items()}))
+
+
+def recolor(image, draws, low, high):
+    """Colours alone."""
+    return applied(image, draws, low, high, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
+
+
+def applied(image, draws, low, high, seed=0, **on):
+    effects = Effects(AugmentationConfig(**on), image.shape[1], low, high)
+    noise = effects.noise(image.shape, image.device, seed)
+    return effects(image, torch.from_numpy(effects.numbers(draws)), noise)
+
+
+def blurred(image, sigma, largest=9.0):
+    return applied(image, replace(identical(len(image)), blur=sigma), 0.0, 255.0, blur=largest)
+
+
+def noised(image, sd, low, high, seed):
+    return applied(image, replace(identical(len(image)), noise=sd), low, high, seed, noise=1.0)
 
 
 def pictures(n=3, c=3, size=(24, 31)):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segsweep.config.schema import AugmentationConfig, DataConfig
 from segsweep.data import windows
-from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
+from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches, labelled
 from segsweep.data.geometry import Canvas
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
@@ -942,6 +942,6 @@ def test_calls_do_not_grow_with_the_batch(tmp_path, on_device, calls):
     pixels, canvas = Pixels(store, CLASSES, CPU), Canvas((32, 40), "crop")
     for n in (4, 4, 16):  # the first finds a canvas's pixel centres
         with calls() as counted:
-            pixels.warped(pixels.cut(range(n), [canvas.place((40, 48)) for _ in range(n)]))
+            pixels.made(pixels.cut(range(n), [canvas.place((40, 48)) for _ in range(n)]), labelled)
         found.append(counted.total)
     assert found[1] == found[2]
