@@ -192,8 +192,10 @@ def keep_compiled() -> None:
 
     Torch's own place is a temporary folder. `TORCHINDUCTOR_CACHE_DIR`, if set, decides.
     """
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
+    try:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    except ImportError:  # a torch that keeps it elsewhere: its own folder will do
+        return
     name = "TORCHINDUCTOR_CACHE_DIR"
     if os.environ.get(name, "") in ("", default_cache_dir()):  # inductor sets it to its own when it is imported
         os.environ[name] = str(cache() / "compiled" / machine())
