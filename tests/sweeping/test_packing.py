@@ -165,7 +165,7 @@ def test_where_seconds_are_the_budget_a_trial_has_its_gpu_to_itself(tmp_path, tw
 
 def test_without_a_gpu_nothing_can_be_packed(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match=r"no GPU is visible. Try hydra.sweeper.slots=auto."):
+    with pytest.raises(ConfigError, match=r"there is no GPU to share. Try hydra.sweeper.slots=auto."):
         run.backend_of(plan(tmp_path))
 
 

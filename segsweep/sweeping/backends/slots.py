@@ -56,7 +56,7 @@ def slots(given: Any = "auto", on_cpu: bool = False, per_gpu: int = 1) -> tuple[
     """
     there = [] if on_cpu else gpus()
     if given == PACKED and not there:
-        raise ConfigError(f"hydra.sweeper.slots={PACKED}: no GPU is visible. Try hydra.sweeper.slots=auto.")
+        raise ConfigError(f"hydra.sweeper.slots={PACKED}: there is no GPU to share. Try hydra.sweeper.slots=auto.")
     if given in ("auto", PACKED):
         given = len(there) * (per_gpu if given == PACKED else 1) or max(1, cores() // CORES_PER_SLOT)
     if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
