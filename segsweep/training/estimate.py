@@ -1,9 +1,12 @@
 """Estimate from a few of its steps what a training takes: time, and a share of its GPU."""
 
+import gc
+import hashlib
+import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +16,11 @@ import torch
 from segsweep.config.checks import read
 from segsweep.config.schema import RunConfig
 from segsweep.engine import device as devices
-from segsweep.training.build import Training, build
+from segsweep.training.build import Training, build, load
 
 STEPS = 3  # that are timed, after one that allocates
 SCORED = 8  # validation images that are timed
+NEED_VERSION = 1  # raised when the measurement changes: older answers are then not used
 CONTEXT = 600 * 2**20  # bytes that a process takes of a GPU beside its tensors: a guess, to be measured on one
 
 
@@ -48,7 +52,7 @@ def estimates(
 
     Raises ConfigError, DataError: what `build` raises, or the memory is too small.
     """
-    return {name: asdict(_estimate(training)) for name, training in _built(asked, encoders, environment)}
+    return _each(asked, encoders, environment, lambda config: asdict(_estimate(build(config))))
 
 
 def needs(
@@ -56,21 +60,36 @@ def needs(
 ) -> dict[str, dict[str, float]]:
     """Measure what a training with each encoder, alone on its GPU, needs of it; a `GpuNeed` as JSON by its name.
 
-    Arguments and errors are those of `estimates`.
+    Arguments and errors are those of `estimates`. Answers are kept on this machine: a sweep that goes on may find its
+    own trials on the GPU, and has to pack them as before.
     """
-    return {name: asdict(_need(training)) for name, training in _built(asked, encoders, environment)}
+
+    def need(config: RunConfig) -> dict[str, float]:
+        device, data = devices.find(config.train.device), load(config.data, config.train.workers).store.digest
+        about = [NEED_VERSION, asdict(config), data, devices.describe(device), devices.machine()]
+        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        return devices.remembered(f"needs/{name}", lambda: asdict(_need(build(config))))
+
+    return _each(asked, encoders, environment, need)
 
 
-def _built(
-    asked: Mapping[str, object], encoders: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[tuple[str, Training]]:
-    """Build a training with each encoder; nothing is printed while it is looked at."""
+def _each(
+    asked: Mapping[str, object],
+    encoders: Sequence[str],
+    environment: Mapping[str, str],
+    look: Callable[[RunConfig], dict[str, float]],
+) -> dict[str, dict[str, float]]:
+    """Look at a training with each encoder, one after the other, so that none finds another's tensors in memory.
+
+    Nothing is printed meanwhile.
+    """
     os.environ.update(environment)
-    config = read(RunConfig, asked, "asked")
+    config, found = read(RunConfig, asked, "asked"), {}
     for name in encoders:
         advice = f"Leave {name} out, or try a smaller train.batch_size or data.size."
         with devices.fitting(advice), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-            yield name, build(replace(config, encoder=replace(config.encoder, name=name)))
+            found[name] = look(replace(config, encoder=replace(config.encoder, name=name)))
+    return found
 
 
 def _steps(training: Training) -> Iterator[tuple[int, float]]:
@@ -93,12 +112,17 @@ def _rate(training: Training) -> float:
 
 
 def _need(training: Training) -> GpuNeed:
-    device, rate = training.state.device, _rate(training)
-    # The profiler slows down the processor, and not the GPU's work.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        images = sum(seen for seen, _ in _steps(training))
+    device = training.state.device
+    gc.collect()  # what is in cycles of the training before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)  # a probe has tried more than a training takes
+    with devices.alone(device):
+        rate = _rate(training)
+        # The profiler slows down the processor, and not the GPU's work.
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            images = sum(seen for seen, _ in _steps(training))
+        training.evaluate(training.state.scored, training.data.parts["val"][:SCORED])
     working = sum(row.self_device_time_total for row in profile.key_averages()) / 1e6
-    training.evaluate(training.state.scored, training.data.parts["val"][:SCORED])
     memory = torch.cuda.max_memory_reserved(device) + CONTEXT
     busy = min(1.0, working / images * rate) or 1.0  # nothing was seen of it: the profiler does not work here
     return GpuNeed(memory, torch.cuda.mem_get_info(device)[1], busy)

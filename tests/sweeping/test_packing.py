@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+import train
 from segsweep.compose import configuration
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
@@ -175,3 +176,14 @@ def test_what_a_training_needs_of_a_gpu():
     (need,) = needs(asdict(asked), ["resnet18"], {}).values()
     assert 0 < need["memory"] < need["total"]
     assert 0 < need["busy"] <= 1
+
+
+@pytest.mark.gpu
+def test_real_trainings_share_a_gpu(tmp_path, capfd):
+    data = ("data=shapes", "data.count=60", "data.size=64", "encoder=test_resnet", "encoder.pretrained=false")
+    asked = ("n_trials=4", "slots=packed", "pruner=none", "finalists=0")
+    sweep = ["-m", "hydra/sweeper=optuna", *(f"hydra.sweeper.{word}" for word in asked)]
+    end = ("train.epochs=2", "tracking=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert train.main([*sweep, *data, *end]) == 0
+    assert [trial.state for trial in load_all(tmp_path / "sweep")] == ["complete"] * 4
+    assert "on each GPU, not more: " in capfd.readouterr().err
