@@ -11,7 +11,6 @@ import argparse
 import datetime
 import heapq
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from segsweep import catalog
 
 
-def position(encoder: str) -> float:
-    """Where an encoder's default rate lies in its range, 0 to 1."""
-    rates = catalog.rates(encoder)
-    return math.log(rates.lr / rates.low) / math.log(rates.high / rates.low)
-
-
-def rate(encoder: str, at: float) -> float:
-    rates = catalog.rates(encoder)
-    return float(rates.low * (rates.high / rates.low) ** at)
-
-
 def replay(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
     """One search of so many trials, stopped or not."""
     scheduler = ASHA(
@@ -45,7 +33,9 @@ def replay(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
         max_t=world.epochs,
         do_minimize=False,
         random_seed=seed,
-        points_to_evaluate=[{"encoder": e, "position": position(e)} for e in world.encoders],
+        points_to_evaluate=[
+            {"encoder": e, "position": catalog.rates(e).position(catalog.rates(e).lr)} for e in world.encoders
+        ],
     )
     due: list[tuple[float, int, int]] = []  # when a trial's next epoch is over, the trial, the epoch
     begun: list[tuple[Trial, str, float]] = []
@@ -55,7 +45,7 @@ def replay(world: World, seed: int, trials: int, slots: int) -> dict[str, Any]:
             config = scheduler.suggest().config
             trial = Trial(len(begun), config, datetime.datetime.now(tz=datetime.UTC))
             scheduler.on_trial_add(trial)
-            begun.append((trial, config["encoder"], rate(config["encoder"], config["position"])))
+            begun.append((trial, config["encoder"], catalog.rates(config["encoder"]).at(config["position"])))
             heapq.heappush(due, (clock + world.seconds(config["encoder"]), trial.trial_id, 1))
         clock, number, epoch = heapq.heappop(due)
         trial, encoder, lr = begun[number]

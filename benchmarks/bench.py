@@ -16,8 +16,6 @@ those that the core really gave it: wall time, times the process's share of the 
 """
 
 import argparse
-import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -34,14 +32,15 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TASKS, overrides
-from measure import RAW, ROOT, machine
+from measure import RAW, ROOT, Results
 
-OUT = RAW / "bench.jsonl"
+from segsweep.data.sources.camvid import CLASSES
+
+RESULTS = Results(RAW / "bench.jsonl", ("group", "encoder", "lr", "seed"))
 EPOCHS, IMAGES, SCORED = 12, 120, 40
 WIDE, SQUARE = ("data.resize=pad", "data.size=[96,128]"), ("data.resize=pad", "data.size=128")
 CROPS = ("data.resize=crop", "data.zoom=0.5", "data.size=128")
 MORE_SEEDS = (1, 2)  # of each weight's best rate
-ABOUT = ("cpu", "torch", "timm", "commit", "dirty", "date")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Weights:
 
 
 GROUPS = {
-    "camvid": Group("camvid", WIDE, drawn=True),
+    "camvid": Group("camvid", (*WIDE, f"data.classes=[{','.join(CLASSES)}]", "data.ignore_index=11"), drawn=True),
     "dsb2018": Group("dsb2018", CROPS, drawn=True),
     "isbi2012": Group("isbi2012_em", CROPS, passes=5),
     "kvasir": Group("kvasir", SQUARE, drawn=True),
@@ -133,7 +132,6 @@ def _cpu() -> float:
 def drawn(name: str, folder: Path) -> list[str]:
     """Link every so-manieth image of the splits, and its mask, into a folder of their own; return what asks for it."""
     from segsweep.compose import configuration
-    from segsweep.data.sources.camvid import CLASSES
     from segsweep.training.build import load
 
     root, task = folder / "bench" / name, GROUPS[name].task
@@ -150,18 +148,8 @@ def drawn(name: str, folder: Path) -> list[str]:
             root.parent.mkdir(exist_ok=True)
             with suppress(OSError):  # another worker's are there by now
                 (Path(place) / "new").rename(root)
-    classes = [f"data.classes=[{','.join(CLASSES)}]", "data.ignore_index=11"] if name == "camvid" else []
     rest = [word for word in TASKS[task].data if not word.startswith(("data=", "data.split="))]
-    return ["data=folder", f"data.root={root}", *classes, *rest]
-
-
-def rows() -> list[dict[str, Any]]:
-    """What has been run."""
-    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-
-
-def keyed(row: dict[str, Any]) -> tuple[str, str, str, int]:
-    return row["group"], row["encoder"], row["lr"], row["seed"]
+    return ["data=folder", f"data.root={root}", *rest]
 
 
 def jobs(groups: Iterable[str], encoders: Iterable[str]) -> Iterator[Job]:
@@ -173,7 +161,9 @@ def jobs(groups: Iterable[str], encoders: Iterable[str]) -> Iterator[Job]:
                 yield Job(group, weights, lr, 0)
     for weights in chosen:
         for group in groups:
-            of_grid = [row for row in rows() if keyed(row)[:2] == (group, weights.encoder) and row["seed"] == 0]
+            of_grid = [
+                row for row in RESULTS.rows() if RESULTS.key(row)[:2] == (group, weights.encoder) and row["seed"] == 0
+            ]
             if len(of_grid) == len(weights.rates):
                 best = max(of_grid, key=lambda row: max(row["iou"]))
                 for seed in MORE_SEEDS:
@@ -183,7 +173,7 @@ def jobs(groups: Iterable[str], encoders: Iterable[str]) -> Iterator[Job]:
 def table() -> str:
     """The best IoU of each training by rate, and the mean and spread of the seeds of the best rate."""
     found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for row in rows():
+    for row in RESULTS.rows():
         found.setdefault((row["encoder"], row["group"]), {}).setdefault(row["lr"], {})[row["seed"]] = max(row["iou"])
     lines = ["| weights | data | by learning rate | best rate, seeds |", "|---|---|---|---|"]
     for (encoder, group), rates in found.items():
@@ -206,22 +196,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
-    about = {name: value for name, value in machine().items() if name in ABOUT}
-    for job in [] if given.table else jobs(given.groups, given.encoders):
-        lock = Path(tempfile.gettempdir()) / f"segsweep-bench-{hashlib.sha256(repr(job.key).encode()).hexdigest()[:12]}"
-        with lock.open("w") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # another worker has it
-            if any(keyed(row) == job.key for row in rows()):
-                continue
-            found = job.run(given.folder.resolve())
-            group, encoder, lr, seed = job.key
-            row = {"group": group, "encoder": encoder, "lr": lr, "seed": seed, **found, **about}
-            with OUT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{job.key}: {max(found['iou']):.4f}, {sum(found['seconds']):.0f} s", file=sys.stderr, flush=True)
+    for job in [] if given.table else RESULTS.missing(jobs(given.groups, given.encoders)):
+        found = job.run(given.folder.resolve())
+        RESULTS.add(job, found)
+        print(f"{job.key}: {max(found['iou']):.4f}, {sum(found['seconds']):.0f} s", file=sys.stderr, flush=True)
     print(table())
 
 

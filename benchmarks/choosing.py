@@ -11,8 +11,6 @@ run beside other work. Several workers may run at once: a job is taken by lockin
 """
 
 import argparse
-import fcntl
-import hashlib
 import json
 import os
 import statistics
@@ -25,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import overrides
-from measure import RAW, ROOT, machine
+from measure import RAW, ROOT, Results
 
-OUT = RAW / "choosing.jsonl"
+RESULTS = Results(RAW / "choosing.jsonl", ("stage", "group", "name", "seed"))
 RATE = 12 * 256**2  # pixels that one core trains on in a second: tf_efficientnet_lite0, bf16, AMD EPYC
 FORWARD = 1 / 3  # what scoring a pixel costs, beside training on one
 EPOCHS = range(8, 1, -1)  # that a training may have
@@ -138,8 +136,7 @@ def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> I
 
 def rows(stage: str) -> list[dict[str, Any]]:
     """What has been run of a stage."""
-    found = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-    return [row for row in found if row["stage"] == stage]
+    return [row for row in RESULTS.rows() if row["stage"] == stage]
 
 
 def table(stage: str) -> str:
@@ -184,23 +181,10 @@ def main() -> None:
     if given.stage == "final":
         final(given.groups, given.seeds)
         return
-    about = {
-        name: value for name, value in machine().items() if name in ("cpu", "torch", "timm", "commit", "dirty", "date")
-    }
-    for job in [] if given.table else jobs(given.stage, given.groups, given.names, given.seeds):
-        lock = Path(tempfile.gettempdir()) / f"segsweep-queue-{hashlib.sha256(repr(job.key).encode()).hexdigest()[:12]}"
-        with lock.open("w") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # another worker has it
-            if any((row["stage"], row["group"], row["name"], row["seed"]) == job.key for row in rows(given.stage)):
-                continue
-            stage, group, name, seed = job.key
-            row = {"stage": stage, "group": group, "name": name, "seed": seed, "words": job.words, **job.run(), **about}
-            with OUT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{job.key}: {row['epochs']} x {row['repeats']}, {row['best']:.4f}", file=sys.stderr, flush=True)
+    for job in [] if given.table else RESULTS.missing(jobs(given.stage, given.groups, given.names, given.seeds)):
+        row = {"words": job.words, **job.run()}
+        RESULTS.add(job, row)
+        print(f"{job.key}: {row['epochs']} x {row['repeats']}, {row['best']:.4f}", file=sys.stderr, flush=True)
     print(table(given.stage))
 
 

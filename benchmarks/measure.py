@@ -1,21 +1,35 @@
 """What all benchmarks share: the machine in words, interleaved repeats, medians, and raw JSON."""
 
 import argparse
+import fcntl
+import hashlib
 import json
 import os
 import platform
 import shlex
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 ROOT = Path(__file__).parents[1]
+ABOUT = ("cpu", "torch", "timm", "commit", "dirty", "date")  # what a row of results says of the machine
 RAW = ROOT / "benchmarks" / "raw"
 DATA = Path(os.environ.get("SEGSWEEP_DATA", ROOT.parent / "shared" / "data"))  # real data sets
 sys.path.insert(0, str(ROOT))
+
+
+class Job(Protocol):
+    """One piece of work of a queue."""
+
+    @property
+    def key(self) -> tuple[Any, ...]: ...
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 def machine() -> dict[str, Any]:
@@ -68,6 +82,42 @@ def summary(found: Mapping[str, list[float]], reference: str) -> str:
         spread = f"{statistics.median(ratios):7.2f}{min(ratios):7.2f}{max(ratios):7.2f}"
         lines.append(f"{name:34}{spread}{statistics.median(values):10.3f}")
     return "\n".join(lines)
+
+
+class Results:
+    """A file of JSON lines that several workers add to: what is there is not run again.
+
+    Args:
+        key: the names in a row that tell it from others, in the order of a job's `key`.
+    """
+
+    def __init__(self, path: Path, key: Sequence[str]):
+        self.path, self.names = path, tuple(key)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been run."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def key(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in self.names)
+
+    def missing(self, jobs: Iterable[AnyJob]) -> Iterator[AnyJob]:
+        """Yield the jobs that are neither there nor another worker's; each is this worker's until the next."""
+        for job in jobs:
+            name = hashlib.sha256(repr((self.path.stem, job.key)).encode()).hexdigest()[:12]
+            with (Path(tempfile.gettempdir()) / f"segsweep-{name}").open("w") as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue  # another worker has it
+                if job.key not in map(self.key, self.rows()):
+                    yield job
+
+    def add(self, job: Job, found: Mapping[str, Any]) -> None:
+        """Add a job's row, with the machine it was run on."""
+        about = {name: value for name, value in machine().items() if name in ABOUT}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**dict(zip(self.names, job.key, strict=True)), **found, **about}) + "\n")
 
 
 def keep(name: str, results: Any) -> None:

@@ -5,6 +5,7 @@ line, followed by its kind and its pretrained tags. `docs/weights.csv` says how 
 """
 
 import csv
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ class Rates:
     high: float  # to here
     encoder_lr_scale: float  # the pretrained encoder's as a multiple of lr; random weights learn as fast as the decoder
     source: str  # who says so
+
+    def at(self, position: float) -> float:
+        """Return the rate at a position in the range, 0 to 1, of equal ratios."""
+        return float(self.low * (self.high / self.low) ** position)
+
+    def position(self, lr: float) -> float:
+        """Return where a rate lies: the inverse of `at`."""
+        return math.log(lr / self.low) / math.log(self.high / self.low)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ for width in (64, 96, 384):
 """
 
 
+def place(kind: str, about: object) -> str:
+    """Return the place of an answer for `remembered`; `about` is all, as JSON has it, that the answer depends on."""
+    return f"{kind}/{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
+
+
 def remembered(place: str, measure: Callable[[], JSON]) -> JSON:
     """Return what `measure` gave for this place of the cache, which is asked only once; safe for many processes.
 

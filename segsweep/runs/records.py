@@ -45,6 +45,15 @@ class ExecutionRecord:
 
 
 @dataclass(frozen=True)
+class GpuNeed:
+    """What a training was measured to need of its GPU, before a sweep packs trials."""
+
+    memory: float  # bytes that it takes at most
+    total: float  # bytes that the GPU has
+    busy: float  # share of the time in which the GPU works for it, 0 to 1
+
+
+@dataclass(frozen=True)
 class Start:
     """A training begins or is resumed."""
 

@@ -1,7 +1,8 @@
 """How many trials share a GPU with `hydra.sweeper.slots=packed`: pure, from what a training was measured to need."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from segsweep.runs.records import GpuNeed
 
 MOST = 8  # on one GPU, whatever else allows
 ROOM = 0.9  # share of a GPU's memory that trials may fill: what they need varies a little
@@ -9,16 +10,7 @@ CORES = 2  # of a trial: one launches the GPU's work, one prepares batches
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Need:
-    """What one training needs of a GPU."""
-
-    memory: float  # bytes that it takes at most
-    total: float  # bytes that the GPU has
-    busy: float  # share of the time in which the GPU works for it, 0 to 1
-
-
-def per_gpu(needs: Sequence[Need], gpus: int, cores: int, trials: int) -> tuple[int, str]:
+def per_gpu(needs: Sequence[GpuNeed], gpus: int, cores: int, trials: int) -> tuple[int, str]:
     """Return how many trials share each GPU, at least 1, and why not more.
 
     All trials of a sweep are packed alike, so the one that needs most decides.

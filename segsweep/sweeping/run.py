@@ -17,6 +17,7 @@ from segsweep.config.schema import EPOCHS
 from segsweep.errors import Asked, DiskError, Terminated
 from segsweep.process import show
 from segsweep.runs import journal, locks
+from segsweep.runs.records import GpuNeed
 from segsweep.runs.stop import Sign
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, crossval, finalists, pinned, report, storage
@@ -28,7 +29,7 @@ from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.html_report import write
 from segsweep.sweeping.live import Board
 from segsweep.sweeping.mirror import Tracking
-from segsweep.sweeping.packing import Need, per_gpu
+from segsweep.sweeping.packing import per_gpu
 from segsweep.sweeping.plan import Plan, again
 from segsweep.sweeping.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up
 from segsweep.sweeping.study import JOURNAL, Study, optuna_pruner, trials_of
@@ -101,7 +102,7 @@ def _packed(plan: Plan, backend: LocalBackend) -> tuple[int, str]:
     console.note(f"measuring what a training takes of its GPU: {', '.join(costliest)}")
     found = backend.call(NEEDS, asdict(plan.timed), costliest, dict(backend.environment))
     trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
-    return per_gpu([Need(**need) for need in found.values()], backend.capacity, cores(), trials)
+    return per_gpu([GpuNeed(**need) for need in found.values()], backend.capacity, cores(), trials)
 
 
 def begun(plan: Plan) -> About:

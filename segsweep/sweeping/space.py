@@ -76,7 +76,7 @@ class Parameter:
             default = rates.lr
         if self.by_kind:
             assert isinstance(default, (int, float))
-            return min(1.0, max(0.0, math.log(default / rates.low) / math.log(rates.high / rates.low)))
+            return min(1.0, max(0.0, rates.position(default)))
         if isinstance(self.distribution, CategoricalDistribution):
             return next((option for option in self.distribution.choices if str(option) == str(default)), None)
         if isinstance(default, bool) or not isinstance(default, (int, float)):
@@ -103,8 +103,7 @@ class Parameter:
             )
         if self.by_kind:
             assert isinstance(value, (int, float))
-            rates = catalog.rates(encoder)
-            value = rates.low * (rates.high / rates.low) ** value
+            value = catalog.rates(encoder).at(value)
         return f"{self.key}={value:.{digits}g}" if isinstance(value, float) else f"{self.key}={value}"
 
 

@@ -1,7 +1,5 @@
 """The fastest way to run a model on this machine: found by a short probe, kept for all trainings of its kind."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -92,7 +90,7 @@ def tune(
     machine = [devices.describe(device), devices.machine(), torch.get_num_threads() if device.type == "cpu" else 0]
     wanted = [train.precision, train.compile == "graphs", train.grad_accum]
     about = [list(workload.size), workload.channels, *wanted, workload.images, taken]
-    name = hashlib.sha256(json.dumps([PROBE_VERSION, *key, *machine, *about]).encode()).hexdigest()[:16]
+    place = devices.place("tuned", [PROBE_VERSION, *key, *machine, *about])
 
     def measure() -> Answer:
         console.note("probe: which precision and memory layout are fastest here; a few seconds, kept for later")
@@ -102,7 +100,7 @@ def tune(
     answer, failed = None, None
     if world.rank == 0:
         try:
-            answer = devices.remembered(f"tuned/{name}", measure)
+            answer = devices.remembered(place, measure)
         except Exception as error:  # the others wait for an answer
             failed = error
     too_large = isinstance(failed, OutOfMemoryError)

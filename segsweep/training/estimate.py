@@ -1,8 +1,6 @@
 """Estimate from a few of its steps what a training takes: time, and a share of its GPU."""
 
 import gc
-import hashlib
-import json
 import math
 import os
 import time
@@ -16,21 +14,13 @@ import torch
 from segsweep.config.checks import read
 from segsweep.config.schema import RunConfig
 from segsweep.engine import device as devices
+from segsweep.runs.records import GpuNeed
 from segsweep.training.build import Training, build, load
 
 STEPS = 3  # that are timed, after one that allocates
 SCORED = 8  # validation images that are timed
 NEED_VERSION = 1  # raised when the measurement changes: older answers are then not used
 CONTEXT = 600 * 2**20  # bytes that a process takes of a GPU beside its tensors: a guess, to be measured on one
-
-
-@dataclass(frozen=True)
-class GpuNeed:
-    """What a training needs of a GPU."""
-
-    memory: float  # bytes that it takes at most
-    total: float  # bytes that the GPU has
-    busy: float  # share of the time in which the GPU works for it, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -67,8 +57,7 @@ def needs(
     def need(config: RunConfig) -> dict[str, float]:
         device, data = devices.find(config.train.device), load(config.data, config.train.workers).store.digest
         about = [NEED_VERSION, asdict(config), data, devices.describe(device), devices.machine()]
-        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        return devices.remembered(f"needs/{name}", lambda: asdict(_need(build(config))))
+        return devices.remembered(devices.place("needs", about), lambda: asdict(_need(build(config))))
 
     return _each(asked, encoders, environment, need)
 

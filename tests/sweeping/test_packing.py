@@ -10,12 +10,13 @@ from segsweep.compose import configuration
 from segsweep.config.schema import RunConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
+from segsweep.runs.records import GpuNeed
 from segsweep.runs.trial import load_all
 from segsweep.sweeping import finalists, run
 from segsweep.sweeping.backends.local import LocalBackend
 from segsweep.sweeping.backends.slots import PACKED, slots
 from segsweep.sweeping.live import line
-from segsweep.sweeping.packing import GIB, MOST, Need, per_gpu
+from segsweep.sweeping.packing import GIB, MOST, per_gpu
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.scheduler import Search, TrialSource, drive
 from segsweep.sweeping.space import Space, choice, interval
@@ -23,7 +24,7 @@ from segsweep.sweeping.study import Study
 from segsweep.training.estimate import needs
 
 FAKE = "fake_train"
-SMALL = Need(memory=4 * GIB, total=140 * GIB, busy=0.1)
+SMALL = GpuNeed(memory=4 * GIB, total=140 * GIB, busy=0.1)
 
 
 @pytest.fixture
