@@ -48,15 +48,26 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The counter of benchmarks/calls.py."""
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Loads a module of benchmarks/ by its name."""
     folder = Path(__file__).parents[1] / "benchmarks"
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
-    spec = importlib.util.spec_from_file_location("calls_benchmark", folder / "calls.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Calls
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", folder / f"{name}.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def calls(benchmark: Callable[[str], Any]) -> Any:
+    """The counter of benchmarks/calls.py."""
+    return benchmark("calls").Calls
 
 
 @pytest.fixture(autouse=True)

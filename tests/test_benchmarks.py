@@ -1,6 +1,5 @@
 """Benchmarks are run by hand, so tests see that they still begin."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,14 +11,9 @@ RATES = {"tf_efficientnet_lite0": (1e-3, 3e-3, 9e-3), "vit_small_patch14_dinov2"
 
 
 @pytest.fixture
-def sweep(monkeypatch):
+def sweep(benchmark):
     """benchmarks/sweep.py."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    spec = importlib.util.spec_from_file_location("sweep_benchmark", FOLDER / "sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "sweep_benchmark", module)  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("sweep")
 
 
 @pytest.fixture

@@ -1,24 +1,17 @@
 """The parts of benchmarks/gpu.py that need no GPU: its budget, its cells, its table. It must run unattended."""
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 MACHINE = {"gpu": "NVIDIA H200", "torch": "2.11", "timm": "1.0", "peer": "0.6", "commit": "0123456789", "dirty": True}
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "gpu_benchmark", module)  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+def gpu(benchmark):
+    """benchmarks/gpu.py."""
+    return benchmark("gpu")
 
 
 def cells_of(gpu, path, again=False):
