@@ -98,23 +98,29 @@ class _Controller:
     def __init__(self, plan: Plan, server: Server, beats: Beats, backend: Backend, sign: Sign):
         self.plan, self.server, self.beats, self.backend, self.sign = plan, server, beats, backend, sign
         pruner, fixed = pruner_of(plan), _portable(plan.fixed)
-        self.study = SharedStudy(
-            server, beats, plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=fixed
+        self.study = server.until_answered(
+            lambda: SharedStudy(
+                server, beats, plan.folder, plan.space, plan.sweeper, seeds=plan.seeds, pruner=pruner, fixed=fixed
+            )
         )
         self.claims, self.files = [self.study.claims], Files(plan, self.study.me)
         try:
             _refuse_foreign(plan.folder, self.study.id)
             own = self._identity()  # minutes, perhaps: each controller by itself
-            with server.alone("begin", stuck=0):  # the first one finds out what the others take over
-                self.files.enter(self._compare(own))
-                self.sources = pinned.weights(plan, self.study, backend)
-                self.decided = pinned.decided(plan, self.study, backend)
+            server.until_answered(lambda: self._begin(own))
         except BaseException:
             self.files.retract()
             self.study.discard()
             raise
         self.kept = replace(begun(plan), id=self.study.id)
         self.concluded_before = self.study.remembered("ended")
+
+    def _begin(self, own: Mapping[str, str]) -> None:
+        """Find out what all others take over, if this is the first controller; else take it over."""
+        plan, study, backend = self.plan, self.study, self.backend
+        with self.server.alone("begin", stuck=0):
+            self.files.enter(self._compare(own))
+            self.sources, self.decided = pinned.weights(plan, study, backend), pinned.decided(plan, study, backend)
 
     def run(self) -> list[FinalistResult]:
         plan, study = self.plan, self.study

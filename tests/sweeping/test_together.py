@@ -249,6 +249,22 @@ def test_a_server_that_starts_again_costs_the_leader_nothing(controllers, postgr
     assert "finalists: the best setting" in controllers.said(only)
 
 
+@pytest.mark.parametrize("phase", ["study", "begin"])
+def test_a_controller_that_begins_waits_for_a_server_that_is_away(controllers, postgresql, phase):
+    engine = create_engine(make_url(postgresql), poolclass=NullPool)
+    waiting = text("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    with engine.connect() as holder:
+        holder.execute(
+            text("SELECT pg_advisory_lock(CAST(:key AS bigint))"), {"key": number(f"postgres/sweep/{phase}")}
+        )
+        process = controllers.start(n_trials=2, finalists=0)
+        controllers.until(lambda: holder.scalar(waiting))
+        holder.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": holder.scalar(waiting)})
+        controllers.until(lambda: "server does not answer" in controllers.said(process))
+    assert controllers.wait(process) == [0], controllers.said(process)
+    assert len(finished(postgresql)) == 2
+
+
 def test_the_leaders_death_amid_the_repeats_costs_none_of_them(controllers, postgresql, tmp_path):
     settings = {"n_trials": 4, "repeats": 4, "slots": 1, "words": ["seconds=0.25"]}
     first = controllers.start(**settings)
