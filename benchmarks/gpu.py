@@ -481,9 +481,9 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
         def trainings(name: str, count: int, *words: str) -> list[tuple[Path, list[str]]]:
             return [(Path(place) / f"{name}-{i}", [*shared, *words, f"train.seed={i}"]) for i in range(count)]
 
-        def side_by_side(count: int) -> Row:
-            words = (f"data.passes={scale.repeats}", f"train.time_budget={scale.length + 2 * count}")
-            chosen = trainings(f"beside{count}", count, *words)
+        def side_by_side(count: int, *more: str) -> Row:
+            words = (f"data.passes={scale.repeats}", f"train.time_budget={scale.length + 2 * count}", *more)
+            chosen = trainings(f"beside{count}{''.join(more)}", count, *words)
             run_all(chosen, count)
             return together([read(folder / "metrics.jsonl") for folder, _ in chosen], training * scale.repeats)
 
@@ -497,6 +497,7 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
         # Again in each session: the images, and libraries read from a cold disk.
         jobs += [(FIRST, 1, partial(trials, "first", 1, 1))]
         jobs += [(f"{count} at once", 1, partial(side_by_side, count)) for count in scale.at_once]
+        jobs += [(f"{ALONE}, side stream", 1, partial(side_by_side, 1, "train.side_stream=true"))]
         jobs += [(f"trials, {scale.packed} at once", 1, partial(trials, "packed", scale.trials, scale.packed))]
         jobs += [(SERIAL, number, partial(trials, f"single{number}", 1, 1)) for number in range(1, scale.trials + 1)]
         key = {"encoder": scale.encoder, "batch": batch}

@@ -244,6 +244,9 @@ class TrainConfig:
         "a short measurement finds them faster (untested)",
         MACHINE,
     )
+    side_stream: bool = key(
+        False, "true: a GPU makes the next batch beside the training on this one, in a CUDA stream (untested)", MACHINE
+    )
     checkpointing: bool = key(False, "activation checkpointing: needs less memory, is slower")
     deterministic: bool = key(False, "true: only deterministic algorithms and no probe; slower")
 

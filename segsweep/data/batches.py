@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from segsweep.config.schema import AugmentationConfig
 from segsweep.data import augment
 from segsweep.data.geometry import Canvas, Placement, Size
 from segsweep.data.labels import VOID, Labels
-from segsweep.data.prefetch import prefetch
+from segsweep.data.prefetch import on_side_stream, prefetch
 from segsweep.data.store import Store
 from segsweep.data.windows import NUMBERS, Points, Windows, alike, centres, cut, needed, stack, warped
 from segsweep.world import SINGLE, World
@@ -179,6 +180,7 @@ class TrainBatches:
     augmentation: AugmentationConfig = AugmentationConfig()
     world: World = SINGLE
     compiled: Callable[[Callable[..., Made]], Callable[..., Made]] = as_it_is  # what to call in a program's place
+    side_stream: bool = False  # a GPU makes each micro-batch beside the training on the one before
 
     def __len__(self) -> int:
         """Return the number of optimizer steps in an epoch."""
@@ -196,8 +198,11 @@ class TrainBatches:
             for part in range(self.sampling.grad_accum)
         )
         with closing(self.pixels.prefetched(jobs)) as host_batches:
+            made: Iterator[Batch] = (self._augmented(*host_batch) for host_batch in host_batches)
+            if self.side_stream:
+                made = on_side_stream(made, lambda batch: (batch.image, batch.mask), self.pixels.device)
             for _ in range(len(self)):
-                yield (self._augmented(*next(host_batches)) for _ in range(self.sampling.grad_accum))
+                yield islice(made, self.sampling.grad_accum)
 
     def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
         """As many samples as there are, in random order; by rarity with systematic resampling."""

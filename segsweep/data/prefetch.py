@@ -1,9 +1,12 @@
-"""Work that threads do before its results are asked for."""
+"""Work that threads, or a GPU beside its training, do before its results are asked for."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -24,3 +27,30 @@ def prefetch(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Gener
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def on_side_stream(items: Iterable[T], tensors: Callable[[T], Iterable[Tensor]], gpu: torch.device) -> Iterator[T]:
+    """Have a GPU make each item on a stream of its own, one ahead, while it works with the one before.
+
+    What was launched before the first item is asked for is done before any is made. `gpu` makes them, and `tensors`
+    returns what of an item lies on it.
+    """
+    side = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(gpu))
+    iterator = iter(items)
+
+    def begun() -> tuple[T, torch.cuda.Event] | None:
+        with torch.cuda.stream(side):
+            for item in iterator:
+                return item, side.record_event()
+        return None
+
+    following = begun()
+    while following:
+        item, made = following
+        following = begun()
+        using = torch.cuda.current_stream(gpu)
+        using.wait_event(made)
+        for tensor in tensors(item):
+            tensor.record_stream(using)  # its memory is the side stream's, which may use it again only after that
+        yield item

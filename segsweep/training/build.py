@@ -100,7 +100,7 @@ class Training:
         )
         indices = self.data.parts["train"]
         made = self.canvas, sampling, self.settings.augmentation, self.world, self.tuned.execution.making
-        return TrainBatches(self._pixels, indices, *made)
+        return TrainBatches(self._pixels, indices, *made, train.side_stream and self._pixels.device.type == "cuda")
 
     def sheet(self) -> Image:
         """Draw some images of the first batch as the network sees them: cropped and augmented."""

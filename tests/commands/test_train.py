@@ -136,7 +136,7 @@ def test_what_a_probe_chose_stays_when_a_run_goes_on(pairs, outputs, monkeypatch
     "typed",
     (
         *((), ("train.compile=true",), ("train.checkpointing=true",), ("train.batch_size=auto",)),
-        ("train.compile=graphs", "train.grad_accum=1"),
+        *(("train.compile=graphs", "train.grad_accum=1"), ("train.side_stream=true", "train.grad_accum=2")),
     ),
 )
 def test_a_gpu_trains_in_every_way(typed, pairs, outputs, monkeypatch):

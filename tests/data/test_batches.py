@@ -1,6 +1,7 @@
 """What a training step and a validation see."""
 
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,11 +68,12 @@ SAMPLING = ("batch_size", "seed", "grad_accum", "passes", "rarity", "foreground"
 
 def trained(store, meaning=CLASSES, indices=None, *, size=(32, 40), resize="squash", world=SINGLE, **given):
     """Batches of four; `given`: what `Pixels` and `Sampling` take, and `augmentation` as a dict."""
-    augmentation = AugmentationConfig(**given.pop("augmentation", {}))
+    augmentation, side = AugmentationConfig(**given.pop("augmentation", {})), given.pop("side_stream", False)
     sampling = Sampling(**({"batch_size": 4} | {name: given.pop(name) for name in SAMPLING if name in given}))
     pixels = Pixels(store, meaning, **({"device": CPU} | given))
     chosen = range(len(store.rows)) if indices is None else indices
-    return TrainBatches(pixels, chosen, Canvas(size, resize), sampling, augmentation, world)
+    made = TrainBatches(pixels, chosen, Canvas(size, resize), sampling, augmentation, world)
+    return replace(made, side_stream=side)
 
 
 def evaluated(store, meaning=CLASSES, indices=None, *, size=(32, 40), resize="squash", batch_size=4):
@@ -862,6 +864,81 @@ def test_a_gpu_makes_the_same_batches(tmp_path, resident):
     assert found[0] == expected[0]
     assert torch.allclose(found[1].cpu(), expected[1], atol=0.05)
     assert (found[2].cpu() != expected[2]).float().mean() < 1e-3  # a point may lie on the border of two pixels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", (True, False), ids=("on the device", "pinned"))
+def test_a_side_stream_makes_the_same_batches(tmp_path, resident):
+    gpu = torch.device("cuda")
+    store = noisy(tmp_path, [(320, 400), (500, 330), (200, 640)] * 8)
+    given = {"augmentation": {"rotate": 20, "blur": 1.0, "noise": 0.1}, "size": (256, 256), "grad_accum": 2}
+    batches = trained(store.to(gpu) if resident else store, device=gpu, **given)
+    busy = torch.randn(4096, 4096, device=gpu)
+
+    def used(batches):
+        """What a training reads while the next batch is made; the memory of each batch is free again after that."""
+        found = []
+        for number in range(3):
+            for step in batches.epoch(number):
+                for batch in step:
+                    torch.mm(busy, busy)  # so that the side stream is ahead of what reads the batch
+                    found.append((batch.indices, batch.image.clone(), batch.mask.clone()))
+        torch.cuda.synchronize()
+        return found
+
+    for one, other in zip(used(batches), used(replace(batches, side_stream=True)), strict=True):
+        assert one[0] == other[0]
+        assert torch.equal(one[1], other[1])
+        assert torch.equal(one[2], other[2])
+
+
+def test_a_side_stream_orders_what_is_made_and_what_is_used(tmp_path, monkeypatch):
+    """Without a GPU: streams, events and records of use are noted, and are as CUDA's rules ask."""
+    said = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            said.append(f"{self.name} waits for all of {other.name}")
+
+        def wait_event(self, event):
+            said.append(f"{self.name} waits for {event}")
+
+        def record_event(self):
+            return f"batch {sum(line.startswith('made') for line in said) - 1}"
+
+    main, side = Stream("main"), Stream("side")
+    running = [main]
+
+    @contextmanager
+    def on(stream):
+        running.append(stream)
+        yield
+        running.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: running[-1])
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: said.append(f"kept for {stream.name}"))
+    augmented = TrainBatches._augmented
+
+    def noted(self, *given):
+        said.append(f"made on {running[-1].name}")
+        return augmented(self, *given)
+
+    monkeypatch.setattr(TrainBatches, "_augmented", noted)
+    batches = trained(noisy(tmp_path, [(32, 40)] * 8), grad_accum=2)
+    expected = everything(batches)
+    said.clear()
+    found = everything(replace(batches, side_stream=True))
+    assert found[0] == expected[0]
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+    used = [["main waits for batch " + str(i), "kept for main", "kept for main"] for i in range(4)]
+    made = "made on side"
+    assert said == ["side waits for all of main", made, made, *used[0], made, *used[1], made, *used[2], *used[3]]
 
 
 def test_rarity_shows_samples_as_often(pairs):
