@@ -106,15 +106,24 @@ def _need(training: Training) -> GpuNeed:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)  # a probe has tried more than a training takes
     with devices.alone(device):
-        rate = _rate(training)
-        # The profiler slows down the processor, and not the GPU's work.
+        busy = _busy(training, _rate(training))
+        training.evaluate(training.state.scored, training.data.parts["val"][:SCORED])
+    memory = torch.cuda.max_memory_reserved(device) + CONTEXT
+    return GpuNeed(memory, torch.cuda.mem_get_info(device)[1], busy)
+
+
+def _busy(training: Training, rate: float) -> float:
+    """Share of the time in which the GPU works, at so many images a second; 1 where torch's profiler does not say."""
+    try:
+        # It slows down the processor, and not the GPU's work.
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             images = sum(seen for seen, _ in _steps(training))
-        training.evaluate(training.state.scored, training.data.parts["val"][:SCORED])
-    working = sum(row.self_device_time_total for row in profile.key_averages()) / 1e6
-    memory = torch.cuda.max_memory_reserved(device) + CONTEXT
-    busy = min(1.0, working / images * rate) or 1.0  # nothing was seen of it: the profiler does not work here
-    return GpuNeed(memory, torch.cuda.mem_get_info(device)[1], busy)
+        working = sum(row.self_device_time_total for row in profile.key_averages()) / 1e6
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # of the profiler: the same steps have just been taken without it
+        return 1.0
+    return min(1.0, working / images * rate) or 1.0
 
 
 def _estimate(training: Training) -> Estimate:

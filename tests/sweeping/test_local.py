@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DataError, DiskError, OutOfMemoryError
 from segsweep.runs import journal, locks
 from segsweep.runs.records import End, EpochRecord, Start
 from segsweep.sweeping.backends import local as module
@@ -305,6 +305,18 @@ def test_a_call_returns_what_the_function_returns(backend):
         backend.call("math:sqrt", -1)
     with pytest.raises(RuntimeError, match="it died"):
         backend.call("os:_exit", 1)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, OutOfMemoryError, DiskError])
+def test_an_error_of_a_call_keeps_its_exit_code(kind, monkeypatch):
+    def refuse():
+        raise kind("no")
+
+    monkeypatch.setattr(module, "refuse", refuse, raising=False)
+    here, there = multiprocessing.Pipe(duplex=False)
+    module.answer(there, f"{module.__name__}:refuse", ())
+    found = here.recv()
+    assert (str(found), found.exit_code) == ("no", kind.exit_code)
 
 
 SHADOWED = """

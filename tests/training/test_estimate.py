@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -61,3 +62,21 @@ def test_what_a_training_needs_is_measured_once(asked, monkeypatch):
     assert measured == list(ENCODERS)
     estimate.needs(asked | {"train": asked["train"] | {"batch_size": 3}}, ENCODERS[:1], {})
     assert measured == [*ENCODERS, "test_resnet"]
+
+
+def test_where_the_profiler_does_not_work_the_gpu_counts_as_busy(monkeypatch):
+    def broken(**_):
+        raise RuntimeError("CUPTI is in use")
+
+    monkeypatch.setattr(torch.profiler, "profile", broken)
+    assert estimate._busy(None, 100.0) == 1.0
+
+
+def test_too_little_memory_while_the_profiler_looks_is_no_fault_of_the_profiler(monkeypatch):
+    def full(training):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext())
+    monkeypatch.setattr(estimate, "_steps", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        estimate._busy(None, 100.0)

@@ -31,13 +31,13 @@ from types import ModuleType
 from typing import Any
 
 from segsweep.config.checks import read_file
-from segsweep.errors import ConfigError, DataError, DiskError, as_disk_error, of_the_disk
+from segsweep.errors import ConfigError, DiskError, as_disk_error, of_the_disk
 from segsweep.paths import save_json, speaker
 from segsweep.process import DEBUG, complain
 from segsweep.runs import journal, locks, stop
 from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
-from segsweep.sweeping.backends.base import OUTPUT, Id, Job, JobUpdate, failure, signalled
+from segsweep.sweeping.backends.base import FAILURES, OUTPUT, Id, Job, JobUpdate, failure, signalled
 from segsweep.sweeping.backends.slots import Slot
 from segsweep.world import MEETING, end_with_parent
 
@@ -426,8 +426,8 @@ def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> N
     try:
         result = getattr(import_module(module), name)(*arguments)
     except ConfigError as error:
-        kinds = (kind for kind in (DataError, DiskError) if isinstance(error, kind))
-        result = next(kinds, ConfigError)(str(error))  # one that its message alone makes again
+        kinds = (kind for kind in reversed(FAILURES) if isinstance(error, kind))
+        result = next(kinds)(str(error))  # one that its message alone makes again
     except Exception as error:
         result = as_disk_error(error)
         if result is error:
