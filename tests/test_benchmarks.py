@@ -1,6 +1,8 @@
 """Benchmarks are run by hand, so tests see that they still begin."""
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,3 +64,16 @@ def test_every_rival_is_replayed_on_recorded_curves(sweep, bench):
     assert 0 < share < 0.5
     line = sweep.summary("ours", rows[:1], rows[1:2], lambda seed: bench, 2)
     assert line.startswith("| ours | ")
+
+
+def test_the_recorded_curves_load_as_their_document_says():
+    root = FOLDER.parent
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL))
+    assert "read_json" in code
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "tf_efficientnet_lite0" in done.stdout
+    fields = json.loads((FOLDER / "raw" / "bench.jsonl").read_text().partition("\n")[0])
+    told = set(
+        re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", (root / "docs" / "bench.md").read_text(), re.M)))
+    )
+    assert told == set(fields)
