@@ -157,7 +157,6 @@ def ours(
         Workload((size, size), 3, count, expected_images=1e6),
         config.train,
         where,
-        batch,
     )
     optimizer = optim.build(OptimConfig(lr=LR, encoder_lr_scale=1.0), model)
     loss = losses.build({"ce": 0.5, "dice": 0.5})

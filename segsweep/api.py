@@ -218,10 +218,10 @@ class TrainedModel:
         Raises DataError: the file cannot be read; channels or data type differ from the training images; pixels in
             the array are NaN or infinite.
         """
-        model, lacking = self.predictor, None
+        model, nowhere = self.predictor, None
         if isinstance(image, (str, Path)):
             picture = model.picture(Path(image))
-            pixels, lacking = picture.pixels, picture.lacking
+            pixels, nowhere = picture.pixels, picture.nowhere
         else:
             pixels = np.array(image)  # a copy: what Pillow gives may not be written
             if pixels.ndim not in (2, 3):
@@ -234,10 +234,9 @@ class TrainedModel:
                     "image: has pixels that are NaN or infinite. Give the image file, or replace these pixels."
                 )
         classes, probabilities = model.decided(pixels)
-        if lacking is not None:
+        if nowhere is not None:
             from segsweep.data.labels import VOID  # torch: seconds
 
-            nowhere = lacking.any(2)
             classes[nowhere], probabilities[:, nowhere] = VOID, np.nan
         return Prediction(pixels, classes, probabilities, self.classes, (model.range[0], model.range[1]))
 
@@ -261,7 +260,7 @@ class Prediction:
         """Write the class indices as a PNG with a palette."""
         from segsweep.figures.pictures import indexed
 
-        indexed(self.classes).save(path)
+        indexed(self.classes).save(path, "PNG")
 
     def _repr_png_(self) -> bytes:
         from PIL import Image

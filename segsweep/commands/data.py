@@ -4,6 +4,7 @@ import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from segsweep.errors import unwritable
 from segsweep.paths import outputs
 from segsweep.process import show
 
@@ -55,7 +56,10 @@ def run(options: Namespace) -> int:
             pairs.append((f"{part}: {key}", dataset.store.image(i).numpy(), classes))
     named = hashlib.sha256(repr((dataset.labels.names, dataset.labels.groups)).encode()).hexdigest()[:6]
     path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}-{named}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.contact_sheet(pairs, dataset.labels.names).save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.contact_sheet(pairs, dataset.labels.names).save(path, "PNG")
+    except OSError as error:
+        raise unwritable(path, error, "PNG") from error
     show(f"pictures        {path}")
     return 0

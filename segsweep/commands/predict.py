@@ -37,7 +37,7 @@ def run(options: Namespace) -> int:
     from segsweep.nn.checkpoint import describe
 
     if not options.images:
-        raise ConfigError(f"{options.run}: not a model, and no images given. Type segsweep predict RUN IMAGES.")
+        raise ConfigError("no images given. Type segsweep predict RUN IMAGES.")
     found = find_model(options.run)
     form = MaskForm.original(describe(found.model)) if options.values == "original" else INDICES
     folder = options.output or outputs() / "predictions" / _named(found.model)

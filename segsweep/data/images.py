@@ -22,6 +22,11 @@ class Picture:
     sentinel: float | None = None  # a frequent value far outside of all others, which nothing says stands for no data
     inverted: bool = False  # the file stores its lowest value as white, and `pixels` have it as black
 
+    @property
+    def nowhere(self) -> np.ndarray | None:
+        """Pixels where a channel has no data, bool `h w`; None: there are none."""
+        return None if self.lacking is None else np.asarray(self.lacking.any(2))
+
 
 def read_image(path: Path, nodata: float | str = "auto") -> np.ndarray:
     """Read an image as `h w c` uint8, or uint16 and float32 where the file is, as `read_picture` does."""

@@ -15,6 +15,7 @@ from segsweep.paths import for_shell, override
 
 VOID = 255  # class index of pixels that do not count, everywhere behind this module
 BLACK = (0, 0, 0)
+BACKGROUND = "background"
 CLOSE = 32  # levels within which grey values are taken for one class's
 WRITTEN = 12  # classes that a line to type has at most
 
@@ -112,7 +113,7 @@ def labels(
         counts: pixels for each mask value as it is stored, over the whole data set.
         classes: names of the classes with the values 0, 1, ...; or of some of the `known` ones; or names with their
             value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a first
-            class "background".
+            class "background". A class of that name is always the first.
         ignore_index: value or colour of void pixels.
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.
@@ -174,6 +175,13 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
 
     if len(named) > VOID:
         raise ConfigError(f"data.classes: {len(named)} classes; at most {VOID} are possible.")
+    if "void" in named:
+        raise ConfigError(
+            "data.classes: void is what ignored pixels are called. To ignore the pixels of this class, leave it out "
+            "and type data.ignore_index=VALUE; to learn it, give it another name."
+        )
+    if BACKGROUND in named:  # two classes are scored by the second
+        named = {BACKGROUND: named[BACKGROUND], **named}
     groups = tuple(by_count(group) for group in named.values())
     plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in groups)
     return Labels(tuple(named), np.zeros(0, np.uint8), groups, by_count(void), notes, plain)
@@ -185,7 +193,7 @@ def _of_two(found: Found, foreground: set[Value], void: set[Value], *notes: str)
         more = f" ({', '.join(map(shown, void))} is ignored)" if void else ""
         what = f"all pixels of all masks are background: there is nothing to learn{more}"
         raise DataError(f"data: {what}. Check data.masks.")
-    return _made(found, {"background": background or {0} - void, "foreground": foreground}, void, *notes)
+    return _made(found, {BACKGROUND: background or {0} - void, "foreground": foreground}, void, *notes)
 
 
 def _of_objects(found: Found, void: set[Value], said: bool) -> Labels:
@@ -225,7 +233,7 @@ def _unnamed(found: Found, void: set[Value], said: bool, hints: Hints) -> Labels
     if set(found.counts) - found.background - void - tagged:  # else the tag is of the foreground
         void = void | _tagged(found, found.background, notes)
     if not said and found.numbers >= {1, USUAL} and found.numbers <= {0, 1, USUAL} and not found.coloured and not void:
-        void = _void_beside_indices(found, {"background": found.called(0), "foreground": found.called(1)}, notes)
+        void = _void_beside_indices(found, {BACKGROUND: found.called(0), "foreground": found.called(1)}, notes)
     background = found.background - void
     foreground = set(found.counts) - background - void
     if len(foreground) > 1:
@@ -295,8 +303,7 @@ def _with_names(
         _refuse_beyond(found, list(named), set().union(*named.values()) | void, said)
     rest = set(found.counts) - taken - void
     if (known and set(known) - set(named)) or rest or len(named) == 1:
-        named = {"background": set(), **named}
-        named["background"] = named["background"] | rest
+        named[BACKGROUND] = named.get(BACKGROUND, set()) | rest
     if len(named) < 2:
         name = next(iter(named))
         raise DataError(
@@ -340,7 +347,7 @@ def _by_value(found: Found, classes: Mapping[str, Any]) -> dict[str, set[Value]]
 def _in_order(found: Found, classes: Sequence[str], void: set[Value]) -> dict[str, set[Value]]:
     """The values of classes that are named in the order of their values."""
     if len(classes) == 1:
-        raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: 'data.classes={{{classes[0]}:1}}'.")
+        raise ConfigError(f"data.classes=[{classes[0]}]: one class needs its value: {typed_classes({classes[0]: 1})}.")
     foreground = set(found.counts) - found.background - void
     if len(classes) == 2 and len(foreground) == 1 and not any(isinstance(v, Entry) for v in foreground):
         return {classes[0]: found.background - void or {0}, classes[1]: foreground}
@@ -351,10 +358,10 @@ def _in_order(found: Found, classes: Sequence[str], void: set[Value]) -> dict[st
         )
     if both := void & set().union(*(found.called(index) for index in range(len(classes)))):
         index = next(n for n in range(len(classes)) if found.called(n) & both)
-        others = ",".join(f"{name}:{n}" for n, name in enumerate(classes) if n != index)
+        others = typed_classes({name: n for n, name in enumerate(classes) if n != index})
         raise ConfigError(
             f"data.ignore_index={index} is the value of {classes[index]} in data.classes=[{','.join(classes)}], too. "
-            f"Type 'data.classes={{{others}}}' data.ignore_index={index}."
+            f"Type {others} data.ignore_index={index}."
         )
     return {name: found.called(index) or {index} for index, name in enumerate(classes)}
 
@@ -449,7 +456,7 @@ def _line(found: Found, names: Sequence[str] = ()) -> str:
         near = [c for c in chosen if isinstance(c, int) and isinstance(value, int) and abs(c - value) < CLOSE]
         if _plain(value) is not None and not (near and len(found.counts) > WRITTEN):
             chosen.append(value)
-    names = names or ["background", *(f"c{i}" for i in range(1, min(len(chosen), WRITTEN)))]
+    names = names or [BACKGROUND, *(f"c{i}" for i in range(1, min(len(chosen), WRITTEN)))]
     line = typed_classes({name: _group([value]) for name, value in zip(names, chosen, strict=False)})
     return line if len(chosen) <= len(names) else f"{line} and so on"
 

@@ -173,12 +173,11 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
         told.append("resized")
     told += ["mask no data"] * bool(np.isin(NO_DATA, mask.codes))
     lacking = 0
-    if picture.lacking is not None:
+    if (nowhere := picture.nowhere) is not None:
         told.append("no data")
-        somewhere = np.asarray(picture.lacking.any(2))
-        lacking = int(somewhere.sum())
+        lacking = int(nowhere.sum())
         if how.nodata_void:
-            mask = masks.blanked(mask, somewhere)
+            mask = masks.blanked(mask, nowhere)
     told += ["alpha"] * picture.dropped_alpha + ["mask alpha"] * mask.dropped_alpha
     told += ["inverted"] * picture.inverted + ["mask inverted"] * mask.inverted
     contiguous = np.ascontiguousarray(image)

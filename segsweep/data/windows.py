@@ -51,6 +51,7 @@ def needed(size: Size, placement: Placement) -> Box:
     factor = np.maximum(1, np.floor(np.linalg.norm(placement.linear, axis=1))).astype(int)
     half = np.abs(placement.linear) @ (np.array(placement.canvas[::-1]) / 2)
     first = np.clip(np.floor(placement.center - half) - factor, 0, sides - 1).astype(int)
+    first -= first % factor  # blocks are the whole image's, so that its tiles see what it shows
     last = np.clip(np.ceil(placement.center + half) + factor, first + 1, sides).astype(int)
     linear = placement.linear / factor[:, None]
     shift = (placement.center - first) / factor

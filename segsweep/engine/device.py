@@ -129,6 +129,8 @@ def find(name: str, option: str = "train.device=", local: int | None = None) -> 
         raise ConfigError(f"{option}{name}: there are {count} CUDA devices. Try {option}auto.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"{option}mps: not available here. Try {option}auto.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events and new streams are those of the current one
     return device
 
 
@@ -154,14 +156,16 @@ def precision(name: Precision | str, device: torch.device, option: str = "train.
         claimed = device.type == "cpu" and any(getattr(torch.cpu, unit, lambda: False)() for unit in units)
         return torch.bfloat16 if claimed and _survives(torch.bfloat16) else torch.float32
     chosen = {str(known): kind for known, kind in PRECISIONS.items()}[name]
-    if device.type == "cpu" and chosen != torch.float32 and not _survives(chosen):
-        told = f"this processor crashes with it (illegal instruction), although it reports support. Try {option}fp32."
-        raise ConfigError(f"{option}{name}: {told}")
+    if device.type == "cpu" and chosen != torch.float32 and not (survives := _survives(chosen)):
+        told = "this processor crashes with it (illegal instruction), although it reports support"
+        if survives is None:
+            told = "whether this processor computes in it could not be found out"
+        raise ConfigError(f"{option}{name}: {told}. Try {option}fp32.")
     return chosen
 
 
-def _survives(kind: torch.dtype) -> bool:
-    """Whether this CPU really computes in that type. Tried once per machine, in a process of its own.
+def _survives(kind: torch.dtype) -> bool | None:
+    """Whether this CPU really computes in that type; None: not known. Tried once per machine, in a process of its own.
 
     A virtual machine may announce instructions (AMX) that kill whoever uses them, and no exception tells.
     """
@@ -173,8 +177,8 @@ def _survives(kind: torch.dtype) -> bool:
             raise RuntimeError(ran.stderr)  # some other trouble, no answer to keep
         if ran.returncode:
             log.warning(
-                "This processor reports support for %s but crashes with it (illegal instruction); training in fp32. If "
-                "only AMX causes it, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it train in bf16.",
+                "This processor reports support for %s but crashes with it (illegal instruction). If only AMX causes "
+                "it, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it compute in bf16.",
                 name,
             )
         return {"survives": ran.returncode == 0}
@@ -183,7 +187,7 @@ def _survives(kind: torch.dtype) -> bool:
         return remembered(f"{name}-{machine()}", exercise)["survives"]
     except RuntimeError as error:
         log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
-        return False
+        return None
 
 
 def machine() -> str:
@@ -204,6 +208,18 @@ def keep_compiled() -> None:
     name = "TORCHINDUCTOR_CACHE_DIR"
     if os.environ.get(name, "") in ("", default_cache_dir()):  # inductor sets it to its own when it is imported
         os.environ[name] = str(cache() / "compiled" / machine())
+
+
+def set_up(deterministic: bool = False) -> None:
+    """Set torch's threads and switches for a training, or for what has to compute as one did.
+
+    Args:
+        deterministic: as `train.deterministic`: neither TF32 nor the fastest algorithm, which differs between runs.
+    """
+    set_threads()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def set_threads() -> int:

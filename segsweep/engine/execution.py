@@ -118,23 +118,23 @@ def _keep_fp32(module: nn.Conv2d) -> None:
         module.__class__ = type(f"Fp32{kind.__name__}", (_Fp32, kind), {})
 
 
-def checkpoint_gradients(model: nn.Module, image: Tensor) -> bool:
+def checkpoint_gradients(model: nn.Module, image: Tensor) -> set[nn.Module]:
     """Keep fewer activations for the backward pass and compute the others again (https://arxiv.org/abs/1604.06174).
 
-    Every part of the model that has timm's switch `set_grad_checkpointing` gets it set; return whether any has. A
+    Every part of the model that has timm's switch `set_grad_checkpointing` gets it set; return those that took it. A
     BatchNorm that sees a batch twice would move its statistics twice, so its momentum is set to what gives the same in
     two moves. Gradients and statistics stay as they are.
 
     Args:
         image: `b c h w`, small: what one forward and backward pass are tried with.
     """
-    switched = False
+    switched: set[nn.Module] = set()
     for module in model.modules():
         if hasattr(module, "set_grad_checkpointing"):
             switch: Any = module.set_grad_checkpointing
             try:
                 switch(True)
-                switched = True
+                switched.add(module)
             except (AssertionError, NotImplementedError):  # timm: "gradient checkpointing not supported"
                 continue
             for part in module.children():  # timm before 1.0.31 has a stem's activation overwrite its own saved input

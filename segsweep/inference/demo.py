@@ -17,6 +17,7 @@ from PIL import Image
 
 from segsweep import console
 from segsweep.data.images import read_image
+from segsweep.data.labels import VOID
 from segsweep.data.split import SPLIT, read_split
 from segsweep.errors import ConfigError, DataError, OutOfMemoryError, Terminated
 from segsweep.figures import pictures
@@ -51,28 +52,33 @@ class Segmented:
     logits: np.ndarray | None  # of the foreground, float32 `h w`; None of several classes
     classes: np.ndarray | None  # the most likely of several, uint8 `h w`; None of two
     folder: Path  # for its mask
+    nowhere: np.ndarray | None = None  # pixels without data, bool `h w`
 
     def decided(self, threshold: float) -> np.ndarray:
-        """Return class indices, uint8 `h w`; of two classes the foreground where it is likelier than the threshold."""
-        if self.classes is not None:
-            return self.classes
-        return np.asarray(self.logits > np.log(threshold / (1 - threshold)), np.uint8)
+        """Return class indices, uint8 `h w`, VOID where there are no data.
+
+        Of two classes the foreground where it is likelier than the threshold.
+        """
+        classes = self.classes
+        if classes is None:
+            classes = np.asarray(self.logits > np.log(threshold / (1 - threshold)), np.uint8)
+        return classes if self.nowhere is None else np.where(self.nowhere, np.uint8(VOID), classes)
 
 
 def segment(predictor: Predictor, path: Path, folder: Path) -> Segmented:
     """Run the model on an image's file, as `segsweep predict` does; one that it cannot take is a `DataError`."""
     try:
-        pixels = predictor.read(path)
+        picture = predictor.picture(path)
     except DataError as error:
         raise DataError(str(error).replace(str(path), path.name)) from error  # where it was kept is nobody's concern
-    binary = len(predictor.classes) == 2
+    binary, pixels = len(predictor.classes) == 2, picture.pixels
     said = np.empty(pixels.shape[:2], np.float32 if binary else np.uint8)
     (parts,) = predictor.logits([pixels])
     for rows, found in parts:
         said[rows] = (found[0] if binary else classes_of(found[None])[0].to(torch.uint8)).cpu().numpy()
     rgb = pictures.shown(pixels, *predictor.range)
     logits, classes = (said, None) if binary else (None, said)
-    return Segmented(path.stem, rgb, logits, classes, Path(tempfile.mkdtemp(dir=folder)))
+    return Segmented(path.stem, rgb, logits, classes, Path(tempfile.mkdtemp(dir=folder)), picture.nowhere)
 
 
 def painted(seen: Segmented, classes: np.ndarray, opacity: float) -> np.ndarray:
@@ -84,9 +90,10 @@ def painted(seen: Segmented, classes: np.ndarray, opacity: float) -> np.ndarray:
 
 
 def shares(classes: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return the share of the image's pixels, 0 to 1, of each class."""
-    counts = np.bincount(classes.ravel(), minlength=len(names))
-    return {name: float(count) / classes.size for name, count in zip(names, counts, strict=True)}
+    """Return the share of each class, 0 to 1, of the pixels that have data."""
+    known = classes[classes != VOID]
+    counts = np.bincount(known, minlength=len(names))
+    return {name: float(count) / max(known.size, 1) for name, count in zip(names, counts, strict=True)}
 
 
 def examples(found: Found) -> list[Path]:

@@ -134,6 +134,7 @@ def evaluate(
         raise ConfigError(f"--split {split}: the data have {there}. Try --split val.")
     _refuse_learnt(split, parts[split], learnt, same)
     own = same and {data.samples[i].key for i in parts[split]} == {row["key"] for row in rows if row["split"] == split}
+    devices.set_up(start.asked.train.deterministic)
     model = load_model(found.model, devices.find(device, "--device "))
     where = next(model.parameters()).device
     _refuse_other_data(data, info)
@@ -362,16 +363,15 @@ def _write(folder: Path, counts: Counts, names: Sequence[str], thresholds: Seque
         for key, matrix, edges in zip(counts.keys, counts.matrices, counts.boundaries, strict=True)
     ]
     total = np.sum(counts.matrices, 0).tolist()
-    confusion = [{"target": name, **dict(zip(names, row, strict=True))} for name, row in zip(names, total, strict=True)]
-    _table(folder / "images.csv", images)
-    _table(folder / "confusion.csv", confusion)
+    _table(folder / "images.csv", images[0], map(dict.values, images))
+    _table(folder / "confusion.csv", ["target", *names], ([name, *row] for name, row in zip(names, total, strict=True)))
     if thresholds:
-        _table(folder / "thresholds.csv", thresholds)
+        _table(folder / "thresholds.csv", thresholds[0], (row.values() for row in thresholds))
 
 
-def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _table(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
         for row in rows:
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+            writer.writerow("" if isinstance(v, float) and math.isnan(v) else v for v in row)

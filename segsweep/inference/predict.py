@@ -63,6 +63,7 @@ class Predictor:
     ):
         self.info = described(model)
         self.classes, self.range = self.info.classes, self.info.range
+        devices.set_up()
         self.device = devices.find(device, "--device ")
         self._execution, self.how = execution(self.info, self.device, precision)
         views = tta or self.info.tta
@@ -256,7 +257,7 @@ def predict(
     def flush() -> Iterator[Outcome]:
         found = predictor.logits([picture.pixels for _, _, picture in group]) if group else []
         for (path, place, picture), parts in zip(group, found, strict=True):
-            lacking = None if picture.lacking is None else np.asarray(picture.lacking.any(2))
+            lacking = picture.nowhere
             try:
                 write(picture.pixels, parts, place, predictor.range, form, georeference(path), lacking)
             except OSError as error:

@@ -42,10 +42,11 @@ class LinearProbe(nn.Module):
         image = self.unet.prepared(pixels)
         size = torch.tensor(image.shape[-2:], device=where.device)
         grid = ((where + 0.5) * 2 / size - 1).flip(-1).float()[:, None]  # x before y; -1 and 1 are the image's edges
+        maps = self.unet.encoder(image)
         with torch.autocast(image.device.type, enabled=False):
             found = [
                 F.grid_sample(each.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
-                for each in self.unet.encoder(image)
+                for each in maps
             ]
         return torch.cat(found, 1).transpose(1, 2)
 

@@ -14,11 +14,12 @@ from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
 from segsweep.engine.casting import AtOnce
 from segsweep.engine.execution import Execution, unchanged
+from segsweep.engine.losses import Loss
 from segsweep.errors import OutOfMemoryError, first_line
 from segsweep.runs.records import Precision
 from segsweep.world import SINGLE, World
 
-PROBE_VERSION = 4  # raised when the measurement changes: older answers are then not used
+PROBE_VERSION = 5  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
@@ -37,6 +38,8 @@ class Workload:
     images: int  # of a micro-batch
     expected_images: float  # over all epochs; infinite where time alone ends it
     seconds: float = math.inf  # that it may take; infinite without a time budget
+    # Of logits `b k h w` and targets `b h w`: with many classes most of the memory is the loss's.
+    loss: Loss = lambda logits, target: logits.float().square().mean()
 
 
 class Answer(TypedDict):
@@ -133,7 +136,7 @@ def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Wor
 
     def faster(first: Execution, other: Execution) -> Execution:
         """The first, unless the other one is clearly faster than it has ever been."""
-        for way, rate in zip((first, other), _rates(model, [first, other], pixels), strict=True):
+        for way, rate in zip((first, other), _rates(model, [first, other], pixels, workload.loss), strict=True):
             rates[_named(way)] = max(rate, rates.get(_named(way), 0.0))
         return other if rates[_named(other)] > CLEAR * rates[_named(first)] else first
 
@@ -168,7 +171,7 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
     while True:
         pixels = 255 * torch.rand(images, workload.channels, *workload.size, device=device)
         try:
-            _seconds(model, execution, pixels)
+            _seconds(model, execution, pixels, workload.loss)
         except torch.OutOfMemoryError as error:
             if images == 1:
                 height, width = workload.size
@@ -183,7 +186,7 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
         return images
 
 
-def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[float]:
+def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Loss) -> list[float]:
     """Images/s of forward and backward passes, each way's best of a few; 0 where only the first fits or compiles.
 
     They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good.
@@ -192,7 +195,7 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
     for repeat in range(1 + REPEATS):
         for way in list(shortest):
             try:
-                seconds = _seconds(model, way, image)
+                seconds = _seconds(model, way, image, loss)
             except Exception as error:
                 if way == ways[0] or not (way.compile or isinstance(error, torch.OutOfMemoryError)):
                     raise
@@ -205,20 +208,21 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor) -> list[f
     return [len(image) / shortest[way] if way in shortest else 0.0 for way in ways]
 
 
-def _seconds(model: nn.Module, execution: Execution, image: Tensor) -> float:
-    """What a forward and a backward pass take."""
+def _seconds(model: nn.Module, execution: Execution, image: Tensor, loss: Loss) -> float:
+    """What a forward and a backward pass take, with targets that are all background."""
     execution.prepare(model).train()
     at_once = AtOnce(nn.Identity() if execution.compile else model, execution.precision)
+    target = torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64, device=image.device)
 
-    def loss(image: Tensor) -> Tensor:
-        return execution.forward(model, image).float().square().mean()
+    def loss_of(image: Tensor, target: Tensor) -> Tensor:
+        return loss(execution.forward(model, image), target)
 
-    called = execution.compiled(loss)
+    called = execution.compiled(loss_of)
     devices.synchronize(image.device)
     started = time.perf_counter()
     try:
         with at_once.applied():
-            called(image).backward()  # type: ignore[no-untyped-call]
+            called(image, target).backward()  # type: ignore[no-untyped-call]
         devices.synchronize(image.device)
     finally:
         model.zero_grad(set_to_none=True)

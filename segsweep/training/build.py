@@ -6,7 +6,7 @@ Nothing is written to the run folder here.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -100,7 +100,8 @@ class Training:
         )
         indices = self.data.parts["train"]
         made = self.canvas, sampling, self.settings.augmentation, self.world, self.tuned.execution.making
-        return TrainBatches(self._pixels, indices, *made, train.side_stream and self._pixels.device.type == "cuda")
+        side_stream = self.asked.train.side_stream and self.state.device.type == "cuda"
+        return TrainBatches(self._pixels, indices, *made, side_stream)
 
     def sheet(self) -> Image:
         """Draw some images of the first batch as the network sees them: cropped and augmented."""
@@ -143,10 +144,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     """
     encoder, train = asked.encoder, asked.train
     device = devices.find(train.device, local=world.local)
-    devices.set_threads()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
-    torch.backends.cudnn.benchmark = not train.deterministic
-    torch.use_deterministic_algorithms(train.deterministic)
+    devices.set_up(train.deterministic)
     encoder_traits(encoder.name)
     devices.precision(train.precision, device)  # refused here if it is not there
     _refuse_graphs(asked, device, world)
@@ -172,11 +170,11 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     decisions = () if before else plan.decisions  # made once, and told then
     if decisions:
         console.note(plan.table() + "\n")
-    data.store.to(device)
     if settings.normalization is None:
         how, window = settings.data.normalize, settings.data.window
         chosen = normalization.choose(how, data.store, data.parts["train"], encoder.name, window)
         settings = replace(settings, normalization=chosen)
+    data.store.to(device)
 
     torch.manual_seed(train.seed)
     model = UNet(
@@ -198,9 +196,10 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     if momentum != "scaled":
         set_momentum(model, lambda _: momentum)
     tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
-    if settings.train.checkpointing and not checkpoint_gradients(model, tried):
+    if settings.train.checkpointing and checkpoint_gradients(model, tried).isdisjoint(model.encoder.modules()):
         log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
-    tuned = _tuned(settings, asked, model, shown, before, world)
+    loss = _loss(settings.loss, facts, device)
+    tuned = _tuned(settings, asked, model, loss, shown, before, world)
     if open_ended and not before and tuned.rates:
         longer = length(plan, seen, max(tuned.rates.values()) * world.size)
         if further := longer.decisions[len(decisions) :]:
@@ -220,7 +219,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, decisions, data, seen, state, _loss(settings.loss, facts, device), tuned, world)
+    return Training(asked, settings, decisions, data, seen, state, loss, tuned, world)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -376,7 +375,15 @@ def _refuse_batch(train: TrainConfig, groups: int | None, shown: int, images: in
         )
 
 
-def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before: Start | None, world: World) -> Tuned:
+def _tuned(
+    settings: Settings,
+    asked: RunConfig,
+    model: UNet,
+    loss: losses.Loss,
+    shown: int,
+    before: Start | None,
+    world: World,
+) -> Tuned:
     """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, device = settings.train, next(model.parameters()).device
     wanted = math.ceil(train.batch_size / (train.micro_batches * world.size))
@@ -389,9 +396,10 @@ def _tuned(settings: Settings, asked: RunConfig, model: UNet, shown: int, before
     expected_images = train.epochs * shown if train.epochs else math.inf
     height, width = settings.data.size
     seconds = train.time_budget or math.inf
-    workload = Workload((height, width), model.in_channels, wanted, expected_images, seconds)
+    workload = Workload((height, width), model.in_channels, wanted, expected_images, seconds, loss)
     architecture = asked.encoder.name.partition(".")[0]
-    key = [architecture, settings.decoder.width, settings.decoder.norm, train.checkpointing, train.ema > 0]
+    key = [architecture, model.num_classes, settings.decoder.width, settings.decoder.norm]
+    key += [train.checkpointing, train.ema > 0, asdict(settings.loss)]
     return tune(model, key, workload, asked.train, device, world)
 
 

@@ -1,15 +1,16 @@
 """The records of a training: journal, checkpoints, pictures, its run in MLflow, the result."""
 
+import hashlib
 import logging
 import math
 import platform
 import shlex
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SPEED = ("perf/images_per_s", "perf/data_share", "perf/tflops", "perf/peak_share")
 SUMMARY = "summary.json"
+LONGEST = 200  # bytes of a sample's key that name a folder; file systems allow 255
 PLAN = "plan.json"  # the data's fingerprint, what was decided by it, and why
 
 
@@ -304,9 +306,8 @@ class Recorder:
         """
         samples = self.training.data.samples
         for index, prediction in validation.predictions.items():
-            key = samples[index].key.replace("/", "_")
-            path = self.folder / "predictions" / key / f"{epoch:04d}.png"
-            self._compare({index: prediction}, path, columns=2)  # MLflow shows pictures in squares
+            folder = self.folder / "predictions" / self._named[samples[index].key]
+            self._compare({index: prediction}, folder / f"{epoch:04d}.png", columns=2)  # MLflow shows it in squares
         order = self.training.data.parts["val"]  # batches go by size
         keys = np.array([samples[index].key for index in order])
         matrices = np.stack([validation.matrices[index] for index in order])
@@ -316,6 +317,20 @@ class Recorder:
                 np.savez_compressed(file, keys=keys, matrices=matrices, epoch=epoch)
 
         atomically(self.folder / metrics.MATRICES, write)
+
+    @cached_property
+    def _named(self) -> dict[str, str]:
+        """The folder of each shown sample's pictures, by its key; a long or ambiguous name ends in the key's hash."""
+        keys = [self.training.data.samples[index].key for index in self.training.shown]
+        flat = Counter(key.replace("/", "_") for key in keys)
+        named = {}
+        for key in keys:
+            name = key.replace("/", "_")
+            if flat[name] > 1 or len(name.encode()) > LONGEST:
+                short = name.encode()[:LONGEST].decode(errors="ignore")
+                name = f"{short}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+            named[key] = name
+        return named
 
     def draw_batch(self) -> None:
         """Draw what the network sees of the first batch, once."""

@@ -232,6 +232,9 @@ def _refuse_another(training: Training, folder: Path, past: Run) -> None:
     first = past.starts[0]
     if training.data.store.digest != first.data_digest:
         raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
+    if (classes := list(training.data.labels.names)) != first.classes:
+        differ = f"the run began with the classes {', '.join(first.classes)}, and now they are {', '.join(classes)}"
+        raise ConfigError(f"resume={folder}: {differ}. Start a new run.")
     before, now = first.weights_source, training.model.weights_source
     if before != now:
         came = f"the run began with weights from {before}, and now they come from {now}"

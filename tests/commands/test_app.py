@@ -36,6 +36,14 @@ def test_the_sheet_goes_where_it_is_told(pairs, tmp_path, capsys):
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_sheet_is_a_png_whatever_its_name_and_where_it_cannot_be_is_said(pairs, tmp_path, capsys):
+    data = ["data", "data=folder", f"data.root={pairs(4)}", "-o"]
+    assert cli.main([*data, str(tmp_path / "sheet")]) == 0
+    assert (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*data, str(tmp_path / "sheet" / "below.png")]) == 2
+    assert "Give another -o PNG." in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_an_exit_code_and_a_line(pairs, capsys):
     root = pairs(4)
     next((root / "masks").iterdir()).unlink()

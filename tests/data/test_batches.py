@@ -11,7 +11,7 @@ from PIL import Image
 from segsweep.config.schema import AugmentationConfig, DataConfig
 from segsweep.data import windows
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches, labelled
-from segsweep.data.geometry import Canvas
+from segsweep.data.geometry import Canvas, Placement
 from segsweep.data.images import read_image
 from segsweep.data.labels import VOID, labels
 from segsweep.data.sources import folder
@@ -827,6 +827,20 @@ def test_threads_change_nothing(tmp_path, workers):
     assert alone[0] == together[0]
     assert torch.equal(alone[1], together[1])
     assert torch.equal(alone[2], together[2])
+
+
+def test_a_part_of_a_shrunk_image_shows_what_the_whole_one_shows():
+    """Blocks are averaged before the warp, the same ones wherever a window begins: tiles agree with each other."""
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 256, (66, 66, 3)).astype(np.uint8))
+    mask, linear = torch.zeros(66, 66, dtype=torch.uint8), 3.3 * np.eye(2)
+
+    def seen(center, side):
+        placement = Placement(linear, np.array([center, center]), (side, side))
+        cut = windows.stack([windows.cut(image, mask, placement)], 3)
+        return windows.warped(*cut.on(CPU), windows.centres((side, side), CPU))[0]
+
+    assert torch.allclose(seen(39.6, 10), seen(33.0, 20)[..., 7:17, 7:17], atol=1e-3)
 
 
 def test_bright_squares_are_the_foreground(pairs):

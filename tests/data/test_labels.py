@@ -319,6 +319,26 @@ def test_what_is_left_over_counts_as_background_also_where_a_class_is_called_so(
     assert meaning(found) == {0: 0, 1: 0, 2: 1}
 
 
+def test_a_class_called_background_is_the_first_so_that_the_other_is_scored():
+    found = labels({0: 90, 255: 10}, {"cell": 255, "background": 0})
+    assert found.names == ("background", "cell")
+    assert meaning(found) == {0: 0, 255: 1}
+
+
+def test_classes_by_index_that_end_with_background_are_scored_by_the_other():
+    found = labels({0: 10, 1: 90}, ["cell", "background"])
+    assert found.names == ("background", "cell")
+    assert meaning(found) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize("classes", [["void", "road", "car"], {"matrix": 0, "void": 1, "grain": 2}])
+def test_no_class_is_called_as_ignored_pixels_are(classes):
+    with pytest.raises(
+        ConfigError, match=r"leave it out and type data\.ignore_index=VALUE; to learn it, give it another"
+    ):
+        labels({0: 1, 1: 1, 2: 1}, classes)
+
+
 def test_a_void_colour_where_masks_have_none_is_refused_or_does_nothing():
     try:
         found = labels({0: 90, 1: 10}, ignore_index=[1, 2, 3])

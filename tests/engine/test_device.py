@@ -27,6 +27,23 @@ def test_a_cpu_that_dies_of_bf16_gets_fp32_and_a_clear_refusal(announced, monkey
         device.precision("bf16", CPU)
 
 
+def test_what_could_not_be_found_out_is_said_so(announced, monkeypatch):
+    monkeypatch.setattr(device, "_EXERCISE", "raise SystemExit('no memory')")
+    with pytest.raises(ConfigError, match=r"whether this processor computes in it could not be found out\. Try"):
+        device.precision("bf16", CPU)
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda"])
+def test_a_gpu_that_is_named_is_the_current_one(name, monkeypatch):
+    """What is recorded without a stream is recorded in the current one's."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert device.find(name) == torch.device(name)
+    assert current == [torch.device("cuda:1")] * (name == "cuda:1")
+
+
 def test_a_cpu_that_survives_is_asked_once(announced, monkeypatch):
     monkeypatch.setattr(device, "_EXERCISE", "pass")
     assert device.precision("auto", CPU) == torch.bfloat16

@@ -48,6 +48,16 @@ def test_several_classes_have_no_threshold(tmp_path):
     assert demo.shares(classes, ["a", "b", "c"]) == {"a": 0.25, "b": 0.25, "c": 0.5}
 
 
+@pytest.mark.parametrize("logits", [None, np.array([[3.0, 3.0], [-3.0, 3.0]], np.float32)])
+def test_pixels_without_data_are_of_no_class(logits, tmp_path):
+    nowhere = np.array([[True, False], [False, False]])
+    classes = None if logits is not None else np.array([[1, 1], [0, 1]], np.uint8)
+    seen = demo.Segmented("x", np.zeros((2, 2, 3), np.uint8), logits, classes, tmp_path, nowhere)
+    assert seen.decided(0.5).tolist() == [[255, 1], [0, 1]]
+    assert demo.shares(seen.decided(0.5), ["a", "b"]) == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert demo.painted(seen, seen.decided(0.5), 0.5).shape == (640, 640, 3)
+
+
 @pytest.mark.parametrize(("side", "shown"), [(64, 640), (500, 500), (2048, 2048), (5000, 1667)])
 def test_what_is_shown_fits_a_screen(side, shown, tmp_path):
     seen = demo.Segmented("x", np.zeros((side, 40, 3), np.uint8), None, np.zeros((side, 40), np.uint8), tmp_path)

@@ -14,7 +14,16 @@ from scipy import ndimage
 
 from segsweep import metrics
 from segsweep.commands import app as cli
-from segsweep.inference.evaluate import Counts, best_threshold, bootstrap, boundaries, boundary, curve, histogram
+from segsweep.inference.evaluate import (
+    Counts,
+    _write,
+    best_threshold,
+    bootstrap,
+    boundaries,
+    boundary,
+    curve,
+    histogram,
+)
 from segsweep.runs import journal
 from segsweep.tracking.client import connected, tracking_uri
 from segsweep.tracking.run import run_id, sync
@@ -346,3 +355,10 @@ def test_nothing_there_has_no_interval():
     found = bootstrap(counts)
     assert all(math.isnan(edge) for edge in found["iou"])
     assert found["accuracy"] == (1.0, 1.0)
+
+
+def test_a_class_may_be_called_as_the_first_column_of_the_confusion_matrix(tmp_path):
+    matrix = np.array([[5, 1], [2, 8]])
+    _write(tmp_path, Counts(["i"], [matrix], [np.ones((2, 2), int)]), ["other", "target"], [])
+    with (tmp_path / "confusion.csv").open() as file:
+        assert list(csv.reader(file)) == [["target", "other", "target"], ["other", "5", "1"], ["target", "2", "8"]]

@@ -57,7 +57,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(name):
         model = UNet(name).train()
         if checkpointing:
             before = {key: value.clone() for key, value in model.state_dict().items()}
-            assert checkpoint_gradients(model, small)
+            assert not checkpoint_gradients(model, small).isdisjoint(model.encoder.modules())
             assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
             assert all(p.grad is None for p in model.parameters())
         model(image).square().mean().backward()
@@ -69,10 +69,22 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(name):
                 assert torch.allclose(value, computed_again[key], rtol=1e-4, atol=1e-6), key
 
 
+def test_an_encoder_that_refuses_is_none_of_those_that_took_the_switch(monkeypatch):
+    model = UNet("test_resnet")
+
+    def refuse(enable):
+        raise AssertionError("gradient checkpointing not supported")
+
+    monkeypatch.setattr(model.encoder.timm, "set_grad_checkpointing", refuse)
+    taken = checkpoint_gradients(model, torch.zeros(2, 3, 64, 64))
+    assert model.decoder in taken
+    assert taken.isdisjoint(model.encoder.modules())
+
+
 def test_no_activation_is_checkpointed_in_place():
     """timm before 1.0.31 checkpoints a stem's activation alone, and it overwrote what it is computed from again."""
     model = UNet("test_resnet")
     stem = [part for part in model.encoder.timm.children() if isinstance(part, torch.nn.ReLU)]
     assert stem and all(part.inplace for part in stem)
-    assert checkpoint_gradients(model, torch.zeros(2, 3, 64, 64))
+    checkpoint_gradients(model, torch.zeros(2, 3, 64, 64))
     assert not any(part.inplace for part in stem)

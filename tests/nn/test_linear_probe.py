@@ -23,6 +23,19 @@ def test_logits_are_features_times_weights(name):
     torch.testing.assert_close(at, features @ weight + bias, rtol=1e-4, atol=1e-3)
 
 
+def test_features_come_in_the_precision_that_the_scores_have():
+    torch.manual_seed(0)
+    probe = LinearProbe(UNet("test_resnet"))
+    pixels = torch.rand(1, 3, 32, 32) * 255
+    where = torch.cartesian_prod(torch.arange(32), torch.arange(32))[None]
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        features = probe.features(pixels, where)
+        probe.set(torch.randn(features.shape[-1], 1), torch.randn(1))
+        found = probe(pixels)
+    torch.testing.assert_close(found.flatten(), (features @ probe.weight + probe.bias).flatten(), rtol=1e-4, atol=1e-3)
+
+
 def test_nothing_of_it_is_trained():
     probe = LinearProbe(UNet("test_resnet"))
     assert not [name for name, parameter in probe.named_parameters() if parameter.requires_grad]

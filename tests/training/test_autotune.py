@@ -33,7 +33,7 @@ def speeds(monkeypatch):
     tried = []
 
     def set_speeds(bf16=10.0, fp32=10.0, contiguous=1.0, batches=None, graphs=1.0):
-        def seconds(model, execution, image):
+        def seconds(model, execution, image, loss):
             tried.append((execution, len(image)))
             if batches is not None and len(image) not in batches:
                 raise torch.OutOfMemoryError
@@ -133,8 +133,21 @@ def test_what_an_optimizer_keeps_is_there_while_a_batch_is_tried(monkeypatch):
     assert sum(made) == 2 * sum(p.numel() for p in model.parameters())
 
 
+def test_a_batch_is_tried_with_the_losss_own_memory(monkeypatch):
+    """Of 150 classes a loss keeps more than the network: a micro-batch that fits without it may not fit with it."""
+
+    def loss(logits, target):
+        assert logits.shape == (len(target), 150, *target.shape[1:])
+        if len(target) > 4:
+            raise torch.OutOfMemoryError
+        return logits.mean()
+
+    work = Workload((8, 8), 3, 16, 10_000, loss=loss)
+    assert tuning._fitting(nn.Conv2d(3, 150, 1), tuning.Execution(), work, CPU) == 4
+
+
 def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
-    def seconds(model, execution, image):
+    def seconds(model, execution, image, loss):
         if not execution.channels_last:
             raise torch.OutOfMemoryError
         return 1.0
@@ -162,7 +175,7 @@ def test_a_way_that_did_not_fit_is_tried_once_and_leaves_no_gradients(monkeypatc
 
     monkeypatch.setattr(tuning.Execution, "forward", forward)
     ways = [tuning.Execution(), tuning.Execution(channels_last=False)]
-    first, second = tuning._rates(model, ways, torch.rand(4, 3, 8, 8))
+    first, second = tuning._rates(model, ways, torch.rand(4, 3, 8, 8), tuning.Workload.loss)
     assert first > second == 0
     assert tried.count(False) == 1
 

@@ -42,6 +42,18 @@ def test_the_lowest_image_is_found_though_keys_are_equal_and_batches_go_by_size(
     assert np.array_equal(kept.matrices, [scored[index] for index in NAMES])
 
 
+def test_each_shown_image_has_a_folder_of_its_own_that_a_file_system_takes(recorder):
+    keys = ["a/b_c", "a_b/c", "val/7", "x" * 120 + "/" + "y" * 120, "長" * 90]
+    samples = [Sample(key, Path("i.png"), Path("m.png")) for key in keys]
+    recorder.training = SimpleNamespace(data=SimpleNamespace(samples=samples), shown=range(len(keys)))
+    named = [recorder._named[key] for key in keys]
+    assert len(set(named)) == len(keys)
+    assert named[2] == "val_7"
+    for name in named:
+        (recorder.folder / name).mkdir()
+        assert "/" not in name
+
+
 def test_a_file_in_the_order_of_batches_is_read_by_its_keys(recorder, tmp_path):
     matrices = np.stack([matrix(9, 1), matrix(9, 1), matrix(9, 41)])
     np.savez(tmp_path / metrics.MATRICES, keys=["c/1", "b/1", "a/1"], matrices=matrices, epoch=1)
