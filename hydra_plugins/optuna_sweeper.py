@@ -73,9 +73,6 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from segsweep.sweeping import dry, run, storage, together
 
-        counted = any(o.startswith("hydra.sweeper.n_trials=") for o in self.config.hydra.overrides.hydra)
-        if self.settings["sampler"] == "grid" and not counted:
-            self.settings["n_trials"] = None  # the file's number is for samplers that could go on for ever
         plain: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
         sweeper = SweeperConfig(**plain)
         if self.direction != "maximize":
@@ -117,7 +114,7 @@ class OptunaSweeper(Sweeper):
             if key not in left_open:
                 parameters.append(_parameter(key, override))
             else:
-                parameters.append(_rates_by_kind(typed) if key == LR else _folds(unvaried))
+                parameters.append(_rates_by_kind(chosen, unvaried) if key == LR else _folds(unvaried))
         space = Space(tuple(parameters), unvaried.encoder.name)
         folder = Path(self.config.hydra.sweep.dir).resolve()
         command = shlex.join(map(storage.without_password, sys.argv[1:]))
@@ -201,10 +198,11 @@ def _parameter(key: str, override: Override) -> "Parameter":
     return space.choice(key, sorted(options) if isinstance(value, ChoiceSweep) and value.shuffle else options)
 
 
-def _rates_by_kind(typed: dict[str, Override]) -> "Parameter":
+def _rates_by_kind(chosen: dict[str, Override], unvaried: DictConfig) -> "Parameter":
     from segsweep.sweeping.space import rates_by_kind
 
-    if any(key in ("optim", "optim.name") and "sgd" in str(o.input_line) for key, o in typed.items()):
+    varied = any(key in ("optim", "optim.name") and "sgd" in str(o.input_line) for key, o in chosen.items())
+    if varied or unvaried.optim.name == "sgd":
         raise ConfigError(
             f"optim=sgd: the ranges of learning rates by the encoder's kind are for adam and adamw. "
             f"Add {LR}='tag(log,interval(0.005,0.5))'."

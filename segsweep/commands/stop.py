@@ -31,7 +31,7 @@ def _asked(folder: Path) -> str:
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give the folder of a running training or sweep.")
-    if (sweep := about.sweep_of(folder)) and locks.alive(sweep):
+    if (sweep := about.sweep_of(folder) or about.screening_of(folder)) and locks.alive(sweep):
         raise ConfigError(
             f"{folder}: a trial of the sweep in {sweep}, which would start it again. Stop the sweep "
             f"instead: segsweep stop {sweep}"

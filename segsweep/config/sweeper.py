@@ -15,6 +15,7 @@ REPEATS = ("none", "seed")
 BACKENDS = ("local", "ray")
 KEEPS = ("files", "scores")
 PREFIX = "hydra.sweeper."
+N_TRIALS = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class SweeperConfig:
     """How a sweep searches; what it varies is `segsweep.sweeping.space.Space`."""
 
     n_trials: int | None = key(
-        8, "number of finished trials, complete or pruned, after which the search ends; null: the whole grid"
+        None,
+        f"number of finished trials, complete or pruned, after which the search ends; default: {N_TRIALS}, with "
+        "sampler=grid the whole grid",
     )
     slots: Any = key(
         "auto",
@@ -77,7 +80,7 @@ class SweeperConfig:
             check(valid, PREFIX + name, value, f"a whole number from {low}")
         check(is_whole(self.seed) and 0 <= self.seed < 2**32, f"{PREFIX}seed", self.seed, "in 0..2**32-1")
         if self.n_trials is None and self.sampler != "grid":
-            raise ConfigError("hydra.sweeper.n_trials: how many trials? Type hydra.sweeper.n_trials=20.")
+            object.__setattr__(self, "n_trials", N_TRIALS)
         check(0 <= self.gpus < math.inf, f"{PREFIX}gpus", self.gpus, "0 or more")
         if self.backend == "ray" and not (self.slots == "auto" or is_whole(self.slots)):
             raise ConfigError(f"{PREFIX}slots={self.slots}: on a Ray cluster a number, or auto. GPUs: {PREFIX}gpus=2.")

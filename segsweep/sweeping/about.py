@@ -8,6 +8,7 @@ from segsweep.config.checks import read_file
 from segsweep.errors import ConfigError
 from segsweep.paths import locked, save_json
 from segsweep.runs.trial import NAME as TRIAL
+from segsweep.sweeping import screened
 
 NAME = "sweep.json"
 State = Literal["running", "complete", "stopped", "failed", "unknown"]
@@ -66,6 +67,15 @@ def load(folder: Path) -> About:
 
 def sweep_of(run: Path) -> Path | None:
     """Return the folder of the sweep that a run is a trial of, or a finalist's repeat; None of a single run."""
+    return _above(run, NAME)
+
+
+def screening_of(run: Path) -> Path | None:
+    """Return the folder of the screening that a run is a job of; None of any other."""
+    return _above(run, screened.NAME)
+
+
+def _above(run: Path, name: str) -> Path | None:
     if not (run / TRIAL).exists():
         return None
-    return next((up for up in list(run.absolute().parents)[:2] if (up / NAME).exists()), None)
+    return next((up for up in list(run.absolute().parents)[:2] if (up / name).exists()), None)

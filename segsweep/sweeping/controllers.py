@@ -101,7 +101,7 @@ class SharedStudy(Study):
     def _salt(self) -> int:
         return uuid.uuid4().int
 
-    def _refuse_foreign(self, *_: object) -> None:
+    def _refuse_foreign(self, *_: object, apart: bool = False) -> None:
         """Leave it to the folder's `sweep.json`, which says which sweep it is of."""
 
     def _refuse_older(self) -> None:
@@ -242,7 +242,9 @@ class SharedSource(TrialSource, ABC):
         """Tell the study of a trial's end, unless it is another's by now."""
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        if verdict is TAKEN or not self.shared.holds_back(trial):
+        if verdict is TAKEN:
+            self._leave(trial, Gone(TAKEN.reason))
+        elif not self.shared.holds_back(trial):
             self._tell(trial, verdict)
         elif self.shared.sick:
             for one in self.shared.held_back:
@@ -255,16 +257,17 @@ class SharedSource(TrialSource, ABC):
             self._tell(trial)
 
     def _is_taken(self, trial: Trial) -> bool:
-        """Hear of an epoch; tell whether the trial is another controller's by now."""
+        """Hear of an epoch; tell whether the trial is another controller's by now, and leave it then."""
         if not self.shared.claims.mine(self.shared.claimed[trial.name].number):
+            self._leave(trial, Gone(TAKEN.reason))
             return True
         if self.shared.trained(trial):
             self._tell_held_back()
         return False
 
     def _leave(self, trial: Trial, why: Gone) -> None:
-        self.shared.left(trial, why)
-        self.trials.pop(trial.name, None)
+        if self.trials.pop(trial.name, None):
+            self.shared.left(trial, why)
 
 
 class SharedSearch(SharedSource, Search):
@@ -341,7 +344,8 @@ class SharedSearch(SharedSource, Search):
             self.refresh()
         try:
             return super().epoch(trial)
-        except Gone:
+        except Gone as gone:
+            self._leave(trial, gone)
             return TAKEN
 
     def _tell(self, trial: Trial, verdict: Verdict | None = None) -> None:
@@ -433,7 +437,7 @@ def copied(before: Path, now: Path) -> bool:
     not of an earlier one. Raises DiskError: there is no room for it here.
     """
     try:
-        if not journal.exists(before):
+        if before.resolve() == now.resolve() or not journal.exists(before):
             return False
         recorded = (before / journal.NAME).read_bytes()
         shutil.rmtree(now, ignore_errors=True)

@@ -32,7 +32,8 @@ class Mirror:
         """Make the parent, or take it up again, and return its id; `since` as in `open_sweep`."""
         kept = self._about
         params = {**kept.space, "fixed": " ".join(kept.fixed), "budget": kept.budget}
-        self._parent = open_sweep(self.folder, self.uri, kept.experiment, params, self._note, list(kept.space), since)
+        asked = (kept.experiment, params, self._note, list(kept.space), since)
+        self._parent = open_sweep(self.folder, self.uri, *asked, sweep=kept.id)
         return self._parent
 
     def send(self, trial: Trial, alive: bool) -> None:

@@ -232,7 +232,9 @@ def verdict(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         once = "scored once" if looks < 2 else f"optimistic: {looks} models of this sweep were scored on the test split"
         lines.append(f"{'test IoU':16}{tested:.4f}, {once}")
     else:
-        lines.append(f"{'':16}no test split: the validation IoU is the best of many, so it is optimistic")
+        there = winner.run.start and winner.run.start.images.get("test")
+        why = "the test split is not scored" if there else "no test split"
+        lines.append(f"{'':16}{why}: the validation IoU has chosen the winner, so it is optimistic")
     model = folder / winner.name / BEST
     elsewhere = f"  on {winner.slot}, not here" if winner.slot and winner.run.records and not model.exists() else ""
     return [*lines, f"{'command':16}{command(winner)}", f"{'model':16}{model}{elsewhere}"]

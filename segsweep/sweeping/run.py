@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -147,10 +148,10 @@ def _run(
     track.catch_up(search.trials.values())
     try:
         results = _searched(plan, search, backend, track, kept, sign)
+        conclude(plan, list(search.trials.values()), results, track)
     except BaseException as error:
         track.end(*stopped(plan, error))
         raise
-    conclude(plan, list(search.trials.values()), results, track)
     return results
 
 
@@ -238,7 +239,8 @@ def watch(source: TrialSource, wanted: int, backend: Backend, folder: Path, trac
     with Board(source.trials, wanted, backend.capacity) as board:
         for event in drive(source, backend, folder, sign=sign):
             board.show(event)
-            track.send(event.trial)
+            if event.trial.name in source.trials:  # else it is another controller's by now, and so is its run in MLflow
+                track.send(event.trial)
 
 
 def score(folder: Path, winner: Trial, backend: Backend) -> None:
@@ -246,6 +248,8 @@ def score(folder: Path, winner: Trial, backend: Backend) -> None:
     start = winner.run.start
     if winner.run.tested or not start or not start.images.get("test"):
         return
+    while not backend.free():
+        time.sleep(WAIT)
     job = backend.submit(Job(winner.name, TRAINING, ("train.test=true", *winner.placed), resume=True))
     while not (ended := [update for update in backend.poll(WAIT) if update.job == job and update.ended]):
         pass

@@ -276,7 +276,8 @@ class Search(TrialSource):
             if frozen.state == TrialState.WAITING or (running and not self.study.owns(frozen)):
                 continue
             try:
-                trial = self._made(frozen.number, frozen.params, repetition_of(frozen))
+                values = self.study.values(frozen.number) if running else frozen.params
+                trial = self._made(frozen.number, values, repetition_of(frozen))
             except ConfigError as error:
                 if frozen.state == TrialState.FAIL:
                     continue  # it was said before

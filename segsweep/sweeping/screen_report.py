@@ -99,7 +99,7 @@ def order(kept: Screened, jobs: Jobs) -> list[str]:
         found = [(i, score) for i, step in enumerate(JUDGED) if (score := iou(jobs[step].get(name))) is not None]
         return found[-1] if found else (-1, 0.0)
 
-    return sorted(kept.sources, key=reached, reverse=True)
+    return sorted(kept.compared, key=reached, reverse=True)
 
 
 def outcome(name: str, kept: Screened, jobs: Jobs) -> str:

@@ -21,14 +21,19 @@ class Screened:
     command: str  # as it was typed, without the program
     fixed: list[str]  # the overrides that all jobs have
     decided: list[str]  # words that follow from the data alone
-    sources: dict[str, str] = field(default_factory=dict)  # of the weights that are compared: where they come from
-    left_out: dict[str, str] = field(default_factory=dict)  # the others, and why
+    sources: dict[str, str] = field(default_factory=dict)  # of the weights that can be had: where they come from
+    left_out: dict[str, str] = field(default_factory=dict)  # those that are not compared, and why
     gflop: dict[str, float] = field(default_factory=dict)  # of the U-Net's forward pass at 256x256
     parameters: dict[str, float] = field(default_factory=dict)  # of the encoder, in millions
     seconds: dict[str, float] = field(default_factory=dict)  # of an epoch, as estimated
     short_epochs: int = 0  # of the short trainings
     chosen: list[str] = field(default_factory=list)  # best first, once it is over
     full: str = ""  # the full sweep's command, once it is over
+
+    @property
+    def compared(self) -> list[str]:
+        """Return the weights that are compared."""
+        return [name for name in self.sources if name not in self.left_out]
 
     @property
     def reasons(self) -> list[str]:

@@ -6,7 +6,7 @@ journals alone. So the same command goes on where it stopped, and runs nothing t
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -134,7 +134,8 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
         seconds = _seconds(rest, gflop, plan, backend)
     kept = replace(before, command=plan.command, gflop=gflop, parameters=parameters)
     kept = replace(kept, sources=sources, left_out=left_out, seconds=seconds, short_epochs=asked.short_epochs)
-    return _within(kept, asked, backend.capacity)
+    begun = {trial.encoder for trial in load_all(plan.folder, steps(asked)[0].name)}
+    return _within(kept, asked, backend.capacity, begun)
 
 
 def _seconds(names: Sequence[str], gflop: Mapping[str, float], plan: Plan, backend: Backend) -> dict[str, float]:
@@ -146,21 +147,25 @@ def _seconds(names: Sequence[str], gflop: Mapping[str, float], plan: Plan, backe
     return {name: found[timed]["seconds"] * gflop[name] / gflop[timed] for name in names}
 
 
-def _within(kept: Screened, asked: ScreenConfig, slots: int) -> Screened:
-    """Leave out the costliest weights until the estimate is within the minutes that were asked for."""
-    order = sorted(kept.seconds, key=kept.seconds.__getitem__)
-    while asked.minutes is not None and len(order) > asked.choose and estimate(kept, asked, slots) > 60 * asked.minutes:
+def _within(kept: Screened, asked: ScreenConfig, slots: int, begun: Collection[str] = ()) -> Screened:
+    """Leave out the costliest weights until the estimate is within the minutes that were asked for.
+
+    Args:
+        begun: weights that an earlier start has compared already, which stay.
+    """
+    order = sorted((name for name in kept.compared if name not in begun), key=kept.seconds.__getitem__)
+    while asked.minutes is not None and order and len(kept.compared) > asked.choose:
+        if estimate(kept, asked, slots) <= 60 * asked.minutes:
+            break
         slowest = order.pop()
         why = f"too slow for {PREFIX}minutes={asked.minutes:g}: an epoch takes about {duration(kept.seconds[slowest])}"
-        rest = {name: kept.sources[name] for name in kept.sources if name != slowest}
-        seconds = {name: kept.seconds[name] for name in rest}
-        kept = replace(kept, sources=rest, seconds=seconds, left_out={**kept.left_out, slowest: why})
+        kept = replace(kept, left_out={**kept.left_out, slowest: why})
     return kept
 
 
 def estimate(kept: Screened, asked: ScreenConfig, slots: int) -> float:
     """Return the seconds that a screening takes from its beginning, as estimated; nothing is known of who goes on."""
-    each = list(kept.seconds.values())
+    each = [kept.seconds[name] for name in kept.compared]
     usual = sum(each) / len(each)
     jobs = len(each) * OVERHEAD + sum(FORWARD / EPOCH * seconds for seconds in each)
     jobs += min(asked.one_epoch, len(each)) * (OVERHEAD + usual)
@@ -170,10 +175,10 @@ def estimate(kept: Screened, asked: ScreenConfig, slots: int) -> float:
 
 def cost(kept: Screened, asked: ScreenConfig, slots: int) -> str:
     """Say what is compared and what that costs, before it begins."""
-    counts = {step.title: min(step.most or len(kept.sources), len(kept.sources)) for step in steps(asked)}
+    counts = {step.title: min(step.most or len(kept.compared), len(kept.compared)) for step in steps(asked)}
     parts = ", ".join(f"{count} x {title}" for title, count in counts.items())
     rows = [
-        ("weights", f"{len(kept.sources)}: {', '.join(kept.sources)}"),
+        ("weights", f"{len(kept.compared)}: {', '.join(kept.compared)}"),
         *(("" if i else "left out", why) for i, why in enumerate(kept.reasons)),
         ("jobs", f"{sum(counts.values())}: {parts}; {slots} at once"),
         ("all", f"about {duration(estimate(kept, asked, slots))} from the beginning"),
@@ -183,7 +188,7 @@ def cost(kept: Screened, asked: ScreenConfig, slots: int) -> str:
 
 def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened, sign: Sign) -> Screened:
     """Take one step after the other, and say what is left."""
-    left = list(kept.sources)
+    left = kept.compared
     for step in steps(asked):
         left = left[: step.most]
         jobs = [_trial(plan.folder, kept, step, name) for name in left]
@@ -216,6 +221,8 @@ def _full(plan: Plan, chosen: Sequence[str]) -> str:
     """Return the command of the full sweep over the weights that are left."""
     folder = plan.folder.with_name(f"{plan.folder.name}-full")
     words = [word for word in plan.fixed if not word.startswith("sweeps=")]
+    if plan.base.optim.name == "sgd":  # the ranges by the encoder's kind are for others
+        words.append("optim.lr=tag(log,interval(0.005,0.5))")
     choice = f"encoder=choice({','.join(chosen)})" if len(chosen) > 1 else f"encoder={chosen[0]}"
     trials = f"{PREFIX}n_trials={EACH * len(chosen)}"
     search = shlex.join(["sweeps=lr_by_encoder", *words, choice, trials])

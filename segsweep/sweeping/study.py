@@ -70,6 +70,8 @@ class Study:
         storage: BaseStorage | None = None,
     ):
         self.space, self._owner, gridded = space, owner, sweeper.sampler == "grid"
+        if sweeper.storage:
+            self.anew = "hydra.sweeper.study_name=NAME"
         self._repeats = sweeper.repeat_points == "seed"
         if gridded:
             seeds = grid(space)
@@ -77,7 +79,7 @@ class Study:
         name = sweeper.study_name or "sweep"
         self._file = None if storage or is_database(sweeper.storage) else Path(sweeper.storage or folder / JOURNAL)
         storage = storage or (_in_file(self._file) if self._file else database(str(sweeper.storage)))
-        self._refuse_foreign(folder, storage, name)
+        self._refuse_foreign(folder, storage, name, apart=bool(sweeper.storage))
         self._before = b""  # the file, if this start has written it anew
         if self._file:
             before = self._file.read_bytes() if self._file.exists() else b""
@@ -157,6 +159,14 @@ class Study:
         owner = trial.user_attrs.get("owner")
         return not isinstance(owner, dict) or owner.get("sweep") == self._owner
 
+    def values(self, number: int) -> dict[str, Value]:
+        """Return a running trial's values; those that an earlier start ended before it had drawn are drawn now."""
+        trial = self._open[number]
+        for name, kind in self.space.distributions.items():
+            if name not in trial.params:
+                trial._suggest(name, kind)
+        return trial.params
+
     def note(self, number: int, name: str, value: Any) -> None:
         """Record an attribute of a running trial."""
         self._open[number].set_user_attr(name, value)
@@ -209,12 +219,21 @@ class Study:
             with suppress(Exception):  # the storage itself may be why
                 optuna.delete_study(study_name=self._study.study_name, storage=self._study._storage)
 
-    def _refuse_foreign(self, folder: Path, storage: BaseStorage, name: str) -> None:
-        """Refuse a folder with runs if no trial of the study is of this sweep: they would be taken for its trials."""
+    def _refuse_foreign(self, folder: Path, storage: BaseStorage, name: str, apart: bool) -> None:
+        """Refuse a folder with runs if no trial of the study is of this sweep: they would be taken for its trials.
+
+        And a study that is kept `apart` from the folder, if all its trials are of a sweep in another one.
+        """
         with suppress(KeyError):  # no such study yet
-            began = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-            if any(self.owns(trial) for trial in began if trial.state != TrialState.WAITING):
+            every = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+            began = [trial for trial in every if trial.state != TrialState.WAITING]
+            if any(map(self.owns, began)):
                 return
+            if began and apart:
+                raise ConfigError(
+                    f"{folder}: is not the folder of the sweep whose trials study {name} has. To continue that sweep, "
+                    f"type its folder, hydra.sweep.dir=DIR; for another one type {self.anew}."
+                )
         found = [path.parent for run in ("*", f"{FOLDER}/*") for path in folder.glob(f"{run}/{journal.NAME}")]
         if runs := sorted(str(path.relative_to(folder)) for path in found):
             shown = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")

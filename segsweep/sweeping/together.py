@@ -134,6 +134,8 @@ class _Controller:
         track = Tracking(plan, self._parent)
         try:
             results = self._searched(search, track)
+            if results is not None:
+                conclude(plan, list(search.trials.values()), results, track)
         except Superfluous:
             results = None
         except BaseException as error:
@@ -146,7 +148,6 @@ class _Controller:
             self._leave_to_others()
             track.leave()
             return []
-        conclude(plan, list(search.trials.values()), results, track)
         study.remember("ended", {"by": asdict(study.me), "time": time.time()})
         return results
 
@@ -172,8 +173,11 @@ class _Controller:
         where = str(self.plan.folder) if shared else " or ".join(places) or "another controller's folder"
         reason = f"other controllers end the sweep, and its report will be in {where}"
         console.note(f"nothing is left for this controller to do; {reason}")
+        kept = about.load(self.plan.folder)
         if not shared:
-            replace(about.load(self.plan.folder), state="stopped", reason=reason).save(self.plan.folder)
+            replace(kept, state="stopped", reason=reason).save(self.plan.folder)
+        elif self.study.remembered("ended") and kept.state == "running":  # it ended while this controller joined
+            replace(kept, state="complete").save(self.plan.folder)
 
     def leave(self) -> None:
         """Stop what runs here, and give the trials back that are still this controller's."""
@@ -213,7 +217,7 @@ class _Controller:
         self.files.gather([*search.trials.values(), *repeats])
         for trial in repeats if any(trial.state == "complete" for trial in repeats) else best:
             self.files.fetch(trial, owners.get(trial.name))
-        counted = [run.name for run in planned]
+        counted = [run.name for run in repeats]  # by the attempt that ended it
         replace(self.kept, finalists=[trial.name for trial in best], repeats=counted).save(plan.folder)
         results = finalists.ranked(plan.folder, best, repeats)
         if results:

@@ -232,6 +232,8 @@ class _Sync:
             cursor.run_id, cursor.drawing = found[0].info.run_id, True
             self._save()
             return
+        if child:
+            self._end_earlier(child)
         tags = {
             "segsweep.run": start.run,
             "segsweep.folder": str(self.folder),
@@ -252,6 +254,12 @@ class _Sync:
             run = self.server.create_run(cursor.experiment_id, _milliseconds(start), tags, called)
         cursor.run_id, cursor.parent = run.info.run_id, child.parent if child else None
         self._save()
+
+    def _end_earlier(self, child: Child) -> None:
+        """End the run of an attempt at this trial that has begun anew: nothing more will come of it."""
+        mine = f"tags.`mlflow.parentRunId` = '{child.parent}' and tags.trial = '{child.tags.get('trial', '')}'"
+        for run in self.server.search_runs([self.cursor.experiment_id], f"{mine} and attributes.status = 'RUNNING'"):
+            self.server.set_terminated(run.info.run_id, "KILLED")
 
     def _number(self) -> int:
         """Return one more than the highest of the latest single runs; they may have begun in another order."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from segsweep.tracking import client, views
 
+SWEEP = "segsweep.sweep"  # a tag: the id of a sweep
+
 
 def open_sweep(
     folder: Path,
@@ -17,12 +19,14 @@ def open_sweep(
     note: str,
     swept: Sequence[str] = (),
     since: float | None = None,
+    sweep: str = "",
 ) -> str:
     """Make the run under which a sweep's runs lie, or take it up again; return its id.
 
     Args:
         uri: MLflow's tracking URI, contacted as it is: one that was read from a folder is for `client.allowed`.
         swept: the keys that are varied, for the saved view of its runs.
+        sweep: names the sweep: a run that a killed start has made is found by it.
         since: when a sweep that no longer runs began, in seconds of the epoch; one that MLflow has is left as it is.
     """
     from mlflow.entities import Param
@@ -37,8 +41,12 @@ def open_sweep(
         return cursor.run_id
     experiment_id = client.open_experiment(server, uri, experiment)
     tags = {"segsweep.folder": str(folder), "segsweep.kind": "sweep", "mlflow.note.content": note[: client.NOTE_LENGTH]}
-    began = None if since is None else int(since * 1000)
-    run_id = server.create_run(experiment_id, began, run_name=folder.name, tags=tags).info.run_id
+    made = server.search_runs([experiment_id], f"tags.`{SWEEP}` = '{sweep}'", max_results=1) if sweep else []
+    if made:
+        run_id = made[0].info.run_id
+    else:
+        began, tags = None if since is None else int(since * 1000), tags | ({SWEEP: sweep} if sweep else {})
+        run_id = server.create_run(experiment_id, began, run_name=folder.name, tags=tags).info.run_id
     server.log_batch(run_id, params=[Param(name, value[: client.PARAM_LENGTH]) for name, value in params.items()])
     cursor = client.Cursor(experiment_id, run_id, swept=list(swept))
     _save_view(server, folder, cursor)

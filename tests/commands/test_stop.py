@@ -8,7 +8,9 @@ from conftest import TINY
 
 import train
 from segsweep.commands import app
-from segsweep.runs import journal
+from segsweep.runs import journal, locks
+from segsweep.runs.trial import NAME as TRIAL
+from segsweep.sweeping import about, screened
 
 
 def test_a_run_ends_after_the_epoch_and_goes_on_later(pairs, tmp_path, capsys):
@@ -33,6 +35,17 @@ def test_a_run_ends_after_the_epoch_and_goes_on_later(pairs, tmp_path, capsys):
     assert journal.read(folder).end.status == "complete"
     assert app.main(["stop", str(folder)]) == 2
     assert "no training and no sweep is running there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [about.NAME, screened.NAME])
+def test_a_job_of_a_sweep_or_screening_is_stopped_with_all_of_it(name, tmp_path, monkeypatch, capsys):
+    job = tmp_path / "epoch" / "resnet18"
+    job.mkdir(parents=True)
+    (job / TRIAL).touch()
+    (tmp_path / name).touch()
+    monkeypatch.setattr(locks, "alive", lambda folder: True)
+    assert app.main(["stop", str(job)]) == 2
+    assert f"instead: segsweep stop {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere", ""])

@@ -54,3 +54,10 @@ def test_no_room_for_the_files_is_told_and_a_folder_that_cannot_be_reached_is_no
         copied(tmp_path / "a" / "3", tmp_path / "b" / "3.2")
     assert copied(tmp_path / "a" / "3", tmp_path / "b" / "3.2")
     assert not copied(tmp_path / "nowhere", tmp_path / "b" / "3.3")
+
+
+def test_a_folder_that_is_its_own_source_stays_as_it_is(tmp_path):
+    ran(tmp_path / "a", "3", 2)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert not copied(tmp_path / "link" / "3", tmp_path / "a" / "3")
+    assert (tmp_path / "a" / "3" / "last.pt").exists()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -305,6 +306,22 @@ def test_a_call_returns_what_the_function_returns(backend):
         backend.call("math:sqrt", -1)
     with pytest.raises(RuntimeError, match="it died"):
         backend.call("os:_exit", 1)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGKILL, OutOfMemoryError), (signal.SIGTERM, ConfigError)])
+def test_a_call_whose_process_is_killed_says_by_what(backend, number, kind):
+    with pytest.raises(kind, match=rf"its process was ended by signal {int(number)} \({number.name}\)"):
+        backend.call("signal:raise_signal", int(number))
+
+
+def test_ctrl_c_ends_a_call_at_once_and_quietly(backend, capfd):
+    began = time.monotonic()
+    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        backend.call("time:sleep", 60)
+    assert time.monotonic() - began < 20
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, OutOfMemoryError, DiskError])

@@ -25,6 +25,8 @@ def test_a_lost_nodes_trials_begin_again_and_nothing_is_left_running(tmp_path):
     assert list(found["states"].values()) == ["complete"] * 24
     assert set(found["epochs"].values()) == {4}
     assert sum(found["began"].values()) in (25, 26)  # one or two ran on the node
+    assert found["capacity"] == 2  # GPUs of the node that is left
+    assert found["finalists"] == ["complete"] * 3
     assert found["used"] >= 0.85
     assert found["left"] == 0  # 15 seconds later
     for name in found["states"]:

@@ -20,7 +20,7 @@ from segsweep.config.schema import TrackingConfig
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
 from segsweep.runs.journal import Journal
-from segsweep.runs.records import Run
+from segsweep.runs.records import End, Run, Start
 from segsweep.runs.trial import Trial, load_all, seconds_left
 from segsweep.sweeping import about, compare, live, report
 from segsweep.sweeping.finalists import FinalistResult
@@ -212,6 +212,16 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     said = report.summary(trials, report.results(sweep), sweep)
     assert "0.4400, optimistic: 2 models of this sweep were scored on the test split" in said
     assert "Left out, because all their repeats failed: resnet34." in said
+
+
+@pytest.mark.parametrize(("images", "said"), [({"test": 4}, "the test split is not scored"), ({}, "no test split")])
+def test_the_end_says_why_there_is_no_test_score(sweep, images, said):
+    first = report.results(sweep)
+    winner = first[0].winner
+    records = [replace(r, images=images) if isinstance(r, Start) else r for r in winner.run.records]
+    run = Run([replace(r, metrics={}) if isinstance(r, End) else r for r in records])
+    first[0] = replace(first[0], runs=tuple(replace(one, run=run) for one in first[0].runs))
+    assert f"{said}: the validation IoU has chosen the winner" in report.summary(list(load_all(sweep)), first, sweep)
 
 
 def test_compare_shows_what_differs(sweep):

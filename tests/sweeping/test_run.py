@@ -9,7 +9,7 @@ import pytest
 
 from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
-from segsweep.errors import ConfigError
+from segsweep.errors import ConfigError, DiskError
 from segsweep.runs.trial import load_all
 from segsweep.sweeping import about, pinned
 from segsweep.sweeping import run as module
@@ -186,6 +186,24 @@ def test_a_refused_sweep_leaves_nothing(tmp_path, there):
     with pytest.raises(ConfigError, match="infinitely many values"):
         module.run(plan(folder, space=Space((interval("best", 0.5, 1.0),), "resnet18"), sampler="grid"))
     assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
+
+
+def test_a_report_that_cannot_be_written_is_told_and_the_sweep_can_be_ended_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+    wanted = plan(tmp_path / "s", space=Space((interval("best", 0.5, 1.0),), "resnet18"), n_trials=1, finalists=0)
+
+    def full(folder):
+        raise DiskError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write", full)
+        with pytest.raises(DiskError):
+            module.run(wanted)
+    assert (about.load(wanted.folder).state, about.load(wanted.folder).reason) == ("failed", "no space left")
+    module.run(wanted)
+    assert about.load(wanted.folder).state == "complete"
 
 
 def test_a_sweep_from_plan_to_winner_and_again(tmp_path, monkeypatch, capsys):

@@ -13,12 +13,16 @@ from safetensors.torch import save_file
 
 import train
 from segsweep.commands import app as cli
+from segsweep.config.schema import DataConfig, OptimConfig, RunConfig, TrackingConfig
 from segsweep.config.screen import ScreenConfig
+from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
 from segsweep.runs.trial import Trial
 from segsweep.sweeping import screen_report, screened, screening
+from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.screened import Screened
+from segsweep.sweeping.space import Space, choice
 
 NAMES = ["resnet18.a1_in1k", "resnet34.a1_in1k", "vit_small_patch16_224.dino", "convnext_tiny.fb_in22k"]
 
@@ -110,10 +114,33 @@ def test_what_it_costs_is_told_and_the_costliest_are_left_out(folder):
     assert screening.estimate(kept, ScreenConfig(), slots=2) == pytest.approx(whole / 2)
     asked = ScreenConfig(minutes=whole / 60 - 0.1)
     rest = screening._within(kept, asked, 1)
-    assert list(rest.sources) == NAMES[:3]
+    assert rest.compared == NAMES[:3]
     assert rest.left_out[NAMES[3]].startswith("too slow for hydra.sweeper.minutes=")
     assert "9: 3 x frozen features, 3 x one epoch, 3 x 5 epochs; 1 at once" in screening.cost(rest, asked, 1)
-    assert len(screening._within(kept, ScreenConfig(minutes=0.01), 1).sources) == 2  # what is to be left at the end
+    assert len(screening._within(kept, ScreenConfig(minutes=0.01), 1).compared) == 2  # what is to be left at the end
+    assert screening._within(kept, ScreenConfig(minutes=0.01), 1, begun=NAMES).compared == NAMES  # they have jobs
+
+
+def test_a_start_later_compares_what_the_first_did_and_times_nothing_again(monkeypatch, tmp_path):
+    answers, names = Answers(), ["resnet18.a1_in1k", "resnet34.a1_in1k", "resnet101.a1_in1k"]
+    base = RunConfig(data=DataConfig("shapes"), tracking=TrackingConfig("none"))
+    plan = Plan(tmp_path, "", Space((choice("encoder", names),), names[0]), {}, (), base, SweeperConfig())
+    first = screening._prepared(plan, ScreenConfig(minutes=5), answers)
+    assert first.compared == names[:2]
+    first.save(tmp_path)
+    answers.asked.clear()
+    assert screening._prepared(plan, ScreenConfig(minutes=5), answers).compared == names[:2]
+    assert not answers.asked
+    assert screening._prepared(plan, ScreenConfig(minutes=500), answers).compared == names  # more time was given
+    assert not answers.asked
+
+
+@pytest.mark.parametrize(("name", "varied"), [("adamw", False), ("sgd", True)])
+def test_the_full_sweep_that_is_printed_has_rates_for_its_optimizer(name, varied, tmp_path):
+    base = RunConfig(data=DataConfig("shapes"), optim=OptimConfig(name, lr=0.01), tracking=TrackingConfig("none"))
+    space = Space((choice("encoder", ["resnet18"]),), "resnet18")
+    plan = Plan(tmp_path, "", space, {}, (f"optim={name}",), base, SweeperConfig())
+    assert ("'optim.lr=tag(log,interval(0.005,0.5))'" in screening._full(plan, ["resnet18"])) == varied
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,31 @@ def test_all_is_there_again(tmp_path):
     assert opened(tmp_path).trials(TrialState.COMPLETE)[1].value == 0.7
 
 
+@pytest.mark.parametrize("seeds", [(), [{"encoder": "resnet34", "optim.lr": 2e-3}]])
+def test_values_that_a_killed_start_had_not_drawn_are_drawn(seeds, tmp_path):
+    """Optuna makes a trial first, and writes down its values one by one."""
+    opened(tmp_path, seeds=seeds)._study.ask()
+    assert opened(tmp_path).trials(TrialState.RUNNING)[0].params == {}
+    values = opened(tmp_path).values(0)
+    assert values.keys() == SPACE.distributions.keys()
+    assert values == (seeds[0] if seeds else values)
+    assert opened(tmp_path).values(0) == values
+
+
+@pytest.mark.parametrize("storage", ["{}/apart.log", "sqlite:///{}/apart.db"])
+def test_a_study_whose_trials_are_of_a_sweep_in_another_folder_is_refused(storage, tmp_path):
+    def started(folder, owner, fixed=()):
+        settings = SweeperConfig(n_trials=2, storage=storage.format(tmp_path))
+        return Study(tmp_path / folder, SPACE, settings, owner=owner, fixed=fixed)
+
+    number, _ = started("a", "one").ask()
+    with pytest.raises(ConfigError, match=r"type its folder, .*; for another one type hydra\.sweeper\.study_name=NAME"):
+        started("b", "two")
+    with pytest.raises(ConfigError, match=r"start a new study with hydra\.sweeper\.study_name=NAME"):
+        started("a", "one", fixed=["train.epochs=5"])
+    started("a", "one").complete(number, 0.5)
+
+
 def test_a_sweep_is_given_more_encoders_and_goes_on(tmp_path, capsys):
     def seeds(*encoders):
         return [{"encoder": encoder, "optim.lr": 1e-3} for encoder in encoders]
@@ -162,7 +187,6 @@ def test_a_grid_of_numbers_with_steps(tmp_path):
     [
         ({"sampler": "grid"}, r"optim\.lr has infinitely many values"),
         ({"sampler": "tpee"}, r"hydra\.sweeper\.sampler=tpee: must be one of .* Try hydra\.sweeper\.sampler=tpe"),
-        ({"n_trials": None}, "how many trials"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, settings, says):

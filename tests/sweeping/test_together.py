@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from segsweep.runs import journal
 from segsweep.runs.trial import load_all
-from segsweep.sweeping import about
+from segsweep.sweeping import about, report
 from segsweep.sweeping.storage import number
 from segsweep.tracking.server import server as serving
 
@@ -279,6 +279,9 @@ def test_the_leaders_death_amid_the_repeats_costs_none_of_them(controllers, post
     assert sorted(trial.params["repeat"] for trial in done) == list(range(8))
     assert controllers.said(heir).count("finalists: the best setting") == 1
     assert (tmp_path / "shared" / "report.html").exists()
+    counted = [run.name for result in report.results(tmp_path / "shared") for run in result.runs]
+    assert len(counted) == 8  # those that the heir took over are among them, by its attempts' names
+    assert any("." in name for name in counted)
     winner = controllers.said(heir).split("model   ")[1].split()[0]
     assert Path(winner).read_bytes() == b"a model"
 

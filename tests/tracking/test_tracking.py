@@ -533,6 +533,28 @@ def test_a_sweep_is_sent_anew_to_a_database_that_was_lost(folder, database, tmp_
         sweeps.open_sweep(tmp_path / "sweep", None, "data", {}, "")
 
 
+def test_a_sweeps_run_that_a_killed_start_has_made_is_found_again(database, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    first = sweeps.open_sweep(tmp_path / "sweep", None, "data", {"optim.lr": "auto"}, "note", sweep="one")
+    (tmp_path / "sweep" / mlflow_client.CURSOR).unlink()
+    assert sweeps.open_sweep(tmp_path / "sweep", None, "data", {"optim.lr": "auto"}, "note", sweep="one") == first
+    assert sweeps.open_sweep(tmp_path, None, "data", {}, "note", sweep="two") != first
+
+
+def test_the_run_of_an_attempt_that_began_anew_is_ended(folder, database, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    below = child(sweeps.open_sweep(tmp_path / "sweep", None, "folder", {}, ""), tags={"trial": "3"})
+    lines = (folder / journal.NAME).read_text().splitlines(keepends=True)
+    (folder / journal.NAME).write_text("".join(lines[:3]))
+    first = sync(folder, child=below)
+    (folder / mlflow_client.CURSOR).unlink()
+    (folder / journal.NAME).write_text("".join(lines[:3]).replace(journal.started(folder).starts[0].run, "another"))
+    second = sync(folder, child=below)
+    client, _ = runs()
+    assert first != second
+    assert [client.get_run(run).info.status for run in (first, second)] == ["KILLED", "RUNNING"]
+
+
 def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):
     (tmp_path / "sweep").mkdir()
     parent = sweeps.open_sweep(tmp_path / "sweep", None, "folder", {}, "")

@@ -31,7 +31,7 @@ from types import ModuleType
 from typing import Any
 
 from segsweep.config.checks import read_file
-from segsweep.errors import ConfigError, DiskError, as_disk_error, of_the_disk
+from segsweep.errors import ConfigError, DiskError, OutOfMemoryError, as_disk_error, of_the_disk
 from segsweep.paths import save_json, speaker
 from segsweep.process import DEBUG, complain
 from segsweep.runs import journal, locks, stop
@@ -134,7 +134,7 @@ class LocalBackend:
         if living := self.adopt(job.name):  # a killed controller's child came to life in between
             return living
         if job.anew:
-            _clear(folder)
+            clear(folder)
         process = self._started(train, job, folder, claim, slot.environment, self._alive)
         assert process.pid is not None
         self._living[Id(job.name)] = _Living(slot, self._shared(slot), process, process.pid)
@@ -188,7 +188,14 @@ class LocalBackend:
         try:
             result = here.recv()
         except EOFError:
+            process.join()
             result = RuntimeError(f"{function}: it died.")
+            if why := signalled(process.exitcode):
+                kind = OutOfMemoryError if process.exitcode == -signal.SIGKILL else ConfigError
+                result = kind(f"{function}: its process was ended by {why}.")
+        except BaseException:  # whoever asked is to end
+            process.terminate()
+            raise
         finally:
             here.close()
             process.join()
@@ -310,7 +317,7 @@ def _last_words(folder: Path) -> str:
     return lines[-1].removeprefix(f"{speaker()}: ") if lines else "it died without a message"
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what an earlier attempt left, but for what it printed and the sweep noted."""
     (folder / journal.NAME).unlink(missing_ok=True)  # first: what is left without it is no run
     for path in folder.iterdir():
@@ -422,6 +429,7 @@ def _called(job: Job, folder: Path) -> int:
 
 def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
     """Call the function, in the child, and send what it returns or raises, unless who has asked is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has asked, and ends this process
     module, _, name = function.partition(":")
     try:
         result = getattr(import_module(module), name)(*arguments)

@@ -6,7 +6,9 @@ here when it ends; its journal comes as it grows. A training whose node is gone 
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,9 +22,12 @@ from typing import Any
 from segsweep.errors import ConfigError, first_line, refused_by_system
 from segsweep.paths import atomically, outputs
 from segsweep.runs import journal
+from segsweep.runs.records import Run
+from segsweep.runs.trial import NAME as TRIAL
 from segsweep.sweeping.backends.base import Id, Job, JobUpdate
-from segsweep.sweeping.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend
+from segsweep.sweeping.backends.local import CLAIM, EXIT, LOOK, PRELOADED, LocalBackend, clear
 from segsweep.sweeping.backends.slots import Slot
+from segsweep.tracking import client
 from segsweep.world import cores
 
 KEY = "hydra.sweeper.address"
@@ -30,6 +35,7 @@ WAIT = 1.0  # seconds that an actor waits for news at a time
 UNHEARD = 30.0  # seconds after which an actor that cannot be reached is given up
 LEAVE = 15.0  # seconds that trainings have to end when the sweep does
 NOT_FETCHED = ("lock", CLAIM, EXIT, journal.NAME)
+NOTES = (TRIAL, client.CURSOR)  # the sweep's own, of its folder alone
 
 
 class Worker:
@@ -110,11 +116,9 @@ class RayBackend:
             ray: Any = import_module("ray")
         except ImportError as error:
             raise ConfigError("hydra.sweeper.backend=ray: Ray is not installed. Type pip install ray.") from error
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"{KEY}={address}: no Ray cluster answers there: {first_line(error)}") from error
-        self._ray, self.folder, self._slots, self._gpus, self._preloaded = ray, folder, slots, gpus, list(preloaded)
+        self._ray, self._address, self.folder = ray, address, folder
+        self._slots, self._gpus, self._preloaded = slots, gpus, list(preloaded)
+        self._connect()
         if slots is None and not self.capacity:
             ray.shutdown()
             raise ConfigError(
@@ -123,12 +127,26 @@ class RayBackend:
         self._actors: list[_Actor] = []
         self._coming: tuple[_Actor, Any] | None = None  # an actor that Ray has not placed yet, and its first answer
 
+    def _connect(self) -> None:
+        """Connect to the cluster; again where `close` has left it."""
+        if self._ray.is_initialized():
+            return
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{KEY}={self._address}: no Ray cluster answers there: {first_line(error)}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
+
     @property
     def environment(self) -> Mapping[str, str]:
         return {}
 
     @property
     def capacity(self) -> int:
+        self._connect()
         if self._slots is not None:
             return self._slots
         return int(self._ray.cluster_resources().get("GPU", 0) / self._gpus) if self._gpus else 0
@@ -152,13 +170,13 @@ class RayBackend:
 
     def submit(self, job: Job) -> Id:
         folder = self.folder / job.name
-        if job.anew and (folder / journal.NAME).exists():
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if job.anew:
+            clear(folder)
         if journal.exists(folder) and not job.resume:
             raise ConfigError(f"{folder}: holds a run already. Give another folder with hydra.sweep.dir=DIR.")
         actor = next(actor for actor in self._actors if not actor.job)
-        files = _read(folder, ()) if job.resume else {}
+        files = _read(folder, NOTES) if job.resume else {}
         actor.job, actor.ended, actor.first, actor.unheard = job.name, False, True, None
         actor.begun = actor.handle.submit.remote(job, files)
         actor.asked = actor.handle.poll.remote()
@@ -191,7 +209,8 @@ class RayBackend:
     def fetch(self, job: Id) -> bool:
         actor = self._of(job)
         try:
-            _write(self.folder / job, self._ray.get(actor.handle.files.remote(job)))
+            files = self._ray.get(actor.handle.files.remote(job))
+            _write(self.folder / job, {name: files[name] for name in files if name not in NOTES})
         except self._ray.exceptions.RayError:
             self._actors.remove(actor)
             return False
@@ -199,6 +218,7 @@ class RayBackend:
         return True
 
     def call(self, function: str, *arguments: Any) -> Any:
+        self._connect()
         idle = next((actor for actor in self._actors if not actor.job), None)
         handle = idle.handle if idle else self._made()[0].handle
         try:
@@ -250,8 +270,9 @@ class RayBackend:
             return [self._gone(actor)]
         for update in updates:
             if actor.first and update.records:  # a job that goes on sends what there was, too
-                (self.folder / update.job / journal.NAME).unlink(missing_ok=True)
+                journal.restore(self.folder / update.job, Run(list(update.records)))
                 actor.first = False
+                continue
             with journal.Journal(self.folder / update.job) as book:
                 for record in update.records:
                     book.write(record)
