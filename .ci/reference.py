@@ -25,10 +25,13 @@ CODES = {
     4: ("out of memory", "set `train.grad_accum` as the error says"),
     5: ("NaN or infinity in the loss", "start again with a smaller `optim.lr`"),
     6: (
-        "too many trials of a sweep failed, or all of the first ones on this host",
+        "too many trials of a sweep failed, or three in a row on this host before their first epoch",
         "the error has the reason of the last failed trial",
     ),
-    7: ("the disk is full or read-only, in a training or a sweep", "make room; then as for 130"),
+    7: (
+        "the system refuses a file: the disk is full or read-only, or permission is missing",
+        "do what the error says; a training or a sweep then continues as for 130",
+    ),
     70: ("a bug in segsweep", "the error names a file with the traceback; `SEGSWEEP_DEBUG=1` raises the exception"),
     130: ("Ctrl-C", "a run: `resume=DIR`; a sweep: the command that it printed, with `hydra.sweep.dir=DIR`"),
     141: ("nobody reads the output any more (`| head`)", ""),

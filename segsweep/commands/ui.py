@@ -1,10 +1,10 @@
-"""`segsweep ui`: MLflow's page, opened on the newest result."""
+"""`segsweep ui`: MLflow's page, and the address of the newest result on it."""
 
 from argparse import ArgumentParser, Namespace
 
 from segsweep.commands.common import port
 
-HELP = "open MLflow in the browser, at the newest result"
+HELP = "start MLflow, and print the address of the newest result"
 
 
 def arguments(parser: ArgumentParser) -> None:

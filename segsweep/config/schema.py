@@ -72,7 +72,9 @@ class DecoderConfig:
 class OptimConfig:
     name: str = key("adamw", "optimizer: adam, adamw or sgd")
     lr: Any = key(
-        "auto", "peak learning rate of the decoder; auto: depends on the kind of encoder, 3e-3 for convolutional ones"
+        "auto",
+        "peak learning rate of the decoder; auto: depends on the kind of encoder, 3e-3 for convolutional ones with "
+        "BatchNorm",
     )
     encoder_lr_scale: Any = key(
         "auto",
@@ -245,7 +247,9 @@ class TrainConfig:
         MACHINE,
     )
     side_stream: bool = key(
-        False, "true: a GPU makes the next batch beside the training on this one, in a CUDA stream (untested)", MACHINE
+        False,
+        "true: the GPU prepares the next batch while it trains on the present one, in a CUDA stream (untested)",
+        MACHINE,
     )
     checkpointing: bool = key(False, "activation checkpointing: needs less memory, is slower")
     deterministic: bool = key(False, "true: only deterministic algorithms and no probe; slower")

@@ -16,7 +16,9 @@ class ScreenConfig:
     parameters: float | None = key(None, "largest number of parameters of an encoder, in millions")
     memory: float | None = key(None, "largest memory of a training step with one image, in GiB, as estimated")
     minutes: float | None = key(
-        None, "largest time of the whole screening, in minutes, as estimated; the costliest weights are left out"
+        None,
+        "largest time of the whole screening, in minutes, as estimated; the costliest weights are left out; 60 with "
+        "sweeps=screen",
     )
     one_epoch: int = key(8, "how many weights are trained for one epoch: the best by frozen features")
     short: int = key(4, "how many weights get a short training: the best by frozen features or by one epoch")

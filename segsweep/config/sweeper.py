@@ -38,8 +38,8 @@ class SweeperConfig:
     seed: int = key(0, "random seed of the sampler")
     repeat_points: str = key(
         "none",
-        "if a finite space has fewer points than n_trials: none: end when each point has run; seed: run them again, "
-        "each time with the next train.seed",
+        "what to do when every combination of a finite space has run, but not n_trials: none: end; seed: run all "
+        "again with the next train.seed",
     )
     seed_trials: bool = key(True, "true: the first trial of each encoder uses its default learning rate")
     budget: str = key("epochs", "what is equal for all trials: epochs, or seconds (train.time_budget)")
@@ -47,7 +47,7 @@ class SweeperConfig:
         None, "seconds after which no new trial starts; counted again each time the sweep is started"
     )
     max_failures: int | None = key(
-        None, "number of failed trials after which the sweep ends with an error; default: n_trials"
+        None, "number of failed trials after which the sweep ends with an error; default: n_trials, at least 3"
     )
     finalists: int = key(2, "number of backbones whose best setting is trained again")
     repeats: int = key(2, "how often each finalist is trained, each time with a new seed")

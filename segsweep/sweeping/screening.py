@@ -142,7 +142,9 @@ def _seconds(names: Sequence[str], gflop: Mapping[str, float], plan: Plan, backe
     """Estimate an epoch's seconds with each encoder: one of middling cost is timed, the others go by their GFLOP."""
     timed = sorted(names, key=gflop.__getitem__)[len(names) // 2]
     console.note(f"timing a few steps with {timed}")
-    base = replace(plan.base, train=replace(plan.base.train, epochs=1, time_budget=None))
+    # Random weights take as long, and nothing has to be fetched for `dry`.
+    encoder = replace(plan.base.encoder, pretrained=False, weights_file=None)
+    base = replace(plan.base, encoder=encoder, train=replace(plan.base.train, epochs=1, time_budget=None))
     found = backend.call("segsweep.training.estimate:estimates", asdict(base), [timed], dict(backend.environment))
     return {name: found[timed]["seconds"] * gflop[name] / gflop[timed] for name in names}
 
