@@ -66,6 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     replayed(parser)
     options = parser.parse_args()
+    if options.world == "synthetic":  # its rates are of no kind of encoder
+        parser.error("--world: must be a data set of benchmarks/raw/bench.jsonl")
     for seed in range(*options.seeds):
         print(json.dumps(replay(world(options.world, seed), seed, options.trials, options.slots)), flush=True)
 

@@ -290,7 +290,7 @@ def own_step(way: Way, model: Any, pixels: Any, mask: Any) -> Callable[[], None]
     graphs = way.how == "step, graphs"
     if graphs and pixels.device.type != "cuda":
         raise RuntimeError("needs CUDA")
-    execution = Execution(torch.bfloat16, compile=graphs, doubling=way.how == "step", graphs=graphs)
+    execution = Execution(torch.bfloat16, compile=graphs, doubling=way.how != "step, plain", graphs=graphs)
     execution.prepare(model)
     optimizer = optim.build(OptimConfig(name="adam", lr=1e-4, encoder_lr_scale=1.0, weight_decay=0.0), model)
     state = TrainState(model, optimizer, torch.amp.GradScaler(pixels.device.type, enabled=False))

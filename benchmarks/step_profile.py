@@ -37,7 +37,7 @@ def main() -> None:
 
     where = device.find("auto")
     device.set_threads()
-    config = configuration(["data=shapes"])
+    config = configuration(["data=shapes", "augmentation.scale=0.25", "augmentation.translate=0.05"])  # as a plan would
     data = load(config.data)
     data.store.to(where)
     model = UNet(given.encoder).to(where).train()

@@ -147,6 +147,8 @@ def ours(
     from segsweep.training.state import TrainState
 
     typed = ["data=shapes", f"data.count={count}", f"data.size=[{size},{size}]", f"train.batch_size={batch}"]
+    # What a plan would decide.
+    typed += ["augmentation.scale=0.25", "augmentation.translate=0.05", "train.grad_accum=1"]
     config = configuration([*typed, "optim.schedule=constant", "optim.warmup=0", f"train.compile={compiled}"])
     data = load(config.data)
     data.store.to(where)
@@ -154,7 +156,7 @@ def ours(
     tuned = tune(
         model,
         ["benchmark", encoder, model.arguments["decoder"]["width"]],
-        Workload((size, size), 3, count, expected_images=1e6),
+        Workload((size, size), 3, batch, expected_images=1e6),
         config.train,
         where,
     )

@@ -215,12 +215,13 @@ def _typed(words: Sequence[str], now: Mapping[str, Any]) -> list[str]:
     """The keys that the words set: those that they name, and what differs from the defaults by a group's option."""
     named = {key_of(word) for word in words}
     usual = _values(()) if named - now.keys() else now
-    groups = {group for group in named if f"{group}.name" in now}
-    return [
+    # An option of a group sets its name, or without one, as of losses, all of its keys.
+    of_groups = {
         name
-        for name, value in now.items()
-        if name in named or value != usual[name] or (name.partition(".")[0] in groups and name.endswith(".name"))
-    ]
+        for name in now
+        if (group := name.partition(".")[0]) in named and (name == f"{group}.name" or f"{group}.name" not in now)
+    }
+    return [name for name, value in now.items() if name in named | of_groups or value != usual[name]]
 
 
 def _values(words: Sequence[str]) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Find a port for a web page."""
 
 import errno
-import os
 import socket
 from contextlib import suppress
 
@@ -17,7 +16,7 @@ def available(host: str, port: int, command: str) -> int:
         return _bound(host, port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            why = os.strerror(error.errno or 0)
+            why = error.strerror or str(error)  # of an unknown host, errno is none of the system's
             raise ConfigError(f"--host {host} --port {port}: cannot listen there: {why}.") from error
     for other in [*range(port + 1, min(port + 20, 65536)), 0]:
         with suppress(OSError):

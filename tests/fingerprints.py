@@ -6,7 +6,7 @@ from typing import Any
 from segsweep.data.fingerprint import ClassParts, Fingerprint, Range
 
 CELL = ClassParts(
-    "cell", share=0.2, images=40, parts=400, area=900, extent=40, thickness=30, thinnest=20, seen=(1.0,) * 6
+    "cell", share=0.2, images=40, parts=400, area=900, extent=40, thickness=30, thinnest=20, seen=(1.0,) * 8
 )
 
 

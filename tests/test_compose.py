@@ -3,13 +3,14 @@
 import random
 import re
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from segsweep.commands.train import main
 from segsweep.compose import changed, configuration, expanded, text_of, with_data
-from segsweep.config.schema import DataConfig, OptimConfig, RunConfig, TrainConfig, keys
+from segsweep.config.schema import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig, keys
 from segsweep.errors import ConfigError
 from segsweep.paths import quoted
 
@@ -91,6 +92,15 @@ def test_words_are_laid_over_the_runs_values_not_over_the_defaults():
     assert found.optim == asked.optim
     with pytest.raises(ConfigError, match=r"train\.grad_accum=5: must be a divisor of train\.batch_size=12"):
         changed(asked, ["train.grad_accum=5"])
+
+
+@pytest.mark.parametrize(
+    ("began", "typed"), [({"dice": 1.0, "ce": 0.0}, "loss=ce_dice"), ({"ce": 0.7}, "loss=ce_dice")]
+)
+def test_an_option_whose_values_are_the_defaults_is_heard_too(began, typed):
+    asked = RunConfig(loss=replace(LossConfig(), **began))
+    assert changed(asked, [typed]).loss == configuration([typed]).loss != asked.loss
+    assert changed(asked, ["train.epochs=3"]).loss == asked.loss
 
 
 def refusal(*words: str) -> str:

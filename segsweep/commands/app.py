@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from shlex import quote
 from typing import Protocol
 
 from segsweep import __version__
@@ -125,7 +126,7 @@ def _unknown(word: str) -> str:
     if word in names or (word.startswith("-") and word not in ("-m", "--multirun")):
         return ""
     if "=" in word or word.startswith("-"):
-        return f"{word}: no such command. To train: segsweep {TRAIN} {word}"
+        return f"{word}: no such command. To train: segsweep {TRAIN} {quote(word)}"
     return f"{word}: no such command. There are: {', '.join(names)}.{suggestion(word, names)}"
 
 

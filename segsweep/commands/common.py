@@ -1,12 +1,16 @@
-"""Shared by several commands: arguments, finding the model of RUN, loading the data of its training."""
+"""Shared by several commands: arguments, finding the model of RUN, loading the data of its training, refusing."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segsweep.config.schema import PRECISIONS, VIEWS
+from segsweep.config.schema import PRECISIONS, VIEWS, RunConfig
 from segsweep.errors import ConfigError
+from segsweep.paths import outputs
+from segsweep.runs import journal
 
 if TYPE_CHECKING:
     from segsweep.data.dataset import Dataset
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from segsweep.inference.find import Found
     from segsweep.inference.predict import Predictor
 
+MULTIRUN = "multirun.yaml"  # Hydra's own, in the folder of several runs
 RUN = "a run folder, a model's file, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
 
 
@@ -103,3 +108,33 @@ def compared(done: "Exported", on_images: bool) -> list[tuple[str, str]]:
         ("equal pixels", f"  {100 * found.equal:.4f} %"),
         ("run as scored", f"  {100 * found.as_scored:.4f} % equal pixels; {done.how}"),
     ]
+
+
+def refuse_resume(config: RunConfig, command: str) -> None:
+    """Refuse `resume=DIR` where nothing is continued."""
+    if config.resume:
+        raise ConfigError(f"resume={config.resume}: segsweep {command} continues no run. Drop it.")
+
+
+@contextmanager
+def leaving_nothing(folder: Path, spared: Path | None) -> Iterator[None]:
+    """Remove the folder of a run that is refused, and the day's, unless they are `spared` or hold something."""
+    try:
+        yield
+    except BaseException:
+        if not journal.exists(folder):
+            _remove_empty(folder, spared)
+        raise
+
+
+def _remove_empty(folder: Path, spared: Path | None) -> None:
+    """Remove the folder that was made for a run that was refused, and those above it that hold nothing else."""
+    for path in (folder, *folder.parents):
+        if path == spared or not (path == folder or path.is_relative_to(outputs())) or path == outputs():
+            return
+        try:
+            if [inside.name for inside in path.iterdir()] == [MULTIRUN]:
+                (path / MULTIRUN).unlink()
+            path.rmdir()
+        except OSError:  # not empty, or another process was faster
+            return

@@ -4,6 +4,7 @@ import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from segsweep.commands.common import refuse_resume
 from segsweep.errors import unwritable
 from segsweep.paths import outputs
 from segsweep.process import show
@@ -30,6 +31,7 @@ def run(options: Namespace) -> int:
     from segsweep.training.plan import plan_data
 
     config = configuration(options.overrides)
+    refuse_resume(config, "data")
     dataset = load(config.data, config.train.workers)
     show(dataset.summary().table())
     found = fingerprint(dataset)

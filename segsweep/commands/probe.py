@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from segsweep.commands.common import leaving_nothing, refuse_resume
+
 HELP = "score an encoder's frozen pretrained features on your data with a linear layer"
 
 
@@ -22,11 +24,14 @@ def run(options: Namespace) -> int:
     words = expanded(options.words)
     given = [text_of(word) for word in words if key_of(word) == "hydra.run.dir"]
     folder = Path(given[-1]) if given else outputs() / f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}-probe"
-    config, _ = prepared([word for word in words if not key_of(word).startswith("hydra")])
+    folder = folder.resolve()
+    with leaving_nothing(folder, folder if folder.exists() else None):
+        config, _ = prepared([word for word in words if key_of(word) not in ("hydra.run.dir", "hydra.mode")])
+        refuse_resume(config, "probe")
 
-    from segsweep.training.probe import run as probe  # torch and timm: seconds
+        from segsweep.training.probe import run as probe  # torch and timm: seconds
 
-    probe(config, folder.resolve(), options.words)
+        probe(config, folder, options.words)
     return 0
 
 

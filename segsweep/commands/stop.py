@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from shlex import quote
 
 from segsweep.errors import ConfigError, first_line
 from segsweep.process import show
@@ -34,7 +35,7 @@ def _asked(folder: Path) -> str:
     if (sweep := about.sweep_of(folder) or about.screening_of(folder)) and locks.alive(sweep):
         raise ConfigError(
             f"{folder}: a trial of the sweep in {sweep}, which would start it again. Stop the sweep "
-            f"instead: segsweep stop {sweep}"
+            f"instead: segsweep stop {quote(str(sweep))}"
         )
     if not locks.alive(folder):
         raise ConfigError(f"{folder}: no training and no sweep is running there.")

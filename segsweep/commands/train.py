@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from segsweep.commands.common import leaving_nothing
 from segsweep.compose import (
     CONF,
     KEYS,
@@ -41,7 +42,7 @@ from segsweep.config.schema import Key, RunConfig, keys
 from segsweep.config.screen import ScreenConfig
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import Asked, ConfigError, Terminated
-from segsweep.paths import INSTALLED, ROOT, outputs, program, speaker
+from segsweep.paths import INSTALLED, ROOT, program, speaker
 from segsweep.process import complain, failed, ready, show, terminable
 from segsweep.runs import journal
 from segsweep.tracking import client
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-MULTIRUN = "multirun.yaml"  # Hydra's own, in the folder of several runs
 
 
 class Stopped(BaseException):
@@ -227,7 +226,7 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None, world: Wo
     hydra_config = HydraConfig.get()
     runtime: Any = OmegaConf.to_container(hydra_config.runtime, resolve=False)  # a folder may be called ${x}
     folder = Path(runtime["output_dir"])
-    with _leaving_nothing(folder, spared):
+    with leaving_nothing(folder, spared):
         overrides = absolute(composed, list(hydra_config.overrides.task))
         hydra_file = {"hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config}))}
         return _begun(to_config(composed), folder, argv, {**kept(composed, overrides), **hydra_file}, world)
@@ -238,7 +237,7 @@ def begin(words: list[str], folder: Path) -> int:
 
     Raises ConfigError: it is refused, and leaves nothing, or fails.
     """
-    with terminable(), _leaving_nothing(folder, folder if folder.exists() else None):
+    with terminable(), leaving_nothing(folder, folder if folder.exists() else None):
         words = expanded(words)  # which reads files: once
         config, files = prepared(words)
         return _begun(config, folder, words, files, SINGLE)
@@ -255,17 +254,6 @@ def _begun(config: RunConfig, folder: Path, argv: list[str], files: Mapping[str,
     from segsweep.training.run import run  # torch and timm: seconds
 
     return run(config, folder, argv=argv, hydra_files=files, world=world)
-
-
-@contextmanager
-def _leaving_nothing(folder: Path, spared: Path | None) -> Iterator[None]:
-    """Remove the folder of a run that is refused, and the day's, unless they are `spared` or hold something."""
-    try:
-        yield
-    except BaseException:
-        if not journal.exists(folder):
-            _remove_empty(folder, spared)
-        raise
 
 
 def _resume(argv: list[str], world: World) -> int:
@@ -301,19 +289,6 @@ def _named_folder(argv: list[str]) -> Path | None:
     named = [text_of(arg) for arg in argv if key_of(arg) == "hydra.run.dir"]
     folder = Path(named[-1]).resolve() if named else None
     return folder if folder and folder.exists() else None
-
-
-def _remove_empty(folder: Path, spared: Path | None) -> None:
-    """Remove the folder that Hydra made for a run that was refused, and those above it that hold nothing else."""
-    for path in (folder, *folder.parents):
-        if path == spared or not (path == folder or path.is_relative_to(outputs())) or path == outputs():
-            return
-        try:
-            if [inside.name for inside in path.iterdir()] == [MULTIRUN]:
-                (path / MULTIRUN).unlink()
-            path.rmdir()
-        except OSError:  # not empty, or another process was faster
-            return
 
 
 def _refuse(message: str, code: int) -> int:

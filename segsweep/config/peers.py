@@ -32,8 +32,7 @@ WORDS: Mapping[str, str] = {
     "data.root": "path dir data_dir data_path data_root dataset_path dataset_dir root_dir datadir",
     "data.images": "img_dir image_dir images_dir imgs imgs_dir image_path images_path img_path x_dir image_folder",
     "data.masks": (
-        "mask_dir masks_dir mask_path masks_path ann_dir label_dir labels labels_dir annotations seg_map_path y_dir "
-        "mask_folder"
+        "mask_dir masks_dir mask_path masks_path ann_dir label_dir labels labels_dir seg_map_path y_dir mask_folder"
     ),
     "data.size": "imgsz img_size image_size input_size crop_size resolution imsize img_shape image_shape",
     "data.tile": "tile_size slide_size window_size",
@@ -43,8 +42,8 @@ WORDS: Mapping[str, str] = {
     "data.folds": "n_folds num_folds n_splits kfold k_folds",
     "data.classes": "names class_names codes metainfo categories num_classes n_classes nc n_out classes_num",
     "data.ignore_index": "ignore_label void void_label ignore_value void_code",
-    "data.binarize": "binary single_cls reduce_zero_label",
-    "data.normalize": "normalization normalisation norm",
+    "data.binarize": "binary single_cls",
+    "data.normalize": "normalization normalisation",
     "data.cache": "cache_images cache_dir",
     "data.passes": "repeats repeat repeat_dataset",
     "data.group": "groups group_by group_col",

@@ -206,7 +206,8 @@ class TrackingConfig:
 class TrainConfig:
     epochs: int | None = key(
         None,
-        "number of epochs; default: 10, or fewer if 10 take more than eight minutes; with time_budget: as many as fit",
+        "number of epochs; default: 10, or fewer if 10 take more than eight minutes (not with deterministic); with "
+        "time_budget: as many as fit",
         EXTENT,
     )
     time_budget: float | None = key(

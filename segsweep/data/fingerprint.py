@@ -22,11 +22,11 @@ from segsweep.paths import save_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raised when what is measured changes: what older versions kept is then not used
+VERSION = 3  # raised when what is measured changes: what older versions kept is then not used
 LOOKED_AT = 48  # images, or one for each class if that is more
 PIXELS = 30_000_000  # of them
 EACH = 2048  # pixels a side of an image whose parts are measured, at most
-WINDOWS = (64, 128, 256, 512, 1024, 2048)  # pixels a side, where it is counted how many show a class
+WINDOWS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # pixels a side, where it is counted how many show a class
 BLOCK = 32  # pixels a side that windows are counted in
 
 

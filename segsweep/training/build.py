@@ -306,10 +306,11 @@ def _refuse_graphs(asked: RunConfig, device: torch.device, world: World) -> None
         f"{world.size} processes": world.size > 1,
         f"optim.freeze_epochs={asked.optim.freeze_epochs}": asked.optim.freeze_epochs,
         f"train.grad_accum={asked.train.grad_accum}": asked.train.grad_accum != 1,
+        "train.deterministic=true": asked.train.deterministic,
     }
     if unfit := [other for other, there in others.items() if there]:
-        told = f"CUDA graphs need one GPU, train.grad_accum=1 and no frozen epochs; here: {', '.join(unfit)}"
-        raise ConfigError(f"train.compile=graphs: {told}. Try train.compile=auto.")
+        told = "CUDA graphs need one GPU, train.grad_accum=1, no frozen epochs and no train.deterministic"
+        raise ConfigError(f"train.compile=graphs: {told}; here: {', '.join(unfit)}. Try train.compile=auto.")
 
 
 def _refuse_unlike(world: World, own: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ def choose(
             if bottom == top:  # a few bright pixels on black: what looks like outliers is all there is
                 low[channel], high[channel] = lowest[channel], highest[channel]
     own_mean, own_std = encoder_statistics(encoder, store.channels)
-    widths = [max(top - bottom, 1e-6) / 255 for bottom, top in zip(low, high, strict=True)]
+    widths = [((top - bottom) or 1.0) / 255 for bottom, top in zip(low, high, strict=True)]
     return Normalization(
         mean=tuple(bottom + m * w for bottom, m, w in zip(low, own_mean, widths, strict=True)),
         std=tuple(s * w for s, w in zip(own_std, widths, strict=True)),

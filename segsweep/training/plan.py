@@ -106,14 +106,14 @@ def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("data.resize", "crop", f"images have similar sizes, {sizes}: one zoom fits all")
     if found.spread is None or found.spread_fitted is None:
         return plan.deciding("data.resize", "crop", "it is not known whether larger images have larger objects")
-    if found.spread_fitted >= LESS * found.spread:
-        return plan.deciding("data.resize", "crop", f"objects have the same size in small and large images, {sizes}")
-    fitted, thin = _fitted(found), _thinnest(found)
-    if thin and fitted * thin.thickness < THICK:
-        left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f}"
-        return plan.deciding("data.resize", "crop", f"{thin.name}, {left} px after images of {sizes} are resized")
     unlike, then = 2**found.spread, 2**found.spread_fitted
     why = f"objects' scale varies by a factor of {unlike:.2f}, and by {then:.2f} when images are resized to one size"
+    if found.spread_fitted >= LESS * found.spread:
+        return plan.deciding("data.resize", "crop", why)
+    fitted, thin = _fitted(found), _thinnest(found)
+    if thin and fitted < 1 and fitted * thin.thickness < THICK:
+        left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f}"
+        return plan.deciding("data.resize", "crop", f"{thin.name}, {left} px after images of {sizes} are resized")
     return plan.deciding("data.resize", "pad", why)
 
 
@@ -264,7 +264,8 @@ def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> Tr
     if all(side <= most for side, most in zip(seen, sides, strict=True)):
         why = "images up to this size, so all images in the training split, are scored whole"
     else:
-        why = f"the largest image has {seen[1]}x{seen[0]} px at this zoom; tiles overlap by {OVERLAP:.0%}"
+        largest = f"images are up to {seen[0]} px high and {seen[1]} px wide at this zoom"
+        why = f"{largest}; tiles overlap by {OVERLAP:.0%}"
     return plan.deciding("data.tile", sides, why)
 
 

@@ -78,14 +78,16 @@ def test_parts_are_as_long_as_the_box_around_them():
 def test_windows_that_show_a_class_are_counted():
     mask = empty(512, 1024)
     mask[0:32, 0:32] = True  # one block in the corner: one window of each size shows it
-    assert measured(mask).seen == pytest.approx((1 / (15 * 31), 1 / (13 * 29), 1 / (9 * 25), 1 / 17, 1.0, 1.0))
+    assert measured(mask).seen == pytest.approx(
+        (1 / (15 * 31), 1 / (13 * 29), 1 / (9 * 25), 1 / 17, 1.0, 1.0, 1.0, 1.0)
+    )
     rows = np.zeros((512, 1024), bool)
     rows[:, 500] = True  # a line across: by where windows begin
     assert measured(rows).seen[2] == pytest.approx(8 / 25)
 
 
 def test_shares_between_the_windows_lie_between():
-    cell = replace(CELL, seen=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+    cell = replace(CELL, seen=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0))
     assert [cell.share_seen(side) for side in (32, 128, 181.02, 4096)] == pytest.approx([0, 0.2, 0.3, 1], abs=1e-3)
 
 

@@ -79,7 +79,7 @@ def test_what_is_fitted_is_as_thin_as_its_canvas_makes_it():
 
 
 def test_background_is_no_object():
-    sky = replace(CELL, name="sky", thickness=3, seen=(0.1,) * 6)
+    sky = replace(CELL, name="sky", thickness=3, seen=(0.1,) * 8)
     thick = replace(CELL, thickness=400)
     found = fingerprint((1024, 1024), classes=(sky, thick, thick))
     assert (decided(found).data.zoom, decided(found).data.foreground) == (0.25, 0)
@@ -141,7 +141,7 @@ def test_large_validation_images_make_longer_epochs():
 
 
 def test_classes_that_random_crops_seldom_show_are_shown_more():
-    rare = replace(CELL, name="crack", thickness=5, seen=(0.01, 0.05, 0.1, 0.3, 0.6, 0.9))
+    rare = replace(CELL, name="crack", thickness=5, seen=(0.01, 0.05, 0.1, 0.3, 0.6, 0.9, 0.95, 1.0))
     found = fingerprint((4096, 4096), classes=(CELL, rare))
     assert decided(found).data.foreground == 0.33
     assert why(found, "data.foreground").endswith("10% of random crops of an image with crack show it")
@@ -168,8 +168,8 @@ def test_zooms_are_as_large_as_objects_differ_in_scale():
     ("side", "input_size", "limit", "said"),
     [
         (512, None, [1024, 1024], "scored whole"),
-        (3000, None, [1024, 1024], "has 3000x3000 px"),
-        (512, (224, 224), [256, 256], "has 512x512 px"),
+        (3000, None, [1024, 1024], "up to 3000 px high and 3000 px wide"),
+        (512, (224, 224), [256, 256], "up to 512 px high and 512 px wide"),
     ],
 )
 def test_images_beyond_a_limit_are_scored_in_tiles(side, input_size, limit, said):
