@@ -99,8 +99,10 @@ def test_words_are_laid_over_the_runs_values_not_over_the_defaults():
 )
 def test_an_option_whose_values_are_the_defaults_is_heard_too(began, typed):
     asked = RunConfig(loss=replace(LossConfig(), **began))
-    assert changed(asked, [typed]).loss == configuration([typed]).loss != asked.loss
+    with pytest.raises(ConfigError, match=r"differs from the run's configuration: loss\.ce: "):
+        changed(asked, [typed])
     assert changed(asked, ["train.epochs=3"]).loss == asked.loss
+    assert changed(configuration([typed]), [typed]).loss == configuration([typed]).loss
 
 
 def refusal(*words: str) -> str:

@@ -214,6 +214,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
                 store.tags if data.nodata != "none" else (),
                 store.middle,
                 store.blended,
+                None if cut_by_hand or data.class_from else found.void,
             ),
             data.binarize,
         )

@@ -51,7 +51,9 @@ def read_picture(path: Path, nodata: float | str = "auto") -> Picture:
         stored = stored[..., :1]  # a grey image may come palette-coded
     pixels = _in_our_types(stored)
     absent = decoded.nodata if nodata in ("auto", "tag") else None if nodata == "none" else float(nodata)
-    lacking = _lacking(stored, pixels, absent)
+    # A palette's tag is one of its indices.
+    indices = decoded.palette is not None and nodata in ("auto", "tag")
+    lacking = _lacking(decoded.samples if indices else stored, pixels, absent)
     alpha = decoded.alpha
     dropped = alpha is not None and bool((alpha != alpha[0, 0]).any())
     sentinel = _sentinel(stored, lacking)

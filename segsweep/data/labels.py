@@ -45,6 +45,7 @@ class Hints:
     tags: Collection[int] = ()  # values that a tag says stand for no data
     middle: int | None = None  # between the two ends of grey masks that were smoothed or saved with loss
     blended: bool = False  # masks were saved with loss, or coloured ones smoothed: no value is exact
+    void: int | None = None  # a value that the source itself draws as void, whatever else is ignored
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def labels(
         raise DataError(
             "data: all pixels of all masks are ignored (void). Check data.masks, or type data.nodata_void=false."
         )
-    void = _said_void(found, ignore_index)
+    void = _said_void(found, ignore_index) | (set() if hints.void is None else found.called(hints.void))
     if binarize:
         decided = _of_objects(found, void, ignore_index is not None)
     elif classes is None and not known:
@@ -249,11 +250,12 @@ def _void_beside_indices(found: Found, named: Mapping[str, Collection[Value]], n
     void, one = found.called(USUAL), found.called(1)
     foreground = next((name for name, group in named.items() if one & set(group)), "")
     of_two = foreground and found.numbers <= {0, 1, USUAL}
-    alone = any(void & set(mask) and not one & set(mask) for mask in found.masks)
-    if of_two and alone and any(one & set(mask) and not void & set(mask) for mask in found.masks):
+    alone = sum(bool(void & set(mask) and not one & set(mask)) for mask in found.masks)
+    beside = sum(bool(one & set(mask)) for mask in found.masks)
+    apart = any(one & set(mask) and not void & set(mask) for mask in found.masks)
+    if of_two and alone and (apart or alone > beside):
         raise DataError(
-            f"data: mask values {found.shares()}: some masks hold {USUAL} but not 1, others hold 1 but not {USUAL}. "
-            f"If both "
+            f"data: mask values {found.shares()}: {alone} masks hold {USUAL} but not 1, {beside} hold 1. If both "
             f"are {foreground}: {typed_classes({foreground: [1, USUAL]})}; to ignore {USUAL}: "
             f"data.ignore_index={USUAL}."
         )

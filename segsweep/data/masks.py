@@ -62,7 +62,7 @@ class Mask:
     absent: int | None = None  # the number that its tag says stands for no data
 
 
-def read_mask(path: Path, threshold: float | None = None, void: int | None = None) -> Mask:
+def read_mask(path: Path, threshold: float | None = None, void: int | None = None, tagged: bool = True) -> Mask:
     """Read a mask: numbers as stored, colours of 8 bits a channel, entries of palettes with number and colour.
 
     Equal channels are one. Bilevel masks are 0 and 255. In GIFs the colours of the palette count alone, since those
@@ -71,12 +71,14 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
     Args:
         threshold: in grey masks this value and all above it become 255, all below it 0.
         void: the code of what stands for no data then.
+        tagged: what the file's nodata tag says counts: its value, where it is no class, is no value at all.
 
     Raises DataError: no image, or damaged; channels that are no colour; values that are no whole numbers; a threshold
         for colours.
     """
     decoded = raster.read(path, one_page=True)
-    codes, alpha = _codes(path, decoded, threshold, void), decoded.alpha
+    absent = _absent(decoded.nodata if tagged else None, threshold)
+    codes, alpha = _codes(path, decoded, threshold, [*absent, *([] if void is None else [void])]), decoded.alpha
     found, index, counts = _indexed(codes)
     varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
     if alpha is not None and len(found) == 1 and found[0] >= 0:
@@ -84,13 +86,13 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
             alpha = np.where(alpha >= threshold, 255, 0)
         found, index, counts = _indexed(ALPHA | alpha.astype(np.int64) << ALPHA_SHIFT | found[0])
         varies = False
-    absent = decoded.nodata
+    tag = decoded.nodata
     return replace(
         counted(found, index, counts, decoded.lossy),
         dropped_alpha=varies,
         lossy=decoded.lossy,
         inverted=decoded.inverted,
-        absent=int(absent) if absent is not None and abs(absent) < LARGEST and absent == int(absent) else None,
+        absent=int(tag) if tag is not None and abs(tag) < LARGEST and tag == int(tag) else None,
     )
 
 
@@ -211,7 +213,18 @@ def shown(value: Value) -> str:
     return str(value) if isinstance(value, int) else f"[{','.join(map(str, value))}]"
 
 
-def _codes(path: Path, decoded: raster.Raster, threshold: float | None, void: int | None) -> np.ndarray:
+def _absent(tag: float | None, threshold: float | None) -> list[float]:
+    """The tag's value if it can be no class: GDAL's lowest number, or, where masks are cut, one beyond their levels.
+
+    A tag below the threshold and not below 0 is harmless: its pixels are background either way.
+    """
+    if tag is None:
+        return []
+    cut_off = threshold is not None and (tag < min(0, threshold) or tag >= threshold)
+    return [tag] if cut_off or abs(tag) >= LARGEST else []
+
+
+def _codes(path: Path, decoded: raster.Raster, threshold: float | None, absent: Sequence[float]) -> np.ndarray:
     """The code of each pixel, `h w` uint8 or int64."""
     samples = decoded.samples
     if decoded.palette is not None and threshold is None:
@@ -223,7 +236,7 @@ def _codes(path: Path, decoded: raster.Raster, threshold: float | None, void: in
     if not grey and decoded.lossy and int(np.ptp(samples.astype(int), axis=2).max()) <= SPREAD:
         samples, grey = np.rint(samples.mean(2, keepdims=True)).astype(samples.dtype), True
     if grey:
-        return _numbers(path, samples[..., 0], threshold, void)
+        return _numbers(path, samples[..., 0], threshold, absent)
     if threshold is not None:
         raise DataError(
             f"{path}: is coloured, and data.threshold={threshold:g} works only for grey masks. Drop it, and name the "
@@ -242,16 +255,18 @@ def _codes(path: Path, decoded: raster.Raster, threshold: float | None, void: in
     return np.asarray(COLOR | red << 16 | green << 8 | blue)
 
 
-def _numbers(path: Path, values: np.ndarray, threshold: float | None, void: int | None) -> np.ndarray:
-    """The codes of a grey mask."""
+def _numbers(path: Path, values: np.ndarray, threshold: float | None, absent: Sequence[float]) -> np.ndarray:
+    """The codes of a grey mask; some numbers are `absent`."""
     if values.dtype == np.uint8 and threshold is None:
         return values
-    absent = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    gaps = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    for number in absent:
+        with np.errstate(over="ignore"):  # beyond the type's range is infinite, and a gap anyway
+            gaps |= values == (values.dtype.type(number) if values.dtype.kind == "f" else number)
     if threshold is not None:
-        absent |= values == void if void is not None else False
         with np.errstate(invalid="ignore"):
             values = np.where(values >= threshold, 255, 0)
-    known = np.where(absent, 0, values)
+    known = np.where(gaps, 0, values)
     if values.dtype.kind == "f" and (known != np.floor(known)).any():
         low, high = known.min(), known.max()
         raise DataError(
@@ -260,7 +275,7 @@ def _numbers(path: Path, values: np.ndarray, threshold: float | None, void: int 
         )
     if (abs(known.astype(float)) >= LARGEST).any():
         raise DataError(f"{path}: mask values must lie between {-LARGEST} and {LARGEST}; these go to {known.max():g}.")
-    return np.where(absent, NO_DATA, known.astype(np.int64))
+    return np.where(gaps, NO_DATA, known.astype(np.int64))
 
 
 def _indexed(codes: np.ndarray) -> tuple[Codes, np.ndarray, Codes]:

@@ -2,11 +2,12 @@
 
 import logging
 import math
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def decoders() -> str:
     """Return the names and versions of the decoders: another libjpeg may give other pixels."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     return f"Pillow {PIL.__version__}, libjpeg {jpeg}, tifffile {version('tifffile')}"
+
+
+def more() -> str:
+    """Return the version of what reads more of TIFF's compressions; empty where that is not installed."""
+    try:
+        return version("imagecodecs")
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def read(path: Path, one_page: bool = False) -> Raster:
             if frames > 1:
                 raise DataError(f"{path}: holds {frames} frames, but must hold one. Save each frame as a file.")
             deep = image.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
-            found = _deep_png(path) if deep else _opened(image)
+            found = _deep_png(path) if deep else _opened(image, image.format in LOSSY and not _lossless(path))
             return _upright(found, image.getexif().get(ORIENTATION))
     except DataError:
         raise
@@ -90,10 +99,22 @@ def read(path: Path, one_page: bool = False) -> Raster:
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _opened(image: Image.Image) -> Raster:
+def _lossless(path: Path) -> bool:
+    """Whether a WebP keeps every value: it has a chunk VP8L, and none that is called VP8."""
+    with path.open("rb") as file:
+        if file.read(12)[8:] != b"WEBP":
+            return False
+        while len(head := file.read(8)) == 8:
+            if head[:4] in (b"VP8L", b"VP8 "):
+                return head[:4] == b"VP8L"
+            size = int.from_bytes(head[4:], "little")
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return False
+
+
+def _opened(image: Image.Image, lossy: bool) -> Raster:
     """What Pillow makes of a file."""
     palette = alpha = None
-    lossy = image.format in LOSSY  # what is converted forgets it
     if image.mode in ("P", "PA"):
         palette = _pillow_palette(image)
         pixels = np.array(image)
@@ -320,7 +341,7 @@ def _by_pillow(path: Path, page: Any, parts: Sequence[Any]) -> Raster | None:
                 image.seek(one.index)
                 turned = image.tag_v2.get(ORIENTATION)  # type: ignore[attr-defined]
                 image.load()  # it comes as it is shown
-                found.append(_upright(_opened(image), {6: 8, 8: 6}.get(turned, turned)))
+                found.append(_upright(_opened(image, lossy=False), {6: 8, 8: 6}.get(turned, turned)))
     except UnidentifiedImageError:
         return None
     pixels = np.concatenate([raster.samples for raster in found], axis=2)

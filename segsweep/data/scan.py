@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segsweep.data import masks
 from segsweep.data.images import Picture, channels_named, read_picture
-from segsweep.data.masks import COLOR, NO_DATA, Codes, Mask, is_black, is_color, is_entry, numbers, read_mask
+from segsweep.data.masks import COLOR, NO_DATA, OTHERS, Codes, Mask, is_black, is_color, is_entry, numbers, read_mask
 from segsweep.data.reading import KEPT, LEVELS, Census, Reading, decide
 from segsweep.data.source import Sample, refuse
 from segsweep.errors import DataError
@@ -117,7 +118,7 @@ TOLD = {
     "of statistics",
     "inverted": "images are inverted, because their tag says that white is zero",
     "mask inverted": "masks are inverted, because their tag says that white is zero",
-    "mask no data": "masks have pixels without a value (NaN); they are ignored",
+    "mask no data": "masks have pixels without a value (NaN, or the nodata tag's); they are ignored",
     "resized": "masks were resized to their image's size (data.mask_resize=nearest)",
 }
 
@@ -159,7 +160,8 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
     except DataError as error:
         problems.append(str(error))
     try:
-        mask = read_mask(sample.mask, None if how.threshold == "auto" else how.threshold, how.void)
+        level = None if how.threshold == "auto" else how.threshold
+        mask = read_mask(sample.mask, level, how.void, tagged=how.nodata != "none")
     except DataError as error:
         problems.append(str(error))
     if problems or mask is None:
@@ -265,14 +267,21 @@ def write(
     reading = decide(census, named, how.threshold == "auto")
     final, notes = reading.final(census.codes), list(reading.notes)
     classes = [samples[number].foreground for number in scan.kept]
-    void = how.void
-    if any(one is not None for one in classes) and void is None and usual_void({*numbers(final).tolist()}):
-        void = USUAL
-        notes.append(
-            f"masks: {USUAL} is ignored, because the other values are 0, 1, ...; to ignore another value: "
-            f"data.ignore_index=VALUE"
-        )
-    listed = np.unique(np.concatenate([_of_class(final, one, void) for one in dict.fromkeys(classes)])).tolist()
+    void, tags = how.void, set[int]()
+    if any(one is not None for one in classes):
+        by_file = [reading.final(codes) for codes in scan.files]
+        _refuse_without_background(by_file, [samples[number] for number in scan.kept])
+        if void is None and usual_void({*numbers(final[final != NO_DATA]).tolist()}):
+            void = USUAL if _beside_indices(by_file) else None
+            notes.append(
+                f"masks: {USUAL} is ignored, because the other values are 0, 1, ...; to ignore another value: "
+                f"data.ignore_index=VALUE"
+                if void
+                else f"masks: {USUAL} is foreground, because some masks have no other; to ignore it: "
+                f"data.ignore_index={USUAL}"
+            )
+        tags = _without_value(final, scan.tags if how.nodata != "none" else (), void)
+    listed = np.unique(np.concatenate([_of_class(final, one, void, tags) for one in dict.fromkeys(classes)])).tolist()
     dtype = next(iter(scan.kinds)).split()[0]
     manifest = Manifest(
         rows=[],
@@ -290,7 +299,7 @@ def write(
         named=sorted(named),
         by_name=len(census.codes) > KEPT or (len(census.codes) > LEVELS and bool(census.ramp.any())),
     )
-    of_class = {one: manifest.stored(_of_class(final, one, void)) for one in dict.fromkeys(classes)}
+    of_class = {one: manifest.stored(_of_class(final, one, void, tags)) for one in dict.fromkeys(classes)}
     with raw.open("rb") as source, (folder / MASKS if keep else Path(os.devnull)).open("wb") as file:
         for row, one in zip(scan.rows, classes, strict=True):
             codes, index = _unpacked(source, row)
@@ -353,17 +362,53 @@ def _unpacked(source: BinaryIO, row: Row) -> tuple[Codes, np.ndarray]:
     return codes, np.frombuffer(source.read(row.height * row.width * kind.itemsize), kind)
 
 
-def _of_class(codes: Codes, foreground: int | None, void: int | None) -> Codes:
-    """With a class of its own all but background is that; what is void does not count."""
+def _of_class(codes: Codes, foreground: int | None, void: int | None, tags: Collection[int] = ()) -> Codes:
+    """With a class of its own all but background is that; what is void, or has a tag's value, does not count."""
     if foreground is None:
         return codes
-    black = is_black(codes)
-    if not black.any():
-        black = is_entry(codes) & (numbers(codes) == 0)
-    absent = codes == NO_DATA
+    absent = (codes == NO_DATA) | np.isin(numbers(codes), [*tags])
     if void is not None:
-        absent |= (numbers(codes) == void) | (codes == void) | (is_entry(codes) & (COLOR | codes & 0xFFFFFF == void))
-    return np.where(absent, NO_DATA, np.where(black, 0, foreground))
+        grey = COLOR | void * 0x010101 if 0 <= void <= 255 else void  # a colour that is called by its level
+        absent |= (numbers(codes) == void) | (codes == void) | (codes == grey)
+        absent |= is_entry(codes) & (COLOR | codes & 0xFFFFFF == void)
+    return np.where(absent, NO_DATA, np.where(_background(codes), 0, foreground))
+
+
+def _background(codes: Codes) -> NDArray[np.bool_]:
+    """Which codes are background where all others are a class's: black, or a palette's first entry."""
+    black = is_black(codes)
+    return black if black.any() else is_entry(codes) & (numbers(codes) == 0)
+
+
+def _without_value(codes: Codes, tags: Collection[int], void: int | None) -> set[int]:
+    """Numbers that a file's tag says stand for no data; none of them where nothing else is foreground."""
+    kept = {*tags} - {int(number) for number in numbers(codes[_background(codes)])}
+    return kept if (_of_class(codes, 1, void, kept) == 1).any() else set()
+
+
+def _beside_indices(files: Sequence[Codes]) -> bool:
+    """Whether 255 stands beside the indices of classes, and is not some files' only foreground."""
+    held = [{*numbers(codes[codes != NO_DATA]).tolist()} - {0} for codes in files]
+    return not (any(one == {USUAL} for one in held) and any(one and USUAL not in one for one in held))
+
+
+def _refuse_without_background(files: Sequence[Codes], samples: Sequence[Sample]) -> None:
+    """Refuse a folder of a class whose masks have several values, none of which is background."""
+    by_class: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        if sample.foreground is not None:
+            by_class.setdefault(sample.foreground, []).append(i)
+    problems = []
+    for own in by_class.values():
+        codes = np.unique(np.concatenate([files[i] for i in own]))
+        known = codes[(codes != NO_DATA) & (codes != OTHERS)]
+        if len(known) > 1 and not _background(known).any() and max(len(files[i]) for i in own) > 1:
+            problems.append(
+                f"{samples[own[0]].mask.parent}: masks have {len(known)} values, and none of them is background (0 or "
+                f"black), so all pixels would be the folder's class. Make the background 0"
+            )
+    if problems:
+        refuse(problems)
 
 
 def _range(rows: Sequence[Row], dtype: str) -> tuple[float, float]:

@@ -88,6 +88,11 @@ def fold_of(
         DataError: the groups are too few.
     """
     counted = [i for i, sample in enumerate(samples) if sample.split != "test"]
+    if beyond := sorted({own for i in counted if (own := samples[i].fold) is not None and own >= folds}):
+        raise DataError(
+            f"data.folds={folds}: the table has the fold {beyond[-1]}, so some images would be in no validation. Type "
+            f"data.folds={beyond[-1] + 1}."
+        )
     sizes = Counter(groups[i] for i in counted)
     _refuse_too_few(len(sizes), len(counted), folds, f"{folds} folds")
     chosen = {}
@@ -145,9 +150,9 @@ def stratified(
 def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
     """Name each sample's group: the one it came with, else what the pattern finds in its key, else the key itself.
 
-    The first parenthesis of the regular expression or, without one, the match is the group. A part that the key names
-    only to be unique is not seen: a group may lie in several parts. ConfigError if it is no expression, DataError if it
-    finds nothing in some key.
+    The first parenthesis of the regular expression that finds something is the group; without parentheses, the match. A
+    part that the key names only to be unique is not seen: a group may lie in several parts. ConfigError if it is no
+    expression, DataError if it finds nothing in some key.
     """
     try:
         finder = re.compile(pattern) if pattern else None
@@ -156,9 +161,10 @@ def group(samples: Sequence[Sample], pattern: str | None = None) -> list[str]:
     groups, without = [], []
     for sample in samples:
         found = finder.search(sample.key.removeprefix(sample.prefix)) if finder else None
-        if finder and not found and not sample.group:
+        # Of alternatives, the parenthesis that took part.
+        own = next(filter(None, found.groups() if found.re.groups else [found[0]]), "") if found else ""
+        if finder and not own and not sample.group:
             without.append(sample.key)
-        own = (found[1] if found.re.groups else found[0]) if found else sample.key
         groups.append(sample.group or own or sample.key)
     if without:
         number = f"{len(without)} of {len(samples)} stems"

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segsweep.data import masks, scan
+from segsweep.data import masks, raster, scan
 from segsweep.data.masks import NO_DATA, Value
 from segsweep.data.prefetch import prefetch
 from segsweep.data.scan import IMAGES, MASKS, Decoded, Decoding, Manifest
@@ -328,7 +328,8 @@ def _opened(
 def _name(samples: Sequence[Sample], how: Decoding, keep: bool, named: Sequence[int] | None = None) -> str:
     if how.threshold in (None, "auto") and not how.binarize and all(sample.foreground is None for sample in samples):
         how = replace(how, void=None)  # it changes nothing then
-    hashed = hashlib.sha256(f"store {VERSION} {how} {named}".encode())
+    # Other decoders may give other pixels, and read what these do not.
+    hashed = hashlib.sha256(f"store {VERSION} {raster.decoders()} {raster.more()} {how} {named}".encode())
     for sample in samples:
         for path in (sample.image, sample.mask):
             stat = path.stat()

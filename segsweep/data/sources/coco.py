@@ -27,6 +27,8 @@ VERSION = 2  # raise when masks come out otherwise
 VOID = 255  # of crowds; no class has this number
 MOST = KEPT - 2  # categories; background and void are two values more
 ROBOFLOW = "_annotations.coco.json"
+FEW = 4  # crowds that are no habit
+CROWDED = 0.05  # share of crowds among objects that is no longer usual; COCO has 0.01
 BACKGROUND = "background"
 FAR = 1e6  # pixels; points beyond it are no points of an image
 INDEX = "index.json"  # what the masks in a folder of the cache are
@@ -353,7 +355,13 @@ def _write(folder: Path, file: Path, photos: Photos, wanted: Sequence[str]) -> N
         key = path.relative_to(photos.folder).as_posix()
         masks[target.name] = Mask(key, *_sum(target), misfit and f"{picture.file_name}: {misfit}")
     crowds = sum(bool(annotation.iscrowd) for annotation in content.annotations)
+    every = len(content.annotations)
     notes = [f"{turned} mask{'s' * (turned != 1)} rotated in the same way as EXIF rotates the photo"] if turned else []
+    if crowds > max(FEW, CROWDED * every):
+        notes.append(
+            f"{crowds} of {every} objects are marked as crowds (iscrowd=1) and ignored, far more than usual. Some "
+            f"tools mark each brush mask so; set iscrowd to 0 in the file to read them as objects"
+        )
     if either:
         sizes = f"of {either} image{'s' * (either != 1)} that EXIF rotates, the size fits with and without the rotation"
         notes.append(f"{sizes}; the outlines are used for the rotated image")
