@@ -86,9 +86,6 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
             alpha = np.where(alpha >= threshold, 255, 0)
         found, index, counts = _indexed(ALPHA | alpha.astype(np.int64) << ALPHA_SHIFT | found[0])
         varies = False
-    elif alpha is not None and varies and threshold is None and _black_on_nothing(codes, alpha):
-        found, index, counts = _indexed(ALPHA | alpha.astype(np.int64) << ALPHA_SHIFT)
-        varies = False
     tag = decoded.nodata
     return replace(
         counted(found, index, counts, decoded.lossy),
@@ -97,12 +94,6 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
         inverted=decoded.inverted,
         absent=int(tag) if tag is not None and abs(tag) < LARGEST and tag == int(tag) else None,
     )
-
-
-def _black_on_nothing(codes: np.ndarray, alpha: np.ndarray) -> bool:
-    """Whether all that can be seen is black, and what is transparent has another colour: its shape is the mask."""
-    seen, hidden = (np.unique(codes[where]).astype(np.int64) for where in (alpha > 0, alpha == 0))
-    return bool(len(seen) == 1 and is_black(seen).all() and len(hidden) and not is_black(hidden).any())
 
 
 def counted(codes: Codes, index: np.ndarray, counts: Codes | None = None, lossy: bool = False) -> Mask:

@@ -123,9 +123,8 @@ def _of_alpha(census: Census) -> Reading:
     lying = [codes for codes in census.files if (codes >= ALPHA).all()]
     if not any(len(codes) > 1 for codes in lying):
         return Reading()
-    every = np.concatenate(lying)
-    visible, opaque = np.unique(_seen(every, "")), _seen(every[every >> ALPHA_SHIFT & 0xFFFF > 0], "")
-    if len(lying) == len(census.files) and (len(visible) == 1 or is_black(opaque).all()):
+    visible = np.unique(np.concatenate([_seen(codes, "") for codes in lying]))
+    if len(lying) == len(census.files) and len(visible) == 1:
         note = "masks: read from the alpha channel; the other channels are the same everywhere"
         return Reading(alpha="number", notes=(note,))
     if any(len(codes) > 1 and is_black(_seen(codes, "")).any() for codes in lying):

@@ -136,16 +136,6 @@ def test_a_palettes_tag_is_an_index_and_no_colour(tmp_path):
     assert not read_picture(tmp_path / "map.tif", "none").lacking
 
 
-def test_black_paint_on_transparent_white_is_the_foreground(tmp_path):
-    """As editors export a layer; one mask has nothing on it."""
-    right = truths()
-    right[3][:] = 0
-    masks = [np.dstack([np.repeat(coded(t, (255, 0))[..., None], 3, 2), coded(t, (0, 255))]) for t in right]
-    dataset = opened(written(tmp_path, masks))
-    assert same(seen(dataset), right)
-    assert said(dataset, "read from the alpha channel")
-
-
 @pytest.mark.parametrize("lossless", [True, False])
 def test_a_webp_says_whether_it_keeps_values(tmp_path, lossless):
     pixels = np.random.default_rng(0).integers(0, 150, (*SIZE, 3)).astype(np.uint8)
