@@ -71,9 +71,9 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     if options.output.exists():
         with options.output.open(newline="", encoding="utf-8") as file:
-            now = [r for r in csv.DictReader(file) if r["timm"] == timm.__version__]
-            rows = {r["encoder"]: r for r in now if r["runs"] == "yes" or not options.again}
-    names = [n for n in catalog.architectures() if fnmatch(n, options.pattern) and n not in rows]
+            rows = {r["encoder"]: r for r in csv.DictReader(file) if r["runs"] == "yes" or not options.again}
+    counted = {name for name, found in rows.items() if found["timm"] == timm.__version__}
+    names = [n for n in catalog.architectures() if fnmatch(n, options.pattern) and n not in counted]
     count = peer if options.peer else ours
     # Fresh processes now and then: timm's models leave memory behind.
     with get_context("spawn").Pool(options.workers, maxtasksperchild=100) as pool:

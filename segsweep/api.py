@@ -257,7 +257,7 @@ class Prediction:
         return f"Prediction({height} x {width}: {', '.join(shares)})"
 
     def save(self, path: str | Path) -> None:
-        """Write the class indices as a PNG with a palette."""
+        """Write the class indices as a PNG with a palette, whatever the name says."""
         from segsweep.figures.pictures import indexed
 
         indexed(self.classes).save(path, "PNG")

@@ -22,6 +22,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the data set's summary and warnings, and save the sheet."""
+    from PIL import Image
+
     from segsweep.compose import configuration
     from segsweep.config.settings import Settings
     from segsweep.data.dataset import evenly_spaced
@@ -60,8 +62,11 @@ def run(options: Namespace) -> int:
     path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}-{named}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.contact_sheet(pairs, dataset.labels.names).save(path, "PNG")
+        known = path.suffix.lower() in Image.registered_extensions()
+        pictures.contact_sheet(pairs, dataset.labels.names).save(path, None if known else "PNG")
     except OSError as error:
+        if not options.output:
+            raise
         raise unwritable(path, error, "PNG") from error
     show(f"pictures        {path}")
     return 0

@@ -200,7 +200,7 @@ class TrainBatches:
         with closing(self.pixels.prefetched(jobs)) as host_batches:
             made: Iterator[Batch] = (self._augmented(*host_batch) for host_batch in host_batches)
             if self.side_stream:
-                made = on_side_stream(made, lambda batch: (batch.image, batch.mask), self.pixels.device)
+                made = on_side_stream(made, lambda batch: (batch.image, batch.mask), self._side, self.pixels.device)
             for _ in range(len(self)):
                 yield islice(made, self.sampling.grad_accum)
 
@@ -266,6 +266,11 @@ class TrainBatches:
         shape = len(host_batch.indices), self.pixels.store.channels, *self.canvas.size
         noise = self._effects.noise(shape, self.pixels.device, noise_seed)
         return self.pixels.made(host_batch, self._program, noise)
+
+    @cached_property
+    def _side(self) -> torch.cuda.Stream:
+        stream: torch.cuda.Stream = torch.cuda.Stream(self.pixels.device)  # type: ignore[no-untyped-call]
+        return stream
 
     @cached_property
     def _effects(self) -> augment.Effects:

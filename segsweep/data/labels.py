@@ -114,7 +114,7 @@ def labels(
         counts: pixels for each mask value as it is stored, over the whole data set.
         classes: names of the classes with the values 0, 1, ...; or of some of the `known` ones; or names with their
             value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a first
-            class "background". A class of that name is always the first.
+            class "background". Of two classes that one is always the first.
         ignore_index: value or colour of void pixels.
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.
@@ -181,7 +181,7 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
             "data.classes: void is what ignored pixels are called. To ignore the pixels of this class, leave it out "
             "and type data.ignore_index=VALUE; to learn it, give it another name."
         )
-    if BACKGROUND in named:  # two classes are scored by the second
+    if BACKGROUND in named and len(named) == 2:  # which are scored by the second
         named = {BACKGROUND: named[BACKGROUND], **named}
     groups = tuple(by_count(group) for group in named.values())
     plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in groups)
@@ -305,7 +305,8 @@ def _with_names(
         _refuse_beyond(found, list(named), set().union(*named.values()) | void, said)
     rest = set(found.counts) - taken - void
     if (known and set(known) - set(named)) or rest or len(named) == 1:
-        named[BACKGROUND] = named.get(BACKGROUND, set()) | rest
+        named = {BACKGROUND: set(), **named}
+        named[BACKGROUND] = named[BACKGROUND] | rest
     if len(named) < 2:
         name = next(iter(named))
         raise DataError(

@@ -62,7 +62,9 @@ class Mask:
     absent: int | None = None  # the number that its tag says stands for no data
 
 
-def read_mask(path: Path, threshold: float | None = None, void: int | None = None, tagged: bool = True) -> Mask:
+def read_mask(
+    path: Path, threshold: float | None = None, void: int | None = None, nodata: float | str = "auto"
+) -> Mask:
     """Read a mask: numbers as stored, colours of 8 bits a channel, entries of palettes with number and colour.
 
     Equal channels are one. Bilevel masks are 0 and 255. In GIFs the colours of the palette count alone, since those
@@ -71,13 +73,13 @@ def read_mask(path: Path, threshold: float | None = None, void: int | None = Non
     Args:
         threshold: in grey masks this value and all above it become 255, all below it 0.
         void: the code of what stands for no data then.
-        tagged: what the file's nodata tag says counts: its value, where it is no class, is no value at all.
+        nodata: "none": what the file's nodata tag says does not count; "tag": it does, whatever is cut.
 
     Raises DataError: no image, or damaged; channels that are no colour; values that are no whole numbers; a threshold
         for colours.
     """
     decoded = raster.read(path, one_page=True)
-    absent = _absent(decoded.nodata if tagged else None, threshold)
+    absent = _absent(path, decoded, threshold, nodata)
     codes, alpha = _codes(path, decoded, threshold, [*absent, *([] if void is None else [void])]), decoded.alpha
     found, index, counts = _indexed(codes)
     varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
@@ -213,15 +215,23 @@ def shown(value: Value) -> str:
     return str(value) if isinstance(value, int) else f"[{','.join(map(str, value))}]"
 
 
-def _absent(tag: float | None, threshold: float | None) -> list[float]:
-    """The tag's value if it can be no class: GDAL's lowest number, or, where masks are cut, one beyond their levels.
+def _absent(path: Path, decoded: raster.Raster, threshold: float | None, nodata: float | str) -> list[float]:
+    """The tag's value if it can be no class: GDAL's lowest number or, where masks are cut, one below 0.
 
-    A tag below the threshold and not below 0 is harmless: its pixels are background either way.
+    Where masks are cut, a tag from 0 on and below the threshold is harmless: its pixels are background either way. One
+    above may be a habit or a hole; who knows types it.
     """
-    if tag is None:
+    tag = None if decoded.palette is not None or nodata == "none" else decoded.nodata
+    if tag is None or not np.isfinite(tag):
         return []
-    cut_off = threshold is not None and (tag < min(0, threshold) or tag >= threshold)
-    return [tag] if cut_off or abs(tag) >= LARGEST else []
+    if threshold is None or abs(tag) >= LARGEST or tag < threshold:
+        return [tag] if abs(tag) >= LARGEST or (threshold is not None and tag < min(0, threshold)) else []
+    if nodata != "tag" and (decoded.samples == tag).any():
+        raise DataError(
+            f"{path}: its nodata tag is {tag:g}, and with data.threshold={threshold:g} that is foreground. To ignore "
+            f"these pixels: data.nodata=tag; to use them: data.nodata=none."
+        )
+    return [tag]
 
 
 def _codes(path: Path, decoded: raster.Raster, threshold: float | None, absent: Sequence[float]) -> np.ndarray:

@@ -29,13 +29,17 @@ def prefetch(jobs: Iterable[Callable[[], T]], workers: int, depth: int) -> Gener
         pool.shutdown(cancel_futures=True)
 
 
-def on_side_stream(items: Iterable[T], tensors: Callable[[T], Iterable[Tensor]], gpu: torch.device) -> Iterator[T]:
-    """Have a GPU make each item on a stream of its own, one ahead, while it works with the one before.
+def on_side_stream(
+    items: Iterable[T], tensors: Callable[[T], Iterable[Tensor]], side: torch.cuda.Stream, gpu: torch.device
+) -> Iterator[T]:
+    """Have a GPU make each item on a stream beside its own, one ahead, while it works with the one before.
 
-    What was launched before the first item is asked for is done before any is made. `gpu` makes them, and `tensors`
-    returns what of an item lies on it.
+    What was launched before the first item is asked for is done before any is made.
+
+    Args:
+        tensors: returns what of an item lies on the GPU.
+        side: the same each time, since each stream keeps memory of its own.
     """
-    side = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(gpu))
     iterator = iter(items)
 

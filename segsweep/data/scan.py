@@ -5,7 +5,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -80,6 +80,7 @@ class Manifest:
     reading: Reading
     named: list[int]  # codes of the mask values that had a name
     by_name: bool  # other names would give other masks
+    absent: list[int] = field(default_factory=list)  # numbers that are no class of a folder, as a file's tag says
 
     def stored(self, codes: Codes) -> np.ndarray:
         """Return the stored number of each code that counts, uint8."""
@@ -88,7 +89,7 @@ class Manifest:
 
     def final(self, codes: Codes, foreground: int | None) -> Codes:
         """Return the code that counts for each of a mask's codes; with `foreground` all but background is that."""
-        return _of_class(self.reading.final(codes), foreground, self.void)
+        return _of_class(self.reading.final(codes), foreground, self.void, self.absent)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -161,7 +162,7 @@ def decode(sample: Sample, how: Decoding) -> Decoded | list[str]:
         problems.append(str(error))
     try:
         level = None if how.threshold == "auto" else how.threshold
-        mask = read_mask(sample.mask, level, how.void, tagged=how.nodata != "none")
+        mask = read_mask(sample.mask, level, how.void, how.nodata)
     except DataError as error:
         problems.append(str(error))
     if problems or mask is None:
@@ -269,18 +270,12 @@ def write(
     classes = [samples[number].foreground for number in scan.kept]
     void, tags = how.void, set[int]()
     if any(one is not None for one in classes):
-        by_file = [reading.final(codes) for codes in scan.files]
-        _refuse_without_background(by_file, [samples[number] for number in scan.kept])
+        folders = _folders([reading.final(codes) for codes in scan.files], [samples[number] for number in scan.kept])
         if void is None and usual_void({*numbers(final[final != NO_DATA]).tolist()}):
-            void = USUAL if _beside_indices(by_file) else None
-            notes.append(
-                f"masks: {USUAL} is ignored, because the other values are 0, 1, ...; to ignore another value: "
-                f"data.ignore_index=VALUE"
-                if void
-                else f"masks: {USUAL} is foreground, because some masks have no other; to ignore it: "
-                f"data.ignore_index={USUAL}"
-            )
+            void, note = _void_of(folders)
+            notes.append(note)
         tags = _without_value(final, scan.tags if how.nodata != "none" else (), void)
+        _refuse_without_background(folders, void, tags)
     listed = np.unique(np.concatenate([_of_class(final, one, void, tags) for one in dict.fromkeys(classes)])).tolist()
     dtype = next(iter(scan.kinds)).split()[0]
     manifest = Manifest(
@@ -297,6 +292,7 @@ def write(
         others=len(np.unique(replace(reading, kept=()).final(census.codes))) - len(reading.kept),
         reading=reading,
         named=sorted(named),
+        absent=sorted(tags),
         by_name=len(census.codes) > KEPT or (len(census.codes) > LEVELS and bool(census.ramp.any())),
     )
     of_class = {one: manifest.stored(_of_class(final, one, void, tags)) for one in dict.fromkeys(classes)}
@@ -386,26 +382,48 @@ def _without_value(codes: Codes, tags: Collection[int], void: int | None) -> set
     return kept if (_of_class(codes, 1, void, kept) == 1).any() else set()
 
 
-def _beside_indices(files: Sequence[Codes]) -> bool:
-    """Whether 255 stands beside the indices of classes, and is not some files' only foreground."""
-    held = [{*numbers(codes[codes != NO_DATA]).tolist()} - {0} for codes in files]
-    return not (any(one == {USUAL} for one in held) and any(one and USUAL not in one for one in held))
-
-
-def _refuse_without_background(files: Sequence[Codes], samples: Sequence[Sample]) -> None:
-    """Refuse a folder of a class whose masks have several values, none of which is background."""
-    by_class: dict[int, list[int]] = {}
-    for i, sample in enumerate(samples):
+def _folders(files: Sequence[Codes], samples: Sequence[Sample]) -> dict[Path, Codes]:
+    """The codes that the masks of each folder that is a class hold, by the folder of its first mask."""
+    first: dict[int, Path] = {}
+    held: dict[Path, list[Codes]] = {}
+    for codes, sample in zip(files, samples, strict=True):
         if sample.foreground is not None:
-            by_class.setdefault(sample.foreground, []).append(i)
+            held.setdefault(first.setdefault(sample.foreground, sample.mask.parent), []).append(codes)
+    return {folder: np.unique(np.concatenate(own)) for folder, own in held.items()}
+
+
+def _void_of(folders: Mapping[Path, Codes]) -> tuple[int | None, str]:
+    """Decide whether 255 is ignored, in masks that hold 0, 1, ... and it, and say so; it may be a folder's foreground.
+
+    Raises DataError: of one folder it is the only foreground, and in another it stands beside one.
+    """
+    others = {folder: {*numbers(codes[codes != NO_DATA]).tolist()} - {0} for folder, codes in folders.items()}
+    alone = next((folder for folder, own in others.items() if own == {USUAL}), None)
+    beside = next((folder for folder, own in others.items() if own > {USUAL}), None)
+    if alone and beside:
+        refuse(
+            [
+                f"masks in {alone} hold {USUAL} alone beside 0, and those in {beside} hold other values, too. To "
+                f"ignore {USUAL}: data.ignore_index={USUAL}; if it is foreground in {alone}, write it as 1 there"
+            ]
+        )
+    if alone:
+        why = "because some folders have no other foreground"
+        return None, f"masks: {USUAL} is foreground, {why}; to ignore it: data.ignore_index={USUAL}"
+    why = "because the other values are 0, 1, ..."
+    return USUAL, f"masks: {USUAL} is ignored, {why}; to ignore another value: data.ignore_index=VALUE"
+
+
+def _refuse_without_background(folders: Mapping[Path, Codes], void: int | None, tags: Collection[int]) -> None:
+    """Refuse a folder of a class whose masks have several values that count, none of which is background."""
     problems = []
-    for own in by_class.values():
-        codes = np.unique(np.concatenate([files[i] for i in own]))
-        known = codes[(codes != NO_DATA) & (codes != OTHERS)]
-        if len(known) > 1 and not _background(known).any() and max(len(files[i]) for i in own) > 1:
+    for folder, codes in folders.items():
+        counted = _of_class(codes[codes != OTHERS], 1, void, tags)
+        number = np.count_nonzero(counted == 1)
+        if number > 1 and not (counted == 0).any():
             problems.append(
-                f"{samples[own[0]].mask.parent}: masks have {len(known)} values, and none of them is background (0 or "
-                f"black), so all pixels would be the folder's class. Make the background 0"
+                f"{folder}: masks have {number} values, and none of them is background (0 or black), so all pixels "
+                f"would be the folder's class. Make the background 0"
             )
     if problems:
         refuse(problems)

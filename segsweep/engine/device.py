@@ -210,14 +210,15 @@ def keep_compiled() -> None:
         os.environ[name] = str(cache() / "compiled" / machine())
 
 
-def set_up(deterministic: bool = False) -> None:
-    """Set torch's threads and switches for a training, or for what has to compute as one did.
-
-    Args:
-        deterministic: as `train.deterministic`: neither TF32 nor the fastest algorithm, which differs between runs.
-    """
+def compute_as(deterministic: bool = False) -> None:
+    """Set torch's threads, and TF32 unless `train.deterministic` is set: what a training's numbers depend on."""
     set_threads()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
+
+
+def set_up(deterministic: bool) -> None:
+    """Set torch's threads and switches for a training; `deterministic`: no algorithm that differs between runs."""
+    compute_as(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
 

@@ -134,7 +134,7 @@ def evaluate(
         raise ConfigError(f"--split {split}: the data have {there}. Try --split val.")
     _refuse_learnt(split, parts[split], learnt, same)
     own = same and {data.samples[i].key for i in parts[split]} == {row["key"] for row in rows if row["split"] == split}
-    devices.set_up(start.asked.train.deterministic)
+    devices.compute_as(start.asked.train.deterministic)
     model = load_model(found.model, devices.find(device, "--device "))
     where = next(model.parameters()).device
     _refuse_other_data(data, info)
@@ -303,7 +303,8 @@ def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
     ours, trained_on = ", ".join(data.labels.names), f"the model was trained on {', '.join(info.classes)}"
     if list(data.labels.names) != info.classes:
         raise ConfigError(
-            f"the data have the classes {ours}; {trained_on}. Give them the same names with data.classes."
+            f"the data have the classes {ours}, in this order; {trained_on}. Give them the same names with "
+            f"data.classes."
         )
     channels, wanted = data.store.channels, info.model["in_channels"]
     if (channels not in (1, wanted)) or (wanted not in (3, channels)):

@@ -63,7 +63,7 @@ class Predictor:
     ):
         self.info = described(model)
         self.classes, self.range = self.info.classes, self.info.range
-        devices.set_up()
+        devices.compute_as()
         self.device = devices.find(device, "--device ")
         self._execution, self.how = execution(self.info, self.device, precision)
         views = tta or self.info.tta

@@ -226,9 +226,10 @@ class Shared:
             self.server.release(f"{SEAT} {self.seat}")
             self.seat = None
 
-    def left(self, trial: Trial, why: Gone) -> None:
-        """Print that a trial now belongs to another controller; its folder here is no longer a trial of the sweep."""
-        console.note(f"trial {trial.name} is left to other controllers: {why}")
+    def left(self, trial: Trial, why: Gone | None) -> None:
+        """Print that a trial now belongs to another controller, and `why`; its folder here is no longer a trial's."""
+        if why:
+            console.note(f"trial {trial.name} is left to other controllers: {why}")
         (self.folder / trial.name / NAME).unlink(missing_ok=True)
 
 
@@ -266,8 +267,7 @@ class SharedSource(TrialSource, ABC):
         return False
 
     def _leave(self, trial: Trial, why: Gone) -> None:
-        if self.trials.pop(trial.name, None):
-            self.shared.left(trial, why)
+        self.shared.left(trial, why if self.trials.pop(trial.name, None) else None)
 
 
 class SharedSearch(SharedSource, Search):

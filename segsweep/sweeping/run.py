@@ -116,6 +116,8 @@ def begun(plan: Plan) -> About:
         fixed=list(plan.fixed),
         budget=plan.sweeper.budget,
         finalists=before.finalists if before else [],
+        repeats=before.repeats if before else [],
+        cross_validation=before.cross_validation if before else [],
         experiment=(before and before.experiment) or plan.base.experiment,
         tracked=plan.tracked,
         cross_validates=plan.cross_validates,
@@ -148,10 +150,11 @@ def _run(
     track.catch_up(search.trials.values())
     try:
         results = _searched(plan, search, backend, track, kept, sign)
-        conclude(plan, list(search.trials.values()), results, track)
+        text = concluded(plan, list(search.trials.values()), results)
     except BaseException as error:
         track.end(*stopped(plan, error))
         raise
+    sent(plan, track, text, results)
     return results
 
 
@@ -175,13 +178,18 @@ def stopped(plan: Plan, error: BaseException) -> tuple[about.State, str]:
     return state, reason
 
 
-def conclude(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult], track: Tracking) -> None:
-    """Print the result, write the page, and send both to MLflow."""
+def concluded(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult]) -> str:
+    """Print the result, and write the page; return what was printed."""
     replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
     text = report.summary(trials, results, plan.folder)
     show(text)
     write(plan.folder)
     replace(about.load(plan.folder), state="complete").save(plan.folder)
+    return text
+
+
+def sent(plan: Plan, track: Tracking, text: str, results: Sequence[FinalistResult]) -> None:
+    """Send the result to MLflow, and say where it can be seen."""
     if problem := track.end("complete", text, results):
         console.note(f"MLflow: not everything was sent: {problem} Later: segsweep sync {shlex.quote(str(plan.folder))}")
     elif plan.tracked:

@@ -223,7 +223,8 @@ def _full(plan: Plan, chosen: Sequence[str]) -> str:
     """Return the command of the full sweep over the weights that are left."""
     folder = plan.folder.with_name(f"{plan.folder.name}-full")
     words = [word for word in plan.fixed if not word.startswith("sweeps=")]
-    if plan.base.optim.name == "sgd":  # the ranges by the encoder's kind are for others
+    typed = any(word.startswith("optim.lr=") for word in words)
+    if plan.base.optim.name == "sgd" and not typed:  # the ranges by the encoder's kind are for others
         words.append("optim.lr=tag(log,interval(0.005,0.5))")
     choice = f"encoder=choice({','.join(chosen)})" if len(chosen) > 1 else f"encoder={chosen[0]}"
     trials = f"{PREFIX}n_trials={EACH * len(chosen)}"

@@ -71,7 +71,7 @@ class Study:
     ):
         self.space, self._owner, gridded = space, owner, sweeper.sampler == "grid"
         if sweeper.storage:
-            self.anew = "hydra.sweeper.study_name=NAME"
+            self.anew = "hydra.sweeper.study_name=NAME hydra.sweep.dir=DIR"
         self._repeats = sweeper.repeat_points == "seed"
         if gridded:
             seeds = grid(space)

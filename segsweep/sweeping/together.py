@@ -39,7 +39,18 @@ from segsweep.sweeping.files import SEEN, Files
 from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.mirror import Tracking
 from segsweep.sweeping.plan import Plan, again
-from segsweep.sweeping.run import announce, backend_of, begun, conclude, exhausted, pruner_of, score, stopped, watch
+from segsweep.sweeping.run import (
+    announce,
+    backend_of,
+    begun,
+    concluded,
+    exhausted,
+    pruner_of,
+    score,
+    sent,
+    stopped,
+    watch,
+)
 from segsweep.sweeping.sharing import Beats, Claims, Owner, Server
 from segsweep.tracking import client
 
@@ -134,8 +145,7 @@ class _Controller:
         track = Tracking(plan, self._parent)
         try:
             results = self._searched(search, track)
-            if results is not None:
-                conclude(plan, list(search.trials.values()), results, track)
+            text = "" if results is None else concluded(plan, list(search.trials.values()), results)
         except Superfluous:
             results = None
         except BaseException as error:
@@ -148,6 +158,7 @@ class _Controller:
             self._leave_to_others()
             track.leave()
             return []
+        sent(plan, track, text, results)
         study.remember("ended", {"by": asdict(study.me), "time": time.time()})
         return results
 
@@ -176,7 +187,8 @@ class _Controller:
         kept = about.load(self.plan.folder)
         if not shared:
             replace(kept, state="stopped", reason=reason).save(self.plan.folder)
-        elif self.study.remembered("ended") and kept.state == "running":  # it ended while this controller joined
+        elif kept.state == "running" and self.study.remembered("ended") != self.concluded_before:
+            # It ended while this controller joined.
             replace(kept, state="complete").save(self.plan.folder)
 
     def leave(self) -> None:

@@ -83,6 +83,11 @@ def folders_of(experiment: str, uri: str | None = None) -> list[Path]:
             return folders
 
 
+def _trial(tags: Mapping[str, str]) -> str:
+    """Name a trial without the number of its attempt."""
+    return re.sub(r"\.\d+$", "", tags.get("trial", ""))
+
+
 def uri_of(folder: Path, typed: str | None = None) -> str:
     """Return the tracking URI that a run is sent to: the one typed now, or its own, as `client.allowed` has it."""
     return client.allowed(journal.started(folder).asked.tracking.uri, typed)
@@ -256,10 +261,11 @@ class _Sync:
         self._save()
 
     def _end_earlier(self, child: Child) -> None:
-        """End the run of an attempt at this trial that has begun anew: nothing more will come of it."""
-        mine = f"tags.`mlflow.parentRunId` = '{child.parent}' and tags.trial = '{child.tags.get('trial', '')}'"
-        for run in self.server.search_runs([self.cursor.experiment_id], f"{mine} and attributes.status = 'RUNNING'"):
-            self.server.set_terminated(run.info.run_id, "KILLED")
+        """End the runs of earlier attempts at this trial, which has begun anew: nothing more will come of them."""
+        running = f"tags.`mlflow.parentRunId` = '{child.parent}' and attributes.status = 'RUNNING'"
+        for run in self.server.search_runs([self.cursor.experiment_id], running):
+            if _trial(run.data.tags) == _trial(child.tags):
+                self.server.set_terminated(run.info.run_id, "KILLED")
 
     def _number(self) -> int:
         """Return one more than the highest of the latest single runs; they may have begun in another order."""

@@ -44,10 +44,11 @@ def open_sweep(
     made = server.search_runs([experiment_id], f"tags.`{SWEEP}` = '{sweep}'", max_results=1) if sweep else []
     if made:
         run_id = made[0].info.run_id
+        server.update_run(run_id, status="RUNNING")
     else:
         began, tags = None if since is None else int(since * 1000), tags | ({SWEEP: sweep} if sweep else {})
         run_id = server.create_run(experiment_id, began, run_name=folder.name, tags=tags).info.run_id
-    server.log_batch(run_id, params=[Param(name, value[: client.PARAM_LENGTH]) for name, value in params.items()])
+        server.log_batch(run_id, params=[Param(name, value[: client.PARAM_LENGTH]) for name, value in params.items()])
     cursor = client.Cursor(experiment_id, run_id, swept=list(swept))
     _save_view(server, folder, cursor)
     client.write_cursor(folder, uri, cursor)

@@ -147,7 +147,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     devices.set_up(train.deterministic)
     encoder_traits(encoder.name)
     devices.precision(train.precision, device)  # refused here if it is not there
-    _refuse_graphs(asked, device, world)
+    _refuse_graphs(asked, before, device, world)
     found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
     data = _loaded(asked, world)
     source = before.weights_source if before else found.source
@@ -198,6 +198,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
     if settings.train.checkpointing and checkpoint_gradients(model, tried).isdisjoint(model.encoder.modules()):
         log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
+    _refuse_other_order(asked, facts.classes)
     loss = _loss(settings.loss, facts, device)
     tuned = _tuned(settings, asked, model, loss, shown, before, world)
     if open_ended and not before and tuned.rates:
@@ -297,9 +298,9 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
     )
 
 
-def _refuse_graphs(asked: RunConfig, device: torch.device, world: World) -> None:
+def _refuse_graphs(asked: RunConfig, before: Start | None, device: torch.device, world: World) -> None:
     """Refuse CUDA graphs where nobody has tried them, or where they overwrite what is still needed."""
-    if asked.train.compile != "graphs":
+    if asked.train.compile != "graphs" or before:
         return
     others = {
         f"train.device={device.type}": device.type != "cuda",
@@ -311,6 +312,16 @@ def _refuse_graphs(asked: RunConfig, device: torch.device, world: World) -> None
     if unfit := [other for other, there in others.items() if there]:
         told = "CUDA graphs need one GPU, train.grad_accum=1, no frozen epochs and no train.deterministic"
         raise ConfigError(f"train.compile=graphs: {told}; here: {', '.join(unfit)}. Try train.compile=auto.")
+
+
+def _refuse_other_order(asked: RunConfig, names: Sequence[str]) -> None:
+    """Refuse a list of weights whose order is another than the classes'."""
+    typed = [name for name in asked.data.classes or () if name in names]
+    if isinstance(asked.loss.class_weights, list) and typed != [name for name in names if name in typed]:
+        raise ConfigError(
+            f"loss.class_weights: the order of the classes is {', '.join(names)}. Type data.classes and the weights in "
+            f"this order."
+        )
 
 
 def _refuse_unlike(world: World, own: Mapping[str, str]) -> None:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 from segsweep import console
 from segsweep.config.schema import RunConfig, TrainConfig
+from segsweep.data.split import SPLIT, read_split
 from segsweep.engine.device import fitting
 from segsweep.errors import Asked, ConfigError, DataError, DiskError, Terminated, as_disk_error
 from segsweep.nn.checkpoint import LAST, load_state, load_weights
@@ -232,6 +233,16 @@ def _refuse_another(training: Training, folder: Path, past: Run) -> None:
     first = past.starts[0]
     if training.data.store.digest != first.data_digest:
         raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
+    with suppress(ConfigError, OSError):  # damaged, or not there: it is written anew
+        began = sorted((row["split"], row["key"]) for row in read_split(folder))
+        parts, samples = training.data.parts, training.data.samples
+        split = sorted((part, samples[index].key) for part, indices in parts.items() for index in indices)
+        if began and began != split:
+            moved = len(set(began) - set(split))
+            raise DataError(
+                f"resume={folder}: {moved} of {len(began)} images would lie in another part of the split than when the "
+                f"run began. Start a new run; for the same split add data.table={folder / SPLIT} data.root=DIR."
+            )
     if (classes := list(training.data.labels.names)) != first.classes:
         differ = f"the run began with the classes {', '.join(first.classes)}, and now they are {', '.join(classes)}"
         raise ConfigError(f"resume={folder}: {differ}. Start a new run.")

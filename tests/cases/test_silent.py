@@ -36,11 +36,23 @@ def test_where_masks_are_cut_a_tags_value_is_neither_side(tmp_path, levels, mark
     right = truths()
     masks = [np.where(HOLE, kind(mark), coded(t, levels, kind)) for t in right]
     root = written(tmp_path, masks, "tif", partial(tiff, nodata=f"{mark:g}"))
-    dataset = opened(root, threshold=threshold)
+    if unread:  # a hole in a cover, or the foreground of who tags by habit
+        message = refused(root, threshold=threshold)
+        assert "To ignore these pixels: data.nodata=tag; to use them: data.nodata=none." in message
+    dataset = opened(root, threshold=threshold, nodata="tag" if unread else "auto")
     assert same(seen(dataset), [with_hole(t) for t in right])
     assert said(dataset, "without a value", "ignored")
     passed_over = seen(opened(root, threshold=threshold, nodata="none"))
     assert same(passed_over, [np.where(HOLE, unread, t) for t in right])
+
+
+def test_where_a_palette_is_cut_its_tag_says_nothing_of_levels(tmp_path):
+    right = truths()
+    colormap = np.zeros((3, 256), np.uint16)
+    colormap[:, 1] = 65535
+    how = {"photometric": "palette", "colormap": colormap, "nodata": "255"}
+    root = written(tmp_path, [t.astype(np.uint8) for t in right], "tif", partial(tiff, **how))
+    assert same(seen(opened(root, threshold=128)), right)
 
 
 def test_the_lowest_number_is_no_value_of_a_mask(tmp_path):
@@ -92,17 +104,45 @@ def test_folders_of_classes_may_be_coded_differently(tmp_path):
     assert said(dataset, "255 is foreground", "data.ignore_index=255")
 
 
-def test_a_tags_value_is_no_class_of_a_folder(tmp_path):
+@pytest.mark.parametrize("cached", ["disk", "none"])
+def test_a_tags_value_is_no_class_of_a_folder(tmp_path, cached):
     right = truths()
     masks = [np.where(HOLE, 9, t).astype(np.uint8) for t in right]
     tagged = partial(tiff, nodata="9")
     root = folders(tmp_path / "a", {"ant": masks[:3], "bee": masks[3:]}, tagged, "tif")
-    found = seen(opened(root, class_from="folder"))
+    found = seen(opened(root, class_from="folder", cache=cached))
     assert all(np.array_equal(found[f"bee{i}"], np.where(HOLE, VOID, 2 * right[3 + i])) for i in range(3))
     only = [coded(t, (0, 9)) for t in right]  # the tag is of what there is to learn
     root = folders(tmp_path / "b", {"ant": only[:3], "bee": only[3:]}, tagged, "tif")
-    found = seen(opened(root, class_from="folder"))
+    found = seen(opened(root, class_from="folder", cache=cached))
     assert all(np.array_equal(found[f"bee{i}"], 2 * right[3 + i]) for i in range(3))
+
+
+def test_void_borders_alone_in_a_mask_make_no_class_of_255(tmp_path):
+    three = truths(classes=3)
+    masks = [coded(t, (0, 1, 255)) for t in three]
+    masks[0][masks[0] == 1] = 0  # background and border
+    masks[1][masks[1] == 255] = 0  # no border
+    root = folders(tmp_path, {"ant": masks[:3], "bee": masks[3:]})
+    dataset = opened(root, class_from="folder")
+    assert not (seen(dataset)["bee0"] == 2)[three[3] == 2].any()
+    assert (seen(dataset)["bee0"][three[3] == 2] == VOID).all()
+    assert said(dataset, "255 is ignored")
+
+
+def test_folders_in_which_255_means_two_things_are_refused(tmp_path):
+    three, two = truths(classes=3), truths()
+    masks = {"ant": [coded(t, (0, 1, 255)) for t in three[:3]], "bee": [coded(t, (0, 255)) for t in two[:3]]}
+    message = refused(folders(tmp_path, masks), class_from="folder")
+    assert "To ignore 255: data.ignore_index=255" in message
+    assert str(tmp_path / "masks" / "bee") in message
+
+
+def test_a_folder_that_its_class_covers_needs_no_background_beside_void(tmp_path):
+    right = truths()
+    masks = {"ant": [coded(t, (1, 255)) for t in right[:3]], "bee": [coded(t, (0, 1)) for t in right[3:]]}
+    found = seen(opened(folders(tmp_path, masks), class_from="folder", ignore_index=255))
+    assert all(np.array_equal(found[f"ant{i}"], coded(right[i], (1, VOID))) for i in range(3))
 
 
 def test_white_that_is_ignored_is_no_class_of_a_folder(tmp_path):

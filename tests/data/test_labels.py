@@ -331,6 +331,10 @@ def test_classes_by_index_that_end_with_background_are_scored_by_the_other():
     assert meaning(found) == {0: 1, 1: 0}
 
 
+def test_of_several_classes_the_order_stays():
+    assert labels({0: 1, 1: 1, 2: 1}, ["a", "b", "background"]).names == ("a", "b", "background")
+
+
 @pytest.mark.parametrize("classes", [["void", "road", "car"], {"matrix": 0, "void": 1, "grain": 2}])
 def test_no_class_is_called_as_ignored_pixels_are(classes):
     with pytest.raises(

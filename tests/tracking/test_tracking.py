@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import records
@@ -549,7 +549,7 @@ def test_the_run_of_an_attempt_that_began_anew_is_ended(folder, database, tmp_pa
     first = sync(folder, child=below)
     (folder / mlflow_client.CURSOR).unlink()
     (folder / journal.NAME).write_text("".join(lines[:3]).replace(journal.started(folder).starts[0].run, "another"))
-    second = sync(folder, child=below)
+    second = sync(folder, child=replace(below, tags={"trial": "3.2"}))  # a second attempt, by another controller
     client, _ = runs()
     assert first != second
     assert [client.get_run(run).info.status for run in (first, second)] == ["KILLED", "RUNNING"]

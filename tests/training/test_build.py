@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import TINY
 
+import train
 from segsweep.compose import configuration
+from segsweep.errors import ConfigError
 from segsweep.training.build import build
 
 WORDS = [*TINY, "data=shapes", "data.count=16", "data.size=64", "train.batch_size=2", "train.epochs=1"]
@@ -25,3 +27,24 @@ def test_an_encoder_that_cannot_save_memory_is_told(caplog):
     """timm refuses the switch for this one: only the decoder's activations are computed again."""
     build(configuration([*WORDS, "encoder=hrnet_w18_small", "train.checkpointing=true"]))
     assert "only the decoder saves memory" in caplog.text
+
+
+def test_weights_of_classes_are_in_the_order_that_the_classes_have(pairs):
+    words = [*TINY, "data=folder", f"data.root={pairs(8)}", "data.size=32", "train.batch_size=2", "train.epochs=1"]
+    named = ["data.classes={cell:1,background:0}", "loss.class_weights=[5,1]"]
+    with pytest.raises(ConfigError, match="the order of the classes is background, cell"):
+        build(configuration([*words, *named]))
+    build(configuration([*words, "data.classes={background:0,cell:1}", "loss.class_weights=[1,5]"]))
+
+
+def test_a_run_whose_images_would_change_sides_is_not_resumed(pairs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = [*TINY, "data=folder", f"data.root={pairs(8)}", "data.size=[32,32]", "train.batch_size=2", "tracking=none"]
+    assert train.main([*words, "train.epochs=1", f"hydra.run.dir={folder}"]) == 0
+    split = folder / "split.csv"
+    text = split.read_text()
+    split.write_text(text.replace(",val,", ",T,").replace(",train,", ",val,").replace(",T,", ",train,"))
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 3
+    assert "would lie in another part of the split" in capsys.readouterr().err
+    split.write_text(text)
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 0

@@ -44,6 +44,11 @@ from segsweep.world import MEETING, end_with_parent
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
 PRELOADED = ["segsweep.training.run", "segsweep.commands.train"]
+# What the end of a called process means, by the signal's number; by others it crashed.
+ENDED_BY: Mapping[int, type[Exception]] = {
+    -signal.SIGKILL: OutOfMemoryError,
+    **dict.fromkeys((-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP), ConfigError),
+}
 LOOK = 0.2  # seconds between looks at the journals
 LATE = 143  # exit code of a child whose folder another took over; as if terminated
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL; that ranks may take longer than the first
@@ -189,10 +194,8 @@ class LocalBackend:
             result = here.recv()
         except EOFError:
             process.join()
-            result = RuntimeError(f"{function}: it died.")
-            if why := signalled(process.exitcode):
-                kind = OutOfMemoryError if process.exitcode == -signal.SIGKILL else ConfigError
-                result = kind(f"{function}: its process was ended by {why}.")
+            kind = ENDED_BY.get(process.exitcode or 0, RuntimeError)
+            result = kind(f"{function}: its process died. {signalled(process.exitcode)}".strip())
         except BaseException:  # whoever asked is to end
             process.terminate()
             raise
