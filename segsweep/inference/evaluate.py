@@ -303,7 +303,7 @@ def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
     ours, trained_on = ", ".join(data.labels.names), f"the model was trained on {', '.join(info.classes)}"
     if list(data.labels.names) != info.classes:
         raise ConfigError(
-            f"the data have the classes {ours}, in this order; {trained_on}. Give them the same names with "
+            f"the data have the classes {ours}; {trained_on}. Give them the same names in the same order with "
             f"data.classes."
         )
     channels, wanted = data.store.channels, info.model["in_channels"]

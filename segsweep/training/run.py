@@ -233,16 +233,17 @@ def _refuse_another(training: Training, folder: Path, past: Run) -> None:
     first = past.starts[0]
     if training.data.store.digest != first.data_digest:
         raise DataError(f"resume={folder}: the data have changed since the run began. Start a new run.")
+    began: list[tuple[str, str]] = []
     with suppress(ConfigError, OSError):  # damaged, or not there: it is written anew
         began = sorted((row["split"], row["key"]) for row in read_split(folder))
-        parts, samples = training.data.parts, training.data.samples
-        split = sorted((part, samples[index].key) for part, indices in parts.items() for index in indices)
-        if began and began != split:
-            moved = len(set(began) - set(split))
-            raise DataError(
-                f"resume={folder}: {moved} of {len(began)} images would lie in another part of the split than when the "
-                f"run began. Start a new run; for the same split add data.table={folder / SPLIT} data.root=DIR."
-            )
+    parts, samples = training.data.parts, training.data.samples
+    split = sorted((part, samples[index].key) for part, indices in parts.items() for index in indices)
+    if began and began != split:
+        moved = len(set(began) - set(split))
+        raise DataError(
+            f"resume={folder}: {moved} of {len(began)} images would lie in another part of the split than when the run "
+            f"began. Start a new run; for the same split add data.table={folder / SPLIT} data.root=DIR."
+        )
     if (classes := list(training.data.labels.names)) != first.classes:
         differ = f"the run began with the classes {', '.join(first.classes)}, and now they are {', '.join(classes)}"
         raise ConfigError(f"resume={folder}: {differ}. Start a new run.")

@@ -104,7 +104,7 @@ def test_folders_of_classes_may_be_coded_differently(tmp_path):
     assert said(dataset, "255 is foreground", "data.ignore_index=255")
 
 
-@pytest.mark.parametrize("cached", ["disk", "none"])
+@pytest.mark.parametrize("cached", ["auto", "none"])
 def test_a_tags_value_is_no_class_of_a_folder(tmp_path, cached):
     right = truths()
     masks = [np.where(HOLE, 9, t).astype(np.uint8) for t in right]

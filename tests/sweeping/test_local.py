@@ -314,7 +314,7 @@ def test_a_call_returns_what_the_function_returns(backend):
     [(signal.SIGKILL, OutOfMemoryError), (signal.SIGTERM, ConfigError), (signal.SIGSEGV, RuntimeError)],
 )
 def test_a_call_whose_process_is_killed_says_by_what(backend, number, kind):
-    with pytest.raises(kind, match=rf"its process died\. signal {int(number)} \({number.name}\)"):
+    with pytest.raises(kind, match=rf"it died\. signal {int(number)} \({number.name}\)"):
         backend.call("signal:raise_signal", int(number))
 
 

@@ -231,8 +231,8 @@ def test_cuda_graphs_are_refused_where_nobody_has_tried_them(words, device, size
     world.size = size
     asked = configuration(["data=shapes", "train.compile=graphs", *words])
     with pytest.raises(ConfigError, match=rf"here: {found}\. Try train\.compile=auto"):
-        _refuse_graphs(asked, torch.device(device), world)
-    _refuse_graphs(configuration(["data=shapes", *words]), torch.device(device), world)
+        _refuse_graphs(asked, None, torch.device(device), world)
+    _refuse_graphs(configuration(["data=shapes", *words]), None, torch.device(device), world)
 
 
 def test_the_probe_is_a_real_one_and_leaves_the_model_as_it_was():

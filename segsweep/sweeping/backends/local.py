@@ -195,7 +195,7 @@ class LocalBackend:
         except EOFError:
             process.join()
             kind = ENDED_BY.get(process.exitcode or 0, RuntimeError)
-            result = kind(f"{function}: its process died. {signalled(process.exitcode)}".strip())
+            result = kind(f"{function}: it died. {signalled(process.exitcode)}".strip())
         except BaseException:  # whoever asked is to end
             process.terminate()
             raise
