@@ -84,8 +84,7 @@ def _lacking(stored: np.ndarray, pixels: np.ndarray, absent: float | None) -> np
     """Where values stand for no data, bool `h w c`; None: nowhere."""
     gaps = ~np.isfinite(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, bool)
     if absent is not None and np.isfinite(absent):
-        with np.errstate(over="ignore"):  # beyond the type's range is infinite, and lacking anyway
-            same = stored == (stored.dtype.type(absent) if stored.dtype.kind == "f" else absent)
+        same = raster.equal(stored, absent)
         if stored.dtype.kind != "f":  # a red of (255, 0, 0) lacks nothing where 0 stands for no data
             same = np.broadcast_to(same.all(2, keepdims=True), same.shape)
         gaps |= same

@@ -224,9 +224,11 @@ def _absent(path: Path, decoded: raster.Raster, threshold: float | None, nodata:
     tag = None if decoded.palette is not None or nodata == "none" else decoded.nodata
     if tag is None or not np.isfinite(tag):
         return []
-    if threshold is None or abs(tag) >= LARGEST or tag < threshold:
-        return [tag] if abs(tag) >= LARGEST or (threshold is not None and tag < min(0, threshold)) else []
-    if nodata != "tag" and (decoded.samples == tag).any():
+    if abs(tag) >= LARGEST:
+        return [tag]
+    if threshold is None or 0 <= tag < threshold:
+        return []
+    if tag >= threshold and nodata != "tag" and (decoded.samples == tag).any():
         raise DataError(
             f"{path}: its nodata tag is {tag:g}, and with data.threshold={threshold:g} that is foreground. To ignore "
             f"these pixels: data.nodata=tag; to use them: data.nodata=none."
@@ -271,8 +273,7 @@ def _numbers(path: Path, values: np.ndarray, threshold: float | None, absent: Se
         return values
     gaps = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
     for number in absent:
-        with np.errstate(over="ignore"):  # beyond the type's range is infinite, and a gap anyway
-            gaps |= values == (values.dtype.type(number) if values.dtype.kind == "f" else number)
+        gaps |= raster.equal(values, number)
     if threshold is not None:
         with np.errstate(invalid="ignore"):
             values = np.where(values >= threshold, 255, 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from segsweep.errors import DataError, first_line
@@ -38,12 +39,18 @@ def decoders() -> str:
     return f"Pillow {PIL.__version__}, libjpeg {jpeg}, tifffile {version('tifffile')}"
 
 
-def more() -> str:
+def optional_decoders() -> str:
     """Return the version of what reads more of TIFF's compressions; empty where that is not installed."""
     try:
         return version("imagecodecs")
     except PackageNotFoundError:
         return ""
+
+
+def equal(values: np.ndarray, number: float) -> NDArray[np.bool_]:
+    """Tell where values are the number that a tag says, as their own type has it."""
+    with np.errstate(over="ignore"):  # what is beyond a type's range is infinite in it
+        return np.asarray(values == (values.dtype.type(number) if values.dtype.kind == "f" else number))
 
 
 @dataclass(frozen=True)

@@ -329,7 +329,7 @@ def _name(samples: Sequence[Sample], how: Decoding, keep: bool, named: Sequence[
     if how.threshold in (None, "auto") and not how.binarize and all(sample.foreground is None for sample in samples):
         how = replace(how, void=None)  # it changes nothing then
     # Other decoders may give other pixels, and read what these do not.
-    hashed = hashlib.sha256(f"store {VERSION} {raster.decoders()} {raster.more()} {how} {named}".encode())
+    hashed = hashlib.sha256(f"store {VERSION} {raster.decoders()} {raster.optional_decoders()} {how} {named}".encode())
     for sample in samples:
         for path in (sample.image, sample.mask):
             stat = path.stat()

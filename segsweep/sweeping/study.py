@@ -70,7 +70,7 @@ class Study:
         storage: BaseStorage | None = None,
     ):
         self.space, self._owner, gridded = space, owner, sweeper.sampler == "grid"
-        if sweeper.storage:
+        if sweeper.storage and storage is None:
             self.anew = "hydra.sweeper.study_name=NAME hydra.sweep.dir=DIR"
         self._repeats = sweeper.repeat_points == "seed"
         if gridded:

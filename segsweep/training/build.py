@@ -164,6 +164,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     images = len(data.parts["train"])
     shown = images * settings.data.passes
     _refuse_batch(settings.train, _groups(asked, before), shown, images, world)
+    _refuse_other_order(asked, facts.classes)
     console.note(data.summary().table() + "\n")
     say(data)
     _refuse_range(*data.store.range)
@@ -198,7 +199,6 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
     if settings.train.checkpointing and checkpoint_gradients(model, tried).isdisjoint(model.encoder.modules()):
         log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
-    _refuse_other_order(asked, facts.classes)
     loss = _loss(settings.loss, facts, device)
     tuned = _tuned(settings, asked, model, loss, shown, before, world)
     if open_ended and not before and tuned.rates:

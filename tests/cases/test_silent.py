@@ -208,5 +208,5 @@ def test_what_one_decoder_could_not_read_another_is_asked_again(tmp_path, monkey
     pillow(tmp_path / "a.png", noise(0))
     found = [Sample("a", tmp_path / "a.png", tmp_path / "a.png")]
     before = _name(found, Decoding(), True)
-    monkeypatch.setattr(raster, "more", lambda: "2026.1.1")
+    monkeypatch.setattr(raster, "optional_decoders", lambda: "2026.1.1")
     assert _name(found, Decoding(), True) != before

@@ -28,7 +28,6 @@ def test_features_come_in_the_precision_that_the_scores_have():
     probe = LinearProbe(UNet("test_resnet"))
     pixels = torch.rand(1, 3, 32, 32) * 255
     where = torch.cartesian_prod(torch.arange(32), torch.arange(32))[None]
-    found = []
     with torch.autocast("cpu", torch.bfloat16):
         features = probe.features(pixels, where)
         probe.set(torch.randn(features.shape[-1], 1), torch.randn(1))

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from segsweep.config import checks
 from segsweep.config.schema import DataConfig
+from segsweep.data.labels import BACKGROUND
 from segsweep.data.pairing import PARTS, part_of
 from segsweep.data.raster import LARGEST, ORIENTATION
 from segsweep.data.reading import KEPT
@@ -29,7 +30,6 @@ MOST = KEPT - 2  # categories; background and void are two values more
 ROBOFLOW = "_annotations.coco.json"
 FEW = 4  # crowds that are no habit
 CROWDED = 0.05  # share of crowds among objects that is no longer usual; COCO has 0.01
-BACKGROUND = "background"
 FAR = 1e6  # pixels; points beyond it are no points of an image
 INDEX = "index.json"  # what the masks in a folder of the cache are
 PART = re.compile(

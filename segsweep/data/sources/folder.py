@@ -6,6 +6,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 
 from segsweep.config.schema import DataConfig
+from segsweep.data.labels import BACKGROUND
 from segsweep.data.layout import detect
 from segsweep.data.pairing import in_folders, matched, part_of
 from segsweep.data.source import Pairs, existing_folder, listed, to_type
@@ -76,12 +77,12 @@ def _by_folder(pairs: Pairs) -> Pairs:
         advice = "If it is a class, rename it, or list the pairs: data.table=FILE.csv"
         problems = [f"a folder named train is read as the training split, next to other folders. {advice}", *problems]
     known = sorted({name for name in names if name})
-    if "background" in known:
+    if BACKGROUND in known:
         raise ConfigError(
             "data.class_from=folder: a folder is named background, and this is the name of the first "
             "class. Rename the folder."
         )
-    classes = {name: value for value, name in enumerate(["background", *known])}
+    classes = {name: value for value, name in enumerate([BACKGROUND, *known])}
     samples = [
         replace(sample, foreground=classes[name], split=part)
         for sample, name, part in zip(pairs.samples, names, parts, strict=True)
