@@ -243,8 +243,8 @@ class TrainConfig:
     )
     compile: str = key(
         "auto",
-        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU; graphs: with CUDA graphs, if "
-        "a short measurement finds them faster (untested)",
+        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU, 2 minutes where one of the "
+        "kind was compiled before; graphs: with CUDA graphs, if a short measurement finds them faster (untested)",
         MACHINE,
     )
     side_stream: bool = key(

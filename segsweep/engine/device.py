@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -196,18 +196,39 @@ def machine() -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
-def keep_compiled() -> None:
+def keep_compiled() -> Path | None:
     """Have inductor keep what it compiles in segsweep's cache, beside the probe's answers, for later trainings here.
 
-    Torch's own place is a temporary folder. `TORCHINDUCTOR_CACHE_DIR`, if set, decides.
+    Torch's own place is a temporary folder. `TORCHINDUCTOR_CACHE_DIR`, if set, decides. Return the folder, None where
+    this torch keeps it elsewhere.
     """
     try:
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-    except ImportError:  # a torch that keeps it elsewhere: its own folder will do
-        return
+    except ImportError:  # its own folder will do
+        return None
     name = "TORCHINDUCTOR_CACHE_DIR"
     if os.environ.get(name, "") in ("", default_cache_dir()):  # inductor sets it to its own when it is imported
         os.environ[name] = str(cache() / "compiled" / machine())
+    return Path(os.environ[name])
+
+
+def was_compiled(kind: str) -> bool:
+    """Tell whether a training of this kind, a place in the cache, was compiled here and inductor has kept it."""
+    folder = keep_compiled()
+    return folder is not None and _mark(folder, kind).exists()
+
+
+def mark_compiled(kind: str) -> None:
+    """Remember, where inductor keeps it, that a training of this kind was compiled: both are deleted together."""
+    if folder := keep_compiled():
+        mark = _mark(folder, kind)
+        with suppress(OSError):  # it only saves time
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+
+def _mark(folder: Path, kind: str) -> Path:
+    return folder / "segsweep" / kind
 
 
 def compute_as(deterministic: bool = False) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segsweep import console
 from segsweep.data.batches import Batch
 from segsweep.engine.casting import AtOnce
+from segsweep.engine.device import mark_compiled
 from segsweep.engine.execution import Execution, unchanged
 from segsweep.engine.losses import Loss
 from segsweep.errors import first_line
@@ -35,6 +36,7 @@ class TrainStep:
     loss: Loss  # of logits `b k h w` and targets `b h w`
     grad_clip: float = 0.0  # largest norm of the gradient; 0 does not clip
     world: World = SINGLE  # the processes that take it together, each on micro-batches of its own
+    kind: str = ""  # under which it is remembered that this was compiled here; empty: it is not
     _called: "_Called | None" = field(default=None, init=False)
 
     def __call__(self, state: Trained, micro_batches: Iterable[Batch], number: int) -> tuple[Tensor, int]:
@@ -101,6 +103,8 @@ class TrainStep:
         except Exception as error:
             console.note(f"note: torch.compile failed, so this training runs without it: {first_line(error)}")
             return None
+        if self.kind:
+            mark_compiled(self.kind)
         return compiled
 
 

@@ -85,7 +85,8 @@ class Training:
         return "test" in self.data.parts and self.settings.train.test
 
     def step(self) -> TrainStep:
-        return TrainStep(self.tuned.execution, self.loss, self.settings.train.grad_clip, self.world)
+        tuned = self.tuned
+        return TrainStep(tuned.execution, self.loss, self.settings.train.grad_clip, self.world, tuned.kind)
 
     def train_batches(self) -> TrainBatches:
         data, train = self.settings.data, self.settings.train

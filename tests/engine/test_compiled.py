@@ -17,6 +17,7 @@ from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.geometry import Canvas
 from segsweep.data.store import Store
 from segsweep.engine import losses
+from segsweep.engine.device import was_compiled
 from segsweep.engine.execution import Execution
 from segsweep.engine.scorer import Scorer
 from segsweep.engine.step import TrainStep
@@ -33,11 +34,11 @@ EXECUTION = replace(PLAINLY, compile=True)
 
 
 @pytest.fixture
-def compiler(monkeypatch):
+def compiler(monkeypatch, tmp_path):
     """torch.compile without its slow half: graphs are captured, and run as they are. Breaks and second graphs fail."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     with torch._dynamo.config.patch(error_on_recompile="isolate_recompiles" in signature(torch.compile).parameters):
         yield counters
@@ -57,7 +58,7 @@ def trained(name, freeze_epochs=0, epochs=3, execution=EXECUTION):
     val = EvalBatches(pixels, data.parts["val"], canvas, 4)
     found = fit(
         state,
-        TrainStep(execution, loss, grad_clip=1.0),
+        TrainStep(execution, loss, grad_clip=1.0, kind="a kind"),
         batches,
         lambda scored: Scorer(execution).evaluate(scored, val, loss, data.labels.names),
         TrainConfig(epochs=epochs, batch_size=4, grad_accum=1),
@@ -73,13 +74,15 @@ def test_a_step_is_one_graph_in_every_epoch_and_one_more_where_the_encoder_is_fr
     found, _ = trained(name, freeze_epochs)
     assert not compiler["graph_break"]
     assert compiler["stats"]["unique_graphs"] == 1 + freeze_epochs
+    assert was_compiled("a kind")
+    assert not was_compiled("another")
     if name == "test_resnet":  # that it was tried first has left nothing
         plain, _ = trained(name, freeze_epochs, execution=PLAINLY)
         assert found == pytest.approx(plain, rel=1e-3), "up to the rounding of sums in another order"
 
 
 @pytest.fixture
-def broken(monkeypatch):
+def broken(monkeypatch, tmp_path):
     """A compiler that fails at the first call."""
 
     def compiled(function, **how):
@@ -89,7 +92,7 @@ def broken(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
 
 def test_a_compiler_that_fails_is_told_of_once_and_done_without(broken, capsys):

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -203,6 +205,28 @@ def test_a_cpu_does_not_compile_by_itself(speeds):
     speeds()
     assert not tuned().execution.compile
     assert tuned(compile="true").execution.compile
+
+
+@pytest.mark.parametrize(("seconds", "at_first", "later"), ((60, False, False), (300, False, True), (900, True, True)))
+def test_a_gpu_compiles_shorter_trainings_where_one_of_the_kind_was_compiled(monkeypatch, seconds, at_first, later):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(devices, "describe", lambda device: "cuda (a card)")
+    monkeypatch.setattr(devices, "alone", lambda device: nullcontext())
+    answer = {"precision": "bf16", "channels_last": True, "doubling": True, "graphs": False}
+    monkeypatch.setattr(tuning, "_probe", lambda *_: answer | {"micro_batch": 8, "rates": {"bf16": 100.0}})
+
+    def tuned(width):
+        work = Workload((64, width), 3, 8, 100.0 * seconds)
+        return tune(nn.Conv2d(3, 1, 1), ["a model"], work, TrainConfig(), torch.device("cuda"))
+
+    found = tuned(64)
+    assert found.execution.compile == at_first
+    devices.mark_compiled(found.kind)
+    assert tuned(64).execution.compile == later
+    assert tuned(96).execution.compile == at_first, "another canvas is another program"
+    shutil.rmtree(devices.keep_compiled())
+    assert tuned(64).execution.compile == at_first, "inductor's files are gone"
 
 
 @pytest.mark.parametrize(("graphs", "taken"), ((1.5, True), (1.02, False), (0.0, False)))
