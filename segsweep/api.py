@@ -233,6 +233,10 @@ class TrainedModel:
                 raise DataError(
                     "image: has pixels that are NaN or infinite. Give the image file, or replace these pixels."
                 )
+            from segsweep.data.images import picture_of  # tifffile: half a second
+
+            picture = picture_of(pixels, model.info.nodata)
+            pixels, nowhere = picture.pixels, picture.nowhere
         classes, probabilities = model.decided(pixels)
         if nowhere is not None:
             from segsweep.data.labels import VOID  # torch: seconds

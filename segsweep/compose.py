@@ -3,7 +3,7 @@
 import os
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import reduce
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from segsweep import catalog, valuefile
-from segsweep.config.checks import read, spoken
+from segsweep.config.checks import is_number, read, spoken
 from segsweep.config.keys import normal
 from segsweep.config.schema import DataConfig, RunConfig, keys, meant, unknown, unknown_keys
 from segsweep.config.screen import ScreenConfig
@@ -177,10 +177,21 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     data, train = composed["data"], asked.train
     if "data" not in typed:
         chosen = {name.split(".")[1] for name in typed if name.startswith("data.")}
-        data = asdict(asked.data) | {name: value for name, value in data.items() if name in chosen}
+        left = {name: None for name in _superseded(chosen)}
+        data = asdict(asked.data) | left | {name: value for name, value in data.items() if name in chosen}
+    elif "data.nodata" not in typed and is_number(asked.data.nodata):
+        data["nodata"] = asked.data.nodata  # which images the model has seen so
     if "train.workers" in typed:
         train = replace(train, workers=composed["train"]["workers"])
     return replace(asked, data=read(DataConfig, data, "data"), train=train)
+
+
+def _superseded(chosen: Collection[str]) -> set[str]:
+    """Name the places of a run's data that would go before those that were typed."""
+    places = {"images", "masks", "annotations"}
+    if places & set(chosen):
+        return {"table"} - set(chosen)
+    return places if "root" in chosen else set()
 
 
 def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:

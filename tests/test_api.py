@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,11 @@ def test_a_model_predicts_files_and_pixels_alike(trained, tmp_path):
     assert found._repr_png_().startswith(b"\x89PNG")
     found.save(tmp_path / "mask.png")
     assert (np.array(Image.open(tmp_path / "mask.png")) == found.classes).all()
+    model.predictor.info = replace(model.predictor.info, nodata=7)
+    pixels[:4] = 7
+    blank = model.predict(pixels)
+    assert (blank.classes[:4] == 255).all() and np.isnan(blank.probabilities[:, :4]).all()
+    assert (blank.classes[4:] < 2).all()
     with pytest.raises(DataError, match="image: float64 pixels"):
         model.predict(pixels / 255)
 

@@ -38,6 +38,27 @@ def test_another_data_set_brings_its_own_section_whole():
 
 
 @pytest.mark.parametrize(
+    ("kept", "words", "left"),
+    [
+        ({"table": "/a.csv"}, ["data.images=/n/i", "data.masks=/n/m"], {"images": "/n/i", "masks": "/n/m"}),
+        ({"images": "/a", "masks": "/b"}, ["data.root=/n"], {"root": "/n"}),
+        ({"name": "coco", "annotations": "/a.json", "root": "/a"}, ["data.root=/n"], {"name": "coco", "root": "/n"}),
+        ({"table": "/a.csv", "root": "/a"}, ["data.root=/n"], {"table": "/a.csv", "root": "/n"}),
+        ({"images": "/a", "masks": "/b"}, ["data.masks=/n"], {"images": "/a", "masks": "/n"}),
+    ],
+)
+def test_the_places_that_are_typed_are_those_that_are_read(kept, words, left):
+    asked = RunConfig(data=DataConfig(**{"name": "folder"} | kept))
+    assert with_data(asked, words).data == DataConfig(**{"name": "folder"} | left)
+
+
+def test_other_data_lack_values_where_the_models_did():
+    asked = RunConfig(data=DataConfig(name="folder", root="there", nodata=0))
+    assert with_data(asked, ["data=folder", "data.root=here"]).data.nodata == 0
+    assert with_data(asked, ["data=folder", "data.root=here", "data.nodata=auto"]).data.nodata == "auto"
+
+
+@pytest.mark.parametrize(
     ("word", "said"),
     [
         ("encoder=resnet18", "encoder=resnet18: must be a key of data"),

@@ -21,7 +21,7 @@ from segsweep.data.source import Sample, Unusable, refuse, same_keys, source, to
 from segsweep.data.split import SPLIT
 from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
-from segsweep.errors import DataError
+from segsweep.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Dataset:
         if self.stratified:
             found.append(
                 "data.stratify=true: the split depends on all images. If you add images or change classes, images may "
-                "move to another part. To use a run's split again: data.table=RUN/split.csv data.root=DIR."
+                "move to another part. To use a run's split again with data=folder: data.table=RUN/split.csv "
+                "data.root=DIR."
             )
         part_of = {i: part for part, indices in self.parts.items() for i in indices}
         apart = [(a, b) for a, b in self.copies if {a, b} <= part_of.keys() and part_of[a] != part_of[b]]
@@ -169,6 +170,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         DataError: files or masks that cannot be used, or too few of them.
     """
     origin = source(data.name)
+    _refuse_unread(data)
     found = origin.find(data)
     found = replace(found, samples=told_by_part(found.samples))
     repeated = same_keys(found.samples)
@@ -224,7 +226,8 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold, stratify)
         asked = bool(data.group) or any(sample.group for sample in samples)
         cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if cut_by_hand else []
-        notes = (*found.notes, *cut, *store.notes, *meaning.notes)
+        unused = _unused_split(data.split, samples, bool(fold_of))
+        notes = (*found.notes, *cut, *store.notes, *meaning.notes, *unused)
         dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes, data.stratify)
         if data.overfit:
             train, empty = dataset.parts["train"], set(dataset.empty("train"))
@@ -240,6 +243,25 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     if problems:
         refuse([*problems, *dataset.warnings()])
     return dataset
+
+
+def _refuse_unread(data: DataConfig) -> None:
+    """Refuse a place that the kind of data does not look at."""
+    unread = {"folder": (), "coco": ("masks", "table")}.get(data.name, ("images", "masks", "table"))
+    if given := [name for name in unread if getattr(data, name)]:
+        raise ConfigError(f"data.{given[0]}: data={data.name} does not read it. Drop it, or type data=folder.")
+
+
+def _unused_split(shares: Sequence[float], samples: Sequence[Sample], in_folds: bool) -> list[str]:
+    """Say that shares were typed, and are not used: the data have parts of their own, or folds decide."""
+    if list(shares) == DataConfig().split or not (in_folds or any(sample.split for sample in samples)):
+        return []
+    parts = {sample.split for sample in samples}
+    if in_folds:
+        return ["data.split is not used: data.folds decides"]
+    if "val" in parts:
+        return ["data.split is not used: the data have their own split"]
+    return ["data.split makes no test part: the data have their own split"] if len(shares) > 2 else []
 
 
 def _decoding(data: DataConfig) -> Decoding:

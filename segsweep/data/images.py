@@ -56,14 +56,25 @@ def read_picture(path: Path, nodata: float | str = "auto") -> Picture:
     lacking = _lacking(decoded.samples if indices else stored, pixels, absent)
     alpha = decoded.alpha
     dropped = alpha is not None and bool((alpha != alpha[0, 0]).any())
-    sentinel = _sentinel(stored, lacking)
-    if lacking is not None:
-        pixels = np.array(pixels)
-        for channel in range(pixels.shape[2]):
-            values, gaps = pixels[..., channel], lacking[..., channel]
-            mean = values[~gaps].mean(dtype=np.float64) if not gaps.all() else 0.0
-            values[gaps] = mean if pixels.dtype.kind == "f" else round(mean)
-    return Picture(pixels, lacking, dropped, sentinel, decoded.inverted)
+    return Picture(_filled(pixels, lacking), lacking, dropped, _sentinel(stored, lacking), decoded.inverted)
+
+
+def picture_of(pixels: np.ndarray, nodata: float | str = "auto") -> Picture:
+    """Return pixels `h w c` that are no file as `read_picture` returns a file's; they have no tag."""
+    lacking = _lacking(pixels, pixels, None if isinstance(nodata, str) else float(nodata))
+    return Picture(_filled(pixels, lacking), lacking)
+
+
+def _filled(pixels: np.ndarray, lacking: np.ndarray | None) -> np.ndarray:
+    """Pixels `h w c` with the channel's mean where they lack data."""
+    if lacking is None:
+        return pixels
+    pixels = np.array(pixels)
+    for channel in range(pixels.shape[2]):
+        values, gaps = pixels[..., channel], lacking[..., channel]
+        mean = values[~gaps].mean(dtype=np.float64) if not gaps.all() else 0.0
+        values[gaps] = mean if pixels.dtype.kind == "f" else round(mean)
+    return pixels
 
 
 def channels_named(number: int) -> str:

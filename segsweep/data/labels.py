@@ -181,7 +181,7 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
             "data.classes: void is what ignored pixels are called. To ignore the pixels of this class, leave it out "
             "and type data.ignore_index=VALUE; to learn it, give it another name."
         )
-    if BACKGROUND in named and len(named) == 2:  # which are scored by the second
+    if BACKGROUND in named:  # the first class is what no object is of, and of two the second is scored
         named = {BACKGROUND: named[BACKGROUND], **named}
     groups = tuple(by_count(group) for group in named.values())
     plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in groups)

@@ -80,7 +80,9 @@ def read_mask(
     """
     decoded = raster.read(path, one_page=True)
     absent = _absent(path, decoded, threshold, nodata)
-    codes, alpha = _codes(path, decoded, threshold, [*absent, *([] if void is None else [void])]), decoded.alpha
+    if void is not None and threshold is not None:
+        absent = [*absent, void]
+    codes, alpha = _codes(path, decoded, threshold, absent), decoded.alpha
     found, index, counts = _indexed(codes)
     varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
     if alpha is not None and len(found) == 1 and found[0] >= 0:

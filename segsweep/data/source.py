@@ -147,8 +147,12 @@ def listed(table: Path, root: str | None) -> Pairs:
         if not wrong:
             key = image.relative_to(base).with_suffix("").as_posix()
             samples.append(Sample(key, image, mask, split, row.get("group") or None, int(fold) if fold else None))
-    given = {name: sum(getattr(s, name) is not None for s in samples) for name in ("split", "fold")}
-    partly = {name: n for name, n in given.items() if n not in (0, len(samples))}
+    apart = [sample for sample in samples if sample.split != "test"]  # which are in no fold
+    given = {
+        name: (sum(getattr(s, name) is not None for s in of), len(of))
+        for name, of in (("split", samples), ("fold", apart))
+    }
+    partly = {name: n for name, (n, rows) in given.items() if n not in (0, rows)}
     problems += [f"{table}: {name} is given in {n} rows only" for name, n in partly.items()]
     return Pairs(samples, problems)
 

@@ -253,11 +253,14 @@ def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of the four scores: images drawn with replacement, their pixels pooled.
 
     A mean over classes is one over the same classes each time: draws that miss one which the split has are left out.
+    One image alone has no interval: NaN.
     """
     weights, _ = metrics.resample(np.random.default_rng(seed), len(counts.keys))
     matrices, edges = (metrics.pool(np.stack(each), weights) for each in (counts.matrices, counts.boundaries))
     needed = np.sum(counts.matrices, (0, 2)) > 0
     whole = (matrices.sum(-1) > 0)[:, needed].all(1)
+    if len(counts.keys) == 1:
+        whole = np.zeros_like(whole)
     matrices, edges = matrices[whole], edges[whole]
     drawn = {
         "iou": metrics.pooled_iou(matrices),

@@ -184,7 +184,9 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
 def preparation(info: ModelInfo) -> str:
     """Return what `segsweep predict` does to an image first; users of an exported model must do it themselves."""
     if not info.resamples:
-        return "as they are"
+        height, width = info.tile or info.size
+        tiled = f"as they are up to {height}x{width}; larger ones in overlapping tiles of that size"
+        return f"{tiled}, as in training and by segsweep predict" if info.filled else "as they are"
     brought = f"resized to {info.size[0]}x{info.size[1]} first"
     how = {
         "crop": f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})",

@@ -208,6 +208,18 @@ def find_images(given: Sequence[str], output: Path | None = None, suffix: str = 
     return [(path, target) for target, path in taken.items()]
 
 
+def _placed(images: Sequence[tuple[Path, Path]], folder: Path, overlay: bool, probabilities: bool) -> list[Places]:
+    """Place what is written of each image. ConfigError: something of two images would have one name."""
+    placed = [Places.of(folder, target, overlay, probabilities) for _, target in images]
+    taken: dict[Path, Path] = {}
+    for (path, _), places in zip(images, placed, strict=True):
+        for file in filter(None, places):
+            if (other := taken.setdefault(file, path)) != path:
+                what = f"{path} and {other}: both would write {file}"
+                raise ConfigError(f"{what}. Leave one out, or use a separate -o DIR for each.")
+    return placed
+
+
 def predict(
     predictor: Predictor,
     images: Sequence[tuple[Path, Path]],
@@ -231,11 +243,11 @@ def predict(
     Yields:
         what became of each image; one that cannot be used does not keep back the others.
 
-    Raises ConfigError: something would be written over an image or another file that no prediction wrote, or cannot be
-        written, or a tile takes too much memory.
+    Raises ConfigError: two images would write one file; something would be written over an image or another file that
+        no prediction wrote, or cannot be written, or a tile takes too much memory.
     """
     sources = {path.resolve() for path, _ in images}
-    places = [Places.of(folder, target, overlay, probabilities) for _, target in images]
+    places = _placed(images, folder, overlay, probabilities)
     for (path, _), place in zip(images, places, strict=True):
         if over := [file for file in place if file and file.resolve() in sources]:
             raise ConfigError(f"{path}: {over[0]} would overwrite an image. Give another -o DIR.")

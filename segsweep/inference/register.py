@@ -68,7 +68,7 @@ def model_card(name: str, folder: Path, info: ModelInfo, run: Run, sizes: Sizes)
     channels, logits = info.model["in_channels"], info.model["num_classes"]
     rule = f"above 0 is {info.classes[-1]}" if logits == 1 else "the largest logit is the class"
     images = ", ".join(f"{start.images[part]} {part}" for part in ("train", "val", "test") if start.images.get(part))
-    prepared = f"are to be {preparation(info)}" if info.resamples else "go in as they are"
+    prepared = f"are to be {preparation(info)}" if info.resamples else f"go in {preparation(info)}"
     return f"""\
 # U-Net on {info.encoder}: {", ".join(info.classes)}
 

@@ -236,10 +236,8 @@ def say(data: Dataset) -> None:
         console.note(f"note: training and validation both use only {keys}")
     elif not data.folds and not any(sample.split for sample in data.samples):
         held = len(data.parts["val"])
-        console.note(
-            f"note: the data have no split: {held} images, chosen by a hash of their names, are used for "
-            f"validation (data.split)"
-        )
+        chosen = "with their share of every class" if data.stratified else "chosen by a hash of their names"
+        console.note(f"note: the data have no split: {held} images, {chosen}, are used for validation (data.split)")
     for line in data.notes:
         console.note(f"note: {line}")
     for warning in data.warnings():

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 
 from segsweep import console
@@ -24,6 +25,8 @@ from segsweep.training.classes import ClassWatch
 from segsweep.training.loop import Epoch, fit, share_done, stop_reason
 from segsweep.training.recorder import SUMMARY, Outcome, Recorder
 from segsweep.world import SINGLE, World
+
+LIMITS = attrgetter("epochs", "time_budget", "patience")  # of a training, by which it ends
 
 
 def run(
@@ -188,12 +191,16 @@ def _refuse_complete(folder: Path, past: Run, asked: RunConfig) -> bool:
     done, epochs, before = len(past.epochs), asked.train.epoch_limit, past.start.asked.train
     if asked.train.test and not past.start.settings.train.test:
         return False  # only the test split is left to be scored
-    unchanged = (before.epochs, before.time_budget) == (asked.train.epochs, asked.train.time_budget)
-    if not unchanged and not (epochs and done >= epochs):
+    unchanged = LIMITS(before) == LIMITS(asked.train)
+    patience = asked.train.patience
+    waits = bool(patience) and done - max(past.best.epoch if past.best else 0, 1) >= patience
+    if not unchanged and not waits and not (epochs and done >= epochs):
         return False
     if not _has_result(folder, past.end):
         return True
     more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
+    if waits and not (epochs and done >= epochs):
+        more = f"train.patience=N, more than {patience}"
     raise ConfigError(f"resume={folder}: complete after {done} epochs. To train longer: {more}.")
 
 
@@ -219,11 +226,7 @@ def _only_scored(folder: Path, past: Run, asked: RunConfig) -> bool:
     """Whether only the test split is left to be scored: the best model is enough for that."""
     if past.end is None or past.start is None or past.end.status != "complete" or not (folder / BEST).exists():
         return False
-    before = past.start.asked.train
-    same = (before.epochs, before.time_budget, before.patience) == (
-        *(asked.train.epochs, asked.train.time_budget, asked.train.patience),
-    )
-    return same and asked.train.test and not past.start.settings.train.test
+    return LIMITS(past.start.asked.train) == LIMITS(asked.train) and asked.train.test and not past.start.settings.train.test
 
 
 def _refuse_another(training: Training, folder: Path, past: Run) -> None:
@@ -240,9 +243,11 @@ def _refuse_another(training: Training, folder: Path, past: Run) -> None:
     split = sorted((part, samples[index].key) for part, indices in parts.items() for index in indices)
     if began and began != split:
         moved = len(set(began) - set(split))
+        typed = f" For the same split, add data.table={folder / SPLIT} data.root=DIR."
+        again = typed if training.settings.data.name == "folder" else ""
         raise DataError(
             f"resume={folder}: {moved} of {len(began)} images would lie in another part of the split than when the run "
-            f"began. Start a new run; for the same split add data.table={folder / SPLIT} data.root=DIR."
+            f"began. Start a new run.{again}"
         )
     if (classes := list(training.data.labels.names)) != first.classes:
         differ = f"the run began with the classes {', '.join(first.classes)}, and now they are {', '.join(classes)}"

@@ -1,5 +1,6 @@
 """Values that were once taken for others without a word: tags, 255 beside 1, folders that are classes."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import pytest
 from PIL import Image
 from scenes import SIZE, coded, noise, opened, pillow, refused, said, same, seen, tiff, truths, written
 
+from segsweep.config.schema import DataConfig
 from segsweep.data import raster
+from segsweep.data.dataset import open_dataset
 from segsweep.data.images import read_picture
 from segsweep.data.labels import VOID, Hints, labels
 from segsweep.data.source import Sample
 from segsweep.data.split import fold_of, group
 from segsweep.data.store import Decoding, _name
-from segsweep.errors import DataError
+from segsweep.errors import ConfigError, DataError
 
 LOWEST = -3.4028234663852886e38  # of float32, as GDAL writes it
 HOLE = np.zeros(SIZE, bool)
@@ -210,3 +213,47 @@ def test_what_one_decoder_could_not_read_another_is_asked_again(tmp_path, monkey
     before = _name(found, Decoding(), True)
     monkeypatch.setattr(raster, "optional_decoders", lambda: "2026.1.1")
     assert _name(found, Decoding(), True) != before
+
+
+def test_what_is_ignored_in_one_run_is_a_class_in_the_next_of_masks_of_16_bits(tmp_path):
+    right = truths(classes=4)
+    root = written(tmp_path, [t.astype(np.uint16) for t in right], "tif", tiff)
+    three = opened(root, classes=["a", "b", "c"], ignore_index=3)
+    assert same(seen(three), [np.where(t == 3, VOID, t) for t in right])
+    assert same(seen(opened(root, classes=["a", "b", "c", "d"])), right), "the store is one for both"
+
+
+@pytest.mark.parametrize("last", (False, True))
+def test_background_is_the_first_class_wherever_it_was_typed(tmp_path, last):
+    right = truths(classes=3)
+    root = written(tmp_path, right, "png", pillow)
+    typed = {"crack": 1, "oxide": 2, "background": 0} if last else {"crack": 1, "background": 0, "oxide": 2}
+    dataset = opened(root, classes=typed)
+    assert dataset.labels.names == ("background", "crack", "oxide")
+    assert same(seen(dataset), right)
+
+
+def test_shares_that_are_not_used_are_told(tmp_path):
+    root = written(tmp_path, truths(), "png", pillow)
+    assert not [note for note in opened(root, split=[0.5, 0.5]).notes if "data.split" in note]
+    assert said(opened(root, split=[0.5, 0.5], folds=2), "data.split is not used: data.folds decides")
+    for kind in ("images", "masks"):
+        for part in ("train", "val"):
+            (root / kind / part).mkdir()
+        for number, file in enumerate(sorted((root / kind).glob("*.png"))):
+            file.rename(root / kind / ("val" if number == 5 else "train") / file.name)
+    assert said(opened(root, split=[0.5, 0.3, 0.2]), "data.split is not used: the data have their own split")
+    for kind in ("images", "masks"):
+        shutil.rmtree(root / kind / "val")
+    assert said(opened(root, split=[0.5, 0.3, 0.2]), "data.split makes no test part")
+
+
+@pytest.mark.parametrize(("name", "unread"), (("coco", "table"), ("coco", "masks"), ("camvid", "images")))
+def test_a_place_that_a_kind_of_data_does_not_read_is_refused(tmp_path, name, unread):
+    with pytest.raises(ConfigError, match=rf"data\.{unread}: data={name} does not read it\. .*data=folder"):
+        open_dataset(DataConfig(name=name, root=str(tmp_path), **{unread: "x"}))
+
+
+def test_a_table_beside_folders_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.table says which images.*drop data\.images"):
+        open_dataset(DataConfig(name="folder", table=str(tmp_path / "t.csv"), images=str(tmp_path)))

@@ -588,6 +588,20 @@ def test_resume_of_a_complete_run_says_so(pairs, outputs, capsys):
     assert "train.epochs=N" in capsys.readouterr().err
 
 
+def test_resume_goes_further_with_more_patience(pairs, outputs, capsys):
+    short = [word for word in SMALL if not word.startswith("train.epochs=")]
+    slow = ["optim.lr=1e-9", "train.epochs=9", "train.patience=1"]
+    assert train.main([*short, *slow, *folder_data(pairs(12))]) == 0
+    (folder,) = run_folders(outputs)
+    done = len(journal.read(folder).epochs)
+    assert done < 9
+    for typed in ((), ("train.epochs=20",)):  # it would end at once
+        assert train.main([f"resume={folder}", *typed]) == 2
+        assert "train longer: train.patience=N, more than 1." in capsys.readouterr().err
+    assert train.main([f"resume={folder}", "train.patience=3"]) == 0
+    assert len(journal.read(folder).epochs) > done
+
+
 def test_resume_goes_further_with_more_epochs(pairs, outputs):
     assert train.main([*SMALL, *folder_data(pairs(12))]) == 0
     (folder,) = run_folders(outputs)

@@ -331,8 +331,10 @@ def test_classes_by_index_that_end_with_background_are_scored_by_the_other():
     assert meaning(found) == {0: 1, 1: 0}
 
 
-def test_of_several_classes_the_order_stays():
-    assert labels({0: 1, 1: 1, 2: 1}, ["a", "b", "background"]).names == ("a", "b", "background")
+def test_of_several_classes_background_comes_first_and_the_others_stay():
+    found = labels({0: 1, 1: 1, 2: 1}, ["a", "b", "background"])
+    assert found.names == ("background", "a", "b")
+    assert found.originals == (2, 0, 1)
 
 
 @pytest.mark.parametrize("classes", [["void", "road", "car"], {"matrix": 0, "void": 1, "grain": 2}])

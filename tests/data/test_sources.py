@@ -395,6 +395,16 @@ def test_all_that_is_wrong_in_a_table_is_listed(pairs, tmp_path):
     assert ["data.root" in problem for problem in found.problems] == [True, False, False, False]
 
 
+def test_what_is_for_the_test_is_in_no_fold(pairs):
+    root = pairs(3)
+    rows = [f"images/{i:03d}.png,masks/{i:03d}.png,{s},,{f}" for i, (s, f) in enumerate((("train", 0), ("val", 1)))]
+    test = "images/002.png,masks/002.png,test,,"
+    samples = paired(table=table(root, [*rows, test]))
+    assert [(s.split, s.fold) for s in samples] == [("train", 0), ("val", 1), ("test", None)]
+    (partly,) = problems(table=table(root, [rows[0], test.replace("test", "train")]))
+    assert "fold is given in 1 rows only" in partly
+
+
 def test_a_table_half_split_or_with_a_pair_twice_is_refused(pairs):
     root = pairs(2)
     rows = ["images/000.png,masks/000.png,train,,", "images/001.png,masks/001.png,,,"]

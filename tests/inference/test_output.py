@@ -167,6 +167,20 @@ def test_other_files_have_no_georeference(tmp_path):
         find_images([str(tmp_path / "a.png"), str(tmp_path / "a.tif")], suffix=".tif")
 
 
+def test_two_images_do_not_write_one_overlay_or_one_map(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    write_geotiff(tmp_path / "in" / "scene.tif", noise(40, 40, 3))
+    Image.fromarray(noise(40, 40, 3)).save(tmp_path / "in" / "scene.png")
+    for more in ("--overlay", "--probabilities"):
+        assert cli.main(["predict", str(trained.folder), "in", "-o", "out", more]) == 2
+        said = capsys.readouterr().err
+        assert "scene.tif and " in said or "scene.png and " in said
+        assert "both would write" in said
+        assert not (tmp_path / "out").exists()
+    assert cli.main(["predict", str(trained.folder), "in", "-o", "out"]) == 0
+
+
 def test_two_classes_in_a_geotiff(tmp_path):
     model = model_file(tmp_path / "m.safetensors", NAMES[:2])
     image = write_geotiff(tmp_path / "geo.tif", noise(40, 48, 3))
