@@ -6,7 +6,7 @@ Hydra imports this module at every start, so it imports nothing heavy.
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
@@ -115,11 +116,29 @@ class OptunaSweeper(Sweeper):
                 parameters.append(_parameter(key, override))
             else:
                 parameters.append(_rates_by_kind(chosen, unvaried) if key == LR else _folds(unvaried))
-        space = Space(tuple(parameters), unvaried.encoder.name)
-        folder = Path(self.config.hydra.sweep.dir).resolve()
+        space = self._whole(Space(tuple(parameters), unvaried.encoder.name), fixed)
+        folder = Path(self.config.hydra.sweep.dir).expanduser().resolve()
         command = shlex.join(map(storage.without_password, sys.argv[1:]))
         defaults = _defaults(unvaried, space.distributions)
         return Plan(folder, command, space, defaults, tuple(fixed), self._base(space, fixed), sweeper)
+
+    def _whole(self, space: "Space", fixed: Sequence[str]) -> "Space":
+        """Return the space with whole numbers for keys that take no others: Hydra's `interval(4,64)` has fractions."""
+        from segsweep.sweeping.space import as_whole
+
+        parameters = []
+        for parameter in space.parameters:
+            if whole := as_whole(parameter):
+                low = whole.ends[0]
+                accepted, _ = self._accepted(space, fixed, {**space.first, parameter.key: low}, parameter.key)
+                between = {**accepted, parameter.key: float(low) + 0.5}
+                try:
+                    fractions = self._judged([*fixed, *space.typed(between)])[0] is not None
+                except (ConfigError, HydraException):  # by the key's type
+                    fractions = False
+                parameter = parameter if fractions else whole
+            parameters.append(parameter)
+        return replace(space, parameters=tuple(parameters))
 
     def _base(self, space: "Space", fixed: Sequence[str]) -> "RunConfig":
         """Return what trials have in common, as the first point has it that nothing is wrong with.
@@ -186,6 +205,8 @@ def _parameter(key: str, override: Override) -> "Parameter":
     from segsweep.sweeping import space
 
     value = override.value()
+    if "log" in getattr(value, "tags", ()) and not isinstance(value, IntervalSweep):
+        raise ConfigError(f"{override.input_line}: tag(log,...) is for intervals, as tag(log,interval(4,256)).")
     if isinstance(value, IntervalSweep):
         if value.start is None or value.end is None:
             raise ConfigError(f"{override.input_line}: an interval needs both ends.")

@@ -178,8 +178,8 @@ def launch(words: list[str], world: World) -> int:
 
     saved = sys.argv
     try:
-        if "hydra.run.dir=" in words:
-            raise ConfigError("hydra.run.dir is empty. Type hydra.run.dir=DIR.")
+        if empty := [name for name in ("hydra.run.dir", "hydra.sweep.dir") if f"{name}=" in words]:
+            raise ConfigError(f"{empty[0]} is empty. Type {empty[0]}=DIR.")
         refuse_flags(words)
         if passed := passed_over(words):
             log.warning(

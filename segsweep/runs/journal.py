@@ -75,6 +75,11 @@ def started(folder: Path) -> Run:
     return run
 
 
+def size(folder: Path) -> int:
+    """Return how many bytes of whole records a folder's journal has; 0 where there is none."""
+    return len(_whole_lines(folder / NAME))
+
+
 def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
     """Read the whole records after the first `seen` bytes, and return how many bytes have then been seen.
 

@@ -39,6 +39,11 @@ class Files:
         sign.parent.mkdir(exist_ok=True)
         if first.member == self._me.member:
             sign.touch()
+        if plan.cross_validates and not self.sees(first):
+            raise ConfigError(
+                f"hydra.sweep.dir={plan.folder}: differs from the folder of the sweep's first controller, {first}, so "
+                f"the folds of a setting could not be scored together. Use a folder on a shared file system."
+            )
         enough = self._to_server or plan.sweeper.keep == "scores" or not plan.sweeper.finalists
         if not (enough or self.sees(first)):
             server = override("tracking.uri", "http://HOST:5000")

@@ -19,11 +19,11 @@ BEFORE_PLANS |= {"train.batch_size": 16, "augmentation.scale": 0.25, "augmentati
 def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
     """Find where each encoder's weights come from, once for all trials; empty where that is varied."""
     encoder, varied = plan.base.encoder, plan.space.distributions
+    if varied.keys() & {"encoder.pretrained", "encoder.weights_file"}:
+        return {}
     known: dict[str, str] = study.remembered("weights") or {}
-    unknown = [name for name in plan.space.encoders if name not in known]
-    if unknown and "encoder.pretrained" not in varied:
-        file = None if "encoder.weights_file" in varied else encoder.weights_file
-        known |= backend.call("segsweep.nn.weights:sources", unknown, encoder.pretrained, file)
+    if unknown := [name for name in plan.space.encoders if name not in known]:
+        known |= backend.call("segsweep.nn.weights:sources", unknown, encoder.pretrained, encoder.weights_file)
     random = [name for name, source in known.items() if source == "random"]
     if random and len(random) < len(known) and not plan.sweeper.mixed_weights:
         rows = "; ".join(f"{name}: {source}" for name, source in known.items())
@@ -34,6 +34,26 @@ def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
         )
     study.remember("weights", known)  # what was refused is looked up again
     return known
+
+
+def refuse_other_data(plan: Plan, study: Study, backend: Backend) -> None:
+    """Refuse to go on with other images or masks than the sweep began with: scores would not be of the same."""
+    if not plan.plans_once:
+        return  # its trials have data of their own
+    known = study.remembered("pixels")
+    try:
+        now = backend.call("segsweep.training.build:pixels", asdict(plan.base))
+    except ConfigError:
+        if known is None:
+            raise
+        return  # a sweep that is over prints its result without its data, too
+    if known is None:
+        study.remember("pixels", now)
+    elif known != now:
+        raise ConfigError(
+            f"{plan.folder}: the data have changed since the sweep began, so new trials could not be compared with the "
+            f"others. Bring them back as they were, or start a new sweep with hydra.sweep.dir=DIR."
+        )
 
 
 def decided(plan: Plan, study: Study, backend: Backend) -> list[str]:

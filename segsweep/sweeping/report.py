@@ -274,7 +274,7 @@ def _interval(result: FinalistResult, first: FinalistResult) -> str:
     if result is first:
         return ""
     gap = result.gap_to_best
-    return "other images" if gap is None else _between(gap, "+")
+    return "not comparable" if gap is None else _between(gap, "+")
 
 
 def _text(rows: pd.DataFrame) -> str:

@@ -51,11 +51,13 @@ def run(plan: Plan) -> list[FinalistResult]:
     try:
         held = storage.hold(plan.sweeper.storage, plan.sweeper.study_name or "sweep")
         # Slots first: they need nothing written.
-        backend = backend_of(plan)
+        trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
+        backend = packed(plan, backend_of(plan), plan.space.encoders, trials)
         kept = begun(plan)
         study = _study(plan, kept.id)
         sources = pinned.weights(plan, study, backend)
         decided = pinned.decided(plan, study, backend)
+        pinned.refuse_other_data(plan, study, backend)
     except BaseException:
         if study:
             study.discard()
@@ -85,39 +87,41 @@ def backend_of(plan: Plan, outlive: bool = True) -> Backend:
 
         return RayBackend(plan.folder, asked.address, None if asked.slots == "auto" else asked.slots, asked.gpus)
     on_cpu = plan.base.train.device == "cpu"
-    backend = LocalBackend(plan.folder, slots(asked.slots, on_cpu), outlive=outlive)
-    if asked.slots != PACKED:
+    return LocalBackend(plan.folder, slots(asked.slots, on_cpu), outlive=outlive)
+
+
+def packed(plan: Plan, backend: Backend, encoders: Sequence[str], trials: int) -> Backend:
+    """Return what runs so many trials with these encoders: with slots=packed several of them on each GPU."""
+    if plan.sweeper.slots != PACKED or not isinstance(backend, LocalBackend):
         return backend
-    number, why = _packed(plan, backend)
+    number, why = _per_gpu(plan, backend, encoders, trials)
     console.note(f"packed: {console.counted(number, 'trial')} on each GPU, not more: {why}")
-    return LocalBackend(plan.folder, slots(PACKED, on_cpu, number), outlive=outlive)
+    return backend.on(slots(PACKED, plan.base.train.device == "cpu", number))
 
 
-def _packed(plan: Plan, backend: LocalBackend) -> tuple[int, str]:
+def _per_gpu(plan: Plan, backend: LocalBackend, encoders: Sequence[str], trials: int) -> tuple[int, str]:
     """Decide how many trials share each GPU, and why not more, from what trainings with the costliest encoders need."""
     if plan.base.train.time_budget or "train.time_budget" in plan.space.distributions:
         return 1, "train.time_budget counts seconds, and trials that share a GPU do less in them"
     known = catalog.counted()
-    gflop = {name: float(known.get(name.partition(".")[0], {}).get("gflop", math.inf)) for name in plan.space.encoders}
+    gflop = {name: float(known.get(name.partition(".")[0], {}).get("gflop", math.inf)) for name in encoders}
     costliest = sorted(gflop, key=gflop.__getitem__, reverse=True)[:MEASURED]
     console.note(f"measuring what a training takes of its GPU: {', '.join(costliest)}")
     found = backend.call(NEEDS, asdict(plan.timed), costliest, dict(backend.environment))
-    trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
     return per_gpu([GpuNeed(**need) for need in found.values()], backend.capacity, cores(), trials)
 
 
 def begun(plan: Plan) -> About:
     """Return what is to be written down of the sweep: anew, but for what an earlier start has chosen."""
-    before = about.load(plan.folder) if (plan.folder / about.NAME).exists() else None
+    before, train = about.load(plan.folder) if (plan.folder / about.NAME).exists() else None, plan.base.train
     return About(
         id=(before and before.id) or uuid.uuid4().hex,
         command=plan.command,
         space=plan.space.described(),
         fixed=list(plan.fixed),
-        budget=plan.sweeper.budget,
+        budget="seconds" if train.time_budget and not train.epochs else plan.sweeper.budget,
         finalists=before.finalists if before else [],
         repeats=before.repeats if before else [],
-        cross_validation=before.cross_validation if before else [],
         experiment=(before and before.experiment) or plan.base.experiment,
         tracked=plan.tracked,
         cross_validates=plan.cross_validates,
@@ -184,7 +188,7 @@ def concluded(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistRes
     text = report.summary(trials, results, plan.folder)
     show(text)
     write(plan.folder)
-    replace(about.load(plan.folder), state="complete").save(plan.folder)
+    replace(about.load(plan.folder), state="complete", elsewhere=False).save(plan.folder)
     return text
 
 

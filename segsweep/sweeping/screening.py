@@ -24,7 +24,7 @@ from segsweep.sweeping import screen_report, screened, storage
 from segsweep.sweeping.backends.base import OUTPUT, Backend
 from segsweep.sweeping.live import Board, duration
 from segsweep.sweeping.plan import LENGTH, Plan, again
-from segsweep.sweeping.run import backend_of
+from segsweep.sweeping.run import backend_of, packed
 from segsweep.sweeping.scheduler import TRAINING, TrialSource, drive, taken_up
 from segsweep.sweeping.screened import NAME, Screened
 
@@ -47,13 +47,16 @@ class Step:
     words: tuple[str, ...] = ()  # what its jobs have beside what all have
 
 
+FULL = "train.time_budget=null"  # epochs alone end a step's trainings, whatever a recipe says
+
+
 def steps(asked: ScreenConfig) -> list[Step]:
     """Return the steps, the cheapest first."""
     epochs = asked.short_epochs
     return [
         Step("features", "frozen features", PROBE, None),
-        Step("epoch", "one epoch", TRAINING, asked.one_epoch, ("train.epochs=1",)),
-        Step("short", console.counted(epochs, "epoch"), TRAINING, asked.short, (f"train.epochs={epochs}",)),
+        Step("epoch", "one epoch", TRAINING, asked.one_epoch, ("train.epochs=1", FULL)),
+        Step("short", console.counted(epochs, "epoch"), TRAINING, asked.short, (f"train.epochs={epochs}", FULL)),
     ]
 
 
@@ -69,6 +72,8 @@ def run(plan: Plan, asked: ScreenConfig) -> Screened | None:
     try:
         backend = backend_of(plan)
         kept = _prepared(plan, asked, backend)
+        if not asked.dry:
+            backend = packed(plan, backend, kept.compared, len(kept.compared))
         show(cost(kept, asked, backend.capacity))
         if asked.dry:
             return None

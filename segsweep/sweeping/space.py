@@ -159,6 +159,16 @@ def interval(key: str, low: float, high: float, log: bool = False) -> Parameter:
     return Parameter(key, FloatDistribution(float(low), float(high), log=log))
 
 
+def as_whole(parameter: Parameter) -> Parameter | None:
+    """Return an interval's whole numbers; None where its ends are none, or it is no interval."""
+    found = parameter.distribution
+    if parameter.by_kind or not isinstance(found, FloatDistribution) or found.step:
+        return None
+    if not (found.low.is_integer() and found.high.is_integer()):
+        return None
+    return interval(parameter.key, int(found.low), int(found.high), found.log)
+
+
 def steps(key: str, start: float, stop: float, step: float = 1) -> Parameter:
     """Make a key that has one of several numbers at equal distances, from `start` and without `stop`.
 

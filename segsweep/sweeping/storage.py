@@ -113,7 +113,7 @@ def hold(storage: str | None, study: str) -> list[FileLock | ServerLock]:
     if not storage:
         return []  # a journal in the sweep's folder, which has a lock of its own
     if "://" not in storage:
-        path = Path(storage).resolve()
+        path = Path(storage).expanduser().resolve()
         refusal = f"{KEY}={path}: in use by a running sweep. Wait until it ends, or give another file. {SEVERAL}"
         return [FileLock(path.with_name(f"{path.name}.lock"), refusal, path)]
     url = parsed(storage)

@@ -77,7 +77,9 @@ class Study:
             seeds = grid(space)
         self.n_trials = trials_of(space, sweeper, len(seeds))
         name = sweeper.study_name or "sweep"
-        self._file = None if storage or is_database(sweeper.storage) else Path(sweeper.storage or folder / JOURNAL)
+        self._file = (
+            None if storage or is_database(sweeper.storage) else Path(sweeper.storage or folder / JOURNAL).expanduser()
+        )
         storage = storage or (_in_file(self._file) if self._file else database(str(sweeper.storage)))
         self._refuse_foreign(folder, storage, name, apart=bool(sweeper.storage))
         self._before = b""  # the file, if this start has written it anew

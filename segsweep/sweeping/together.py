@@ -45,6 +45,7 @@ from segsweep.sweeping.run import (
     begun,
     concluded,
     exhausted,
+    packed,
     pruner_of,
     score,
     sent,
@@ -52,6 +53,7 @@ from segsweep.sweeping.run import (
     watch,
 )
 from segsweep.sweeping.sharing import Beats, Claims, Owner, Server
+from segsweep.sweeping.study import trials_of
 from segsweep.tracking import client
 
 NAMED = 3  # folders that are named where any of them may get the report
@@ -76,7 +78,8 @@ def join(plan: Plan) -> list[FinalistResult]:
     name = plan.sweeper.study_name or "sweep"
     server, beats = None, None
     try:
-        backend = backend_of(plan, outlive=False)
+        trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
+        backend = packed(plan, backend_of(plan, outlive=False), plan.space.encoders, trials)
         server = Server(storage.parsed(plan.sweeper.storage or ""), name)
         beats = Beats(server)
         controller = _Controller(plan, server, beats, backend, sign)
@@ -123,7 +126,7 @@ class _Controller:
             self.files.retract()
             self.study.discard()
             raise
-        self.kept = replace(begun(plan), id=self.study.id)
+        self.kept = replace(begun(plan), id=self.study.id, elsewhere=True)
         self.concluded_before = self.study.remembered("ended")
 
     def _begin(self, own: Mapping[str, str]) -> None:
@@ -201,12 +204,15 @@ class _Controller:
     def _searched(self, search: SharedSearch, track: Tracking) -> list[FinalistResult] | None:
         """Search, and run finalists' repeats; rank them and score the winner if this controller leads, else None."""
         plan, study = self.plan, self.study
-        watch(search, study.n_trials, self.backend, plan.folder, track, self.sign)
+        if study.remembered("finalists") is None:  # else the search is over, by hydra.sweeper.timeout perhaps
+            watch(search, study.n_trials, self.backend, plan.folder, track, self.sign)
+        search.shared.leave_seat()
         if search.shared.sick:
             raise SweepError(search.shared.sick)
         if ended := exhausted(search, plan.sweeper.n_trials):
             console.note(ended)
         if plan.cross_validates:
+            self._wait_for_others(search)
             if not self._leads():
                 return None
             self.files.gather(search.trials.values())
@@ -236,6 +242,14 @@ class _Controller:
             self._score(results[0].winner)
             track.send(results[0].winner)
         return results
+
+    def _wait_for_others(self, search: SharedSearch) -> None:
+        """Wait until no trial of another controller runs: where the time is over, some still do."""
+        while search.shared.claims.living():
+            if self.sign.is_up():
+                raise Asked
+            time.sleep(1.0)
+        search.refresh()
 
     def _leads(self) -> bool:
         """Tell whether it is this controller that concludes the sweep, which none has since it joined."""
@@ -329,7 +343,8 @@ class _Controller:
             return
         winner.placed = list(self._shared(self.claims[0]).placed)
         score(self.plan.folder, winner, self.backend)
-        self.study.remember("winner", {"name": winner.name, "record": journal.packed(winner.run)})
+        if winner.run.tested:  # else the next start tries again
+            self.study.remember("winner", {"name": winner.name, "record": journal.packed(winner.run)})
 
     def _parent(self, make: Callable[[], str]) -> str:
         """Make the sweep's run in MLflow, or take up the one that another controller made."""

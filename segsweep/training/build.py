@@ -263,6 +263,12 @@ def decided_data(asked: Mapping[str, object], varied: Sequence[str]) -> list[tup
     return [(str(decision), decision.why) for decision in plan.decisions]
 
 
+def pixels(asked: Mapping[str, object]) -> str:
+    """Hash a sweep's decoded data with their split. Arguments and errors as of `decided_data`."""
+    config = read(RunConfig, asked, "asked")
+    return load(config.data, config.train.workers).store.digest
+
+
 def identity(asked: Mapping[str, object], encoders: Sequence[str]) -> dict[str, str]:
     """Say what the trainings of a sweep are made from, so that two machines can compare it.
 

@@ -193,7 +193,7 @@ def _refuse_complete(folder: Path, past: Run, asked: RunConfig) -> bool:
         return False  # only the test split is left to be scored
     unchanged = LIMITS(before) == LIMITS(asked.train)
     patience = asked.train.patience
-    waits = bool(patience) and done - max(past.best.epoch if past.best else 0, 1) >= patience
+    waits = patience is not None and done - max(past.best.epoch if past.best else 0, 1) >= patience
     if not unchanged and not waits and not (epochs and done >= epochs):
         return False
     if not _has_result(folder, past.end):
@@ -226,7 +226,8 @@ def _only_scored(folder: Path, past: Run, asked: RunConfig) -> bool:
     """Whether only the test split is left to be scored: the best model is enough for that."""
     if past.end is None or past.start is None or past.end.status != "complete" or not (folder / BEST).exists():
         return False
-    return LIMITS(past.start.asked.train) == LIMITS(asked.train) and asked.train.test and not past.start.settings.train.test
+    same = LIMITS(past.start.asked.train) == LIMITS(asked.train)
+    return same and asked.train.test and not past.start.settings.train.test
 
 
 def _refuse_another(training: Training, folder: Path, past: Run) -> None:

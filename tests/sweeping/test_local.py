@@ -117,6 +117,16 @@ def test_a_job_is_begun_anew_or_gone_on_with(backend, tmp_path):
     assert (tmp_path / "0" / "trial.json").exists()
 
 
+def test_what_an_earlier_start_has_ended_with_hides_nothing(backend, tmp_path):
+    begin(backend, "0", "train.epochs=2")
+    until_over(backend)
+    with journal.Journal(tmp_path / "0") as book:
+        book.write(End(1.0, "stopped", "somebody asked"))
+    job = begin(backend, "0", "refuses=3", resume=True)
+    _, ends = until_over(backend)
+    assert ends[job].error == "data"
+
+
 def test_a_run_of_something_else_is_left_alone(backend, tmp_path):
     begin(backend, "0", "train.epochs=1")
     until_over(backend)
@@ -141,6 +151,10 @@ def test_a_command_gets_its_folder_where_it_runs():
         (End(1.0, "failed", "of an old version"), 4, "out_of_memory"),
         (End(1.0, "failed", "of an old version"), None, "crash"),
         (End(1.0, "stopped", "terminated"), 143, None),
+        (End(1.0, "stopped", "somebody asked"), 0, None),
+        (End(1.0, "stopped", "then it failed"), 3, "data"),
+        (End(1.0, "complete", ""), 1, None),  # at its very end
+        (End(1.0, "complete", ""), 7, "disk"),
         (None, 2, "config"),
         (None, 3, "data"),
         (None, 1, "crash"),

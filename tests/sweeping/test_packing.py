@@ -145,6 +145,10 @@ def plan(folder, slots=PACKED, **train):
     )
 
 
+def packed(plan):
+    return run.packed(plan, run.backend_of(plan), plan.space.encoders, plan.sweeper.n_trials)
+
+
 def test_what_trainings_need_is_measured_and_said(tmp_path, two_gpus, monkeypatch, capsys):
     asked = []
 
@@ -154,21 +158,21 @@ def test_what_trainings_need_is_measured_and_said(tmp_path, two_gpus, monkeypatc
 
     monkeypatch.setattr(LocalBackend, "call", call)
     monkeypatch.setattr(run, "cores", lambda: 64)
-    assert run.backend_of(plan(tmp_path)).capacity == 6
+    assert packed(plan(tmp_path)).capacity == 6
     assert asked == [("segsweep.training.estimate:needs", ["resnet34", "resnet18"], "0")]
     said = capsys.readouterr().err
     assert "packed: 3 trials on each GPU, not more: one keeps the GPU busy for up to 30 % of the time" in said
 
 
 def test_where_seconds_are_the_budget_a_trial_has_its_gpu_to_itself(tmp_path, two_gpus, capsys):
-    assert run.backend_of(plan(tmp_path, time_budget=60.0)).capacity == 2
+    assert packed(plan(tmp_path, time_budget=60.0)).capacity == 2
     assert "packed: 1 trial on each GPU, not more: train.time_budget counts seconds" in capsys.readouterr().err
 
 
 def test_without_a_gpu_nothing_can_be_packed(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match=r"there is no GPU to share. Try hydra.sweeper.slots=auto."):
-        run.backend_of(plan(tmp_path))
+        packed(plan(tmp_path))
 
 
 @pytest.mark.gpu

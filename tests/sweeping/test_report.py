@@ -200,7 +200,7 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     said = report.summary(trials, first, sweep)
     assert "failed: 9; their messages are in out.log of each" in said
     assert "1 of 2" in said  # a finalist's repeats
-    assert "other images" in said  # no matrices were kept
+    assert "not comparable" in said  # no matrices were kept
     alone = "A finalist with one run has no spread between seeds"
     assert alone in said and alone in write(sweep).read_text()
     twice = [replace(place, runs=(place.trial, place.trial)) for place in first]

@@ -13,6 +13,7 @@ from segsweep.errors import ConfigError, DiskError
 from segsweep.runs.trial import load_all
 from segsweep.sweeping import about, pinned
 from segsweep.sweeping import run as module
+from segsweep.sweeping.about import CrossValidated
 from segsweep.sweeping.backends.local import LocalBackend
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.scheduler import drive
@@ -50,6 +51,37 @@ def test_weights_are_asked_for_once(tmp_path):
     assert workers.asked == [("segsweep.nn.weights:sources", ["resnet18", "resnet34"], "auto", None)]
     again = opened(wanted)
     assert pinned.weights(wanted, again, Calls({})) == workers.sources
+
+
+@pytest.mark.parametrize("key", ("encoder.weights_file", "encoder.pretrained"))
+def test_weights_that_are_varied_are_not_looked_for(tmp_path, key):
+    wanted, workers = plan(tmp_path, Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")), Calls({})
+    assert pinned.weights(wanted, opened(wanted), workers) == {}
+    assert not workers.asked
+
+
+def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
+    wanted = plan(tmp_path)
+    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))
+    pinned.refuse_other_data(wanted, opened(wanted), Calls("digest"))
+    pinned.refuse_other_data(wanted, opened(wanted), Calls("digest"))
+    with pytest.raises(ConfigError, match=r"the data have changed since the sweep began.*hydra\.sweep\.dir=DIR"):
+        pinned.refuse_other_data(wanted, opened(wanted), Calls("another"))
+
+
+def test_a_cross_validation_that_goes_on_is_scored_anew(tmp_path):
+    wanted = plan(tmp_path)
+    first = [CrossValidated([], "resnet18", [], 3)]
+    replace(module.begun(wanted), cross_validation=first, finalists=["1"]).save(tmp_path)
+    again = module.begun(wanted)
+    assert (again.cross_validation, again.finalists) == ([], ["1"])
+
+
+def test_seconds_are_equal_where_they_alone_end_a_trial(tmp_path):
+    wanted = plan(tmp_path)
+    assert module.begun(wanted).budget == "epochs"
+    timed = replace(wanted, base=replace(wanted.base, train=TrainConfig(time_budget=60)))
+    assert module.begun(timed).budget == "seconds"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -92,6 +93,26 @@ def test_a_range_has_the_values_that_one_reads(planned):
     assert [warmup.typed(cell["optim.warmup"], "") for cell in grid(Space((warmup,), ""))] == [
         *("optim.warmup=0.3", "optim.warmup=0.4", "optim.warmup=0.5")
     ]
+
+
+def test_an_interval_has_whole_numbers_where_a_key_takes_no_others(planned):
+    typed = [
+        "train.batch_size=tag(log,interval(4,64))",
+        "optim.freeze_epochs=interval(0,3)",
+        "optim.warmup=interval(0,0.5)",
+    ]
+    found = plan(planned, "encoder=resnet18", "optim.lr=interval(1,2)", *typed)
+    assert found.space.distributions == {
+        "optim.lr": FloatDistribution(1, 2),
+        "train.batch_size": IntDistribution(4, 64, log=True),
+        "optim.freeze_epochs": IntDistribution(0, 3),
+        "optim.warmup": FloatDistribution(0, 0.5),
+    }
+
+
+def test_a_tilde_is_the_home_folder(planned, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plan(planned, "hydra.sweep.dir=~/sweeps/x").folder == tmp_path / "sweeps" / "x"
 
 
 def test_a_plain_value_fixes_a_key_of_params(planned):
@@ -230,6 +251,8 @@ def test_every_question_can_be_asked_from_anywhere(planned, path, tmp_path, monk
         (["hydra.sweeper.sampler=grid"], "optim.lr has infinitely many values"),
         (["hydra/sweeper=cv"], "data.fold=auto is each of data.folds: type data.folds=5."),
         (["encoder=resnet18", "optim.lr=choice(auto,0.1)", "optim.name=sgd"], "add optim.lr=0.05"),
+        (["train.batch_size=tag(log,range(4,256,4))"], "tag(log,...) is for intervals"),
+        (["hydra.sweep.dir="], "hydra.sweep.dir is empty. Type hydra.sweep.dir=DIR."),
         (["optim.momentum=choice(0.9,1.5)"], "optim.momentum=1.5: must be in [0, 1)"),
         (["optim.momentum=interval(0.5,1.5)"], "optim.momentum=1.5: must be in [0, 1)"),
         (["hydra.sweeper.repeat_points=seeds"], "must be one of none, seed. Try hydra.sweeper.repeat_points=seed"),

@@ -160,13 +160,17 @@ def failure(end: End | None, code: int | None) -> Failure | None:
     """Return the kind of failure that a job ended with; None if it is complete, or was stopped or killed.
 
     Args:
-        end: that its journal closes with.
+        end: that it has closed its journal with; None where it has not, whatever an earlier start has written.
         code: its exit code; None where it is not known, since the job was killed.
     """
     if end and end.status == "failed":
         return end.error or KINDS.get(code or 0, "crash")
-    signalled = code is None or code < 0 or code > 128
-    return None if signalled or (end and end.status != "failed") else KINDS.get(code or 0, "crash")
+    if code is None or code < 0 or code > 128:
+        return None
+    kind = KINDS.get(code, "crash")
+    if end is None or (end.status == "stopped" and code):
+        return kind
+    return "disk" if kind == "disk" else None  # it is complete, and its result could not be written
 
 
 def signalled(code: int | None) -> str:

@@ -84,8 +84,9 @@ class _Living:
     shared: int  # jobs that might be on its GPU when it began
     process: BaseProcess | None  # None: adopted
     pid: int
+    before: int = 0  # bytes of its journal that earlier starts have written
     seen: int = 0  # bytes of its journal
-    end: End | None = None  # the last record, if it is one
+    end: End | None = None  # the last record, if it is one of its own
     stopping: float | None = None  # when it was asked to stop
     killed: bool = False
 
@@ -105,11 +106,16 @@ class LocalBackend:
         self._most = max(self._slots_on.values(), default=1)  # jobs on a GPU
         self._living: dict[Id, _Living] = {}  # an id is the job's name here
         self._context = multiprocessing.get_context("forkserver")
+        self._preloaded = tuple(preloaded)
         self._context.set_forkserver_preload(list(preloaded))
         # Its other end is closed when this process ends, however it ends.
         self._alive: Connection | None = None
         if not outlive:
             self._alive, self._kept_open = self._context.Pipe(duplex=False)
+
+    def on(self, slots: Sequence[Slot]) -> "LocalBackend":
+        """Return a backend on other slots; this one has no jobs yet."""
+        return LocalBackend(self.folder, slots, self._preloaded, self._alive is None)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -140,9 +146,10 @@ class LocalBackend:
             return living
         if job.anew:
             clear(folder)
+        before = journal.size(folder)
         process = self._started(train, job, folder, claim, slot.environment, self._alive)
         assert process.pid is not None
-        self._living[Id(job.name)] = _Living(slot, self._shared(slot), process, process.pid)
+        self._living[Id(job.name)] = _Living(slot, self._shared(slot), process, process.pid, before)
         return Id(job.name)
 
     def adopt(self, name: str) -> Id | None:
@@ -257,7 +264,7 @@ class LocalBackend:
         ended = not (living.process.is_alive() if living.process else locks.holder(folder / CLAIM) == living.pid)
         records, living.seen = journal.read_from(folder, living.seen)
         if records:
-            living.end = records[-1] if isinstance(records[-1], End) else None
+            living.end = records[-1] if isinstance(records[-1], End) and living.seen > living.before else None
         if living.stopping is not None and not living.killed and time.monotonic() - living.stopping > PATIENCE:
             living.killed = True
             _signal(living.pid, signal.SIGKILL)
