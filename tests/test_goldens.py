@@ -186,7 +186,7 @@ def test_the_winner_of_an_old_sweep_is_found(root, goldens, tmp_path, capsys):
 
 def as_typed_then(text: str) -> str:
     """Without what a sweep decides once for all trials since then, which its commands say."""
-    planned = r"data\.(resize|zoom|foreground)|augmentation\.(scale|translate)"
+    planned = r"data\.(resize|zoom|foreground)|augmentation\.(scale|translate)|loss\.class_weights"
     return re.sub(r"\ndoubtful .*", "", re.sub(rf" ({planned})=[\w.]+", "", text))
 
 

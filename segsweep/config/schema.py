@@ -25,6 +25,7 @@ LOSSES = ("ce", "dice", "jaccard", "lovasz", "focal")  # segsweep/engine/losses.
 SCHEDULES = ("cosine", "onecycle", "constant")  # segsweep/training/optim.py
 VIEWS = {"none": 1, "hflip": 2, "flips": 4}  # that scoring averages over: segsweep/engine/scorer.py
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+FADING = "fading"  # of loss.class_weights
 EPOCHS = 10  # without train.epochs and train.time_budget
 
 
@@ -155,7 +156,9 @@ class LossConfig:
     gamma: float = key(2.0, "focal loss: exponent gamma; larger values give easy pixels less weight")
     label_smoothing: float = key(0.0, "ce: share of each pixel's target that is spread evenly over all classes")
     class_weights: Any = key(
-        None, "ce, focal: one weight for each class, as [1,5,2]; auto: median frequency balancing; default: equal"
+        FADING,
+        "ce, focal: one weight for each class, as [1,5,2]; auto: median frequency balancing; fading: with 3 classes or "
+        "more as auto at first, and equal in the end; null: equal",
     )
     pos_weight: Any = key(
         None, "ce, focal with two classes: weight of the foreground; auto: background pixels / foreground pixels"
@@ -166,16 +169,18 @@ class LossConfig:
             value = getattr(self, name)
             check(0 <= value < math.inf, f"loss.{name}", value, "0 or more")
         check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
-        if self.class_weights not in (None, "auto"):
-            valid = isinstance(self.class_weights, list) and all(is_positive(w) for w in self.class_weights)
-            check(valid, "loss.class_weights", self.class_weights, "auto or one number for each class, as [1,5,2]")
+        chosen_weights = None if self.class_weights == FADING else self.class_weights
+        if chosen_weights not in (None, "auto"):
+            valid = isinstance(chosen_weights, list) and all(is_positive(w) for w in chosen_weights)
+            told = "fading, auto, null or one number for each class, as [1,5,2]"
+            check(valid, "loss.class_weights", chosen_weights, told)
         if self.pos_weight not in (None, "auto"):
             check(is_positive(self.pos_weight), "loss.pos_weight", self.pos_weight, "auto or a number above 0")
-        if self.class_weights is not None and self.pos_weight is not None:
+        if chosen_weights is not None and self.pos_weight is not None:
             raise ConfigError("loss.class_weights and loss.pos_weight say the same thing twice: drop one of the two.")
         chosen = [name for name in LOSSES if getattr(self, name)]
         for name, users in (("class_weights", "ce focal"), ("pos_weight", "ce focal"), ("label_smoothing", "ce")):
-            value, wanted = getattr(self, name), users.split()
+            value, wanted = chosen_weights if name == "class_weights" else getattr(self, name), users.split()
             if value and chosen and not set(chosen) & set(wanted):
                 what = f"is of {' and '.join(wanted)}, and the loss is {' and '.join(chosen)}"
                 raise ConfigError(f"loss.{name}={value}: {what}. Add loss.ce=1, or drop it.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segsweep.config.schema import FADING
 from segsweep.data.labels import VOID
 from segsweep.errors import ConfigError
 
@@ -136,7 +137,7 @@ TERMS: dict[str, Term] = {"ce": cross_entropy, "dice": dice, "jaccard": jaccard,
 
 def build(
     terms: Mapping[str, float],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
     gamma: float = 2.0,
     label_smoothing: float = 0.0,
     device: torch.device | None = None,
@@ -145,14 +146,15 @@ def build(
 
     Args:
         terms: weight by the name in `TERMS`; 0 leaves one out.
-        weights: of the classes, for ce and focal; `gamma` is focal's, `label_smoothing` is ce's.
+        weights: of the classes, for ce and focal; `gamma` is focal's, `label_smoothing` is ce's. A tensor `k` float32
+            on the device may change later.
         device: where logits will be; elsewhere the weights are copied there, and waited for, at each call.
 
     Raises ConfigError: all terms are 0.
     """
     if not any(terms.values()):
         raise ConfigError(f"loss: every weight is 0. Set one of {', '.join(f'loss.{name}' for name in terms)}.")
-    of_classes = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
+    of_classes = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=device)
     arguments: dict[str, dict[str, object]] = {
         "ce": {"weights": of_classes, "label_smoothing": label_smoothing},
         "focal": {"weights": of_classes, "gamma": gamma},
@@ -168,6 +170,33 @@ def build(
     return loss
 
 
+class FadingLoss:
+    """A loss whose class weights become equal in the course of a training.
+
+    The weights are the first ones to the power of the share that is left: rare classes are learnt early, and common
+    ones are not given up for them in the end.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, float],
+        weights: Sequence[float],
+        gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+        device: torch.device | None = None,
+    ):
+        self._first = torch.tensor(weights, dtype=torch.float32, device=device)
+        self._now = self._first.clone()  # one tensor for good: a compiled loss reads it
+        self._loss = build(terms, self._now, gamma, label_smoothing, device)
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self._loss(logits, target)
+
+    def advance(self, done: float) -> None:
+        """Set the weights to what they are when this share of the training is done."""
+        torch.pow(self._first, 1 - done, out=self._now)
+
+
 def class_weights(
     names: Sequence[str], pixels: Sequence[int], given: str | Sequence[float] | None, pos_weight: str | float | None
 ) -> list[float] | None:
@@ -176,7 +205,8 @@ def class_weights(
     Args:
         names, pixels: of each class; pixels in the training split.
         given: the weights, or "auto": median frequency balancing, the median share of a class over the class's own
-            (https://arxiv.org/abs/1411.4734), up to `LARGEST_WEIGHT`; classes without a pixel get 1.
+            (https://arxiv.org/abs/1411.4734), up to `LARGEST_WEIGHT`; classes without a pixel get 1. "fading": the
+            same for three classes or more, as those that a `FadingLoss` begins with.
         pos_weight: two classes: of the foreground, the background having 1; "auto": background over foreground.
 
     Raises ConfigError: a weight too few or too many, or a pos_weight for several classes.
@@ -187,7 +217,7 @@ def class_weights(
             raise ConfigError(f"loss.pos_weight={pos_weight}: {told}")
         weight = pixels[0] / max(pixels[1], 1) if pos_weight == "auto" else float(pos_weight)
         return [1.0, min(weight, LARGEST_WEIGHT) if pos_weight == "auto" else weight]
-    if given is None:
+    if given is None or (given == FADING and len(names) == 2):
         return None
     if isinstance(given, str):
         present = sorted(n for n in pixels if n)

@@ -15,7 +15,7 @@ from segsweep.data.batches import Batch
 from segsweep.engine.casting import AtOnce
 from segsweep.engine.device import mark_compiled
 from segsweep.engine.execution import Execution, unchanged
-from segsweep.engine.losses import Loss
+from segsweep.engine.losses import FadingLoss, Loss
 from segsweep.errors import first_line
 from segsweep.world import SINGLE, World
 
@@ -61,6 +61,11 @@ class TrainStep:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         return reduce(torch.add, parts), images
+
+    def advance(self, done: float) -> None:
+        """Say which share of the training is done; the weights of a `FadingLoss` follow it."""
+        if isinstance(self.loss, FadingLoss):
+            self.loss.advance(done)
 
     def _called_for(self, model: nn.Module, batch: Batch) -> "_Called":
         """What is called in the model's place; where it depends on it, made anew when other parameters train."""

@@ -6,6 +6,7 @@ from optuna.trial import TrialState
 
 from segsweep.config.checks import flat
 from segsweep.config.keys import named
+from segsweep.config.schema import FADING
 from segsweep.errors import ConfigError
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.plan import Plan
@@ -14,6 +15,7 @@ from segsweep.sweeping.study import Study
 # What trials of a study had that was begun before there were plans.
 BEFORE_PLANS: dict[str, object] = {"data.size": "[256,256]", "data.zoom": 1.0, "data.foreground": 0.0}
 BEFORE_PLANS |= {"train.batch_size": 16, "augmentation.scale": 0.25, "augmentation.translate": 0.05}
+BEFORE_PLANS |= {"loss.class_weights": "null"}
 
 
 def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
@@ -63,10 +65,20 @@ def decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
     if known is None and (study.remembered("decided") or study.trials(TrialState.COMPLETE, TrialState.PRUNED)):
         asked = dict(flat(asdict(plan.base)))
         values = {**BEFORE_PLANS, **(study.remembered("decided") or {})}
-        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not named(key, varied)]
+        left = [key for key in values if asked[key] in ("auto", FADING) and not named(key, varied)]
+        return [f"{key}={values[key]}" for key in left]
     if known is None:
         known = []
         if plan.plans_once:
             known = backend.call("segsweep.training.build:decided_data", asdict(plan.base), varied)
         study.remember("plan", known)
-    return [word for word, _ in known]
+    words = [word for word, _ in known]
+    if _began_before_fading(study) and plan.base.loss.class_weights == FADING:
+        words += [] if named("loss.class_weights", varied) else ["loss.class_weights=null"]
+    return words
+
+
+def _began_before_fading(study: Study) -> bool:
+    """Tell whether trials were begun before class weights could fade: since then the data are remembered, too."""
+    started = study.trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return bool(started) and study.remembered("pixels") is None and study.remembered("begun") is None

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from segsweep import console
 from segsweep.config.checks import read
-from segsweep.config.schema import DataConfig, LossConfig, RunConfig, TrainConfig
+from segsweep.config.keys import named
+from segsweep.config.schema import FADING, DataConfig, LossConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches, as_it_is
 from segsweep.data.dataset import Dataset, evenly_spaced, open_dataset
@@ -38,7 +39,7 @@ from segsweep.nn.tiles import limit
 from segsweep.runs.records import Start
 from segsweep.training import normalization, optim
 from segsweep.training.autotune import Tuned, Workload, tune
-from segsweep.training.plan import Decision, length, plan_data
+from segsweep.training.plan import Decision, length, plan_data, weigh
 from segsweep.training.resolve import Facts, resolve
 from segsweep.training.state import TrainState
 from segsweep.world import SINGLE, World
@@ -60,7 +61,8 @@ class Training:
     data: Dataset
     fingerprint: Fingerprint
     state: TrainState
-    loss: losses.Loss
+    loss: losses.Loss  # as validation computes it, the same in all epochs
+    train_loss: losses.Loss
     tuned: Tuned
     world: World = SINGLE  # the processes that train together
 
@@ -86,7 +88,7 @@ class Training:
 
     def step(self) -> TrainStep:
         tuned = self.tuned
-        return TrainStep(tuned.execution, self.loss, self.settings.train.grad_clip, self.world, tuned.kind)
+        return TrainStep(tuned.execution, self.train_loss, self.settings.train.grad_clip, self.world, tuned.kind)
 
     def train_batches(self) -> TrainBatches:
         data, train = self.settings.data, self.settings.train
@@ -200,8 +202,8 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
     if settings.train.checkpointing and checkpoint_gradients(model, tried).isdisjoint(model.encoder.modules()):
         log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
-    loss = _loss(settings.loss, facts, device)
-    tuned = _tuned(settings, asked, model, loss, shown, before, world)
+    loss, train_loss = _losses(settings.loss, facts, device)
+    tuned = _tuned(settings, asked, model, train_loss, shown, before, world)
     if open_ended and not before and tuned.rates:
         longer = length(plan, seen, max(tuned.rates.values()) * world.size)
         if further := longer.decisions[len(decisions) :]:
@@ -221,7 +223,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     average = optim.Average(model, settings.train.ema) if settings.train.ema else None
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
-    return Training(asked, settings, decisions, data, seen, state, loss, tuned, world)
+    return Training(asked, settings, decisions, data, seen, state, loss, train_loss, tuned, world)
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -260,6 +262,8 @@ def decided_data(asked: Mapping[str, object], varied: Sequence[str]) -> list[tup
     opened = load(config.data, config.train.workers)
     say(opened)
     plan = plan_data(Settings.of(config), fingerprint(opened), varied)
+    if not named("loss.class_weights", varied):
+        plan = weigh(plan, opened.labels.names, opened.counts("train")[:-1])
     return [(str(decision), decision.why) for decision in plan.decisions]
 
 
@@ -432,7 +436,12 @@ def _say_share(model: UNet, images: int, world: World) -> None:
         )
 
 
-def _loss(loss: LossConfig, facts: Facts, device: torch.device) -> losses.Loss:
+def _losses(loss: LossConfig, facts: Facts, device: torch.device) -> tuple[losses.Loss, losses.Loss]:
+    """Return the losses of validation and of training."""
     weights = losses.class_weights(facts.classes, facts.pixels, loss.class_weights, loss.pos_weight)
     terms = {name: getattr(loss, name) for name in losses.TERMS}
-    return losses.build(terms, weights, loss.gamma, loss.label_smoothing, device)
+    how = loss.gamma, loss.label_smoothing, device
+    if loss.class_weights == FADING and weights:
+        return losses.build(terms, None, *how), losses.FadingLoss(terms, weights, *how)
+    plain = losses.build(terms, weights, *how)
+    return plain, plain

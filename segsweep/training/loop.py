@@ -51,10 +51,10 @@ def fit(
 ) -> Iterator[Epoch]:
     """Train, and yield each epoch after its validation.
 
-    The learning rate follows the share of the training that is done: with `train.epochs` that is counted in steps, with
-    `train.time_budget` in seconds of training and validation, with both the larger share counts. What `train.patience`,
-    `train.seed` (of dropout, anew for each epoch, and for each of several micro-batches) and `optim.freeze_epochs` say
-    holds.
+    The learning rate, and the weights of a `FadingLoss`, follow the share of the training that is done: with
+    `train.epochs` that is counted in steps, with `train.time_budget` in seconds of training and validation, with both
+    the larger share counts. What `train.patience`, `train.seed` (of dropout, anew for each epoch, and for each of
+    several micro-batches) and `optim.freeze_epochs` say holds.
 
     Args:
         state: where to go on; kept up to date, to be saved.
@@ -90,7 +90,9 @@ def fit(
             done = ((number - 1) * len(batches) + done_steps) / total_steps if total_steps else 0.0
             if budget:
                 done = max(done, spent / budget)
-            lr = optim.set_lr(state.optimizer, schedule(min(done, 1.0)))
+            done = min(done, 1.0)
+            lr = optim.set_lr(state.optimizer, schedule(done))
+            step.advance(done)
             group = [train.seed, number, done_steps, world.rank * train.grad_accum]
             drawn = stall.over(micro_batches)
             step_loss, seen = step(state, _seeded(drawn, *group) if parts > 1 else drawn, train.grad_accum)

@@ -7,14 +7,14 @@ validation images of a few sets, five or ten minutes on one CPU core. The others
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from segsweep import console
 from segsweep.config.data import OF_CROPS, ZOOMS
 from segsweep.config.keys import named
-from segsweep.config.schema import EPOCHS, VIEWS
+from segsweep.config.schema import EPOCHS, FADING, VIEWS
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import ClassParts, Fingerprint
 from segsweep.data.geometry import Size
@@ -252,6 +252,23 @@ def length(plan: TrainingPlan, found: Fingerprint, images_per_s: float) -> Train
         return plan
     why = f"{EPOCHS} would take {EPOCHS * seconds / 60:.0f} minutes here; to train them anyway: train.epochs={EPOCHS}"
     return plan.fixing("train.epochs", epochs, why)
+
+
+def weigh(plan: TrainingPlan, classes: Sequence[str], pixels: Sequence[int]) -> TrainingPlan:
+    """Say whether class weights fade, where that is left open.
+
+    Args:
+        classes, pixels: names of the classes by index, and each one's pixels in the training split.
+    """
+    loss = plan.settings.loss
+    if loss.class_weights != FADING:
+        return plan
+    if len(classes) == 2 or not (loss.ce or loss.focal):
+        return plan.quietly(loss=replace(loss, class_weights=None))
+    share, rarest = min((n / sum(pixels), name) for name, n in zip(classes, pixels, strict=True) if n)
+    seldom = f"{rarest} has {100 * share:.2g} % of the pixels"
+    why = f"rare classes weigh more at first, and all the same in the end: {seldom}"
+    return plan.fixing("loss.class_weights", FADING, why)
 
 
 def tiles(plan: TrainingPlan, input_size: Size | None, found: Fingerprint) -> TrainingPlan:

@@ -7,7 +7,7 @@ from segsweep import catalog
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import Fingerprint
 from segsweep.engine import losses
-from segsweep.training.plan import TrainingPlan, plan_data, tiles
+from segsweep.training.plan import TrainingPlan, plan_data, tiles, weigh
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
         plan = plan.deciding("optim.encoder_lr_scale", rates.encoder_lr_scale, f"{share}, {source}")
     else:
         plan = plan.deciding("optim.encoder_lr_scale", 1.0, "random weights learn as fast as the decoder")
+    plan = weigh(plan, facts.classes, facts.pixels)
     photographs = facts.data.channels == 3 and (facts.data.lowest, facts.data.highest) == (0, 255)
     if wanted.data.window:
         plan = plan.deciding("data.normalize", "window", "data.window is given")

@@ -179,6 +179,7 @@ GOOD = [
     ("loss.lovasz", 3.5),
     ("loss.gamma", 0.0),
     ("loss.class_weights", "auto"),
+    ("loss.class_weights", "fading"),
     ("loss.class_weights", [1, 0.5, 20]),
     ("loss.pos_weight", "auto"),
     ("loss.pos_weight", 0.1),

@@ -500,6 +500,21 @@ def test_terms_of_weight_zero_are_not_computed(monkeypatch):
     assert losses.build({"ce": 1.0, "lovasz": 0.0})(logits, target).isfinite()
 
 
+def test_weights_that_fade_are_equal_in_the_end():
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    fading = losses.FadingLoss({"ce": 1.0, "dice": 1.0}, [0.25, 1.0, 16.0])
+    for done, weights in ((0.0, [0.25, 1.0, 16.0]), (0.5, [0.5, 1.0, 4.0]), (1.0, None)):
+        fading.advance(done)
+        assert torch.allclose(fading(logits, target), losses.build({"ce": 1.0, "dice": 1.0}, weights)(logits, target))
+
+
+def test_weights_fade_with_three_classes_and_more():
+    assert losses.class_weights("ab", [9, 1], "fading", None) is None
+    assert losses.class_weights("ab", [9, 1], "fading", 3.0) == [1.0, 3.0]
+    of_three = "abc", [9, 3, 1]
+    assert losses.class_weights(*of_three, "fading", None) == losses.class_weights(*of_three, "auto", None)
+
+
 def test_class_weights_are_for_cross_entropies_only():
     logits, target = case(3)
     for name in REGIONS:

@@ -60,6 +60,17 @@ def test_weights_that_are_varied_are_not_looked_for(tmp_path, key):
     assert not workers.asked
 
 
+@pytest.mark.parametrize("before", (True, False))
+def test_a_sweep_that_began_before_class_weights_faded_goes_on_without(tmp_path, before):
+    wanted = plan(tmp_path)
+    study = opened(wanted)
+    assert pinned.decided(wanted, study, Calls([("data.passes=6", "few")])) == ["data.passes=6"]
+    if not before:
+        study.remember("pixels", "digest")
+    study.ask()
+    assert pinned.decided(wanted, study, Calls([])) == ["data.passes=6", *["loss.class_weights=null"] * before]
+
+
 def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
     wanted = plan(tmp_path)
     wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(root="images")))

@@ -71,6 +71,7 @@ def test_pixels_are_shown_as_the_encoder_knows_them_where_it_knows_any():
 def test_weights_of_classes_become_numbers():
     assert decided(loss=LossConfig(ce=1, pos_weight="auto")).loss.pos_weight == 9
     assert decided(loss=LossConfig(ce=1, class_weights="auto")).loss.class_weights == [500 / 900, 5.0]
+    assert decided(loss=LossConfig(ce=1)).loss.class_weights is None, "two classes"
     with pytest.raises(ConfigError, match="one for each of the 2 classes"):
         decided(loss=LossConfig(ce=1, class_weights=[1, 2, 3]))
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from fingerprints import CELL, fingerprint
 
-from segsweep.config.schema import AugmentationConfig, DataConfig, RunConfig, TrainConfig
+from segsweep.config.schema import AugmentationConfig, DataConfig, LossConfig, RunConfig, TrainConfig
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import Range
-from segsweep.training.plan import RULES, length, plan_data, tiles
+from segsweep.training.plan import RULES, TrainingPlan, length, plan_data, tiles, weigh
 
 AUTO = AugmentationConfig(scale="auto", translate="auto")
 
@@ -195,6 +195,19 @@ def test_every_decision_is_a_line_with_what_to_type_and_its_reason():
         assert f" {decision.key}=" in line
     assert "data.size=[256,256]" in plan.table()
     assert planned(fingerprint(), resize="squash", size=64).table().startswith("plan")
+
+
+def test_class_weights_fade_where_three_classes_or_more_have_a_cross_entropy():
+    def weighed(classes, **loss):
+        settings = replace(Settings.of(RunConfig()), loss=LossConfig(**loss))
+        return weigh(TrainingPlan(settings), classes, [900, 90, 10][: len(classes)])
+
+    (decision,) = weighed("abc", ce=1.0).decisions
+    assert str(decision) == "loss.class_weights=fading"
+    assert decision.why.endswith("c has 1 % of the pixels")
+    for left in (weighed("ab", ce=1.0), weighed("abc", dice=1.0)):
+        assert (left.decisions, left.settings.loss.class_weights) == ((), None)
+    assert weighed("abc", ce=1.0, class_weights="auto").settings.loss.class_weights == "auto"
 
 
 @pytest.mark.parametrize(("images_per_s", "epochs"), [(100.0, None), (20.0, 7), (1.0, 3)])
