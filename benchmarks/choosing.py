@@ -2,6 +2,7 @@
 
     python benchmarks/choosing.py cells --core 0 &      # canvas x zoom
     python benchmarks/choosing.py arms --core 1         # one change of the recipe at a time
+    python benchmarks/choosing.py few --groups camvid super1 ebc2 --seeds 0 1   # some 250 steps: a newcomer's first run
     python benchmarks/choosing.py arms --table
     python benchmarks/choosing.py final --seeds 0 1 2   # ours beside careful, one core each; nothing else runs
 
@@ -65,6 +66,15 @@ ARMS = {
     "foreground": ("data.foreground=0.333",),
 }
 BASE = "base"  # the arm that cells have
+# Epochs and passes of some 250 steps of 16 images, at 128 px and a zoom of 0.5.
+FEW = {"camvid": (3, 4), "dsb2018": (4, 2), "kvasir": (5, 1), "super1": (4, 100), "ebc2": (4, 250)}
+FEW_ARMS = {
+    "base": ("loss.class_weights=null",),
+    "fading": ("loss.class_weights=fading",),
+    "auto": ("loss.class_weights=auto",),
+    "batch 8": ("loss.class_weights=null", "train.batch_size=8"),
+    "batch 8, fading": ("loss.class_weights=fading", "train.batch_size=8"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class Job:
 
     def length(self) -> tuple[int, int]:
         """Epochs, and how often each shows an image: as near to the group's seconds as whole numbers come."""
+        if self.stage == "few":
+            return FEW[self.group]
         group = (GROUPS | LARGE)[self.group]
         shown, scored = group.images * self.canvas**2, group.scored * self.zoom**2 * FORWARD
         total, found = group.seconds * RATE, []
@@ -128,6 +140,10 @@ def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> I
             for canvas, zoom in CELLS:
                 for group in groups:
                     yield Job(stage, group, f"{canvas} x {zoom:g}", seed, canvas, zoom, ARMS[BASE])
+        elif stage == "few":
+            for name in names or FEW_ARMS:
+                for group in (group for group in groups if group in FEW):
+                    yield Job(stage, group, name, seed, 128, 0.5, FEW_ARMS[name])
         else:
             for name in names or ARMS:
                 for group in groups:
@@ -169,13 +185,16 @@ def final(groups: list[str], seeds: list[int]) -> None:
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["cells", "arms", "final"])
+    parser.add_argument("stage", choices=["cells", "arms", "few", "final"])
     parser.add_argument("--groups", nargs="+", choices=[*GROUPS, *LARGE], default=list(GROUPS))
-    parser.add_argument("--names", nargs="+", choices=list(ARMS), default=[], help="arms; default: all")
+    parser.add_argument("--names", nargs="+", choices=[*ARMS, *FEW_ARMS], default=[], help="arms; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--core", type=int, help="run on this core alone")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     given = parser.parse_args()
+    arms = FEW_ARMS if given.stage == "few" else ARMS
+    if unknown := [name for name in given.names if name not in arms]:
+        parser.error(f"{given.stage} has no arm {unknown[0]}; it has {', '.join(arms)}")
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
     if given.stage == "final":

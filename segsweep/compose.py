@@ -163,8 +163,9 @@ def _is_option(group: str, name: str) -> bool:
 def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     """Return a run's configuration, as its record has it, with the data that somebody typed.
 
-    Only the words are composed, and nothing of the run: `data=NAME` takes the place of all the run's data; else each
-    `data.KEY=VALUE` of its own key. `train.workers` may be there, too.
+    Only the words are composed, and nothing of the run: `data=NAME` takes the place of all the run's data but a value
+    of `data.nodata`; else each `data.KEY=VALUE` of its own key, and of the places that would go before one that was
+    typed. `train.workers` may be there, too.
     """
     words = expanded(words)
     typed = [key_of(word) for word in words]
@@ -177,7 +178,7 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     data, train = composed["data"], asked.train
     if "data" not in typed:
         chosen = {name.split(".")[1] for name in typed if name.startswith("data.")}
-        left = {name: None for name in _superseded(chosen)}
+        left = dict.fromkeys(_superseded(asked.data, {name for name in chosen if data[name] is not None}))
         data = asdict(asked.data) | left | {name: value for name, value in data.items() if name in chosen}
     elif "data.nodata" not in typed and is_number(asked.data.nodata):
         data["nodata"] = asked.data.nodata  # which images the model has seen so
@@ -186,12 +187,17 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     return replace(asked, data=read(DataConfig, data, "data"), train=train)
 
 
-def _superseded(chosen: Collection[str]) -> set[str]:
+def _superseded(data: DataConfig, chosen: Collection[str]) -> set[str]:
     """Name the places of a run's data that would go before those that were typed."""
-    places = {"images", "masks", "annotations"}
-    if places & set(chosen):
-        return {"table"} - set(chosen)
-    return places if "root" in chosen else set()
+    pairs = {"images", "masks"}
+    if "table" in chosen:
+        return pairs - set(chosen)
+    if {*pairs, "annotations"} & set(chosen):
+        return {"table"}
+    if "root" not in chosen:
+        return set()
+    absolute_ones = {name for name in pairs if Path(getattr(data, name) or "").is_absolute()}  # others are below it
+    return absolute_ones | ({"annotations"} if data.images or not data.root else set())
 
 
 def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:

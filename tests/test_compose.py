@@ -42,7 +42,22 @@ def test_another_data_set_brings_its_own_section_whole():
     [
         ({"table": "/a.csv"}, ["data.images=/n/i", "data.masks=/n/m"], {"images": "/n/i", "masks": "/n/m"}),
         ({"images": "/a", "masks": "/b"}, ["data.root=/n"], {"root": "/n"}),
-        ({"name": "coco", "annotations": "/a.json", "root": "/a"}, ["data.root=/n"], {"name": "coco", "root": "/n"}),
+        ({"name": "coco", "annotations": "/a", "images": "/b"}, ["data.root=/n"], {"name": "coco", "root": "/n"}),
+        (
+            {"name": "coco", "annotations": "/a", "root": "/b"},
+            ["data.root=/n"],
+            {"name": "coco", "annotations": "/a", "root": "/n"},
+        ),
+        (
+            {"images": "*/i/*", "masks": "*/m/*", "root": "/a"},
+            ["data.root=/n"],
+            {"images": "*/i/*", "masks": "*/m/*", "root": "/n"},
+        ),
+        ({"images": "/a", "masks": "/b"}, ["data.table=/n.csv"], {"table": "/n.csv"}),
+        ({"images": "/a/i*", "masks": "/a/m*"}, ["data.root=/n"], {"root": "/n"}),
+        ({"root": "/a", "masks": "/b"}, ["data.root=/n"], {"root": "/n"}),
+        ({"name": "coco", "annotations": "/a"}, ["data.root=/n"], {"name": "coco", "root": "/n"}),
+        ({"table": "/a", "images": "/b"}, ["data.images=null"], {"table": "/a"}),
         ({"table": "/a.csv", "root": "/a"}, ["data.root=/n"], {"table": "/a.csv", "root": "/n"}),
         ({"images": "/a", "masks": "/b"}, ["data.masks=/n"], {"images": "/a", "masks": "/n"}),
     ],

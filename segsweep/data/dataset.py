@@ -3,7 +3,7 @@
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from segsweep.data import masks, split
 from segsweep.data.labels import VOID, Hints, Labels, labels
 from segsweep.data.masks import shown
 from segsweep.data.scan import Decoding
-from segsweep.data.source import Sample, Unusable, refuse, same_keys, source, told_by_part
+from segsweep.data.source import PLACES, Sample, Unusable, refuse, same_keys, source, told_by_part
 from segsweep.data.split import SPLIT
 from segsweep.data.store import Store, Watch, open_store, unwatched
 from segsweep.data.summary import DataSummary, PartSummary
@@ -106,6 +106,15 @@ class Dataset:
                     hashed.update(hashlib.file_digest(file, "sha256").digest())
         return hashed.hexdigest()[:16]
 
+    def ordered(self, names: Sequence[str]) -> "Dataset":
+        """Return the data with their classes in the order in which a model has learnt them, if that differs.
+
+        As they are where these are other classes. Two keep their order: the second one is what is scored.
+        """
+        own = self.labels.names
+        differs = len(own) > 2 and own != tuple(names) and sorted(own) == sorted(names)
+        return replace(self, labels=self.labels.ordered(names)) if differs else self
+
     def write_split(self, folder: Path) -> None:
         """Write down in `SPLIT` which image is in which part; `split.read_split` reads it."""
         with (folder / SPLIT).open("w", newline="", encoding="utf-8") as file:
@@ -170,7 +179,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         DataError: files or masks that cannot be used, or too few of them.
     """
     origin = source(data.name)
-    _refuse_unread(data)
+    _refuse_unread(data, getattr(origin, "READS", PLACES))
     found = origin.find(data)
     found = replace(found, samples=told_by_part(found.samples))
     repeated = same_keys(found.samples)
@@ -245,11 +254,11 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     return dataset
 
 
-def _refuse_unread(data: DataConfig) -> None:
+def _refuse_unread(data: DataConfig, reads: Collection[str]) -> None:
     """Refuse a place that the kind of data does not look at."""
-    unread = {"folder": (), "coco": ("masks", "table")}.get(data.name, ("images", "masks", "table"))
-    if given := [name for name in unread if getattr(data, name)]:
-        raise ConfigError(f"data.{given[0]}: data={data.name} does not read it. Drop it, or type data=folder.")
+    if given := [name for name in PLACES if name not in reads and getattr(data, name)]:
+        told = f"Drop it, or type data=folder, or data.{given[0]}=null"
+        raise ConfigError(f"data.{given[0]}: data={data.name} does not read it. {told}.")
 
 
 def _unused_split(shares: Sequence[float], samples: Sequence[Sample], in_folds: bool) -> list[str]:

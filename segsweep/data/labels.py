@@ -36,6 +36,15 @@ class Labels:
         """The number of logits of the model: one for a binary task, else one for each class."""
         return 1 if len(self.names) == 2 else len(self.names)
 
+    def ordered(self, names: Sequence[str]) -> "Labels":
+        """Return the same classes in another order."""
+        order = [self.names.index(name) for name in names]
+        table = np.full_like(self.table, VOID)
+        for new, old in enumerate(order):
+            table[self.table == old] = new
+        groups, originals = tuple(self.groups[old] for old in order), tuple(self.originals[old] for old in order)
+        return replace(self, names=tuple(names), table=table, groups=groups, originals=originals)
+
 
 @dataclass(frozen=True)
 class Hints:
@@ -113,8 +122,8 @@ def labels(
     Args:
         counts: pixels for each mask value as it is stored, over the whole data set.
         classes: names of the classes with the values 0, 1, ...; or of some of the `known` ones; or names with their
-            value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a first
-            class "background". Of two classes that one is always the first.
+            value or colour `[r, g, b]`, or a list of them to merge. Where names leave values over, these become a
+            class "background". A class of that name is always the first.
         ignore_index: value or colour of void pixels.
         known: the source's own classes by name.
         values: what each stored value stands for; default: itself.

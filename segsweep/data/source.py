@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from segsweep.errors import ConfigError, DataError, first_line
 from segsweep.paths import override
 
 SPLITS = ("train", "val", "test")
+PLACES = ("images", "masks", "table")  # keys of data that may say where files are, beside root and annotations
 PATHS = 100  # by which links may lead to one folder: more are a maze, as below /sys
 
 
@@ -48,6 +49,7 @@ class Source(Protocol):
     """A module in `segsweep/data/sources/`: `data=NAME` calls its `find`."""
 
     CLASSES: Mapping[str, int]  # mask values by class name, where the source knows them; a module may lack it
+    READS: Collection[str]  # of `PLACES`, those that `find` looks at; a module that lacks it looks at all
 
     @staticmethod
     def find(data: DataConfig) -> Pairs:

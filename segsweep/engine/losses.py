@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segsweep.config.schema import FADING
 from segsweep.data.labels import VOID
 from segsweep.errors import ConfigError
 
@@ -206,7 +205,7 @@ def class_weights(
         names, pixels: of each class; pixels in the training split.
         given: the weights, or "auto": median frequency balancing, the median share of a class over the class's own
             (https://arxiv.org/abs/1411.4734), up to `LARGEST_WEIGHT`; classes without a pixel get 1. "fading": the
-            same for three classes or more, as those that a `FadingLoss` begins with.
+            same, as those that a `FadingLoss` begins with.
         pos_weight: two classes: of the foreground, the background having 1; "auto": background over foreground.
 
     Raises ConfigError: a weight too few or too many, or a pos_weight for several classes.
@@ -217,7 +216,7 @@ def class_weights(
             raise ConfigError(f"loss.pos_weight={pos_weight}: {told}")
         weight = pixels[0] / max(pixels[1], 1) if pos_weight == "auto" else float(pos_weight)
         return [1.0, min(weight, LARGEST_WEIGHT) if pos_weight == "auto" else weight]
-    if given is None or (given == FADING and len(names) == 2):
+    if given is None:
         return None
     if isinstance(given, str):
         present = sorted(n for n in pixels if n)

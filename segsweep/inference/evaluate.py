@@ -120,6 +120,7 @@ def evaluate(
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
         raise ConfigError(f"--name {name}: must be the name of a folder: letters, digits and . _ + -")
     run, info = journal.started(found.run), described(found.model)
+    data = data.ordered(info.classes)
     start = run.starts[-1]
     same = data.store.digest == start.data_digest
     rows = read_split(found.run) if same or (found.run / SPLIT).is_file() else []

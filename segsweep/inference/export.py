@@ -185,7 +185,7 @@ def preparation(info: ModelInfo) -> str:
     """Return what `segsweep predict` does to an image first; users of an exported model must do it themselves."""
     if not info.resamples:
         height, width = info.tile or info.size
-        tiled = f"as they are up to {height}x{width}; larger ones in overlapping tiles of that size"
+        tiled = f"at {height}x{width}: smaller ones padded by repeating the edge, larger ones in overlapping tiles"
         return f"{tiled}, as in training and by segsweep predict" if info.filled else "as they are"
     brought = f"resized to {info.size[0]}x{info.size[1]} first"
     how = {

@@ -49,7 +49,7 @@ class About:
     cross_validation: list[CrossValidated] = field(default_factory=list)  # its settings, best first, once it is over
     id: str = ""  # names it in its study, wherever its folder is moved
     repeats: list[str] = field(default_factory=list)  # names of the finalists' trainings that count; empty: all
-    elsewhere: bool = False  # other controllers take part, and this folder's has not concluded the sweep
+    shared: bool = False  # other controllers may take part
 
     def save(self, folder: Path) -> None:
         with locked(folder / f".{NAME}.lock"):  # of several controllers that share the folder

@@ -85,11 +85,19 @@ def _pooled(runs: Sequence[tuple[Path, Trial]]) -> _Pooled | None:
     """Join the validation images of all folds; None where matrices are missing or do not fit together."""
     matrices: list[Matrices] = []
     groups: list[str] = []
+    classes: list[str] = []  # in the order of the first fold: folds of an older version may have another
     for folder, trial in runs:
         scored = finalists.read([(folder, trial.run)])
         if not scored:
             return None
         ((keys, (own,)),) = scored.items()
+        named = trial.run.start.classes if trial.run.start else []
+        classes = classes or named
+        if sorted(named) != sorted(classes):
+            return None
+        if named != classes:
+            order = [named.index(name) for name in classes]
+            own = own[:, order][:, :, order]
         of = _groups(folder)
         groups += [of.get(key, key) for key in keys]
         matrices.append(own)

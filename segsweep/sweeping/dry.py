@@ -8,15 +8,14 @@ from segsweep.process import show
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.live import duration
 from segsweep.sweeping.plan import Plan
-from segsweep.sweeping.run import backend_of, packed
+from segsweep.sweeping.run import backend_for
 from segsweep.sweeping.space import ENCODER, LR
 from segsweep.sweeping.study import grid, trials_of
 
 
 def run(plan: Plan) -> None:
     """Print the cost of the sweep; start no training and make no folder. Raises what `told` raises."""
-    trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
-    backend = packed(plan, backend_of(plan), plan.space.encoders, trials)
+    backend = backend_for(plan)
     try:
         show(told(plan, backend))
     finally:

@@ -140,8 +140,8 @@ def sync(folder: Path, uri: str | None = None) -> str:
         run_id = mirror.open(since=min(times))
         for trial in every:
             mirror.send(trial, locks.alive(folder / trial.name))
-        if kept.elsewhere:
-            return run_id  # whoever concludes the sweep says what became of it
+        if kept.shared and kept.state != "complete":
+            return run_id  # another controller may have concluded the sweep, or still train
         results = report.results(folder, trials)
         state = "stopped" if kept.state == "running" else kept.state  # it was killed
         mirror.close(state, kept.reason or report.summary(trials, results, folder), results, max(times))

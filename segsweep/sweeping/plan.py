@@ -83,6 +83,11 @@ class Plan:
         return not any(named(key, DATA) for key in self.space.distributions if key not in SHOWN)
 
     @property
+    def weights_varied(self) -> bool:
+        """Tell whether trials differ in where their encoders' weights come from."""
+        return bool({"encoder.pretrained", "encoder.weights_file"} & self.space.distributions.keys())
+
+    @property
     def open_ended(self) -> bool:
         """Tell whether nobody says how long trials train: by itself each would decide by its own encoder's speed."""
         train = self.base.train
@@ -99,6 +104,9 @@ class Plan:
         Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
         """
         source = sources.get(encoder)
+        if "encoder.pretrained" not in self.space.distributions and self.weights_varied:
+            # Each trial finds its own weights, and is refused where there are none.
+            source = "file" if self.base.encoder.pretrained != "auto" or self.sweeper.mixed_weights else "any"
         length = [f"train.epochs={EPOCHS}"] if self.open_ended else []
         pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
         return [*self.fixed, *decided, *length, *typed, *pinned]

@@ -51,8 +51,7 @@ def run(plan: Plan) -> list[FinalistResult]:
     try:
         held = storage.hold(plan.sweeper.storage, plan.sweeper.study_name or "sweep")
         # Slots first: they need nothing written.
-        trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
-        backend = packed(plan, backend_of(plan), plan.space.encoders, trials)
+        backend = backend_for(plan)
         kept = begun(plan)
         study = _study(plan, kept.id)
         sources = pinned.weights(plan, study, backend)
@@ -88,6 +87,12 @@ def backend_of(plan: Plan, outlive: bool = True) -> Backend:
         return RayBackend(plan.folder, asked.address, None if asked.slots == "auto" else asked.slots, asked.gpus)
     on_cpu = plan.base.train.device == "cpu"
     return LocalBackend(plan.folder, slots(asked.slots, on_cpu), outlive=outlive)
+
+
+def backend_for(plan: Plan, outlive: bool = True) -> Backend:
+    """Return what runs a sweep's trials; with slots=packed several of them on each GPU. Otherwise as `backend_of`."""
+    trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
+    return packed(plan, backend_of(plan, outlive), plan.space.encoders, trials)
 
 
 def packed(plan: Plan, backend: Backend, encoders: Sequence[str], trials: int) -> Backend:
@@ -188,7 +193,7 @@ def concluded(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistRes
     text = report.summary(trials, results, plan.folder)
     show(text)
     write(plan.folder)
-    replace(about.load(plan.folder), state="complete", elsewhere=False).save(plan.folder)
+    replace(about.load(plan.folder), state="complete").save(plan.folder)
     return text
 
 

@@ -29,6 +29,7 @@ class Screened:
     short_epochs: int = 0  # of the short trainings
     chosen: list[str] = field(default_factory=list)  # best first, once it is over
     full: str = ""  # the full sweep's command, once it is over
+    fades: bool = False  # whether what is said of class weights is in `decided`; older versions knew nothing of it
 
     @property
     def compared(self) -> list[str]:

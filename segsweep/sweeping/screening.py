@@ -12,6 +12,7 @@ from pathlib import Path
 
 from segsweep import catalog, console
 from segsweep.config.checks import read_value
+from segsweep.config.schema import FADING
 from segsweep.config.screen import ScreenConfig
 from segsweep.config.sweeper import PREFIX
 from segsweep.errors import Asked, ConfigError, DiskError, SweepError, Terminated
@@ -71,9 +72,7 @@ def run(plan: Plan, asked: ScreenConfig) -> Screened | None:
     lock, backend, kept = locks.FolderLock(plan.folder, "sweep"), None, None
     try:
         backend = backend_of(plan)
-        kept = _prepared(plan, asked, backend)
-        if not asked.dry:
-            backend = packed(plan, backend, kept.compared, len(kept.compared))
+        kept, backend = _prepared(plan, asked, backend)
         show(cost(kept, asked, backend.capacity))
         if asked.dry:
             return None
@@ -92,8 +91,8 @@ def run(plan: Plan, asked: ScreenConfig) -> Screened | None:
         lock.release()
 
 
-def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
-    """Find out what is compared: the weights that fit and can be had, and what all jobs have alike."""
+def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> tuple[Screened, Backend]:
+    """Find out what is compared, the weights that fit and can be had, with what all jobs have alike; and where."""
     if plan.base.encoder.pretrained is False:
         raise ConfigError("encoder.pretrained=false: a screening compares pretrained weights. Drop it.")
     if (plan.folder / NAME).exists():
@@ -109,7 +108,10 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
         words = backend.call("segsweep.training.build:decided_data", asdict(plan.base), ["encoder"])
         for word, why in words:
             console.note(f"plan: {word}  {why}")
-        before = Screened(plan.command, list(plan.fixed), [word for word, _ in words])
+        before = Screened(plan.command, list(plan.fixed), [word for word, _ in words], fades=True)
+    if not before.fades and plan.base.loss.class_weights == FADING:  # its first jobs were begun before weights could
+        before = replace(before, decided=[*before.decided, "loss.class_weights=null"])
+    before = replace(before, fades=True)
     names = [catalog.tagged(name) for name in plan.space.encoders]
     counted = {name: catalog.counted().get(name.partition(".")[0]) for name in names}
     if unknown := [name for name, row in counted.items() if row is None]:
@@ -139,19 +141,25 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> Screened:
         seconds = _seconds(rest, gflop, plan, backend)
     kept = replace(before, command=plan.command, gflop=gflop, parameters=parameters)
     kept = replace(kept, sources=sources, left_out=left_out, seconds=seconds, short_epochs=asked.short_epochs)
+    backend = packed(_untaught(plan), backend, rest, len(rest))
     begun = {trial.encoder for trial in load_all(plan.folder, steps(asked)[0].name)}
-    return _within(kept, asked, backend.capacity, begun)
+    return _within(kept, asked, backend.capacity, begun), backend
 
 
 def _seconds(names: Sequence[str], gflop: Mapping[str, float], plan: Plan, backend: Backend) -> dict[str, float]:
     """Estimate an epoch's seconds with each encoder: one of middling cost is timed, the others go by their GFLOP."""
     timed = sorted(names, key=gflop.__getitem__)[len(names) // 2]
     console.note(f"timing a few steps with {timed}")
-    # Random weights take as long, and nothing has to be fetched for `dry`.
-    encoder = replace(plan.base.encoder, pretrained=False, weights_file=None)
-    base = replace(plan.base, encoder=encoder, train=replace(plan.base.train, epochs=1, time_budget=None))
-    found = backend.call("segsweep.training.estimate:estimates", asdict(base), [timed], dict(backend.environment))
+    asked = asdict(_untaught(plan).base)
+    found = backend.call("segsweep.training.estimate:estimates", asked, [timed], dict(backend.environment))
     return {name: found[timed]["seconds"] * gflop[name] / gflop[timed] for name in names}
+
+
+def _untaught(plan: Plan) -> Plan:
+    """Return the plan with an epoch from random weights, which takes as long and fetches nothing."""
+    encoder = replace(plan.base.encoder, pretrained=False, weights_file=None)
+    train = replace(plan.base.train, epochs=1, time_budget=None)
+    return replace(plan, base=replace(plan.base, encoder=encoder, train=train))
 
 
 def _within(kept: Screened, asked: ScreenConfig, slots: int, begun: Collection[str] = ()) -> Screened:

@@ -41,11 +41,10 @@ from segsweep.sweeping.mirror import Tracking
 from segsweep.sweeping.plan import Plan, again
 from segsweep.sweeping.run import (
     announce,
-    backend_of,
+    backend_for,
     begun,
     concluded,
     exhausted,
-    packed,
     pruner_of,
     score,
     sent,
@@ -53,7 +52,6 @@ from segsweep.sweeping.run import (
     watch,
 )
 from segsweep.sweeping.sharing import Beats, Claims, Owner, Server
-from segsweep.sweeping.study import trials_of
 from segsweep.tracking import client
 
 NAMED = 3  # folders that are named where any of them may get the report
@@ -78,8 +76,7 @@ def join(plan: Plan) -> list[FinalistResult]:
     name = plan.sweeper.study_name or "sweep"
     server, beats = None, None
     try:
-        trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
-        backend = packed(plan, backend_of(plan, outlive=False), plan.space.encoders, trials)
+        backend = backend_for(plan, outlive=False)
         server = Server(storage.parsed(plan.sweeper.storage or ""), name)
         beats = Beats(server)
         controller = _Controller(plan, server, beats, backend, sign)
@@ -126,7 +123,7 @@ class _Controller:
             self.files.retract()
             self.study.discard()
             raise
-        self.kept = replace(begun(plan), id=self.study.id, elsewhere=True)
+        self.kept = replace(begun(plan), id=self.study.id, shared=True)
         self.concluded_before = self.study.remembered("ended")
 
     def _begin(self, own: Mapping[str, str]) -> None:
@@ -308,8 +305,7 @@ class _Controller:
         own = {"segsweep": segsweep.__version__, "optuna": optuna.__version__}
         own |= {f"hydra.sweeper.{name}": str(getattr(plan.sweeper, name)) for name in alike}
         if plan.plans_once:
-            varied = {"encoder.pretrained", "encoder.weights_file"} & plan.space.distributions.keys()
-            encoders = [] if varied else list(plan.space.encoders)
+            encoders = [] if plan.weights_varied else list(plan.space.encoders)
             own |= self.backend.call("segsweep.training.build:identity", asdict(plan.base), encoders)
         return own
 

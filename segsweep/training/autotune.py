@@ -125,7 +125,7 @@ def tune(
     )
     if train.compile == "auto" and device.type == "cuda":
         seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
-        kept = world.agreed(devices.was_compiled(place))
+        kept = world.size == 1 and devices.was_compiled(place)  # with several it is another program
         execution = replace(execution, compile=seconds >= (COMPILED_PAYS if kept else COMPILE_PAYS))
     return Tuned(execution, answer["micro_batch"], rates, devices.convolution_peak(device, execution.precision), place)
 

@@ -136,12 +136,15 @@ class Training:
         return Pixels(self.data.store, self.data.labels, self.state.device, self.asked.train.workers)
 
 
-def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) -> Training:
+def build(
+    asked: RunConfig, before: Start | None = None, world: World = SINGLE, classes: Sequence[str] = ()
+) -> Training:
     """Build and check everything, the cheapest checks first.
 
     Args:
         before: the record of the run that goes on: what was decided then stays, and no weights are looked for.
         world: the processes that train together; each builds its own, and all must have the same data and weights.
+        classes: in the order in which the run that goes on began with them; empty: it begins.
 
     Raises ConfigError, DataError: what the user can mend.
     """
@@ -153,6 +156,7 @@ def build(asked: RunConfig, before: Start | None = None, world: World = SINGLE) 
     _refuse_graphs(asked, before, device, world)
     found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
     data = _loaded(asked, world)
+    data = data.ordered(classes)
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
     open_ended = not (train.epochs or train.time_budget)
@@ -328,8 +332,8 @@ def _refuse_other_order(asked: RunConfig, names: Sequence[str]) -> None:
     typed = [name for name in asked.data.classes or () if name in names]
     if isinstance(asked.loss.class_weights, list) and typed != [name for name in names if name in typed]:
         raise ConfigError(
-            f"loss.class_weights: the order of the classes is {', '.join(names)}. Type data.classes and the weights in "
-            f"this order."
+            f"loss.class_weights: the order of the classes is {', '.join(names)}. Type data.classes with their values "
+            f"in this order, as {{{names[0]}:VALUE,...}}, and the weights in the same order."
         )
 
 

@@ -189,9 +189,14 @@ def stop_reason(progress: Progress, train: TrainConfig) -> str:
         return f"{epochs} epoch{'s' * (epochs != 1)}"
     if budget and progress.seconds + _validation_time(progress) >= budget and progress.epoch:
         return f"time budget of {budget:g} s"
-    if patience and progress.epoch - max(progress.best_epoch, 1) >= patience:
+    if out_of_patience(progress.epoch, progress.best_epoch, patience):
         return f"val/iou has not improved for {patience} epochs"
     return ""
+
+
+def out_of_patience(epoch: int, best: int, patience: int | None) -> bool:
+    """Tell whether so many epochs after the best one, 0 before the first, are enough for `train.patience`."""
+    return patience is not None and epoch - max(best, 1) >= patience
 
 
 def share_done(progress: Progress, train: TrainConfig) -> float:

@@ -100,10 +100,12 @@ def plan_data(wanted: Settings, found: Fingerprint, varied: Collection[str] = ()
 def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     """Crop with one zoom for all images, or fit each into the canvas if larger images have larger objects."""
     data, sizes = plan.settings.data, f"{found.width} x {found.height} px"
+    equal = all(side.largest == side.least for side in (found.height, found.width))
     if data.of_crops:
         return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} works only with crops")
     if all(side.largest <= UNLIKE * side.least for side in (found.height, found.width)):
-        return plan.deciding("data.resize", "crop", f"images have similar sizes, {sizes}: one zoom fits all")
+        have = f"all images have {sizes}" if equal else f"images have similar sizes, {sizes}"
+        return plan.deciding("data.resize", "crop", f"{have}: one zoom fits all")
     if found.spread is None or found.spread_fitted is None:
         return plan.deciding("data.resize", "crop", "it is not known whether larger images have larger objects")
     unlike, then = 2**found.spread, 2**found.spread_fitted
@@ -133,12 +135,12 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     zoom = max(ZOOMS[0], _rounded(min(1.0, max(whole, THICK / thin.thickness, SHORT / short))))
     typical = f"{thin.name} is typically {thin.thickness:.0f} px thick"
     if zoom == 1:
-        lost = f"{typical}: shrinking would lose it"
+        lost = f"{typical}: below {THICK} px thin objects get lost"
         why = lost if thin.thickness < THICK + 1 else f"the shorter side has {short:.0f} px"
     else:
         shown = math.prod(min(1.0, part / zoom) for part in parts)
         seen = "a typical image fits one canvas" if shown > 0.999 else f"a canvas shows {shown:.0%} of an image"
-        why = f"at this zoom {seen}; {typical}, at this zoom {zoom * thin.thickness:.0f} px"
+        why = f"at this zoom {seen}; {typical}, at this zoom {zoom * thin.thickness:.0f} px ({THICK} are enough)"
     return plan.deciding("data.zoom", zoom, why)
 
 
@@ -150,8 +152,8 @@ def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
         seen = f"{height:.0f} x {width:.0f} px{' at this zoom' * (data.zoom != 1)} (height x width)"
-        crops = f"crops of a typical image of {seen}; larger crops would leave time for fewer steps"
-        why = f"a typical image fits: {seen}" if whole else crops
+        crops = f"crops of a typical image of {seen}; larger crops take longer, and were no better in the same time"
+        why = f"a typical image fits: {seen}, rounded up to multiples of {STEP}" if whole else crops
     else:
         fitted = _fitted(found)
         size = [_stepped(height * fitted), _stepped(width * fitted)]
@@ -166,14 +168,15 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     needed = FORWARD * _scored(plan, found) * (1 / VALIDATION - 1) / (found.training * area)
     few, many = math.ceil(SHORTEST / found.training), max(1, LONGEST // found.training)
     passes = max(few, min(many, math.ceil(needed)), 1)
-    scoring = f"validation takes {_share(needed, passes):.0%} of the time"
+    takes = f"validation takes {_share(needed, passes):.0%} of the time"
+    scoring = f"{takes} (at most {VALIDATION:.0%})"
     shown = passes * found.training
     if passes == 1:
         why = f"{shown} images in an epoch; {scoring}"
     elif passes == few:
-        why = f"{passes} x {found.training} = {shown} images in an epoch; at least {SHORTEST} are needed"
+        why = f"{passes} x {found.training} = {shown} images in an epoch: {SHORTEST} or more make one"
     elif passes < needed:
-        why = f"{passes} x {found.training} = {shown} images in an epoch, the most are {LONGEST}; {scoring}"
+        why = f"{passes} x {found.training} = {shown} images in an epoch, the most are {LONGEST}; {takes}"
     else:
         why = f"{passes} x {found.training} = {shown} images in an epoch, so that {scoring}"
     return plan.deciding("data.passes", passes, why)
@@ -193,14 +196,15 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if chance < SELDOM:
         over = "objects" if len(found.classes) == 1 else "objects, of rare classes more often"
         return plan.deciding("data.foreground", SHOWN_MORE, f"this share of crops is taken at {over}: {why}")
-    return plan.deciding("data.foreground", 0.0, f"random crops show enough objects: {why}")
+    enough = f"random crops show enough objects: {why} ({SELDOM:.0%} are enough)"
+    return plan.deciding("data.foreground", 0.0, enough)
 
 
 def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     shown = found.training * plan.settings.data.passes
     if shown >= BATCH:
         return plan.deciding(
-            "train.batch_size", BATCH, "a batch size of 8, with twice the steps, was not better on six data sets"
+            "train.batch_size", BATCH, "a batch size of 8, with twice the steps, was no better on six data sets"
         )
     largest = 1 << (shown.bit_length() - 1)  # a power of two
     return plan.deciding("train.batch_size", largest, f"an epoch has only {shown} images")
@@ -213,14 +217,16 @@ def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("augmentation.scale", SMALL_ZOOMS, "it is not known how much objects differ in scale")
     varies = 2**spread
     drawn = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
-    why = f"zooms by up to {1 + drawn:g}: objects' scale varies by a factor of {varies:.2f} between images"
+    limit = f"{VARIES:g} or more" if varies >= VARIES else f"less than {VARIES:g}"
+    why = f"zooms by up to {1 + drawn:g}: object sizes differ by a factor of {varies:.2f} between images ({limit})"
     return plan.deciding("augmentation.scale", drawn, why)
 
 
 def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scale = plan.settings.augmentation.scale
-    why = "share of the canvas, chosen together with augmentation.scale"
-    return plan.deciding("augmentation.translate", LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS, why)
+    drawn = LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS
+    why = f"shifts by up to {drawn:.0%} of the canvas: with larger zooms larger ones"
+    return plan.deciding("augmentation.translate", drawn, why)
 
 
 Rule = Callable[[TrainingPlan, Fingerprint], TrainingPlan]
@@ -267,7 +273,7 @@ def weigh(plan: TrainingPlan, classes: Sequence[str], pixels: Sequence[int]) -> 
         return plan.quietly(loss=replace(loss, class_weights=None))
     share, rarest = min((n / sum(pixels), name) for name, n in zip(classes, pixels, strict=True) if n)
     seldom = f"{rarest} has {100 * share:.2g} % of the pixels"
-    why = f"rare classes weigh more at first, and all the same in the end: {seldom}"
+    why = f"{seldom}: rare classes weigh more at first, to be learnt early, and all weigh the same in the end"
     return plan.fixing("loss.class_weights", FADING, why)
 
 

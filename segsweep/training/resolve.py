@@ -37,7 +37,7 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     why = "costs at most about as much as the encoder, and has enough channels for the classes"
     plan = plan.deciding("decoder.width", list(facts.width), why)
     source = f"for {facts.kind} encoders, as {rates.source}"
-    plan = plan.deciding("optim.lr", rates.lr, f"peak of Adam's kind, {source}")
+    plan = plan.deciding("optim.lr", rates.lr, f"highest rate, with Adam or AdamW, {source}")
     if facts.pretrained:
         share = (
             "pretrained weights learn at the full rate"
@@ -52,7 +52,9 @@ def resolve(wanted: Settings, facts: Facts) -> TrainingPlan:
     if wanted.data.window:
         plan = plan.deciding("data.normalize", "window", "data.window is given")
     elif photographs and facts.pretrained:
-        plan = plan.deciding("data.normalize", "encoder", "8-bit colour, as the pretrained weights expect")
+        plan = plan.deciding(
+            "data.normalize", "encoder", "8-bit images read as colour, as the pretrained weights expect"
+        )
     else:
         kind = "grey" if facts.data.channels == 1 else "not 8-bit colour"
         what = f"pixels are {kind}" if facts.pretrained else "random weights expect no special range"

@@ -22,7 +22,7 @@ from segsweep.runs.records import End, Run, Start
 from segsweep.tracking.system import needs
 from segsweep.training.build import Training, build
 from segsweep.training.classes import ClassWatch
-from segsweep.training.loop import Epoch, fit, share_done, stop_reason
+from segsweep.training.loop import Epoch, fit, out_of_patience, share_done, stop_reason
 from segsweep.training.recorder import SUMMARY, Outcome, Recorder
 from segsweep.world import SINGLE, World
 
@@ -56,10 +56,11 @@ def run(
     with _told(world), claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
         only_result = _refuse_complete(folder, past, asked)
         before = _resumed_from(folder, past, asked)
-        world.agreed(None if only_result else (asked, before))
+        classes = past.starts[0].classes if past.starts else []
+        world.agreed(None if only_result else (asked, before, classes))
         if asked.tracking.system and asked.tracking.name != "none" and not only_result:
             needs()
-        training = build(asked, before, SINGLE if only_result else world)
+        training = build(asked, before, SINGLE if only_result else world, classes)
         _refuse_another(training, folder, past)
         with closing(Recorder(training, folder, past)) as recorder:
             if before:
@@ -85,12 +86,12 @@ def follow(world: World) -> None:
     Raises what `run` raises, and what went wrong in another process first.
     """
     with _told(world):
-        task: tuple[RunConfig, Start | None] | None = world.agreed(None)
+        task: tuple[RunConfig, Start | None, list[str]] | None = world.agreed(None)
         if task is None:
             return
-        asked, before = task
+        asked, before, classes = task
         with _fitting(asked.train, asked.data.size):
-            training = build(asked, before, world)
+            training = build(asked, before, world, classes)
             world.any(False)
             if before:
                 training.state.progress, last = world.agreed((training.state.progress, b""))
@@ -191,16 +192,18 @@ def _refuse_complete(folder: Path, past: Run, asked: RunConfig) -> bool:
     done, epochs, before = len(past.epochs), asked.train.epoch_limit, past.start.asked.train
     if asked.train.test and not past.start.settings.train.test:
         return False  # only the test split is left to be scored
-    unchanged = LIMITS(before) == LIMITS(asked.train)
-    patience = asked.train.patience
-    waits = patience is not None and done - max(past.best.epoch if past.best else 0, 1) >= patience
-    if not unchanged and not waits and not (epochs and done >= epochs):
+    best = past.best.epoch if past.best else 0
+    ended = out_of_patience(done, best, before.patience)
+    unchanged = (before.epochs, before.time_budget) == (asked.train.epochs, asked.train.time_budget)
+    unchanged &= not ended or before.patience == asked.train.patience
+    enough, waited = bool(epochs and done >= epochs), out_of_patience(done, best, asked.train.patience)
+    if not (unchanged or enough or waited):
         return False
     if not _has_result(folder, past.end):
         return True
     more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
-    if waits and not (epochs and done >= epochs):
-        more = f"train.patience=N, more than {patience}"
+    if waited and not enough:
+        more = f"train.patience=N, more than {asked.train.patience}"
     raise ConfigError(f"resume={folder}: complete after {done} epochs. To train longer: {more}.")
 
 

@@ -231,6 +231,11 @@ def test_background_is_the_first_class_wherever_it_was_typed(tmp_path, last):
     dataset = opened(root, classes=typed)
     assert dataset.labels.names == ("background", "crack", "oxide")
     assert same(seen(dataset), right)
+    before = dataset.ordered(list(typed))  # as a model of an older version has learnt them
+    assert before.labels.names == tuple(typed)
+    assert same(seen(before), [np.array([list(typed).index(n) for n in dataset.labels.names])[t] for t in right])
+    assert before.counts("train") == [dataset.counts("train")[dataset.labels.names.index(n)] for n in typed] + [0]
+    assert dataset.ordered(["background", "crack", "other"]) is dataset
 
 
 def test_shares_that_are_not_used_are_told(tmp_path):
@@ -255,5 +260,5 @@ def test_a_place_that_a_kind_of_data_does_not_read_is_refused(tmp_path, name, un
 
 
 def test_a_table_beside_folders_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.table says which images.*drop data\.images"):
+    with pytest.raises(ConfigError, match=r"data\.table says which images.*Drop data\.images"):
         open_dataset(DataConfig(name="folder", table=str(tmp_path / "t.csv"), images=str(tmp_path)))

@@ -461,7 +461,7 @@ def test_crops_over_the_foreground_train_and_resume_to_the_same_end(pairs, tmp_p
         (["loss.name=ce"], 2, "loss.name: no such key"),
         (["loss.dice_weight=0.3"], 2, "loss.dice_weight: no such key"),
         (["loss.ce=-1"], 2, "loss.ce=-1"),
-        (["loss.class_weights=[1,0]"], 2, "loss.class_weights=[1, 0]: must be auto or one number"),
+        (["loss.class_weights=[1,0]"], 2, "loss.class_weights=[1, 0]: must be fading, auto, null or one number"),
         (["loss.pos_weight=0"], 2, "loss.pos_weight=0: must be auto or a number above 0"),
         (["loss.pos_weight=2", "loss.class_weights=auto"], 2, "drop one of the two"),
         (["data.normalize=window"], 2, "'data.window=[0,4095]'"),
@@ -600,6 +600,16 @@ def test_resume_goes_further_with_more_patience(pairs, outputs, capsys):
         assert "train longer: train.patience=N, more than 1." in capsys.readouterr().err
     assert train.main([f"resume={folder}", "train.patience=3"]) == 0
     assert len(journal.read(folder).epochs) > done
+
+
+def test_patience_alone_does_not_end_a_run_again(pairs, outputs, capsys):
+    timed = [word for word in SMALL if not word.startswith("train.epochs=")] + ["train.time_budget=0.1"]
+    assert train.main([*timed, *folder_data(pairs(12))]) == 0
+    (folder,) = run_folders(outputs)
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train.main([f"resume={folder}", "train.patience=99"]) == 2
+    assert "To train longer: train.time_budget=SECONDS." in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_resume_goes_further_with_more_epochs(pairs, outputs):

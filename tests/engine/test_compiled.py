@@ -51,14 +51,15 @@ def trained(name, freeze_epochs=0, epochs=3, execution=EXECUTION):
     data = load(config.data)
     pixels, canvas = Pixels(data.store, data.labels, CPU), Canvas((64, 64), "pad")
     torch.manual_seed(0)
-    model, loss = UNet(name), losses.build({"ce": 1.0, "dice": 1.0, "lovasz": 1.0}, [1.0, 2.0])
+    terms = {"ce": 1.0, "dice": 1.0, "lovasz": 1.0}
+    model, loss = UNet(name), losses.build(terms)
     optimizer = optim.build(OptimConfig(lr=1e-3, encoder_lr_scale=1.0), model)
     state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     batches = TrainBatches(pixels, data.parts["train"][:10], canvas, Sampling(4), config.augmentation)
     val = EvalBatches(pixels, data.parts["val"], canvas, 4)
     found = fit(
         state,
-        TrainStep(execution, loss, grad_clip=1.0, kind="a kind"),
+        TrainStep(execution, losses.FadingLoss(terms, [1.0, 8.0]), grad_clip=1.0, kind="a kind"),
         batches,
         lambda scored: Scorer(execution).evaluate(scored, val, loss, data.labels.names),
         TrainConfig(epochs=epochs, batch_size=4, grad_accum=1),

@@ -281,5 +281,5 @@ def test_what_an_image_needs_first_is_said(resize, said):
 def test_a_zoom_is_said():
     assert preparation(ModelInfo({}, ["a", "b"], (48, 64), "crop")) == "as they are"
     tiled = preparation(ModelInfo({}, ["a", "b"], (224, 224), "crop", filled=True))
-    assert "as they are up to 224x224; larger ones in overlapping tiles" in tiled
+    assert "at 224x224: smaller ones padded by repeating the edge, larger ones in overlapping tiles" in tiled
     assert "resized first, to 0.5 times" in preparation(ModelInfo({}, ["a", "b"], (48, 64), "crop", zoom=0.5))

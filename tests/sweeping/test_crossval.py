@@ -215,6 +215,23 @@ def test_folds_that_do_not_fit_together_give_no_score(tmp_path):
     write(tmp_path)
 
 
+def test_folds_whose_classes_have_another_order_are_brought_to_one(tmp_path):
+    """Those of an older version: their background may come last."""
+    names, rng = ["background", "crack", "oxide"], np.random.default_rng(3)
+    truths = [images(rng, 3, 0.7) for _ in range(FOLDS)]
+    for fold, truth in enumerate(truths):
+        kept(tmp_path / "one", fold, fold, truth)
+        turned = [(part + 1) % 3 for part in truth] if fold else truth
+        kept(tmp_path / "two", fold, fold, turned)
+        for place in ("one", "two"):
+            book = tmp_path / place / str(fold) / "metrics.jsonl"
+            order = [names[-1], *names[:-1]] if fold and place == "two" else names
+            line, *rest = book.read_text().splitlines()
+            began = {**json.loads(line), "classes": order}
+            book.write_text("\n".join([json.dumps(began), *rest, ""]))
+    assert crossed(tmp_path / "two")[0].iou == crossed(tmp_path / "one")[0].iou
+
+
 def test_another_sweep_over_folds_is_no_cross_validation(tmp_path):
     kept(tmp_path, 0, 0, images(np.random.default_rng(0), 2, 0.9))
     write_about(tmp_path)

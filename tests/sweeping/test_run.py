@@ -7,7 +7,7 @@ from functools import partial
 import fake_train
 import pytest
 
-from segsweep.config.schema import DataConfig, RunConfig, TrackingConfig, TrainConfig
+from segsweep.config.schema import DataConfig, LossConfig, RunConfig, TrackingConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError, DiskError
 from segsweep.runs.trial import load_all
@@ -54,21 +54,29 @@ def test_weights_are_asked_for_once(tmp_path):
 
 
 @pytest.mark.parametrize("key", ("encoder.weights_file", "encoder.pretrained"))
-def test_weights_that_are_varied_are_not_looked_for(tmp_path, key):
+def test_weights_that_are_varied_are_not_looked_for_and_there_have_to_be_some(tmp_path, key):
     wanted, workers = plan(tmp_path, Space((*SPACE.parameters, choice(key, ["a", "b"])), "resnet18")), Calls({})
     assert pinned.weights(wanted, opened(wanted), workers) == {}
     assert not workers.asked
+    assert ("encoder.pretrained=true" in wanted.argv({}, [], [], "resnet18")) == (key == "encoder.weights_file")
 
 
-@pytest.mark.parametrize("before", (True, False))
-def test_a_sweep_that_began_before_class_weights_faded_goes_on_without(tmp_path, before):
-    wanted = plan(tmp_path)
-    study = opened(wanted)
-    assert pinned.decided(wanted, study, Calls([("data.passes=6", "few")])) == ["data.passes=6"]
-    if not before:
-        study.remember("pixels", "digest")
-    study.ask()
-    assert pinned.decided(wanted, study, Calls([])) == ["data.passes=6", *["loss.class_weights=null"] * before]
+@pytest.mark.parametrize("varied", ((), ("data.seed",), ("loss",)))
+def test_class_weights_fade_in_all_trials_of_a_study_or_in_none(tmp_path, varied):
+    wanted = plan(tmp_path, Space((*SPACE.parameters, *(choice(key, ["1", "2"]) for key in varied)), "resnet18"))
+    begun = opened(wanted)
+    once = [] if "data.seed" in varied else ["data.passes=6"]
+    for _ in range(3):  # it is stopped and started again
+        assert pinned.decided(wanted, begun, Calls([("data.passes=6", "few")])) == once
+        begun.ask()
+    old = opened(wanted, "old")
+    old.remember("plan", [(word, "") for word in once])
+    old.ask()
+    for _ in range(3):
+        assert pinned.decided(wanted, old, Calls([])) == [*once, "loss.class_weights=null"]
+        pinned.refuse_other_data(wanted, old, Calls("digest"))
+    typed = replace(wanted, base=replace(wanted.base, loss=LossConfig(ce=1, class_weights="auto")))
+    assert pinned.decided(typed, old, Calls([])) == once
 
 
 def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
@@ -78,6 +86,14 @@ def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
     pinned.refuse_other_data(wanted, opened(wanted), Calls("digest"))
     with pytest.raises(ConfigError, match=r"the data have changed since the sweep began.*hydra\.sweep\.dir=DIR"):
         pinned.refuse_other_data(wanted, opened(wanted), Calls("another"))
+    study = opened(wanted)
+    for number in range(4):
+        study.ask()
+        study.complete(number, 0.5)
+    with pytest.raises(ConfigError, match="the data have changed"):
+        pinned.refuse_other_data(wanted, study, Calls("another"))  # repeats are left
+    replace(module.begun(wanted), state="complete").save(tmp_path)
+    pinned.refuse_other_data(wanted, study, Calls("another"))  # it is over
 
 
 def test_a_cross_validation_that_goes_on_is_scored_anew(tmp_path):

@@ -125,14 +125,23 @@ def test_a_start_later_compares_what_the_first_did_and_times_nothing_again(monke
     answers, names = Answers(), ["resnet18.a1_in1k", "resnet34.a1_in1k", "resnet101.a1_in1k"]
     base = RunConfig(data=DataConfig("shapes"), tracking=TrackingConfig("none"))
     plan = Plan(tmp_path, "", Space((choice("encoder", names),), names[0]), {}, (), base, SweeperConfig())
-    first = screening._prepared(plan, ScreenConfig(minutes=5), answers)
-    assert first.compared == names[:2]
+
+    def prepared(minutes):
+        return screening._prepared(plan, ScreenConfig(minutes=minutes), answers)[0]
+
+    first = prepared(5)
+    assert (first.compared, first.decided) == (names[:2], ["data.size=[64,96]"])
     first.save(tmp_path)
     answers.asked.clear()
-    assert screening._prepared(plan, ScreenConfig(minutes=5), answers).compared == names[:2]
+    assert (prepared(5).compared, prepared(5).decided) == (first.compared, first.decided)
     assert not answers.asked
-    assert screening._prepared(plan, ScreenConfig(minutes=500), answers).compared == names  # more time was given
+    assert prepared(500).compared == names  # more time was given
     assert not answers.asked
+    replace(first, fades=False).save(tmp_path)  # of a version whose class weights did not fade
+    for _ in range(2):
+        old = prepared(5)
+        assert old.decided == ["data.size=[64,96]", "loss.class_weights=null"]
+        old.save(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "varied"), [("adamw", False), ("sgd", True)])

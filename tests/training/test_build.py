@@ -9,8 +9,10 @@ from conftest import TINY
 
 import train
 from segsweep.compose import configuration
+from segsweep.config.schema import LossConfig
+from segsweep.engine import losses
 from segsweep.errors import ConfigError
-from segsweep.training.build import build
+from segsweep.training.build import _losses, build
 
 WORDS = [*TINY, "data=shapes", "data.count=16", "data.size=64", "train.batch_size=2", "train.epochs=1"]
 
@@ -27,6 +29,19 @@ def test_an_encoder_that_cannot_save_memory_is_told(caplog):
     """timm refuses the switch for this one: only the decoder's activations are computed again."""
     build(configuration([*WORDS, "encoder=hrnet_w18_small", "train.checkpointing=true"]))
     assert "only the decoder saves memory" in caplog.text
+
+
+def test_weights_fade_in_training_and_validation_has_none():
+    facts = SimpleNamespace(classes=("a", "b", "c"), pixels=[900, 90, 10])
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    plain = losses.build({"ce": 1.0})(logits, target)
+    scored, trained = _losses(LossConfig(ce=1, class_weights="fading"), facts, torch.device("cpu"))
+    assert scored(logits, target) == plain
+    assert isinstance(trained, losses.FadingLoss)
+    assert trained(logits, target) != plain
+    for constant in (None, "auto"):
+        scored, trained = _losses(LossConfig(ce=1, class_weights=constant), facts, torch.device("cpu"))
+        assert scored is trained
 
 
 def test_weights_of_classes_are_in_the_order_that_the_classes_have(pairs):

@@ -1,6 +1,7 @@
 """The loop and the evaluation, on models small enough to reason about."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,6 +133,22 @@ def test_micro_batches_are_the_same_step(data):
     list(training(data, one, epochs=1))
     list(training(data, two, epochs=1, grad_accum=2))
     assert one.threshold.item() == pytest.approx(two.threshold.item(), abs=2e-3)
+
+
+def test_class_weights_fade_with_the_share_of_the_training(data):
+    """What the loss sees of them, step by step: twelve images in batches of four, two epochs."""
+    seen = []
+
+    class Seen(losses.FadingLoss):
+        def advance(self, done):
+            super().advance(done)
+            seen.append(self._now.tolist())
+
+    step = TrainStep(PLAIN, Seen({"ce": 1.0}, [1.0, 64.0]))
+    validate = partial(evaluate, batches=data(EvalBatches), loss=losses.build({"ce": 1.0}), names=NAMES)
+    train = TrainConfig(epochs=2, batch_size=4, grad_accum=1)
+    assert len(list(fit(state_of(Brightness()), step, data(TrainBatches), validate, train, OptimConfig()))) == 2
+    assert seen == [pytest.approx([1.0, 64 ** (1 - n / 6)]) for n in range(6)]
 
 
 def test_patience_counts_from_the_best_epoch(data):

@@ -7,6 +7,7 @@ from segsweep.data.pairing import in_folders
 from segsweep.data.source import SPLITS, Pairs, existing_folder
 
 NAMES = "sky building pole road pavement tree signsymbol fence car pedestrian bicyclist"
+READS = ()
 CLASSES = {name: value for value, name in enumerate(NAMES.split())}
 
 

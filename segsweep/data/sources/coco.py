@@ -24,6 +24,7 @@ from segsweep.data.source import Pairs, Sample, existing_folder, image_files, to
 from segsweep.errors import ConfigError, DataError, first_line, suggestion
 from segsweep.paths import build_once, cache, extra, load_json, save_json, sync
 
+READS = ("images",)
 VERSION = 3  # raise when masks come out otherwise
 VOID = 255  # of crowds; no class has this number
 MOST = KEPT - 2  # categories; background and void are two values more

@@ -26,7 +26,10 @@ def find(data: DataConfig) -> Pairs:
 def _find(data: DataConfig) -> Pairs:
     if data.table:
         if data.images or data.masks:
-            raise ConfigError("data.table says which images and masks there are: drop data.images and data.masks.")
+            raise ConfigError(
+                "data.table says which images and masks there are. Drop data.images and data.masks, or type "
+                "data.images=null data.masks=null."
+            )
         return listed(Path(data.table).expanduser(), data.root)
     if any(is_pattern(given) for given in (data.images, data.masks) if given):
         return matched(_given("images", data.images), _given("masks", data.masks), data.root, data.mask_suffix)

@@ -3,6 +3,7 @@
 from segsweep.config.schema import DataConfig
 from segsweep.data.source import Pairs, Sample, existing, lines, torchvision_root
 
+READS = ()
 CLASSES = {"background": 2, "pet": 1}
 
 

@@ -7,6 +7,7 @@ NAMES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow "
     "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
 )
+READS = ()
 CLASSES = {name: value for value, name in enumerate(NAMES.split())}
 
 
