@@ -263,14 +263,15 @@ def _refuse_unread(data: DataConfig, reads: Collection[str]) -> None:
 
 def _unused_split(shares: Sequence[float], samples: Sequence[Sample], in_folds: bool) -> list[str]:
     """Say that shares were typed, and are not used: the data have parts of their own, or folds decide."""
-    if list(shares) == DataConfig().split or not (in_folds or any(sample.split for sample in samples)):
+    if list(shares) == DataConfig().split:
         return []
-    parts = {sample.split for sample in samples}
     if in_folds:
         return ["data.split is not used: data.folds decides"]
+    parts = {sample.split for sample in samples}
     if "val" in parts:
         return ["data.split is not used: the data have their own split"]
-    return ["data.split makes no test part: the data have their own split"] if len(shares) > 2 else []
+    makes_none = "train" in parts and len(shares) > 2
+    return ["data.split makes no test part: the data have their own split"] if makes_none else []
 
 
 def _decoding(data: DataConfig) -> Decoding:

@@ -103,13 +103,16 @@ class Plan:
 
         Weights are pinned to the encoders' `sources`: no trial falls back to random ones. So is what was `decided`.
         """
-        source = sources.get(encoder)
-        if "encoder.pretrained" not in self.space.distributions and self.weights_varied:
-            # Each trial finds its own weights, and is refused where there are none.
-            source = "file" if self.base.encoder.pretrained != "auto" or self.sweeper.mixed_weights else "any"
         length = [f"train.epochs={EPOCHS}"] if self.open_ended else []
-        pinned = [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
-        return [*self.fixed, *decided, *length, *typed, *pinned]
+        return [*self.fixed, *decided, *length, *typed, *self._pinned(sources.get(encoder))]
+
+    def _pinned(self, source: str | None) -> list[str]:
+        """Return what says whether a trial's encoder is pretrained, by where its weights come from."""
+        if not self.weights_varied:
+            return [] if source in (None, "file") else [f"encoder.pretrained={str(source != 'random').lower()}"]
+        said = "encoder.pretrained" in self.space.distributions or self.base.encoder.pretrained != "auto"
+        # Each trial finds its own weights, and is refused where there are none.
+        return [] if said or self.sweeper.mixed_weights else ["encoder.pretrained=true"]
 
 
 def again(folder: Path, command: str) -> str:
