@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -75,7 +76,11 @@ def nothing_left_running() -> Iterator[None]:
     """Threads and child processes that a test leaves behind fail it."""
     before = set(threading.enumerate())
     yield
-    left = [t.name for t in threading.enumerate() if t not in before and not t.name.startswith(COMPILER)]
+    started = [t for t in threading.enumerate() if t not in before and not t.name.startswith(COMPILER)]
+    patience = time.monotonic() + 5  # a thread that has done its work may need a moment to end, on a busy machine
+    for thread in started:
+        thread.join(max(0.0, patience - time.monotonic()))
+    left = [thread.name for thread in started if thread.is_alive()]
     assert not left, f"threads left running: {left}"
     children: list[str] = []
     for task in Path("/proc/self/task").glob("*/children"):
