@@ -95,8 +95,8 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
     """Train through the front door; the kept model's evaluation and what the run says of itself."""
     from segsweep.compose import configuration
     from segsweep.engine import device
-    from segsweep.inference.running import canvas, described
-    from segsweep.nn.checkpoint import load_model
+    from segsweep.inference.running import canvas
+    from segsweep.nn.checkpoint import describe, load_model
     from segsweep.training.build import load
 
     with tempfile.TemporaryDirectory() as outputs:
@@ -104,7 +104,7 @@ def ours(task: str, seed: int, budget: int, epochs: int | None, more: list[str])
         length = f"train.epochs={epochs}" if epochs else f"train.time_budget={budget}"
         typed = [*overrides(task), length, f"train.seed={seed}", "tracking=none", *more]
         subprocess.run([sys.executable, "train.py", *typed, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
-        info = described(folder / "best.safetensors")
+        info = describe(folder / "best.safetensors")
         said = json.loads((folder / "summary.json").read_text())
         model = load_model(folder / "best.safetensors", device.find("auto"))
         found, mirrored = twice(model, load(configuration(overrides(task)).data), canvas(info))

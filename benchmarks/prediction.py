@@ -79,7 +79,7 @@ def large(run: Path, side: int) -> dict[str, Any]:
         command = [
             sys.executable,
             "-m",
-            "segsweep.commands.app",
+            "segsweep",
             "predict",
             str(run),
             str(path),

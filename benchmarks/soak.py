@@ -452,7 +452,7 @@ class Soak:
                 }
                 disturb(self.tally, self.rng, processes, faults, number=10, pause=(1, 5))
                 serving.wait()
-                send_all = [sys.executable, "-m", "segsweep.commands.app", "sync", str(folder), "--uri", uri]
+                send_all = [sys.executable, "-m", "segsweep", "sync", str(folder), "--uri", uri]
                 done = subprocess.run(send_all, env={**os.environ, **environment}, capture_output=True, text=True)
                 if done.returncode:
                     self.tally.wrong.append(f"sync: {done.stderr[-800:]}")

@@ -155,7 +155,7 @@ def ours(
     model = UNet(encoder, decoder=DecoderConfig(width)).to(where)
     tuned = tune(
         model,
-        ["benchmark", encoder, model.arguments["decoder"]["width"]],
+        ["benchmark", encoder, model.architecture.decoder.width],
         Workload((size, size), 3, batch, expected_images=1e6),
         config.train,
         where,

@@ -250,7 +250,7 @@ def pages(place: Path, repeats: int) -> dict[str, Any]:
     outputs.mkdir()
     shutil.copy(place / "mlflow.db", outputs / "mlflow.db")
     plain = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{outputs / 'mlflow.db'}"]
-    commands = {"segsweep ui": [sys.executable, "-m", "segsweep.commands.app", "ui"], "mlflow ui": plain}
+    commands = {"segsweep ui": [sys.executable, "-m", "segsweep", "ui"], "mlflow ui": plain}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():

@@ -63,7 +63,9 @@ class OptunaSweeper(Sweeper):
     hydra_context: HydraContext
     config: DictConfig
 
-    def __init__(self, params: Mapping[str, Any], direction: str, n_jobs: int | None, **settings: Any):
+    def __init__(
+        self, params: Mapping[str, Any], direction: str = "maximize", n_jobs: int | None = None, **settings: Any
+    ):
         self.direction, self.params, self.settings = direction, params, settings
         if n_jobs is not None:
             self.settings["slots"] = n_jobs

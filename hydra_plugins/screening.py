@@ -3,7 +3,6 @@
 Hydra imports this module at every start, so it imports nothing heavy.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +29,6 @@ ConfigStore.instance().store("screen_schema", SCHEMA, group="hydra/sweeper")
 
 class Screening(OptunaSweeper):
     """Takes the keys of `Schema`."""
-
-    def __init__(self, params: Mapping[str, Any], **settings: Any):
-        super().__init__(params, "maximize", None, **settings)
 
     def sweep(self, arguments: list[str]) -> Any:
         from segsweep.sweeping import screening

@@ -1,6 +1,6 @@
 """timm's model names and weights without importing timm (10 s): for completion, closest names, early refusals, tables.
 
-`timm_names.txt` is written by `python -m segsweep.nn.names`: a first line with timm's version, then one architecture a
+`timm_names.txt` is written by `python benchmarks/names.py`: a first line with timm's version, then one architecture a
 line, followed by its kind and its pretrained tags. `docs/weights.csv` says how each set of weights was made.
 """
 
@@ -153,8 +153,7 @@ def matching_weights(patterns: Iterable[str]) -> list[str]:
         wanted = pattern.strip().lower()
         named = [n for n in pretrainings() if fnmatchcase(n, wanted) or fnmatchcase(n.partition(".")[0], wanted)]
         if not named:
-            near = closest(wanted.replace("*", ""), [*architectures(), *pretrainings()], n=3)
-            hint = f" Closest: {', '.join(near)}." if near else ""
+            hint = suggestion(wanted.replace("*", ""), [*architectures(), *pretrainings()], n=3)
             raise ConfigError(f"weights({pattern.strip()}): timm has no such weights.{hint} List: segsweep encoders")
         found |= dict.fromkeys(named)
     return list(found)

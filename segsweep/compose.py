@@ -37,7 +37,8 @@ STOCK = "hydra_plugins.hydra_optuna_sweeper"  # pip's hydra-optuna-sweeper
 KEYS = {key.name: key for key in (*keys(), *keys(ScreenConfig, PREFIX), *keys(SweeperConfig, PREFIX))}
 PATHS = tuple(key.name for key in keys() if key.role.is_path)
 VALUES = 20  # of a key, looked at before a multirun begins
-TEXTS = ("hydra.run.dir", "hydra.sweep.dir", *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+TEXTS = (*FOLDERS, *(key.name for key in KEYS.values() if key.kind in (str, str | None)))
 GROUPS = ("sweeps", *(path.name for path in Path(CONF).iterdir() if path.is_dir()))
 # Hydra's, which may be cut short.
 FLAGS = (
@@ -91,21 +92,15 @@ def refuse_jobs(words: Sequence[str]) -> None:
 
 
 def prepared(words: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:
-    """Return what `expanded` words train with, with absolute paths, and the files to keep beside it."""
-
-    def of(composed: DictConfig) -> tuple[RunConfig, dict[str, str]]:
-        files = kept(composed, absolute(composed, words))
-        return to_config(composed), files
-
-    return _composed(words, of)
+    """Return what `expanded` words train with, as `checked` does."""
+    return _composed(words, lambda composed: checked(composed, words))
 
 
-def kept(composed: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
-    """Return what `.hydra/` keeps of a configuration for people: the text of each file by its name."""
-    return {
-        "config.yaml": OmegaConf.to_yaml(composed),
-        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
-    }
+def checked(composed: DictConfig, words: Sequence[str]) -> tuple[RunConfig, dict[str, str]]:
+    """Return what is trained, with absolute paths, and the text of the files of `.hydra/`, for people, by name."""
+    overrides = OmegaConf.create(absolute(composed, words))
+    files = {"config.yaml": OmegaConf.to_yaml(composed), "overrides.yaml": OmegaConf.to_yaml(overrides)}
+    return to_config(composed), files
 
 
 def expanded(words: Sequence[str]) -> list[str]:
@@ -113,8 +108,8 @@ def expanded(words: Sequence[str]) -> list[str]:
 
     `data=FILE.yaml` becomes what the file says, as one would type it, and so does an option of the working folder's
     own; what is typed beside it wins. `encoder=weights(PATTERN,...)` becomes a choice among the weights that it names.
-    A text that the grammar cannot read and that can be nothing else, such as a path with letters beyond ASCII, gets its
-    quotes.
+    `~` is the user's folder, of runs and sweeps, too. A text that the grammar cannot read and that can be nothing else,
+    such as a path with letters beyond ASCII, gets its quotes.
 
     Raises ConfigError: what `segsweep.valuefile` refuses, or a pattern that names no weights.
     """
@@ -126,6 +121,8 @@ def expanded(words: Sequence[str]) -> list[str]:
             found += valuefile.words(Path(text_of(word)).expanduser(), beside)
         elif (own := valuefile.own_option(name, text)) and not _is_option(name, text):
             found += valuefile.group_words(name, own, beside)
+        elif name in FOLDERS and text_of(word).startswith("~") and "${" not in text:
+            found.append(f"{name}={quoted(_resolved(name, text_of(word)))}")
         elif name in TEXTS and PLAIN.fullmatch(text) and not _parsed(word):
             found.append(f"{name}={quoted(text)}")
         else:
@@ -214,8 +211,6 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
     before = {name: reduce(getattr, name.split("."), asked) for name in now}
     resumable = [key.name for key in keys() if key.role.resumable]
     changes = {name: now[name] for name in _typed(words, now) if now[name] != before[name]}
-    # The first version recorded what auto became: to ask for auto again changes nothing.
-    changes = {name: value for name, value in changes.items() if value != "auto" or name in resumable}
     if other := [f"{name}: {before[name]} -> {now[name]}" for name in changes if name not in resumable]:
         raise ConfigError(
             f"differs from the run's configuration: {'; '.join(other)}. Only {', '.join(resumable)} may change when a "

@@ -46,19 +46,6 @@ def epoch_line(number: int, epochs: int | None, metrics: Mapping[str, float], is
     )
 
 
-def encoder_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return a line for each encoder; rows as `segsweep.nn.survey` measures them."""
-    width = max(len(row["encoder"]) for row in rows) + 2
-    title = f"{'encoder':{width}}{'params/M':>9}{'GFLOP':>9}{'decoder':>9}  {'runs at':10}strides"
-    lines = [
-        f"{row['encoder']:{width}}{float(row['parameters']):9.1f}{float(row['gflop']):9.1f}"
-        f"{100 * float(row['decoder_share']):7.0f} %  {row['input_size']:10}{row['strides']}"
-        for row in rows
-    ]
-    about = "GFLOP: forward pass of the U-Net at 256x256 pixels; decoder: its share of the GFLOP."
-    return "\n".join([title, *lines, "", about])
-
-
 def columns(rows: Sequence[Mapping[str, str]]) -> str:
     """Return rows of texts as a table, each column as wide as it has to be; the first row's keys are its head."""
     table = [dict(zip(rows[0], rows[0], strict=True)), *rows]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+EXAMPLES = 2  # images of each kind
 SHOWN = {"iou": "IoU", "dice": "Dice", "accuracy": "pixel accuracy"}  # what a person sees first, and its title
 MATRICES = "val_matrices.npz"  # in a run's folder
 
@@ -55,7 +56,7 @@ class Validation(NamedTuple):
 
     keys: tuple[str, ...]  # names of the validation images
     matrices: Matrices  # int64 `n k k`, targets in rows, one for each of them
-    epoch: int  # that they are of; 0 in older files, which do not say it
+    epoch: int  # that they are of
 
 
 def read_validation(folder: Path) -> Validation | None:
@@ -64,7 +65,7 @@ def read_validation(folder: Path) -> Validation | None:
         # Opened here, since numpy leaves a damaged file open.
         with (folder / MATRICES).open("rb") as source, np.load(source, allow_pickle=False) as file:
             keys, matrices = tuple(map(str, file["keys"])), file["matrices"]
-            epoch = int(file["epoch"]) if "epoch" in file else 0
+            epoch = int(file["epoch"])
     except Exception:  # on noise, numpy and zipfile raise nearly anything
         return None
     fits = matrices.ndim == 3 and matrices.shape[1] == matrices.shape[2] and matrices.dtype.kind in "iu"
@@ -82,7 +83,7 @@ def image_iou(matrices: Matrices) -> Floats:
     return overall(iou(matrices))
 
 
-def examples(matrices: Matrices, each: int = 2) -> list[tuple[int, str]]:
+def examples(matrices: Matrices) -> list[tuple[int, str]]:
     """Choose images to look at by their own IoU, from `n k k`: the worst, some in the middle, the best.
 
     Those without any foreground say little: they are left out, but for one among the worst where too much was found.
@@ -94,11 +95,11 @@ def examples(matrices: Matrices, each: int = 2) -> list[tuple[int, str]]:
     order = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
     telling = [i for i in order if has_foreground[i]] or order
     worst = order[:1] + [i for i in telling if i not in order[:1]]
-    found = dict.fromkeys(worst[:each], "worst")
-    middle = max(0, (len(telling) - each) // 2)
-    for i in telling[middle : middle + each]:
+    found = dict.fromkeys(worst[:EXAMPLES], "worst")
+    middle = max(0, (len(telling) - EXAMPLES) // 2)
+    for i in telling[middle : middle + EXAMPLES]:
         found.setdefault(i, "median")
-    for i in telling[-each:]:
+    for i in telling[-EXAMPLES:]:
         found.setdefault(i, "best")
     return list(found.items())
 
@@ -146,18 +147,9 @@ def overall(by_class: Floats) -> Floats:
     return by_class[..., 1] if by_class.shape[-1] == 2 else _mean(by_class)
 
 
-def resample(rng: np.random.Generator, images: int, *runs: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Draw `RESAMPLES` times as many images as there are, with replacement; likewise the runs that saw them.
-
-    `runs` says for each model that is compared how many runs it has; the images are the same for all of them. Return
-    how often each image was drawn, `r images`, and for each model the indices of the drawn runs, `r runs`.
-    """
-    if not runs:
-        return rng.multinomial(images, np.full(images, 1 / images), RESAMPLES), []
-    # Other random numbers than above for the same images: the known intervals of both kinds stay what they are.
-    drawn = [[rng.integers(number, size=number) for number in (images, *runs)] for _ in range(RESAMPLES)]
-    chosen, *of_runs = map(np.stack, zip(*drawn, strict=True))
-    return np.stack([np.bincount(indices, minlength=images) for indices in chosen]), of_runs
+def resample(rng: np.random.Generator, images: int) -> NDArray[np.int64]:
+    """Draw `RESAMPLES` times as many images as there are, with replacement; return how often each, `r images`."""
+    return rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
 
 
 def pool(counts: NDArray[Any], weights: NDArray[np.int64]) -> Floats:

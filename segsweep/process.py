@@ -3,6 +3,7 @@
 import errno
 import faulthandler
 import io
+import logging
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from segsweep.errors import DiskError, Terminated, of_the_disk, redacted, refused_by_system
@@ -22,37 +23,41 @@ DEBUG = "SEGSWEEP_DEBUG"  # a variable: where it is set, such an error is raised
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM and a closed terminal; what is ignored, as under nohup, stays so."""
-    if threading.current_thread() is not threading.main_thread():  # where no signals arrive
-        yield
-        return
+def terminable() -> AbstractContextManager[None]:
+    """Raise `Terminated` on SIGTERM and a closed terminal, while in this context."""
 
     def terminate(*_: object) -> None:
         raise Terminated
 
-    kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) != signal.SIG_IGN]
-    before = {kind: signal.signal(kind, terminate) for kind in kinds}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+    return _handled(terminate)
+
+
+def deaf() -> AbstractContextManager[None]:
+    """Let SIGTERM and SIGHUP pass, while in this context: what is written down is short, and then the process ends."""
+    return _handled(signal.SIG_IGN)
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP pass, while in this context: what is written down is short, and then the process ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGHUP)}
+def _handled(handler: Any) -> Iterator[None]:
+    """Handle SIGTERM and SIGHUP so, while in this context; what is ignored, as under nohup, stays so."""
+    here = threading.current_thread() is threading.main_thread()  # elsewhere no signals arrive
+    kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if here and signal.getsignal(kind) != signal.SIG_IGN]
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
     try:
         yield
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        for kind, earlier in before.items():
+            signal.signal(kind, earlier)
+
+
+class _Warnings(logging.Handler):
+    """Prints what is logged as a line that a terminal may show."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(self.format(record))
+
+
+WARNINGS = _Warnings(logging.WARNING)
 
 
 class _Outliving:
@@ -95,8 +100,12 @@ def ready(view: bool = False) -> Iterator[None]:
 
     Output that fails ends nothing; but a `view`, which only prints, ends with BrokenPipeError when nobody reads stdout.
     A fatal signal says in which line it hit, as SIGBUS where a file that is mapped has become shorter. Warnings of
-    libraries, which are for their developers, are shown where they are asked for: `python -W default train.py`.
+    libraries, which are for their developers, are shown where they are asked for: `python -W default train.py`. Ours
+    are printed as `complain` does.
     """
+    logger = logging.getLogger("segsweep")
+    outer = WARNINGS in logger.handlers  # one command may call another
+    logger.addHandler(WARNINGS)
     for number in range(3):  # of a stream that was closed: else the next file gets it, and all that is printed
         try:
             os.fstat(number)
@@ -112,6 +121,8 @@ def ready(view: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        if not outer:
+            logger.removeHandler(WARNINGS)
         for stream in () if view else (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = stdout, stderr

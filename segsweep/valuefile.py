@@ -132,7 +132,8 @@ def words(path: Path, beside: Collection[str] = (), allowed: Collection[str] = K
     Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type; a
     single class is typed beside those of the file.
     """
-    values = read(path, f"{PREFIX}root" in beside, allowed)
+    expected = "keys of data with their values, one on each line, as root: images/of/mine"
+    values = _data(path, _tree(path, expected), f"{PREFIX}root" in beside, allowed)
     single = [key for key in beside if key.startswith(CLASS)]
     if single and values.get("classes") is not None and f"{PREFIX}classes" not in beside:
         label = single[0].removeprefix(CLASS)
@@ -144,18 +145,11 @@ def words(path: Path, beside: Collection[str] = (), allowed: Collection[str] = K
     return [f"data={name}", *_assigned({f"{PREFIX}{key}": value for key, value in values.items()}, beside)]
 
 
-def read(path: Path, rooted: bool = False, allowed: Collection[str] = KEYS) -> dict[str, Value]:
-    """Read keys of the data section with their values; paths come back absolute.
+def _data(path: Path, found: dict[str, Value], rooted: bool, allowed: Collection[str]) -> dict[str, Value]:
+    """Check keys of the data section; paths come back absolute.
 
     Patterns stay as they are where there is a root for them, in the file or, as `rooted` says, elsewhere.
-
-    Raises ConfigError: the file is missing, too large or malformed; a key is unknown; a value is of another type.
     """
-    expected = "keys of data with their values, one on each line, as root: images/of/mine"
-    return _data(path, _tree(path, expected), rooted, allowed)
-
-
-def _data(path: Path, found: dict[str, Value], rooted: bool, allowed: Collection[str]) -> dict[str, Value]:
     rooted = rooted or "root" in found
     patterns = {name: found.pop(name) for name in ("images", "masks") if rooted and is_pattern(found.get(name, ""))}
     values = {

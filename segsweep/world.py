@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -70,8 +71,18 @@ def together() -> bool:
 
 
 def cores() -> int:
-    """Return on how many cores this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: those that it is bound to, or fewer by its container's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, quota() or bound)
+
+
+def quota() -> int | None:
+    """Return how many cores this process's container may use, at least 1; None where nothing limits it."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return max(1, round(int(limit) / int(period)))
+    except (OSError, ValueError):
+        return None
 
 
 def end_with_parent() -> int:

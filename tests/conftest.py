@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +197,14 @@ def segmented(k: int, seed: int = 0, absent: Sequence[int] = ()) -> "tuple[torch
     prediction = np.where(rng.random(target.shape) < 0.6, target, rng.integers(0, k, target.shape))
     prediction[prediction == 255] = rng.integers(0, k)
     return torch.from_numpy(prediction), torch.from_numpy(target)
+
+
+def counted_apart(predictions: "Iterable[torch.Tensor]", targets: "Iterable[torch.Tensor]", classes: int) -> np.ndarray:
+    """The confusion matrices of images of any sizes, each counted by itself."""
+    from segsweep.engine.counting import matrices, pair_counts
+
+    pairs = zip(predictions, targets, strict=True)
+    return np.concatenate([matrices(pair_counts(p[None], t[None], classes), classes) for p, t in pairs])
 
 
 def read_mask(path: Path) -> np.ndarray:

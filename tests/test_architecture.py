@@ -71,7 +71,7 @@ ONLY_IN = {
     "hydra": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
     "omegaconf": {"segsweep.commands", "segsweep.compose", "hydra_plugins"},
     "yaml": {"segsweep.valuefile"},
-    "pandas": {"segsweep.commands", "segsweep.sweeping", "segsweep.api"},
+    "pandas": {"segsweep.commands", "segsweep.sweeping", "segsweep.inference", "segsweep.api"},
     "matplotlib": {"segsweep.figures", "segsweep.sweeping"},
     "rich": {"segsweep.console", "segsweep.sweeping"},
 }
@@ -93,7 +93,7 @@ QUESTIONS = {
     "segsweep.commands.app": [["--help"], *([name, "--help"] for name in app.COMMANDS)],
 }
 # Each limit is of the day it was set; what an issue adds may raise the second one (docs/decisions.md).
-LARGEST_MODULE, LARGEST_PACKAGE, UNTYPED = 350, 27400, 5
+LARGEST_MODULE, LARGEST_PACKAGE, UNTYPED = 350, 27000, 5
 
 
 def modules():

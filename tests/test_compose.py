@@ -101,11 +101,20 @@ def test_other_words_are_one_line(word, said):
     assert "\n" not in str(refusal.value)
 
 
-def test_auto_typed_again_changes_nothing_that_was_decided():
-    """The first version recorded what auto became."""
-    asked = RunConfig(optim=OptimConfig(lr=3e-3, encoder_lr_scale=1.0), train=TrainConfig(device="cpu"))
-    assert changed(asked, ["optim.lr=auto", "optim.encoder_lr_scale=auto"]) == asked
+def test_auto_is_a_value_like_any_other():
+    asked = RunConfig(optim=OptimConfig(lr=3e-3), train=TrainConfig(device="cpu"))
     assert changed(asked, ["train.device=auto"]).train.device == "auto"
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 -> auto"):
+        changed(asked, ["optim.lr=auto"])
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_home_is_meant_by_its_sign(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded([f"{key}=~/a b"]) == [f"{key}={quoted(tmp_path / 'a b')}"]
+    assert expanded([f"{key}=~/${{now:%Y}}"]) == [f"{key}=~/${{now:%Y}}"]  # Hydra's to say
+    with pytest.raises(ConfigError, match="cannot be a path"):
+        expanded([f"{key}=~nobody-at-all/x"])
 
 
 def test_nothing_of_a_record_is_resolved(monkeypatch):

@@ -141,7 +141,7 @@ def test_a_password_is_in_no_file_no_output_and_no_command_line(pairs, tmp_path,
         ["register", str(trained.folder), "name"],
         ["ui"],
     ):
-        command = [sys.executable, "-m", "segsweep.commands.app", *words]
+        command = [sys.executable, "-m", "segsweep", *words]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr, done.stderr
         said += done.stdout + done.stderr

@@ -128,7 +128,3 @@ def _unknown(word: str) -> str:
     if "=" in word or word.startswith("-"):
         return f"{word}: no such command. To train: segsweep {TRAIN} {quote(word)}"
     return f"{word}: no such command. There are: {', '.join(names)}.{suggestion(word, names)}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

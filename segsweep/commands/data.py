@@ -28,6 +28,7 @@ def run(options: Namespace) -> int:
     from segsweep.config.settings import Settings
     from segsweep.data.dataset import evenly_spaced
     from segsweep.data.fingerprint import fingerprint
+    from segsweep.data.summary import table
     from segsweep.figures import pictures
     from segsweep.training.build import load
     from segsweep.training.plan import plan_data
@@ -35,7 +36,7 @@ def run(options: Namespace) -> int:
     config = configuration(options.overrides)
     refuse_resume(config, "data")
     dataset = load(config.data, config.train.workers)
-    show(dataset.summary().table())
+    show(table(dataset))
     found = fingerprint(dataset)
     show(found.table())
     if plan := plan_data(Settings.of(config), found).table():
@@ -55,9 +56,9 @@ def run(options: Namespace) -> int:
         empty = set(dataset.empty(part))
         telling = [i for i in indices if i not in empty]
         for i in evenly_spaced(telling if len(telling) >= share else indices, share):
-            classes = dataset.labels.table[dataset.store.mask(i).numpy()]
+            image, mask = dataset.store.pair(i)
             key = dataset.samples[i].key.removeprefix(f"{part}/")
-            pairs.append((f"{part}: {key}", dataset.store.image(i).numpy(), classes))
+            pairs.append((f"{part}: {key}", image.numpy(), dataset.labels.table[mask.numpy()]))
     named = hashlib.sha256(repr((dataset.labels.names, dataset.labels.groups)).encode()).hexdigest()[:6]
     path = options.output or outputs() / "data" / f"{config.data.name}-{dataset.store.digest}-{named}.png"
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from segsweep.errors import ConfigError
 from segsweep.process import show
 
 if TYPE_CHECKING:
@@ -39,16 +40,29 @@ def run(options: Namespace) -> int:
     counted = catalog.counted()
     missing = [name for name in names if name not in counted]
     if missing:
-        from segsweep.nn.survey import survey  # torch and timm: seconds
+        from segsweep.nn.survey import surveys  # torch and timm: seconds
 
         for name in console.bar(missing, len(missing), "measuring"):
-            counted[name] = {key: str(value) for key, value in vars(survey(name)).items()}
-    rows = [{**counted[name], "pretrained": " ".join(catalog.tags(name))} for name in names]
+            counted |= surveys([name])  # nothing of one that the installed timm lacks
+    rows = [{**counted[name], "pretrained": " ".join(catalog.tags(name))} for name in names if name in counted]
+    if not rows:
+        raise ConfigError(f"{options.pattern}: the installed timm has none of {', '.join(names[:3])}. Update timm.")
     if options.csv:
         _write([*COLUMNS, "pretrained"], rows)
         return 0
-    show(console.encoder_table(rows))
-    show(f"\n{told}")
+    shown = [
+        {
+            "encoder": row["encoder"],
+            "params/M": f"{float(row['parameters']):8.1f}",
+            "GFLOP": f"{float(row['gflop']):6.1f}",
+            "decoder": f"{100 * float(row['decoder_share']):4.0f} %",
+            "runs at": row["input_size"],
+            "strides": row["strides"],
+        }
+        for row in rows
+    ]
+    about = "GFLOP: forward pass of the U-Net at 256x256 pixels; decoder: its share of the GFLOP."
+    show(f"{console.columns(shown)}\n\n{about}\n\n{told}")
     return 0
 
 

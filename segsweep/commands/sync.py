@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep.errors import ConfigError
 from segsweep.process import complain, show
 from segsweep.runs import journal, locks
 
@@ -24,9 +23,7 @@ def run(options: Namespace) -> int:
 
     done, failed = set[Path](), 0
     for given in map(Path.absolute, options.folders):
-        runs = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
-        if not runs:
-            raise ConfigError(f"{given}: contains no run: there is no {journal.NAME} in it or below it.")
+        runs = journal.some_below(given)
         for folder in dict.fromkeys(about.sweep_of(run) or run for run in runs):
             if folder in done:
                 continue
@@ -50,8 +47,6 @@ def _untracked(folder: Path, sweep: bool) -> str:
     """Say why MLflow was not to hear of a run or sweep; empty if it was."""
     from segsweep.sweeping import about
 
-    if sweep and about.load(folder).state == "unknown":
-        return "a sweep of an older segsweep"
     tracked = about.load(folder).tracked if sweep else journal.started(folder).asked.tracking.name != "none"
     return "" if tracked else "because it ran with tracking=none"
 

@@ -22,13 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep.commands.common import leaving_nothing
 from segsweep.compose import (
     CONF,
+    FOLDERS,
     KEYS,
-    absolute,
     changed,
+    checked,
     expanded,
     explain,
     is_hydras,
-    kept,
     key_of,
     passed_over,
     prepared,
@@ -36,7 +36,6 @@ from segsweep.compose import (
     refuse_jobs,
     register_schema,
     text_of,
-    to_config,
 )
 from segsweep.config.schema import Key, RunConfig, keys
 from segsweep.config.screen import ScreenConfig
@@ -74,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _commanded(words: list[str]) -> int:
-    words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra's parser refuses them between overrides
+    # Hydra takes any beginning of --multirun, but refuses it between overrides.
+    words = ["-m" if word.startswith("--m") and "--multirun".startswith(word) else word for word in words]
+    words.sort(key="-m".__ne__)
     if {"-sc", "--shell-completion"} & set(words) and any(word.startswith("query=") for word in words):
         with redirect_stdout(io.StringIO()) as said:
             code = _main(words, SINGLE)
@@ -161,7 +162,7 @@ def launch(words: list[str], world: World) -> int:
     """
     register_schema()
     OmegaConf.register_new_resolver("help", _help, replace=True)
-    spared = _named_folder(words)
+    spared: Path | None = None
     code = 0
 
     def task(composed: DictConfig) -> None:
@@ -178,7 +179,7 @@ def launch(words: list[str], world: World) -> int:
 
     saved = sys.argv
     try:
-        if empty := [name for name in ("hydra.run.dir", "hydra.sweep.dir") if f"{name}=" in words]:
+        if empty := [name for name in FOLDERS if f"{name}=" in words]:
             raise ConfigError(f"{empty[0]} is empty. Type {empty[0]}=DIR.")
         refuse_flags(words)
         if passed := passed_over(words):
@@ -186,22 +187,21 @@ def launch(words: list[str], world: World) -> int:
                 "%s: is already an option of segsweep; your file in conf/ is ignored. Give it another name.", passed[0]
             )
         words = expanded(words)
+        spared = _named_folder(words)
         search = [word for word in words if word.startswith("hydra/sweeper=")]
         if search and not any(word.startswith(("-", "hydra.mode=", "sweeps=")) for word in words):
             raise ConfigError(f"{search[0]}: a search needs -m. Type {program()} -m {shlex.join(words)}")
         with terminable():
             if any(word.startswith("resume=") for word in words) and not {"--help", "-h"} & set(words):
                 return _resume(words, world)
-            if world.size > 1 and any(
-                word.startswith(("-m", "--multirun", "hydra.mode=M", "sweeps=")) for word in words
-            ):
+            if world.size > 1 and any(word.startswith(("-m", "hydra.mode=M", "sweeps=")) for word in words):
                 raise ConfigError(
                     f"torchrun is for one training; a sweep starts its trials itself. Type {program()} "
                     f"{shlex.join(words)}; of a search with hydra/sweeper=optuna, 'hydra.sweeper.slots=[[0,1]]' trains "
                     "each trial on two GPUs."
                 )
             flags = {word for word in words if word.startswith("-")}
-            if flags and flags <= {"-m", "--multirun"} and not any(w.startswith(("hydra", "sweeps=")) for w in words):
+            if flags == {"-m"} and not any(w.startswith(("hydra", "sweeps=")) for w in words):
                 refuse_jobs(words)
             sys.argv = [str(ROOT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
@@ -227,9 +227,8 @@ def _train(composed: DictConfig, argv: list[str], spared: Path | None, world: Wo
     runtime: Any = OmegaConf.to_container(hydra_config.runtime, resolve=False)  # a folder may be called ${x}
     folder = Path(runtime["output_dir"])
     with leaving_nothing(folder, spared):
-        overrides = absolute(composed, list(hydra_config.overrides.task))
-        hydra_file = {"hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_config}))}
-        return _begun(to_config(composed), folder, argv, {**kept(composed, overrides), **hydra_file}, world)
+        config, files = checked(composed, list(hydra_config.overrides.task))
+        return _begun(config, folder, argv, files, world)
 
 
 def begin(words: list[str], folder: Path) -> int:
@@ -260,7 +259,7 @@ def _resume(argv: list[str], world: World) -> int:
     """Go on with the run that `resume=DIR` names, as its journal says: nothing else of the folder is composed."""
     folder = Path(text_of([word for word in argv if word.startswith("resume=")][-1])).expanduser().resolve()
     words = [word for word in argv if not word.startswith("resume=")]
-    if {"-m", "--multirun"} & set(words):
+    if "-m" in words:
         raise ConfigError("resume continues one run, and -m starts several: drop -m.")
     asking = [i for i, word in enumerate(words) if word in ("--cfg", "-c") and words[i + 1 : i + 2] == ["job"]]
     for i in reversed(asking):

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from segsweep.config.renamed import renewed
 from segsweep.errors import ConfigError, first_line
 from segsweep.paths import load_json
 
@@ -68,14 +67,14 @@ def read(kind: type[T], value: Any, name: str) -> T:
 
 
 def read_file(kind: type[T], path: Path, name: str, advice: str = "") -> T:
-    """Read a file of JSON, of any version, as `read` reads its value; `advice` ends the error.
+    """Read a file of JSON as `read` reads its value; `advice` ends the error.
 
     Raises:
         FileNotFoundError: there is none.
         ConfigError: it is damaged.
     """
     try:
-        return read(kind, renewed(load_json(path.read_text(encoding="utf-8"))), name)
+        return read(kind, load_json(path.read_text(encoding="utf-8")), name)
     except (ValueError, ConfigError) as error:  # no text, no JSON, or other types
         raise ConfigError(f"{path}: damaged: {first_line(error)}{advice}") from error
 

@@ -17,7 +17,6 @@ from segsweep.config import peers
 from segsweep.config.checks import check, flat, is_count, is_number, is_positive, is_share
 from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
 from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
-from segsweep.config.renamed import RENAMED
 from segsweep.errors import ConfigError, closest, one_of, redacted
 from segsweep.paths import program
 
@@ -369,6 +368,4 @@ def unknown(name: str, line: str = "") -> str:
     """Return the error for an unknown key, with the line to type instead or the closest key."""
     near = meant(name)
     hint = f" Try {line}." if line else f" Closest: {near}." if near else ""
-    if name in RENAMED:
-        return f"{name}: is called {RENAMED[name]} now.{hint}"
     return f"{name}: no such key.{hint} List all with: {program()} --help"

@@ -33,7 +33,7 @@ class Settings:
     data: schema.DataConfig
     loss: schema.LossConfig
     train: schema.TrainConfig
-    normalization: Normalization | None = None  # None in old runs' records; their checkpoint has it
+    normalization: Normalization | None = None  # None until the data have been looked at
 
     @classmethod
     def of(cls, config: RunConfig) -> "Settings":

@@ -5,7 +5,6 @@ to be kept, and N processes see what one with N micro-batches sees.
 """
 
 import math
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,12 +23,12 @@ from segsweep.data.labels import VOID, Labels
 from segsweep.data.prefetch import on_side_stream, prefetch
 from segsweep.data.store import Store
 from segsweep.data.windows import NUMBERS, Points, Windows, alike, centres, cut, needed, stack, warped
-from segsweep.world import SINGLE, World
+from segsweep.world import SINGLE, World, cores
 
 T = TypeVar("T")
 Made = tuple[Tensor, Tensor]  # images `b c h w` float32 and class indices `b h w` int64
 
-THREADS = 4  # that prepare batches, unless told otherwise: cutting windows is light work, decoding files is not
+CUTTERS, DECODERS = 4, 16  # threads at most, unless told otherwise: each holds a micro-batch, and cutting is light
 MOST_SPOTS = 512  # pixels of a class in an image that crops may be laid over
 ORDER, DRAWS, NOISE, SPOTS = 0, 1, 2, 3  # purposes of randomness, so that no two share a stream
 
@@ -66,7 +65,7 @@ class Pixels:
     store: Store
     labels: Labels
     device: torch.device  # where batches are wanted
-    workers: int | None = None  # threads that prepare batches ahead; default: up to `THREADS`
+    workers: int | None = None  # threads that prepare batches ahead; default: up to `CUTTERS`, or `DECODERS` of files
 
     @cached_property
     def _table(self) -> Tensor:
@@ -84,7 +83,7 @@ class Pixels:
         """Yield the jobs' results in their order, some computed ahead; at once where the pixels are on the device."""
         if self.store.on_device:
             return (job() for job in jobs)
-        workers = self.workers or min(THREADS, os.cpu_count() or 1)
+        workers = self.workers or min(CUTTERS if self.store.kept_pixels else DECODERS, cores())
         return prefetch(jobs, workers, workers)
 
     def cut(

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,7 +19,6 @@ from segsweep.data.scan import Decoding
 from segsweep.data.source import PLACES, Sample, Unusable, refuse, same_keys, source, told_by_part
 from segsweep.data.split import SPLIT
 from segsweep.data.store import Store, Watch, open_store, unwatched
-from segsweep.data.summary import DataSummary, PartSummary
 from segsweep.errors import ConfigError, DataError
 
 
@@ -34,7 +32,6 @@ class Dataset:
     parts: dict[str, list[int]]  # indices of the samples in train, val and, where there is one, test
     store: Store
     labels: Labels
-    asked_for_groups: bool = False  # groups are more than single images
     notes: tuple[str, ...] = ()  # what was decided about the files and their values, a line each
     stratified: bool = False  # parts or folds have their shares of the classes' pixels
 
@@ -69,32 +66,6 @@ class Dataset:
         first: dict[str, int] = {}
         pairs = [(first.setdefault(row.content, i), i) for i, row in enumerate(self.store.rows)]
         return [(one, other) for one, other in pairs if one != other]
-
-    def summary(self) -> DataSummary:
-        rows, parts = self.store.rows, {}
-        for part, indices in self.parts.items():
-            *counts, void = self.counts(part)
-            shares = {name: n / max(sum(counts), 1) for name, n in zip(self.labels.names, counts, strict=True)}
-            groups = len({self.groups[i] for i in indices})
-            shares["void"] = void / (sum(counts) + void)
-            showing = dict(zip(shares, (self.pixels[indices] > 0).sum(axis=0).tolist(), strict=True))
-            parts[part] = PartSummary(len(indices), groups, len(self.empty(part)), shares, showing)
-        return DataSummary(
-            digest=self.store.digest,
-            sizes=dict(Counter((row.height, row.width) for row in rows).most_common()),
-            channels=dict(Counter(row.channels for row in rows).most_common()),
-            dtype=str(self.store.dtype),
-            range=self.store.range,
-            copies=len(self.copies),
-            parts=parts,
-            values={
-                name: [shown(value) for value in group]
-                for name, group in [
-                    *zip(self.labels.names, self.labels.groups, strict=True),
-                    ("void", self.labels.void),
-                ]
-            },
-        )
 
     def contents(self) -> str:
         """Return a short hash of the files' bytes, by their keys; all of them are read."""
@@ -142,8 +113,8 @@ class Dataset:
                 f"{len(apart)} images have copies in another part of the split, such as {a} and {b}: scores "
                 f"may be too high."
             )
-        pulled = split.apart(self.parts, self.groups) if self.asked_for_groups else {}
-        if pulled:
+        overfits = self.parts["train"] == self.parts["val"]
+        if pulled := {} if overfits else split.apart(self.parts, self.groups):
             name, places = next(iter(pulled.items()))
             found.append(
                 f"{len(pulled)} groups lie in more than one part of the given split, such as {name} in "
@@ -185,7 +156,6 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     repeated = same_keys(found.samples)
     if repeated or not found.samples:
         refuse([*found.problems, *repeated])
-    known = found.classes or getattr(origin, "CLASSES", None)
     cut_by_hand = isinstance(data.threshold, (int, float))
     # Where masks are cut, or folders say the classes, its value has no number any more.
     ignore = None if cut_by_hand or data.class_from else data.ignore_index
@@ -194,7 +164,7 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         store = open_store(
             found.samples,
             _decoding(data),
-            _named(data, known),
+            _named(data, found.classes),
             keep=data.cache != "none",
             workers=workers,
             progress=progress,
@@ -205,11 +175,11 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
     samples = [found.samples[i] for i in store.kept]
     problems = [*found.problems, *store.problems]
     try:
-        if data.binarize and store.middle:
+        if data.binarize and store.reading.middle:
             raise DataError(
                 "data.binarize=true is for masks of numbered objects, but nearly all pixels of these masks are near "
                 "two values, as in JPEG or smoothed masks: nearly black pixels would be foreground. Type "
-                f"data.threshold={store.middle} instead, or data.threshold=1 for all values except 0."
+                f"data.threshold={store.reading.middle} instead, or data.threshold=1 for all values except 0."
             )
         groups = split.group(samples, data.group)
         kept_together = split.joined(groups, [row.content for row in store.rows])
@@ -217,14 +187,14 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
             store.counts(),
             data.classes,
             ignore,
-            None if data.binarize else known,
+            None if data.binarize else found.classes,
             store.values,
             partial(_holder, samples, store),
             Hints(
                 [row.values for row in store.rows],
                 store.tags if data.nodata != "none" else (),
-                store.middle,
-                store.blended,
+                store.reading.middle,
+                store.reading.blended,
                 None if cut_by_hand or data.class_from else found.void,
             ),
             data.binarize,
@@ -233,15 +203,14 @@ def open_dataset(data: DataConfig, *, workers: int | None = None, progress: Watc
         fold_of = split.fold_of(samples, kept_together, data.folds, data.seed, pixels) if data.folds else None
         stratify = None if data.folds else pixels
         parts = split.assign(samples, kept_together, data.split, data.seed, fold_of, data.fold, stratify)
-        asked = bool(data.group) or any(sample.group for sample in samples)
         cut = [f"masks: cut at {data.threshold:g}, as data.threshold says"] if cut_by_hand else []
         unused = _unused_split(data.split, samples, bool(fold_of))
         notes = (*found.notes, *cut, *store.notes, *meaning.notes, *unused)
-        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, asked, notes, data.stratify)
+        dataset = Dataset(samples, groups, fold_of, parts, store, meaning, notes, data.stratify)
         if data.overfit:
             train, empty = dataset.parts["train"], set(dataset.empty("train"))
             chosen = evenly_spaced([i for i in train if i not in empty] or train, data.overfit)
-            dataset = replace(dataset, parts={"train": chosen, "val": chosen}, asked_for_groups=False)
+            dataset = replace(dataset, parts={"train": chosen, "val": chosen})
         _refuse_empty(dataset, any(sample.split for sample in samples))
     except DataError as error:
         if problems:

@@ -28,9 +28,9 @@ class Picture:
         return None if self.lacking is None else np.asarray(self.lacking.any(2))
 
 
-def read_image(path: Path, nodata: float | str = "auto") -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """Read an image as `h w c` uint8, or uint16 and float32 where the file is, as `read_picture` does."""
-    return read_picture(path, nodata).pixels
+    return read_picture(path).pixels
 
 
 def read_picture(path: Path, nodata: float | str = "auto") -> Picture:

@@ -306,5 +306,10 @@ def _indexed(codes: np.ndarray) -> tuple[Codes, np.ndarray, Codes]:
 
 def blanked(mask: Mask, where: np.ndarray) -> Mask:
     """Return the mask without values where the bool array `h w` is true."""
-    blank = counted(*_indexed(np.where(where, NO_DATA, mask.codes[mask.index])))
-    return replace(mask, codes=blank.codes, index=blank.index, counts=blank.counts, flat=blank.flat, ramp=blank.ramp)
+    return recounted(mask, *_indexed(np.where(where, NO_DATA, mask.codes[mask.index])))
+
+
+def recounted(mask: Mask, codes: Codes, index: np.ndarray, counts: Codes | None = None) -> Mask:
+    """Return the mask with other pixels; arguments are those of `counted`."""
+    new = counted(codes, index, counts, mask.lossy)
+    return replace(mask, codes=new.codes, index=new.index, counts=new.counts, flat=new.flat, ramp=new.ramp)

@@ -86,8 +86,7 @@ def read(path: Path, one_page: bool = False) -> Raster:
         # A file and not its path: Pillow maps uncompressed TIFFs into memory by path, and turned ones wrongly.
         with path.open("rb") as file, Image.open(file) as image:
             if image.format == "TIFF":
-                nodata = _number(image.tag_v2.get(GDAL_NODATA))  # type: ignore[attr-defined]
-                return _tiff(path, one_page, nodata)  # tifffile drops the tag of float's lowest value
+                return _tiff(path, one_page)
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's JPEG, preview behind it
             _refuse_large(path, image.width, image.height, frames)
             if frames > 1:
@@ -179,7 +178,7 @@ def _refuse_bomb(path: Path, packed: Iterable[bytes], size: int) -> None:
         )
 
 
-def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
+def _tiff(path: Path, one_page: bool) -> Raster:
     """Any TIFF, through tifffile; only what is packed in a way that it cannot unpack comes from Pillow."""
     import tifffile
 
@@ -222,8 +221,7 @@ def _tiff(path: Path, one_page: bool, nodata: float | None = None) -> Raster:
             inverted = page.photometric == WHITE_IS_ZERO and found.samples.dtype.kind == "u"
             lossy = page.compression in (6, 7, 34712)
             found = replace(found, alpha=alpha, lossy=lossy, inverted=inverted)
-            nodata = _number(page.tags.valueof(GDAL_NODATA)) if nodata is None else nodata
-            if nodata is not None:
+            if (nodata := _number(page.tags.valueof(GDAL_NODATA))) is not None:
                 found = replace(found, nodata=_as_samples(nodata, found, page.bitspersample))
             return _upright(found, page.tags.valueof(ORIENTATION))
     except DataError:

@@ -84,6 +84,16 @@ class Reading:
     lossy: bool = False  # `Census.lossy`
     middle: int | None = None  # between the two ends of smoothed grey masks, whether or not they are cut
 
+    @property
+    def blended(self) -> bool:
+        """Tell whether masks were saved with loss, or coloured ones smoothed: no value is exact then."""
+        return bool(self.anchors) or self.lossy
+
+    @property
+    def cut(self) -> int | None:
+        """Where smoothed grey masks are cut; None where they are not."""
+        return self.middle if len(self.levels) == 2 else None
+
     def final(self, codes: Codes) -> Codes:
         """Return the final code for each code of a file."""
         codes = _seen(codes, self.alpha)

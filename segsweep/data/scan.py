@@ -475,8 +475,7 @@ def _fitted(mask: Mask, size: tuple[int, ...]) -> Mask | None:
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for new, old in zip(size, (height, width), strict=True)
     )
-    fitted = masks.counted(mask.codes, mask.index[rows][:, columns])
-    return replace(mask, index=fitted.index, counts=fitted.counts, flat=fitted.flat, ramp=fitted.ramp)
+    return masks.recounted(mask, mask.codes, mask.index[rows][:, columns])
 
 
 def _other_size(path: Path, mask: Mask, image: np.ndarray) -> str:

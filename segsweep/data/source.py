@@ -17,6 +17,7 @@ from segsweep.paths import override
 
 SPLITS = ("train", "val", "test")
 PLACES = ("images", "masks", "table")  # keys of data that may say where files are, beside root and annotations
+SHOWN = 20  # problems that are listed
 PATHS = 100  # by which links may lead to one folder: more are a maze, as below /sys
 
 
@@ -41,14 +42,13 @@ class Pairs:
     samples: list[Sample]
     problems: list[str]
     notes: tuple[str, ...] = ()  # what was decided and a person must be told, a line each
-    classes: Mapping[str, int] | None = None  # mask values by class name, where they are these pairs' own
+    classes: Mapping[str, int] | None = None  # mask values by class name, where the source knows them
     void: int | None = None  # mask value that never counts, where the source says so
 
 
 class Source(Protocol):
     """A module in `segsweep/data/sources/`: `data=NAME` calls its `find`."""
 
-    CLASSES: Mapping[str, int]  # mask values by class name, where the source knows them; a module may lack it
     READS: Collection[str]  # of `PLACES`, those that `find` looks at; a module that lacks it looks at all
 
     @staticmethod
@@ -159,10 +159,10 @@ def listed(table: Path, root: str | None) -> Pairs:
     return Pairs(samples, problems)
 
 
-def existing(samples: list[Sample]) -> Pairs:
+def existing(samples: list[Sample], classes: Mapping[str, int]) -> Pairs:
     """Keep the samples whose files are there; the others are problems."""
     problems = [f"{path}: no such file" for s in samples for path in (s.image, s.mask) if not path.is_file()]
-    return Pairs([s for s in samples if s.image.is_file() and s.mask.is_file()], problems)
+    return Pairs([s for s in samples if s.image.is_file() and s.mask.is_file()], problems, classes=classes)
 
 
 def told_by_part(samples: Sequence[Sample]) -> list[Sample]:
@@ -218,12 +218,12 @@ def lines(path: Path) -> list[str]:
 class Unusable(DataError):
     """Lists all problems of the files of a data set: `problems`, one line each."""
 
-    def __init__(self, problems: Sequence[str], shown: int = 20):
+    def __init__(self, problems: Sequence[str]):
         self.problems = problems
         number = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
-        more = [f"  ... and {len(problems) - shown} more"] if len(problems) > shown else []
+        more = [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         rule = "Every image needs one mask with the same name and size, and no file may be damaged"
-        super().__init__("\n".join([f"data: {number}. {rule}:", *(f"  {p}" for p in problems[:shown]), *more]))
+        super().__init__("\n".join([f"data: {number}. {rule}:", *(f"  {p}" for p in problems[:SHOWN]), *more]))
 
 
 def refuse(problems: Sequence[str]) -> None:

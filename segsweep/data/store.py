@@ -12,7 +12,6 @@ import hashlib
 import logging
 import math
 import mmap
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,13 +33,14 @@ from segsweep.data.source import Sample, Unusable
 from segsweep.data.windows import Flat
 from segsweep.errors import FULL, DataError, DiskError
 from segsweep.paths import build_once, cache
+from segsweep.world import cores
 
 log = logging.getLogger(__name__)
 
 # Wraps an iterator, as a progress bar does; also given its length and a title.
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
-VERSION = 6
+VERSION = 7
 PLAIN = Decoding()
 SAMPLED = 4_000_000  # pixels that percentiles are taken from
 
@@ -64,6 +64,10 @@ class Store:
         self.folder, self._manifest = folder, manifest
         self.rows, self.kept, self.problems = manifest.rows, manifest.kept, manifest.problems
         self.notes, self.digest, self.range = manifest.notes, manifest.digest, manifest.range
+        self.reading = manifest.reading  # how masks are read
+        self.by_name = manifest.by_name  # other names would give other masks
+        self.named = manifest.named  # codes of the mask values that had a name
+        self.tags = manifest.tags  # mask values that a file's tag says stand for no data
         self.channels = max(row.channels for row in self.rows)  # the pixels of grey images count for all of them
         # What each stored mask value stands for, where that is not itself.
         codes = manifest.codes
@@ -73,7 +77,7 @@ class Store:
         self.dtype = np.dtype(manifest.dtype)
         self._no_data = codes.index(NO_DATA) if codes and NO_DATA in codes else None
         self._decode = decode
-        self._kept_pixels = keep
+        self.kept_pixels = keep  # in the folder; else files are decoded each time
         self._sound = bytearray(len(self.rows))  # 1 where a sample's checksum was compared
         if keep:
             self._maps = [_mapped(folder / name) for name in (IMAGES, MASKS)]
@@ -83,49 +87,19 @@ class Store:
     @property
     def on_device(self) -> bool:
         """Tell whether the pixels lie on a device of their own and not in main memory."""
-        return self._kept_pixels and self._images.device.type != "cpu"
+        return self.kept_pixels and self._images.device.type != "cpu"
 
     @property
     def flat(self) -> Flat:
         """All kept pixels, where they lie."""
         return Flat(self._images, self._masks, self.channels)
 
-    @property
-    def by_name(self) -> bool:
-        """Tell whether other names would give other masks."""
-        return self._manifest.by_name
-
-    @property
-    def named(self) -> list[int]:
-        """Codes of the mask values that had a name."""
-        return self._manifest.named
-
-    @property
-    def tags(self) -> list[int]:
-        """Mask values that a file's tag says stand for no data."""
-        return self._manifest.tags
-
-    @property
-    def middle(self) -> int | None:
-        """Return what lies between the two ends of grey masks that were smoothed or saved with loss; None of others."""
-        return self._manifest.reading.middle
-
-    @property
-    def blended(self) -> bool:
-        """Tell whether masks were saved with loss, or coloured ones smoothed: no value is exact then."""
-        return bool(self._manifest.reading.anchors) or self._manifest.reading.lossy
-
-    @property
-    def cut(self) -> int | None:
-        """Where such masks are cut; None where they are not."""
-        return self.middle if len(self._manifest.reading.levels) == 2 else None
-
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
         """Return image and mask, as `image` and `mask` do.
 
         Raises DataError: a file of the data set has changed, or one of the store's has been cut.
         """
-        if self._kept_pixels:
+        if self.kept_pixels:
             return self.image(index), self.mask(index)
         decoded, row = self._decode(self.kept[index]), self.rows[index]
         if (decoded.row.content, decoded.row.labelled) != (row.content, row.labelled):
@@ -134,28 +108,28 @@ class Store:
 
     def image(self, index: int) -> Tensor:
         """Return `h w c`, a view in the store's data type; c is the row's own."""
-        if not self._kept_pixels:
+        if not self.kept_pixels:
             return self.pair(index)[0]
         self._check(index)
         return self._image(index)
 
     def mask(self, index: int) -> Tensor:
         """Return `h w` uint8, a view: the file's values."""
-        if not self._kept_pixels:
+        if not self.kept_pixels:
             return self.pair(index)[1]
         self._check(index)
         return self._mask(index, self._masks)
 
     def host_mask(self, index: int) -> np.ndarray:
         """Return the mask, `h w` uint8, in main memory, wherever the pixels are."""
-        if not self._kept_pixels:
+        if not self.kept_pixels:
             return self.pair(index)[1].numpy()
         self._check(index)
         return self._mask(index, self._host_masks).numpy()
 
     def to(self, device: torch.device) -> "Store":
         """Move all pixels to the device if half of its free memory holds them; return self."""
-        if device.type == "cuda" and self._kept_pixels:
+        if device.type == "cuda" and self.kept_pixels:
             needed = sum(t.numel() * t.element_size() for t in (self._images, self._masks))
             if needed < torch.cuda.mem_get_info(device)[0] / 2:
                 for index in range(len(self.rows)):
@@ -199,11 +173,11 @@ class Store:
             mask.copy_(self._stored(decoded))
         self._sound[index] = 1
 
-    def counts(self, indices: Sequence[int] | None = None) -> Counter[int]:
-        """Count the pixels for each mask value over these samples (default: all)."""
+    def counts(self) -> Counter[int]:
+        """Count the pixels for each mask value."""
         counted: Counter[int] = Counter()
-        for i in range(len(self.rows)) if indices is None else indices:
-            counted.update(self.rows[i].values)
+        for row in self.rows:
+            counted.update(row.values)
         return counted
 
     def statistics(self, indices: Sequence[int]) -> tuple[list[float], list[float]]:
@@ -291,7 +265,7 @@ def _opened(
     progress: Watch,
 ) -> Store:
     target = cache() / "stores" / name
-    threads = workers or os.cpu_count() or 1
+    threads = workers or cores()
 
     def write(folder: Path) -> None:
         jobs = (partial(scan.decode, sample, how) for sample in samples)

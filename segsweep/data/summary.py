@@ -1,68 +1,60 @@
-"""Summary of a data set, as numbers and as a table."""
+"""Summary of a data set, as a table for a person."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from segsweep import console
+from segsweep.data.dataset import Dataset
 from segsweep.data.images import channels_named
+from segsweep.data.masks import shown
 
-SHOWN = 6  # mask values of a class
+SHOWN = 6  # mask values of a class, and sizes
 CELL = 17  # letters of a part's column
 
 
-@dataclass(frozen=True)
-class PartSummary:
-    images: int
-    groups: int
-    empty: int  # masks without a pixel of any class but the first
-    shares: dict[str, float]  # of each class in the pixels that count; "void": in all
-    showing: dict[str, int]  # images that show some of it
+def table(data: Dataset) -> str:
+    """Return a table of a data set: what each part has of each class, mask values, sizes and pixels."""
+
+    def line(title: str, values: Iterable[object]) -> tuple[str, str]:
+        return title, "".join(f"{value!s:>{CELL}}" for value in values)
+
+    rows = [
+        line("", data.parts),
+        line("images", map(len, data.parts.values())),
+        line("groups", (len({data.groups[i] for i in indices}) for indices in data.parts.values())),
+    ]
+    shares = [_shares(data.counts(part)) for part in data.parts]
+    showing = [(data.pixels[indices] > 0).sum(0) for indices in data.parts.values()]
+    for i, name in enumerate([*data.labels.names, "void"]):
+        cells = (f"{100 * share[i]:.2f} % in {images[i]:<4}" for share, images in zip(shares, showing, strict=True))
+        rows.append(line(name, cells))
+    groups = [*zip(data.labels.names, data.labels.groups, strict=True), ("void", data.labels.void)]
+    meaning = [f"{name} = {_first([shown(value) for value in group])}" for name, group in groups if group]
+    sizes = Counter((row.width, row.height) for row in data.store.rows).most_common()
+    channels = Counter(row.channels for row in data.store.rows).most_common()
+    low, high = data.store.range
+    rows += [
+        line("empty masks", (len(data.empty(part)) for part in data.parts)),
+        ("", "% of the pixels, and in how many images"),
+        ("", ""),
+        ("mask values", f"  {'; '.join(meaning)}"),
+        ("width x height", f"  {_first([f'{w}x{h} ({n})' for (w, h), n in sizes], f' {len(sizes)} sizes')}"),
+        (
+            "pixels",
+            f"  {data.store.dtype}, {low:g} to {high:g}; "
+            f"{', '.join(f'{channels_named(number)} ({n})' for number, n in channels)}",
+        ),
+        ("copies", f"  {len(data.copies) or 'none'}"),
+        ("digest", f"  {data.store.digest}"),
+    ]
+    return console.table(rows)
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    digest: str
-    sizes: dict[tuple[int, int], int]  # images by height and width, most frequent first
-    channels: dict[int, int]  # images by their number of channels
-    dtype: str
-    range: tuple[float, float]  # lowest and highest value that a pixel can have
-    copies: int
-    parts: dict[str, PartSummary]
-    values: dict[str, list[str]]  # the mask values of each class, and those that are "void"
+def _shares(counts: list[int]) -> list[float]:
+    """Each class's share of the pixels that count, and that of void in all."""
+    *classes, void = counts
+    return [*(n / max(sum(classes), 1) for n in classes), void / sum(counts)]
 
-    def table(self) -> str:
-        """Return it for a person."""
 
-        def line(title: str, values: Iterable[object]) -> tuple[str, str]:
-            return title, "".join(f"{value!s:>{CELL}}" for value in values)
-
-        parts = self.parts.values()
-        rows = [
-            line("", self.parts),
-            line("images", (p.images for p in parts)),
-            line("groups", (p.groups for p in parts)),
-        ]
-        for name in next(iter(parts)).shares:
-            rows.append(line(name, (f"{100 * p.shares[name]:.2f} % in {p.showing[name]:<4}" for p in parts)))
-        rows += [
-            line("empty masks", (p.empty for p in parts)),
-            ("", "% of the pixels, and in how many images"),
-            ("", ""),
-        ]
-        meaning = [
-            f"{name} = {', '.join(values[:SHOWN])}{', ...' if len(values) > SHOWN else ''}"
-            for name, values in self.values.items()
-            if values
-        ]
-        rows.append(("mask values", f"  {'; '.join(meaning)}"))
-        sizes = [f"{width}x{height} ({n})" for (height, width), n in self.sizes.items()]
-        more = f", ... {len(sizes)} sizes" if len(sizes) > 6 else ""
-        channels = ", ".join(f"{channels_named(c)} ({n})" for c, n in self.channels.items())
-        low, high = self.range
-        rows += [
-            ("width x height", f"  {', '.join(sizes[:6])}{more}"),
-            ("pixels", f"  {self.dtype}, {low:g} to {high:g}; {channels}"),
-            ("copies", f"  {self.copies or 'none'}"),
-            ("digest", f"  {self.digest}"),
-        ]
-        return console.table(rows)
+def _first(words: list[str], more: str = "") -> str:
+    return f"{', '.join(words[:SHOWN])}{f', ...{more}' if len(words) > SHOWN else ''}"

@@ -205,11 +205,6 @@ def _numbers(boxes: Sequence[Box]) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
-def warp(windows: Windows, canvas: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring windows to a device and warp them onto a canvas there, see `warped`."""
-    return warped(*windows.on(device), centres(canvas, device))
-
-
 def warped(images: Tensor, masks: Tensor, numbers: Tensor, centres: Points) -> tuple[Tensor, Tensor, Tensor]:
     """Warp windows onto a canvas: images, mask values, and where there is an image at all. Tensors alone decide.
 

@@ -1,7 +1,5 @@
 """Predictions become counts where they lie; only the counts come to the host."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,34 +10,12 @@ from segsweep.data.labels import VOID
 SPREAD = 1 << 16  # bins that a GPU counts in: many threads that add to one bin wait for each other
 
 
-def confusion_matrices(predictions: Sequence[Tensor], targets: Sequence[Tensor], classes: int) -> NDArray[np.int64]:
-    """Count the (target, prediction) pairs of each image, with a single wait for the device.
-
-    Args:
-        predictions, targets: class indices of each image, integers of any one shape; 255 in a target is void.
-        classes: two for a binary task.
-
-    Returns:
-        `n k k`, targets in rows, predictions in columns; void pixels are nowhere.
-
-    Raises ValueError: other shapes or types, or class indices out of range.
-    """
-    pairs = list(zip(predictions, targets, strict=True))
-    counts = torch.cat([pair_counts(p[None], t[None], classes) for p, t in pairs]).cpu()
-    for prediction, target in (pair for pair, count in zip(pairs, counts, strict=True) if count[-1]):
-        outside = (target != VOID) & ~_possible(prediction, target, classes)
-        raise ValueError(
-            f"class indices must be in 0..{classes - 1} (or, in targets, {VOID}); got target "
-            f"{int(target[outside][0])} with prediction {int(prediction[outside][0])}"
-        )
-    return matrices(counts, classes)
-
-
 def pair_counts(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
     """Count the (target, prediction) pairs of each of n images of one size, without a wait for the device.
 
     Args:
-        prediction, target: class indices `n ...`, as `confusion_matrices` takes them.
+        prediction, target: class indices `n ...`, integers; 255 in a target is void.
+        classes: two for a binary task.
 
     Returns:
         `n k*k+2` int64: pairs by target, then by prediction; void pixels; impossible pairs.
@@ -70,7 +46,7 @@ def _added(pair: Tensor, bins: int) -> Tensor:
 
 
 def matrices(counts: Tensor, classes: int) -> NDArray[np.int64]:
-    """Return what `pair_counts` counted, now on the host, as confusion matrices `n k k`.
+    """Return what `pair_counts` counted, now on the host, as confusion matrices `n k k`; targets are in rows.
 
     Raises ValueError: class indices were out of range.
     """

@@ -171,7 +171,7 @@ def _survives(kind: torch.dtype) -> bool | None:
     """
     name = str(kind).removeprefix("torch.")
 
-    def exercise() -> dict[str, bool]:
+    def exercise() -> bool:
         ran = subprocess.run([sys.executable, "-c", _EXERCISE, name], capture_output=True, text=True, check=False)
         if ran.returncode not in (0, *(-fatal for fatal in FATAL)):
             raise RuntimeError(ran.stderr)  # some other trouble, no answer to keep
@@ -181,10 +181,10 @@ def _survives(kind: torch.dtype) -> bool | None:
                 "it, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the command lets it compute in bf16.",
                 name,
             )
-        return {"survives": ran.returncode == 0}
+        return ran.returncode == 0
 
     try:
-        return remembered(f"{name}-{machine()}", exercise)["survives"]
+        return remembered(place("survives", [name, machine()]), exercise)
     except RuntimeError as error:
         log.warning("Whether this processor computes in %s could not be found out: %s", name, first_line(error))
         return None
@@ -254,21 +254,12 @@ def set_threads() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if beside > 1 and given == "1":
-        torch.set_num_threads(max(1, min(cores(), _quota()) // beside))
+        torch.set_num_threads(max(1, cores() // beside))
     elif given.isdigit() and int(given):  # said again: torch may have been loaded before it was set
         torch.set_num_threads(int(given))
     else:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores(), _quota()) // beside))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores()) // beside))
     return torch.get_num_threads()
-
-
-def _quota() -> int:
-    """Whole cores that a container may use; many where nothing limits it."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return max(1, round(int(limit) / int(period)))
-    except (OSError, ValueError):
-        return 1 << 16
 
 
 class Fetched:
@@ -300,9 +291,9 @@ def convolution_peak(device: torch.device, kind: torch.dtype) -> float:
 
     A convolution of 3x3 on a map that fits the caches does little but multiply: no network can be faster.
     """
-    name = f"{describe(device)}-{kind}-{torch.get_num_threads() if device.type == 'cpu' else ''}-{machine()}"
-    place = f"peak-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return remembered(place, lambda: {"flops": measured_peak(device, kind)})["flops"]
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    about = [describe(device), str(kind), threads, machine()]
+    return remembered(place("peak", about), lambda: measured_peak(device, kind))
 
 
 def measured_peak(device: torch.device, kind: torch.dtype) -> float:

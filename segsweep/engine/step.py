@@ -57,7 +57,7 @@ class TrainStep:
             images += len(batch.indices)
         if self.grad_clip:
             state.scaler.unscale_(state.optimizer)
-            clip_gradients(state.model, self.grad_clip)
+            nn.utils.clip_grad_norm_(state.model.parameters(), self.grad_clip)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         return reduce(torch.add, parts), images
@@ -122,12 +122,6 @@ class _Called:
     shared: nn.Module  # by the processes
     loss: Loss  # of an image and its mask, perhaps compiled
     at_once: AtOnce  # of the model, where its layers are called one by one
-
-
-def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scale the gradients down to this norm if they are longer, and return the norm that they had."""
-    gradients = [p for p in model.parameters() if p.grad is not None]
-    return nn.utils.clip_grad_norm_(gradients, largest, error_if_nonfinite=False)
 
 
 class DataStallTimer:

@@ -112,17 +112,14 @@ def _errors(rgb: np.ndarray, truth: np.ndarray, prediction: np.ndarray, stripe: 
     return np.asarray(painted.round(), np.uint8)
 
 
-def contact_sheet(
-    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], columns: int = 4
-) -> Image.Image:
+def contact_sheet(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str]) -> Image.Image:
     """Draw images next to their masks, with a legend, to check that they belong together.
 
     Args:
         pairs: title, image `h w c` and class indices `h w` of each.
         names: of the classes.
-        columns: pairs in a row.
     """
-    side, font = 160, ImageFont.load_default(size=11)
+    side, columns, font = 160, 4, ImageFont.load_default(size=11)
     width = 2 * side + 2 * MARGIN
     void = [("void", COLORS[VOID])] if any((mask == VOID).any() for _, _, mask in pairs) else []
     legend = _legend([*zip(names, COLORS, strict=False), *void], columns * width)

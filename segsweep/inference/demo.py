@@ -33,7 +33,7 @@ from segsweep.process import terminable
 if TYPE_CHECKING:
     import gradio
 
-HOST, PORT = "127.0.0.1", 7860
+HOST = "127.0.0.1"
 NAMES = (HOST, "localhost", "::1")  # of this machine
 EXAMPLES = 8
 THUMBNAIL, SHORTEST, LONGEST = 256, 640, 2048  # pixels of the longer side: of an example, and of what is shown
@@ -171,7 +171,7 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
     return blocks  # type: ignore[no-any-return]
 
 
-def serve(predictor: Predictor, found: Found, port: int = PORT) -> None:
+def serve(predictor: Predictor, found: Found, port: int) -> None:
     """Show the page on this machine, at port 0 on any that is free, until Ctrl-C or SIGTERM; print its address."""
     port = available(HOST, port, "segsweep demo")
     with tempfile.TemporaryDirectory(prefix="segsweep-demo-") as folder:

@@ -1,6 +1,5 @@
 """Score a trained model, with confidence intervals, on any split of its own or of other data."""
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,12 +23,12 @@ from segsweep.data.pairing import part_of
 from segsweep.data.split import SPLIT, read_split
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine import device as devices
-from segsweep.engine.counting import confusion_matrices
+from segsweep.engine.counting import matrices, pair_counts
 from segsweep.engine.scorer import Scorer, own_grid
 from segsweep.errors import ConfigError
 from segsweep.inference.find import Found
-from segsweep.inference.running import canvas, described, execution, refuse_far
-from segsweep.nn.checkpoint import ModelInfo, load_model
+from segsweep.inference.running import canvas, execution, refuse_far
+from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import predict
 from segsweep.paths import save_json
@@ -119,7 +119,7 @@ def evaluate(
     """
     if name is not None and (not re.fullmatch(r"[\w.+-]+", name) or not name.strip(".")):
         raise ConfigError(f"--name {name}: must be the name of a folder: letters, digits and . _ + -")
-    run, info = journal.started(found.run), described(found.model)
+    run, info = journal.started(found.run), describe(found.model)
     data = data.ordered(info.classes)
     start = run.starts[-1]
     same = data.store.digest == start.data_digest
@@ -256,7 +256,7 @@ def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
     A mean over classes is one over the same classes each time: draws that miss one which the split has are left out.
     One image alone has no interval: NaN.
     """
-    weights, _ = metrics.resample(np.random.default_rng(seed), len(counts.keys))
+    weights = metrics.resample(np.random.default_rng(seed), len(counts.keys))
     matrices, edges = (metrics.pool(np.stack(each), weights) for each in (counts.matrices, counts.boundaries))
     needed = np.sum(counts.matrices, (0, 2)) > 0
     whole = (matrices.sum(-1) > 0)[:, needed].all(1)
@@ -310,7 +310,7 @@ def _refuse_other_data(data: Dataset, info: ModelInfo) -> None:
             f"the data have the classes {ours}; {trained_on}. Give them the same names in the same order with "
             f"data.classes."
         )
-    channels, wanted = data.store.channels, info.model["in_channels"]
+    channels, wanted = data.store.channels, info.model.in_channels
     if (channels not in (1, wanted)) or (wanted not in (3, channels)):
         raise ConfigError(f"the data have {channels} channels; the model was trained on {wanted}. Convert them.")
     if str(data.store.dtype) != info.dtype:
@@ -332,7 +332,7 @@ def _counted(scored: Iterable[tuple[Batch, Tensor]], data: Dataset, edges: bool)
                     counts.histogram += histogram(own[0], target[rows])
             prediction = torch.cat(parts)
             counts.keys.append(data.samples[index].key)
-            counts.matrices.append(confusion_matrices([prediction], [target], classes)[0])
+            counts.matrices.append(matrices(pair_counts(prediction[None], target[None], classes).cpu(), classes)[0])
             if edges:
                 counts.boundaries.append(boundaries(prediction, target, classes))
     return counts
@@ -367,16 +367,8 @@ def _write(folder: Path, counts: Counts, names: Sequence[str], thresholds: Seque
         }
         for key, matrix, edges in zip(counts.keys, counts.matrices, counts.boundaries, strict=True)
     ]
-    total = np.sum(counts.matrices, 0).tolist()
-    _table(folder / "images.csv", images[0], map(dict.values, images))
-    _table(folder / "confusion.csv", ["target", *names], ([name, *row] for name, row in zip(names, total, strict=True)))
+    total = pd.DataFrame(np.sum(counts.matrices, 0), names, names)
+    pd.DataFrame(images).to_csv(folder / "images.csv", index=False)
+    total.to_csv(folder / "confusion.csv", index_label="target")
     if thresholds:
-        _table(folder / "thresholds.csv", thresholds[0], (row.values() for row in thresholds))
-
-
-def _table(path: Path, names: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        for row in rows:
-            writer.writerow("" if isinstance(v, float) and math.isnan(v) else v for v in row)
+        pd.DataFrame(thresholds).to_csv(folder / "thresholds.csv", index=False)

@@ -28,8 +28,8 @@ from segsweep.data.geometry import SMALLEST, Canvas, Size
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.errors import ConfigError, first_line, unwritable
-from segsweep.inference.running import canvas, described, execution
-from segsweep.nn.checkpoint import ModelInfo, load_model
+from segsweep.inference.running import canvas, execution
+from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
 from segsweep.nn.unet import UNet, predict
@@ -117,7 +117,7 @@ def export(
             result that is not the model's. No file is left then.
     """
     needs(kind)
-    info, unet = described(model), load_model(model)
+    info, unet = describe(model), load_model(model)
     scored, how = execution(info, torch.device("cpu"))
     weight = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     if kind == "onnx" and weight >= ONNX_LIMIT:
@@ -172,7 +172,7 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
         "step": sizes.step,
         "dtype": info.dtype,
         "range": [low, high],
-        "normalization": {"inside": True, "mean": mean, "std": std, "clip": model.arguments["normalization"]["clip"]},
+        "normalization": {"inside": True, "mean": mean, "std": std, "clip": model.architecture.normalization.clip},
         "size": list(info.size),
         "resize": info.resize,
         "zoom": info.zoom,

@@ -46,7 +46,7 @@ def find(run: str, uri: str | None = None) -> Found:
         uri: MLflow's tracking URI, where it is asked.
     """
     if run == "best":
-        return _best(_runs(outputs()), f"{outputs()}")
+        return _best(journal.below(outputs()), f"{outputs()}")
     name = run.removeprefix("best:")
     path = Path(name).expanduser()
     if path.is_file():
@@ -77,11 +77,7 @@ def _in_folder(folder: Path) -> Found:
             first = "the sweep's winner" if over else "the best so far of a sweep that is not finished"
             return Found(run / BEST, run, f"{first}: {what}")
         where += "" if over else ", a sweep that is not finished"
-    return _best(_runs(folder), where)
-
-
-def _runs(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.rglob(journal.NAME))
+    return _best(journal.below(folder), where)
 
 
 def _best(folders: Iterable[Path], where: str) -> Found:

@@ -43,8 +43,8 @@ class MaskForm:
         """
         if info.values is None:
             raise ConfigError(
-                "--values original: the model's file was written by an older segsweep and does not say which mask "
-                "values its classes had. Drop --values to get class indices."
+                "--values original: the model's file does not say which mask values its classes "
+                "had. Drop --values to get class indices."
             )
         table = _table(info.values)
         taken = table if table.ndim == 1 else table[(table == table[:, :1]).all(1), 0]

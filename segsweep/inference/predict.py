@@ -19,14 +19,14 @@ from segsweep.data.images import SUFFIXES, Picture, channels_named, read_picture
 from segsweep.data.prefetch import prefetch
 from segsweep.data.source import image_files
 from segsweep.data.store import Watch, unwatched
-from segsweep.data.windows import cut, stack, warp
+from segsweep.data.windows import centres, cut, stack, warped
 from segsweep.engine import device as devices
 from segsweep.engine.scorer import Scorer
 from segsweep.errors import ConfigError, DataError, first_line, unwritable
 from segsweep.inference.geotiff import georeference
 from segsweep.inference.output import INDICES, MaskForm, Places, is_own, probability, write
-from segsweep.inference.running import canvas, described, execution, refuse_far
-from segsweep.nn.checkpoint import load_model
+from segsweep.inference.running import canvas, execution, refuse_far
+from segsweep.nn.checkpoint import describe, load_model
 from segsweep.nn.tiles import bands, limit
 from segsweep.nn.unet import predict as classes_of
 
@@ -61,7 +61,7 @@ class Predictor:
         tta: str | None = None,
         tile: int | None = None,
     ):
-        self.info = described(model)
+        self.info = describe(model)
         self.classes, self.range = self.info.classes, self.info.range
         devices.compute_as()
         self.device = devices.find(device, "--device ")
@@ -82,12 +82,8 @@ class Predictor:
         """Of the images that the model was trained on."""
         return self._model.in_channels
 
-    def read(self, path: Path) -> np.ndarray:
-        """Read an image's file as training did, `h w c`; a `DataError` where it cannot be taken."""
-        return self.picture(path).pixels
-
     def picture(self, path: Path) -> Picture:
-        """Read an image's file as `read` does, and say where it has no data."""
+        """Read an image's file as training did, and say where it has no data; a `DataError` if it cannot be taken."""
         picture = read_picture(path, self.info.nodata)
         return replace(picture, pixels=self.accept(picture.pixels, path))
 
@@ -139,7 +135,8 @@ class Predictor:
         def run(rows: slice, columns: slice) -> Tensor:
             parts = [placement.part(rows, columns) for placement in placements]
             windows = [cut(*sample) for sample in zip(pixels, masks, parts, strict=True)]
-            image, _, _ = warp(stack(windows, self._model.in_channels), parts[0].canvas, self.device)
+            sent = stack(windows, self._model.in_channels).on(self.device)
+            image, _, _ = warped(*sent, centres(parts[0].canvas, self.device))
             return self._scorer.logits(self._model, image).float()
 
         whole = bands(run, whole_canvas.size, self._tile)
@@ -150,15 +147,14 @@ class Predictor:
         return [_fitting(strips(m, p, s)) for m, p, s in zip(maps, placements, own, strict=True)]
 
     def decided(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the class indices of one image, uint8 `h w`, and what `probabilities` does."""
+        """Return the class indices of one image, uint8 `h w`, and its probabilities, float32 `k h w`.
+
+        Those are of each class, or of two classes the foreground's (k = 1).
+        """
         (found,) = self.logits([image])
         parts = [(classes_of(logits[None])[0], probability(logits)) for _, logits in found]
         classes = np.concatenate([rows.cpu().numpy().astype(np.uint8) for rows, _ in parts])
         return classes, np.concatenate([rows.cpu().numpy() for _, rows in parts], axis=1)
-
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Return the probabilities of one image, `k h w` float32: of each class, or of two the foreground's (k = 1)."""
-        return self.decided(image)[1]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def register(
         program = Path(made) / "model.pt2"
         done = export(found.model, program, "pt2", data, watch, rounds=0)
         card = model_card(name, folder, info, run, done.sizes)
-        channels = (info.model["in_channels"], info.model["num_classes"])
+        channels = (info.model.in_channels, info.model.num_classes)
         tags = {"data_digest": run.starts[-1].data_digest, "sizes": str(done.sizes)}
         registered = registry.register(folder, uri, name, program, channels, str(torch.__version__), card, tags)
     return registered, done
@@ -65,7 +65,7 @@ def register(
 def model_card(name: str, folder: Path, info: ModelInfo, run: Run, sizes: Sizes) -> str:
     """Return the model card of a run in Markdown, after Mitchell et al. 2019 (arXiv:1810.03993)."""
     start, (low, high), (height, width) = run.starts[-1], info.range, info.size
-    channels, logits = info.model["in_channels"], info.model["num_classes"]
+    channels, logits = info.model.in_channels, info.model.num_classes
     rule = f"above 0 is {info.classes[-1]}" if logits == 1 else "the largest logit is the class"
     images = ", ".join(f"{start.images[part]} {part}" for part in ("train", "val", "test") if start.images.get(part))
     prepared = f"are to be {preparation(info)}" if info.resamples else f"go in {preparation(info)}"

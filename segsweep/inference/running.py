@@ -1,8 +1,5 @@
 """Decide how a trained model is run: in the same way as when it was scored, if the device can."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 
 from segsweep.data.geometry import Canvas
@@ -10,23 +7,7 @@ from segsweep.data.images import WIDEST
 from segsweep.engine import device as devices
 from segsweep.engine.execution import Execution
 from segsweep.errors import ConfigError, DataError
-from segsweep.nn.checkpoint import ModelInfo, describe
-from segsweep.paths import BEST
-from segsweep.runs import journal
-
-
-def described(model: Path) -> ModelInfo:
-    """Read a model's `ModelInfo`; what older files do not say of its training is taken from the journal beside them.
-
-    Raises ConfigError: not a segsweep model, or a damaged journal.
-    """
-    info = describe(model)
-    if info.precision is None and model.name == BEST and journal.exists(model.parent):
-        start = journal.started(model.parent).starts[-1]
-        ran, tile = start.execution, start.settings.data.tile
-        info = replace(info, precision=ran.precision, channels_last=ran.channels_last)
-        info = replace(info, tta=start.settings.train.tta, tile=(tile[0], tile[1]) if tile else None)
-    return info
+from segsweep.nn.checkpoint import ModelInfo
 
 
 def refuse_far(name: object, low: float, high: float, trained: tuple[float, float]) -> None:

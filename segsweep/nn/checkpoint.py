@@ -5,7 +5,7 @@ Both are written whole, by `atomically`. No file ever runs a pickle.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from io import BufferedWriter, FileIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from segsweep.config.data import ZOOMS, is_zoom
 from segsweep.config.schema import VIEWS
 from segsweep.errors import ConfigError, first_line, one_of, unloaded
 from segsweep.nn import UNet
-from segsweep.nn.unet import Architecture, upgraded
+from segsweep.nn.unet import Architecture
 from segsweep.paths import BEST, atomically, load_json
 
 VERSION = 1
@@ -32,19 +32,18 @@ _HINT = f"A run's model is its {BEST}."
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model's file says beside the weights. Older files lack what has a default."""
+    """What a model's file says beside the weights; what has a default may be missing."""
 
-    model: dict[str, Any]  # `UNet.arguments`
+    model: Architecture
     classes: list[str]  # names, by index
     size: tuple[int, int]  # the canvas in training, height and width
     resize: str  # how images were brought to it
     weights_source: str = "random"
     range: tuple[float, float] = (0.0, 255.0)  # lowest and highest value of the pixels in training
     dtype: str = "uint8"  # of these pixels
-    normalize: str = "auto"
     epoch: int | None = None  # after which epoch it was kept; None where it comes from no run
     val_iou: float | None = None  # the score then
-    # How it was run for that score; precision and layout are None in older files, which do not say any of it.
+    # How it was run for that score; precision and layout are None where it comes from no run.
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     channels_last: bool | None = None  # the memory layout
     tta: str = "none"  # as `train.tta`
@@ -71,14 +70,14 @@ class ModelInfo:
 
     @property
     def encoder(self) -> str:
-        return str(self.model["name"])
+        return self.model.name
 
 
 def save_model(
     path: Path, model: UNet, *, classes: Sequence[str], size: Sequence[int], resize: str, **more: Any
 ) -> None:
     """Write the weights and all that is needed to use them; `more` are further fields of `ModelInfo`."""
-    info = ModelInfo(model.arguments, list(classes), (size[0], size[1]), resize, model.weights_source, **more)
+    info = ModelInfo(model.architecture, list(classes), (size[0], size[1]), resize, model.weights_source, **more)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"segsweep": json.dumps({"version": VERSION, **asdict(info)})}
     # Written by Python, since what safetensors raises of a full disk is no OSError.
@@ -105,8 +104,6 @@ def describe(path: str | Path) -> ModelInfo:
         if isinstance(version, int):
             _refuse_later(version)
         info = read(ModelInfo, plain, "segsweep")
-        info = replace(info, model=upgraded(info.model))
-        read(Architecture, info.model, "segsweep.model")  # refused here, where the file is known
         catalog.check(info.encoder)
         return info
     except (ConfigError, TypeError, ValueError) as error:
@@ -118,7 +115,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> UNet:
 
     Raises ConfigError: not a segsweep model, or weights that are not those of the architecture it names.
     """
-    model = UNet.rebuilt(describe(path).model)
+    model = UNet(**vars(describe(path).model))
     try:
         load_weights(path, model)
     except RuntimeError as error:  # other names or shapes

@@ -1,17 +1,14 @@
 """A U-Net on any timm encoder, from pixels to logits."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segsweep.config.checks import read
 from segsweep.config.schema import DecoderConfig
 from segsweep.config.settings import Normalization
 from segsweep.nn.decoder import Decoder, JoiningConv2d
@@ -31,21 +28,6 @@ class Architecture:
     normalization: Normalization
 
 
-def upgraded(arguments: Mapping[str, Any]) -> dict[str, object]:
-    """Bring the arguments that an older version kept to the form of `Architecture`.
-
-    The first kept the decoder's settings as arguments of their own, and of the normalization the clipping alone: its
-    mean and std are among the weights.
-    """
-    given = dict(arguments)
-    if "decoder" not in given and "name" in given:
-        channels = given.get("in_channels", 3)
-        given["decoder"] = {key: given.pop(key) for key in ("width", "norm", "dropout") if key in given}
-        clip = given.pop("clip", None)
-        given["normalization"] = {"mean": [0.0] * channels, "std": [1.0] * channels, "clip": clip}
-    return given
-
-
 class UNet(nn.Module):
     """A pretrained encoder, a decoder from scratch, and the normalisation between pixels and encoder.
 
@@ -59,7 +41,7 @@ class UNet(nn.Module):
         normalization: of the pixels; default: the encoder's own, for pixels in 0..255.
 
     Attributes:
-        arguments: the fields of its `Architecture`, of which `rebuilt` builds it again.
+        architecture: the arguments that build it again: `UNet(**vars(architecture))`.
         weights_source: where the encoder's weights came from: file, package, cache, hub or random.
 
     Raises ConfigError: no such model, no weights, or widths that do not fit the decoder.
@@ -98,16 +80,7 @@ class UNet(nn.Module):
             self.register_buffer("high", _per_channel(pixels.clip[1]), persistent=False)
         self.num_classes, self.in_channels = num_classes, in_channels
         decided = replace(decoder, width=[stage.width for stage in self.plan.stages])
-        arguments = asdict(Architecture(name, num_classes, in_channels, decided, pixels))
-        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))  # a copy, as a file gives it back
-
-    @classmethod
-    def rebuilt(cls, arguments: Mapping[str, Any]) -> "UNet":
-        """Build the architecture that a model's `arguments` describe, of any version, with random weights.
-
-        Raises ConfigError: they are not such arguments.
-        """
-        return cls(**vars(read(Architecture, upgraded(arguments), "model")))
+        self.architecture = Architecture(name, num_classes, in_channels, decided, pixels)
 
     def macs(self, size: tuple[int, int]) -> float:
         """Count multiply-adds of a forward pass over an image of this height and width; training takes thrice that."""

@@ -56,6 +56,19 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, len(_whole_lines(path)))
 
 
+def below(folder: Path) -> list[Path]:
+    """List the folders in or below a folder that have a journal, empty ones included."""
+    return sorted(path.parent for path in folder.rglob(NAME))
+
+
+def some_below(folder: Path) -> list[Path]:
+    """List the folders of the runs in or below a folder; ConfigError if there are none."""
+    found = list(filter(exists, below(folder)))
+    if not found:
+        raise ConfigError(f"{folder}: contains no run: there is no {NAME} in it or below it.")
+    return found
+
+
 def exists(folder: Path) -> bool:
     """Tell whether the folder holds a journal with at least one whole record."""
     return bool(_whole_lines(folder / NAME))
@@ -83,7 +96,7 @@ def size(folder: Path) -> int:
 def read_from(folder: Path, seen: int) -> tuple[list[Record], int]:
     """Read the whole records after the first `seen` bytes, and return how many bytes have then been seen.
 
-    ConfigError if one of them is damaged, or of a later format.
+    ConfigError if one of them is damaged, or of another format.
     """
     path = folder / NAME
     whole, records = _whole_lines(path, seen), []
@@ -114,7 +127,7 @@ def packed(run: Run) -> str:
 
 
 def unpacked(text: str) -> Run:
-    """Return what `packed` gave; ConfigError: it is damaged, or of a later format."""
+    """Return what `packed` gave; ConfigError: it is damaged, or of another format."""
     try:
         lines = zlib.decompress(base64.b64decode(text)).decode().splitlines()
         return Run([decode(load_json(line.encode()), Path("study")) for line in lines])

@@ -1,4 +1,4 @@
-"""What a run's journal holds, as types; one reader, which checks them, and one upgrade for what older versions wrote.
+"""What a run's journal holds, as types; one reader, which checks them.
 
 On disk a record is one flat JSON object: metrics stand beside `kind`, `epoch` and `time`, so that any tool reads them.
 Numbers that are not finite are `null` there and None here. Standard library only.
@@ -10,21 +10,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from segsweep import catalog
 from segsweep.config.checks import flat, read
-from segsweep.config.renamed import renewed_sections
-from segsweep.config.schema import RunConfig, keys
+from segsweep.config.schema import RunConfig
 from segsweep.config.settings import Settings
 from segsweep.errors import ConfigError, Failure
 
 VERSION = 3
-KEYED = ("config", "asked", "settings")  # what of a start holds keys by section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Status = Literal["complete", "stopped", "failed"]
 Metrics = Mapping[str, int | float | None]
-
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as the first version wrote them
 
 
 @dataclass(frozen=True)
@@ -190,83 +185,22 @@ def encode(record: Record) -> dict[str, Any]:
 def decode(plain: Any, where: Path) -> Record:
     """Read a record from what `json.loads` made of its line; `where` is the journal, for the error.
 
-    ConfigError if it is not a record, or of a later version.
+    ConfigError if it is not a record, or of another format.
     """
     kind = plain.get("kind") if isinstance(plain, dict) else None
     try:
         if kind == "start":
-            return read(Start, upgrade(plain), kind)
+            if (version := plain.get("version")) != VERSION:
+                told = f"has format {version}, and this segsweep reads format {VERSION}"
+                raise ConfigError(f"{told}. Use the version that wrote it.")
+            return read(Start, plain, kind)
         if kind == "epoch":
             return read(EpochRecord, _metrics_apart(plain, EpochRecord), kind)
         if kind == "end":
-            if "error" not in plain and plain.get("status") == "failed" and "out of memory" in str(plain.get("reason")):
-                plain = {**plain, "error": "out_of_memory"}  # the first version did not write the kind
             return read(End, _metrics_apart(plain, End), kind)
         raise ConfigError("a line is not a start, epoch or end record.")
     except (ConfigError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: damaged, or not a journal: {error}") from error
-
-
-def upgrade(start: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Bring a `start` that an older version wrote to the present form; ConfigError if its version is a later one."""
-    version = start.get("version", 1)
-    if not isinstance(version, int) or version > VERSION:
-        raise ConfigError(f"has format {version}, and this segsweep reads formats up to {VERSION}. Update segsweep.")
-    newer = start
-    if version < VERSION:
-        newer = {**start, **{of: renewed_sections(start[of]) for of in KEYED if of in start}}
-    if version == 1:
-        newer = _from_first(newer)
-    settings = newer.get("settings")
-    if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
-        return newer  # refused by its types
-    # Before there were these keys masks were never cut, no value of a file was passed over, nothing was zoomed, no crop
-    # was laid over a class, and tiles were as the canvas has them.
-    before = {"threshold": None, "nodata": "none", "zoom": 1.0, "foreground": 0.0, "tile": None}
-    return {**newer, "settings": {**settings, "data": {**before, **data}}}
-
-
-def _from_first(start: Mapping[str, Any]) -> dict[str, Any]:
-    """The first version had one configuration, with `auto` replaced in places, and flat fields beside it."""
-    if not isinstance(config := start.get("config"), dict):
-        raise ConfigError("start: lacks config.")
-    known = [key.name.partition(".") for key in keys()]
-    asked: dict[str, Any] = {section: {} for section, _, name in known if name}
-    for section, kept in asked.items():
-        if not isinstance(values := config.get(section, {}), dict):
-            raise ConfigError(f"start.config.{section}: must be an object, not {str(values)[:80]!r}.")
-        kept.update({name: values[name] for of, _, name in known if of == section and name in values})
-    # Where a run says nothing of it, the key did not exist, and images were repeated in debug=overfit alone.
-    data, train, optim = asked["data"], asked["train"], asked["optim"]
-    data.setdefault("passes", 10 if data.get("overfit") else 1)
-    settings = {name: dict(value) for name, value in asked.items() if name != "tracking"}
-    batch = start.get("micro_batch", 1)
-    if train.get("batch_size") == "auto":
-        settings["train"]["batch_size"] = batch * train.get("grad_accum", 1)
-    if train.get("time_budget") is None and train.get("epochs") is None:
-        settings["train"]["epochs"] = start.get("epochs")
-    if train.get("bn_momentum", "auto") == "auto":
-        settings["train"]["bn_momentum"] = "scaled"
-    rates = catalog.rates(str(asked["encoder"].get("name")))
-    random = start.get("weights_source") == "random"
-    for name, value in (("lr", rates.lr), ("encoder_lr_scale", 1.0 if random else rates.encoder_lr_scale)):
-        if optim.get(name, "auto") == "auto":
-            settings["optim"][name] = value
-    if "decoder_width" in start:
-        settings["decoder"]["width"] = start["decoder_width"]
-    precision = start.get("precision_used", "float32")
-    usual = {"threads": 1, "channels_last": True, "compiled": False, "micro_batch": 1, "device": "cpu"}
-    execution = {
-        **usual,
-        **start,
-        "precision": PRECISIONS.get(precision, precision),
-        "rates": start.get("probed", {}),
-        "peak": start.get("convolution_peak", 0.0),
-    }
-    images = {part: start.get(f"data/{part}", 0) for part in ("train", "val", "test")}
-    size = list(start.get("input_size") or data.get("size", [256, 256]))
-    new = {"asked": asked, "settings": settings, "execution": execution, "images": images, "input_size": size}
-    return {**start, **new}
 
 
 def _metrics_apart(plain: Mapping[str, Any], kind: type[Record]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from segsweep.runs.trial import NAME as TRIAL
 from segsweep.sweeping import screened
 
 NAME = "sweep.json"
-State = Literal["running", "complete", "stopped", "failed", "unknown"]
+State = Literal["running", "complete", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,6 @@ class CrossValidated:
     """A setting that was trained on each fold; `segsweep.sweeping.crossval` makes it."""
 
     setting: list[str]  # the overrides of what was varied, without the fold
-    encoder: str
     trials: list[str]  # names, in the order of their folds
     folds: int
     problem: str = ""  # why there is no score
@@ -43,7 +42,7 @@ class About:
     finalists: list[str]  # names of the trials whose settings are trained again, best first
     experiment: str = ""  # MLflow's
     tracked: bool = False  # whether MLflow hears of it
-    state: State = "unknown"  # running until it is over; still so of one that was killed
+    state: State = "running"  # until it is over; still so of one that was killed
     reason: str = ""  # why it was stopped or failed
     cross_validates: bool = False  # every setting is run on every fold, and nobody is chosen
     cross_validation: list[CrossValidated] = field(default_factory=list)  # its settings, best first, once it is over

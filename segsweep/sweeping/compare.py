@@ -34,10 +34,7 @@ def runs(folders: Iterable[Path]) -> pd.DataFrame:
     """
     rows = []
     for given in folders:
-        found = sorted(path.parent for path in given.rglob(journal.NAME) if journal.exists(path.parent))
-        if not found:
-            raise ConfigError(f"{given}: contains no run: there is no {journal.NAME} in it or below it.")
-        for folder in found:
+        for folder in journal.some_below(given):
             try:
                 run = journal.started(folder)
                 if folder == given or not run.probed:

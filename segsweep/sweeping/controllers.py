@@ -28,7 +28,7 @@ from segsweep.runs.trial import NAME, Trial, load
 from segsweep.sweeping.backends.base import OUTPUT
 from segsweep.sweeping.pruner import Verdict
 from segsweep.sweeping.scheduler import Search, TrialSource, ended_as, taken_up
-from segsweep.sweeping.sharing import ATTEMPTS, OWNER, Beats, Claim, Claims, Gone, Owner, Server
+from segsweep.sweeping.sharing import ATTEMPTS, Beats, Claim, Claims, Gone, Owner, Server
 from segsweep.sweeping.study import Study, repetition_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -53,7 +53,6 @@ class SharedStudy(Study):
         self._server = server
         with server.alone("study"):
             super().__init__(folder, *arguments, storage=server.storage, **named)
-            self._refuse_older()
             self.id: str = self.remembered("id") or uuid.uuid4().hex
             self.remember("id", self.id)
         self.me = Owner.here(self.id, folder)
@@ -103,14 +102,6 @@ class SharedStudy(Study):
 
     def _refuse_foreign(self, *_: object, apart: bool = False) -> None:
         """Leave it to the folder's `sweep.json`, which says which sweep it is of."""
-
-    def _refuse_older(self) -> None:
-        older = "joined" in self._study.user_attrs  # as a study was begun before `begun`
-        if older or any(
-            "member" not in (trial.user_attrs.get(OWNER) or {"member": ""}) for trial in Study.trials(self)
-        ):
-            told = "was begun by an older version of segsweep, which allowed only one controller"
-            raise ConfigError(f"study {self.name}: {told}. Give another name: {self.anew}.")
 
 
 @dataclass

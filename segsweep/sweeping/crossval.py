@@ -30,7 +30,7 @@ class _Pooled:
     @cached_property
     def resampled(self) -> Floats:
         """The pooled IoU of groups drawn with replacement, `r`; the same draws for the same groups."""
-        weights, _ = metrics.resample(np.random.default_rng(0), len(self.groups))
+        weights = metrics.resample(np.random.default_rng(0), len(self.groups))
         return metrics.pooled_iou(metrics.pool(self.matrices, weights))
 
 
@@ -58,7 +58,7 @@ def _scored(folder: Path, setting: list[str], runs: dict[int, Trial]) -> tuple[C
     asked = [start.settings.data.folds or 0 for trial in runs.values() if (start := trial.run.start)]
     folds = max([*asked, max(runs) + 1, 2])
     names = [runs[fold].name for fold in sorted(runs)]
-    result = CrossValidated(setting, next(iter(runs.values())).encoder, names, folds)
+    result = CrossValidated(setting, names, folds)
     for fold in range(folds):
         state = runs[fold].state if fold in runs else "not run"
         if state != "complete":

@@ -10,7 +10,7 @@ from segsweep.sweeping.live import duration
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.run import backend_for
 from segsweep.sweeping.space import ENCODER, LR
-from segsweep.sweeping.study import grid, trials_of
+from segsweep.sweeping.study import trials_of
 
 
 def run(plan: Plan) -> None:
@@ -28,13 +28,12 @@ def told(plan: Plan, backend: Backend) -> str:
     Raises ConfigError: what a training would be refused for, or a grid without an end.
     """
     asked, encoders, space = plan.sweeper, plan.space.encoders, plan.space
-    trials = trials_of(space, asked, len(grid(space) if asked.sampler == "grid" else plan.seeds))
+    trials = trials_of(space, asked)
     finalists = min(asked.finalists, len(encoders))
     trainings = trials + finalists * asked.repeats
     console.note(f"timing a few steps with each encoder: {', '.join(encoders)}")
     base = plan.timed
-    arguments = asdict(base), list(encoders), dict(backend.environment)
-    found = backend.call("segsweep.training.estimate:estimates", *arguments)
+    found = backend.call("segsweep.training.estimate:estimates", asdict(base), list(encoders))
     width = max(map(len, encoders))
     rows = [
         f"{name:{width}}  {one['images_per_s']:8.1f} images/s  {duration(one['seconds'])}"

@@ -9,7 +9,6 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from segsweep.config.renamed import renewed
 from segsweep.errors import ConfigError
 from segsweep.paths import atomically
 from segsweep.sweeping.space import ENCODER, Space, distribution
@@ -38,7 +37,7 @@ def extend(
         return []
     with suppress(KeyError):  # no such study yet
         study = old.get_study_id_from_name(name)
-        began = renewed(old.get_study_user_attrs(study).get(BEGAN))
+        began = old.get_study_user_attrs(study).get(BEGAN)
         if not began or list(began["fixed"]) != list(fixed) or not (added := _added(began["space"], space)):
             return []
         trials = old.get_all_trials(study, deepcopy=False)

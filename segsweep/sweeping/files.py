@@ -37,8 +37,7 @@ class Files:
         """
         plan, sign = self._plan, self._sign(self._me)
         sign.parent.mkdir(exist_ok=True)
-        if first.member == self._me.member:
-            sign.touch()
+        sign.touch()
         if plan.cross_validates and not self.sees(first):
             raise ConfigError(
                 f"hydra.sweep.dir={plan.folder}: differs from the folder of the sweep's first controller, {first}, so "
@@ -52,7 +51,6 @@ class Files:
                 f"finalists' models could not be compared. Use a folder on a shared file system, or an MLflow server "
                 f"with {server}, or type hydra.sweeper.keep=scores."
             )
-        sign.touch()
 
     def retract(self) -> None:
         """Remove the sign: this controller does not take part."""

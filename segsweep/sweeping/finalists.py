@@ -115,12 +115,11 @@ def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] |
     rng = np.random.default_rng(seed)
     gains = np.zeros(metrics.RESAMPLES)
     for images, runs in first.items():
-        sides = (runs, other[images])
-        weights, drawn = metrics.resample(rng, len(images), *map(len, sides))
-        means = []
-        for side, indices in zip(sides, drawn, strict=True):
+        weights, means = metrics.resample(rng, len(images)), []
+        for side in (runs, other[images]):
             scores = np.stack([metrics.pooled_iou(metrics.pool(matrices, weights)) for matrices in side], 1)
-            means.append(np.take_along_axis(scores, indices, 1).mean(1))  # scores: draws runs
+            drawn = rng.integers(len(side), size=scores.shape)  # draws runs
+            means.append(np.take_along_axis(scores, drawn, 1).mean(1))
         gains += (means[0] - means[1]) / len(first)
     return metrics.interval(gains)
 
@@ -133,7 +132,7 @@ def read(runs: Iterable[tuple[Path, Run]]) -> Scored:
     found: dict[tuple[str, ...], list[Matrices]] = {}
     for folder, run in runs:
         kept = metrics.read_validation(folder)
-        if kept is None or run.best is None or kept.epoch not in (0, run.best.epoch):
+        if kept is None or run.best is None or kept.epoch != run.best.epoch:
             return {}
         found.setdefault(kept.keys, []).append(kept.matrices)
     return found

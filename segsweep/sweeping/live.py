@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segsweep.console import SILENCE
+from segsweep.process import printable
 from segsweep.runs.trial import Trial, seconds_left
 from segsweep.sweeping.finalists import FOLDER
 from segsweep.sweeping.scheduler import Event
@@ -45,19 +46,21 @@ class Board:
         """Print a line for each start and end of a trial; epochs appear only on the board."""
         if event.kind != "epoch":
             known = event.kind == "refused" and event.trial.reason in self._told
-            self._console.print(line(event, not known), highlight=False, soft_wrap=True, markup=False)
+            self._say(line(event, not known))
             if event.kind == "refused":
                 self._told.add(event.trial.reason)
             self._said = time.monotonic()
         elif not self._live and time.monotonic() - self._said > SILENCE:
             self._said = time.monotonic()
             over = sum(trial.state in ("complete", "pruned") for trial in self._trials.values())
-            said = f"{line(event)}; {over} of {self._wanted} finished"
-            self._console.print(said, highlight=False, soft_wrap=True, markup=False)
+            self._say(f"{line(event)}; {over} of {self._wanted} finished")
         # All trials are looked at for it: of thousands, at each event, that would be the controller's main work.
         if self._live and time.monotonic() - self._last > REDRAWN:
             self._last = time.monotonic()
             self._live.refresh()
+
+    def _say(self, text: str) -> None:
+        self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def _drawn(self) -> Group:
         trials = list(self._trials.values())

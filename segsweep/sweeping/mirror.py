@@ -11,7 +11,7 @@ from segsweep.runs import locks
 from segsweep.runs.trial import Trial, load_all
 from segsweep.sweeping import about, finalists, report
 from segsweep.sweeping.finalists import FinalistResult
-from segsweep.sweeping.plan import Plan, again
+from segsweep.sweeping.plan import Plan
 from segsweep.tracking import client
 from segsweep.tracking.background import Background
 from segsweep.tracking.names import number
@@ -118,7 +118,7 @@ def sync(folder: Path, uri: str | None = None) -> str:
 
     Raises:
         Running: it runs.
-        ConfigError: no sweep lies there, or one of an older version, or one that was sent elsewhere.
+        ConfigError: no sweep lies there, or one that was sent elsewhere.
         mlflow.exceptions.MlflowException: the server cannot be reached or refuses.
     """
     try:
@@ -127,11 +127,6 @@ def sync(folder: Path, uri: str | None = None) -> str:
         raise Running(f"{folder}: the sweep is running. Send it again when the sweep has ended.") from error
     try:
         kept = about.load(folder)
-        if kept.state == "unknown":
-            raise ConfigError(
-                f"{folder}: a sweep of an older segsweep. To send it, run its command again: "
-                f"{again(folder, kept.command)}"
-            )
         trials = list(load_all(folder))
         every = [trial for trial in (*trials, *load_all(folder, finalists.FOLDER)) if trial.run.epochs]
         times = [r.time for trial in every for r in trial.run.records] or [(folder / about.NAME).stat().st_mtime]

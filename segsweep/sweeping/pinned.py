@@ -4,18 +4,12 @@ from dataclasses import asdict
 
 from optuna.trial import TrialState
 
-from segsweep.config.checks import flat
-from segsweep.config.keys import named
 from segsweep.config.schema import FADING
 from segsweep.errors import ConfigError
 from segsweep.sweeping import about
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.study import Study
-
-# What trials of a study had that was begun before there were plans.
-BEFORE_PLANS: dict[str, object] = {"data.size": "[256,256]", "data.zoom": 1.0, "data.foreground": 0.0}
-BEFORE_PLANS |= {"train.batch_size": 16, "augmentation.scale": 0.25, "augmentation.translate": 0.05}
 
 
 def weights(plan: Plan, study: Study, backend: Backend) -> dict[str, str]:
@@ -65,31 +59,12 @@ def _over(plan: Plan, study: Study) -> bool:
 
 def decided(plan: Plan, study: Study, backend: Backend) -> list[str]:
     """Decide once, for all trials and starts of the sweep, what follows from the data alone; return what to type."""
-    fades = _fades(study)
-    words = _of_data(plan, study, backend)
-    left_open = plan.base.loss.class_weights == FADING and "loss.class_weights" not in plan.space.distributions
-    return words if fades or not left_open else [*words, "loss.class_weights=null"]
-
-
-def _fades(study: Study) -> bool:
-    """Tell whether class weights may fade: not in a study whose first trials were begun before they could."""
-    known: bool | None = study.remembered("fades")
-    if known is None:
-        known = not study.trials(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        study.remember("fades", known)
-    return known
-
-
-def _of_data(plan: Plan, study: Study, backend: Backend) -> list[str]:
-    varied = list(plan.space.distributions)
     known: list[tuple[str, str]] | None = study.remembered("plan")
-    if known is None and (study.remembered("decided") or study.trials(TrialState.COMPLETE, TrialState.PRUNED)):
-        asked = dict(flat(asdict(plan.base)))
-        values = {**BEFORE_PLANS, **(study.remembered("decided") or {})}
-        return [f"{key}={value}" for key, value in values.items() if asked[key] == "auto" and not named(key, varied)]
     if known is None:
-        known = []
-        if plan.plans_once:
-            known = backend.call("segsweep.training.build:decided_data", asdict(plan.base), varied)
+        study.remember("fades", True)  # else it was begun before class weights could fade
+        asked = asdict(plan.base), list(plan.space.distributions)
+        known = backend.call("segsweep.training.build:decided_data", *asked) if plan.plans_once else []
         study.remember("plan", known)
-    return [word for word, _ in known]
+    words = [word for word, _ in known]
+    left_open = plan.base.loss.class_weights == FADING and "loss.class_weights" not in plan.space.distributions
+    return words if study.remembered("fades") or not left_open else [*words, "loss.class_weights=null"]

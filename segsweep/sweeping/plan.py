@@ -13,7 +13,6 @@ from segsweep.errors import ConfigError
 from segsweep.paths import override, program
 from segsweep.sweeping.scheduler import DATA
 from segsweep.sweeping.space import Space, Value
-from segsweep.sweeping.study import grid
 
 LENGTH = {"train.epochs", "train.time_budget"}
 # Keys of data that say how they are shown to the network, and not which they are.
@@ -68,8 +67,7 @@ class Plan:
     @property
     def folds(self) -> list[Value]:
         """Return the folds that are varied."""
-        varied = tuple(parameter for parameter in self.space.parameters if parameter.key == "data.fold")
-        return [cell["data.fold"] for cell in grid(Space(varied, ""))] if varied else []
+        return [p.value(i) for p in self.space.parameters if p.key == "data.fold" for i in range(p.count or 0)]
 
     @property
     def cross_validates(self) -> bool:

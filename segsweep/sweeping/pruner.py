@@ -12,7 +12,6 @@ curves.
 """
 
 from array import array
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +25,6 @@ MARGIN = 0.005  # IoU that a trial may seem to lack and still go on: noise betwe
 OWN = 2  # completed trials of a backbone until its own gains are enough to judge by
 ALIKE = 3  # completed trials, those that were closest at this point, whose gains are believed possible
 SHARES = 256  # of a training at which scores are kept ready
-TOP = 3  # backbones that matter at the end
 
 
 class Verdict(NamedTuple):
@@ -40,10 +38,8 @@ class Verdict(NamedTuple):
 class Complete:
     """Curves of complete trials, by backbone, so that a judgement among ten thousand takes as long as among ten."""
 
-    def __init__(self, curves: Iterable[Curve] = ()):
+    def __init__(self) -> None:
         self.of: dict[str, Backbone] = {}
-        for curve in curves:
-            self.add(curve)
 
     def add(self, curve: Curve) -> None:
         """Add a trial's curve; an incomplete one is ignored."""
@@ -77,14 +73,13 @@ class Backbone:
         return np.array(self._bests)[alike] - at, at
 
 
-def judge(curve: Curve, others: Complete, first_rung: float = FIRST_RUNG, top: int = TOP) -> Verdict | None:
+def judge(curve: Curve, others: Complete, top: int) -> Verdict | None:
     """Compare a running trial with the complete ones; None lets it continue.
 
     Args:
-        first_rung: share of the training before which nothing is stopped.
         top: how many backbones matter at the end.
     """
-    if len(curve.points) < LEAST or not first_rung - 1e-9 <= curve.points[-1].done < 1:
+    if len(curve.points) < LEAST or not FIRST_RUNG - 1e-9 <= curve.points[-1].done < 1:
         return None
     done, score = curve.points[-1]
     own = others.of.get(curve.weights)

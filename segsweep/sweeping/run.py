@@ -46,7 +46,8 @@ def run(plan: Plan) -> list[FinalistResult]:
     made = storage.missing(plan.folder / locks.LOCK)
     sign = Sign(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    folder_lock, held, study = locks.FolderLock(plan.folder, "sweep"), [], None
+    folder_lock, held = locks.FolderLock(plan.folder, "sweep"), []
+    study = backend = None
     made = [*storage.missing(plan.folder / JOURNAL), *made]
     try:
         held = storage.hold(plan.sweeper.storage, plan.sweeper.study_name or "sweep")
@@ -58,6 +59,8 @@ def run(plan: Plan) -> list[FinalistResult]:
         decided = pinned.decided(plan, study, backend)
         pinned.refuse_other_data(plan, study, backend)
     except BaseException:
+        if backend:
+            backend.close()
         if study:
             study.discard()
         for lock in held:
@@ -91,7 +94,7 @@ def backend_of(plan: Plan, outlive: bool = True) -> Backend:
 
 def backend_for(plan: Plan, outlive: bool = True) -> Backend:
     """Return what runs a sweep's trials; with slots=packed several of them on each GPU. Otherwise as `backend_of`."""
-    trials = trials_of(plan.space, plan.sweeper, len(plan.seeds))
+    trials = trials_of(plan.space, plan.sweeper)  # which may be refused: then nothing is held
     return packed(plan, backend_of(plan, outlive), plan.space.encoders, trials)
 
 
@@ -112,7 +115,7 @@ def _per_gpu(plan: Plan, backend: LocalBackend, encoders: Sequence[str], trials:
     gflop = {name: float(known.get(name.partition(".")[0], {}).get("gflop", math.inf)) for name in encoders}
     costliest = sorted(gflop, key=gflop.__getitem__, reverse=True)[:MEASURED]
     console.note(f"measuring what a training takes of its GPU: {', '.join(costliest)}")
-    found = backend.call(NEEDS, asdict(plan.timed), costliest, dict(backend.environment))
+    found = backend.call(NEEDS, asdict(plan.timed), costliest)
     return per_gpu([GpuNeed(**need) for need in found.values()], backend.capacity, cores(), trials)
 
 

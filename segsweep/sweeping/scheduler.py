@@ -20,7 +20,7 @@ from segsweep.runs.stop import Sign
 from segsweep.runs.trial import State, Trial
 from segsweep.sweeping.backends.base import OUTPUT, Backend, Id, Job, JobUpdate
 from segsweep.sweeping.points import REFUSED
-from segsweep.sweeping.pruner import FIRST_RUNG, Complete, Verdict, judge
+from segsweep.sweeping.pruner import Complete, Verdict, judge
 from segsweep.sweeping.space import Value
 from segsweep.sweeping.study import Study, repetition_of
 
@@ -248,7 +248,6 @@ class Search(TrialSource):
 
     Args:
         argv: a trial's whole command, from the overrides of what is varied and its encoder.
-        first_rung: of the pruner "curves".
         seed: `train.seed` of the trials; a point's next one where it runs again.
     """
 
@@ -258,13 +257,12 @@ class Search(TrialSource):
         argv: Callable[[list[str], str], list[str]],
         sweeper: SweeperConfig,
         *,
-        first_rung: float = FIRST_RUNG,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ):
         super().__init__()
         self.study, self._argv, self._sweeper = study, argv, sweeper
-        self._first_rung, self._seed = first_rung, seed
+        self._seed = seed
         self._clock, self._until = clock, math.inf if sweeper.timeout is None else clock() + sweeper.timeout
         self._curves = Complete()
         self._reported: dict[int, int] = {}  # the last epoch that the study has heard of, by trial
@@ -317,7 +315,7 @@ class Search(TrialSource):
         self._reported[number] = point.epoch
         self.study.report(number, point.epoch, point.iou)
         if pruner == "curves":
-            return judge(trial.curve, self._curves, self._first_rung, self._sweeper.finalists)
+            return judge(trial.curve, self._curves, self._sweeper.finalists)
         if pruner != "none" and trial.done < 1 and self.study.should_prune(number):
             return Verdict("prune", f"{pruner}: {trial.iou:.4f} after epoch {point.epoch}", trial.iou or 0.0)
         return None

@@ -8,7 +8,6 @@ journals alone. So the same command goes on where it stopped, and runs nothing t
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from segsweep import catalog, console
 from segsweep.config.checks import read_value
@@ -112,8 +111,8 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> tuple[Screen
     if not before.fades and plan.base.loss.class_weights == FADING:  # its first jobs were begun before weights could
         before = replace(before, decided=[*before.decided, "loss.class_weights=null"])
     before = replace(before, fades=True)
-    names = [catalog.tagged(name) for name in plan.space.encoders]
-    counted = {name: catalog.counted().get(name.partition(".")[0]) for name in names}
+    names, census = [catalog.tagged(name) for name in plan.space.encoders], catalog.counted()
+    counted = {name: census.get(name.partition(".")[0]) for name in names}
     if unknown := [name for name, row in counted.items() if row is None]:
         counted |= backend.call("segsweep.nn.survey:surveys", unknown)
     parameters = {name: float(row["parameters"]) for name, row in counted.items() if row}
@@ -151,7 +150,7 @@ def _seconds(names: Sequence[str], gflop: Mapping[str, float], plan: Plan, backe
     timed = sorted(names, key=gflop.__getitem__)[len(names) // 2]
     console.note(f"timing a few steps with {timed}")
     asked = asdict(_untaught(plan).base)
-    found = backend.call("segsweep.training.estimate:estimates", asked, [timed], dict(backend.environment))
+    found = backend.call("segsweep.training.estimate:estimates", asked, [timed])
     return {name: found[timed]["seconds"] * gflop[name] / gflop[timed] for name in names}
 
 
@@ -206,7 +205,8 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
     left = kept.compared
     for step in steps(asked):
         left = left[: step.most]
-        jobs = [_trial(plan.folder, kept, step, name) for name in left]
+        before = {trial.name: trial for trial in load_all(plan.folder, step.name)}
+        jobs = [_trial(kept, step, name, before) for name in left]
         over = sum(job.state != "running" for job in jobs)
         done = f", {over} of them over" if over else ""
         console.note(f"\n{step.title}: {console.counted(len(jobs), 'job')}{done}")
@@ -223,13 +223,12 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
     return kept
 
 
-def _trial(folder: Path, kept: Screened, step: Step, name: str) -> Trial:
-    """Make a step's job for a set of weights, with what an earlier start left of it."""
+def _trial(kept: Screened, step: Step, name: str, before: Mapping[str, Trial]) -> Trial:
+    """Make a step's job for a set of weights, with what an earlier start left of it among those of `before`."""
     pinned = [] if kept.sources[name] == "file" else ["encoder.pretrained=true"]
     fixed = [word for word in kept.fixed if word.partition("=")[0] not in LENGTH]
     trial = Trial(f"{step.name}/{name}", name, [], [*fixed, *kept.decided, *step.words, f"encoder={name}", *pinned])
-    before = {other.name: other for other in load_all(folder, step.name)}
-    return taken_up(trial, before[trial.name]) if trial.name in before else trial
+    return taken_up(trial, before.get(trial.name, trial))
 
 
 def _full(plan: Plan, chosen: Sequence[str]) -> str:

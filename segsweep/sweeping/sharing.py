@@ -87,17 +87,16 @@ class Owner:
         return cls(uuid.uuid4().hex, node(), sweep, 1, str(folder))
 
     @classmethod
-    def of(cls, trial: FrozenTrial, attribute: str = OWNER) -> "Owner | None":
+    def of(cls, trial: FrozenTrial) -> "Owner | None":
         """Return a trial's; None of one that was given back, or whose controller died when it asked for it."""
-        found = trial.user_attrs.get(attribute)
+        found = trial.user_attrs.get(OWNER)
         return cls(**found) if isinstance(found, dict) else None
 
     @classmethod
     def earlier(cls, trial: FrozenTrial) -> tuple["Owner", ...]:
         """Return who ran a trial before whoever asks now, the last one first."""
-        known = trial.user_attrs.get(LAST) or []
         owner = cls.of(trial)
-        return (*([owner] if owner else []), *(cls(**one) for one in ([known] if isinstance(known, dict) else known)))
+        return (*([owner] if owner else []), *(cls(**one) for one in trial.user_attrs.get(LAST, [])))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ running are there again after a restart, with all that was noted of them.
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from platform import node
@@ -24,7 +24,6 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import console
-from segsweep.config.renamed import RENAMED, renewed
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.paths import atomically
@@ -75,7 +74,7 @@ class Study:
         self._repeats = sweeper.repeat_points == "seed"
         if gridded:
             seeds = grid(space)
-        self.n_trials = trials_of(space, sweeper, len(seeds))
+        self.n_trials = trials_of(space, sweeper)
         name = sweeper.study_name or "sweep"
         self._file = (
             None if storage or is_database(sweeper.storage) else Path(sweeper.storage or folder / JOURNAL).expanduser()
@@ -209,8 +208,8 @@ class Study:
         self._study.set_user_attr(name, value)
 
     def remembered(self, name: str) -> Any:
-        """Return a recorded attribute of the sweep, with the present names of keys, or None."""
-        return renewed(self._study.user_attrs.get(name))
+        """Return a recorded attribute of the sweep, or None."""
+        return self._study.user_attrs.get(name)
 
     def discard(self) -> None:
         """Leave the storage as it was before this start: the sweep was refused."""
@@ -250,12 +249,6 @@ class Study:
         if before is None:
             self.remember(BEGAN, {"space": space, "fixed": fixed})
             return
-        if gone := sorted(RENAMED.keys() & self._study.user_attrs[BEGAN]["space"]):
-            raise ConfigError(
-                f"study {name}: varies {gone[0]}, which is now called {RENAMED[gone[0]]}. Start a new one with "
-                f"{self.anew}; "
-                "segsweep report shows the old one."
-            )
         old, kept = before["space"], before["fixed"]
         differ = [key for key in sorted(old.keys() | space.keys()) if old.get(key) != space.get(key)]
         changes = [f"{key}: {spoken(old.get(key))} -> {spoken(space.get(key))}" for key in differ]
@@ -273,22 +266,28 @@ def repetition_of(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get("repetition", 0))
 
 
-def trials_of(space: Space, sweeper: SweeperConfig, seeds: int) -> int:
-    """Return how many trials a sweep finishes; `seeds` are those that are tried first, of a grid all."""
-    # A grid without a number is the whole of it; a finite space has no more trials than points.
-    most = space.size if space.size and sweeper.repeat_points != "seed" else math.inf
-    return int(min(sweeper.n_trials or seeds, most))
+def trials_of(space: Space, sweeper: SweeperConfig) -> int:
+    """Return how many trials a sweep finishes: of a grid without a number all its points; else as `grid` raises."""
+    if sweeper.sampler == "grid":
+        _refuse_endless(space)
+    points = space.size or math.inf
+    most = math.inf if sweeper.repeat_points == "seed" else points
+    return int(min(sweeper.n_trials or points, most))
 
 
 def grid(space: Space) -> list[dict[str, Value]]:
     """Return all points of a space; ConfigError if a key has infinitely many values."""
+    _refuse_endless(space)
+    return list(space.points)
+
+
+def _refuse_endless(space: Space) -> None:
     if space.size is None:
         key = next(parameter.key for parameter in space.parameters if parameter.count is None)
         raise ConfigError(
             f"hydra.sweeper.sampler=grid: {key} has infinitely many values. Type {key}=VALUE, or "
             f"{key}='choice(...)' or 'range(...)'. Keys that you do not type come from hydra.sweeper.params."
         )
-    return list(space.points)
 
 
 def optuna_pruner(name: str, epochs: int) -> BasePruner | None:
@@ -335,12 +334,18 @@ class _TPE(TPESampler):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self._learnt: dict[int, FrozenTrial] = {}
+        self._learnt: dict[int, FrozenTrial] = {}  # what is finished does not change between samplings
 
     def sample_relative(
         self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Value]:
-        return super().sample_relative(_Learnt(study, self._learnt), trial, search_space)  # type: ignore[arg-type]
+        return super().sample_relative(_Seen(study, self._seen), trial, search_space)  # type: ignore[arg-type]
+
+    def _seen(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
+        for trial in found:
+            if trial.state in (TrialState.PRUNED, TrialState.FAIL) and trial.number not in self._learnt:
+                self._learnt[trial.number] = _learnt(trial)
+        return [self._learnt.get(trial.number, trial) for trial in found]
 
 
 class _GP(GPSampler):
@@ -349,46 +354,38 @@ class _GP(GPSampler):
     def sample_relative(
         self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Value]:
-        return super().sample_relative(_Worst(study), trial, search_space)  # type: ignore[arg-type]
+        return super().sample_relative(_Seen(study, _refused_as_worst), trial, search_space)  # type: ignore[arg-type]
 
 
-class _Worst:
-    """A study whose refused trials look completed, with the lowest score of all."""
+class _Seen:
+    """A study as a sampler sees it: failed trials are among its trials, and `seen` changes what they look like."""
 
-    def __init__(self, study: OptunaStudy):
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
-        found = self._study._get_trials(deepcopy, states, use_cache)
-        refused = [copy.copy(t) for t in self._study._get_trials(False, (TrialState.FAIL,)) if REFUSED in t.user_attrs]
-        lowest = min((t.value for t in found if t.state == TrialState.COMPLETE and t.value is not None), default=0.0)
-        for trial in refused:
-            trial.state, trial.values = TrialState.COMPLETE, [lowest]
-        return [*found, *refused]
-
-
-class _Learnt:
-    """A study whose failed trials look pruned before their first score, and its pruned ones completed as estimated."""
-
-    def __init__(self, study: OptunaStudy, known: dict[int, FrozenTrial]):
-        self._study, self._known = study, known  # such trials: what is finished does not change between samplings
+    def __init__(self, study: OptunaStudy, seen: Callable[[list[FrozenTrial]], list[FrozenTrial]]):
+        self._study, self._change = study, seen
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
         wanted = None if states is None else {*states, TrialState.FAIL}
-        found = self._study._get_trials(deepcopy, wanted, use_cache)
-        for trial in found:
-            if trial.state in (TrialState.PRUNED, TrialState.FAIL) and trial.number not in self._known:
-                self._known[trial.number] = _learnt(trial)
-        return [self._known.get(trial.number, trial) for trial in found]
+        return self._change(self._study._get_trials(deepcopy, wanted, use_cache))
+
+
+def _refused_as_worst(found: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Have refused trials look completed, with the lowest score of all; failed ones are left out."""
+    lowest = min((t.value for t in found if t.state == TrialState.COMPLETE and t.value is not None), default=0.0)
+    seen = []
+    for trial in found:
+        if REFUSED in trial.user_attrs:
+            trial = copy.copy(trial)
+            trial.state, trial.values = TrialState.COMPLETE, [lowest]
+        if trial.state != TrialState.FAIL:
+            seen.append(trial)
+    return seen
 
 
 def _learnt(trial: FrozenTrial) -> FrozenTrial:
+    """Have a failed trial look pruned before its first score, and a pruned one completed as estimated."""
     learnt, estimate = copy.copy(trial), trial.user_attrs.get("estimate")
     if trial.state == TrialState.FAIL:
         learnt.state, learnt.intermediate_values = TrialState.PRUNED, {}

@@ -122,22 +122,18 @@ def sync(folder: Path, uri: str | None = None, alive: bool = True, child: Child 
         return _Sync(folder, client.allowed(run.asked.tracking.uri, uri), run, child).send(alive)
 
 
-def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[str, float], files: Path) -> str | None:
-    """Add an evaluation and its folder of files to a run, as `evaluate/NAME/...`; `uri` is as for `sync`.
-
-    Return the run's id; None where it has not been sent to MLflow.
-    """
+def log_evaluation(folder: Path, uri: str | None, name: str, metrics: Mapping[str, float], files: Path) -> None:
+    """Add an evaluation and its files to a run that MLflow has, as `evaluate/NAME/...`; `uri` is as for `sync`."""
     from mlflow.entities import Metric
 
     recorded = journal.started(folder).asked.tracking.uri
     run = client.read_cursor(folder, client.tracking_uri(uri or recorded)).run_id
     if not run:
-        return None
+        return
     server, now = client.connected(client.allowed(recorded, uri)), int(time.time() * 1000)
     known = {f"evaluate/{name}/{k}": value for k, value in metrics.items() if math.isfinite(value)}
     server.log_batch(run, metrics=[Metric(client.mlflow_name(k), value, now, 0) for k, value in known.items()])
     server.log_artifacts(run, str(files), f"evaluations/{name}")
-    return run
 
 
 def attach(folder: Path, uri: str | None, files: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from segsweep.process import show, terminable
 from segsweep.tracking import views
 from segsweep.tracking.client import connected, file_of, tracking_uri, without_password
 
-PORT, HOST = 5000, "127.0.0.1"
+HOST = "127.0.0.1"
 START = 120.0  # seconds that a server may take to answer; usually five
 STOP = 10.0  # seconds between SIGTERM and SIGKILL
 # Defaults are four workers and a queue for evaluating language models: 15 processes.
@@ -40,7 +40,7 @@ sys.exit(server.wait())
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
+def serve(port: int, host: str, uri: str | None) -> None:
     """Show MLflow's page until Ctrl-C or SIGTERM; if the URI is a running server, only print its address."""
     uri = tracking_uri(uri)
     if uri.startswith("http"):
@@ -59,7 +59,7 @@ def serve(port: int = PORT, host: str = HOST, uri: str | None = None) -> None:
 
 
 @contextmanager
-def server(uri: str, host: str = HOST, port: int = PORT) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def server(uri: str, host: str = HOST, port: int = 0) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run MLflow's server on a database, at port 0 on any that is free; yield its address and process when it answers.
 
     A port that is taken and a server that does not start are a `ConfigError`.

@@ -44,7 +44,8 @@ def open_sweep(
     made = server.search_runs([experiment_id], f"tags.`{SWEEP}` = '{sweep}'", max_results=1) if sweep else []
     if made:
         run_id = made[0].info.run_id
-        server.update_run(run_id, status="RUNNING")
+        if since is None:
+            server.update_run(run_id, status="RUNNING")
     else:
         began, tags = None if since is None else int(since * 1000), tags | ({SWEEP: sweep} if sweep else {})
         run_id = server.create_run(experiment_id, began, run_name=folder.name, tags=tags).info.run_id

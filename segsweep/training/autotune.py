@@ -124,7 +124,8 @@ def tune(
         graphs=answer["graphs"],
     )
     if train.compile == "auto" and device.type == "cuda":
-        seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
+        together = max(rates.values()) * world.size
+        seconds = min(workload.expected_images / together, workload.seconds)
         kept = world.size == 1 and devices.was_compiled(place)  # with several it is another program
         execution = replace(execution, compile=seconds >= (COMPILED_PAYS if kept else COMPILE_PAYS))
     return Tuned(execution, answer["micro_batch"], rates, devices.convolution_peak(device, execution.precision), place)
@@ -174,9 +175,10 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
     kept = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
     images = workload.images
     while True:
-        pixels = 255 * torch.rand(images, workload.channels, *workload.size, device=device)
         try:
-            _seconds(model, execution, pixels, workload.loss)
+            pixels = [images, workload.channels, *workload.size]
+            _seconds(model, execution, 255 * torch.rand(pixels, device=device), workload.loss)
+            break
         except torch.OutOfMemoryError as error:
             if images == 1:
                 height, width = workload.size
@@ -184,11 +186,8 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
                     f"out of memory with a single image of {height}x{width}. Try a smaller data.size."
                 ) from error
             images = next(n for n in range(images // 2, 0, -1) if workload.images % n == 0)
-            continue
-        finally:
-            del pixels
-        del kept
-        return images
+    del kept
+    return images
 
 
 def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Loss) -> list[float]:

@@ -26,6 +26,7 @@ from segsweep.data.fingerprint import Fingerprint, fingerprint
 from segsweep.data.geometry import Canvas
 from segsweep.data.images import WIDEST
 from segsweep.data.raster import decoders
+from segsweep.data.summary import table
 from segsweep.engine import device as devices
 from segsweep.engine import losses
 from segsweep.engine.execution import Execution, checkpoint_gradients, set_momentum
@@ -154,6 +155,8 @@ def build(
     encoder_traits(encoder.name)
     devices.precision(train.precision, device)  # refused here if it is not there
     _refuse_graphs(asked, before, device, world)
+    if train.side_stream and device.type != "cuda":
+        log.warning("train.side_stream: works only on a GPU, so it changes nothing here.")
     found = weights.RANDOM if before else weights.find(encoder.name, encoder.pretrained, encoder.weights_file)
     data = _loaded(asked, world)
     data = data.ordered(classes)
@@ -172,7 +175,7 @@ def build(
     shown = images * settings.data.passes
     _refuse_batch(settings.train, _groups(asked, before), shown, images, world)
     _refuse_other_order(asked, facts.classes)
-    console.note(data.summary().table() + "\n")
+    console.note(table(data) + "\n")
     say(data)
     _refuse_range(*data.store.range)
     decisions = () if before else plan.decisions  # made once, and told then
@@ -184,28 +187,9 @@ def build(
         settings = replace(settings, normalization=chosen)
     data.store.to(device)
 
-    torch.manual_seed(train.seed)
-    model = UNet(
-        encoder.name,
-        data.labels.logits,
-        data.store.channels,
-        found,
-        decoder=settings.decoder,
-        drop_path=settings.encoder.drop_path,
-        normalization=settings.normalization,
-    ).to(device)
+    model = _model(settings, data, found, device, world)
     if before:
         model.weights_source = before.weights_source
-    if world.size > 1:
-        weights_of_first = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(world.agreed(weights_of_first if world.rank == 0 else {}))
-    model.encoder.freeze_norm = settings.encoder.freeze_norm
-    momentum = settings.train.bn_momentum
-    if momentum != "scaled":
-        set_momentum(model, lambda _: momentum)
-    tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
-    if settings.train.checkpointing and checkpoint_gradients(model, tried).isdisjoint(model.encoder.modules()):
-        log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
     loss, train_loss = _losses(settings.loss, facts, device)
     tuned = _tuned(settings, asked, model, train_loss, shown, before, world)
     if open_ended and not before and tuned.rates:
@@ -218,7 +202,7 @@ def build(
     tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (grad_accum * world.size)))
     settings = replace(settings, train=replace(settings.train, grad_accum=grad_accum))
     _say_share(model, tuned.micro_batch, world)
-    if momentum == "scaled":
+    if settings.train.bn_momentum == "scaled":
         share = min(1.0, tuned.micro_batch * world.size / USUAL_BATCH)  # the processes' statistics are averaged
         set_momentum(model, lambda own: 1 - (1 - own) ** share)
     layers = model.encoder.layers() if settings.optim.layer_decay != 1 else {}
@@ -228,6 +212,31 @@ def build(
     asked = replace(asked, tracking=replace(asked.tracking, experiment=asked.experiment))
     state = TrainState(model, optimizer, scaler, average)
     return Training(asked, settings, decisions, data, seen, state, loss, train_loss, tuned, world)
+
+
+def _model(settings: Settings, data: Dataset, found: weights.Weights, device: torch.device, world: World) -> UNet:
+    """Build the network on its device, the same in all processes, as it is trained."""
+    torch.manual_seed(settings.train.seed)
+    model = UNet(
+        settings.encoder.name,
+        data.labels.logits,
+        data.store.channels,
+        found,
+        decoder=settings.decoder,
+        drop_path=settings.encoder.drop_path,
+        normalization=settings.normalization,
+    ).to(device)
+    if world.size > 1:
+        weights_of_first = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(world.agreed(weights_of_first if world.rank == 0 else {}))
+    model.encoder.freeze_norm = settings.encoder.freeze_norm
+    momentum = settings.train.bn_momentum
+    if momentum != "scaled":  # that one depends on the micro-batch, which is decided later
+        set_momentum(model, lambda _: momentum)
+    tried = torch.zeros(2, data.store.channels, 64, 64, device=device)
+    if settings.train.checkpointing and checkpoint_gradients(model, tried).isdisjoint(model.encoder.modules()):
+        log.warning("train.checkpointing: this encoder does not support it, so only the decoder saves memory.")
+    return model
 
 
 def load(data: DataConfig, workers: int | None = None) -> Dataset:
@@ -307,7 +316,7 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
         data=found,
         classes=data.labels.names,
         pixels=data.counts("train")[:-1],
-        cut=data.store.cut,
+        cut=data.store.reading.cut,
     )
 
 
@@ -415,8 +424,9 @@ def _tuned(
     if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
         # What was chosen once stays: another precision is another training.
         ran = before.execution
+        graphs = ran.graphs and train.micro_batches == 1 and world.size == 1
         precision = devices.PRECISIONS[ran.precision]
-        execution = Execution(precision, ran.channels_last, ran.compiled, ran.doubling, ran.graphs)
+        execution = Execution(precision, ran.channels_last, ran.compiled, ran.doubling, graphs)
         return Tuned(execution, ran.micro_batch if _groups(asked, before) else wanted, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
     height, width = settings.data.size

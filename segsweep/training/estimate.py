@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,31 +23,18 @@ NEED_VERSION = 1  # raised when the measurement changes: older answers are then 
 CONTEXT = 600 * 2**20  # bytes that a process takes of a GPU beside its tensors: a guess, to be measured on one
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The expected time of a training."""
-
-    images_per_s: float
-    seconds: float
-
-
-def estimates(
-    asked: Mapping[str, object], encoders: Sequence[str], environment: Mapping[str, str]
-) -> dict[str, dict[str, float]]:
-    """Estimate what a training with each encoder takes; an `Estimate` as JSON by the encoder's name.
+def estimates(asked: Mapping[str, object], encoders: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Estimate what a training with each encoder takes: `images_per_s` and `seconds`, by the encoder's name.
 
     Args:
         asked: a `RunConfig` as JSON has it.
-        environment: variables that a trial would have: which GPU, how many threads.
 
     Raises ConfigError, DataError: what `build` raises, or the memory is too small.
     """
-    return _each(asked, encoders, environment, lambda config: asdict(_estimate(build(config))))
+    return _each(asked, encoders, lambda config: _estimate(build(config)))
 
 
-def needs(
-    asked: Mapping[str, object], encoders: Sequence[str], environment: Mapping[str, str]
-) -> dict[str, dict[str, float]]:
+def needs(asked: Mapping[str, object], encoders: Sequence[str]) -> dict[str, dict[str, float]]:
     """Measure what a training with each encoder, alone on its GPU, needs of it; a `GpuNeed` as JSON by its name.
 
     Arguments and errors are those of `estimates`. Answers are kept on this machine: a sweep that goes on may find its
@@ -59,20 +46,16 @@ def needs(
         about = [NEED_VERSION, asdict(config), data, devices.describe(device), devices.machine()]
         return devices.remembered(devices.place("needs", about), lambda: asdict(_need(build(config))))
 
-    return _each(asked, encoders, environment, need)
+    return _each(asked, encoders, need)
 
 
 def _each(
-    asked: Mapping[str, object],
-    encoders: Sequence[str],
-    environment: Mapping[str, str],
-    look: Callable[[RunConfig], dict[str, float]],
+    asked: Mapping[str, object], encoders: Sequence[str], look: Callable[[RunConfig], dict[str, float]]
 ) -> dict[str, dict[str, float]]:
     """Look at a training with each encoder, one after the other, so that none finds another's tensors in memory.
 
     Nothing is printed meanwhile.
     """
-    os.environ.update(environment)
     config, found = read(RunConfig, asked, "asked"), {}
     for name in encoders:
         advice = f"Leave {name} out, or try a smaller train.batch_size or data.size."
@@ -126,7 +109,7 @@ def _busy(training: Training, rate: float) -> float:
     return min(1.0, working / images * rate) or 1.0
 
 
-def _estimate(training: Training) -> Estimate:
+def _estimate(training: Training) -> dict[str, float]:
     train, rate, val = training.settings.train, _rate(training), training.data.parts["val"]
     timed = val[:SCORED]
     started = time.perf_counter()
@@ -134,4 +117,4 @@ def _estimate(training: Training) -> Estimate:
     validation = (time.perf_counter() - started) * len(val) / len(timed)
     an_epoch = len(training.data.parts["train"]) * training.settings.data.passes / rate + validation
     seconds = an_epoch * train.epochs if train.epochs else math.inf
-    return Estimate(rate, min(seconds, train.time_budget or math.inf))
+    return {"images_per_s": rate, "seconds": min(seconds, train.time_budget or math.inf)}

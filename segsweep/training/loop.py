@@ -84,7 +84,7 @@ def fit(
         lr = 0.0
         for micro_batches in watch(batches.epoch(number), len(batches), f"epoch {number}"):
             # Every process goes by one clock: with its own it would take another rate, or stop alone.
-            spent = world.agreed(progress.seconds + time.perf_counter() - started)
+            spent = world.agreed(progress.seconds + time.perf_counter() - started) if budget else 0.0
             if budget and spent >= budget and done_steps:
                 break
             done = ((number - 1) * len(batches) + done_steps) / total_steps if total_steps else 0.0

@@ -7,7 +7,8 @@ split scores the layer on its masks' own grid, as it would a trained network.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from segsweep.data.dataset import evenly_spaced
 from segsweep.data.labels import VOID
 from segsweep.engine import device as devices
 from segsweep.engine import transfer
-from segsweep.engine.scorer import Evaluation
 from segsweep.nn.probe import LinearProbe
 from segsweep.process import show
 from segsweep.runs import journal, provenance
@@ -35,18 +35,6 @@ PIXELS = 256  # drawn of each crop, at most
 SCORED = 64  # validation images, at most
 FOLDS = 3  # of training images, by which the penalty is chosen
 DRAW = 7  # keeps the pixels' random numbers apart from those of the batches
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What came out."""
-
-    validation: Evaluation
-    separability: float  # `transfer.class_separability`
-    alpha: float  # the penalty that was chosen
-    features: int  # of each pixel
-    pixels: int  # that were drawn
-    images_per_s: float  # of the encoder's forward pass, with the data
 
 
 def run(asked: RunConfig, folder: Path, argv: Sequence[str]) -> None:
@@ -67,31 +55,33 @@ def run(asked: RunConfig, folder: Path, argv: Sequence[str]) -> None:
         started = time.perf_counter()
         training = build(replace(asked, train=train, tracking=tracking))
         found = probe(training)
-        scores = {f"val/{name}": value for name, value in found.validation.metrics.items()}
-        metrics = {
-            **scores,
-            "probe/separability": found.separability,
-            "probe/alpha": found.alpha,
-            "probe/features": found.features,
-            "probe/pixels": found.pixels,
-            "perf/images_per_s": found.images_per_s,
-            "perf/seconds": time.perf_counter() - started,
-        }
+        scores = {name: value for name, value in found.items() if name.startswith("val/")}
+        metrics = {**found, "perf/seconds": time.perf_counter() - started}
         commit, dirty, _ = provenance.code()
         start = described(training, argv, [], commit, dirty)
         end = End(time.time(), "complete", "frozen features were probed", metrics=scores)
         journal.restore(folder, Run([start, EpochRecord(1, time.time(), metrics), end]))
+    drawn = f"{found['probe/pixels']:.0f}"
     rows = [
         ("encoder", f"{asked.encoder.name}, weights: {training.model.weights_source}"),
-        ("IoU", f"{scores['val/iou']:.4f} with a linear layer on {found.features} frozen features, validation"),
-        ("separability", f"{found.separability:.4f} of the classes (GBC, at most 0), {found.pixels} training pixels"),
+        (
+            "IoU",
+            f"{scores['val/iou']:.4f} with a linear layer on {found['probe/features']:.0f} frozen features, validation",
+        ),
+        ("separability", f"{found['probe/separability']:.4f} of the classes (GBC, at most 0), {drawn} training pixels"),
         ("folder", str(folder)),
     ]
     show(console.table(rows))
 
 
-def probe(training: Training) -> Probed:
-    """Fit a linear layer on frozen features of the training split, and score it on the validation split."""
+def probe(training: Training) -> dict[str, float]:
+    """Fit a linear layer on frozen features of the training split, and score it on the validation split.
+
+    Returns:
+        metrics as a journal names them: `val/...`, the scores; `probe/...`: separability (of the classes), alpha (the
+        penalty), features (of each pixel) and pixels (that were drawn); `perf/images_per_s` of the encoder's forward
+        pass, with the data.
+    """
     model = LinearProbe(training.model)
     training.tuned.execution.prepare(model)
     started, seen = time.perf_counter(), 0
@@ -100,9 +90,8 @@ def probe(training: Training) -> Probed:
         for batch in crops(training):
             where, drawn = pixels(batch.mask, training.settings.train.seed, seen)
             seen += len(batch.indices)
-            precision = training.tuned.execution.precision
-            with torch.autocast(batch.image.device.type, precision, enabled=precision != torch.float32):
-                found = model.features(batch.image, where.to(batch.image.device)).cpu()
+            features_at = partial(model.features, where=where.to(batch.image.device))
+            found = training.tuned.execution.forward(features_at, batch.image).cpu()
             counted = drawn != VOID
             features.append(found[counted])
             classes.append(drawn[counted])
@@ -119,7 +108,14 @@ def probe(training: Training) -> Probed:
         compared = torch.linspace(0, len(x) - 1, min(len(x), transfer.COMPARED)).long()
         separability = transfer.class_separability(x[compared], y[compared])
     validation = training.evaluate(model, evenly_spaced(training.data.parts["val"], SCORED))
-    return Probed(validation, separability, alpha, x.shape[1], len(x), rate)
+    return {
+        **{f"val/{name}": value for name, value in validation.metrics.items()},
+        "probe/separability": separability,
+        "probe/alpha": alpha,
+        "probe/features": x.shape[1],
+        "probe/pixels": len(x),
+        "perf/images_per_s": rate,
+    }
 
 
 def crops(training: Training) -> Iterator[Batch]:

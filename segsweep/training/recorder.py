@@ -7,7 +7,7 @@ import platform
 import shlex
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -289,7 +289,6 @@ class Recorder:
             val_iou=progress.best_iou,
             range=training.data.store.range,
             dtype=str(training.data.store.dtype),
-            normalize=data.normalize,
             precision=devices.named(ran.precision),
             channels_last=ran.channels_last,
             tta=training.settings.train.tta,
@@ -353,15 +352,11 @@ class Recorder:
     ) -> None:
         """Draw truth and predictions of some samples as one picture; `said` stands before a sample's name."""
         data = self.training.data
-        rows = [
-            pictures.Compared(
-                " · ".join(filter(None, ((said or {}).get(index), data.samples[index].key))),
-                data.store.image(index).cpu().numpy(),
-                data.labels.table[data.store.mask(index).cpu().numpy()],
-                prediction.numpy(),
-            )
-            for index, prediction in predictions.items()
-        ]
+        rows = []
+        for index, prediction in predictions.items():
+            title = " · ".join(filter(None, ((said or {}).get(index), data.samples[index].key)))
+            image, mask = (part.cpu().numpy() for part in data.store.pair(index))
+            rows.append(pictures.Compared(title, image, data.labels.table[mask], prediction.numpy()))
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = pictures.comparison(rows, data.labels.names, *data.store.range, columns)
         atomically(path, lambda target: picture.save(target, "PNG"))  # half a picture would stop what is sent to MLflow
@@ -370,9 +365,9 @@ class Recorder:
         """Draw what the kept model gets wrong, and how the training went."""
         from segsweep.figures import curves  # matplotlib: a second
 
-        data, indices = self.training.data, self._indices(kept)
+        data = self.training.data
         if chosen := metrics.examples(kept.matrices):
-            shown = {indices[place]: what for place, what in chosen}
+            shown = {data.parts["val"][place]: what for place, what in chosen}
             found = self._evaluate(list(shown), list(shown)).predictions
             path = self.folder / "figures" / "worst.png"
             self._compare({index: found[index] for index in shown}, path, said=shown)
@@ -388,16 +383,6 @@ class Recorder:
             world.agreed((self.folder / BEST).read_bytes())
         self.training.tuned.execution.prepare(model)
         return self.training.evaluate(model, indices, show, world)
-
-    def _indices(self, kept: metrics.Validation) -> list[int]:
-        """Return the sample of each kept matrix: those of one key come in the split's order.
-
-        By key, since an earlier version wrote them in the order of its batches.
-        """
-        data, of = self.training.data, defaultdict[str, list[int]](list)
-        for index in reversed(data.parts["val"]):
-            of[data.samples[index].key].append(index)
-        return [of[key].pop() for key in kept.keys]
 
     def _best_metrics(self) -> dict[str, float | None]:
         """The best epoch's validation, and the run's speed and memory; of the recorded epochs, whatever came after."""
@@ -422,7 +407,8 @@ class Recorder:
         if np.isnan(scores).all():
             return {}
         lowest = int(np.nanargmin(scores))
-        image = self.training.data.samples[self._indices(kept)[lowest]].image
+        data = self.training.data
+        image = data.samples[data.parts["val"][lowest]].image
         return {"lowest/iou": float(scores[lowest]), "lowest/image": str(image)}
 
     def _save_summary(self) -> dict[str, object]:

@@ -21,7 +21,7 @@ for (const kind of ['input', 'change']) arguments[0].dispatchEvent(new Event(kin
 
 @pytest.fixture
 def page(browser, trained):
-    command = [sys.executable, "-m", "segsweep.commands.app", "demo", str(trained.folder), "--device=cpu", "--port=0"]
+    command = [sys.executable, "-m", "segsweep", "demo", str(trained.folder), "--device=cpu", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             browser.get(process.stdout.readline().removeprefix("demo").strip())

@@ -48,7 +48,7 @@ def pages(browser, recorded, outputs):
     def shown():
         return browser.find_element("tag name", "body").text
 
-    with ui.server(f"sqlite:///{outputs / 'mlflow.db'}", port=0) as (address, _):
+    with ui.server(f"sqlite:///{outputs / 'mlflow.db'}") as (address, _):
 
         def opened(path, *texts):
             browser.get("about:blank")  # the same page is not loaded again

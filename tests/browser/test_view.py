@@ -70,7 +70,7 @@ def looked_at(browser, page, uri):
 def test_the_view_of_a_sweep_shows_the_answer(browser, pairs, database, tmp_path):
     said = swept(tmp_path / "sweep", pairs(16))
     assert said.startswith("segsweep ui   then http://127.0.0.1:5000/#/")
-    with ui.server(f"sqlite:///{database}", port=0) as (address, _):
+    with ui.server(f"sqlite:///{database}") as (address, _):
         page = f"{address}/#/{said.partition('/#/')[2]}"
         assert ui.front_page(address) == page
         looked_at(browser, page, f"sqlite:///{database}")
@@ -78,7 +78,7 @@ def test_the_view_of_a_sweep_shows_the_answer(browser, pairs, database, tmp_path
 
 def test_so_does_a_tracking_server(browser, pairs, mlflow_database, outputs, tmp_path):
     (tmp_path / "server.db").write_bytes(mlflow_database.read_bytes())
-    with ui.server(f"sqlite:///{tmp_path / 'server.db'}", port=0) as (address, _):
+    with ui.server(f"sqlite:///{tmp_path / 'server.db'}") as (address, _):
         page = swept(tmp_path / "sweep", pairs(16), MLFLOW_TRACKING_URI=address)
         assert page.startswith(f"{address}/#/experiments/")
         looked_at(browser, page, address)

@@ -260,7 +260,7 @@ def test_the_records_server_is_dropped_for_the_default(theirs, contacted):
         (b'{"kind": "epoch", "epoch": "2", "time": 1.0}\n', "epoch.epoch: must be a whole number"),
         (
             b'{"kind": "start", "version": 99}\n',
-            "has format 99, and this segsweep reads formats up to 3. Update segsweep.",
+            "has format 99, and this segsweep reads format 3. Use the version that wrote it.",
         ),
     ],
 )

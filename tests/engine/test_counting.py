@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import segmented
+from conftest import counted_apart, segmented
 from torchmetrics.functional import classification as torchmetrics
 
-from segsweep.engine.counting import _added, confusion_matrices, matrices, pair_counts
+from segsweep.engine.counting import _added, matrices, pair_counts
 
 VOID = 255
 
@@ -14,42 +14,30 @@ VOID = 255
 @pytest.mark.parametrize(("k", "absent"), [(2, ()), (2, (1,)), (3, ()), (3, (0,)), (5, (2, 4)), (11, ())])
 def test_each_images_matrix_is_torchmetrics(k, absent):
     predictions, targets = segmented(k, absent=absent)
-    found = confusion_matrices(list(predictions), list(targets), k)
+    found = counted_apart(predictions, targets, k)
     assert found.dtype == np.int64
     for matrix, prediction, target in zip(found, predictions, targets, strict=True):
         theirs = torchmetrics.multiclass_confusion_matrix(prediction, target, k, ignore_index=VOID)
         np.testing.assert_array_equal(matrix, theirs)
 
 
-def test_images_of_any_sizes_are_counted_together_as_one_by_one():
-    rng = torch.Generator().manual_seed(0)
-    sizes = ((5, 7), (1, 1), (8, 3), (4, 4))
-    targets = [torch.randint(0, 4, size, generator=rng) for size in sizes]
-    targets = [torch.where(target == 3, VOID, target) for target in targets]
-    predictions = [torch.randint(0, 3, size, generator=rng) for size in sizes]
-    one_by_one = [confusion_matrices([p], [t], 3)[0] for p, t in zip(predictions, targets, strict=True)]
-    np.testing.assert_array_equal(confusion_matrices(predictions, targets, 3), one_by_one)
-
-
 def test_the_whole_is_the_sum_of_its_parts():
     prediction, target = segmented(5)
-    parts = confusion_matrices(list(prediction), list(target), 5)
-    np.testing.assert_array_equal(parts.sum(0), confusion_matrices([prediction], [target], 5)[0])
+    parts = counted_apart(prediction, target, 5)
+    np.testing.assert_array_equal(parts.sum(0), counted_apart([prediction], [target], 5)[0])
 
 
 def test_void_pixels_never_count_whatever_was_predicted():
     prediction, target = segmented(3)
     other = torch.where(target == VOID, 99, prediction)
-    np.testing.assert_array_equal(
-        confusion_matrices([prediction], [target], 3), confusion_matrices([other], [target], 3)
-    )
-    assert confusion_matrices([torch.tensor([0, 99])], [torch.tensor([0, VOID])], 2).tolist() == [[[1, 0], [0, 0]]]
+    np.testing.assert_array_equal(counted_apart([prediction], [target], 3), counted_apart([other], [target], 3))
+    assert counted_apart([torch.tensor([0, 99])], [torch.tensor([0, VOID])], 2).tolist() == [[[1, 0], [0, 0]]]
 
 
 def test_bytes_count_as_int64_do():
     prediction, target = segmented(5)
     np.testing.assert_array_equal(
-        confusion_matrices([prediction.byte()], [target.byte()], 5), confusion_matrices([prediction], [target], 5)
+        counted_apart([prediction.byte()], [target.byte()], 5), counted_apart([prediction], [target], 5)
     )
 
 
@@ -60,21 +48,15 @@ def test_bytes_count_as_int64_do():
         (torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int64), "shapes differ"),
         (torch.zeros(4), torch.zeros(4, dtype=torch.int64), "integers.*float32"),
         (torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.float64), "integers.*float64"),
-        (torch.tensor([0, 3]), torch.tensor([0, 1]), r"0\.\.2.*target 1 with prediction 3"),
-        (torch.tensor([0, -1]), torch.tensor([0, 1]), "target 1 with prediction -1"),
-        (torch.tensor([0, 1]), torch.tensor([0, 7]), "target 7 with prediction 1"),
-        (torch.tensor([255, 1]), torch.tensor([0, 1]), "target 0 with prediction 255"),
+        (torch.tensor([0, 3]), torch.tensor([0, 1]), r"in 0\.\.2 .or, in targets, 255"),
+        (torch.tensor([0, -1]), torch.tensor([0, 1]), r"in 0\.\.2"),
+        (torch.tensor([0, 1]), torch.tensor([0, 7]), r"in 0\.\.2"),
+        (torch.tensor([255, 1]), torch.tensor([0, 1]), r"in 0\.\.2"),
     ],
 )
 def test_wrong_inputs_are_refused(prediction, target, says):
     with pytest.raises(ValueError, match=says):
-        confusion_matrices([prediction], [target], 3)
-
-
-def test_the_first_image_that_is_wrong_is_found_among_several():
-    fine = torch.zeros(2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"got target 7 with prediction 1"):
-        confusion_matrices([fine, fine + 1, fine], [fine, fine + 7, fine + 9], 2)
+        counted_apart([prediction], [target], 3)
 
 
 def test_images_of_one_size_are_counted_together_as_one_by_one():
@@ -82,7 +64,7 @@ def test_images_of_one_size_are_counted_together_as_one_by_one():
     counts = pair_counts(predictions, targets, 4)
     assert (counts.sum(1) == targets[0].numel()).all()
     assert torch.equal(counts[:, -2], (targets == VOID).flatten(1).sum(1))
-    np.testing.assert_array_equal(matrices(counts, 4), confusion_matrices(list(predictions), list(targets), 4))
+    np.testing.assert_array_equal(matrices(counts, 4), counted_apart(predictions, targets, 4))
 
 
 def test_what_is_out_of_range_is_refused_when_the_counts_have_come():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segsweep import world
 from segsweep.engine import device
 from segsweep.errors import ConfigError
 from segsweep.paths import cache
@@ -49,14 +50,14 @@ def test_a_cpu_that_survives_is_asked_once(announced, monkeypatch):
     assert device.precision("auto", CPU) == torch.bfloat16
     monkeypatch.setattr(device, "_EXERCISE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     assert device.precision("auto", CPU) == torch.bfloat16
-    (answer,) = cache().glob("bfloat16-*/answer.json")
-    assert json.loads(answer.read_text())["survives"]
+    (answer,) = cache().glob("survives/*/answer.json")
+    assert json.loads(answer.read_text()) is True
 
 
 def test_another_trouble_than_a_fatal_signal_is_no_answer_to_keep(announced, monkeypatch):
     monkeypatch.setattr(device, "_EXERCISE", "raise SystemExit('no memory')")
     assert device.precision("auto", CPU) == torch.float32
-    assert not list(cache().glob("bfloat16-*/answer.json"))
+    assert not list(cache().glob("survives/*/answer.json"))
     monkeypatch.setattr(device, "_EXERCISE", "pass")
     assert device.precision("auto", CPU) == torch.bfloat16
 
@@ -70,8 +71,8 @@ def test_a_cpu_without_bf16_is_not_asked(monkeypatch):
 
 def test_the_exercise_is_a_real_program():
     device._survives(torch.float16)
-    (answer,) = cache().glob("float16-*/answer.json")  # there is one only where it ran through or was killed
-    assert json.loads(answer.read_text())["survives"] in (True, False)
+    (answer,) = cache().glob("survives/*/answer.json")  # there is one only where it ran through or was killed
+    assert json.loads(answer.read_text()) in (True, False)
 
 
 def test_fp32_needs_no_proof(monkeypatch):
@@ -102,26 +103,27 @@ def test_threads_keep_to_what_the_process_may_use(threads, monkeypatch):
 
 def test_threads_keep_to_a_containers_quota(threads, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(device, "_quota", lambda: 1)
+    monkeypatch.setattr(world, "quota", lambda: 1)
     torch.set_num_threads(2)
     assert device.set_threads() == 1
 
 
 def test_omp_num_threads_decides(threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(device, "_quota", lambda: 1)
+    monkeypatch.setattr(world, "quota", lambda: 1)
     torch.set_num_threads(2)
     assert device.set_threads() == 7
 
 
 @pytest.mark.parametrize(
     ("text", "cores"),
-    (("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 1 << 16), ("", 1 << 16)),
+    (("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", None), ("", None)),
 )
 def test_a_quota_is_read(text, cores, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(device, "Path", lambda path: tmp_path / "cpu.max")
-    assert device._quota() == cores
+    monkeypatch.setattr(world, "Path", lambda path: tmp_path / "cpu.max")
+    assert world.quota() == cores
+    assert world.cores() <= (cores or 1 << 16)
 
 
 FAULTS = """

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import counted_apart
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segsweep.compose import configuration
@@ -17,7 +18,6 @@ from segsweep.config.schema import OptimConfig, TrainConfig
 from segsweep.data.batches import EvalBatches, Pixels, Sampling, TrainBatches
 from segsweep.data.geometry import Canvas
 from segsweep.engine import losses
-from segsweep.engine.counting import confusion_matrices
 from segsweep.engine.device import Fetched
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.engine.scorer import Scorer
@@ -135,7 +135,7 @@ def test_a_gpu_is_not_waited_for(resize, on_device, doubling):
         torch.cuda.set_sync_debug_mode("default")
     for index, matrix in found.matrices.items():
         target = val.pixels._classes(torch.from_numpy(val.pixels.store.host_mask(index)).to(cuda)).cpu()
-        expected = confusion_matrices([found.predictions[index].long()], [target], len(names))[0]
+        expected = counted_apart([found.predictions[index].long()], [target], len(names))[0]
         np.testing.assert_array_equal(matrix, expected)
 
 

@@ -31,8 +31,6 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
 
 def same(before: Any, after: Any, where: str) -> bool:
     """Whether two values are equal; scores, which are floats that are no losses, within `TOLERANCE`."""
-    if before == "auto":
-        return True  # the first version recorded some settings before they were decided
     if isinstance(before, float) and isinstance(after, float) and "loss" not in where.rpartition(" > ")[2]:
         return abs(before - after) <= TOLERANCE
     return type(before) is type(after) and before == after

@@ -16,8 +16,8 @@ Record both commits on one machine and compare: there, losses are equal bit for 
     python tests/goldens/record.py . build/goldens-after
     python tests/goldens/compare.py build/goldens-before/goldens.json build/goldens-after/goldens.json
 
-What is committed here is of the commit before records and settings got types, and is not made anew with each change:
-`tests/test_goldens.py` proves that its folders stay readable. Needs what segsweep needs; imports nothing of it, since
+What is committed here is of the first release, v0.1.0, and is not made anew with each change: `tests/test_goldens.py`
+proves that its folders stay readable. Needs what segsweep needs; imports nothing of it, since
 modules move.
 """
 
@@ -49,13 +49,13 @@ TRAINING = (
 # Of records and summaries: when, where and how fast.
 VOLATILE = {
     *("time", "run", "run_id", "segsweep", "torch", "python", "host", "user", "commit", "dirty", "device", "threads"),
-    *("probed", "convolution_peak", "seconds"),
+    *("rates", "peak", "seconds"),
 }
 VOLATILE_TAGS = {"segsweep.run", "mlflow.user", "mlflow.source.git.commit", "dirty", "mlflow.parentRunId"}
 # Needed to resume, to predict and to report; hydra.yaml, pictures and pages are not.
 KEPT = (
     *("metrics.jsonl", "split.csv", "summary.json", ".hydra/config.yaml", ".hydra/overrides.yaml"),
-    *("val_matrices.npz", "trial.json", "sweep.json", "optuna-journal.log"),
+    *("val_matrices.npz", "plan.json", "trial.json", "sweep.json", "optuna-journal.log"),
 )
 TEXT = (".jsonl", ".json", ".yaml", ".csv", ".log")
 
@@ -156,7 +156,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     words = [] if resumed else (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8").splitlines()
     records = {kind: [steady(record) for record in rows] for kind, rows in records.items()}
     return {
-        "starts": [steady(first_form(start)) for start in records["start"]],
+        "starts": records["start"],
         "epochs": records["epoch"],
         "ends": records["end"],
         "summary": steady(json.loads((folder / "summary.json").read_text(encoding="utf-8"))),
@@ -166,37 +166,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def first_form(start: dict[str, Any]) -> dict[str, Any]:
-    """A `start` as the first version wrote it: one configuration with all that was decided, and flat fields."""
-    if "settings" not in start:
-        return start
-    settings, execution = start["settings"], start["execution"]
-    decided = {name: values for name, values in settings.items() if name != "normalization"}
-    fields = {name: value for name, value in start.items() if name not in ("asked", "settings", "execution", "images")}
-    return {
-        **fields,
-        "config": {
-            name: {**value, **decided.get(name, {})} if isinstance(value, dict) else value
-            for name, value in start["asked"].items()
-        },
-        "decoder_width": settings["decoder"]["width"],
-        "epochs": settings["train"]["epochs"],
-        "precision_used": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[execution["precision"]],
-        **{name: execution[name] for name in ("channels_last", "compiled", "micro_batch")},
-        **{f"data/{part}": number for part, number in start["images"].items()},
-        "version": 1,
-    }
-
-
 def read_model(path: Path) -> dict[str, Any]:
     """What a file of safetensors says of itself, and a hash of its tensors with their names."""
     content = path.read_bytes()
     size = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:size])
     about = {name: _parsed(value) for name, value in header.pop("__metadata__").items()}
-    model = about["segsweep"]["model"]
-    if "decoder" in model:  # the first version had flat arguments
-        model |= {**model.pop("decoder"), "clip": model.pop("normalization")["clip"]}
     tensors = json.dumps(header, sort_keys=True).encode() + content[size:]
     return {"about": about, "sha256": hashlib.sha256(tensors).hexdigest()}
 
@@ -209,7 +184,7 @@ def read_sweep(folder: Path, said: str) -> dict[str, Any]:
         kept = json.loads(path.read_text(encoding="utf-8"))
         run = read_run(path.parent)
         for start in run["starts"]:
-            del start["config"]  # of all trials they would fill the file
+            del start["asked"], start["settings"]  # of all trials they would fill the file
         score = max((epoch["val/iou"] for epoch in run["epochs"] if epoch["val/iou"] is not None), default=None)
         trials[kept["name"]] = {**kept, "score": score, **{key: run[key] for key in ("starts", "epochs", "ends")}}
     tested = [name for name, trial in trials.items() if any("test/iou" in end for end in trial["ends"])]
@@ -261,7 +236,8 @@ def read_mlflow(uri: str) -> dict[str, Any]:
 
 def steady(values: dict[str, Any]) -> dict[str, Any]:
     """A record without what differs between two recordings of one commit."""
-    return {name: value for name, value in values.items() if not _volatile(name)}
+    kept = {name: value for name, value in values.items() if not _volatile(name)}
+    return {name: steady(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def files(folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ def test_a_higher_threshold_leaves_less(predictor, trained, tmp_path):
     seen = demo.segment(predictor, trained.root / "images" / "003.png", tmp_path)
     areas = [int(seen.decided(threshold).sum()) for threshold in (0.01, 0.5, 0.99)]
     assert areas[0] > areas[1] > areas[2]
-    probabilities = predictor.probabilities(np.array(Image.open(trained.root / "images" / "003.png")))[0]
+    probabilities = predictor.decided(np.array(Image.open(trained.root / "images" / "003.png")))[1][0]
     np.testing.assert_array_equal(seen.decided(0.3), probabilities > 0.3)
 
 
@@ -77,7 +77,7 @@ def test_names_of_classes_are_text():
 def test_it_is_served_to_this_machine_until_it_is_stopped(trained, tmp_path):
     """In a process of its own, as Gradio leaves an event loop behind."""
     pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
-    command = [sys.executable, "-m", "segsweep.commands.app", "demo", str(trained.folder), "--device=cpu", "--port=0"]
+    command = [sys.executable, "-m", "segsweep", "demo", str(trained.folder), "--device=cpu", "--port=0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
     ) as run:

@@ -37,7 +37,7 @@ def exported(trained, tmp_path_factory):
     program = [
         sys.executable,
         "-m",
-        "segsweep.commands.app",
+        "segsweep",
         "export",
         str(trained.folder),
         "--format",

@@ -235,10 +235,7 @@ def test_a_model_that_does_not_know_its_values_says_so(tmp_path, capsys):
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "1.png")
     typed = ["predict", str(model), str(tmp_path / "1.png"), "-o", str(tmp_path / "out")]
     assert cli.main([*typed, "--values", "original"]) == 2
-    assert (
-        "the model's file was written by an older segsweep and does not say which mask values"
-        in capsys.readouterr().err
-    )
+    assert "the model's file does not say which mask values" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert cli.main(typed) == 0
 
@@ -274,7 +271,7 @@ def test_pixels_without_data_have_no_class(tmp_path, orientation, capsys):
         lacking = ~(filled[..., channel] >= 0)
         filled[lacking, channel] = filled[~lacking, channel].mean(dtype=np.float64)
     seen = np.rot90(filled, -1) if orientation == 6 else filled
-    wanted = Predictor(model, device="cpu").probabilities(seen)
+    wanted = Predictor(model, device="cpu").decided(seen)[1]
     wanted = np.rot90(wanted, 1, (1, 2)) if orientation == 6 else wanted
     mask, maps = (stored_pixels(tmp_path / "out" / name) for name in ("geo.tif", "probabilities/geo.tif"))
     assert (mask[gaps] == 255).all()
@@ -329,7 +326,7 @@ def test_a_large_mask_is_written_in_its_strips(tmp_path):
     predictor = Predictor(model_file(tmp_path / "m.safetensors", NAMES[:2]), device="cpu", tile=64)
     image = write_geotiff(tmp_path / "geo.tif", noise(150, 130, 3), orientation=8)
     (done,) = predict(predictor, find_images([str(image)]), tmp_path / "out", form=INDICES)
-    pixels = predictor.read(image)
+    pixels = predictor.picture(image).pixels
     assert pixels.shape == (130, 150, 3)
-    np.testing.assert_array_equal(read_mask(done.mask), predictor.probabilities(pixels)[0] > 0.5)
+    np.testing.assert_array_equal(read_mask(done.mask), predictor.decided(pixels)[1][0] > 0.5)
     assert done.mask.stat().st_size < 150 * 130

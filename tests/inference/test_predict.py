@@ -114,7 +114,7 @@ def test_a_large_image_is_run_in_tiles_that_agree_with_the_whole(tmp_path):
     path = model_file(tmp_path / "m.safetensors")
     image = noise(200, 330, 3)
     whole, tiled = (Predictor(path, **CPU, tile=tile) for tile in (None, 128))
-    ours, theirs = whole.probabilities(image), tiled.probabilities(image)
+    ours, theirs = whole.decided(image)[1], tiled.decided(image)[1]
     assert ours.shape == theirs.shape == (1, 200, 330)
     assert np.median(np.abs(ours - theirs)) < 0.02  # the encoder's surroundings end earlier
     assert np.abs(ours - theirs).max() > 0
@@ -137,10 +137,10 @@ def test_mirrored_views_are_averaged(tmp_path):
     """With all four views a mirrored image has the mirrored answer."""
     predictor = Predictor(model_file(tmp_path / "m.safetensors"), **CPU, tta="flips")
     image = noise(64, 64, 3)
-    found = predictor.probabilities(image)
-    assert np.allclose(predictor.probabilities(image[::-1, ::-1])[:, ::-1, ::-1], found, atol=1e-4)
+    found = predictor.decided(image)[1]
+    assert np.allclose(predictor.decided(image[::-1, ::-1])[1][:, ::-1, ::-1], found, atol=1e-4)
     plain = Predictor(tmp_path / "m.safetensors", **CPU)
-    assert not np.allclose(plain.probabilities(image), found, atol=1e-3)
+    assert not np.allclose(plain.decided(image)[1], found, atol=1e-3)
 
 
 def test_probabilities():
@@ -185,9 +185,9 @@ def test_files_are_seen_as_training_sees_them(tmp_path):
     picture.convert("RGBA").save(tmp_path / "alpha.png")
     picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(tmp_path / "palette.png")
     Image.fromarray(np.dstack([255 - colour, np.zeros_like(grey)]), "CMYK").save(tmp_path / "cmyk.tif")
-    wanted = predictor.probabilities(predictor.accept(colour, "colour"))
+    wanted = predictor.decided(predictor.accept(colour, "colour"))[1]
     for path in [*sorted(tmp_path.glob("*.png")), tmp_path / "cmyk.tif"]:
-        found = predictor.probabilities(predictor.accept(read_image(path), path))
+        found = predictor.decided(predictor.accept(read_image(path), path))[1]
         assert np.allclose(found, wanted, atol=1e-4), path
 
 

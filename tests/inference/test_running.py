@@ -1,20 +1,14 @@
 """How a trained model is run: as in training where the device can; else what it can, and why is said."""
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from test_predict import model_file
 
 from segsweep.commands import app as cli
 from segsweep.engine import device as devices
 from segsweep.inference.predict import Predictor
-from segsweep.inference.running import described, execution
+from segsweep.inference.running import execution
 from segsweep.nn.checkpoint import describe
 
 CPU = torch.device("cpu")
@@ -26,14 +20,6 @@ def info(tmp_path):
         return describe(model_file(tmp_path / "m.safetensors", **more))
 
     return make
-
-
-def without(path, *fields):
-    """Rewrite a model's file as an earlier segsweep would have written it."""
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["segsweep"])
-    kept = {name: value for name, value in about.items() if name not in fields}
-    save_file(load_file(path), path, metadata={"segsweep": json.dumps(kept)})
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -71,17 +57,8 @@ def test_advice_for_a_device_or_a_precision_that_is_not_there_can_be_typed(tmp_p
         assert f"Try {advice}." in capsys.readouterr().err
 
 
-def test_a_file_that_does_not_say_it_takes_it_from_the_runs_journal(trained, tmp_path):
-    shutil.copytree(trained.folder, tmp_path / "run")
-    path = tmp_path / "run" / "best.safetensors"
-    told = described(path)
-    assert (told.precision, told.channels_last) == ("fp32", True)
-    without(path, "precision", "channels_last", "tta", "tile", "values", "nodata")
-    assert describe(path).precision is None
-    found = described(path)
-    assert (found.precision, found.channels_last, found.tta, found.tile) == ("fp32", True, "none", None)
-    moved = shutil.copy(path, tmp_path / "elsewhere.safetensors")
-    ran, how = execution(described(Path(moved)), CPU)
+def test_a_model_that_comes_from_no_run_is_run_in_the_fastest_way(tmp_path):
+    ran, how = execution(describe(model_file(tmp_path / "m.safetensors")), CPU)
     assert ran.precision == devices.precision("auto", CPU)
     assert "the model's file does not record the precision of its training" in how
 

@@ -184,7 +184,7 @@ def test_widths_that_are_decided_before_are_those_of_the_model(name):
     with torch.device("meta"):
         model = UNet(name)
     widths = decoder_width(name)
-    assert widths == [stage.width for stage in model.plan.stages] == model.arguments["decoder"]["width"]
+    assert widths == [stage.width for stage in model.plan.stages] == model.architecture.decoder.width
     assert decoder_width(name, widths) == widths
 
 

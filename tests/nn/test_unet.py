@@ -1,16 +1,18 @@
 """The U-Net from pixels to logits, on timm's tiny models of each family."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from segsweep.config.checks import read
 from segsweep.config.schema import DecoderConfig
 from segsweep.config.settings import Normalization
 from segsweep.errors import ConfigError
 from segsweep.nn import UNet
-from segsweep.nn.unet import encoder_statistics, predict
+from segsweep.nn.unet import Architecture, encoder_statistics, predict
 
 FAMILIES = (
     "test_resnet",
@@ -211,35 +213,20 @@ def test_an_image_does_not_see_the_others_of_its_batch(name):
 
 
 @pytest.mark.parametrize("clip", (None, ((0.0,) * 5, (100.0, 200.0, 300.0, 400.0, 500.0))), ids=("free", "clipped"))
-def test_arguments_build_the_same_architecture_again(clip):
+def test_an_architecture_builds_the_same_model_again(clip):
     decoder = DecoderConfig([48, 40, 32, 24, 16], "group", 0.1)
     model = UNet("test_resnet", 3, 5, decoder=decoder, normalization=Normalization((7.0,) * 5, (3.0,) * 5, clip))
-    again = UNet.rebuilt(json.loads(json.dumps(model.arguments))).eval()
+    written = json.loads(json.dumps(asdict(model.architecture)))
+    again = UNet(**vars(read(Architecture, written, "model"))).eval()
     again.load_state_dict(model.state_dict())
-    assert again.arguments == model.arguments
+    assert again.architecture == model.architecture
     with torch.no_grad():
         assert torch.equal(again(pixels(1, 5, 32, 32) * 3), model.eval()(pixels(1, 5, 32, 32) * 3))
 
 
-@pytest.mark.parametrize("clip", (None, ((0.0,) * 5, (100.0, 200.0, 300.0, 400.0, 500.0))), ids=("free", "clipped"))
-def test_arguments_of_the_first_form_build_the_same_architecture(clip):
-    decoder = {"width": [48, 40, 32, 24, 16], "norm": "group", "dropout": 0.1}
-    first = {"name": "test_resnet", "num_classes": 3, "in_channels": 5, **decoder, "clip": clip}
-    found = UNet.rebuilt(json.loads(json.dumps(first)))
-    assert found.arguments == {
-        "name": "test_resnet",
-        "num_classes": 3,
-        "in_channels": 5,
-        "decoder": decoder,
-        # The weights have their own.
-        "normalization": {"mean": [0.0] * 5, "std": [1.0] * 5, "clip": clip and [list(edge) for edge in clip]},
-    }
-    assert found.arguments == UNet.rebuilt(found.arguments).arguments
-
-
-def test_auto_widths_are_written_down_in_the_arguments():
+def test_auto_widths_are_written_down():
     model = UNet("test_vit")
-    assert model.arguments["decoder"]["width"] == [stage.width for stage in model.plan.stages]
+    assert model.architecture.decoder.width == [stage.width for stage in model.plan.stages]
 
 
 def test_widths_that_do_not_fit_are_refused():

@@ -44,7 +44,6 @@ def test_who_ran_a_trial_is_known_however_often_it_changed_hands(tmp_path):
     attrs = {OWNER: vars(second), LAST: [vars(first)]}
     trial = create_trial(state=TrialState.RUNNING, user_attrs=attrs)
     assert Owner.earlier(trial) == (second, first)
-    assert Owner.earlier(create_trial(state=TrialState.RUNNING, user_attrs={LAST: vars(first)})) == (first,)
     assert Owner.earlier(create_trial(state=TrialState.RUNNING)) == ()
 
 

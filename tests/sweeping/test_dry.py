@@ -25,10 +25,10 @@ ANSWERS = {
 def told(tmp_path, *parameters, **settings):
     """What is said where a training with resnet18 takes 100 s, with resnet34 300 s, and two run at once."""
 
-    def call(function, asked, encoders, environment):
+    def call(function, asked, encoders):
         return {name: ANSWERS[name] for name in encoders}
 
-    backend = SimpleNamespace(capacity=2, environment={}, call=call)
+    backend = SimpleNamespace(capacity=2, call=call)
     plan = Plan(tmp_path, "", Space((TWO, *parameters), "resnet18"), {}, (), RunConfig(), SweeperConfig(**settings))
     return dry.told(plan, backend)
 
@@ -55,9 +55,7 @@ def test_a_finite_space_has_no_more_trials_than_points_unless_they_run_again(tmp
 
 def test_the_epochs_that_trials_have_are_timed(tmp_path):
     asked = []
-    backend = SimpleNamespace(
-        capacity=1, environment={}, call=lambda function, *given: asked.append(given[0]) or ANSWERS
-    )
+    backend = SimpleNamespace(capacity=1, call=lambda function, *given: asked.append(given[0]) or ANSWERS)
     for train_config in (TrainConfig(), TrainConfig(time_budget=60)):
         base = RunConfig(train=train_config)
         plan = Plan(tmp_path, "", Space((TWO,), "resnet18"), {}, (), base, SweeperConfig())

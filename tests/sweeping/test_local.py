@@ -306,7 +306,9 @@ def test_a_late_child_gives_way(tmp_path, backend):
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / CLAIM).write_text(json.dumps({"attempt": "newer", "slot": 0}))
     context = multiprocessing.get_context("forkserver")
-    late = context.Process(target=module.train, args=(Job("0", FAKE), tmp_path / "0", module._Attempt("older", 0), {}))
+    late = context.Process(
+        target=module.train, args=(Job("0", FAKE), tmp_path / "0", module._Attempt("older", 0, ""), {})
+    )
     late.start()
     late.join()
     assert late.exitcode == module.LATE
@@ -359,7 +361,7 @@ def test_an_error_of_a_call_keeps_its_exit_code(kind, monkeypatch):
     monkeypatch.setattr(module, "refuse", refuse, raising=False)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
     here, there = multiprocessing.Pipe(duplex=False)
-    module.answer(there, f"{module.__name__}:refuse", ())
+    module.answer(there, {}, f"{module.__name__}:refuse", ())
     found = here.recv()
     assert (str(found), found.exit_code) == ("no", kind.exit_code)
 
@@ -368,7 +370,8 @@ SHADOWED = """
 import sys
 from pathlib import Path
 from segsweep.sweeping.backends.local import LocalBackend
-print(LocalBackend(Path(sys.argv[1]), [], preloaded=["colorsys"]).call("math:hypot", 3, 4))
+from segsweep.sweeping.backends.slots import slots
+print(LocalBackend(Path(sys.argv[1]), slots(1, True), preloaded=["colorsys"]).call("math:hypot", 3, 4))
 """
 
 

@@ -19,7 +19,7 @@ from segsweep.sweeping.live import line
 from segsweep.sweeping.packing import GIB, MOST, per_gpu
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.scheduler import Search, TrialSource, drive
-from segsweep.sweeping.space import Space, choice, interval
+from segsweep.sweeping.space import Space, choice, interval, steps
 from segsweep.sweeping.study import Study
 from segsweep.training.estimate import needs
 
@@ -152,16 +152,25 @@ def packed(plan):
 def test_what_trainings_need_is_measured_and_said(tmp_path, two_gpus, monkeypatch, capsys):
     asked = []
 
-    def call(self, function, config, encoders, environment):
-        asked.append((function, encoders, environment["CUDA_VISIBLE_DEVICES"]))
+    def call(self, function, config, encoders):
+        asked.append((function, encoders))
         return {name: asdict(replace(SMALL, busy=0.3)) for name in encoders}
 
     monkeypatch.setattr(LocalBackend, "call", call)
     monkeypatch.setattr(run, "cores", lambda: 64)
     assert packed(plan(tmp_path)).capacity == 6
-    assert asked == [("segsweep.training.estimate:needs", ["resnet34", "resnet18"], "0")]
+    assert asked == [("segsweep.training.estimate:needs", ["resnet34", "resnet18"])]
     said = capsys.readouterr().err
     assert "packed: 3 trials on each GPU, not more: one keeps the GPU busy for up to 30 % of the time" in said
+
+
+def test_all_points_of_a_grid_are_packed(tmp_path, two_gpus, monkeypatch, capsys):
+    monkeypatch.setattr(LocalBackend, "call", lambda *_: {"resnet18": asdict(replace(SMALL, busy=0.2))})
+    monkeypatch.setattr(run, "cores", lambda: 64)
+    space = Space((choice("train.ema", ["0", "0.9", "0.99"]), steps("data.fold", 0, 5, 1)), "resnet18")
+    grid = replace(plan(tmp_path), space=space, sweeper=SweeperConfig(slots=PACKED, sampler="grid"))
+    assert run.backend_for(grid).capacity == 10
+    assert "packed: 5 trials on each GPU" in capsys.readouterr().err
 
 
 def test_where_seconds_are_the_budget_a_trial_has_its_gpu_to_itself(tmp_path, two_gpus, capsys):
@@ -178,7 +187,7 @@ def test_without_a_gpu_nothing_can_be_packed(tmp_path, monkeypatch):
 @pytest.mark.gpu
 def test_what_a_training_needs_of_a_gpu():
     asked = configuration(["data=shapes", "data.count=60", "encoder.pretrained=false", "train.epochs=1"])
-    (need,) = needs(asdict(asked), ["resnet18"], {}).values()
+    (need,) = needs(asdict(asked), ["resnet18"]).values()
     assert 0 < need["memory"] < need["total"]
     assert 0 < need["busy"] <= 1
 

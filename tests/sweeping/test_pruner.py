@@ -18,13 +18,21 @@ FAST = curve("fast", 0.5, 0.6, 0.65, 0.68, 0.7, 0.71, 0.72, 0.72, 0.73, 0.73)
 SLOW = curve("slow", 0.0, 0.0, 0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9)
 
 
-def judge(trial, others, **rule):
-    return pruner.judge(trial, pruner.Complete(others), **rule)
+def complete(*curves):
+    """Complete curves, as the pruner keeps them."""
+    found = pruner.Complete()
+    for one in curves:
+        found.add(one)
+    return found
+
+
+def judge(trial, others, top=3):
+    return pruner.judge(trial, complete(*others), top)
 
 
 def gain(trial, done):
     """How much one curve rose after this share of the training."""
-    ((rose,), _) = pruner.Complete([trial]).of[trial.weights].gains(done, trial.lr)
+    ((rose,), _) = complete(trial).of[trial.weights].gains(done, trial.lr)
     return rose
 
 
@@ -75,7 +83,7 @@ def test_with_one_trial_of_its_own_all_backbones_gains_are_believed_possible():
 def test_nothing_is_judged_before_the_first_rung_or_at_the_end():
     bad = running("fast", 0.0, 0.0)
     assert judge(bad, [FAST, FAST]) is None
-    assert judge(bad, [FAST, FAST], first_rung=0.2)
+    assert judge(running("fast", 0.0, 0.0, 0.0), [FAST, FAST])
     assert judge(running("fast", *[0.0] * 10), [FAST, FAST]) is None
     assert judge(Curve("fast", []), [FAST, FAST]) is None
     assert judge(curve("fast", 0.0, of=3, complete=False), [FAST, FAST]) is None  # one epoch, though a third of all

@@ -306,7 +306,6 @@ def test_sweeps_are_not_for_torchrun(outputs):
 def test_torchruns_one_thread_is_nobodys_word(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(device, "cores", lambda: 8)
-    monkeypatch.setattr(device, "_quota", lambda: 64)
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     assert device.set_threads() == 4

@@ -1,7 +1,6 @@
 """What a person gets: the board, the table at the end, the page, runs side by side."""
 
 import io
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -22,7 +21,7 @@ from segsweep.runs import journal
 from segsweep.runs.journal import Journal
 from segsweep.runs.records import End, Run, Start
 from segsweep.runs.trial import Trial, load_all, seconds_left
-from segsweep.sweeping import about, compare, live, report
+from segsweep.sweeping import compare, live, report
 from segsweep.sweeping.finalists import FinalistResult
 from segsweep.sweeping.html_report import write
 from segsweep.sweeping.mirror import sync
@@ -147,17 +146,6 @@ def test_a_damaged_sweep_is_named_in_one_line(sweep, capsys):
         said = capsys.readouterr().err
         assert re.search(says, said) and "sweep.json" in said
         assert len(said.strip().splitlines()) == 1
-
-
-def test_what_older_versions_wrote_of_a_sweep_is_read(sweep):
-    kept = json.loads((sweep / "sweep.json").read_text())
-    for name in ("id", "state", "reason", "experiment", "tracked"):
-        del kept[name]
-    (sweep / "sweep.json").write_text(json.dumps(kept))
-    assert about.load(sweep).state == "unknown"
-    assert about.load(sweep).finalists == ["7", "6"]
-    with pytest.raises(ConfigError, match="a sweep of an older segsweep"):
-        sync(sweep)
 
 
 def test_a_sweep_is_not_sent_where_only_its_folder_says(sweep):
@@ -319,7 +307,7 @@ def scored(folder, name, rng, right, images=30):
     """Matrices of validation images, of whose pixels so many are right."""
     hits = rng.binomial(500, right, (images, 2))
     matrices = np.stack([np.stack([hits[:, 0], 500 - hits[:, 0]], 1), np.stack([500 - hits[:, 1], hits[:, 1]], 1)], 1)
-    np.savez(folder / name / "val_matrices.npz", keys=[f"image{i}" for i in range(images)], matrices=matrices)
+    np.savez(folder / name / "val_matrices.npz", keys=[f"image{i}" for i in range(images)], matrices=matrices, epoch=2)
 
 
 def test_two_runs_are_told_apart_image_by_image(sweep, capsys):
@@ -352,7 +340,7 @@ def test_something_found_in_nothing_is_told_beside_the_images_with_a_number(swee
     empty = np.array([[1000, 0], [0, 0]])
     for name, wrong in (("6", 0), ("7", 500)):
         matrices = np.stack([[[1000, 0], [10, 90]], *[empty - [[wrong, -wrong], [0, 0]]] * 9])
-        np.savez(sweep / name / "val_matrices.npz", keys=[f"image{i}" for i in range(10)], matrices=matrices)
+        np.savez(sweep / name / "val_matrices.npz", keys=[f"image{i}" for i in range(10)], matrices=matrices, epoch=2)
     assert cli.main(["compare", str(sweep / "7"), str(sweep / "6")]) == 0
     assert (
         "0 better, 0 worse of 1 (9 more have an empty mask; in 9 of them the first run predicted objects);"

@@ -98,7 +98,7 @@ def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
 
 def test_a_cross_validation_that_goes_on_is_scored_anew(tmp_path):
     wanted = plan(tmp_path)
-    first = [CrossValidated([], "resnet18", [], 3)]
+    first = [CrossValidated([], [], 3)]
     replace(module.begun(wanted), cross_validation=first, finalists=["1"]).save(tmp_path)
     again = module.begun(wanted)
     assert (again.cross_validation, again.finalists) == ([], ["1"])
@@ -143,16 +143,6 @@ def test_what_follows_from_the_data_is_decided_once_for_all_trials(tmp_path):
     assert varied == ["encoder", "optim.lr"]
     assert pinned.decided(wanted, opened(wanted), Calls({})) == decided  # the study knows
     assert "data.passes=6" in wanted.argv({}, decided, ["encoder=resnet18"], "resnet18")
-
-
-def test_a_study_from_before_plans_goes_on_as_it_began(tmp_path):
-    wanted = plan(tmp_path)
-    wanted = replace(wanted, base=replace(wanted.base, data=DataConfig(size=[64, 64])))
-    study = opened(wanted)
-    study.remember("decided", {"data.resize": "crop", "data.passes": 6})
-    decided = pinned.decided(wanted, study, Calls({}))
-    assert {"data.resize=crop", "data.passes=6", "data.zoom=1.0", "train.batch_size=16"} <= set(decided)
-    assert not any(word.startswith(("data.size", "augmentation")) for word in decided)  # they were typed
 
 
 @pytest.mark.parametrize("key", ["data.classes", "data", "recipe"])

@@ -34,7 +34,7 @@ def local(folder, slots=2):
 
 def began(folder, slots=2, argv=(), seeds=(), space=SPACE, owner="", **settings):
     """A search over fake trainings, as `segsweep.sweeping.run` sets one up."""
-    own = {name: settings.pop(name) for name in ("first_rung", "clock", "seed") if name in settings}
+    own = {name: settings.pop(name) for name in ("clock", "seed") if name in settings}
     sweeper = SweeperConfig(**({"n_trials": 6} | settings))
     study = Study(folder, space, sweeper, seeds=seeds, owner=owner)
     search = Search(study, lambda typed, encoder: [*argv, *typed], sweeper, **own)
@@ -74,9 +74,7 @@ def test_a_free_slot_takes_the_next_trial_at_once(tmp_path):
 
 def test_a_hopeless_trial_is_pruned_and_its_process_gone(tmp_path):
     seeds = [{"encoder": "resnet18", "best": best} for best in (0.9, 0.91, 0.1)]
-    study, search, events = ran(
-        tmp_path, n_trials=3, slots=1, seeds=seeds, argv=["train.epochs=10", "seconds=0.1"], first_rung=0.2
-    )
+    study, search, events = ran(tmp_path, n_trials=3, slots=1, seeds=seeds, argv=["train.epochs=10", "seconds=0.1"])
     assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED"]
     pruned = study.trials()[2]
     assert "of resnet18.a1_in1k" in pruned.user_attrs["pruned"]

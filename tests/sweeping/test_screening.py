@@ -185,7 +185,7 @@ def test_what_is_no_screening_is_refused_and_leaves_nothing(words, says, capsys,
 class Answers:
     """In place of a backend: knows what is asked of torch and timm."""
 
-    capacity, environment = 1, {}
+    capacity = 1
 
     def __init__(self):
         self.asked = {}

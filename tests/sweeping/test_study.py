@@ -335,17 +335,3 @@ def test_optuna_can_read_the_study(tmp_path):
     study.complete(0, 0.5)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / JOURNAL)))
     assert optuna.load_study(study_name="sweep", storage=storage).best_value == 0.5
-
-
-def test_a_study_with_keys_of_older_names_goes_on_and_one_that_varies_such_a_key_is_refused(tmp_path):
-    kept = opened(tmp_path / "kept", fixed=["data.repeats=6", "train.epochs=2"])
-    kept.remember("plan", [["data.repeats=6", "few images"]])
-    again = opened(tmp_path / "kept", fixed=["data.passes=6", "train.epochs=2"])
-    assert again.remembered("plan") == [["data.passes=6", "few images"]]
-    varied = Space((*SPACE.parameters, choice("train.accumulate", ["1", "2"])), "resnet18")
-    opened(tmp_path / "varied", varied)
-    now = Space((*SPACE.parameters, choice("train.grad_accum", ["1", "2"])), "resnet18")
-    with pytest.raises(
-        ConfigError, match=r"varies train\.accumulate, which is now called train\.grad_accum\. Start a new one"
-    ):
-        opened(tmp_path / "varied", now)

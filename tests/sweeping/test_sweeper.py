@@ -49,7 +49,7 @@ def test_the_default_sweep_is_encoders_with_weights_by_learning_rate(planned):
     assert found.space.encoders == ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
     assert list(found.space.distributions) == ["encoder", "optim.lr"]
     assert found.fixed == ("train.epochs=5",)
-    assert found.sweeper == SweeperConfig()  # the file people edit says the defaults
+    assert found.sweeper == SweeperConfig()
     assert found.base.experiment == "shapes"
 
 

@@ -26,7 +26,7 @@ from segsweep.tracking import views as saved_view
 
 
 def test_it_answers_says_where_and_leaves_nothing(database):
-    command = [sys.executable, "-m", "segsweep.commands.app", "ui", "--port", "0"]
+    command = [sys.executable, "-m", "segsweep", "ui", "--port", "0"]
     # Where tests run in the background SIGINT is ignored, and children inherit that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -54,7 +54,7 @@ def _answers(port):
 
 
 def test_no_server_is_left_when_the_command_is_killed(database):
-    command = [sys.executable, "-m", "segsweep.commands.app", "ui", "--port", "0"]
+    command = [sys.executable, "-m", "segsweep", "ui", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         page = process.stdout.readline()
         process.kill()

@@ -34,7 +34,7 @@ def test_a_training_is_gone_before_the_next_one_is_built(asked, monkeypatch):
         return training
 
     monkeypatch.setattr(estimate, "build", counting)
-    assert list(estimate.estimates(asked, ENCODERS, {})) == list(ENCODERS)
+    assert list(estimate.estimates(asked, ENCODERS)) == list(ENCODERS)
     assert there == [0, 0]
 
 
@@ -46,7 +46,7 @@ def test_a_step_that_finds_too_little_memory_says_what_to_type(asked, monkeypatc
     monkeypatch.setattr(estimate, "_estimate", full)
     monkeypatch.setattr(estimate, "_need", full)
     with pytest.raises(OutOfMemoryError, match=r"Leave test_resnet out, or try a smaller train\.batch_size"):
-        look(asked, ENCODERS, {})
+        look(asked, ENCODERS)
 
 
 def test_what_a_training_needs_is_measured_once(asked, monkeypatch):
@@ -57,10 +57,10 @@ def test_what_a_training_needs_is_measured_once(asked, monkeypatch):
         return estimate.GpuNeed(1.0, 2.0, 0.5)
 
     monkeypatch.setattr(estimate, "_need", need)
-    first = estimate.needs(asked, ENCODERS, {})
-    assert estimate.needs(asked, ENCODERS[::-1], {}) == first
+    first = estimate.needs(asked, ENCODERS)
+    assert estimate.needs(asked, ENCODERS[::-1]) == first
     assert measured == list(ENCODERS)
-    estimate.needs(asked | {"train": asked["train"] | {"batch_size": 3}}, ENCODERS[:1], {})
+    estimate.needs(asked | {"train": asked["train"] | {"batch_size": 3}}, ENCODERS[:1])
     assert measured == [*ENCODERS, "test_resnet"]
 
 

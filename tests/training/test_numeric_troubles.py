@@ -349,11 +349,11 @@ def test_a_loss_that_is_no_number_ends_the_training_at_its_step(train_on, monkey
 
 @pytest.mark.parametrize(("words", "mask"), [((), only(0, ())), ((THREE,), bands())], ids=["two", "three"])
 def test_a_model_that_is_no_number_after_its_last_step_gets_no_score(train_on, monkeypatch, words, mask):
-    def broken(model, _):
-        for parameter in model.parameters():
+    def broken(parameters, _):
+        for parameter in parameters:
             parameter.grad.fill_(math.nan)
 
-    monkeypatch.setattr(step, "clip_gradients", broken)
+    monkeypatch.setattr(step.nn.utils, "clip_grad_norm_", broken)
     code, folder, _ = train_on(*words, mask=mask)
     assert (code, journal.read(folder).epochs, (folder / "best.safetensors").exists()) == (5, [], False)
 
@@ -386,7 +386,10 @@ def test_the_pruner_judges_curves_without_a_score_and_rates_of_any_size(lr):
         return Curve("a", [Point((i + 1) / 8, score) for i, score in enumerate(scores)], len(scores) == 8, lr)
 
     def judged(*scores, before):
-        return pruner.judge(curve(scores), pruner.Complete([curve(before)] * 3))
+        complete = pruner.Complete()
+        for _ in range(3):
+            complete.add(curve(before))
+        return pruner.judge(curve(scores), complete, 3)
 
     late = (-1, -1, -1, -1, 0.5, 0.6, 0.7, 0.8)
     assert judged(-1, -1, -1, before=late) is None

@@ -1,14 +1,12 @@
 """Schedules as curves, optimizers as a partition of the parameters."""
 
 import itertools
-import math
 
 import pytest
 import torch
 from torch import nn
 
 from segsweep.config.schema import OptimConfig
-from segsweep.engine.step import clip_gradients
 from segsweep.training import optim
 
 KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -148,16 +146,6 @@ def test_a_step_is_torchs_own(model, name):
         arguments = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"weight_decay": 0.0}
         KINDS[name]([other], lr=0.1, **arguments).step()
         torch.testing.assert_close(p, other)
-
-
-def test_gradient_norm_measures_without_a_limit_and_clips_with_one(model):
-    for p in model.parameters():
-        p.grad = torch.full_like(p, 3.0)
-    model["decoder"].bias.grad = None
-    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
-    torch.testing.assert_close(clip_gradients(model, math.inf), expected)
-    torch.testing.assert_close(clip_gradients(model, 1.5), expected)
-    torch.testing.assert_close(clip_gradients(model, math.inf), torch.tensor(1.5), rtol=1e-4, atol=1e-4)
 
 
 def test_layer_decay_falls_towards_the_image(model):

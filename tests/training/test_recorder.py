@@ -52,9 +52,3 @@ def test_each_shown_image_has_a_folder_of_its_own_that_a_file_system_takes(recor
     for name in named:
         (recorder.folder / name).mkdir()
         assert "/" not in name
-
-
-def test_a_file_in_the_order_of_batches_is_read_by_its_keys(recorder, tmp_path):
-    matrices = np.stack([matrix(9, 1), matrix(9, 1), matrix(9, 41)])
-    np.savez(tmp_path / metrics.MATRICES, keys=["c/1", "b/1", "a/1"], matrices=matrices, epoch=1)
-    assert recorder._lowest()["lowest/image"] == "4.png"

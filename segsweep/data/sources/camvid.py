@@ -20,4 +20,5 @@ def find(data: DataConfig) -> Pairs:
     root = existing_folder("root", data.root, None)
     found = {part: in_folders(root / part, root / f"{part}annot") for part in SPLITS}
     samples = [replace(sample, split=part) for part, pairs in found.items() for sample in pairs.samples]
-    return Pairs(samples, [problem for pairs in found.values() for problem in pairs.problems])
+    problems = [problem for pairs in found.values() for problem in pairs.problems]
+    return Pairs(samples, problems, classes=CLASSES)

@@ -367,7 +367,6 @@ def _write(folder: Path, file: Path, photos: Photos, wanted: Sequence[str]) -> N
         sizes = f"of {either} image{'s' * (either != 1)} that EXIF rotates, the size fits with and without the rotation"
         notes.append(f"{sizes}; the outlines are used for the rotated image")
     save_json(folder / INDEX, asdict(Drawn(masks, classes, crowds, problems, notes)))
-    sync(folder)
 
 
 def _header(path: Path, picture: Picture) -> Header:

@@ -19,4 +19,5 @@ def find(data: DataConfig) -> Pairs:
         for line in lines(root / "annotations" / f"{name}.txt")
     ]
     trimaps = root / "annotations" / "trimaps"
-    return existing([Sample(k, root / "images" / f"{k}.jpg", trimaps / f"{k}.png", split) for k, split in rows])
+    samples = [Sample(k, root / "images" / f"{k}.jpg", trimaps / f"{k}.png", split) for k, split in rows]
+    return existing(samples, CLASSES)

@@ -17,4 +17,5 @@ def find(data: DataConfig) -> Pairs:
     listed = root / "ImageSets" / "Segmentation"
     rows = [(key, split) for split in ("train", "val") for key in lines(listed / f"{split}.txt")]
     images, masks = root / "JPEGImages", root / "SegmentationClass"
-    return existing([Sample(key, images / f"{key}.jpg", masks / f"{key}.png", split) for key, split in rows])
+    samples = [Sample(key, images / f"{key}.jpg", masks / f"{key}.png", split) for key, split in rows]
+    return existing(samples, CLASSES)

@@ -6,7 +6,7 @@ nothing else passes between it and the sweep. Standard library only.
 """
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
@@ -81,17 +81,13 @@ class Backend(Protocol):
     is a `ConfigError`; after any other exception the sweep calls `close` and ends. A backend retries nothing and judges
     nothing: what a failure means is the scheduler's to say.
 
-    Jobs outlive a controller that is killed; the next controller adopts them by name.
+    Jobs may outlive a controller that is killed: then the next one adopts them by name, and else `adopt` returns None.
 
     Attributes:
         keeps: whether a job's folder outlives its host. Where it does not, a job can only go on from what was fetched.
     """
 
     keeps: bool
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """Variables that a job gets, as far as they are known before it begins: which GPUs, how many threads."""
 
     @property
     def capacity(self) -> int:
@@ -147,7 +143,7 @@ class Backend(Protocol):
         """
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call `module:function` where jobs run, with torch at hand and nothing kept, and wait for what it returns.
+        """Call `module:function` as a job would run, on its GPUs and threads, nothing kept, and wait for the result.
 
         Arguments and result are what JSON can say. A ConfigError comes through; any other failure is a RuntimeError.
         """

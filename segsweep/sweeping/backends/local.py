@@ -62,7 +62,7 @@ class _Attempt:
 
     attempt: str
     slot: int
-    host: str = ""  # whose process it is; empty in older files
+    host: str  # whose process it is
     code: int | None = None  # the exit code, if it has ended by itself
 
     @property
@@ -118,10 +118,6 @@ class LocalBackend:
         return LocalBackend(self.folder, slots, self._preloaded, self._alive is None)
 
     @property
-    def environment(self) -> Mapping[str, str]:
-        return self.slots[0].environment
-
-    @property
     def capacity(self) -> int:
         used: Counter[str] = Counter()
         return sum(self._takes(slot, used) for slot in self.slots)
@@ -157,7 +153,7 @@ class LocalBackend:
         if pid is None:
             return None
         claim, free = _Attempt.read(self.folder / name / CLAIM), self._idle()
-        if claim and claim.host not in ("", node()):  # a shared file system tells the pid of another machine
+        if claim and claim.host != node():  # a shared file system tells the pid of another machine
             raise ConfigError(
                 f"{self.folder / name}: a process on {claim.host} runs it. Continue the sweep on that host, or stop "
                 f"it there."
@@ -195,7 +191,7 @@ class LocalBackend:
 
     def call(self, function: str, *arguments: Any) -> Any:
         here, there = self._context.Pipe(duplex=False)
-        process = self._started(answer, there, function, arguments)
+        process = self._started(answer, there, self.slots[0].environment, function, arguments)
         there.close()
         try:
             result = here.recv()
@@ -437,9 +433,10 @@ def _called(job: Job, folder: Path) -> int:
     return code
 
 
-def answer(connection: Connection, function: str, arguments: Sequence[Any]) -> None:
+def answer(connection: Connection, environment: Mapping[str, str], function: str, arguments: Sequence[Any]) -> None:
     """Call the function, in the child, and send what it returns or raises, unless who has asked is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has asked, and ends this process
+    os.environ.update(environment)
     module, _, name = function.partition(":")
     try:
         result = getattr(import_module(module), name)(*arguments)

@@ -141,10 +141,6 @@ class RayBackend:
                 signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
 
     @property
-    def environment(self) -> Mapping[str, str]:
-        return {}
-
-    @property
     def capacity(self) -> int:
         self._connect()
         if self._slots is not None:

@@ -1,12 +1,14 @@
-"""Write the list of timm's names: `python -m segsweep.nn.names > /tmp/names && mv /tmp/names segsweep/timm_names.txt`.
+"""Write the list of timm's names, `segsweep/timm_names.txt`: `python benchmarks/names.py`.
 
 Every architecture is built and run on the `meta` device to find its kind: some twenty minutes.
 """
 
 import timm
+from measure import ROOT
 from timm.models import list_models, list_pretrained
 
 from segsweep.nn.encoder import encoder_traits
+from segsweep.paths import atomically
 
 
 def main() -> None:
@@ -15,9 +17,11 @@ def main() -> None:
         architecture, _, tag = name.partition(".")
         if tag:
             tags[architecture].append(tag)
-    print(f"# timm {timm.__version__}")
+    rows = [f"# timm {timm.__version__}"]
     for name in sorted(tags):
-        print(" ".join([name, encoder_traits(name).kind, *sorted(tags[name])]), flush=True)
+        rows.append(" ".join([name, encoder_traits(name).kind, *sorted(tags[name])]))
+    text = "\n".join(rows) + "\n"
+    atomically(ROOT / "segsweep" / "timm_names.txt", lambda target: target.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":
