@@ -13,7 +13,7 @@ from segsweep.runs.curve import Curve, Point
 from segsweep.runs.records import Run
 
 NAME = "trial.json"
-State = Literal["running", "paused", "complete", "pruned", "failed", "refused"]
+State = Literal["running", "complete", "pruned", "failed", "refused"]
 
 
 @dataclass

@@ -37,7 +37,7 @@ RECORD, REPEAT = "record", "repeat"  # a trial's attribute; the one parameter of
 FRESH = 10.0  # seconds after which the others' ends are looked at again
 SICK = 3  # trials in a row that end before their first epoch until a host asks for no more
 OWN = (locks.LOCK, OUTPUT, NAME, "process", "exit.json")  # files of an attempt that another attempt does not take over
-TAKEN = Verdict("prune", "another controller has taken it over", 0.0)
+TAKEN = Verdict("another controller has taken it over")
 
 
 class Superfluous(Exception):

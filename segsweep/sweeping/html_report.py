@@ -132,7 +132,7 @@ PARALLEL = (
 def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str]) -> str:
     """Say what was asked and, as `found` has it, what came out."""
     states = [trial.state for trial in trials]
-    order = [state for state in ("complete", "pruned", "failed", "refused", "running", "paused") if state in states]
+    order = [state for state in ("complete", "pruned", "failed", "refused", "running") if state in states]
     counted = ", ".join(f"{states.count(state)} {state}" for state in order)
     encoders = pd.Series([trial.weights for trial in trials]).value_counts()
     of_each = ", ".join(f"{name} {count}" for name, count in encoders.items())

@@ -68,7 +68,7 @@ class Board:
         best = max((t for t in trials if t.iou is not None), key=lambda t: t.iou or 0.0, default=None)
         left = seconds_left(trials, self._wanted, self._slots)
         head = Text(f"{len(over)} of {self._wanted} finished")
-        for state in ("paused", "pruned", "refused", "failed"):
+        for state in ("pruned", "refused", "failed"):
             if count := sum(t.state == state for t in trials):
                 head.append(f", {count} {state}")
         if left is not None:

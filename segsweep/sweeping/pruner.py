@@ -12,7 +12,7 @@ curves.
 """
 
 from array import array
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,10 @@ SHARES = 256  # of a training at which scores are kept ready
 
 
 class Verdict(NamedTuple):
-    """The decision to stop a trial: for good (pruned), or paused, so that it may continue later."""
+    """The decision to stop a trial."""
 
-    kind: Literal["prune", "pause"]
     reason: str  # for a person
-    estimate: float  # the score that it would probably have reached
+    estimate: float | None = None  # the score that it would probably have reached, where that is known
 
 
 class Complete:
@@ -102,4 +101,4 @@ def judge(curve: Curve, others: Complete, top: int) -> Verdict | None:
     whose = "similar trials" if enough else "any trial"
     reach = f"with the largest gain of {whose} it would reach {hope:.4f}"
     reason = f"{score:.4f} after {100 * done:.0f} %; {reach}, below the {target:.4f} of {of}"
-    return Verdict("prune", reason, score + float(gains[len(gains) // 2]))
+    return Verdict(reason, score + float(gains[len(gains) // 2]))

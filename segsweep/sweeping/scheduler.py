@@ -34,7 +34,7 @@ HALVINGS = 4  # times that its micro-batch may be halved
 
 
 Kind = Literal[
-    "started", "adopted", "continued", "thinned", "halved", "epoch", "paused", "complete", "pruned", "failed", "refused"
+    "started", "adopted", "continued", "thinned", "halved", "epoch", "complete", "pruned", "failed", "refused"
 ]
 
 
@@ -60,7 +60,7 @@ class TrialSource:
         return [trial for trial in self.trials.values() if trial.state == state]
 
     def next(self) -> Trial | None:
-        """Return a trial to start now, or a paused one to continue; None if there is none now."""
+        """Return a trial to start now; None if there is none now."""
         return None
 
     def waits(self) -> bool:
@@ -72,7 +72,7 @@ class TrialSource:
         return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
-        """Hear that a trial is complete, pruned, failed or refused, or that a paused one has left its slot."""
+        """Hear that a trial is complete, pruned, failed or refused; a pruned one still runs for a moment."""
 
 
 def drive(
@@ -82,7 +82,7 @@ def drive(
 
     When the `sign` is up none begins any more, and the running ones end after their epoch.
 
-    The running ones go on first. Those that are paused when nothing runs and `next` gives nothing are pruned.
+    The running ones go on first.
 
     Raises:
         DataError: a trial's data are at fault, as they would be in all.
@@ -138,10 +138,9 @@ def drive(
                     verdict = source.epoch(trial)
                     yield Event("epoch", trial)
                     if verdict and not update.ended:
-                        trial.state, trial.reason = "pruned" if verdict.kind == "prune" else "paused", verdict.reason
+                        trial.state, trial.reason = "pruned", verdict.reason
                         trial.save(folder)
-                        if verdict.kind == "prune":
-                            source.over(trial, verdict)
+                        source.over(trial, verdict)
                         backend.stop(update.job)
                 if not update.ended:
                     continue
@@ -152,7 +151,7 @@ def drive(
                 if kind == "thinned":
                     backend.thin(update.shared - 1)
                     words = f"out of memory with {update.shared} trials on its GPU: {update.shared - 1} from now on"
-                if not fetched and kind in ("continued", "paused"):
+                if not fetched and kind == "continued":
                     trial.run = Run()
                     lost.add(trial.name)
                 if kind in ("continued", "thinned", "halved"):
@@ -163,11 +162,6 @@ def drive(
                     source.over(trial)
                 if kind != "continued":
                     yield Event(kind, trial, words)
-        for trial in source.in_state("paused"):
-            trial.state = "pruned"
-            trial.save(folder)
-            source.over(trial, Verdict("prune", trial.reason, trial.iou or 0.0))
-            yield Event("pruned", trial)
     finally:
         backend.close()
 
@@ -180,8 +174,6 @@ def _ended(trial: Trial, update: JobUpdate, fetched: bool, deaths: dict[str, tup
     if end and end.status == "complete" and fetched:
         trial.state, trial.reason = ("complete", "") if trial.iou is not None else ("failed", "no epoch had a score")
         return trial.state
-    if update.error is None and trial.state == "paused":
-        return "paused"
     said = end.reason if end and end.status == "failed" and end.reason else update.words
     if update.error == "disk":
         raise DiskError(f"trial {trial.name} cannot write its folder: {said}")
@@ -292,8 +284,7 @@ class Search(TrialSource):
                 trial.state = ended_as(frozen)
                 trial.reason = frozen.user_attrs.get(trial.state, "")
             else:
-                if trial.state != "paused":
-                    trial.state, trial.reason = "running", ""
+                trial.state, trial.reason = "running", ""
                 self._reported[frozen.number] = frozen.last_step or 0
 
     def next(self) -> Trial | None:
@@ -317,7 +308,7 @@ class Search(TrialSource):
         if pruner == "curves":
             return judge(trial.curve, self._curves, self._sweeper.finalists)
         if pruner != "none" and trial.done < 1 and self.study.should_prune(number):
-            return Verdict("prune", f"{pruner}: {trial.iou:.4f} after epoch {point.epoch}", trial.iou or 0.0)
+            return Verdict(f"{pruner}: {trial.iou:.4f} after epoch {point.epoch}")
         return None
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
@@ -340,7 +331,7 @@ class Search(TrialSource):
                     f"Their messages are in {OUTPUT} of each trial."
                 )
         elif verdict:
-            self.study.prune(number, verdict.reason, verdict.estimate if self._sweeper.pruner == "curves" else None)
+            self.study.prune(number, verdict.reason, verdict.estimate)
         elif trial.state == "complete":
             assert trial.iou is not None
             self._curves.add(trial.curve)

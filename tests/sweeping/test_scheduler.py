@@ -19,7 +19,6 @@ from segsweep.runs import journal, locks, stop
 from segsweep.runs.trial import Trial, load, load_all
 from segsweep.sweeping.backends.local import CLAIM, LocalBackend
 from segsweep.sweeping.backends.slots import Slot
-from segsweep.sweeping.pruner import Verdict
 from segsweep.sweeping.scheduler import Search, TrialSource, drive, taken_up
 from segsweep.sweeping.space import Space, choice, interval, steps
 from segsweep.sweeping.study import Study
@@ -299,50 +298,6 @@ def test_finalists_are_run_to_their_ends(tmp_path):
     list(drive(source, backend, tmp_path, FAKE))
     assert [trial.state for trial in trials] == ["complete", "failed", "complete"]
     assert [t.state for t in load_all(tmp_path, "finalists")] == ["complete", "failed", "complete"]
-
-
-class Pausing(TrialSource):
-    """Pauses each trial after its second epoch, and goes on with those that were good until then."""
-
-    def __init__(self, trials, least):
-        super().__init__(trials)
-        self._least, self._good, self._heard = least, [], set()
-
-    def next(self):
-        return self._good.pop(0) if self._good else None
-
-    def epoch(self, trial):
-        if len(trial.run.epochs) == 2 and trial.name not in self._heard:
-            self._heard.add(trial.name)
-            return Verdict("pause", f"waits with {trial.iou:.2f}", trial.iou)
-        return None
-
-    def over(self, trial, verdict=None):
-        if trial.state == "paused" and trial.iou >= self._least:
-            self._good.append(trial)
-
-
-def test_a_paused_trial_leaves_its_slot_and_may_go_on(tmp_path):
-    trials = [Trial(str(i), "a", [], [f"best={best}", "seconds=0.3"]) for i, best in enumerate((0.4, 0.8, 0.2))]
-    events = [e for e in drive(Pausing(trials, 0.5), local(tmp_path, 1), tmp_path, FAKE) if e.kind != "epoch"]
-    assert [(event.kind, event.trial.name) for event in events] == [
-        *[("started", "0"), ("paused", "0"), ("started", "1"), ("paused", "1"), ("started", "2"), ("paused", "2")],
-        *[("continued", "1"), ("complete", "1"), ("pruned", "0"), ("pruned", "2")],
-    ]
-    assert [load(tmp_path, str(i)).state for i in range(3)] == ["pruned", "complete", "pruned"]
-    assert trials[0].reason == "waits with 0.30"
-    assert len(journal.read(tmp_path / "1").epochs) == 4
-
-
-def test_a_trial_that_an_earlier_start_paused_is_pruned_at_the_end(tmp_path):
-    _, search, _ = began(tmp_path, n_trials=2, slots=1)
-    first = search.next()
-    first.state, first.reason = "paused", "waits"
-    first.save(tmp_path)
-    study, search, events = ran(tmp_path, n_trials=2, slots=1)
-    assert states(study) == ["PRUNED", "COMPLETE"]
-    assert events[-1].kind == "pruned"
-    assert study.trials()[0].user_attrs["pruned"] == "waits"
 
 
 def test_a_folder_does_not_say_what_is_run(tmp_path):
