@@ -224,11 +224,16 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
 
 
 def _trial(kept: Screened, step: Step, name: str, before: Mapping[str, Trial]) -> Trial:
-    """Make a step's job for a set of weights, with what an earlier start left of it among those of `before`."""
+    """Make a step's job for a set of weights, with what an earlier start left of it among those of `before`.
+
+    A job that failed is tried again: the memory may be free by now, or the hub within reach.
+    """
     pinned = [] if kept.sources[name] == "file" else ["encoder.pretrained=true"]
     fixed = [word for word in kept.fixed if word.partition("=")[0] not in LENGTH]
     trial = Trial(f"{step.name}/{name}", name, [], [*fixed, *kept.decided, *step.words, f"encoder={name}", *pinned])
-    return taken_up(trial, before.get(trial.name, trial))
+    known = before.get(trial.name, trial)
+    again = known.state in ("failed", "refused")
+    return taken_up(trial, replace(known, state="running", reason="", halvings=0) if again else known)
 
 
 def _full(plan: Plan, chosen: Sequence[str]) -> str:

@@ -226,6 +226,17 @@ def test_what_fits_and_can_be_had_is_told_before_anything_begins(monkeypatch, tm
     assert not folder.exists()
 
 
+def test_a_failed_job_is_tried_again_and_one_that_is_over_is_not():
+    step = screening.steps(ScreenConfig())[1]
+    kept = screened.Screened("", [], [], sources=dict.fromkeys(NAMES, "hub"))
+    then = {"failed": "running", "refused": "running", "running": "running", "complete": "complete"}
+    for state, now in then.items():
+        left = Trial(f"{step.name}/{NAMES[0]}", NAMES[0], [], ["old"], state=state, reason="no memory", halvings=2)
+        job = screening._trial(kept, step, NAMES[0], {left.name: left})
+        assert (job.state, job.reason) == (now, "" if state in ("failed", "refused") else "no memory")
+        assert f"encoder={NAMES[0]}" in job.argv
+
+
 def test_a_screening_from_the_command_line_and_again(pairs, tmp_path, capsys):
     """Three weights in a folder and one that cannot be had; the same command again runs nothing twice."""
     places = tmp_path / "weights"
