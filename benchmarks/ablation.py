@@ -1,10 +1,10 @@
-"""One change at a time: what each setting of the recipe does to the validation IoU, on equal budgets.
+"""One change at a time: what each setting of the recipe does to the validation IoU, on equal epochs.
 
     python benchmarks/ablation.py --data dsb2018 --seeds 0 1 -- optim.lr=3e-3 'optim.schedule=constant'
 
 Each argument after `--` is one variant, several overrides in one separated by blanks; the first variant is always the
-defaults. Results are appended to `--out`, one JSON line for each run, and what is there already is not run again. The
-table has the mean over the seeds and the difference to the defaults, seed by seed. No test split is looked at.
+defaults. Results are appended to `--out`, one JSON line for each run; what is there of this commit is not run again.
+The table has the mean over the seeds and the difference to the defaults, seed by seed. No test split is looked at.
 """
 
 import argparse
@@ -29,11 +29,18 @@ def scored(data: str, variant: str, seed: int, epochs: int, base: list[str]) -> 
     """Train once; the summary's numbers."""
     with tempfile.TemporaryDirectory() as outputs:
         settings = [*SMALL[data], f"data.root={DATA / data}", f"train.epochs={epochs}", f"train.seed={seed}"]
-        typed = [*settings, "tracking=none", f"hydra.run.dir={outputs}/run", *base, *shlex.split(variant)]
+        typed = [
+            *settings,
+            "train.test=false",
+            "tracking=none",
+            f"hydra.run.dir={outputs}/run",
+            *base,
+            *shlex.split(variant),
+        ]
         env = {**os.environ, "SEGSWEEP_OUTPUTS": str(Path(tempfile.gettempdir()) / "segsweep-ablation")}
         done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
-            return {"failed": done.returncode}
+            raise SystemExit(f"{variant or 'defaults'}, seed {seed}: {done.stderr[-2000:]}")
         summary = json.loads((Path(outputs) / "run" / "summary.json").read_text())
     return {name: summary[name] for name in ("val/iou", "val/iou_fg", "best/epoch", "seconds") if name in summary}
 
@@ -65,7 +72,7 @@ def main() -> None:
     shared = {"data": arguments.data, "epochs": arguments.epochs, "base": arguments.base}
     commit = machine()["commit"]
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    rows = [row for row in rows if all(row[name] == value for name, value in shared.items())]
+    rows = [row for row in rows if all(row[name] == value for name, value in (shared | {"commit": commit}).items())]
     for variant in dict.fromkeys(["", *arguments.variants]):
         for seed in arguments.seeds:
             if any(row["variant"] == variant and row["seed"] == seed for row in rows):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import overrides
-from measure import RAW, ROOT, Results
+from measure import RAW, ROOT, Results, machine
 
 RESULTS = Results(RAW / "choosing.jsonl", ("stage", "group", "name", "seed"))
 RATE = 12 * 256**2  # pixels that one core trains on in a second: tf_efficientnet_lite0, bf16, AMD EPYC
@@ -52,7 +52,8 @@ GROUPS = {
     "ebc2": Group("ebc2", 300, 4, 3_145_728),
 }
 LARGE = {"nuclei": Group("nuclei", 300, 24, 37_748_736), "lines": Group("lines", 300, 24, 40_000_000)}  # large.py
-# What the plan would decide is the same in all.
+# What the plan would decide, and defaults that came later, are the same in all.
+THEN = ("decoder.width=[96,48,24,16,8]", "loss.class_weights=null")
 PINNED = ("data.foreground=0", "augmentation.scale=0.25", "augmentation.translate=0.05", "train.batch_size=16")
 CELLS = [(256, 0.5), (256, 0.7), (256, 1.0), (256, 1.4), (384, 0.7), (384, 1.0)]
 ARMS = {
@@ -68,6 +69,7 @@ ARMS = {
 BASE = "base"  # the arm that cells have
 # Epochs and passes of some 250 steps of 16 images, at 128 px and a zoom of 0.5.
 FEW = {"camvid": (3, 4), "dsb2018": (4, 2), "kvasir": (5, 1), "super1": (4, 100), "ebc2": (4, 250)}
+TWO = ("dsb2018", "kvasir")  # of them, those of two classes
 FEW_ARMS = {
     "base": ("loss.class_weights=null",),
     "fading": ("loss.class_weights=fading",),
@@ -117,6 +119,8 @@ class Job:
                 f"data.zoom={self.zoom}",
             ]
             typed += [*PINNED, f"train.epochs={epochs}", f"data.passes={repeats}", f"train.seed={self.seed}"]
+            own = [word.partition("=")[0] for word in self.words]
+            typed += [word for word in THEN if self.stage != "few" and word.partition("=")[0] not in own]
             typed += ["train.test=false", "tracking=none", f"hydra.run.dir={outputs}/run", *self.words]
             done = subprocess.run([sys.executable, "train.py", *typed], cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
@@ -143,6 +147,8 @@ def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> I
         elif stage == "few":
             for name in names or FEW_ARMS:
                 for group in (group for group in groups if group in FEW):
+                    if "fading" in name and group in TWO:
+                        continue  # they fade with three classes or more
                     yield Job(stage, group, name, seed, 128, 0.5, FEW_ARMS[name])
         else:
             for name in names or ARMS:
@@ -160,22 +166,37 @@ def table(stage: str) -> str:
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows(stage):
         found.setdefault(row["name"], {}).setdefault(row["group"], []).append(row["best"])
-    lines = [f"| {stage} | {' | '.join(GROUPS)} | mean |", "|---" * (len(GROUPS) + 2) + "|"]
+    there = [group for group in GROUPS | LARGE if any(group in by_group for by_group in found.values())]
+    lines = [f"| {stage} | {' | '.join(there)} | mean |", "|---" * (len(there) + 2) + "|"]
     for name, by_group in found.items():
         means = {group: statistics.mean(scores) for group, scores in by_group.items()}
-        shown = [f"{means[group]:.3f} ({len(by_group[group])})" if group in means else "" for group in GROUPS]
+        shown = [f"{means[group]:.3f} ({len(by_group[group])})" if group in means else "" for group in there]
         lines.append(f"| {name} | {' | '.join(shown)} | {statistics.mean(means.values()):.3f} of {len(means)} |")
     return "\n".join(lines)
 
 
 def final(groups: list[str], seeds: list[int]) -> None:
-    """Train ours and careful at the same time, one core each, swapped by the seed; `accuracy.py` keeps both."""
+    """Train ours and careful at the same time, one core each, swapped by the seed; `accuracy.py` keeps both.
+
+    A pair of this commit is not trained again; half of one is refused, since it was not side by side.
+    """
+    commit = machine()["commit"]
+    kept = [json.loads(line) for line in (RAW / "accuracy.jsonl").read_text().splitlines()]
     for seed in seeds:
         for group in groups:
-            task, budget = GROUPS[group].task, 2 * GROUPS[group].seconds
+            task, budget = (GROUPS | LARGE)[group].task, 2 * (GROUPS | LARGE)[group].seconds
+            about = {"task": task, "seed": seed, "budget": budget, "more": "", "commit": commit}
+            there = {row["who"] for row in kept if about.items() <= row.items()} & {"ours", "careful"}
+            if len(there) == 1:
+                raise SystemExit(
+                    f"{group}, seed {seed}: only {there.pop()} is there. Take its row out of accuracy.jsonl."
+                )
+            if there:
+                continue
             both = []
             for core, who in enumerate(("ours", "careful") if seed % 2 == 0 else ("careful", "ours")):
                 typed = ["--who", who, "--seeds", str(seed), "--budget", str(budget), "--core", str(core)]
+                typed += ["--commit", commit]
                 script = str(ROOT / "benchmarks" / "accuracy.py")
                 both.append(subprocess.Popen([sys.executable, script, task, *typed], stdout=subprocess.DEVNULL))
             if any([one.wait() for one in both]):  # of both: none is to disturb what is measured next

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,7 +45,10 @@ def machine() -> dict[str, Any]:
     flags = next((row for row in rows if row.startswith("flags")), "")
     units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags.split()]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    commit, dirty, _ = provenance.code()
+    commit, _, _ = provenance.code()
+    # What a queue has added to its own rows is no change of the program.
+    changed = ["git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/raw"]
+    dirty = bool(subprocess.run(changed, cwd=ROOT, capture_output=True, check=True).stdout)
     return {
         "cpu": f"{model}, {os.cpu_count()} cores, {' '.join(units)}",
         "gpu": gpu,
@@ -93,6 +97,7 @@ class Results:
 
     def __init__(self, path: Path, key: Sequence[str]):
         self.path, self.names = path, tuple(key)
+        self._about: dict[str, Any] = {}
 
     def rows(self) -> list[dict[str, Any]]:
         """What has been run."""
@@ -104,20 +109,20 @@ class Results:
     def missing(self, jobs: Iterable[AnyJob]) -> Iterator[AnyJob]:
         """Yield the jobs that are neither there nor another worker's; each is this worker's until the next."""
         for job in jobs:
-            name = hashlib.sha256(repr((self.path.stem, job.key)).encode()).hexdigest()[:12]
+            name = hashlib.sha256(repr((self.path.resolve(), job.key)).encode()).hexdigest()[:12]
             with (Path(tempfile.gettempdir()) / f"segsweep-{name}").open("w") as held:
                 try:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     continue  # another worker has it
                 if job.key not in map(self.key, self.rows()):
+                    self._about = {name: value for name, value in machine().items() if name in ABOUT}
                     yield job
 
     def add(self, job: Job, found: Mapping[str, Any]) -> None:
-        """Add a job's row, with the machine it was run on."""
-        about = {name: value for name, value in machine().items() if name in ABOUT}
+        """Add the row of the job that `missing` gave last, with the machine and the commit that it was begun on."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**dict(zip(self.names, job.key, strict=True)), **found, **about}) + "\n")
+            file.write(json.dumps({**dict(zip(self.names, job.key, strict=True)), **found, **self._about}) + "\n")
 
 
 def keep(name: str, results: Any) -> None:

@@ -96,7 +96,7 @@ class Bench(World):
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             if row["group"] == group:
                 found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
-                spent.setdefault(row["encoder"], []).extend(row["seconds"])
+                spent.setdefault(row["encoder"], []).append(sum(row["seconds"]) / len(row["seconds"]))
         self._curves = {key: [sum(at) / len(at) for at in zip(*runs, strict=True)] for key, runs in found.items()}
         self._noise = [
             # The mean holds the seed itself: without the factor differences of n seeds are too small.
@@ -111,7 +111,8 @@ class Bench(World):
         self._seconds = {encoder: statistics.median(values) for encoder, values in spent.items()}
         self._rates = {e: sorted(lr for name, lr in self._curves if name == e) for e in spent}
         self._seed = f"{group} {seed}"
-        self.encoders = list(spent)
+        self.encoders = sorted(spent)
+        random.Random(self._seed).shuffle(self.encoders)  # which one is tried first is chance
         self.epochs = max(map(len, self._curves.values()))
         self.low, self.high = min(rates[0] for rates in self._rates.values()), max(r[-1] for r in self._rates.values())
 
