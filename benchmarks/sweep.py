@@ -1,13 +1,14 @@
 """How soon a sweep finds the best: ours beside plain Optuna and Hydra's stock sweeper, on trainings that take no time.
 
     stock/bin/python benchmarks/stock.py > stock.jsonl           # in its own environment, see there
-    python benchmarks/sweep.py --stock stock.jsonl               # 200 replays, 96 trials, 4 slots
+    python benchmarks/sweep.py --stock stock.jsonl               # 200 replays, the time of 96 trainings, 4 slots
     python benchmarks/sweep.py --world camvid --trials 48 --stock stock_camvid.jsonl     # on SegSweep-Bench
     python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
     python benchmarks/sweep.py --refill 30                       # how soon a free slot has its next trial
 
 Ours is `segsweep.sweeping` as it runs real trainings: its loop, its study, its pruner; only the backend pretends. The
-clock is simulated, so seconds are those that the trainings would have taken.
+clock is simulated, so seconds are those that the trainings would have taken. All have the same time, and draw as many
+trials as they like; what ends later does not count.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import numpy as np
 import optuna
 from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
-from worlds import Bench, World, replayed, world
+from worlds import Bench, World, of, replayed, world
 
 sys.path.insert(0, str(ROOT / "tests" / "sweeping"))
 from fake_train import config, end, epoch, start
@@ -43,6 +44,7 @@ from segsweep.sweeping.space import Parameter, Space, interval, rates_by_kind
 from segsweep.sweeping.study import Study
 
 NEAR = 0.01  # IoU: one point
+MOST = 100  # trials for each whole training: more than there is time for
 HEAD = (
     *(
         "",
@@ -86,7 +88,8 @@ class FakeBackend:
     def submit(self, job: Job) -> Id:
         given = dict(override.split("=", 1) for override in job.argv)
         encoder, lr = given["encoder"], float(given["optim.lr"])
-        curve, due = self.world.curve(encoder, lr, int(job.name)), self.clock + self.world.seconds(encoder)
+        curve = self.world.curve(encoder, lr, int(job.name))
+        due = self.clock + self.world.startup(encoder) + self.world.seconds(encoder)
         self._living[Id(job.name)] = Living(encoder, lr, curve, due)
         return Id(job.name)
 
@@ -107,7 +110,8 @@ class FakeBackend:
             del self._living[job]
             return [JobUpdate(job, ended=True)]
         spent = self.world.seconds(living.encoder)
-        self.busy, self.epochs = self.busy + spent, self.epochs + 1
+        self.busy += spent + (0.0 if living.epoch else self.world.startup(living.encoder))
+        self.epochs += 1
         records: list[Record] = []
         if living.epoch == 0:
             records.append(start(config(living.encoder, living.lr, epochs=self.world.epochs)))
@@ -130,11 +134,11 @@ class FakeBackend:
     def close(self) -> None:
         pass
 
-    def replay(self, seed: int) -> dict[str, Any]:
-        """What the sweep with that seed took and found."""
+    def replay(self, seed: int, until: float) -> dict[str, Any]:
+        """What the sweep with that seed found until then, and what it took in all."""
         return {
             "seed": seed,
-            "events": self.events,
+            "events": [event for event in self.events if event[0] <= until],
             "makespan": self.clock,
             "busy": self.busy,
             "epochs": self.epochs,
@@ -169,20 +173,20 @@ def rate_of(typed: Sequence[str]) -> float:
 
 
 def ours(world: World, seed: int, trials: int, slots: int, pruner: str, seeded: bool = True) -> dict[str, Any]:
-    """One sweep with our controller."""
+    """One sweep with our controller, in the time of so many whole trainings."""
     seeds = defaults(world) if seeded else []
-    workers = FakeBackend(world, slots)
-    sweeper = SweeperConfig(n_trials=trials, seed=seed, pruner=pruner, finalists=3)
+    workers, until = FakeBackend(world, slots), world.budget(trials, slots)
+    sweeper = SweeperConfig(n_trials=MOST * trials, timeout=until, seed=seed, pruner=pruner)
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), space(world), sweeper, seeds=seeds, storage=InMemoryStorage())
-        search = Search(study, lambda typed, _: typed, sweeper)
+        search = Search(study, lambda typed, _: typed, sweeper, clock=lambda: workers.clock)
         for _ in drive(search, workers, Path(folder)):
             pass
     pruned = [t for t in search.trials.values() if t.state == "pruned"]
     finals = {t.name: world.final(t.encoder, rate_of(t.typed)) for t in search.trials.values()}
     best = max(search.trials.values(), key=lambda trial: finals[trial.name])
     return {
-        **workers.replay(seed),
+        **workers.replay(seed, until),
         "best_pruned": best.state == "pruned",
         "better_pruned": max((finals[t.name] for t in pruned), default=0.0)
         > max(finals[t.name] for t in search.trials.values() if t.state == "complete") + NOISE,
@@ -194,11 +198,9 @@ def plain_optuna(world: World, seed: int, trials: int, slots: int, seeded: bool 
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     for values in defaults(world) if seeded else ():
         study.enqueue_trial(values)
-    asked, workers, trial_of = space(world), FakeBackend(world, slots), {}
-    left = trials
-    while left or workers.free() < slots:
-        while left and workers.free():
-            left -= 1
+    asked, workers, trial_of, until = space(world), FakeBackend(world, slots), {}, world.budget(trials, slots)
+    while workers.clock < until or workers.free() < slots:
+        while workers.clock < until and workers.free():
             trial = study.ask(asked.distributions)
             trial_of[workers.submit(Job(str(trial.number), "", tuple(asked.typed(trial.params))))] = trial
         for report in workers.poll(1.0):
@@ -206,37 +208,44 @@ def plain_optuna(world: World, seed: int, trials: int, slots: int, seeded: bool 
                 trial = trial_of[report.job]
                 lr = rate_of(asked.typed(trial.params))
                 study.tell(trial, max(world.curve(trial.params["encoder"], lr, trial.number)))
-    return workers.replay(seed)
+    return workers.replay(seed, until)
+
+
+@cache
+def best_of(world: World) -> float:
+    """The best that there is at the rates that are searched."""
+    return max(world.final(encoder, lr) for encoder, lr in points(world))
 
 
 def reached(replay: dict[str, Any], world: World) -> float:
     """Seconds until a complete trial was within a point of the best there is; infinity if none was."""
-    best = world.best()
+    best = best_of(world)
     return min((s for s, encoder, lr in replay["events"] if world.final(encoder, lr) >= best - NEAR), default=math.inf)
-
-
-def took(replay: dict[str, Any], world: World) -> float:
-    """The same seconds; who never arrives counts with all that it had."""
-    return min(reached(replay, world), float(replay["makespan"]))
 
 
 @cache
 def oracle(world: World) -> tuple[float, float]:
     """Seconds of the cheapest training that comes as near, and the share of all points that do."""
-    every, best = list(points(world)), world.best()
+    every, best = list(points(world)), best_of(world)
     near = [encoder for encoder, lr in every if world.final(encoder, lr) >= best - NEAR]
-    return min(map(world.seconds, near)) * world.epochs, len(near) / len(every)
+    return min(world.startup(e) + world.seconds(e) * world.epochs for e in near), len(near) / len(every)
 
 
 def regret(replay: dict[str, Any], world: World) -> float:
     """IoU between the best there is and the best that was found."""
-    return world.best() - max((world.final(encoder, lr) for _, encoder, lr in replay["events"]), default=0.0)
+    return best_of(world) - max((world.final(encoder, lr) for _, encoder, lr in replay["events"]), default=0.0)
 
 
-def summary(name: str, replays: list[dict[str, Any]], rival: list[dict[str, Any]], worlds: Any, slots: int) -> str:
-    """A row of the table; ratios are medians over the seeds of the rival's time by this one's."""
-    times = {r["seed"]: took(r, worlds(r["seed"])) for r in replays}
-    theirs = {r["seed"]: took(r, worlds(r["seed"])) for r in rival}  # who never arrives: to the rival's favour
+def summary(
+    name: str, replays: list[dict[str, Any]], rival: list[dict[str, Any]], worlds: Any, trials: int, slots: int
+) -> str:
+    """A row of the table; ratios are medians over the seeds of the rival's time by this one's.
+
+    Who never arrives has ratio 0; a rival that never does counts with all its time, to its favour.
+    """
+    ends = {r["seed"]: worlds(r["seed"]).budget(trials, slots) for r in (*replays, *rival)}
+    times = {r["seed"]: reached(r, worlds(r["seed"])) for r in replays}
+    theirs = {r["seed"]: min(reached(r, worlds(r["seed"])), ends[r["seed"]]) for r in rival}
     ratios = [theirs[seed] / own for seed, own in times.items() if seed in theirs]
     ratio = way = ""
     if ratios:
@@ -244,13 +253,13 @@ def summary(name: str, replays: list[dict[str, Any]], rival: list[dict[str, Any]
         draws = np.median(np.array(ratios)[rng.integers(len(ratios), size=(2000, len(ratios)))], axis=1)
         ratio = f"{np.median(ratios):.2f} ({np.percentile(draws, 2.5):.2f} to {np.percentile(draws, 97.5):.2f})"
         steps = [
-            (math.log(theirs[seed] / own), math.log(theirs[seed] / oracle(worlds(seed))[0]))
+            (math.log(theirs[seed] / min(own, ends[seed])), math.log(theirs[seed] / oracle(worlds(seed))[0]))
             for seed, own in times.items()
             if seed in theirs
         ]
         gone, whole = (sum(parts) for parts in zip(*steps, strict=True))
         way = f"{100 * gone / whole:.0f} %" if whole > 0 else ""  # else the rival is as soon as can be
-    never = statistics.mean(math.isinf(reached(r, worlds(r["seed"]))) for r in replays)
+    never = statistics.mean(map(math.isinf, times.values()))
     use = statistics.median(r["busy"] / (slots * r["makespan"]) for r in replays)
     lost = sorted(regret(r, worlds(r["seed"])) for r in replays)
     epochs = statistics.median(r["epochs"] for r in replays) if "epochs" in replays[0] else ""
@@ -302,6 +311,14 @@ def refill(count: int) -> None:
     print(json.dumps({"refill": about, **machine()}))
 
 
+def lines_of(path: Path | None, seeds: range, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """A rival's replays with these seeds, which have to be of the same world, time and slots."""
+    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["seed"] in seeds] if path else []
+    if path and (any(not about.items() <= row.items() for row in rows) or {row["seed"] for row in rows} != {*seeds}):
+        raise SystemExit(f"{path}: is not of seeds {seeds.start} to {seeds.stop - 1} of {about}. Write it anew.")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     replayed(parser)
@@ -309,7 +326,7 @@ def main() -> None:
     parser.add_argument("--asha", type=Path, help="lines of benchmarks/asha.py for the same world")
     parser.add_argument("--controller", type=int, nargs="+", metavar="TRIALS")
     parser.add_argument("--refill", type=int, metavar="TRIALS")
-    parser.add_argument("--out", type=Path, default=RAW / "sweep.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/raw/sweep-WORLD.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.refill:
@@ -324,10 +341,7 @@ def main() -> None:
         return made.setdefault(seed, world(options.world, seed))
 
     seeds, shape = range(*options.seeds), (options.trials, options.slots)
-    stock, asha = (
-        [row for row in map(json.loads, path.open()) if row["seed"] in seeds] if path else []
-        for path in (options.stock, options.asha)
-    )
+    stock, asha = (lines_of(path, seeds, of(worlds(seeds[0]), options)) for path in (options.stock, options.asha))
     rows = {
         "ours": [ours(worlds(s), s, *shape, "curves") for s in seeds],
         "ours, `pruner=none`": [ours(worlds(s), s, *shape, "none") for s in seeds],
@@ -339,18 +353,22 @@ def main() -> None:
     }
     print("\n".join([f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]))
     for name, replays in rows.items():
-        print(summary(name, replays, stock, worlds, options.slots))
+        print(summary(name, replays, stock, worlds, *shape))
     found = [oracle(worlds(s)) for s in seeds]
     seconds, share = (statistics.median(values) for values in zip(*found, strict=True))
     print(f"\nwithin a point of the best: {100 * share:.0f} % of the space; its cheapest training: {seconds:.0f} s")
     kept = {
         name: [
-            {k: v for k, v in r.items() if k != "events"} | {"reached": reached(r, worlds(r["seed"]))} for r in replays
+            {k: v for k, v in r.items() if k != "events"}
+            | {"reached": reached(r, worlds(r["seed"])), "regret": regret(r, worlds(r["seed"]))}
+            for r in replays
         ]
         for name, replays in rows.items()
     }
-    text = json.dumps({"world": options.world, "trials": shape[0], "slots": shape[1], **machine(), "replays": kept})
-    options.out.write_text(text.replace("Infinity", "null") + "\n", encoding="utf-8")
+    text = json.dumps({**of(worlds(seeds[0]), options), **machine(), "replays": kept})
+    (options.out or RAW / f"sweep-{options.world}.json").write_text(
+        text.replace("Infinity", "null") + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

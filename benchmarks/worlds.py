@@ -4,12 +4,14 @@ Standard library only, since the stock plugin runs it in an environment of its o
 """
 
 import argparse
+import hashlib
 import json
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 BENCH = Path(__file__).parent / "raw" / "bench.jsonl"
 
@@ -18,9 +20,10 @@ class World:
     """All answers are fixed by its seed; a trial's own noise by the trial's number."""
 
     encoders: Sequence[str]
-    low: float
+    low: float  # learning rates that are searched
     high: float
     epochs: int
+    digest = ""  # of what it was recorded as
 
     def curve(self, encoder: str, lr: float, trial: int) -> list[float]:
         """Validation IoU after each epoch."""
@@ -30,14 +33,18 @@ class World:
         """Of one epoch."""
         raise NotImplementedError
 
+    def startup(self, encoder: str) -> float:
+        """Seconds of a training before its first epoch."""
+        return 0.0
+
     def final(self, encoder: str, lr: float) -> float:
         """The best IoU of a whole training, without noise."""
         raise NotImplementedError
 
-    def best(self) -> float:
-        """The best that there is: every encoder at 200 learning rates."""
-        steps = [self.low * (self.high / self.low) ** (i / 199) for i in range(200)]
-        return max(self.final(encoder, lr) for encoder in self.encoders for lr in steps)
+    def budget(self, trials: int, slots: int) -> float:
+        """Seconds that so many whole trainings take, encoders in turn: what all who are compared have."""
+        each = [self.startup(encoder) + self.epochs * self.seconds(encoder) for encoder in self.encoders]
+        return trials * statistics.mean(each) / slots
 
 
 class Synthetic(World):
@@ -81,8 +88,10 @@ class Synthetic(World):
 class Bench(World):
     """One data set of SegSweep-Bench v2 (`benchmarks/bench.py`): real weights by learning rates, and how seeds differ.
 
-    Between two rates the logarithm decides, beyond them the last one. A trial's noise is the difference of a recorded
-    seed from the mean of its rate's seeds, epoch by epoch, drawn among all that this data set has.
+    Between two rates the logarithm decides, beyond them the last one. What a rate reaches is the mean of its seeds'
+    best epochs. A trial's noise is the difference of a recorded seed from the mean of its rate's seeds, epoch by epoch,
+    drawn among all that this data set has. `low` and `high` are for who does not know the encoders' kinds: the ends of
+    all kinds' ranges.
 
     Args:
         path: of bench.jsonl.
@@ -90,13 +99,24 @@ class Bench(World):
         seed: of the noise.
     """
 
+    low, high = 5e-5, 1e-2
+
     def __init__(self, path: Path, group: str, seed: int):
         found: dict[tuple[str, float], list[list[float]]] = {}
         spent: dict[str, list[float]] = {}
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        begun: dict[str, list[float]] = {}
+        hashed = hashlib.sha256()
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
             if row["group"] == group:
+                hashed.update(line.encode())
+                begun.setdefault(row["encoder"], []).extend([row["startup"]] if "startup" in row else [])
                 found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
                 spent.setdefault(row["encoder"], []).append(sum(row["seconds"]) / len(row["seconds"]))
+        self.digest = hashed.hexdigest()[:12]
+        self._finals = {key: statistics.mean(map(max, runs)) for key, runs in found.items()}
+        self._startup = {e: statistics.median(values) if values else 0.0 for e, values in begun.items()}
+        self.unfinished = [e for e in spent if not any(len(runs) > 2 for key, runs in found.items() if key[0] == e)]
         self._curves = {key: [sum(at) / len(at) for at in zip(*runs, strict=True)] for key, runs in found.items()}
         self._noise = [
             # The mean holds the seed itself: without the factor differences of n seeds are too small.
@@ -114,45 +134,59 @@ class Bench(World):
         self.encoders = sorted(spent)
         random.Random(self._seed).shuffle(self.encoders)  # which one is tried first is chance
         self.epochs = max(map(len, self._curves.values()))
-        self.low, self.high = min(rates[0] for rates in self._rates.values()), max(r[-1] for r in self._rates.values())
 
     def seconds(self, encoder: str) -> float:
         return self._seconds[encoder]
 
-    def final(self, encoder: str, lr: float) -> float:
-        return max(between(self._curves, self._rates[encoder], encoder, lr))
+    def startup(self, encoder: str) -> float:
+        return self._startup[encoder]
 
-    def best(self) -> float:
-        return max(map(max, self._curves.values()))  # what lies between two rates is below one of them
+    def final(self, encoder: str, lr: float) -> float:
+        below, above, share = between(self._rates[encoder], lr)
+        return (1 - share) * self._finals[encoder, below] + share * self._finals[encoder, above]
 
     def curve(self, encoder: str, lr: float, trial: int) -> list[float]:
         rng = random.Random(f"{self._seed} {encoder} {lr:.6g} {trial}")
-        mean = between(self._curves, self._rates[encoder], encoder, lr)
+        below, above, share = between(self._rates[encoder], lr)
+        pair = self._curves[encoder, below], self._curves[encoder, above]
+        mean = [(1 - share) * a + share * b for a, b in zip(*pair, strict=True)]
         noise = rng.choice(self._noise) if self._noise else [0.0] * self.epochs
         return [min(1.0, max(0.0, iou + more)) for iou, more in zip(mean, noise, strict=True)]
 
 
-def between(
-    curves: Mapping[tuple[str, float], Sequence[float]], rates: Sequence[float], encoder: str, lr: float
-) -> list[float]:
-    """Return the curve at a rate: between the two nearest of the encoder's rates, by their logarithms."""
+def between(rates: Sequence[float], lr: float) -> tuple[float, float, float]:
+    """Return the two rates that are nearest to a rate, and where it lies between them by its logarithm, 0 to 1."""
     lr = min(max(lr, rates[0]), rates[-1])
     above = next(i for i, rate in enumerate(rates) if rate >= lr * (1 - 1e-9))
     below = max(0, above - 1)
     apart = math.log(rates[above] / rates[below])
     share = math.log(lr / rates[below]) / apart if apart else 0.0
-    pair = curves[encoder, rates[below]], curves[encoder, rates[above]]
-    return [(1 - share) * a + share * b for a, b in zip(*pair, strict=True)]
+    return rates[below], rates[above], share
 
 
 def replayed(parser: argparse.ArgumentParser) -> None:
     """The options that say what is replayed; the same for all who are compared."""
     parser.add_argument("--world", default="synthetic", help="synthetic, or a data set of benchmarks/raw/bench.jsonl")
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 200), help="first, and the one after the last")
-    parser.add_argument("--trials", type=int, default=96)
+    parser.add_argument("--trials", type=int, default=96, help="whole trainings whose time all have")
     parser.add_argument("--slots", type=int, default=4)
 
 
 def world(name: str, seed: int) -> World:
-    """`synthetic`, or a data set of SegSweep-Bench."""
-    return Synthetic(seed) if name == "synthetic" else Bench(BENCH, name, seed)
+    """`synthetic`, or a data set of SegSweep-Bench, whose recording has to be finished."""
+    if name == "synthetic":
+        return Synthetic(seed)
+    found = Bench(BENCH, name, seed)
+    if found.unfinished or not found.encoders:
+        raise SystemExit(f"--world {name}: not recorded yet: {', '.join(found.unfinished) or 'all'}. See bench.py.")
+    return found
+
+
+def told(replay: dict[str, Any], world: World, options: argparse.Namespace) -> str:
+    """A line for a replay, with what it is of."""
+    return json.dumps({**of(world, options), **replay})
+
+
+def of(world: World, options: argparse.Namespace) -> dict[str, Any]:
+    """What replays that are compared have in common."""
+    return {"world": options.world, "digest": world.digest, "trials": options.trials, "slots": options.slots}
