@@ -295,7 +295,7 @@ def own_step(way: Way, model: Any, pixels: Any, mask: Any) -> Callable[[], None]
     optimizer = optim.build(OptimConfig(name="adam", lr=1e-4, encoder_lr_scale=1.0, weight_decay=0.0), model)
     state = TrainState(model, optimizer, torch.amp.GradScaler(pixels.device.type, enabled=False))
     batch = Batch(pixels, mask[:, 0].long(), tuple(range(len(pixels))), ())
-    own = TrainStep(execution, losses.build({"ce": 1.0, "dice": 1.0}))
+    own = TrainStep(execution, losses.build({"ce": 1.0, "dice": 1.0}), 1.0)
 
     def step() -> None:
         own(state, [batch], 1)
@@ -488,10 +488,13 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
             return together([read(folder / "metrics.jsonl") for folder, _ in chosen], training * scale.repeats)
 
         def trials(name: str, count: int, at_once: int) -> Row:
+            """Trainings as short as a sweep's may be; how long decides the first training that was timed alone."""
             alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
-            repeats = max(1, round(2.5 * scale.seconds * alone[-1] / training)) if alone else scale.repeats
-            words = ("train.epochs=2", f"data.passes={repeats}")
-            return {"trials": count, "seconds": run_all(trainings(name, count, *words), at_once)}
+            if not alone and name != "first":
+                raise RuntimeError(f"{ALONE} has to be measured first")
+            passes = scale.repeats if name == "first" else max(1, round(2.5 * scale.seconds * alone[0] / training))
+            chosen = trainings(name, count, "train.epochs=2", f"data.passes={passes}")
+            return {"trials": count, "passes": passes, "seconds": run_all(chosen, at_once)}
 
         jobs: list[tuple[str, int, Callable[[], Row]]] = [("bare step", 1, bare)]
         # Again in each session: the images, and libraries read from a cold disk.

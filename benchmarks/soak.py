@@ -371,6 +371,10 @@ class Soak:
 
                 self._search(place, disk / "sweep", {"the disk is full": fill}, number=20)
             finally:
+                until = time.monotonic() + 15
+                while running_in(place) and time.monotonic() < until:  # they cannot be told by their files afterwards
+                    time.sleep(0.2)
+                self.tally.left += len(running_in(place))
                 subprocess.run(["umount", "-l", str(disk)], check=True)
 
     def _search(self, place: Path, folder: Path, more: dict[str, Callable[[], bool]], number: int) -> None:

@@ -86,12 +86,13 @@ def training(template: Path, uri: str | None, processor: list[float]) -> float:
                 book.write(replace(epoch, epoch=number, time=time.time()))
                 if track:
                     track.ask(folder, lambda: sync(folder, uri))
-            took, used = time.perf_counter() - began, time.process_time() - worked
+            took = time.perf_counter() - began
             book.write(replace(end, time=time.time()))
         if track:
             track.ask(folder, lambda: sync(folder, uri))
             problem = track.close()
             assert not problem, problem
+        used = time.process_time() - worked  # with what was sent at the end
     processor.append(1000 * used / (EPOCHS * STEPS))
     return 1000 * took / (EPOCHS * STEPS)
 
