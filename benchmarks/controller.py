@@ -35,7 +35,7 @@ def run(trials: int, slots: int, sampler: str, terminal: bool = False) -> list[t
     space = Space((choice("encoder", ENCODERS), rates_by_kind()), ENCODERS[0])
     sweeper = SweeperConfig(n_trials=trials, sampler=sampler, pruner="curves")
     spent: list[tuple[float, float]] = []
-    asked = 0.0
+    asked = sampler_s = rest_s = 0.0  # the last two: since the last trial ended
 
     class Timed(studies.Study):
         def ask(self) -> Any:
@@ -69,12 +69,12 @@ def run(trials: int, slots: int, sampler: str, terminal: bool = False) -> list[t
                     trial.state, trial.reason = ("pruned", verdict.reason) if verdict else ("complete", "")
                     search.over(trial, verdict)
                     board.show(Event(trial.state, trial))
-                    spent.append((0.0, 0.0))
                 else:
                     running.append((trial, epoch + 1))
-                own = time.process_time() - before - asked
-                if spent:
-                    spent[-1] = spent[-1][0] + asked, spent[-1][1] + own
+                sampler_s, rest_s = sampler_s + asked, rest_s + time.process_time() - before - asked
+                if trial.state != "running":  # it bears all since the one before
+                    spent.append((sampler_s, rest_s))
+                    sampler_s = rest_s = 0.0
 
 
 def _start(trial: Trial) -> Any:

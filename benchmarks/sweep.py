@@ -3,7 +3,6 @@
     stock/bin/python benchmarks/stock.py > stock.jsonl           # in its own environment, see there
     python benchmarks/sweep.py --stock stock.jsonl               # 200 replays, the time of 96 trainings, 4 slots
     python benchmarks/sweep.py --world camvid --trials 48 --stock stock_camvid.jsonl     # on SegSweep-Bench
-    python benchmarks/sweep.py --controller 200 500 1000 2000    # what the controller itself costs
     python benchmarks/sweep.py --refill 30                       # how soon a free slot has its next trial
 
 Ours is `segsweep.sweeping` as it runs real trainings: its loop, its study, its pruner; only the backend pretends. The
@@ -18,7 +17,6 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -279,23 +277,6 @@ def summary(
     return f"| {' | '.join(map(str, [*cells, f'{100 * lost[int(0.9 * len(lost))]:.2f}', *shares, len(replays)]))} |"
 
 
-def controller(counts: Sequence[int]) -> None:
-    """What the controller itself takes for a trial, with its journal on disk and eight slots."""
-    from worlds import Synthetic
-
-    for count in counts:
-        quick = Synthetic(0)
-        with tempfile.TemporaryDirectory() as folder:
-            workers = FakeBackend(quick, 8)
-            sweeper = SweeperConfig(n_trials=count, finalists=3)
-            study = Study(Path(folder), space(quick), sweeper)
-            started = time.perf_counter()
-            for _ in drive(Search(study, lambda typed, _: typed, sweeper), workers, Path(folder)):
-                pass
-            spent = time.perf_counter() - started
-        print(json.dumps({"trials": count, "ms_per_trial": 1000 * spent / count, **machine()}), flush=True)
-
-
 def refill(count: int) -> None:
     """Seconds from a training's last record to the first of the next one on the same slot; real processes."""
     sweeper = SweeperConfig(n_trials=count, pruner="none")
@@ -324,16 +305,12 @@ def main() -> None:
     replayed(parser)
     parser.add_argument("--stock", type=Path, help="lines of benchmarks/stock.py for the same world")
     parser.add_argument("--asha", type=Path, help="lines of benchmarks/asha.py for the same world")
-    parser.add_argument("--controller", type=int, nargs="+", metavar="TRIALS")
     parser.add_argument("--refill", type=int, metavar="TRIALS")
     parser.add_argument("--out", type=Path, help="default: benchmarks/raw/sweep-WORLD.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.refill:
         refill(options.refill)
-        return
-    if options.controller:
-        controller(options.controller)
         return
     made: dict[int, World] = {}
 
