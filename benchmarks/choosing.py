@@ -52,6 +52,7 @@ GROUPS = {
     "ebc2": Group("ebc2", 300, 4, 3_145_728),
 }
 LARGE = {"nuclei": Group("nuclei", 300, 24, 37_748_736), "lines": Group("lines", 300, 24, 40_000_000)}  # large.py
+EVERY = GROUPS | LARGE
 # What the plan would decide, and defaults that came later, are the same in all.
 THEN = ("decoder.width=[96,48,24,16,8]", "loss.class_weights=null")
 PINNED = ("data.foreground=0", "augmentation.scale=0.25", "augmentation.translate=0.05", "train.batch_size=16")
@@ -99,7 +100,7 @@ class Job:
         """Epochs, and how often each shows an image: as near to the group's seconds as whole numbers come."""
         if self.stage == "few":
             return FEW[self.group]
-        group = (GROUPS | LARGE)[self.group]
+        group = EVERY[self.group]
         shown, scored = group.images * self.canvas**2, group.scored * self.zoom**2 * FORWARD
         total, found = group.seconds * RATE, []
         for epochs in EPOCHS:
@@ -113,7 +114,7 @@ class Job:
         epochs, repeats = self.length()
         with tempfile.TemporaryDirectory() as outputs:
             typed = [
-                *overrides((GROUPS | LARGE)[self.group].task),
+                *overrides(EVERY[self.group].task),
                 f"data.size={self.canvas}",
                 "data.resize=crop",
                 f"data.zoom={self.zoom}",
@@ -166,7 +167,7 @@ def table(stage: str) -> str:
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows(stage):
         found.setdefault(row["name"], {}).setdefault(row["group"], []).append(row["best"])
-    there = [group for group in GROUPS | LARGE if any(group in by_group for by_group in found.values())]
+    there = [group for group in EVERY if any(group in by_group for by_group in found.values())]
     lines = [f"| {stage} | {' | '.join(there)} | mean |", "|---" * (len(there) + 2) + "|"]
     for name, by_group in found.items():
         means = {group: statistics.mean(scores) for group, scores in by_group.items()}
@@ -184,7 +185,7 @@ def final(groups: list[str], seeds: list[int]) -> None:
     kept = [json.loads(line) for line in (RAW / "accuracy.jsonl").read_text().splitlines()]
     for seed in seeds:
         for group in groups:
-            task, budget = (GROUPS | LARGE)[group].task, 2 * (GROUPS | LARGE)[group].seconds
+            task, budget = EVERY[group].task, 2 * EVERY[group].seconds
             about = {"task": task, "seed": seed, "budget": budget, "more": "", "commit": commit}
             there = {row["who"] for row in kept if about.items() <= row.items()} & {"ours", "careful"}
             if len(there) == 1:
@@ -207,7 +208,7 @@ def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["cells", "arms", "few", "final"])
-    parser.add_argument("--groups", nargs="+", choices=[*GROUPS, *LARGE], default=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", choices=EVERY, default=list(GROUPS))
     parser.add_argument("--names", nargs="+", choices=[*ARMS, *FEW_ARMS], default=[], help="arms; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--core", type=int, help="run on this core alone")

@@ -487,18 +487,19 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
             run_all(chosen, count)
             return together([read(folder / "metrics.jsonl") for folder, _ in chosen], training * scale.repeats)
 
-        def trials(name: str, count: int, at_once: int) -> Row:
+        def trials(name: str, count: int, at_once: int, passes: int = 0) -> Row:
             """Trainings as short as a sweep's may be; how long decides the first training that was timed alone."""
-            alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
-            if not alone and name != "first":
-                raise RuntimeError(f"{ALONE} has to be measured first")
-            passes = scale.repeats if name == "first" else max(1, round(2.5 * scale.seconds * alone[0] / training))
+            if not passes:
+                alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
+                if not alone:
+                    raise RuntimeError(f"{ALONE} has to be measured first")
+                passes = max(1, round(2.5 * scale.seconds * alone[0] / training))
             chosen = trainings(name, count, "train.epochs=2", f"data.passes={passes}")
             return {"trials": count, "passes": passes, "seconds": run_all(chosen, at_once)}
 
         jobs: list[tuple[str, int, Callable[[], Row]]] = [("bare step", 1, bare)]
         # Again in each session: the images, and libraries read from a cold disk.
-        jobs += [(FIRST, 1, partial(trials, "first", 1, 1))]
+        jobs += [(FIRST, 1, partial(trials, "first", 1, 1, scale.repeats))]
         jobs += [(f"{count} at once", 1, partial(side_by_side, count)) for count in scale.at_once]
         jobs += [(f"{ALONE}, side stream", 1, partial(side_by_side, 1, "train.side_stream=true"))]
         jobs += [(f"trials, {scale.packed} at once", 1, partial(trials, "packed", scale.trials, scale.packed))]
@@ -512,11 +513,9 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
 
 
 def about() -> Row:
-    """The machine; what benchmarks wrote counts for no change."""
-    git = ["git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/raw"]
-    changed = subprocess.run(git, capture_output=True, text=True, check=False).stdout
+    """The machine, and the peer's version."""
     peer = [found.version for found in distributions(name="segmentation_models_pytorch")]
-    return {**machine(), "dirty": bool(changed), "peer": peer[0] if peer else None}
+    return {**machine(), "peer": peer[0] if peer else None}
 
 
 def main() -> None:

@@ -273,14 +273,18 @@ class Soak:
         place.mkdir()
         began = time.monotonic()
         yield place
-        until = time.monotonic() + 15
-        while (left := running_in(place)) and time.monotonic() < until:
-            time.sleep(0.2)
-        self.tally.left += len(left)
+        self.wait(place)
         self.tally.rounds[kind] += 1
         total = self.tally.faults.total()
         print(f"{kind}: {time.monotonic() - began:.0f} s; {total} faults so far", file=sys.stderr, flush=True)
         shutil.rmtree(place, ignore_errors=True)
+
+    def wait(self, place: Path) -> None:
+        """Wait until nothing runs in a place any more, for 15 s; what does then is left."""
+        until = time.monotonic() + 15
+        while (left := running_in(place)) and time.monotonic() < until:
+            time.sleep(0.2)
+        self.tally.left += len(left)
 
     def jump(self) -> bool:
         """Have the clock of all processes jump by up to a day."""
@@ -371,10 +375,7 @@ class Soak:
 
                 self._search(place, disk / "sweep", {"the disk is full": fill}, number=20)
             finally:
-                until = time.monotonic() + 15
-                while running_in(place) and time.monotonic() < until:  # they cannot be told by their files afterwards
-                    time.sleep(0.2)
-                self.tally.left += len(running_in(place))
+                self.wait(place)  # afterwards they cannot be told by their files
                 subprocess.run(["umount", "-l", str(disk)], check=True)
 
     def _search(self, place: Path, folder: Path, more: dict[str, Callable[[], bool]], number: int) -> None:

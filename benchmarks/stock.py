@@ -17,9 +17,7 @@ from typing import Any
 import optuna
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import OmegaConf
-from worlds import World, replayed, told, world
-
-MOST = 100  # trials for each whole training: more than there is time for
+from worlds import MOST, World, replayed, told, world
 
 
 class Over(Exception):

@@ -27,7 +27,7 @@ import numpy as np
 import optuna
 from measure import RAW, ROOT, machine
 from optuna.storages import InMemoryStorage
-from worlds import Bench, World, of, replayed, world
+from worlds import MOST, Bench, World, of, replayed, world
 
 sys.path.insert(0, str(ROOT / "tests" / "sweeping"))
 from fake_train import config, end, epoch, start
@@ -42,7 +42,6 @@ from segsweep.sweeping.space import Parameter, Space, interval, rates_by_kind
 from segsweep.sweeping.study import Study
 
 NEAR = 0.01  # IoU: one point
-MOST = 100  # trials for each whole training: more than there is time for
 HEAD = (
     *(
         "",

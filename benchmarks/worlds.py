@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MOST = 100  # trials for each whole training: more than there is time for
 BENCH = Path(__file__).parent / "raw" / "bench.jsonl"
 
 
@@ -104,18 +105,20 @@ class Bench(World):
     def __init__(self, path: Path, group: str, seed: int):
         found: dict[tuple[str, float], list[list[float]]] = {}
         spent: dict[str, list[float]] = {}
-        begun: dict[str, list[float]] = {}
+        begun: dict[str, list[float | None]] = {}
         hashed = hashlib.sha256()
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row["group"] == group:
                 hashed.update(line.encode())
-                begun.setdefault(row["encoder"], []).extend([row["startup"]] if "startup" in row else [])
+                begun.setdefault(row["encoder"], []).append(row.get("startup"))  # the first rows lack it
                 found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
                 spent.setdefault(row["encoder"], []).append(sum(row["seconds"]) / len(row["seconds"]))
         self.digest = hashed.hexdigest()[:12]
         self._finals = {key: statistics.mean(map(max, runs)) for key, runs in found.items()}
-        self._startup = {e: statistics.median(values) if values else 0.0 for e, values in begun.items()}
+        known = {encoder: [value for value in values if value is not None] for encoder, values in begun.items()}
+        usual = [value for values in known.values() for value in values] or [0.0]
+        self._startup = {encoder: statistics.median(values or usual) for encoder, values in known.items()}
         self.unfinished = [e for e in spent if not any(len(runs) > 2 for key, runs in found.items() if key[0] == e)]
         self._curves = {key: [sum(at) / len(at) for at in zip(*runs, strict=True)] for key, runs in found.items()}
         self._noise = [
