@@ -34,7 +34,7 @@ CODES = {
     ),
     70: ("a bug in segsweep", "the error names a file with the traceback; `SEGSWEEP_DEBUG=1` raises the exception"),
     130: ("Ctrl-C", "a run: `resume=DIR`; a sweep: the command that it printed, with `hydra.sweep.dir=DIR`"),
-    141: ("nobody reads the output any more (`| head`)", ""),
+    141: ("nobody reads the output any more, as with `head`", ""),
     143: ("SIGTERM or a closed terminal", "as for 130"),
 }
 # Of each epoch; `val/` stands for `test/`, too.
@@ -95,7 +95,7 @@ def _sets(group: str, path: Path) -> Iterator[str]:
 
 
 def _row(key: Key) -> str:
-    default = "null" if key.default is None else str(key.default).replace(" ", "")
+    default = "null" if key.default is None else str(key.default).replace(" ", "") or '""'
     shown = default.lower() if isinstance(key.default, bool) else default
     return f"| `{key.name}` | {_cell(key.help)} | `{shown}` |"
 
@@ -125,7 +125,7 @@ def reference() -> str:
         *key_rows(keys()),
         "| `hydra.run.dir` | folder of the run | `outputs/DATE/TIME` |",
         "\n## Keys of a search\n",
-        "For `-m hydra/sweeper=optuna`. `sweeps=plan` and `sweeps=cv` have other defaults.\n",
+        "For `-m hydra/sweeper=optuna`. The files in `sweeps/` have other defaults.\n",
         *key_rows(keys(SweeperConfig, PREFIX)),
         "| `hydra.sweep.dir` | folder of the sweep | `outputs/DATE/TIME-multirun` |",
         "\n## Keys of a screening\n",

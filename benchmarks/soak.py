@@ -74,6 +74,16 @@ time.time = skewed
 """
 
 
+ROUNDS = {  # what each kind has
+    "tracked": "with MLflow",
+    "ranks": "with torchrun",
+    "steady": "for memory growth",
+    "full": "with a full disk",
+    "shared": "with two controllers on PostgreSQL",
+    "alone": "with one controller",
+}
+
+
 @dataclass
 class Tally:
     """What was done, and what came of it."""
@@ -571,17 +581,17 @@ def table(tally: Tally) -> str:
     """Return the result as Markdown."""
     rows = [f"| {kind} | {number} |" for kind, number in sorted(tally.faults.items())]
     growth = "; ".join(f"{what}: {' to '.join(f'{v:.0f}' for v in found)}" for what, found in tally.growth.items())
-    rounds = ", ".join(f"{number} {kind}" for kind, number in tally.rounds.items())
+    rounds = ", ".join(f"{number} {ROUNDS[kind]}" for kind, number in tally.rounds.items())
     results = {
         f"faults of {len(tally.faults)} kinds": tally.faults.total(),
-        "rounds": rounds,
+        "test rounds": rounds,
         "trials, and epochs of their journals": f"{tally.trials}, {tally.epochs}",
         "trials lost or changed": tally.lost,
         "trials or epochs twice": tally.doubles,
-        f"of {tally.compared} values, unlike in MLflow": tally.unequal,
-        "processes left": tally.left,
+        f"values that differ between journal and MLflow, of {tally.compared}": tally.unequal,
+        "processes left behind": tally.left,
         "tracebacks, wrong exit codes": len(tally.wrong),
-        "a controller, after a quarter and nearly all of 150 trials": growth,
+        "a controller after a quarter of 150 trials, and after nearly all": growth,
     }
     rows += [f"| **{name}** | {value} |" for name, value in results.items()]
     return "\n".join(["| fault | times |", "|---|---|", *rows])

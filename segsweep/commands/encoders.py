@@ -82,8 +82,8 @@ def _told(weights: "Sequence[Pretraining]") -> str:
     if not rows:
         return "timm has no pretrained weights for it"
     about = (
-        "*: what the encoder's name alone means; gated: the hub requires you to accept the licence; unpublished: not "
-        "in timm."
+        "*: used if you type the name without a tag; gated: the hub requires you to accept the licence; unpublished: "
+        "not in timm."
     )
     return f"{console.columns(rows)}\n\n{about}"
 

@@ -38,8 +38,8 @@ class SweeperConfig:
     seed: int = key(0, "random seed of the sampler")
     repeat_points: str = key(
         "none",
-        "what to do when every combination of a finite space has run, but not n_trials: none: end; seed: run all "
-        "again with the next train.seed",
+        "if all combinations of a finite space have run before n_trials is reached: none: the search ends; seed: they "
+        "run again with the next train.seed",
     )
     seed_trials: bool = key(True, "true: the first trial of each encoder uses its default learning rate")
     budget: str = key("epochs", "what is equal for all trials: epochs, or seconds (train.time_budget)")
