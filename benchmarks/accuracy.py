@@ -426,7 +426,7 @@ def run(task: str, who: str, seed: int, budget: int, epochs: int | None, more: l
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+", metavar="DATA", help=", ".join(TASKS))
+    parser.add_argument("tasks", nargs="+", metavar="DATA", choices=TASKS, help=", ".join(TASKS))
     parser.add_argument("--who", nargs="+", choices=["ours", "peer", "careful", "random"], default=["ours", "peer"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, help="seconds; default: 600 to 3600 by the data set")
@@ -436,11 +436,10 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what there is")
     parser.add_argument("--lead", action="store_true", help="only print how far ours is ahead of careful")
     parser.add_argument("--commit", default="", help="whose rows count, as it begins: others are as if not there")
-    arguments = parser.parse_intermixed_args()
-    tasks = [word for word in arguments.tasks if word in TASKS]
-    typed = [word for word in arguments.tasks if word not in TASKS]
-    if not tasks or not all("=" in word for word in typed):
-        parser.error(f"name data sets ({', '.join(TASKS)}), then overrides of ours and random")
+    # Taken out first: behind `--seeds 0` they would be seeds.
+    typed = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    arguments = parser.parse_intermixed_args([word for word in sys.argv[1:] if word not in typed])
+    tasks = arguments.tasks
     if arguments.epochs and "careful" in arguments.who:
         parser.error("--epochs: careful trains by the clock alone")
     if arguments.core is not None:
