@@ -96,13 +96,14 @@ class OptunaSweeper(Sweeper):
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         typed = {str(o.input_line).partition("=")[0]: o for o in parser.parse_overrides(list(arguments))}
-        asked = {
-            key: typed.get(key) or parser.parse_overrides([catalog.expanded(f"{key}={_typed(value)}")])[0]
-            for key, value in self.params.items()
-            if not _replaced(key, typed)
-        }
+        asked: dict[str, Override] = {}  # what the file's params say, where the command line does not say it otherwise
+        for key, value in self.params.items():
+            if not _replaced(key, typed) and f"++{key}" not in typed:
+                line = catalog.expanded(f"{key}={_typed(value)}")
+                asked[key] = typed.get(key) or parser.parse_overrides([line])[0]
+        # `auto` of the file is a range; typed, it is the value.
+        left_open = {key for key in {LR, FOLD} & asked.keys() - typed.keys() if _line(asked[key]) == f"{key}={AUTO}"}
         chosen = asked | typed
-        left_open = {key for key in (LR, FOLD) if key not in typed and f"{key}={AUTO}" == _line(chosen.get(key))}
         varied = {key: o for key, o in chosen.items() if key in left_open or o.is_sweep_override()}
         fixed = [_line(override) for key, override in chosen.items() if key not in varied]
         if not varied:

@@ -36,7 +36,7 @@ class Screening(OptunaSweeper):
 
         plain: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
         asked = ScreenConfig(**plain)
-        plan = self.planned(arguments, asked.places())
+        plan = self.planned(arguments, asked.as_search())
         if others := [key for key in plan.space.distributions if key not in ENCODER]:
             raise ConfigError(
                 f"{others[0]}: a screening compares weights alone. Give it one value; the full sweep varies the rest."

@@ -55,6 +55,8 @@ def interval(low: float, high: float, log: bool = False) -> Varied:
 def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = None) -> "TrainedRun":
     """Train one network, as `segsweep train KEY=VALUE ...` does; the key `resume` continues a run.
 
+    This sets torch's switches for the whole process: its threads, TF32, and what `train.deterministic` says.
+
     Args:
         keys: the keys of the command line, for example `{"data": "folder", "data.root": "cells", "optim.lr": 1e-4}`.
         folder: folder of the run; default: outputs/DATE/TIME.
@@ -65,6 +67,10 @@ def train(keys: Mapping[str, object] | None = None, folder: str | Path | None = 
         KeyboardInterrupt: the kernel was interrupted; `resume` continues after the last complete epoch.
     """
     words = _words(keys or {})
+    if varied := [key for key, value in (keys or {}).items() if isinstance(value, Varied)]:
+        raise ConfigError(
+            f"{varied[0]}: has several values: segsweep.sweep tries each of them, segsweep.train takes one."
+        )
     if search := [key for key in keys or {} if key.startswith("hydra") or key == "sweeps"]:
         what = "give the folder as folder=" if search[0] == "hydra.run.dir" else "segsweep.sweep takes it"
         raise ConfigError(f"{search[0]}: not a key of segsweep.train: {what}.")
@@ -109,7 +115,7 @@ def sweep(
 
 
 def load(run: str | Path, device: str = "auto") -> "TrainedModel":
-    """Load a trained model.
+    """Load a trained model. This sets torch's threads and TF32 for the whole process, as in its training.
 
     Args:
         run: a run's folder, a sweep's folder (loads the winner), a model's file, an MLflow run id, "best", or
@@ -121,7 +127,7 @@ def load(run: str | Path, device: str = "auto") -> "TrainedModel":
     from segsweep.inference.find import find  # torch: seconds
     from segsweep.inference.predict import Predictor
 
-    return TrainedModel(Predictor(find(str(run)).model, device=device))
+    return TrainedModel(Predictor(find(str(run)).model, device=device, option="device="))
 
 
 @dataclass(frozen=True)
@@ -215,28 +221,24 @@ class TrainedModel:
         Args:
             image: a file, or an array of pixels `h w` or `h w c` with the data type and scale of the training images.
 
-        Raises DataError: the file cannot be read; channels or data type differ from the training images; pixels in
-            the array are NaN or infinite.
+        Pixels without data (NaN, infinite, or the run's `data.nodata`) get no class, as in a file.
+
+        Raises DataError: the file cannot be read; channels or data type differ from the training images.
         """
-        model, nowhere = self.predictor, None
+        model = self.predictor
         if isinstance(image, (str, Path)):
             picture = model.picture(Path(image))
-            pixels, nowhere = picture.pixels, picture.nowhere
+            pixels = picture.pixels
         else:
             pixels = np.array(image)  # a copy: what Pillow gives may not be written
             if pixels.ndim not in (2, 3):
-                raise DataError(
-                    f"image: must be one file, or an array of pixels h w or h w c, not {type(image).__name__}."
-                )
-            pixels = model.accept(pixels[..., None] if pixels.ndim == 2 else pixels, "image")
-            if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-                raise DataError(
-                    "image: has pixels that are NaN or infinite. Give the image file, or replace these pixels."
-                )
+                shape = " x ".join(map(str, pixels.shape)) or type(image).__name__
+                raise DataError(f"image: must be a file, or the pixels h w or h w c of one image, not {shape}.")
             from segsweep.data.images import picture_of  # tifffile: half a second
 
-            picture = picture_of(pixels, model.info.nodata)
-            pixels, nowhere = picture.pixels, picture.nowhere
+            picture = picture_of(pixels[..., None] if pixels.ndim == 2 else pixels, model.info.nodata)
+            pixels = model.accept(picture.pixels, "image")
+        nowhere = picture.nowhere
         classes, probabilities = model.decided(pixels)
         if nowhere is not None:
             from segsweep.data.labels import VOID  # torch: seconds
@@ -277,16 +279,28 @@ class Prediction:
 
 
 def _words(keys: Mapping[str, object]) -> list[str]:
-    return [f"{key}={_text(value)}" for key, value in keys.items()]
+    return [f"{key}={_text(value, f'{key}: ')}" for key, value in keys.items()]
 
 
-def _text(value: Any) -> str:
-    """Write a value in Hydra's grammar."""
+def _text(value: Any, of: str = "") -> str:
+    """Write a value in Hydra's grammar; an error begins with what it is `of`."""
     if isinstance(value, Varied):
         return value.text
+    try:
+        return typed(_plain(value))
+    except TypeError as error:
+        raise ConfigError(f"{of}values must be texts, numbers, lists or mappings of them, not {value!r}.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with paths as texts, and what numpy or torch hold as numbers and lists."""
     if isinstance(value, Path):
-        return typed(str(value))
-    return typed(value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value)
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _place(folder: str | Path | None, end: str) -> Path:

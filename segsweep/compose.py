@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from segsweep import catalog, valuefile
-from segsweep.config.checks import is_number, read, spoken
+from segsweep.config.checks import read, spoken
 from segsweep.config.keys import normal
 from segsweep.config.schema import DataConfig, RunConfig, keys, meant, unknown, unknown_keys
 from segsweep.config.screen import ScreenConfig
@@ -121,13 +121,21 @@ def expanded(words: Sequence[str]) -> list[str]:
             found += valuefile.words(Path(text_of(word)).expanduser(), beside)
         elif (own := valuefile.own_option(name, text)) and not _is_option(name, text):
             found += valuefile.group_words(name, own, beside)
+        elif name in FOLDERS and text.startswith("~/") and "${" in text:  # the grammar knows no ~
+            found.append(f"{name}={Path.home()}{text[1:]}")
         elif name in FOLDERS and text_of(word).startswith("~") and "${" not in text:
             found.append(f"{name}={quoted(_resolved(name, text_of(word)))}")
-        elif name in TEXTS and PLAIN.fullmatch(text) and not _parsed(word):
+        elif name in TEXTS and PLAIN.fullmatch(text) and not _kept(word, text):
             found.append(f"{name}={quoted(text)}")
         else:
             found.append(word)
     return found
+
+
+def _kept(word: str, text: str) -> bool:
+    """Tell whether Hydra can read a word, and leaves its text as it is: 2026_11_30 would become 20261130."""
+    value = parsed.value() if (parsed := _parsed(word)) else None
+    return parsed is not None and not (isinstance(value, (int, float)) and str(value) != text)
 
 
 def refuse_flags(words: Sequence[str]) -> None:
@@ -135,7 +143,10 @@ def refuse_flags(words: Sequence[str]) -> None:
     for word in words:
         flag, _, text = word.partition("=")
         if flag.startswith("--") and len(flag) > 2 and not any(known.startswith(flag) for known in FLAGS):
-            raise ConfigError(f"{flag}: no such flag. {_no_such_key(flag.lstrip('-').replace('-', '_'), text)}")
+            key = flag.lstrip("-").replace("-", "_")
+            known = _is_known(key) and (not key.startswith("hydra") or key.startswith(("hydra.", "hydra/")))
+            without = "Keys have no dashes: " + for_shell(f"{key}={text or 'VALUE'}")
+            raise ConfigError(f"{flag}: no such flag. {without if known else _no_such_key(key, text)}")
 
 
 def passed_over(words: Sequence[str]) -> list[str]:
@@ -171,14 +182,16 @@ def with_data(asked: RunConfig, words: Sequence[str]) -> RunConfig:
             if not _is_known(name) and (meant(name) or "").startswith("data."):
                 raise ConfigError(_no_such_key(name, word.partition("=")[2]))
             raise ConfigError(f"{word}: must be a key of data, as data.root=DIR, or train.workers. Drop it.")
-    composed = _composed(words, _plain)
-    data, train = composed["data"], asked.train
-    if "data" not in typed:
+    composed, train = _composed(words, _plain), asked.train
+    if "data" in typed:  # another data set, whole
+        data = composed["data"]
+        if "data.nodata" not in typed and asked.data.nodata not in ("auto", "tag"):
+            data["nodata"] = asked.data.nodata  # which images the model has seen so
+    else:  # the run's, with what was typed
         chosen = {name.split(".")[1] for name in typed if name.startswith("data.")}
-        left = dict.fromkeys(_superseded(asked.data, {name for name in chosen if data[name] is not None}))
-        data = asdict(asked.data) | left | {name: value for name, value in data.items() if name in chosen}
-    elif "data.nodata" not in typed and is_number(asked.data.nodata):
-        data["nodata"] = asked.data.nodata  # which images the model has seen so
+        changes = {name: value for name, value in composed["data"].items() if name in chosen}
+        dropped = _superseded(asked.data, {name for name, value in changes.items() if value is not None})
+        data = asdict(asked.data) | dict.fromkeys(dropped) | changes
     if "train.workers" in typed:
         train = replace(train, workers=composed["train"]["workers"])
     return replace(asked, data=read(DataConfig, data, "data"), train=train)
@@ -224,16 +237,18 @@ def changed(asked: RunConfig, words: Sequence[str]) -> RunConfig:
 
 
 def _typed(words: Sequence[str], now: Mapping[str, Any]) -> list[str]:
-    """The keys that the words set: those that they name, and what differs from the defaults by a group's option."""
+    """The keys that the words set: those that they name, and those that a named group's option sets."""
     named = {key_of(word) for word in words}
-    usual = _values(()) if named - now.keys() else now
-    # An option of a group sets its name, or without one, as of losses, all of its keys.
-    of_groups = {
-        name
-        for name in now
-        if (group := name.partition(".")[0]) in named and (name == f"{group}.name" or f"{group}.name" not in now)
-    }
-    return [name for name, value in now.items() if name in named | of_groups or value != usual[name]]
+    groups = named - now.keys()
+    # What an option sets is what differs without it. Of data, the default's size is no measure.
+    usual = _values(["data=folder"] if "data" in groups else []) if groups else now
+
+    def always(name: str) -> bool:
+        """Tell whether every option of a named group sets this key: its name, or of losses, which have none, any."""
+        group = name.partition(".")[0]
+        return group in groups and (name == f"{group}.name" or f"{group}.name" not in now)
+
+    return [name for name, value in now.items() if name in named or always(name) or value != usual[name]]
 
 
 def _values(words: Sequence[str]) -> dict[str, object]:
@@ -343,7 +358,8 @@ def _no_name(word: str) -> str | None:
     group = key_of(word)
     parsed = _parsed(word)
     value = parsed.value() if parsed and not parsed.is_sweep_override() else ""
-    if isinstance(value, str) or value is None or not (group in GROUPS or "/" in group):
+    off = "=" not in word or word.startswith("~") or (value is None and group in ("debug", "sweeps"))
+    if isinstance(value, str) or off or not (group in GROUPS or "/" in group):
         return None
     options = _options(group)
     known = f" There are: {', '.join(options)}." if options and group != "encoder" else ""
@@ -474,4 +490,6 @@ def _unknown_setting(argv: Sequence[str], text: str) -> str | None:
         if name.startswith(PREFIX) and name.split(".")[2] not in settings and name in text:
             hint = suggestion(name, [f"{PREFIX}{setting}" for setting in settings])
             return f"{name}: no such key.{hint} All keys are in docs/reference.md."
+        if name.startswith(PREFIX) and f"'{name.split('.')[2]}' not in 'Schema'" in text:
+            return f"{name}: not a key of this sweeper. The keys of each are in docs/reference.md."
     return None

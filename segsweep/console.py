@@ -114,17 +114,17 @@ def _of_classes(summary: Mapping[str, Any], parts: Sequence[str]) -> list[tuple[
 
 def evaluation(
     split: str,
-    images: int,
+    drawn: str,
     metrics: Mapping[str, float],
     intervals: Mapping[str, Sequence[float]],
     folder: Path,
     looks: int,
 ) -> str:
-    """Return the scores of a split with `images` images as a short table, with 95 % intervals.
+    """Return the scores of a split as a short table, with 95 % intervals over what was `drawn`, as "12 images".
 
     `looks` says how often the run's test split has been scored; 0 where that does not matter.
     """
-    rows = [("", f"{split:>10}    95 % over {images} image{'s' * (images != 1)}")]
+    rows = [("", f"{split:>10}    95 % over {drawn}")]
     for name, title in SCORES.items():
         low, high = intervals[name]
         between = "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"

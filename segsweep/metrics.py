@@ -157,6 +157,16 @@ def pool(counts: NDArray[Any], weights: NDArray[np.int64]) -> Floats:
     return np.tensordot(weights.astype(float), counts.astype(float), 1)
 
 
+def drawn_iou(counts: Matrices, weights: NDArray[np.int64]) -> Floats:
+    """Return `pooled_iou` of images drawn with replacement, `n k k` and `r n` to `r`.
+
+    A mean over classes is one over the same classes each time: NaN where a draw misses one that the images have.
+    """
+    drawn = pool(counts, weights)
+    needed = counts.sum((0, 2)) > 0
+    return np.where((drawn.sum(-1) > 0)[:, needed].all(1), pooled_iou(drawn), np.nan)
+
+
 def by_group(matrices: Matrices, groups: Sequence[str]) -> tuple[tuple[str, ...], Matrices]:
     """Add the counts of images, `n ...`, that are of one group: the groups' names, sorted, and `g ...`."""
     names, positions = np.unique(np.array(groups), return_inverse=True)
@@ -166,9 +176,12 @@ def by_group(matrices: Matrices, groups: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def interval(values: Floats) -> tuple[float, float]:
-    """Return the 95 % interval of a score from its resamples `r`, lowest and highest; NaN where all of them are."""
+    """Return the 95 % interval of a score from its resamples `r`, lowest and highest.
+
+    NaN where nine tenths of them, or more, are NaN: from a few draws nothing can be said.
+    """
     known = values[~np.isnan(values)]
-    if not len(known):
+    if len(known) <= len(values) // 10:
         return np.nan, np.nan
     low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)

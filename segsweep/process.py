@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from segsweep.errors import DiskError, Terminated, of_the_disk, redacted, refused_by_system
+from segsweep.errors import ConfigError, DiskError, Terminated, of_the_disk, redacted, refused_by_system
 
 UNFORESEEN = 70  # exit code of an error that nobody foresaw: EX_SOFTWARE of sysexits.h
 DEBUG = "SEGSWEEP_DEBUG"  # a variable: where it is set, such an error is raised with its traceback
@@ -152,6 +152,8 @@ def failed(error: Exception) -> tuple[str, int]:
     # Of `Path.resolve`, until Python 3.13.
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):
         error = OSError(errno.ELOOP, "", str(error).partition("from ")[2].strip("'"))
+    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
+        return "~: there is no such user's folder. Type the whole path, or ~/ for your own.", ConfigError.exit_code
     if of_the_disk(error) or (isinstance(error, OSError) and error.errno is not None and not debugged):
         return refused_by_system(cast(OSError, error)), DiskError.exit_code
     if debugged:

@@ -39,7 +39,7 @@ OWN = {key.name for key in keys() if key.role.portable or key.role.is_path}
 MACHINES = ("storage", "address", "backend", "slots", "gpus")  # of a sweep
 OWN |= {key.name for key in keys(SweeperConfig, SWEEPER)} - {f"{SWEEPER}{name}" for name in MACHINES}
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # of an option or an encoder
-TRIED = re.compile(r"[\w.,()\[\] +-]*")  # values that a group is searched over: names of options, and no paths
+TRIED = re.compile(r"[\w.,()\[\] *?+-]*")  # values that a group is searched over: names of options, and no paths
 FOLDER = "hydra.sweep.dir"
 DEPTH = 8  # of lists and mappings in each other; colours of classes take 4
 OPENING = (
@@ -90,7 +90,8 @@ def group_words(group: str, path: Path, beside: Collection[str] = ()) -> list[st
     values = {}
     for section, inside in found.items():
         if section not in SECTIONS:
-            raise ConfigError(f"{path}: {section}: no such section. There are: {', '.join(SECTIONS)}.")
+            there = ", ".join((*SECTIONS, *["sweeper"] * (group == "sweeps")))
+            raise ConfigError(f"{path}: {section}: no such section. There are: {there}.")
         if not isinstance(inside, dict):
             raise ConfigError(f"{path}: {section}: must be a section with its keys below, as train: and epochs: 12")
         if section == "data":

@@ -87,19 +87,22 @@ def _commanded(given: list[str]) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(TRAIN, help="train a U-Net, or search encoders and learning rates; segsweep train --help")
+    parsers: dict[str, argparse.ArgumentParser] = {}
     for name, command in COMMANDS.items():
         text = command.HELP
-        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.arguments(made)
-        made.set_defaults(command=command)
+        parsers[name] = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.arguments(parsers[name])
+        parsers[name].set_defaults(command=command)
     if not given:
         parser.print_help(sys.stderr)
         return 2
     if unknown := _unknown(given[0]):
         complain(f"segsweep: {unknown}")
         return ConfigError.exit_code
-    options = parser.parse_args(given)
+    # Options may stand between arguments, which argparse allows only without subparsers, and does not know `--` then.
+    own = None if "--" in given else parsers.get(given[0])
     try:
+        options = own.parse_intermixed_args(given[1:]) if own else parser.parse_args(given)
         with terminable():
             code = int(options.command.run(options))
             sys.stdout.flush()  # now and not at exit, where it would be too late to catch anything

@@ -1,12 +1,12 @@
 """Shared by several commands: arguments, finding the model of RUN, loading the data of its training, refusing."""
 
-import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segsweep.config.checks import DEVICES, is_device
 from segsweep.config.schema import PRECISIONS, VIEWS, RunConfig
 from segsweep.errors import ConfigError
 from segsweep.paths import outputs
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 MULTIRUN = "multirun.yaml"  # Hydra's own, in the folder of several runs
 RUN = "a run folder, a model's file, a sweep's folder, an MLflow run id, best, or best:EXPERIMENT"
+
+
+def home(text: str) -> Path:
+    """Return the path of an option, with `~` for a user's folder: shells leave it in --output=~/masks."""
+    return Path(text).expanduser()
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -54,8 +59,8 @@ def port(text: str) -> int:
 
 def device(text: str) -> str:
     """Read the name of a device, for argparse."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise ArgumentTypeError(f"{text}: must be auto, cpu, cuda, cuda:N or mps")
+    if not is_device(text):
+        raise ArgumentTypeError(f"{text}: must be {DEVICES}")
     return text
 
 

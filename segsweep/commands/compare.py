@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep.commands.common import RUN
+from segsweep.commands.common import RUN, home
 from segsweep.paths import outputs
 from segsweep.process import complain, show
 from segsweep.runs import journal
@@ -15,7 +15,7 @@ FORMATS = ("text", "csv", "markdown", "latex")
 def arguments(parser: ArgumentParser) -> None:
     several = f"{RUN}; or folders that contain runs. Two runs: also which images got better"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=several)
-    parser.add_argument("--sweep", type=Path, metavar="DIR", help="compare the trials and finalists of this sweep")
+    parser.add_argument("--sweep", type=home, metavar="DIR", help="compare the trials and finalists of this sweep")
     shared = "show mean ± sd over repeats: runs with the same values of these keys, as encoder.name,optim.lr"
     parser.add_argument("--group-by", metavar="KEYS", help=shared)
     parser.add_argument("--format", choices=FORMATS, default="text")

@@ -2,9 +2,8 @@
 
 import hashlib
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from segsweep.commands.common import refuse_resume
+from segsweep.commands.common import home, refuse_resume
 from segsweep.errors import unwritable
 from segsweep.paths import outputs
 from segsweep.process import show
@@ -17,7 +16,7 @@ def arguments(parser: ArgumentParser) -> None:
     words = "the same options as for train.py: data=folder data.root=DIR, or data=FILE.yaml (default: shapes)"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
     sheet = "file of the sheet (default: outputs/data/NAME-DIGEST-CLASSES.png)"
-    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=sheet)
+    parser.add_argument("-o", "--output", type=home, metavar="PNG", help=sheet)
 
 
 def run(options: Namespace) -> int:

@@ -1,10 +1,11 @@
 """`segsweep evaluate`: every score of a trained model."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 
 from segsweep.commands.common import RUN, add_device, find_model
 from segsweep.config.schema import VIEWS
-from segsweep.errors import first_line
+from segsweep.errors import DataError, first_line
 from segsweep.process import complain, show
 
 HELP = "score a trained model: every metric, by image and by class"
@@ -26,20 +27,33 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Print the scores, write them into a folder of the run's and tell MLflow."""
     from segsweep import console
-    from segsweep.compose import with_data
+    from segsweep.compose import PATHS, expanded, key_of, with_data
     from segsweep.inference.evaluate import evaluate
     from segsweep.runs import journal
     from segsweep.tracking.run import log_evaluation
     from segsweep.training.build import load, say
 
     found = find_model(options.run, options.uri)
-    config = with_data(journal.started(found.run).asked, options.overrides)
-    data = load(config.data, config.train.workers)
+    start = journal.started(found.run)
+    config = with_data(start.asked, options.overrides)
+    typed = {key_of(word) for word in expanded(options.overrides)}
+    of_own_data = (config.data.folds or config.data.overfit) and not typed & {"data.folds", "data.fold", "data.overfit"}
+    of_own_data = of_own_data and not typed.isdisjoint(PATHS)
+    data = None
+    try:
+        data = load(config.data, config.train.workers)
+    except DataError:
+        if not of_own_data:
+            raise
+    if data is None or (of_own_data and data.store.digest != start.starts[-1].data_digest):
+        # Others are scored as a whole, whatever folds the run had.
+        config = replace(config, data=replace(config.data, folds=None, fold=0, overfit=None))
+        data = load(config.data, config.train.workers)
     say(data)
     how = {"title": config.data.title, "device": options.device, "tta": options.tta}
     result = evaluate(found, data, options.split, options.name, **how, watch=console.bar)
     console.note(f"run in          {result.how}")
-    show(console.evaluation(result.split, result.images, result.metrics, result.intervals, result.folder, result.looks))
+    show(console.evaluation(result.split, result.drawn, result.metrics, result.intervals, result.folder, result.looks))
     try:
         log_evaluation(found.run, options.uri, result.folder.name, result.metrics, result.folder)
     except Exception as error:  # the files are written, whatever a server does

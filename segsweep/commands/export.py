@@ -1,9 +1,8 @@
 """`segsweep export`: write a trained model as one file that runs without segsweep."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from segsweep.commands.common import RUN, compared, find_model, training_data
+from segsweep.commands.common import RUN, compared, find_model, home, training_data
 from segsweep.process import show
 
 HELP = "write a trained model as one file that runs without segsweep (extra: export)"
@@ -13,7 +12,7 @@ FORMATS = ("onnx", "pt2")
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("--format", choices=FORMATS, required=True, help="ONNX, or PyTorch's exported program")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: model.FORMAT beside the model")
+    parser.add_argument("-o", "--output", type=home, metavar="FILE", help="default: model.FORMAT beside the model")
 
 
 def run(options: Namespace) -> int:

@@ -4,7 +4,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from segsweep.commands.common import RUN, add_inference, find_model, load_predictor
+from segsweep.commands.common import RUN, add_inference, find_model, home, load_predictor
 from segsweep.errors import ConfigError, DataError
 from segsweep.paths import outputs
 from segsweep.process import complain, show
@@ -18,7 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, or patterns in quotes")
     where = "folder for the masks; images in it are not predicted (default: outputs/predictions/RUN)"
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
+    parser.add_argument("-o", "--output", type=home, metavar="DIR", help=where)
     values = "class indices with a palette (default), or the values or colours of the training masks"
     parser.add_argument("--values", choices=VALUES, default="classes", help=values)
     parser.add_argument(

@@ -1,15 +1,15 @@
 """`segsweep report`: a sweep's page."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
+from segsweep.commands.common import home
 from segsweep.process import show
 
 HELP = "write a sweep's report.html again, or a screening's table and picture"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
+    parser.add_argument("folder", type=home, metavar="DIR", help="the sweep's folder: hydra.sweep.dir")
 
 
 def run(options: Namespace) -> int:

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from segsweep.commands.common import home
 from segsweep.process import complain, show
 from segsweep.runs import journal, locks
 
@@ -11,7 +12,7 @@ HELP = "send missing records to MLflow"
 
 def arguments(parser: ArgumentParser) -> None:
     place = "a run folder, or a folder that contains runs"
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=place)
+    parser.add_argument("folders", nargs="+", type=home, metavar="DIR", help=place)
     uri = "MLflow's tracking URI (default: the run's own, $MLFLOW_TRACKING_URI, or outputs/mlflow.db)"
     parser.add_argument("--uri", help=uri)
 

@@ -41,7 +41,7 @@ from segsweep.config.schema import Key, RunConfig, keys
 from segsweep.config.screen import ScreenConfig
 from segsweep.config.sweeper import PREFIX, SweeperConfig
 from segsweep.errors import Asked, ConfigError, Terminated
-from segsweep.paths import INSTALLED, ROOT, program, speaker
+from segsweep.paths import ROOT, program, speaker
 from segsweep.process import complain, failed, ready, show, terminable
 from segsweep.runs import journal
 from segsweep.tracking import client
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+SEARCHED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")  # flags that say where options are
+VALUED = (*SEARCHED, "--cfg", "-c", "--package", "-p", "--experimental-rerun")  # flags that take the next word
 
 
 class Stopped(BaseException):
@@ -73,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _commanded(words: list[str]) -> int:
-    # Hydra takes any beginning of --multirun, but refuses it between overrides.
-    words = ["-m" if word.startswith("--m") and "--multirun".startswith(word) else word for word in words]
-    words.sort(key="-m".__ne__)
+    words = _ordered(words)
     if {"-sc", "--shell-completion"} & set(words) and any(word.startswith("query=") for word in words):
         with redirect_stdout(io.StringIO()) as said:
             code = _main(words, SINGLE)
@@ -103,6 +104,23 @@ def _commanded(words: list[str]) -> int:
                 world.leave(code)
     except ConfigError as error:
         return _refuse(str(error), error.exit_code)
+
+
+def _ordered(words: Sequence[str]) -> list[str]:
+    """Put -m first, then all keys, then other flags with their values: argparse takes keys in one place alone."""
+    keys: list[str] = []
+    flags: list[str] = []
+    for before, word in zip(("", *words), words, strict=False):
+        of_flag = _is_flag(before, VALUED) or (_is_flag(before, ("--info", "-i")) and "=" not in word)
+        several = word.startswith("--m") and "--multirun".startswith(word)
+        (flags if of_flag or word.startswith("-") else keys).append("-m" if several else word)
+    return [*["-m"] * ("-m" in flags), *keys, *(flag for flag in flags if flag != "-m")]
+
+
+def _is_flag(word: str, flags: Sequence[str]) -> bool:
+    """Tell whether a word is one of these flags of Hydra's; long ones may be cut short."""
+    long = word.startswith("--") and len(word) > 2 and any(flag.startswith(word) for flag in flags)
+    return long or word.partition("=")[0] in flags
 
 
 def _completions(found: Iterable[str]) -> Iterator[str]:
@@ -186,6 +204,7 @@ def launch(words: list[str], world: World) -> int:
             log.warning(
                 "%s: is already an option of segsweep; your file in conf/ is ignored. Give it another name.", passed[0]
             )
+        _refuse_misplaced(words)
         words = expanded(words)
         spared = _named_folder(words)
         search = [word for word in words if word.startswith("hydra/sweeper=")]
@@ -201,7 +220,7 @@ def launch(words: list[str], world: World) -> int:
                     "each trial on two GPUs."
                 )
             flags = {word for word in words if word.startswith("-")}
-            if flags == {"-m"} and not any(w.startswith(("hydra", "sweeps=")) for w in words):
+            if flags == {"-m"} and not any(w.startswith(("hydra/", "hydra.mode=", "sweeps=")) for w in words):
                 refuse_jobs(words)
             sys.argv = [str(ROOT / "train.py"), *words]
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
@@ -283,6 +302,24 @@ def _resume(argv: list[str], world: World) -> int:
     return run(asked, folder, argv=argv, hydra_files={}, resuming=True, world=world)
 
 
+def _refuse_misplaced(words: Sequence[str]) -> None:
+    """Refuse what Hydra takes, and what would then be ignored, or taken by a part of the trainings alone."""
+    modes = [word.partition("=")[2] for word in words if word.startswith("hydra.mode=")]
+    asked = any(word.startswith("sweeps=") for word in words)
+    several = "-m" in words or (modes[-1] == "MULTIRUN" if modes else asked)
+    search = asked or any(word.startswith("hydra/sweeper=") for word in words)
+    (ignored, used), kind = (FOLDERS, "several runs") if several else (FOLDERS[::-1], "a single run")
+    for word in words:
+        if key_of(word) == ignored:
+            raise ConfigError(f"{word}: not the folder of {kind}. Type {used}=DIR.")
+        if key_of(word) == "hydra.job.chdir":
+            raise ConfigError(f"{word}: paths would mean something else in each run's folder. Drop it.")
+        if several and search and _is_flag(word, SEARCHED):
+            raise ConfigError(
+                f"{word}: trials would not find these options. Put them into conf/ of the working folder."
+            )
+
+
 def _named_folder(argv: list[str]) -> Path | None:
     """Return the folder that the command line names for the run, if it is there already."""
     named = [text_of(arg) for arg in argv if key_of(arg) == "hydra.run.dir"]
@@ -315,11 +352,11 @@ Keys (KEY=VALUE) [default]. A group may set other values; --cfg job shows the re
 {keys}
   hydra.run.dir                folder of the run [outputs/DATE/TIME]
 
-Keys of a search (-m hydra/sweeper=optuna; hydra/sweeper=grid and cv have other defaults):
+Keys of a search (-m hydra/sweeper=optuna; files in sweeps/ and hydra/sweeper=grid have other defaults):
 {search}
   hydra.sweep.dir              folder of the sweep [outputs/DATE/TIME-multirun]
 
-Keys of a screening (sweeps=screen); slots, backend, address and gpus are as of a search:
+Keys of a screening (sweeps=screen); slots, backend, address and gpus: the same as in a search:
 {screening}
 
 {completion}More: --cfg job (the composed configuration), --info defaults, --hydra-help (Hydra's own flags)"""
@@ -338,7 +375,7 @@ def _help() -> str:
         "keys": _rows(keys()),
         "search": _rows(keys(SweeperConfig, PREFIX)),
         "screening": _rows(key for key in keys(ScreenConfig, PREFIX) if key.name not in of_search),
-        "completion": "" if INSTALLED else in_checkout,
+        "completion": in_checkout if typed.startswith("python ") else "",
     }
     return HELP.format(**shown).replace("$", "$$")
 

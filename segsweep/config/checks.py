@@ -1,6 +1,7 @@
 """Checks of the values of keys, and JSON read as typed values. Standard library only."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -38,6 +39,14 @@ def is_positive(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
+
+def is_device(value: str) -> bool:
+    """Tell whether a text is one of `DEVICES`."""
+    return re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) is not None
 
 
 def is_share(value: float) -> bool:

@@ -17,7 +17,7 @@ ZOOMS = (0.05, 8)  # least and largest
 LAID = ("size", "resize", "zoom", "passes", "foreground", "tile")  # how data are laid on canvases, and how often shown
 LARGEST_SIDE = 65536  # pixels of a canvas or a tile
 MOST_PASSES = 1_000_000  # over the training images in an epoch
-OF_CROPS = {"foreground": "lays crops", "zoom": "resizes crops", "tile": "cuts whole images"}  # need data.resize=crop
+OF_CROPS = ("foreground", "zoom", "tile")  # need data.resize=crop
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class DataConfig:
         check(self.zoom == "auto" or is_zoom(self.zoom), "data.zoom", self.zoom, f"auto, or in {ZOOMS}, as 0.5")
         if self.of_crops and self.resize not in ("auto", "crop"):
             name = self.of_crops[0]
-            raise ConfigError(f"data.{name}={getattr(self, name)} {OF_CROPS[name]}: it needs data.resize=crop.")
+            raise ConfigError(f"data.{name}={getattr(self, name)} works only with data.resize=crop.")
         valid = self.passes == "auto" or (is_count(self.passes) and self.passes <= MOST_PASSES)
         check(valid, "data.passes", self.passes, f"auto, or in 1..{MOST_PASSES}")
         check(is_share(self.balance), "data.balance", self.balance, "in [0, 1]")

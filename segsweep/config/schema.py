@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from segsweep.config import peers
-from segsweep.config.checks import check, flat, is_count, is_number, is_positive, is_share
+from segsweep.config.checks import DEVICES, check, flat, is_count, is_device, is_number, is_positive, is_share
 from segsweep.config.data import DataConfig as DataConfig  # for those who ask for a section
 from segsweep.config.keys import EXTENT, MACHINE, PATH, PLACE, Role, key, normal
 from segsweep.errors import ConfigError, closest, one_of, redacted
@@ -157,7 +157,7 @@ class LossConfig:
     class_weights: Any = key(
         FADING,
         "ce, focal: one weight for each class, as [1,5,2]; auto: median frequency balancing; fading: with 3 classes or "
-        "more as auto at first, and equal in the end; null: equal",
+        "more, like auto at first and equal at the end of training; null: equal",
     )
     pos_weight: Any = key(
         None, "ce, focal with two classes: weight of the foreground; auto: background pixels / foreground pixels"
@@ -181,8 +181,8 @@ class LossConfig:
         for name, users in (("class_weights", "ce focal"), ("pos_weight", "ce focal"), ("label_smoothing", "ce")):
             value, wanted = chosen_weights if name == "class_weights" else getattr(self, name), users.split()
             if value and chosen and not set(chosen) & set(wanted):
-                what = f"is of {' and '.join(wanted)}, and the loss is {' and '.join(chosen)}"
-                raise ConfigError(f"loss.{name}={value}: {what}. Add loss.ce=1, or drop it.")
+                what = f"applies to {' and '.join(wanted)}, but the loss is {' and '.join(chosen)}"
+                raise ConfigError(f"loss.{name}={value} {what}. Add loss.ce=1, or remove it.")
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,8 @@ class TrainConfig:
     )
     bn_momentum: Any = key(
         "auto",
-        "momentum of BatchNorm: a number; scaled (auto): the layer's own, less for micro-batches below 16 images",
+        "momentum of BatchNorm: a number; scaled (auto): the layer's default, less if a micro-batch has fewer than 16 "
+        "images",
     )
     tta: str = key("none", "test-time augmentation for all scores: none, hflip (2 views) or flips (4 views)")
     test: bool = key(
@@ -247,8 +248,8 @@ class TrainConfig:
     )
     compile: str = key(
         "auto",
-        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU, 2 minutes where one of the "
-        "kind was compiled before; graphs: with CUDA graphs, if a short measurement finds them faster (untested)",
+        "torch.compile: true, false; auto: for trainings of 10 minutes or more on a GPU, or of 2 if a similar one was "
+        "compiled before; graphs: with CUDA graphs, if a short measurement finds them faster (untested)",
         MACHINE,
     )
     side_stream: bool = key(
@@ -282,9 +283,7 @@ class TrainConfig:
         check(valid, "train.bn_momentum", self.bn_momentum, "auto, scaled, or above 0 and at most 1")
         one_of("train.tta", self.tta, VIEWS)
         one_of("train.precision", self.precision, PRECISIONS)
-        if self.device not in ("auto", "cpu", "cuda", "mps"):
-            valid = self.device.startswith("cuda:") and self.device[5:].isdigit()
-            check(valid, "train.device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        check(is_device(self.device), "train.device", self.device, DEVICES)
 
     @property
     def micro_batches(self) -> int:
@@ -292,9 +291,14 @@ class TrainConfig:
         return 1 if self.grad_accum == "auto" else self.grad_accum
 
     @property
+    def open_ended(self) -> bool:
+        """Tell whether neither a number of epochs nor a time was asked for."""
+        return not (self.epochs or self.time_budget)
+
+    @property
     def epoch_limit(self) -> int | None:
         """The number of epochs to train; None if only the time budget decides."""
-        return self.epochs or (None if self.time_budget else EPOCHS)
+        return EPOCHS if self.open_ended else self.epochs
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ class ScreenConfig:
             check(value is None or 0 < value < math.inf, PREFIX + name, value, "above 0, or null")
         check(self.choose <= self.short, f"{PREFIX}choose", self.choose, f"at most {PREFIX}short={self.short}")
         check(self.short <= self.one_epoch, f"{PREFIX}short", self.short, f"at most {PREFIX}one_epoch={self.one_epoch}")
-        self.places()
+        self.as_search()
 
-    def places(self) -> SweeperConfig:
-        """Return where its jobs run, as a search has it; ConfigError if there is no such place."""
+    def as_search(self) -> SweeperConfig:
+        """Return the keys that a search has, too: where jobs run. ConfigError if there is no such place."""
         shared = {item.name for item in fields(SweeperConfig)} & {item.name for item in fields(self)}
         return SweeperConfig(**{name: getattr(self, name) for name in shared})

@@ -90,11 +90,12 @@ class Dataset:
         """Write down in `SPLIT` which image is in which part; `split.read_split` reads it."""
         with (folder / SPLIT).open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
-            rows.writerow(["key", "split", "group", "fold", "image", "mask"])
+            rows.writerow(["key", "split", "group", "fold", "image", "mask", "content"])
             for part, indices in self.parts.items():
                 for i in indices:
                     sample, fold = self.samples[i], self.folds[i] if self.folds else None
-                    rows.writerow([sample.key, part, self.groups[i], fold, sample.image, sample.mask])
+                    content = self.store.rows[i].content
+                    rows.writerow([sample.key, part, self.groups[i], fold, sample.image, sample.mask, content])
 
     def warnings(self) -> list[str]:
         """List problems that make scores too high or training harder, one line each."""

@@ -158,9 +158,8 @@ def _measure(data: Dataset, indices: Sequence[int], fold: int) -> Fingerprint:
     for index in chosen:
         classes = data.labels.table[data.store.host_mask(index)]
         for k in found:
-            here = classes == k
-            if here.any():
-                found[k][index] = measured(here)
+            if data.pixels[index][k]:
+                found[k][index] = measured(classes == k)
     pixels = data.pixels[indices]  # by class, last those that do not count
     counts = pixels[:, :-1].sum(axis=0)
     sides = {i: math.sqrt(rows[i].height * rows[i].width) for i in chosen}

@@ -15,10 +15,7 @@ COCO_OF_YOLO = (
     "sv.DetectionDataset.from_yolo('IMAGES', 'LABELS', 'data.yaml', force_masks=True)"
     ".as_coco(annotations_path='coco.json')"
 )
-PNG_OF_NPY = (
-    "import sys, numpy, PIL.Image; "
-    "[PIL.Image.fromarray(numpy.load(f).astype('uint16')).save(f[:-4] + '.png') for f in sys.argv[1:]]"
-)
+TIFF_OF_NPY = "import sys, numpy, tifffile; [tifffile.imwrite(f[:-4] + '.tif', numpy.load(f)) for f in sys.argv[1:]]"
 ADVICE = {
     "coco": "is COCO. Type data=coco",
     "labelme": (
@@ -36,7 +33,7 @@ ADVICE = {
         "data=coco data.images=IMAGES data.annotations=coco.json"
     ),
     "yolo boxes": "has boxes of YOLO. Masks cannot be made from boxes: outlines are needed.",
-    "numpy": f'is a numpy array. Convert it to PNGs of whole numbers: python -c "{PNG_OF_NPY}" DIR/*.npy',
+    "numpy": f'is a numpy array. Convert it to TIFF: python -c "{TIFF_OF_NPY}" DIR/*.npy',
     "nifti": "is a NIfTI volume. Save its slices as PNG or TIFF: numpy.asarray(nibabel.load(FILE).dataobj)[..., i]",
     "dicom": "is DICOM. Save its pixels as PNG or TIFF: pydicom.dcmread(FILE).pixel_array",
 }

@@ -193,7 +193,12 @@ def _made(found: Found, named: Mapping[str, Collection[Value]], void: Collection
     if BACKGROUND in named:  # the first class is what no object is of, and of two the second is scored
         named = {BACKGROUND: named[BACKGROUND], **named}
     groups = tuple(by_count(group) for group in named.values())
-    plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in groups)
+    # For background black, if it is of it, however many pixels other values without a name have.
+    order = [
+        sorted(group, key=lambda value: value not in found.background) if name == BACKGROUND else group
+        for name, group in zip(named, groups, strict=True)
+    ]
+    plain = tuple(next((p for value in group if (p := _plain(value)) is not None), 0) for group in order)
     return Labels(tuple(named), np.zeros(0, np.uint8), groups, by_count(void), notes, plain)
 
 

@@ -252,7 +252,9 @@ def _parts(images: Files) -> dict[str, str]:
     tops = sorted({top(key) for key in images.by_key if part_of(top(key))})
     found: dict[str, str] = {}
     for part, names in PARTS.items():
-        found |= {folder: part for folder in [f for name in names for f in tops if f.lower() == name][:1]}
+        of_part = [folder for name in names for folder in tops if folder.lower() == name]
+        if of_part:
+            found[of_part[0]] = part  # `_beside` tells of a second one
     if not found:
         return {}
     if "train" not in found.values():

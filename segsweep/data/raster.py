@@ -183,7 +183,7 @@ def _tiff(path: Path, one_page: bool) -> Raster:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path, _multifile=False) as file:
             every: list[Any] = list(file.pages)
             full = [page for page in every if not page.is_reduced and not page.is_mask]
             _refuse_several_kinds(path, full)
@@ -253,10 +253,12 @@ def _refuse_several_kinds(path: Path, pages: Sequence[Any]) -> None:
 def _parts(file: Any, full: list[Any]) -> list[Any]:
     """What to read, in the file's order: pages, or series where metadata say what the pages are, as OME's.
 
-    One page of such a series may stand for several (ImageJ), and their order need not be that of the file (OME).
+    One page of such a series may stand for several (ImageJ), and their order need not be that of the file (OME). A
+    series over several files is not taken: others' pages are not this image's, and missing ones would be zeros.
     """
     series = [s for s in file.series if not s.keyframe.is_reduced and not s.keyframe.is_mask] or file.series[:1]
-    if full and series[0].kind in ("generic", "uniform"):
+    own = not any(one.is_multifile or None in one._pages for one in series)
+    if full and (series[0].kind in ("generic", "uniform") or not own):
         return full
     return sorted(series, key=lambda one: int(one.keyframe.index))
 

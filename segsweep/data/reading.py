@@ -130,11 +130,12 @@ def decide(census: Census, named: Sequence[int] = (), cut: bool = True) -> Readi
 
 def _of_alpha(census: Census) -> Reading:
     """Whether the alpha channel counts."""
-    lying = [codes for codes in census.files if (codes >= ALPHA).all()]
+    files = [known for codes in census.files if len(known := codes[codes != NO_DATA])]
+    lying = [codes for codes in files if (codes >= ALPHA).all()]
     if not any(len(codes) > 1 for codes in lying):
         return Reading()
     visible = np.unique(np.concatenate([_seen(codes, "") for codes in lying]))
-    if len(lying) == len(census.files) and len(visible) == 1:
+    if len(lying) == len(files) and len(visible) == 1:
         note = "masks: read from the alpha channel; the other channels are the same everywhere"
         return Reading(alpha="number", notes=(note,))
     if any(len(codes) > 1 and is_black(_seen(codes, "")).any() for codes in lying):

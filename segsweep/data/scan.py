@@ -81,6 +81,7 @@ class Manifest:
     named: list[int]  # codes of the mask values that had a name
     by_name: bool  # other names would give other masks
     absent: list[int] = field(default_factory=list)  # numbers that are no class of a folder, as a file's tag says
+    black: bool = True  # of folders' classes: some pixels are black, so those are background
 
     def stored(self, codes: Codes) -> np.ndarray:
         """Return the stored number of each code that counts, uint8."""
@@ -89,7 +90,7 @@ class Manifest:
 
     def final(self, codes: Codes, foreground: int | None) -> Codes:
         """Return the code that counts for each of a mask's codes; with `foreground` all but background is that."""
-        return _of_class(self.reading.final(codes), foreground, self.void, self.absent)
+        return _of_class(self.reading.final(codes), foreground, self.void, self.absent, self.black)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -267,6 +268,7 @@ def write(
     census = scan.merge()
     reading = decide(census, named, how.threshold == "auto")
     final, notes = reading.final(census.codes), list(reading.notes)
+    black = bool(is_black(final).any())
     classes = [samples[number].foreground for number in scan.kept]
     void, tags = how.void, set[int]()
     if any(one is not None for one in classes):
@@ -275,8 +277,9 @@ def write(
             void, note = _void_of(folders)
             notes.append(note)
         tags = _without_value(final, scan.tags if how.nodata != "none" else (), void)
-        _refuse_without_background(folders, void, tags)
-    listed = np.unique(np.concatenate([_of_class(final, one, void, tags) for one in dict.fromkeys(classes)])).tolist()
+        _refuse_without_background(folders, void, tags, black)
+    of_class = {one: _of_class(final, one, void, tags, black) for one in dict.fromkeys(classes)}
+    listed = np.unique(np.concatenate([*of_class.values()])).tolist()
     dtype = next(iter(scan.kinds)).split()[0]
     manifest = Manifest(
         rows=[],
@@ -293,14 +296,14 @@ def write(
         reading=reading,
         named=sorted(named),
         absent=sorted(tags),
+        black=black,
         by_name=len(census.codes) > KEPT or (len(census.codes) > LEVELS and bool(census.ramp.any())),
     )
-    of_class = {one: manifest.stored(_of_class(final, one, void, tags)) for one in dict.fromkeys(classes)}
+    tables = {one: manifest.stored(codes) for one, codes in of_class.items()}
     with raw.open("rb") as source, (folder / MASKS if keep else Path(os.devnull)).open("wb") as file:
         for row, one in zip(scan.rows, classes, strict=True):
             codes, index = _unpacked(source, row)
-            table = of_class[one][np.searchsorted(census.codes, codes)]
-            stored = table[index]
+            stored = tables[one][np.searchsorted(census.codes, codes)][index]
             file.write(stored.data)
             counts = np.bincount(stored, minlength=256)
             values = {int(number): int(counts[number]) for number in np.flatnonzero(counts)}
@@ -358,8 +361,13 @@ def _unpacked(source: BinaryIO, row: Row) -> tuple[Codes, np.ndarray]:
     return codes, np.frombuffer(source.read(row.height * row.width * kind.itemsize), kind)
 
 
-def _of_class(codes: Codes, foreground: int | None, void: int | None, tags: Collection[int] = ()) -> Codes:
-    """With a class of its own all but background is that; what is void, or has a tag's value, does not count."""
+def _of_class(
+    codes: Codes, foreground: int | None, void: int | None, tags: Collection[int] = (), black: bool | None = None
+) -> Codes:
+    """With a class of its own all but background is that; what is void, or has a tag's value, does not count.
+
+    `black`: whether black is among the codes of all files; None: these are all.
+    """
     if foreground is None:
         return codes
     absent = (codes == NO_DATA) | np.isin(numbers(codes), [*tags])
@@ -367,13 +375,14 @@ def _of_class(codes: Codes, foreground: int | None, void: int | None, tags: Coll
         grey = COLOR | void * 0x010101 if 0 <= void <= 255 else void  # a colour that is called by its level
         absent |= (numbers(codes) == void) | (codes == void) | (codes == grey)
         absent |= is_entry(codes) & (COLOR | codes & 0xFFFFFF == void)
-    return np.where(absent, NO_DATA, np.where(_background(codes), 0, foreground))
+    return np.where(absent, NO_DATA, np.where(_background(codes, black), 0, foreground))
 
 
-def _background(codes: Codes) -> NDArray[np.bool_]:
-    """Which codes are background where all others are a class's: black, or a palette's first entry."""
-    black = is_black(codes)
-    return black if black.any() else is_entry(codes) & (numbers(codes) == 0)
+def _background(codes: Codes, black: bool | None = None) -> NDArray[np.bool_]:
+    """Which codes are background where all others are a class's: black or, without any, a palette's first entry."""
+    found = is_black(codes)
+    there = found.any() if black is None else black
+    return found if there else is_entry(codes) & (numbers(codes) == 0)
 
 
 def _without_value(codes: Codes, tags: Collection[int], void: int | None) -> set[int]:
@@ -414,11 +423,13 @@ def _void_of(folders: Mapping[Path, Codes]) -> tuple[int | None, str]:
     return USUAL, f"masks: {USUAL} is ignored, {why}; to ignore another value: data.ignore_index=VALUE"
 
 
-def _refuse_without_background(folders: Mapping[Path, Codes], void: int | None, tags: Collection[int]) -> None:
+def _refuse_without_background(
+    folders: Mapping[Path, Codes], void: int | None, tags: Collection[int], black: bool
+) -> None:
     """Refuse a folder of a class whose masks have several values that count, none of which is background."""
     problems = []
     for folder, codes in folders.items():
-        counted = _of_class(codes[codes != OTHERS], 1, void, tags)
+        counted = _of_class(codes[codes != OTHERS], 1, void, tags, black)
         number = np.count_nonzero(counted == 1)
         if number > 1 and not (counted == 0).any():
             problems.append(

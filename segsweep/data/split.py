@@ -136,13 +136,15 @@ def stratified(
     expected = np.array(shares)
     beyond = np.repeat(-expected[:, None], held.shape[1], 1)  # what each part has beyond its share, negative at first
     chosen: dict[str, int] = {}
+    empty = list(range(len(shares)))  # parts without a group
     order = sorted(names, key=lambda name: (-math.floor(math.log2(held[names[name]].max())), place(name, seed)))
     for left, name in zip(range(len(order), 0, -1), order, strict=True):
         own = held[names[name]]
         worse = (2 * beyond @ own + own @ own) / expected  # of each part, if the group went there
-        empty = sorted(set(range(len(shares))) - set(chosen.values()))
         allowed = empty if len(empty) == left else range(len(shares))
         chosen[name] = min(allowed, key=lambda part, worse=worse: worse[part])
+        if chosen[name] in empty:
+            empty.remove(chosen[name])
         beyond[chosen[name]] += own
     return chosen
 
@@ -203,7 +205,8 @@ def place(name: str, seed: int = 0) -> float:
 
 
 def read_split(folder: Path) -> list[dict[str, str]]:
-    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image and mask for each sample.
+    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image, mask and
+    content, a hash of the image's pixels, for each sample.
 
     Raises ConfigError: it is damaged.
     """

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 # Wraps an iterator, as a progress bar does; also given its length and a title.
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
-VERSION = 7
+VERSION = 8
 PLAIN = Decoding()
 SAMPLED = 4_000_000  # pixels that percentiles are taken from
 

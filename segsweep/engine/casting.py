@@ -20,18 +20,21 @@ class AtOnce:
     Weights, gradients and results are what autocast gives layer by layer, bit for bit.
 
     Args:
+        model: its layers are called one by one; None: nothing is done, since a compiler joins the casts itself, and
+            torch's DDP needs the parameters themselves.
         precision: autocast's data type; float32 casts nothing.
     """
 
-    def __init__(self, model: nn.Module, precision: torch.dtype):
+    def __init__(self, model: nn.Module | None, precision: torch.dtype):
+        modules = list(model.modules()) if model else []
         self.precision = precision
         owners: dict[int, list[tuple[nn.Module, str]]] = {}
-        for module in model.modules():
+        for module in modules:
             for name, parameter in module.named_parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append((module, name))
         self._owners = [own for own in owners.values() if precision != torch.float32 and _all_cast(own)]
         self._weights = [module._parameters[name] for module, name in (own[0] for own in self._owners)]
-        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+        self._norms = [m for m in modules if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from segsweep.config.checks import DEVICES, is_device
 from segsweep.errors import ConfigError, OutOfMemoryError, first_line
 from segsweep.paths import build_once, cache, load_json, locked
 from segsweep.runs.records import Precision
@@ -108,8 +109,10 @@ def find(name: str, option: str = "train.device=", local: int | None = None) -> 
         option: what was typed before the name.
         local: of several processes that train together, this one's number on its machine: it takes the GPU of it.
 
-    Raises ConfigError: it is not there.
+    Raises ConfigError: there is no such device, or it is not here.
     """
+    if not is_device(name):
+        raise ConfigError(f"{option}{name}: must be {DEVICES}.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"  # mps on request only: nobody has measured it yet
     device = torch.device(name)

@@ -48,7 +48,7 @@ class Execution:
             return logits
 
     def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return what to call in training's place of a function: images always have one size there."""
+        """Return what a training calls in place of this function; compiled for one size of images, which it has."""
         if not self.compile:
             return function
         if not self.graphs:

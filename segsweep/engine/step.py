@@ -82,11 +82,10 @@ class TrainStep:
             # Each weight's gradient goes to the others as soon as it is there; they would wait for a process whose
             # compiler fails.
             called = self.execution.compiled(shared)
-            return _Called(model, trained, shared, self._loss_of(called), AtOnce(nn.Identity(), torch.float32))
+            return _Called(model, trained, shared, self._loss_of(called), AtOnce(None, torch.float32))
         loss = self._loss_of(model)
         compiled = self._tried(model, loss, batch) if self.execution.compile else None
-        # What is compiled has its casts joined anyway.
-        at_once = AtOnce(nn.Identity() if compiled else model, self.execution.precision)
+        at_once = AtOnce(None if compiled else model, self.execution.precision)
         return _Called(model, trained, shared, compiled or loss, at_once)
 
     def _loss_of(self, model: Callable[..., Tensor]) -> Loss:

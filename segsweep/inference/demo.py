@@ -118,13 +118,12 @@ def page(predictor: Predictor, found: Found, folder: Path) -> "gradio.Blocks":
             shutil.rmtree(seen.folder, ignore_errors=True)
 
     def look(path: str | Path | None, before: Segmented | None) -> Segmented | None:
-        forget(before)
-        if path is None:
-            return None
         try:
-            return segment(predictor, Path(path), folder)
+            seen = None if path is None else segment(predictor, Path(path), folder)
         except (DataError, OutOfMemoryError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
+        forget(before)  # which stays where the new one cannot be
+        return seen
 
     def show(seen: Segmented | None, threshold: float, opacity: float) -> tuple[Any, str, Any]:
         if seen is None:

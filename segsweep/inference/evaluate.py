@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from segsweep import metrics
+from segsweep import console, metrics
 from segsweep.config.checks import read_file
 from segsweep.data.batches import Batch, EvalBatches, Pixels
 from segsweep.data.dataset import Dataset
@@ -52,6 +52,13 @@ class Result:
     intervals: dict[str, tuple[float, float]]  # 95 %, by the metric's name; NaN where too few images tell
     looks: int  # how often the run's test split has been scored, now included; 0 for another split or other data
     how: str  # the model was run: precision and layout, and why
+    groups: int  # of the images, which the intervals draw
+
+    @property
+    def drawn(self) -> str:
+        """Say what the intervals are over."""
+        alone = self.groups == self.images
+        return console.counted(self.images, "image") if alone else console.counted(self.groups, "group") + " of images"
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,9 @@ def evaluate(
         chosen = thresholds if chosen_on == split else curve(count(chosen_on, edges=False).histogram)
         if (best := best_threshold(chosen)) is not None:
             scored |= {f"threshold/{key}": value for key, value in thresholds[best].items()}
-    intervals = bootstrap(counts)
+    of = {sample.key: group for sample, group in zip(data.samples, data.groups, strict=True)}
+    groups = [of[key] for key in counts.keys]
+    intervals = bootstrap(counts, groups)
     digest, images = data.store.digest, len(counts.keys)
     evaluation = EvaluationRecord(
         split, info.epoch, digest, images, scored, intervals, own, views, times, chosen_on, how
@@ -177,7 +186,7 @@ def evaluate(
     if on_test:  # by the training, and by evaluations of whatever name
         looks = sum(isinstance(record, End) and bool(record.tested) for record in run.records)
         looks += sum(_times(path.parent) for path in (found.run / FOLDER).glob(f"*/{RESULT}"))
-    return Result(folder, split, images, scored, intervals, looks, how)
+    return Result(folder, split, images, scored, intervals, looks, how, len(set(groups)))
 
 
 def boundary(mask: Tensor, void: Tensor) -> Tensor:
@@ -250,26 +259,33 @@ def best_threshold(rows: Sequence[Mapping[str, float]]) -> int | None:
     return max(scored, key=lambda i: (rows[i]["iou"], -abs(rows[i]["at"] - 0.5)), default=None)
 
 
-def bootstrap(counts: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals of the four scores: images drawn with replacement, their pixels pooled.
+def bootstrap(counts: Counts, groups: Sequence[str] | None = None, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Return 95 % intervals of the four scores: groups of images drawn with replacement, their pixels pooled.
 
     A mean over classes is one over the same classes each time: draws that miss one which the split has are left out.
-    One image alone has no interval: NaN.
+    NaN where one group is all there is, or where too few draws are left.
+
+    Args:
+        groups: of the images; None: each image is one of its own.
     """
-    weights = metrics.resample(np.random.default_rng(seed), len(counts.keys))
-    matrices, edges = (metrics.pool(np.stack(each), weights) for each in (counts.matrices, counts.boundaries))
-    needed = np.sum(counts.matrices, (0, 2)) > 0
-    whole = (matrices.sum(-1) > 0)[:, needed].all(1)
-    if len(counts.keys) == 1:
-        whole = np.zeros_like(whole)
-    matrices, edges = matrices[whole], edges[whole]
+    names, pixels = metrics.by_group(np.stack(counts.matrices), groups or counts.keys)
+    _, borders = metrics.by_group(np.stack(counts.boundaries), groups or counts.keys)
+    weights = metrics.resample(np.random.default_rng(seed), len(names))
+    matrices, edges = metrics.pool(pixels, weights), metrics.pool(borders, weights)
     drawn = {
         "iou": metrics.pooled_iou(matrices),
         "dice": metrics.overall(metrics.where_present(matrices, metrics.dice(matrices))),
         "accuracy": metrics.accuracy(matrices),
         "boundary_iou": metrics.overall(metrics.where_present(matrices, _boundary_iou(edges))),
     }
-    return {name: metrics.interval(values) for name, values in drawn.items()}
+    needed = pixels.sum((0, 2)) > 0
+    whole = (matrices.sum(-1) > 0)[:, needed].all(1)
+    whole &= len(names) > 1
+    drawn["accuracy"] = np.where(len(names) > 1, drawn["accuracy"], np.nan)
+    return {
+        name: metrics.interval(values if name == "accuracy" else np.where(whole, values, np.nan))
+        for name, values in drawn.items()
+    }
 
 
 def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:
@@ -278,9 +294,19 @@ def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _learnt(data: Dataset, rows: Iterable[Mapping[str, str]], by: str) -> set[int]:
-    """Find the samples that a run was trained on, by the `key` or the `image` file in the rows of its split."""
-    trained = {row[by] for row in rows if row["split"] == "train"}
-    return {i for i, sample in enumerate(data.samples) if str(getattr(sample, by)) in trained}
+    """Find the samples that a run was trained on, by the `key` or the `image` file in the rows of its split.
+
+    Of other data an image with the same pixels is one of them, too, wherever it lies, unless it is all of one colour.
+    """
+    trained = [row for row in rows if row["split"] == "train"]
+    names = {row[by] for row in trained}
+    contents = set() if by == "key" else {row.get("content") for row in trained} - {None, ""}
+    stored = data.store.rows
+    return {
+        i
+        for i, sample in enumerate(data.samples)
+        if str(getattr(sample, by)) in names or (stored[i].content in contents and stored[i].low != stored[i].high)
+    }
 
 
 def _refuse_learnt(split: str, indices: Sequence[int], learnt: set[int], same: bool) -> None:

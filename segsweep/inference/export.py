@@ -28,7 +28,7 @@ from segsweep.data.geometry import SMALLEST, Canvas, Size
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.errors import ConfigError, first_line, unwritable
-from segsweep.inference.running import canvas, execution
+from segsweep.inference.running import canvas, execution, without_views
 from segsweep.nn.checkpoint import ModelInfo, describe, load_model
 from segsweep.nn.encoder import whole_strides
 from segsweep.nn.tiles import limit
@@ -119,6 +119,7 @@ def export(
     needs(kind)
     info, unet = describe(model), load_model(model)
     scored, how = execution(info, torch.device("cpu"))
+    how = "; ".join(filter(None, (how, without_views(info))))
     weight = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     if kind == "onnx" and weight >= ONNX_LIMIT:
         raise ConfigError(f"--format onnx: can hold 2 GB, and {info.encoder} has {weight / 1e9:.1f}. Try pt2.")
@@ -177,6 +178,7 @@ def metadata(info: ModelInfo, model: UNet, sizes: Sizes) -> Mapping[str, object]
         "resize": info.resize,
         "zoom": info.zoom,
         "weights_source": info.weights_source,
+        "tta": info.tta,
         **{name: value for name, value in (("epoch", info.epoch), ("val_iou", info.val_iou)) if value is not None},
     }
 
@@ -188,12 +190,16 @@ def preparation(info: ModelInfo) -> str:
         tiled = f"at {height}x{width}: smaller ones padded by repeating the edge, larger ones in overlapping tiles"
         return f"{tiled}, as in training and by segsweep predict" if info.filled else "as they are"
     brought = f"resized to {info.size[0]}x{info.size[1]} first"
-    how = {
-        "crop": f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})",
-        "pad": f"{brought}, with their aspect ratio, padded by repeating the edge (resize=pad)",
-        "squash": f"{brought}, stretched (resize=squash)",
+    how, cut = {
+        "crop": (f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})", ""),
+        "pad": (
+            f"{brought}, with their aspect ratio, padded on both sides alike by repeating the edge (resize=pad)",
+            "cut the padding off the logits, and ",
+        ),
+        "squash": (f"{brought}, stretched (resize=squash)", ""),
     }[info.resize]
-    return f"{how}, as in training and by segsweep predict; then resize the logits to the image's size"
+    back = "them" if cut else "the logits"
+    return f"{how}, as in training and by segsweep predict; then {cut}resize {back} to the image's size"
 
 
 def levels(model: UNet, size: Size) -> Iterator[Sizes]:

@@ -95,10 +95,12 @@ def _best(folders: Iterable[Path], where: str) -> Found:
             continue
         if run.start and run.best and run.best.iou is not None and not run.start.settings.data.overfit:
             scores[folder] = run.best.iou
-            data.add(run.start.data_digest)
+            data.add((run.start.data_digest, *run.start.classes))
     if not scores:
         raise ConfigError(f"{where}: no trained model there. Train one: {program()}. Or give {FORMS}.")
     best = max(scores, key=lambda folder: scores[folder])
     among = f"the best of {len(scores)} runs" if len(scores) > 1 else "the only run"
-    among += f" (on {len(data)} data sets, so their scores cannot be compared)" if len(data) > 1 else ""
+    among += (
+        f" (on {len(data)} data sets or sets of classes, so their scores cannot be compared)" if len(data) > 1 else ""
+    )
     return Found(best / BEST, best, f"{among} in {where}: {best} (val IoU {scores[best]:.4f})")

@@ -12,6 +12,7 @@ from segsweep.data.raster import GDAL_NODATA, ORIENTATION, TIFF, upright
 
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams (OGC 19-008r4).
 TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
+ASCII = 2  # TIFF's type of texts
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ def nodata_tag(value: float) -> tuple[Any, ...]:
     return GDAL_NODATA, "s", 0, f"{value}", True
 
 
+def _value(file: tifffile.TiffFile, tag: tifffile.TiffTag) -> Any:
+    """Return a tag's value; of a text its bytes: tifffile writes no letters beyond ASCII, and cuts blanks off."""
+    if tag.dtype != ASCII:
+        return tag.value
+    file.filehandle.seek(tag.valueoffset)
+    return file.filehandle.read(tag.valuebytecount)
+
+
 def georeference(path: Path) -> Georeference | None:
     """Read an image's georeference; None where it has none, or is no TIFF that can be read."""
     if path.suffix.lower() not in TIFF:
@@ -47,7 +56,7 @@ def georeference(path: Path) -> Georeference | None:
             page = file.pages.first
             orientation = int(page.tags.valueof(ORIENTATION, default=1))
             found = [tag for tag in page.tags if tag.code in TAGS]
-            tags: list[tuple[Any, ...]] = [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found]
+            tags: list[tuple[Any, ...]] = [(tag.code, tag.dtype, tag.count, _value(file, tag), True) for tag in found]
     except Exception:  # on damaged files, nearly anything; `read_image` says what is wrong
         return None
     if orientation != 1:

@@ -60,11 +60,12 @@ class Predictor:
         precision: str | None = None,
         tta: str | None = None,
         tile: int | None = None,
+        option: str = "--device ",
     ):
         self.info = describe(model)
         self.classes, self.range = self.info.classes, self.info.range
         devices.compute_as()
-        self.device = devices.find(device, "--device ")
+        self.device = devices.find(device, option)
         self._execution, self.how = execution(self.info, self.device, precision)
         views = tta or self.info.tta
         if (views, self.info.tta) != ("none", "none"):

@@ -11,6 +11,7 @@ from segsweep.data.store import Watch, unwatched
 from segsweep.inference.evaluate import FOLDER, read_evaluation
 from segsweep.inference.export import Exported, Sizes, export, preparation
 from segsweep.inference.find import Found
+from segsweep.inference.running import without_views
 from segsweep.nn.checkpoint import ModelInfo, describe
 from segsweep.nn.weights import about as pretrained
 from segsweep.paths import program
@@ -92,8 +93,8 @@ logits = model(pixels)
 
 ## Scores
 
-{_scores(folder, run, info.epoch)}
-
+{_scores(folder, run, info.epoch, info.tta)}
+{f"{chr(10)}The {views}.{chr(10)}" if (views := without_views(info)) else ""}
 {USE}
 
 ## Weights
@@ -112,14 +113,14 @@ torch {start.torch}, seed {start.settings.train.seed}:
 """
 
 
-def _scores(folder: Path, run: Run, epoch: int | None) -> str:
+def _scores(folder: Path, run: Run, epoch: int | None, tta: str) -> str:
     """Return a table for each split: with 95 % intervals where the run has been evaluated, else the training's own."""
     lines = ["| split | metric | value | 95 % over images |", "|---|---|---|---|"]
     ended = run.end.metrics if run.end else {}
     for split in ("val", "test"):
         found = read_evaluation(folder / FOLDER / split)
-        if found and not (found.own and found.epoch == epoch):
-            found = None  # of other images, or of an earlier model
+        if found and (found.own, found.epoch, found.split, found.tta) != (True, epoch, split, tta):
+            found = None  # of other images or views, or of an earlier model
         for name, title in SCORES.items():
             value = found.metrics.get(name) if found else ended.get(f"{split}/{name}")
             low, high = found.intervals.get(name, (None, None)) if found else (None, None)

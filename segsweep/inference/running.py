@@ -28,6 +28,13 @@ def canvas(info: ModelInfo) -> Canvas:
     return Canvas(info.size, info.resize, info.zoom, info.filled)
 
 
+def without_views(info: ModelInfo) -> str:
+    """Say that a model's scores are of mirrored views, which the network alone does not compute; empty if not."""
+    if info.tta == "none":
+        return ""
+    return f"scores are means over mirrored views (train.tta={info.tta}), and this model computes one view"
+
+
 def execution(info: ModelInfo, device: torch.device, asked: str | None = None) -> tuple[Execution, str]:
     """Decide how a model is run on a device, and say it and why in a line.
 

@@ -68,12 +68,18 @@ def _level(single: Map, level: Map, kind: str) -> nn.Module:
 
 
 class JoiningConv2d(nn.Conv2d):
-    """A 3x3 convolution over a map that is brought to a size, and a skip of that size joined to it.
+    """A 3x3 convolution over a coarse map, brought to the skip's size, and the skip.
+
+    It is computed in one of two ways, which are equal up to rounding:
+
+    - joined: resize, concatenate, convolve. Fewer calls.
+    - doubling: resizing and convolving the coarse map is one transposed convolution (`_upsampled`); the skip is
+      convolved by itself and added. Fewer products and copies.
+
+    In evaluation mode it is always the second, so that no score depends on how a training was run.
 
     Attributes:
-        doubling: doubling and convolving are one transposed convolution, and map and skip are convolved apart and
-            added: fewer products and copies, more calls. Without it, in training alone, they are joined first. Either
-            way it is the same map, up to rounding; all that is scored is computed in one way.
+        doubling: whether a training takes the second way, too.
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -81,13 +87,13 @@ class JoiningConv2d(nn.Conv2d):
         self.doubling = True
 
     @property
-    def plain(self) -> bool:
-        """Tell whether the weights meet map and skip joined, as they are."""
+    def joins(self) -> bool:
+        """Tell whether map and skip are concatenated: then autocast casts the weights as they are."""
         return self.training and not self.doubling
 
     def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
         """From `b c h w` and the skip `b s *size`, if any, to `b outputs *size`."""
-        if self.plain:
+        if self.joins:
             x = _resized(x, size)
             return F.conv2d(x if skip is None else torch.cat([x, skip], 1), self.weight, padding=1)
         if skip is None:

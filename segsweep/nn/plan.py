@@ -85,11 +85,9 @@ def plan(
                 f"{', '.join(f'{stride:g}' for stride in strides)}), so it takes {len(strides)} widths, deepest first."
             )
         return _build(levels, pyramid, strides, [int(w) for w in width])
-    for eighths in range(8, 0, -1):
-        widths = [_scaled(stride, eighths / 8) for stride in strides]
-        candidate = _build(levels, pyramid, strides, widths)
-        if macs(candidate) <= encoder_macs:
-            break
+    scaled = [[_scaled(stride, eighths / 8) for stride in strides] for eighths in range(8, 0, -1)]
+    affordable = (widths for widths in scaled if macs(_build(levels, pyramid, strides, widths)) <= encoder_macs)
+    widths = next(affordable, scaled[-1])
     least = 8 if classes == 1 else min(HEAD, max(SEVERAL, 8 * math.ceil(2 * classes / 8)))
     return _build(levels, pyramid, strides, [max(least, width) for width in widths])
 
@@ -98,7 +96,8 @@ def macs(plan: DecoderPlan) -> float:
     """Count multiply-adds of the decoder's convolutions, for one pixel of the image."""
     total = 0.0
     for level in plan.pyramid:
-        for inputs, outputs, stride in upsamplings(plan.pyramid[-2], level):
+        single = plan.pyramid[-2]  # the encoder's own map: PYRAMID ends in 1, 2
+        for inputs, outputs, stride in upsamplings(single, level):
             total += inputs * outputs / stride**2
     coarser = plan.deepest.stride
     for stage in plan.stages:

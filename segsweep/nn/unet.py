@@ -136,7 +136,7 @@ def casts_weights(layer: nn.Module) -> bool:
     Subclasses may compute with their weights first, as standardised convolutions do: of them only those known here.
     """
     known = (nn.Conv2d, Conv2dSame, nn.ConvTranspose2d, nn.Linear)
-    return type(layer) in known or (isinstance(layer, JoiningConv2d) and layer.plain)
+    return type(layer) in known or (isinstance(layer, JoiningConv2d) and layer.joins)
 
 
 def predict(logits: Tensor) -> Tensor:

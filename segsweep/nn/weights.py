@@ -8,6 +8,7 @@ No input ever runs a pickle: files are safetensors or loaded with `weights_only=
 import hashlib
 import logging
 import os
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -87,6 +88,10 @@ def find(name: str, pretrained: "str | bool | Weights" = "auto", file: str | Pat
     found = _looked_up(name, file, _reachable)
     if isinstance(found, str):
         return _without(name, pretrained, found)
+    if file is not None and found.source != "file":
+        console.note(
+            f"note: encoder.weights_file={file}: has no checkpoint of {name}, so the weights come from elsewhere"
+        )
     return replace(found, required=pretrained is True) if found.source == "hub" else found
 
 
@@ -123,7 +128,8 @@ def _looked_up(name: str, file: str | Path | None, reachable: Callable[[str], bo
     if not config.has_weights:
         return "timm has no pretrained weights for it"
     if (cached := _in_cache(config)) is not None:
-        return Weights("cache", read(cached))
+        file = cached.resolve()  # the hub's cache has links
+        return Weights("cache", read(file, f"{file} (timm's cache; remove it, and it is fetched again)"))
     if not reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
         return "not installed, not in timm's cache, and the hub is out of reach"
     return Weights("hub")
@@ -159,18 +165,19 @@ def create(name: str, found: Weights, **arguments: Any) -> tuple[nn.Module, Sour
     arguments["features_only"] = True
     if found.source == "random":
         return timm.create_model(name, pretrained=False, **arguments), "random"
-    overlay = {"state_dict": dict(found.tensors), "custom_load": False} if found.tensors else None
     if found.source == "hub":
         console.note(f"weights: fetching those of {name} from the hub")
+    overlay = {"state_dict": dict(found.tensors), "custom_load": False} if found.tensors else None
     with _loads() as missing:
         try:
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-        except (RuntimeError, OSError, ValueError) as error:
+        except TypeError:  # an argument that this model does not take: the caller's to tell
+            raise
+        except Exception as error:  # of the hub's HTTP library, or a KeyError of timm's on another model's file
             if not found.required:
                 return create(name, _without(name, "auto", f"the hub failed: {first_line(error)}"), **arguments)
-            raise ConfigError(
-                f"encoder={name}: the weights ({found.source}) could not be loaded: {unloaded(error)} {_OTHERWISE}"
-            ) from error
+            said = f"the weights ({found.source}) could not be loaded: {unloaded(error)} {_OTHERWISE}"
+            raise ConfigError(f"encoder={name}: {said}") from error
     _check_filled(name, found.source, model, missing)
     return model, found.source
 
@@ -190,12 +197,12 @@ def digest(name: str, pretrained: str | bool = "auto", file: str | None = None) 
     return hashed.hexdigest()[:16]
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors, never running code in it.
+def read(path: Path, where: str = "") -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, never running code in it; errors begin with `where`, or the key that names it.
 
     Raises ConfigError: no such file, or neither safetensors nor a plain PyTorch state dict.
     """
-    where = f"encoder.weights_file={path}"
+    where = where or f"encoder.weights_file={path}"
     if not path.is_file():
         raise ConfigError(f"{where}: no such file.")
     try:
@@ -264,6 +271,9 @@ def _reachable(url: str) -> bool:
                 answered.set()
         except urllib.error.HTTPError:
             answered.set()  # it answered, if only to complain
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLError):  # it did; the hub's own client brings certificates along
+                answered.set()
         except (OSError, ValueError):
             pass
 

@@ -7,6 +7,7 @@ import subprocess
 
 from segsweep.paths import INSTALLED, ROOT
 
+NAMED = 20  # new files at most that are named
 # Names of files that hold secrets.
 SECRET = re.compile(
     r"(^|/)(\.env[^/]*|\.netrc|\.pgpass|\.npmrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519)[^/]*)$"
@@ -31,7 +32,13 @@ def code() -> tuple[str | None, bool, str]:
         commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
         secret = [name for name in git("diff", "HEAD", "--name-only", "-z").split("\0") if SECRET.search(name)]
         apart = [f":(exclude,top,literal){name}" for name in secret]
-        said = f"# left out, because their names look like names of secrets: {', '.join(secret)}\n" if secret else ""
+        new = [
+            name for name in git("ls-files", "--others", "--exclude-standard", "--directory", "-z").split("\0") if name
+        ]
+        shown = ", ".join(new[:NAMED]) + (", ..." if len(new) > NAMED else "")
+        said = f"# new files, which are not recorded here: {shown}\n" if new else ""
+        if secret:
+            said += f"# left out, because their names look like names of secrets: {', '.join(secret)}\n"
         return commit, bool(changes), said + git("diff", "HEAD", "--no-ext-diff", "--", ":(top)", *apart)
     except (OSError, subprocess.SubprocessError):
         return None, False, ""

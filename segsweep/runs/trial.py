@@ -51,6 +51,8 @@ class Trial:
         source = self.run.start.weights_source if self.run.start else ""
         if source == "random":
             return f"{self.encoder.partition('.')[0]} (random)"
+        if source == "file" and (file := self.varied.get("encoder.weights_file")):
+            return f"{self.encoder} ({file})"
         return (
             f"{self.encoder} (file)" if source == "file" and "." not in self.encoder else catalog.tagged(self.encoder)
         )

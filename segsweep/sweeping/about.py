@@ -47,7 +47,7 @@ class About:
     cross_validates: bool = False  # every setting is run on every fold, and nobody is chosen
     cross_validation: list[CrossValidated] = field(default_factory=list)  # its settings, best first, once it is over
     id: str = ""  # names it in its study, wherever its folder is moved
-    repeats: list[str] = field(default_factory=list)  # names of the finalists' trainings that count; empty: all
+    repeats: list[str] | None = None  # names of the finalists' trainings that count; None: none were chosen yet
     shared: bool = False  # other controllers may take part
 
     def save(self, folder: Path) -> None:

@@ -76,7 +76,9 @@ def table(rows: pd.DataFrame, group_by: Sequence[str] = ()) -> pd.DataFrame:
     grouped = told.groupby(list(dict.fromkeys([*group_by, *apart, *of, *data])), sort=False)
     found = grouped.size().rename("n").to_frame()
     for name in scores:
-        found[name], found[f"{name} sd"] = grouped[name].mean(), grouped[name].std(ddof=1)
+        # The winner alone has a test score: no mean of one stands beside n.
+        found[name] = grouped[name].agg(lambda values: values.mean(skipna=False))
+        found[f"{name} sd"] = grouped[name].agg(lambda values: values.std(ddof=1, skipna=False))
     for name in cost:
         found[name] = grouped[name].median()
     if (found["epochs"] % 1 == 0).all():
@@ -100,6 +102,8 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
     parts = [f"first           {first}", f"second          {second}"]
     if _several(rows):
         parts.append("data            not the same, so the scores cannot be compared")
+    elif rows["classes"].nunique() > 1:
+        parts.append("classes         not the same, so the scores cannot be compared")
     same = [] if changed else ["the same settings", ""]
     parts += ["", *same, shown(settings, kind), "", shown(scores, kind), ""]
     return "\n".join([*parts, _images(first, second, kind)])
@@ -108,9 +112,9 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
 def _images(first: Path, second: Path, kind: str) -> str:
     """Tell what changed on the validation images."""
     before, after = (finalists.read([(folder, journal.read(folder))]) for folder in (first, second))
-    interval = finalists.behind(after, before)
+    interval = finalists.behind(after, before, finalists.groups(first))
     if interval is None:
-        why = f"not validated on the same images, or one lacks the {metrics.MATRICES} of its best epoch"
+        why = f"not validated on the same images, or on too few, or one lacks the {metrics.MATRICES} of its best epoch"
         return f"images: the runs cannot be compared image by image: they were {why}"
     (keys,) = before
     each = {"first": metrics.image_iou(before[keys][0]), "second": metrics.image_iou(after[keys][0])}
@@ -159,6 +163,7 @@ def _row(folder: Path, run: Run) -> dict[str, object]:
         "run": str(folder),
         "data": f"{start.asked.data.name} {start.data_digest[:8]}",
         "digest": start.data_digest,
+        "classes": ",".join(start.classes),
         **start.keys(),
         **{name: best.metrics.get(name) if best else None for name in SCORES if name.startswith("val/")},
         "test/iou": run.tested.get("test/iou"),
@@ -219,5 +224,6 @@ def _cell(value: Any, deviation: Any, kind: str) -> str:
 def _escaped(text: str, kind: str) -> str:
     """Escape text, so that nothing in it has a meaning to LaTeX or Markdown."""
     if kind == "latex":
-        return re.sub(r"[&%$#_{}]", lambda found: f"\\{found[0]}", text.replace("\\", "/"))
+        escaped = re.sub(r"[&%$#_{}]", lambda found: f"\\{found[0]}", text.replace("\\", "/"))
+        return escaped.replace("^", r"\textasciicircum{}").replace("~", r"\textasciitilde{}")
     return text.replace("|", r"\|") if kind == "markdown" else text

@@ -166,28 +166,27 @@ class Shared:
         self.works, self.streak = True, 0
         return True
 
-    def holds_back(self, trial: Trial) -> bool:
-        """Tell whether to wait with telling a trial's failure: it may be this host that fails. `sick` says that it is.
-
-        One that failed so on another host, too, is told.
-        """
+    def began_nothing(self, trial: Trial) -> bool:
+        """Tell whether a trial ended here before its first epoch, so that this host may be why."""
         unstarted = len(trial.run.epochs) <= self.epochs.get(trial.name, 0)
-        if not unstarted or not (trial.state == "failed" or (trial.state == "refused" and not self.works)):
-            return False
-        self.streak += 1
-        hosts = {*self.claimed[trial.name].unstarted}
-        if not hosts - {self.claims.me.host}:
-            self.held_back.append(trial)
-        if self.streak >= SICK:
-            for one in self.held_back:
-                claim = self.claimed[one.name]
-                self.claims.give_back(claim.number, {*claim.unstarted, self.claims.me.host})
-            self.sick = (
-                f"{SICK} trials in a row failed here before their first epoch, so this host takes no more trials; "
-                f"other hosts will run these. The last error: {trial.reason}"
-            )
-            console.note(self.sick)
-        return trial in self.held_back
+        return unstarted and (trial.state == "failed" or (trial.state == "refused" and not self.works))
+
+    def failed_elsewhere(self, trial: Trial) -> bool:
+        """Tell whether another host could not begin it either."""
+        return bool({*self.claimed[trial.name].unstarted} - {self.claims.me.host})
+
+    def give_up(self, reason: str) -> list[Trial]:
+        """Take no more trials here; give back those whose failure nobody has been told of, and return them."""
+        given, self.held_back = self.held_back, []
+        for trial in given:
+            claim = self.claimed[trial.name]
+            self.claims.give_back(claim.number, {*claim.unstarted, self.claims.me.host})
+        self.sick = (
+            f"{SICK} trials in a row failed here before their first epoch, so this host takes no more trials; "
+            f"other hosts will run these. The last error: {reason}"
+        )
+        console.note(self.sick)
+        return given
 
     def waits(self) -> bool:
         """Tell whether to wait for the ends of trials that others run; as many controllers do as there are such trials.
@@ -234,14 +233,20 @@ class SharedSource(TrialSource, ABC):
         """Tell the study of a trial's end, unless it is another's by now."""
 
     def over(self, trial: Trial, verdict: Verdict | None = None) -> None:
+        shared = self.shared
         if verdict is TAKEN:
             self._leave(trial, Gone(TAKEN.reason))
-        elif not self.shared.holds_back(trial):
+        elif not shared.began_nothing(trial):
             self._tell(trial, verdict)
-        elif self.shared.sick:
-            for one in self.shared.held_back:
-                self.trials.pop(one.name, None)
-            self.shared.held_back = []
+        else:
+            shared.streak += 1
+            if not (elsewhere := shared.failed_elsewhere(trial)):
+                shared.held_back.append(trial)
+            if shared.streak >= SICK:
+                for given in shared.give_up(trial.reason):
+                    self.trials.pop(given.name, None)
+            if elsewhere:
+                self._tell(trial, verdict)
 
     def _tell_held_back(self) -> None:
         waiting, self.shared.held_back = self.shared.held_back, []
@@ -264,9 +269,11 @@ class SharedSource(TrialSource, ABC):
 class SharedSearch(SharedSource, Search):
     """A search that several controllers share."""
 
+    study: SharedStudy
+
     def __init__(self, study: SharedStudy, shared: Shared, *arguments: Any, **named: Any):
         super().__init__(study, *arguments, **named)
-        self._study, self.shared = study, shared
+        self.shared = shared
         self._known: set[int] = set()  # finished trials that are among `trials`
         self._looked = 0.0
 
@@ -277,7 +284,7 @@ class SharedSearch(SharedSource, Search):
     def refresh(self) -> None:
         """Read the trials that other controllers have finished."""
         self._looked = time.monotonic()
-        for frozen in self._study.trials(*FINISHED, TrialState.FAIL):
+        for frozen in self.study.trials(*FINISHED, TrialState.FAIL):
             if frozen.number in self._known:
                 continue
             self._known.add(frozen.number)
@@ -304,16 +311,16 @@ class SharedSearch(SharedSource, Search):
             return None
         if self.shared.sick:
             return None
-        claim = self._study.claim()
+        claim = self.study.claim()
         if claim is None and self.shared.held_back and not self.in_state("running"):
             self._tell_held_back()
-            claim = self._study.claim()
+            claim = self.study.claim()
         if claim is None:
             return None
         try:
             trial = self._made(claim.number, claim.values)
         except ConfigError as error:
-            self._study.fail(claim.number, str(error))
+            self.study.fail(claim.number, str(error))
             raise
         self.shared.begin(trial, claim)
         self._reported[claim.number] = claim.last_step
@@ -322,9 +329,9 @@ class SharedSearch(SharedSource, Search):
 
     def waits(self) -> bool:
         finished = sum(trial.state in ("complete", "pruned") for trial in self.trials.values())
-        if self.shared.sick or self.over_time or finished >= self._study.n_trials:
+        if self.shared.sick or self.over_time or finished >= self.study.n_trials:
             return False
-        if self._study.exhausted and not self.shared.claims.elsewhere():
+        if self.study.exhausted and not self.shared.claims.elsewhere():
             return False
         return self.shared.waits()
 
@@ -342,7 +349,7 @@ class SharedSearch(SharedSource, Search):
     def _tell(self, trial: Trial, verdict: Verdict | None = None) -> None:
         self._known.add(trial.number)
         try:
-            self._study.note(trial.number, RECORD, journal.packed(trial.run))
+            self.study.note(trial.number, RECORD, journal.packed(trial.run))
             Search.over(self, trial, verdict)
         except Gone as gone:
             self._leave(trial, gone)

@@ -1,6 +1,5 @@
 """Cross-validation: score a setting over all images, each predicted by the model that did not train on it."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,6 @@ from statistics import mean, stdev
 import numpy as np
 
 from segsweep import metrics
-from segsweep.data.split import read_split
 from segsweep.metrics import Floats, Matrices
 from segsweep.runs.trial import Trial
 from segsweep.sweeping import about, finalists
@@ -30,8 +28,7 @@ class _Pooled:
     @cached_property
     def resampled(self) -> Floats:
         """The pooled IoU of groups drawn with replacement, `r`; the same draws for the same groups."""
-        weights = metrics.resample(np.random.default_rng(0), len(self.groups))
-        return metrics.pooled_iou(metrics.pool(self.matrices, weights))
+        return metrics.drawn_iou(self.matrices, metrics.resample(np.random.default_rng(0), len(self.groups)))
 
 
 def results(folder: Path, trials: Iterable[Trial]) -> list[CrossValidated]:
@@ -98,21 +95,13 @@ def _pooled(runs: Sequence[tuple[Path, Trial]]) -> _Pooled | None:
         if named != classes:
             order = [named.index(name) for name in classes]
             own = own[:, order][:, :, order]
-        of = _groups(folder)
+        of = finalists.groups(folder)
         groups += [of.get(key, key) for key in keys]
         matrices.append(own)
     if len({own.shape[1:] for own in matrices}) > 1:
         return None
     names, grouped = metrics.by_group(np.concatenate(matrices), groups)
     return _Pooled(len(groups), names, grouped)
-
-
-def _groups(folder: Path) -> dict[str, str]:
-    """Return the group of each image of a run, by its key."""
-    try:
-        return {row["key"]: row["group"] for row in read_split(folder)}
-    except (OSError, KeyError, ValueError, csv.Error):
-        return {}
 
 
 def _behind(first: _Pooled | None, other: _Pooled | None) -> tuple[float, float] | None:

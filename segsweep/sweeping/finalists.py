@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segsweep import metrics
+from segsweep.data.split import read_split
+from segsweep.errors import ConfigError
 from segsweep.metrics import Matrices
 from segsweep.runs.records import Run
 from segsweep.runs.trial import Trial
@@ -19,6 +23,7 @@ from segsweep.sweeping.space import Value
 
 FOLDER = "finalists"
 ANEW = ("train.seed", "data.fold")  # what each repeat has of its own
+NO_GROUPS: Mapping[str, str] = MappingProxyType({})
 
 Scored = Mapping[tuple[str, ...], Sequence[Matrices]]
 """By the names of the images, in order: the confusion matrices `n k k` of each run that was scored on them."""
@@ -55,7 +60,7 @@ class FinalistResult:
 
     trial: Trial  # of the search, whose setting it is
     runs: tuple[Trial, ...]  # its complete repeats; the trial itself where there are none
-    iou: float  # mean of the runs' best validation IoU
+    iou: float  # mean of the runs' best validation IoU; where they are of several folds, of the folds' means
     gap_to_best: tuple[float, float] | None = None
     failed: int = 0  # repeats that gave nothing
 
@@ -85,43 +90,73 @@ def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> l
     """Rank the finalists of the sweep in `folder` by mean validation IoU of their repeats, best first.
 
     A search's score does not stand beside those of fresh seeds: who has no complete repeat while others do is left out.
+    Where repeats are of several folds and some failed, those of the folds that all have are compared.
     """
-    of: dict[tuple[str, str], list[Trial]] = {}  # by trial and state
+    repeats: dict[str, list[Trial]] = {}  # by the name of their trial
     for run in runs:
-        of.setdefault((run.name.removeprefix(f"{FOLDER}/").rpartition("-")[0], run.state), []).append(run)
-    fresh = any(state == "complete" for _, state in of)
+        repeats.setdefault(run.name.removeprefix(f"{FOLDER}/").rpartition("-")[0], []).append(run)
+    fresh = any(run.state == "complete" for of_trial in repeats.values() for run in of_trial)
+
+    def counted(trial: Trial) -> list[Trial]:
+        return [run for run in repeats.get(trial.name, []) if run.state == "complete"] if fresh else [trial]
+
+    folds = [{_fold(run) for run in own} for trial in finalists if (own := counted(trial))]
+    common = set.intersection(*folds) if folds else set()
     results = []
     for trial in finalists:
-        if own := of.get((trial.name, "complete"), [] if fresh else [trial]):
-            failed = sum(len(of.get((trial.name, state), [])) for state in ("failed", "refused"))
-            results.append(FinalistResult(trial, tuple(own), mean(map(_score, own)), failed=failed))
+        every = counted(trial)
+        own = [run for run in every if _fold(run) in common] or every
+        if not own:
+            continue  # it has no fresh score, and others have
+        failed = sum(run.state in ("failed", "refused") for run in repeats.get(trial.name, []))
+        by_fold = [[_score(run) for run in own if _fold(run) == fold] for fold in {_fold(run) for run in own}]
+        results.append(FinalistResult(trial, tuple(own), mean(map(mean, by_fold)), failed=failed))
     results.sort(key=lambda result: result.iou, reverse=True)
     scored = [read((folder / trial.name, trial.run) for trial in result.runs) for result in results]
-    gaps = [None, *(behind(scored[0], other) for other in scored[1:])]
+    of = groups(folder / results[0].winner.name) if results else {}
+    gaps = [None, *(behind(scored[0], other, of) for other in scored[1:])]
     return [replace(result, gap_to_best=gap) for result, gap in zip(results, gaps, strict=False)]
 
 
-def behind(first: Scored, other: Scored, seed: int = 0) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of how much better the first is, in IoU; None where the images differ.
+def groups(run: Path) -> dict[str, str]:
+    """Return the group of each image of a run, by its key; empty where its split cannot be read."""
+    try:
+        return {row["key"]: row["group"] for row in read_split(run)}
+    except (OSError, KeyError, ConfigError):
+        return {}
 
-    Images are drawn with replacement, the same for both; runs are drawn with replacement for each of them. Where runs
-    were scored on several sets of images (folds), this is done in each, and the sets count alike.
+
+def behind(
+    first: Scored, other: Scored, groups: Mapping[str, str] = NO_GROUPS, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of how much better the first is, in IoU.
+
+    None where the images or classes differ, one image is all there is, or too few draws hold every class.
+
+    Images, or `groups` of them, are drawn with replacement, the same for both; runs are drawn with replacement for each
+    of them. Where runs were scored on several sets of images (folds), this is done in each, and the sets count alike.
     """
     if not first or first.keys() != other.keys():
         return None
     shapes = {matrices.shape[1:] for scored in (first, other) for runs in scored.values() for matrices in runs}
     if len(shapes) > 1:
         return None  # other classes
+    of = {images: [groups.get(image, image) for image in images] for images in first}
+    if all(len(set(names)) == 1 for names in of.values()):
+        return None
     rng = np.random.default_rng(seed)
+
+    def means(runs: Sequence[Matrices], names: Sequence[str], weights: NDArray[np.int64]) -> metrics.Floats:
+        scores = np.stack([metrics.drawn_iou(metrics.by_group(run, names)[1], weights) for run in runs], 1)
+        drawn = rng.integers(len(runs), size=scores.shape)
+        return np.asarray(np.take_along_axis(scores, drawn, 1).mean(1))
+
     gains = np.zeros(metrics.RESAMPLES)
-    for images, runs in first.items():
-        weights, means = metrics.resample(rng, len(images)), []
-        for side in (runs, other[images]):
-            scores = np.stack([metrics.pooled_iou(metrics.pool(matrices, weights)) for matrices in side], 1)
-            drawn = rng.integers(len(side), size=scores.shape)  # draws runs
-            means.append(np.take_along_axis(scores, drawn, 1).mean(1))
-        gains += (means[0] - means[1]) / len(first)
-    return metrics.interval(gains)
+    for images, names in of.items():
+        weights = metrics.resample(rng, len(set(names)))
+        gains += (means(first[images], names, weights) - means(other[images], names, weights)) / len(first)
+    low, high = metrics.interval(gains)
+    return None if np.isnan(low) else (low, high)
 
 
 def read(runs: Iterable[tuple[Path, Run]]) -> Scored:
@@ -136,6 +171,10 @@ def read(runs: Iterable[tuple[Path, Run]]) -> Scored:
             return {}
         found.setdefault(kept.keys, []).append(kept.matrices)
     return found
+
+
+def _fold(run: Trial) -> str | None:
+    return run.varied.get("data.fold")
 
 
 def _score(trial: Trial | None) -> float:

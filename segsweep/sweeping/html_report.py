@@ -72,8 +72,9 @@ def write(folder: Path) -> Path:
     if crossed and not results and crossed[0].iou is not None:
         found = report.cross_verdict(trials, crossed[0], folder)
     sections = [_head(trials, kept, folder.name, found)]
-    if results:
-        sections += [_section("Finalists", _finalists(results))]
+    fresh = any(result.runs != (result.trial,) for result in results)
+    if fresh:
+        sections += [_section("Finalists", _finalists(results, report.left_out(trials, results, folder)))]
         if pictures := _predictions(folder, results):
             sections.append(_section("The same images, by each finalist", pictures, PREDICTIONS))
     if crossed:
@@ -84,7 +85,9 @@ def write(folder: Path) -> Path:
         sections += [
             _section("Validation IoU by epoch", _figure(_curves, scored, colors), CURVES),
             _section("Learning rate", _figure(_rates, scored, colors, results), RATES),
-            _section("IoU against cost", _figure(_costs, scored, colors, results, columns=2), COSTS),
+            _section(
+                "IoU against cost", _figure(_costs, scored, colors, results, columns=2), COSTS if fresh else SEARCHED
+            ),
         ]
         if important:
             bars = _figure(_bars, important, height=0.5 + 0.4 * len(important))
@@ -119,6 +122,10 @@ COSTS = (
     "finalist has both lower cost and higher IoU. Hollow points: best IoU of other weights in the search; it is "
     "optimistic compared with a mean."
 )
+SEARCHED = (
+    "Best IoU of each set of weights in a single run of the search; it is optimistic. The line joins those for "
+    "which no other has both lower cost and higher IoU."
+)
 WEIGHTS = (
     "How each set of weights was made, from its name in timm, and its best IoU in the search. Trained at: size of the "
     "images in pretraining. Gated: the hub requires you to accept the licence."
@@ -139,6 +146,8 @@ def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str])
     said = f"<pre>{html.escape(chr(10).join(found))}</pre>" if found else ""
     if kept.state in ("stopped", "failed"):
         said = f"<p><b>{kept.state}</b>: {html.escape(kept.reason)}</p>{said}"
+    elif kept.state == "running":
+        said = f"<p><b>not finished</b></p>{said}"
     return (
         f"<h1>{html.escape(name)}</h1><p>{len(trials)} trials ({counted}); equal for all: "
         f"{html.escape(kept.budget)}. By weights: {html.escape(of_each)}.</p>"
@@ -146,10 +155,11 @@ def _head(trials: Sequence[Trial], kept: About, name: str, found: Sequence[str])
     )
 
 
-def _finalists(results: Sequence[FinalistResult]) -> str:
+def _finalists(results: Sequence[FinalistResult], left_out: Sequence[str]) -> str:
+    notes = " ".join([*report.caption(results), *left_out])
     return _table(report.ranking(results)) + (
         '<p class="note">val/iou: mean validation IoU over n runs with new seeds, not the run of the search. search: '
-        f"the best IoU in the search, which is optimistic. {html.escape(' '.join(report.caption(results)))}</p>"
+        f"the best IoU in the search, which is optimistic. {html.escape(notes)}</p>"
     )
 
 

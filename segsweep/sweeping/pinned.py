@@ -6,7 +6,8 @@ from optuna.trial import TrialState
 
 from segsweep.config.schema import FADING
 from segsweep.errors import ConfigError
-from segsweep.sweeping import about
+from segsweep.runs.trial import load_all
+from segsweep.sweeping import about, finalists
 from segsweep.sweeping.backends.base import Backend
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.study import Study
@@ -52,7 +53,12 @@ def refuse_other_data(plan: Plan, study: Study, backend: Backend) -> None:
 
 def _over(plan: Plan, study: Study) -> bool:
     """Tell whether nothing is left to train, the finalists' repeats included."""
-    if not (plan.folder / about.NAME).exists() or about.load(plan.folder).state != "complete":
+    if not (plan.folder / about.NAME).exists():
+        return False
+    kept, asked = about.load(plan.folder), plan.sweeper
+    trained = {run.name for run in load_all(plan.folder, finalists.FOLDER) if run.state == "complete"}
+    repeats = len(finalists.best_of_each(load_all(plan.folder), asked.finalists)) * asked.repeats
+    if kept.state != "complete" or len(trained.intersection(kept.repeats or ())) < repeats:
         return False
     return study.exhausted or len(study.trials(TrialState.COMPLETE, TrialState.PRUNED)) >= study.n_trials
 

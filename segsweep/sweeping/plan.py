@@ -1,7 +1,7 @@
 """A sweep, as it was asked for; `hydra_plugins/optuna_sweeper.py` makes it from the command line."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from segsweep.config.schema import EPOCHS, RunConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.paths import override, program
+from segsweep.runs.trial import Trial
 from segsweep.sweeping.scheduler import DATA
 from segsweep.sweeping.space import Space, Value
 
@@ -37,6 +38,11 @@ class Plan:
                 "tracking.system=true: works only for a single training; in a sweep, the sweep logs its "
                 "trials to MLflow. Drop it."
             )
+        device = self.base.train.device
+        if device.startswith("cuda:") and device != "cuda:0":  # a slot's process sees its own GPU alone
+            slot = f", and type hydra.sweeper.slots=[{device.removeprefix('cuda:')}]"
+            told = "Drop it" + slot * (self.sweeper.backend == "local")
+            raise ConfigError(f"train.device={device}: in a sweep the slots choose the GPU. {told}.")
         if self.sweeper.budget == "seconds" and not self.base.train.time_budget:
             raise ConfigError(
                 "hydra.sweeper.budget=seconds gives each trial the same time. Type how much, as train.time_budget=300."
@@ -55,13 +61,16 @@ class Plan:
     def seeds(self) -> list[dict[str, Value]]:
         return self.space.seeds(self.defaults) if self.sweeper.seed_trials else []
 
-    @property
-    def fresh_seeds(self) -> list[int]:
-        """Return values of `train.seed` that the search does not have, one for each of a finalist's repeats."""
+    def fresh_seeds(self, trials: Iterable[Trial] = ()) -> list[int]:
+        """Return values of `train.seed` that the search does not have, one for each of a finalist's repeats.
+
+        `trials`: of the search, of any start: an earlier one may have been asked for more of them.
+        """
+        had = [int(seed) for trial in trials if (seed := trial.varied.get("train.seed"))]
         varied = [int(end) for p in self.space.parameters if p.key == "train.seed" for end in p.ends]
         if self.sweeper.repeat_points == "seed":
             varied.append(self.base.train.seed + (self.sweeper.n_trials or 0))
-        first = max([self.base.train.seed, *varied]) + 1
+        first = max([self.base.train.seed, *varied, *had]) + 1
         return list(range(first, first + self.sweeper.repeats))
 
     @property

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +40,7 @@ def results(folder: Path, trials: Sequence[Trial] | None = None) -> list[Finalis
     """
     kept = about.load(folder)
     searched = load_all(folder) if trials is None else trials
-    repeats = [run for run in load_all(folder, FOLDER) if not kept.repeats or run.name in kept.repeats]
+    repeats = [run for run in load_all(folder, FOLDER) if kept.repeats is None or run.name in kept.repeats]
     return ranked(folder, [trial for trial in searched if trial.name in kept.finalists], repeats)
 
 
@@ -93,10 +94,7 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         lines += ["", "weights", _text(made.head(SHOWN))]
     if any(result.runs != (result.trial,) for result in results):
         lines += ["", "finalists: the best setting of each of the best weights, trained again with new seeds"]
-        lines += [_text(ranking(results)), *caption(results)]
-        absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
-        if lost := [trial.weights for trial in trials if trial.name in absent]:
-            lines.append(f"Left out, because all their repeats failed: {', '.join(lost)}.")
+        lines += [_text(ranking(results)), *caption(results), *left_out(trials, results, folder)]
     if crossed:
         lines += ["", "cross-validation: each image is predicted by the model that did not train on it"]
         lines += [_text(cross_ranking(crossed)), *cross_caption(crossed)]
@@ -106,6 +104,13 @@ def summary(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: 
         lines += ["", *cross_verdict(trials, crossed[0], folder)]
     lines.append(f"{'report':16}{folder / PAGE}")
     return "\n".join(lines)
+
+
+def left_out(trials: Sequence[Trial], results: Sequence[FinalistResult], folder: Path) -> list[str]:
+    """Say which finalists have no place in the ranking; nothing if all have one."""
+    absent = set(about.load(folder).finalists) - {result.trial.name for result in results}
+    lost = [trial.weights for trial in trials if trial.name in absent]
+    return [f"Left out, without a complete repeat: {', '.join(lost)}."] if lost else []
 
 
 def ranking(results: Sequence[FinalistResult]) -> pd.DataFrame:
@@ -277,6 +282,11 @@ def _interval(result: FinalistResult, first: FinalistResult) -> str:
     return "not comparable" if gap is None else _between(gap, "+")
 
 
+def _rounded(value: float, digits: int) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
 def _text(rows: pd.DataFrame) -> str:
-    formats = {"images/s": lambda value: "" if pd.isna(value) else f"{value:.1f}"}
+    formats = {name: partial(_rounded, digits=0) for name in ("parameters", "micro_batch")}
+    formats["images/s"] = partial(_rounded, digits=1)
     return str(rows.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="", formatters=formats))

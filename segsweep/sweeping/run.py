@@ -32,7 +32,7 @@ from segsweep.sweeping.live import Board
 from segsweep.sweeping.mirror import Tracking
 from segsweep.sweeping.packing import per_gpu
 from segsweep.sweeping.plan import Plan, again
-from segsweep.sweeping.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up
+from segsweep.sweeping.scheduler import TRAINING, WAIT, Search, TrialSource, drive, taken_up, tried_again
 from segsweep.sweeping.study import JOURNAL, Study, optuna_pruner, trials_of
 from segsweep.tracking import client
 from segsweep.world import cores
@@ -129,7 +129,7 @@ def begun(plan: Plan) -> About:
         fixed=list(plan.fixed),
         budget="seconds" if train.time_budget and not train.epochs else plan.sweeper.budget,
         finalists=before.finalists if before else [],
-        repeats=before.repeats if before else [],
+        repeats=before.repeats if before else None,
         experiment=(before and before.experiment) or plan.base.experiment,
         tracked=plan.tracked,
         cross_validates=plan.cross_validates,
@@ -152,9 +152,13 @@ def _run(
 ) -> list[FinalistResult]:
     search = Search(study, argv, plan.sweeper, seed=plan.base.train.seed)
     search.restore({trial.name: trial for trial in load_all(plan.folder)})
-    for trial in search.trials.values():
-        # Its end was known when the last controller was killed; its job may not have heard.
-        if trial.state != "running" and (job := backend.adopt(trial.name)):
+    # Its end was known when the last controller was killed; its job may not have heard. And where the search goes on,
+    # no slot is left for the repeats of earlier finalists.
+    over = [trial for trial in search.trials.values() if trial.state != "running"]
+    finished = sum(trial.state in ("complete", "pruned") for trial in over)
+    searching = not study.exhausted and finished < study.n_trials
+    for trial in [*over, *(load_all(plan.folder, finalists.FOLDER) if searching else ())]:
+        if job := backend.adopt(trial.name):
             backend.stop(job)
     kept.save(plan.folder)
     announce(plan, study, backend)
@@ -192,11 +196,11 @@ def stopped(plan: Plan, error: BaseException) -> tuple[about.State, str]:
 
 def concluded(plan: Plan, trials: Sequence[Trial], results: Sequence[FinalistResult]) -> str:
     """Print the result, and write the page; return what was printed."""
-    replace(about.load(plan.folder), cross_validation=crossval.results(plan.folder, trials)).save(plan.folder)
+    crossed = crossval.results(plan.folder, trials)
+    replace(about.load(plan.folder), cross_validation=crossed, state="complete").save(plan.folder)
     text = report.summary(trials, results, plan.folder)
     show(text)
     write(plan.folder)
-    replace(about.load(plan.folder), state="complete").save(plan.folder)
     return text
 
 
@@ -224,10 +228,11 @@ def _searched(
         return []
     chosen = finalists.best_of_each(search.trials.values(), plan.sweeper.finalists)
     best = chosen or finalists.best_of_each(search.trials.values(), 1)
-    planned = [run for trial in chosen for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
+    seeds = plan.fresh_seeds(search.trials.values())
+    planned = [run for trial in chosen for run in finalists.repeats(trial, seeds, plan.folds)]
     replace(kept, finalists=[trial.name for trial in best], repeats=[run.name for run in planned]).save(plan.folder)
     before = {run.name: run for run in load_all(plan.folder, finalists.FOLDER)}
-    repeats = [taken_up(run, before.get(run.name, run)) for run in planned]
+    repeats = [taken_up(run, tried_again(before.get(run.name, run))) for run in planned]
     track.catch_up(repeats)
     if any(run.state == "running" for run in repeats):
         console.note(f"finalists: {', '.join(t.weights for t in chosen)}, {plan.sweeper.repeats} new seeds each")

@@ -226,6 +226,12 @@ def taken_up(trial: Trial, before: Trial) -> Trial:
     return replace(trial, argv=argv, **left)
 
 
+def tried_again(before: Trial) -> Trial:
+    """Return a job as it goes on: one that failed is tried once more, since the memory may be free by now."""
+    failed = before.state in ("failed", "refused")
+    return replace(before, state="running", reason="", halvings=0) if failed else before
+
+
 def ended_as(frozen: FrozenTrial) -> State:
     """Return the state of the sweep's trial for a finished trial of the study."""
     if frozen.state == TrialState.COMPLETE:

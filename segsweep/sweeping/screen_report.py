@@ -88,7 +88,8 @@ def _gaps(folder: Path, trained: Sequence[Trial]) -> dict[str, str]:
     """Say of each short training but the best how much lower its IoU is, as a 95 % interval over images."""
     scored = [finalists.read([(folder / trial.name, trial.run)]) for trial in trained]
     pairs = zip(trained[1:], scored[1:], strict=True)
-    found = {trial.encoder: finalists.behind(scored[0], other) for trial, other in pairs}
+    of = finalists.groups(folder / trained[0].name) if trained else {}
+    found = {trial.encoder: finalists.behind(scored[0], other, of) for trial, other in pairs}
     return {name: f"{gap[0]:+.3f} to {gap[1]:+.3f}" for name, gap in found.items() if gap}
 
 
@@ -110,6 +111,8 @@ def outcome(name: str, kept: Screened, jobs: Jobs) -> str:
     step, last = had[-1]
     if last.state != "complete":
         return f"{last.state}: {last.reason}" if last.reason else last.state
+    if not kept.chosen:
+        return f"complete: {_title(step, kept)}"
     return "kept" if name in kept.chosen else f"out after {_title(step, kept)}"
 
 

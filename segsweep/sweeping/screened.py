@@ -27,9 +27,9 @@ class Screened:
     parameters: dict[str, float] = field(default_factory=dict)  # of the encoder, in millions
     seconds: dict[str, float] = field(default_factory=dict)  # of an epoch, as estimated
     short_epochs: int = 0  # of the short trainings
+    fades: bool = False  # whether what is said of class weights is in `decided`; 0.1.0 knew nothing of it
     chosen: list[str] = field(default_factory=list)  # best first, once it is over
     full: str = ""  # the full sweep's command, once it is over
-    fades: bool = False  # whether what is said of class weights is in `decided`; older versions knew nothing of it
 
     @property
     def compared(self) -> list[str]:

@@ -1,8 +1,8 @@
 """`sweeps=screen`: many pretrained weights, cheaply, to the few that are worth a full sweep.
 
 Each step is one job for each set of weights that is left, and costs more than the step before: frozen features, one
-epoch, a short training. A job is a trial like any other, with a command and a journal; who goes on is decided by the
-journals alone. So the same command goes on where it stopped, and runs nothing twice.
+epoch, a short training. A job is a trial like any other, with a command and a journal. The journals alone decide which
+weights continue, so the same command continues a screening that was stopped, and runs nothing twice.
 """
 
 import shlex
@@ -25,7 +25,7 @@ from segsweep.sweeping.backends.base import OUTPUT, Backend
 from segsweep.sweeping.live import Board, duration
 from segsweep.sweeping.plan import LENGTH, Plan, again
 from segsweep.sweeping.run import backend_of, packed
-from segsweep.sweeping.scheduler import TRAINING, TrialSource, drive, taken_up
+from segsweep.sweeping.scheduler import TRAINING, TrialSource, drive, taken_up, tried_again
 from segsweep.sweeping.screened import NAME, Screened
 
 PROBE = "segsweep.commands.probe"
@@ -138,7 +138,7 @@ def _prepared(plan: Plan, asked: ScreenConfig, backend: Backend) -> tuple[Screen
     seconds = {name: before.seconds[name] for name in rest if name in before.seconds}
     if len(seconds) < len(rest):
         seconds = _seconds(rest, gflop, plan, backend)
-    kept = replace(before, command=plan.command, gflop=gflop, parameters=parameters)
+    kept = replace(before, command=plan.command, gflop=gflop, parameters=parameters, chosen=[], full="")
     kept = replace(kept, sources=sources, left_out=left_out, seconds=seconds, short_epochs=asked.short_epochs)
     backend = packed(_untaught(plan), backend, rest, len(rest))
     begun = {trial.encoder for trial in load_all(plan.folder, steps(asked)[0].name)}
@@ -204,12 +204,14 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
     """Take one step after the other, and say what is left."""
     left = kept.compared
     for step in steps(asked):
-        left = left[: step.most]
         before = {trial.name: trial for trial in load_all(plan.folder, step.name)}
+        done = {trial.encoder for trial in before.values() if trial.state == "complete"}
+        # Weights that were added may be better; what has been paid for still counts.
+        left = [name for i, name in enumerate(left) if step.most is None or i < step.most or name in done]
         jobs = [_trial(kept, step, name, before) for name in left]
         over = sum(job.state != "running" for job in jobs)
-        done = f", {over} of them over" if over else ""
-        console.note(f"\n{step.title}: {console.counted(len(jobs), 'job')}{done}")
+        told = f", {over} of them over" if over else ""
+        console.note(f"\n{step.title}: {console.counted(len(jobs), 'job')}{told}")
         with Board({job.name: job for job in jobs}, len(jobs), backend.capacity) as board:
             for event in drive(TrialSource(jobs), backend, plan.folder, step.module, sign):
                 board.show(event)
@@ -224,16 +226,11 @@ def _screened(plan: Plan, asked: ScreenConfig, backend: Backend, kept: Screened,
 
 
 def _trial(kept: Screened, step: Step, name: str, before: Mapping[str, Trial]) -> Trial:
-    """Make a step's job for a set of weights, with what an earlier start left of it among those of `before`.
-
-    A job that failed is tried again: the memory may be free by now, or the hub within reach.
-    """
+    """Make a step's job for a set of weights, with what an earlier start left of it among those of `before`."""
     pinned = [] if kept.sources[name] == "file" else ["encoder.pretrained=true"]
     fixed = [word for word in kept.fixed if word.partition("=")[0] not in LENGTH]
     trial = Trial(f"{step.name}/{name}", name, [], [*fixed, *kept.decided, *step.words, f"encoder={name}", *pinned])
-    known = before.get(trial.name, trial)
-    again = known.state in ("failed", "refused")
-    return taken_up(trial, replace(known, state="running", reason="", halvings=0) if again else known)
+    return taken_up(trial, tried_again(before.get(trial.name, trial)))
 
 
 def _full(plan: Plan, chosen: Sequence[str]) -> str:

@@ -364,7 +364,8 @@ class Claims:
     @patient
     def living(self) -> int:
         """Return how many trials other controllers run that show signs of life."""
-        stale = set(self.server.beats._get_stale_trial_ids(self._study._study_id))
+        trusted = time.monotonic() >= self.server.trusts_after
+        stale = set(self.server.beats._get_stale_trial_ids(self._study._study_id)) if trusted else set()
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         owned = [trial for trial in running if Owner.of(trial) and trial.number not in self._mine]
         return sum(trial._trial_id not in stale for trial in owned)

@@ -15,7 +15,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from segsweep import catalog
+from segsweep import catalog, valuefile
 from segsweep.errors import ConfigError
 
 ENCODER = ("encoder", "encoder.name")
@@ -141,6 +141,8 @@ def choice(key: str, options: Sequence[str]) -> Parameter:
     if key in ENCODER:
         named: dict[str, str] = {}
         for option in options:
+            if valuefile.own_option("encoder", option) and option.partition(".")[0] not in catalog.architectures():
+                raise ConfigError(f"{key}={option}: an option from your conf/ cannot be varied. Vary its keys instead.")
             catalog.check(option)
             if (twin := named.setdefault(catalog.tagged(option), option)) != option:
                 raise ConfigError(f"{key}: {twin} and {option} are the same weights. Drop one of the two.")

@@ -123,7 +123,7 @@ class _Controller:
             self.files.retract()
             self.study.discard()
             raise
-        self.kept = replace(begun(plan), id=self.study.id, shared=True)
+        self.placed = [word for word in plan.fixed if word.partition("=")[0] in places()]  # where data are here
         self.concluded_before = self.study.remembered("ended")
 
     def _begin(self, own: Mapping[str, str]) -> None:
@@ -139,12 +139,14 @@ class _Controller:
         shared = self._shared(study.claims)
         search = SharedSearch(study, shared, argv, plan.sweeper, seed=plan.base.train.seed)
         search.restore()
-        self.kept.save(plan.folder)
+        kept = replace(begun(plan), id=study.id, shared=True)
+        if not (self.concluded_before and (plan.folder / about.NAME).exists()):  # else it stays as it ended
+            kept.save(plan.folder)
         announce(plan, study, self.backend)
         self._announce(search)
         track = Tracking(plan, self._parent)
         try:
-            results = self._searched(search, track)
+            results = self._searched(search, track, kept)
             text = "" if results is None else concluded(plan, list(search.trials.values()), results)
         except Superfluous:
             results = None
@@ -158,8 +160,8 @@ class _Controller:
             self._leave_to_others()
             track.leave()
             return []
+        study.remember("ended", {"by": asdict(study.me), "time": time.time()})  # MLflow may take a minute
         sent(plan, track, text, results)
-        study.remember("ended", {"by": asdict(study.me), "time": time.time()})
         return results
 
     def _announce(self, search: SharedSearch) -> None:
@@ -178,6 +180,8 @@ class _Controller:
     def _leave_to_others(self) -> None:
         """Say who ends the sweep, and where its report will be; this folder's own is of a part of it."""
         leader = self.study.remembered("leader")
+        if leader and leader["member"] == self.study.me.member:  # it chose the finalists, and is not needed any more
+            leader = None
         others = [Owner(**leader)] if leader else [owner for owner in self.claims[-1].elsewhere() if owner]
         shared = any(self.files.sees(owner) for owner in others)
         places = sorted({str(owner) for owner in others})[:NAMED]
@@ -198,7 +202,7 @@ class _Controller:
             for number in claims.held:
                 claims.give_back(number)
 
-    def _searched(self, search: SharedSearch, track: Tracking) -> list[FinalistResult] | None:
+    def _searched(self, search: SharedSearch, track: Tracking, kept: about.About) -> list[FinalistResult] | None:
         """Search, and run finalists' repeats; rank them and score the winner if this controller leads, else None."""
         plan, study = self.plan, self.study
         if study.remembered("finalists") is None:  # else the search is over, by hydra.sweeper.timeout perhaps
@@ -216,7 +220,8 @@ class _Controller:
             return []
         names = self._chosen(search)
         best = [search.trials[name] for name in names]
-        planned = [run for trial in best for run in finalists.repeats(trial, plan.fresh_seeds, plan.folds)]
+        seeds = plan.fresh_seeds(search.trials.values())
+        planned = [run for trial in best for run in finalists.repeats(trial, seeds, plan.folds)]
         repeats: list[Trial] = []
         owners: Mapping[str, Owner] = search.shared.owners
         if plan.sweeper.finalists and planned:
@@ -233,7 +238,7 @@ class _Controller:
         for trial in repeats if any(trial.state == "complete" for trial in repeats) else best:
             self.files.fetch(trial, owners.get(trial.name))
         counted = [run.name for run in repeats]  # by the attempt that ended it
-        replace(self.kept, finalists=[trial.name for trial in best], repeats=counted).save(plan.folder)
+        replace(kept, finalists=[trial.name for trial in best], repeats=counted).save(plan.folder)
         results = finalists.ranked(plan.folder, best, repeats)
         if results:
             self._score(results[0].winner)
@@ -295,13 +300,12 @@ class _Controller:
         return SharedRepeats(study, self._shared(claims), planned, partial(self.files.keep, track))
 
     def _shared(self, claims: Claims) -> Shared:
-        placed = [word for word in self.plan.fixed if word.partition("=")[0] in places()]
-        return Shared(claims, self.server, self.plan.folder, placed)
+        return Shared(claims, self.server, self.plan.folder, self.placed)
 
     def _identity(self) -> dict[str, str]:
         """Return all that two controllers of a sweep must have alike, and that the study does not compare itself."""
         plan = self.plan
-        alike = ("n_trials", "pruner", "finalists", "repeats")
+        alike = ("n_trials", "pruner", "finalists", "repeats", "repeat_points")
         own = {"segsweep": segsweep.__version__, "optuna": optuna.__version__}
         own |= {f"hydra.sweeper.{name}": str(getattr(plan.sweeper, name)) for name in alike}
         if plan.plans_once:
@@ -315,7 +319,7 @@ class _Controller:
         if known is None:
             self.study.remember("begun", {"by": asdict(self.study.me), "with": dict(own)})
             return self.study.me
-        first, there = Owner(**known["by"]), known["with"]
+        first, there = Owner(**known["by"]), {"hydra.sweeper.repeat_points": "none"} | known["with"]  # 0.1.0 lacks it
         differ = [name for name in own if own[name] != there.get(name)]
         if not differ:
             return first
@@ -337,7 +341,7 @@ class _Controller:
         if not (self.plan.folder / winner.name / BEST).exists():
             console.note("the winner's model is not here, so the test split is not scored.")
             return
-        winner.placed = list(self._shared(self.claims[0]).placed)
+        winner.placed = self.placed
         score(self.plan.folder, winner, self.backend)
         if winner.run.tested:  # else the next start tries again
             self.study.remember("winner", {"name": winner.name, "record": journal.packed(winner.run)})
@@ -352,6 +356,8 @@ class _Controller:
                 if known and not client.read_cursor(folder, uri).run_id:
                     swept = list(self.plan.space.distributions)
                     client.write_cursor(folder, uri, client.Cursor(**known, swept=swept))
+                if known and self.concluded_before:  # it is over, and its run stays as it is
+                    return str(known["run_id"])
                 run_id = make()
                 cursor = client.read_cursor(folder, uri)
                 found = {"run_id": run_id, "experiment_id": cursor.experiment_id, "view": cursor.view}

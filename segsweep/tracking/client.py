@@ -42,6 +42,7 @@ class Cursor:
     parent: str | None = None  # run id of the sweep that a trial lies below
     swept: list[str] = field(default_factory=list)  # keys that a sweep varies
     closed: str = ""  # hash of the result that a sweep was closed with; empty while it goes on
+    folder: str = ""  # where it lay when it was last sent
     model: str = ""  # id of the logged model that stands for the run's best checkpoint
 
 

@@ -178,6 +178,10 @@ class _Sync:
             cursor = self.cursor = client.Cursor()  # another database than the one it was sent to
         if not cursor.run_id:
             self._create()
+        if cursor.folder != str(self.folder):  # it was moved
+            self._tag({"segsweep.folder": self.folder})
+            cursor.folder = str(self.folder)
+            self._save()
         if self.child and cursor.parent != self.child.parent:  # it was sent alone, or below one that is gone
             self._tag(self.child_tags)
             cursor.parent = self.child.parent
@@ -274,7 +278,10 @@ class _Sync:
 
         run_id = self.cursor.run_id
         if records and records[0] is self.run.records[0]:
-            rows = [Param(name, str(value)[: client.PARAM_LENGTH]) for name, value in self._params().items()]
+            rows = [
+                Param(client.mlflow_name(name), str(value)[: client.PARAM_LENGTH])
+                for name, value in self._params().items()
+            ]
             for first in range(0, len(rows), PARAMS_PER_CALL):
                 self.server.log_batch(run_id, params=rows[first : first + PARAMS_PER_CALL])
             self._send_data_set()
@@ -308,7 +315,10 @@ class _Sync:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         start, data = self.first, self.first.asked.data
-        source = {"images": data.images or data.root, "masks": data.annotations or data.masks or data.root}
+        source = {
+            "images": data.table or data.images or data.root,
+            "masks": data.table or data.annotations or data.masks or data.root,
+        }
         profile = {part: start.images.get(part, 0) for part in ("train", "val", "test")}
         dataset = Dataset(data.name, start.data_digest, "local", json.dumps(source), profile=json.dumps(profile))
         tags = [InputTag("mlflow.data.context", "training")]
@@ -344,13 +354,15 @@ class _Sync:
         step = int(end.metrics.get("best/epoch") or 0)
         if tested := [Metric(client.mlflow_name(name), value, when, step) for name, value in end.tested.items()]:
             self.server.log_batch(run_id, metrics=tested)
-        for name in ATTACHED:
+        later = sorted(path.name for path in self.folder.glob("code-*.diff"))  # of later starts
+        for name in (*ATTACHED, *later):
             if (self.folder / name).exists():
                 inside = name.rpartition("/")[0].lstrip(".")
                 self.server.log_artifact(run_id, str(self.folder / name), inside or None)
         self._tag({"mlflow.note.content": names.note(self.run)[: client.NOTE_LENGTH]})
-        if self.child and self.child.pruned_at is not None:
-            self._tag({"pruned_at": self.child.pruned_at, **self.child.tags})
+        if self.child:  # why it ended is known by now
+            pruned_at = {} if self.child.pruned_at is None else {"pruned_at": self.child.pruned_at}
+            self._tag({**self.child.tags, **pruned_at})
         self.server.set_terminated(run_id, client.STATUS[end.status], end_time=when)
         for path in {path.parent: path for path in self.pictures}.values():  # each image's last, of the best epoch
             self._send_picture(path, views.BEST)

@@ -37,7 +37,10 @@ def open_sweep(
         if since is None:
             server.update_run(cursor.run_id, status="RUNNING")
             cursor.closed = ""
-            client.write_cursor(folder, uri, cursor)
+        if cursor.folder != str(folder):  # it was moved
+            server.set_tag(cursor.run_id, "segsweep.folder", str(folder))
+            cursor.folder = str(folder)
+        client.write_cursor(folder, uri, cursor)
         return cursor.run_id
     experiment_id = client.open_experiment(server, uri, experiment)
     tags = {"segsweep.folder": str(folder), "segsweep.kind": "sweep", "mlflow.note.content": note[: client.NOTE_LENGTH]}
@@ -49,8 +52,10 @@ def open_sweep(
     else:
         began, tags = None if since is None else int(since * 1000), tags | ({SWEEP: sweep} if sweep else {})
         run_id = server.create_run(experiment_id, began, run_name=folder.name, tags=tags).info.run_id
-        server.log_batch(run_id, params=[Param(name, value[: client.PARAM_LENGTH]) for name, value in params.items()])
-    cursor = client.Cursor(experiment_id, run_id, swept=list(swept))
+    if not made or not made[0].data.params:  # a kill may have come between
+        rows = [Param(client.mlflow_name(name), value[: client.PARAM_LENGTH]) for name, value in params.items()]
+        server.log_batch(run_id, params=rows)
+    cursor = client.Cursor(experiment_id, run_id, swept=list(swept), folder=str(folder))
     _save_view(server, folder, cursor)
     client.write_cursor(folder, uri, cursor)
     return str(run_id)

@@ -19,7 +19,7 @@ from segsweep.errors import OutOfMemoryError, first_line
 from segsweep.runs.records import Precision
 from segsweep.world import SINGLE, World
 
-PROBE_VERSION = 5  # raised when the measurement changes: older answers are then not used
+PROBE_VERSION = 6  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
@@ -104,16 +104,8 @@ def tune(
         with devices.alone(device), unchanged(model):
             return _probe(model, usual, train, workload, device)
 
-    answer, failed = None, None
-    if world.rank == 0:
-        try:
-            answer = devices.remembered(place, measure)
-        except Exception as error:  # the others wait for an answer
-            failed = error
-    too_large = isinstance(failed, OutOfMemoryError)
-    answer, too_large, said = world.agreed((answer, too_large, str(failed)))
-    if answer is None:
-        raise failed or (OutOfMemoryError if too_large else RuntimeError)(said)
+    answer = world.agreed(devices.remembered(place, measure) if world.rank == 0 else None)
+    assert answer is not None
     precision, rates = devices.PRECISIONS[answer["precision"]], answer["rates"]
     execution = replace(
         usual,
@@ -135,7 +127,8 @@ def _probe(model: nn.Module, usual: Execution, train: TrainConfig, workload: Wor
     """Find the micro-batch that fits, then try precisions, layouts and more, each with the best of what came before."""
     usual = replace(usual, compile=False)
     largest = replace(usual, doubling=False)  # it keeps what is joined
-    fits = _fitting(model, largest, workload, device) if _may_cut(train, device) else workload.images
+    kept = MOMENTS + (train.ema > 0)
+    fits = _largest_micro_batch(model, largest, workload, kept) if _may_cut(train, device) else workload.images
     few = min(fits, PROBED) if device.type == "cpu" else fits
     pixels = 255 * torch.rand(few, workload.channels, *workload.size, device=device)
     rates: dict[str, float] = {}
@@ -170,10 +163,13 @@ def _may_cut(train: TrainConfig, device: torch.device) -> bool:
     return device.type == "cuda" and train.grad_accum == "auto"
 
 
-def _fitting(model: nn.Module, execution: Execution, workload: Workload, device: torch.device) -> int:
-    """The batch, or the largest equal part of it that fits the memory beside what an optimizer keeps."""
-    kept = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
-    images = workload.images
+def _largest_micro_batch(model: nn.Module, execution: Execution, workload: Workload, kept: int) -> int:
+    """Return how many images fit the memory at once: those of the batch, or of the largest equal part that fits.
+
+    `kept`: how many numbers for each weight a training keeps beside it.
+    """
+    beside = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(kept)]
+    images, device = workload.images, next(model.parameters()).device
     while True:
         try:
             pixels = [images, workload.channels, *workload.size]
@@ -186,7 +182,7 @@ def _fitting(model: nn.Module, execution: Execution, workload: Workload, device:
                     f"out of memory with a single image of {height}x{width}. Try a smaller data.size."
                 ) from error
             images = next(n for n in range(images // 2, 0, -1) if workload.images % n == 0)
-    del kept
+    del beside
     return images
 
 
@@ -215,7 +211,7 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Los
 def _seconds(model: nn.Module, execution: Execution, image: Tensor, loss: Loss) -> float:
     """What a forward and a backward pass take, with targets that are all background."""
     execution.prepare(model).train()
-    at_once = AtOnce(nn.Identity() if execution.compile else model, execution.precision)
+    at_once = AtOnce(None if execution.compile else model, execution.precision)
     target = torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64, device=image.device)
 
     def loss_of(image: Tensor, target: Tensor) -> Tensor:

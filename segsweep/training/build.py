@@ -162,8 +162,7 @@ def build(
     data = data.ordered(classes)
     source = before.weights_source if before else found.source
     wanted = before.settings.extended(asked) if before else Settings.of(asked)
-    open_ended = not (train.epochs or train.time_budget)
-    if before and open_ended and not (before.asked.train.epochs or before.asked.train.time_budget):
+    if before and train.open_ended and before.asked.train.open_ended:  # the number that was decided then stays
         wanted = replace(wanted, train=replace(wanted.train, epochs=before.settings.train.epochs))
     seen = fingerprint(data)
     facts = _facts(wanted, data, seen, source != "random")
@@ -173,7 +172,8 @@ def build(
     settings = plan.settings
     images = len(data.parts["train"])
     shown = images * settings.data.passes
-    _refuse_batch(settings.train, _groups(asked, before), shown, images, world)
+    kept = _kept_micro_batches(asked, before)
+    _refuse_batch(settings.train, kept, shown, images, world)
     _refuse_other_order(asked, facts.classes)
     console.note(table(data) + "\n")
     say(data)
@@ -192,13 +192,13 @@ def build(
         model.weights_source = before.weights_source
     loss, train_loss = _losses(settings.loss, facts, device)
     tuned = _tuned(settings, asked, model, train_loss, shown, before, world)
-    if open_ended and not before and tuned.rates:
+    if train.open_ended and not before and tuned.rates:
         longer = length(plan, seen, max(tuned.rates.values()) * world.size)
         if further := longer.decisions[len(decisions) :]:
             console.note(replace(longer, decisions=further).table() + "\n")
         decisions = longer.decisions
         settings = replace(settings, train=replace(settings.train, epochs=longer.settings.train.epochs))
-    grad_accum = _grad_accum(settings.train, _groups(asked, before), tuned.micro_batch, world)
+    grad_accum = _grad_accum(settings.train, kept, tuned.micro_batch, world)
     tuned = replace(tuned, micro_batch=math.ceil(settings.train.batch_size / (grad_accum * world.size)))
     settings = replace(settings, train=replace(settings.train, grad_accum=grad_accum))
     _say_share(model, tuned.micro_batch, world)
@@ -364,18 +364,18 @@ def _loaded(asked: RunConfig, world: World) -> Dataset:
     return data
 
 
-def _groups(asked: RunConfig, before: Start | None) -> int | None:
-    """Micro-batches of all processes together that a run goes on with, unless another number was asked for."""
+def _kept_micro_batches(asked: RunConfig, before: Start | None) -> int | None:
+    """Return into how many micro-batches all processes together cut a batch before; None: it is decided anew."""
     if before and asked.train.grad_accum in ("auto", before.asked.train.grad_accum):
         return int(before.settings.train.grad_accum) * before.execution.ranks
     return None
 
 
-def _grad_accum(train: TrainConfig, groups: int | None, micro_batch: int, world: World) -> int:
+def _grad_accum(train: TrainConfig, kept: int | None, micro_batch: int, world: World) -> int:
     """Micro-batches of each process: as many as before, as were asked for, or as it takes to fit the memory."""
     found: int
-    if groups:
-        found = math.ceil(groups / world.size)
+    if kept:
+        found = math.ceil(kept / world.size)
     elif train.grad_accum != "auto":
         found = train.grad_accum
     else:
@@ -394,9 +394,9 @@ def _refuse_range(low: float, high: float) -> None:
         )
 
 
-def _refuse_batch(train: TrainConfig, groups: int | None, shown: int, images: int, world: World) -> None:
+def _refuse_batch(train: TrainConfig, kept: int | None, shown: int, images: int, world: World) -> None:
     """Refuse a batch with more images than an epoch shows, or with fewer than there are micro-batches."""
-    batch, each = train.batch_size, 1 if groups else train.micro_batches
+    batch, each = train.batch_size, 1 if kept else train.micro_batches
     least = world.size * each
     if batch < least:
         came = f"{world.size} processes" + f" with train.grad_accum={train.grad_accum} each" * (each > 1)
@@ -425,9 +425,13 @@ def _tuned(
         # What was chosen once stays: another precision is another training.
         ran = before.execution
         graphs = ran.graphs and train.micro_batches == 1 and world.size == 1
-        precision = devices.PRECISIONS[ran.precision]
+        try:
+            precision = devices.precision(ran.precision, device)
+        except ConfigError as error:
+            told = f"resume: the run computes in {ran.precision}, which this processor cannot"
+            raise ConfigError(f"{told}. Continue it on a machine like the first one.") from error
         execution = Execution(precision, ran.channels_last, ran.compiled, ran.doubling, graphs)
-        return Tuned(execution, ran.micro_batch if _groups(asked, before) else wanted, ran.rates, ran.peak)
+        return Tuned(execution, ran.micro_batch if _kept_micro_batches(asked, before) else wanted, ran.rates, ran.peak)
     expected_images = train.epochs * shown if train.epochs else math.inf
     height, width = settings.data.size
     seconds = train.time_budget or math.inf

@@ -1,4 +1,4 @@
-"""Warn, once for each class, about classes that a training cannot learn or never predicts."""
+"""Warn about classes that a training cannot learn and, once half of it is done, about those that it never predicted."""
 
 import logging
 from collections.abc import Iterable, Sequence

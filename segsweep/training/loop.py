@@ -52,9 +52,12 @@ def fit(
     """Train, and yield each epoch after its validation.
 
     The learning rate, and the weights of a `FadingLoss`, follow the share of the training that is done: with
-    `train.epochs` that is counted in steps, with `train.time_budget` in seconds of training and validation, with both
-    the larger share counts. What `train.patience`, `train.seed` (of dropout, anew for each epoch, and for each of
-    several micro-batches) and `optim.freeze_epochs` say holds.
+    `train.epochs` counted in steps, with `train.time_budget` in seconds of training and validation; with both, the
+    larger share.
+
+    The training ends when `stop_reason` says so. In the first `optim.freeze_epochs` epochs the encoder is frozen.
+    Dropout is seeded from `train.seed` at the start of each epoch, and with several micro-batches before each of them,
+    too: so a resumed training draws the same numbers, and N processes draw those of one with N micro-batches.
 
     Args:
         state: where to go on; kept up to date, to be saved.
@@ -63,7 +66,7 @@ def fit(
 
     Raises NonFiniteError: the loss became NaN or infinite, in training or in validation.
     """
-    progress, device = state.progress, state.device
+    progress, device, peak_lr = state.progress, state.device, state.optimizer.param_groups[-1]["peak_lr"]
     schedule = optim.schedule(optim_config.schedule, optim_config.warmup)
     total_steps = train.epochs * len(batches) if train.epochs else None
     parts = world.size * train.grad_accum  # micro-batches of a step; with one, dropout goes on through the epoch
@@ -101,9 +104,9 @@ def fit(
             done_steps += 1
             images += seen
             if losses.add(step_loss):
-                _refuse_non_finite(losses.first_bad, number, lr, step.execution.precision, world)
+                _refuse_non_finite(losses.first_bad, number, peak_lr, step.execution.precision, world)
         losses.finish()
-        _refuse_non_finite(losses.first_bad, number, lr, step.execution.precision, world)
+        _refuse_non_finite(losses.first_bad, number, peak_lr, step.execution.precision, world)
         mean_loss = float(world.summed(losses.total())) / (done_steps * world.size)
         images = int(world.summed(torch.tensor(images)))
         if world.size > 1:
@@ -112,8 +115,7 @@ def fit(
 
         validation = validate(state.scored)
         if not math.isfinite(validation.metrics["loss"]):
-            peak = state.optimizer.param_groups[-1]["peak_lr"]
-            raise _non_finite(number, "validation", peak, step.execution.precision)
+            raise _non_finite(number, "validation", peak_lr, step.execution.precision)
         finished = time.perf_counter()
         progress.validation_seconds.append(world.agreed(finished - trained))
         progress.seconds = world.agreed(progress.seconds + finished - started)
@@ -239,17 +241,17 @@ def _train_mode(model: nn.Module) -> None:
             child.eval()
 
 
-def _refuse_non_finite(step: int, epoch: int, lr: float, precision: torch.dtype, world: World) -> None:
+def _refuse_non_finite(step: int, epoch: int, peak_lr: float, precision: torch.dtype, world: World) -> None:
     if world.any(step >= 0):
         where = f"step {step + 1}" if step >= 0 else "in another process"
-        raise _non_finite(epoch, where, lr, precision)
+        raise _non_finite(epoch, where, peak_lr, precision)
 
 
-def _non_finite(epoch: int, where: str, lr: float, precision: torch.dtype) -> NonFiniteError:
-    likely = f"a learning rate that is too high. Try optim.lr={lr / 10:.1g}"
+def _non_finite(epoch: int, where: str, peak_lr: float, precision: torch.dtype) -> NonFiniteError:
+    likely = f"a learning rate that is too high. Try optim.lr={peak_lr / 10:.1g}"
     if precision == torch.float16:
         likely += ", or train.precision=fp32: fp16 overflows beyond 65504"
-    found = f"in epoch {epoch}, {where}, at learning rate {lr:.3g}"
+    found = f"in epoch {epoch}, {where}, with optim.lr={peak_lr:.3g}"
     return NonFiniteError(f"the loss became NaN or infinite {found}. Most likely {likely}.")
 
 

@@ -105,7 +105,7 @@ def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("data.resize", "crop", f"data.{data.of_crops[0]} works only with crops")
     if all(side.largest <= UNLIKE * side.least for side in (found.height, found.width)):
         have = f"all images have {sizes}" if equal else f"images have similar sizes, {sizes}"
-        return plan.deciding("data.resize", "crop", f"{have}: one zoom fits all")
+        return plan.deciding("data.resize", "crop", f"{have}: one zoom suits all of them")
     if found.spread is None or found.spread_fitted is None:
         return plan.deciding("data.resize", "crop", "it is not known whether larger images have larger objects")
     unlike, then = 2**found.spread, 2**found.spread_fitted
@@ -169,16 +169,18 @@ def _passes(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     few, many = math.ceil(SHORTEST / found.training), max(1, LONGEST // found.training)
     passes = max(few, min(many, math.ceil(needed)), 1)
     takes = f"validation takes {_share(needed, passes):.0%} of the time"
-    scoring = f"{takes} (at most {VALIDATION:.0%})"
     shown = passes * found.training
-    if passes == 1:
-        why = f"{shown} images in an epoch; {scoring}"
+    told = f"{shown} images in an epoch" if passes == 1 else f"{passes} x {found.training} = {shown} images in an epoch"
+    if passes < needed:
+        why = f"{told}; {takes}, since images are not repeated beyond {LONGEST} in an epoch"
+    elif passes == 1:
+        why = f"{told}; {takes} (at most {VALIDATION:.0%})"
     elif passes == few:
-        why = f"{passes} x {found.training} = {shown} images in an epoch: {SHORTEST} or more make one"
-    elif passes < needed:
-        why = f"{passes} x {found.training} = {shown} images in an epoch, the most are {LONGEST}; {takes}"
+        why = (
+            f"each of {found.training} training images {passes} times: {shown} images in an epoch (at least {SHORTEST})"
+        )
     else:
-        why = f"{passes} x {found.training} = {shown} images in an epoch, so that {scoring}"
+        why = f"{told}, so that {takes} (at most {VALIDATION:.0%})"
     return plan.deciding("data.passes", passes, why)
 
 
@@ -194,8 +196,8 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     chance, name = min(seen)
     why = f"{chance:.0%} of random crops of an image with {name} show it"
     if chance < SELDOM:
-        over = "objects" if len(found.classes) == 1 else "objects, of rare classes more often"
-        return plan.deciding("data.foreground", SHOWN_MORE, f"this share of crops is taken at {over}: {why}")
+        over = "an object" if len(found.classes) == 1 else "an object, of rare classes more often"
+        return plan.deciding("data.foreground", SHOWN_MORE, f"this share of crops is placed on {over}: only {why}")
     enough = f"random crops show enough objects: {why} ({SELDOM:.0%} are enough)"
     return plan.deciding("data.foreground", 0.0, enough)
 

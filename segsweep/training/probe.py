@@ -30,7 +30,7 @@ from segsweep.training.build import Training, build
 from segsweep.training.recorder import described
 from segsweep.training.run import claimed
 
-CROPS = 64  # of the training split, at most, whose pixels are drawn from
+CROPS = 64  # of the training split, after which no further batch is drawn from
 PIXELS = 256  # drawn of each crop, at most
 SCORED = 64  # validation images, at most
 FOLDS = 3  # of training images, by which the penalty is chosen

@@ -149,7 +149,7 @@ class Recorder:
             epoch = self.run.best
             assert epoch
             done = Progress(len(self.run.epochs), self.run.seconds, epoch.iou or 0.0, epoch.epoch)
-            done.validation_seconds.append(math.inf)  # there is no time left for more
+            done.validation_seconds.append(math.inf)  # a run with a time budget is over for `stop_reason`, too
             training.state.progress = done
             return
         state = checkpoint.load_state(self.folder / LAST, training.state.device)
@@ -165,8 +165,10 @@ class Recorder:
         except (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.folder / LAST}: damaged: {first_line(error)} Start a new run.") from error
         best = self.folder / BEST
-        if progress.best_epoch == progress.epoch != (checkpoint.describe(best).epoch if best.exists() else 0):
-            self._save_best()
+        if progress.best_epoch == progress.epoch:  # it may have been killed before it wrote that
+            kept_epoch = checkpoint.describe(best).epoch if best.exists() else 0
+            if kept_epoch != progress.epoch:
+                self._save_best()
         kept = metrics.read_validation(self.folder)
         if progress.best_epoch and (kept is None or kept.epoch != progress.best_epoch):
             self._save_validation(progress.best_epoch, self._evaluate(training.data.parts["val"], training.shown))
@@ -185,7 +187,8 @@ class Recorder:
             save_json(self.folder / PLAN, found)
         commit, dirty, diff = provenance.code()
         if diff:
-            save_text(self.folder / "code.diff", diff)
+            later = f"-{len(self.run.starts) + 1}" if self.run.starts else ""
+            save_text(self.folder / f"code{later}.diff", diff)
         self._write(described(training, argv, self.run.starts, commit, dirty))
         if self._unwritten:
             self._write(self._unwritten)

@@ -54,7 +54,7 @@ def run(
     """
     sign = stop.Sign(folder)
     with _told(world), claimed(folder, resuming) as past, _fitting(asked.train, asked.data.size):
-        only_result = _refuse_complete(folder, past, asked)
+        only_result = _lacks_only_result(folder, past, asked)
         before = _resumed_from(folder, past, asked)
         classes = past.starts[0].classes if past.starts else []
         world.agreed(None if only_result else (asked, before, classes))
@@ -76,7 +76,8 @@ def run(
             except (DiskError, OSError) as error:
                 if not isinstance(as_disk_error(error), DiskError):
                     raise
-                console.note(f"\nstopped. When the disk has room again, type: {program()} {override('resume', folder)}")
+                again = f"{program()} {override('resume', folder)}"
+                console.note(f"\nstopped. When the folder can be written again, type: {again}")
                 raise
 
 
@@ -97,11 +98,12 @@ def follow(world: World) -> None:
                 training.state.progress, last = world.agreed((training.state.progress, b""))
                 if last:
                     training.state.load_state_dict(load_state(BytesIO(last), training.state.device))
-            for _ in _epochs(training):
-                pass
-            if training.scores_test:
-                load_weights(world.agreed(b""), training.state.scored)
-                training.evaluate(training.state.scored, training.data.parts["test"], world=world)
+            with _fitting(training.settings.train, training.settings.data.size):
+                for _ in _epochs(training):
+                    pass
+                if training.scores_test:
+                    load_weights(world.agreed(b""), training.state.scored)
+                    training.evaluate(training.state.scored, training.data.parts["test"], world=world)
 
 
 def _train(training: Training, recorder: Recorder, sign: stop.Sign, resumed: bool) -> int:
@@ -185,25 +187,29 @@ def _fitting(train: TrainConfig, size: Sequence[int] | str) -> AbstractContextMa
     return fitting(advice, f" with {tried}")
 
 
-def _refuse_complete(folder: Path, past: Run, asked: RunConfig) -> bool:
-    """Refuse a run with nothing left to do; whether only its result is, since it was killed while writing that."""
+def _lacks_only_result(folder: Path, past: Run, asked: RunConfig) -> bool:
+    """Tell whether a run is complete but for its result, because it was killed while it wrote that.
+
+    Raises ConfigError: it is complete and has its result, so nothing is left to do.
+    """
     if past.end is None or past.start is None or past.end.status != "complete":
         return False
-    done, epochs, before = len(past.epochs), asked.train.epoch_limit, past.start.asked.train
-    if asked.train.test and not past.start.settings.train.test:
-        return False  # only the test split is left to be scored
-    best = past.best.epoch if past.best else 0
-    ended = out_of_patience(done, best, before.patience)
-    unchanged = (before.epochs, before.time_budget) == (asked.train.epochs, asked.train.time_budget)
-    unchanged &= not ended or before.patience == asked.train.patience
-    enough, waited = bool(epochs and done >= epochs), out_of_patience(done, best, asked.train.patience)
-    if not (unchanged or enough or waited):
-        return False
+    before, now = past.start.asked.train, asked.train
+    if now.test and not past.start.settings.train.test:
+        return False  # the test split is left to be scored
+    done, best = len(past.epochs), past.best.epoch if past.best else 0
+    ended_by_patience = out_of_patience(done, best, before.patience)
+    same_limits = (before.epochs, before.time_budget) == (now.epochs, now.time_budget)
+    same_limits &= before.patience == now.patience or not ended_by_patience
+    enough = bool(now.epoch_limit and done >= now.epoch_limit)
+    waited = out_of_patience(done, best, now.patience)
+    if not (same_limits or enough or waited):
+        return False  # it is to be trained longer
     if not _has_result(folder, past.end):
         return True
-    more = "train.epochs=N" if epochs else "train.time_budget=SECONDS"
+    more = "train.epochs=N" if now.epoch_limit else "train.time_budget=SECONDS"
     if waited and not enough:
-        more = f"train.patience=N, more than {asked.train.patience}"
+        more = f"train.patience=N, more than {now.patience}"
     raise ConfigError(f"resume={folder}: complete after {done} epochs. To train longer: {more}.")
 
 

@@ -268,10 +268,10 @@ class RayBackend:
             if actor.first and update.records:  # a job that goes on sends what there was, too
                 journal.restore(self.folder / update.job, Run(list(update.records)))
                 actor.first = False
-                continue
-            with journal.Journal(self.folder / update.job) as book:
-                for record in update.records:
-                    book.write(record)
+            else:
+                with journal.Journal(self.folder / update.job) as book:
+                    for record in update.records:
+                        book.write(record)
             actor.ended = actor.ended or update.ended
         if not actor.ended:
             actor.asked = actor.handle.poll.remote()
