@@ -37,11 +37,13 @@ def test_values_come_back_from_hydras_grammar_as_they_are():
     for word, value in zip(_words({f"k{i}": v for i, v in enumerate(values)}), values, strict=True):
         read = PARSER.parse_override(word).value()
         assert str(read).replace("\\$", "$") == str(value), word
-    classes = {"Gebäude, hoch": 8, "x": [1, 2]}
+    classes = {"Gebäude, hoch": np.int64(8), "x": [np.uint8(1), 2]}
     assert (
         configuration(["data=folder", *_words({"data.classes": classes, "data.root": Path("/a b")})]).data.classes
         == classes
     )
+    for size in ([np.int64(32), 48], (32, np.float32(48).astype(int)), np.array([32, 48])):
+        assert _words({"data.size": size}) == ["data.size=[32,48]"]
     assert _words({"encoder": segsweep.choice("resnet18", "resnet34")}) == ["encoder=choice(resnet18,resnet34)"]
     assert _words({"encoder": segsweep.weights("vit_small*", "*.dino")}) == ["encoder=weights(vit_small*,*.dino)"]
     assert _words({"optim.lr": segsweep.interval(1e-4, 1e-2, log=True)}) == ["optim.lr=tag(log,interval(0.0001,0.01))"]
@@ -64,7 +66,7 @@ def test_a_training_is_what_the_command_line_records(pairs, tmp_path, outputs):
     assert segsweep.train({**TINY, "data.root": root, "train.epochs": 1}).folder.is_relative_to(outputs)
 
 
-def test_what_is_refused_raises_and_leaves_nothing(pairs, tmp_path):
+def test_what_is_refused_raises_and_leaves_nothing(pairs, trained, tmp_path):
     with pytest.raises(ConfigError, match="Closest: resnet"):
         segsweep.train({**TINY, "data.root": pairs(), "encoder": "resnet43"}, tmp_path / "run")
     with pytest.raises(ConfigError, match="nowhere"):
@@ -73,6 +75,15 @@ def test_what_is_refused_raises_and_leaves_nothing(pairs, tmp_path):
         segsweep.train({**TINY, "data.root": pairs(), "optim.learning_rate": 1}, tmp_path / "run")
     with pytest.raises(ConfigError, match="no such run"):
         segsweep.load("nothing")
+    with pytest.raises(ConfigError, match=r"^device=gpu: must be auto, cpu"):
+        segsweep.load(trained.folder, device="gpu")
+    with pytest.raises(ConfigError, match=r"optim\.lr: has several values: segsweep\.sweep tries each"):
+        segsweep.train({**TINY, "optim.lr": segsweep.choice(1e-3, 1e-2)}, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^values must be texts, numbers"):
+        segsweep.choice({1, 2})
+    for wrong in ({1, 2}, [object()], {"a": b"x"}):
+        with pytest.raises(ConfigError, match=r"^data\.classes: values must be texts, numbers"):
+            segsweep.train({**TINY, "data.classes": wrong}, tmp_path / "run")
     for key in ("sweeps", "hydra/sweeper"):
         with pytest.raises(ConfigError, match=rf"{key}: not a key of segsweep.train: segsweep\.sweep takes it"):
             segsweep.train({**TINY, key: "optuna"}, tmp_path / "run")
@@ -115,6 +126,8 @@ def test_a_model_predicts_files_and_pixels_alike(trained, tmp_path):
     assert (blank.classes[4:] < 2).all()
     with pytest.raises(DataError, match="image: float64 pixels"):
         model.predict(pixels / 255)
+    with pytest.raises(DataError, match=r"image: .* of one image, not 2 x 40 x 48 x 3"):
+        model.predict(np.stack([pixels, pixels]))
 
 
 def test_pixels_without_data_have_no_class(trained, tmp_path):
@@ -124,6 +137,20 @@ def test_pixels_without_data_have_no_class(trained, tmp_path):
     found = segsweep.load(trained.folder).predict(tmp_path / "a.tif")
     assert (found.classes[:20] == 255).all() and np.isnan(found.probabilities[:, :20]).all()
     assert (found.classes[20:] < 2).all() and np.isfinite(found.probabilities[:, 20:]).all()
+
+
+def test_gaps_in_an_array_are_filled_as_those_in_a_file(trained, tmp_path):
+    model = segsweep.load(trained.folder)
+    model.predictor.info = replace(model.predictor.info, dtype="float32", nodata=-3.4e38)
+    pixels = np.array(Image.open(trained.root / "images" / "003.png")).astype(np.float32)
+    pixels[:10], pixels[10:15], pixels[15:20] = -3.4e38, np.nan, np.inf
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    array, file = model.predict(pixels), model.predict(tmp_path / "a.tif")
+    for name in ("image", "classes", "probabilities"):
+        assert np.array_equal(getattr(array, name), getattr(file, name), equal_nan=True)
+    assert np.allclose(array.image[:20], pixels[20:].mean((0, 1)))
+    assert (array.classes[:20] == 255).all() and np.isnan(array.probabilities[:, :20]).all()
+    assert (array.classes[20:] < 2).all() and np.isfinite(array.probabilities[:, 20:]).all()
 
 
 def test_a_search_ranks_and_loads_its_winner(pairs, tmp_path):

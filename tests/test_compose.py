@@ -67,9 +67,10 @@ def test_the_places_that_are_typed_are_those_that_are_read(kept, words, left):
     assert with_data(asked, words).data == DataConfig(**{"name": "folder"} | left)
 
 
-def test_other_data_lack_values_where_the_models_did():
-    asked = RunConfig(data=DataConfig(name="folder", root="there", nodata=0))
-    assert with_data(asked, ["data=folder", "data.root=here"]).data.nodata == 0
+@pytest.mark.parametrize("nodata", [0, "none"])
+def test_other_data_lack_values_where_the_models_did(nodata):
+    asked = RunConfig(data=DataConfig(name="folder", root="there", nodata=nodata))
+    assert with_data(asked, ["data=folder", "data.root=here"]).data.nodata == nodata
     assert with_data(asked, ["data=folder", "data.root=here", "data.nodata=auto"]).data.nodata == "auto"
 
 
@@ -112,7 +113,7 @@ def test_auto_is_a_value_like_any_other():
 def test_a_home_is_meant_by_its_sign(key, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expanded([f"{key}=~/a b"]) == [f"{key}={quoted(tmp_path / 'a b')}"]
-    assert expanded([f"{key}=~/${{now:%Y}}"]) == [f"{key}=~/${{now:%Y}}"]  # Hydra's to say
+    assert expanded([f"{key}=~/${{now:%Y}}"]) == [f"{key}={tmp_path}/${{now:%Y}}"]  # Hydra resolves the rest
     with pytest.raises(ConfigError, match="cannot be a path"):
         expanded([f"{key}=~nobody-at-all/x"])
 
@@ -148,6 +149,16 @@ def test_an_option_whose_values_are_the_defaults_is_heard_too(began, typed):
         changed(asked, [typed])
     assert changed(asked, ["train.epochs=3"]).loss == asked.loss
     assert changed(configuration([typed]), [typed]).loss == configuration([typed]).loss
+
+
+def test_data_that_were_moved_keep_the_size_that_was_typed_at_first():
+    """data=folder has no size, and the default data set's is not what data=folder sets."""
+    asked = configuration(["data=folder", "data.root=/before", "data.size=256"])
+    moved = changed(asked, ["data=folder", "data.root=/now"])
+    assert moved == replace(asked, data=replace(asked.data, root="/now"))
+    asked = configuration(["data=camvid", "data.root=/before", "data.ignore_index=null"])
+    with pytest.raises(ConfigError, match=r"configuration: data\.ignore_index: None -> 11\. "):
+        changed(asked, ["data=camvid", "data.root=/now"])
 
 
 def refusal(*words: str) -> str:
@@ -250,6 +261,46 @@ def test_a_comma_is_answered_with_one_text_or_a_list():
     assert configuration([word]).data.split == [0.8, 0.2]
     assert "python train.py -m" in refusal("train.seed=choice(1,2)")
     assert "As " not in refusal("train.seed=1,2")
+
+
+@pytest.mark.parametrize("text", ["2026_11_30", "2.10", "1e3", "true", "False", "123"])
+def test_a_text_that_looks_like_a_number_is_kept_to_the_letter(text):
+    found = configuration(["data=folder", f"data.root={text}", f"tracking.experiment={text}"])
+    assert (found.data.root, found.tracking.experiment) == (text, text)
+
+
+def test_null_is_no_text():
+    assert configuration(["data=folder", "data.root=null"]).data.root is None
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["--resume", "outputs/x"], "resume=VALUE"),
+        (["--encoder", "resnet34"], "encoder=VALUE"),
+        (["--data.root=/a b"], "'data.root=/a b'"),
+        (["--hydra.run.dir=x"], "hydra.run.dir=x"),
+    ],
+)
+def test_a_key_that_is_typed_as_a_flag_is_answered_with_the_key(words, typed, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{words[0].partition('=')[0]}: no such flag. Keys have no dashes: {typed}")
+
+
+@pytest.mark.parametrize(
+    "words", [["sweeps=screen", "hydra.sweeper.n_trials=3"], ["-m", "hydra/sweeper=optuna", "hydra.sweeper.short=3"]]
+)
+def test_a_key_of_another_sweeper_is_answered_so(words, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{words[-1].partition('=')[0]}: not a key of this sweeper. The keys of each are in docs/" in line
+
+
+@pytest.mark.parametrize("word", ["tracking=null", "loss=null", "data=3"])
+def test_a_group_without_a_name_is_answered_with_its_options(word):
+    group = word.partition("=")[0]
+    assert refusal(word).startswith(f"{word}: must be {group}=NAME. There are: ")
 
 
 def test_names_beyond_ascii_in_a_list_are_quoted_one_by_one():

@@ -196,3 +196,11 @@ def test_pooling_adds_each_image_as_often_as_it_was_drawn():
 def test_an_interval_leaves_nan_out():
     assert metrics.interval(np.array([np.nan, *range(101)])) == (2.5, 97.5)
     assert np.isnan(metrics.interval(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize(("known", "there"), [(20, False), (21, True)])
+def test_an_interval_is_of_more_than_a_tenth_of_its_draws(known, there):
+    values = np.full(200, np.nan)
+    values[::9][:known] = np.arange(known)
+    assert (metrics.interval(values) == tuple(np.percentile(np.arange(known), [2.5, 97.5]))) is there
+    assert np.isnan(metrics.interval(values)).all() != there

@@ -72,6 +72,18 @@ def test_what_the_file_system_refuses_is_one_line(monkeypatch):
     assert failed(full) == ("/a/b: No space left on device.", 7)
 
 
+@pytest.mark.parametrize("debugged", [False, True])
+def test_a_home_of_nobody_is_one_line_of_the_users(debugged, monkeypatch):
+    if not debugged:
+        monkeypatch.delenv(DEBUG)
+    with pytest.raises(RuntimeError) as raised:
+        Path("~nobody-at-all/x").expanduser()
+    assert failed(raised.value) == (
+        "~: there is no such user's folder. Type the whole path, or ~/ for your own.",
+        2,
+    )
+
+
 @pytest.mark.parametrize("output", ["| head -1", ">/dev/full 2>/dev/full", ">&- 2>&-"])
 def test_output_that_fails_ends_no_training(pairs, tmp_path, output):
     typed = [*TINY, "data=folder", f"data.root={pairs()}", "data.size=[32,32]", "train.batch_size=4", "train.epochs=2"]

@@ -11,7 +11,7 @@ from segsweep.commands.train import main
 from segsweep.compose import CONF, changed, configuration, expanded, passed_over, register_schema, with_data
 from segsweep.config.schema import DataConfig, OptimConfig, RunConfig
 from segsweep.errors import ConfigError
-from segsweep.valuefile import KEYS, LIMIT, own_options
+from segsweep.valuefile import KEYS, LIMIT, SECTIONS, own_options
 
 ALL = """\
 # A comment.
@@ -112,6 +112,12 @@ def test_a_question_of_ones_own_is_a_search(own):
     ]
 
 
+def test_a_question_may_name_weights_by_patterns(own):
+    own("sweeps", "sweeper:\n  params: {encoder: 'weights(vit_small*, resnet1?.a1*)', optim.lr: auto}\n")
+    params = "+hydra.sweeper.params={encoder:'weights(vit_small*, resnet1?.a1*)',optim.lr:auto}"
+    assert params in expanded(["sweeps=mine"])
+
+
 @pytest.mark.parametrize("name", ["optuna", "grid", "cv"])
 def test_any_key_may_be_tried_in_a_question(own, name):
     own("sweeps", f"sweeper: {{name: {name}, params: {{train.ema: 'choice(0,0.5)', loss: 'choice(dice,focal)'}}}}\n")
@@ -155,6 +161,8 @@ def test_any_key_may_be_tried_in_a_question(own, name):
         ("data", "download: true", "download: this key is about the machine"),
         ("recipe", "train: 3", "train: must be a section"),
         ("recipe", "optimizer: {lr: 3}", "optimizer: no such section"),
+        ("recipe", "defaults: [best]", f"defaults: no such section. There are: {', '.join(SECTIONS)}."),
+        ("sweeps", "defaults: [cv]", f"defaults: no such section. There are: {', '.join(SECTIONS)}, sweeper."),
     ],
 )
 def test_nothing_but_values_of_our_keys_is_taken(own, group, text, says, monkeypatch):
@@ -176,8 +184,11 @@ def test_an_option_that_there_is_already_is_passed_over(own, caplog):
 
 def test_an_option_of_ones_own_cannot_be_varied_and_may_be_typed_again(own, capsys):
     own("optim", "lr: 0.1")
+    own("encoder", "name: resnet34\n")
     assert main(["-m", "optim=mine,adamw"]) == 2
     assert "optim=mine: an option from your conf/ cannot be varied" in capsys.readouterr().err
+    assert main(["-m", "hydra/sweeper=optuna", "encoder=choice(resnet18,mine)"]) == 2
+    assert "encoder=mine: an option from your conf/ cannot be varied. Vary its keys" in capsys.readouterr().err
     assert changed(RunConfig(optim=OptimConfig("adam", lr=0.1)), ["optim=mine"]).optim.lr == 0.1
 
 

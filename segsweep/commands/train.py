@@ -111,7 +111,8 @@ def _ordered(words: Sequence[str]) -> list[str]:
     keys: list[str] = []
     flags: list[str] = []
     for before, word in zip(("", *words), words, strict=False):
-        of_flag = _is_flag(before, VALUED) or (_is_flag(before, ("--info", "-i")) and "=" not in word)
+        own = "=" not in before  # else the flag has its value
+        of_flag = own and (_is_flag(before, VALUED) or (_is_flag(before, ("--info", "-i")) and "=" not in word))
         several = word.startswith("--m") and "--multirun".startswith(word)
         (flags if of_flag or word.startswith("-") else keys).append("-m" if several else word)
     return [*["-m"] * ("-m" in flags), *keys, *(flag for flag in flags if flag != "-m")]

@@ -128,8 +128,9 @@ def _looked_up(name: str, file: str | Path | None, reachable: Callable[[str], bo
     if not config.has_weights:
         return "timm has no pretrained weights for it"
     if (cached := _in_cache(config)) is not None:
-        file = cached.resolve()  # the hub's cache has links
-        return Weights("cache", read(file, f"{file} (timm's cache; remove it, and it is fetched again)"))
+        # The hub's cache has links, whose files have no suffix.
+        where = f"{cached.resolve()} (timm's cache; remove it, and it is fetched again)"
+        return Weights("cache", read(cached, where))
     if not reachable(constants.ENDPOINT if config.hf_hub_id else str(config.url)):
         return "not installed, not in timm's cache, and the hub is out of reach"
     return Weights("hub")

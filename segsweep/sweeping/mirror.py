@@ -68,8 +68,8 @@ class Mirror:
 class Tracking:
     """Sends a sweep to MLflow while it runs; the sweep never waits for it."""
 
-    def __init__(self, plan: Plan, parent: Callable[[Callable[[], str]], str] | None = None):
-        """`parent` is called with what makes the sweep's run, or takes it up; by default that is called at once."""
+    def __init__(self, plan: Plan, parent: Callable[[Callable[[float | None], str]], str] | None = None):
+        """`parent` is called with `Mirror.open`, which makes the sweep's run or takes it up; None: that is called."""
         self._background: Background | None = None
         if plan.tracked:
             if uri := plan.base.tracking.uri:  # typed now

@@ -238,7 +238,9 @@ class _Controller:
         for trial in repeats if any(trial.state == "complete" for trial in repeats) else best:
             self.files.fetch(trial, owners.get(trial.name))
         counted = [run.name for run in repeats]  # by the attempt that ended it
-        replace(kept, finalists=[trial.name for trial in best], repeats=counted).save(plan.folder)
+        state: about.State = "complete" if self.concluded_before else "running"
+        chosen = [trial.name for trial in best]
+        replace(kept, finalists=chosen, repeats=counted, state=state).save(plan.folder)
         results = finalists.ranked(plan.folder, best, repeats)
         if results:
             self._score(results[0].winner)
@@ -346,7 +348,7 @@ class _Controller:
         if winner.run.tested:  # else the next start tries again
             self.study.remember("winner", {"name": winner.name, "record": journal.packed(winner.run)})
 
-    def _parent(self, make: Callable[[], str]) -> str:
+    def _parent(self, make: Callable[[float | None], str]) -> str:
         """Make the sweep's run in MLflow, or take up the one that another controller made."""
         folder, uri = self.plan.folder, client.tracking_uri(self.plan.base.tracking.uri)
 
@@ -355,10 +357,9 @@ class _Controller:
                 known: Mapping[str, Any] | None = self.study.remembered("mlflow")
                 if known and not client.read_cursor(folder, uri).run_id:
                     swept = list(self.plan.space.distributions)
-                    client.write_cursor(folder, uri, client.Cursor(**known, swept=swept))
-                if known and self.concluded_before:  # it is over, and its run stays as it is
-                    return str(known["run_id"])
-                run_id = make()
+                    client.write_cursor(folder, uri, client.Cursor(**known, swept=swept, folder=str(folder)))
+                # One that is over stays as it is.
+                run_id = make(self.concluded_before["time"] if self.concluded_before else None)
                 cursor = client.read_cursor(folder, uri)
                 found = {"run_id": run_id, "experiment_id": cursor.experiment_id, "view": cursor.view}
                 self.study.remember("mlflow", found)

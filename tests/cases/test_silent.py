@@ -7,7 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import SIZE, coded, noise, opened, pillow, refused, said, same, seen, tiff, truths, written
+from scenes import (
+    BLACK,
+    SIZE,
+    WHITE,
+    coded,
+    in_palette,
+    noise,
+    opened,
+    pillow,
+    refused,
+    said,
+    same,
+    seen,
+    tiff,
+    truths,
+    written,
+)
 
 from segsweep.config.schema import DataConfig
 from segsweep.data import raster
@@ -119,6 +135,19 @@ def test_a_tags_value_is_no_class_of_a_folder(tmp_path, cached):
     root = folders(tmp_path / "b", {"ant": only[:3], "bee": only[3:]}, tagged, "tif")
     found = seen(opened(root, class_from="folder", cache=cached))
     assert all(np.array_equal(found[f"bee{i}"], 2 * right[3 + i]) for i in range(3))
+
+
+@pytest.mark.parametrize("cached", ["auto", "none"])
+def test_a_mask_that_is_white_everywhere_is_all_of_its_folders_class_if_others_are_black(tmp_path, cached):
+    right = truths()
+    right[4][:] = 1
+    masks = [1 - truth for truth in right]  # the palette's first entry is white
+    write = partial(in_palette, palette=[WHITE, BLACK])
+    root = folders(tmp_path, {"ant": masks[:3], "bee": masks[3:]}, write)
+    found = seen(opened(root, class_from="folder", cache=cached))
+    assert all(
+        np.array_equal(found[f"{'ant' if i < 3 else 'bee'}{i % 3}"], t * (1 + i // 3)) for i, t in enumerate(right)
+    )
 
 
 def test_void_borders_alone_in_a_mask_make_no_class_of_255(tmp_path):

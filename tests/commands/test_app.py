@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +149,52 @@ def test_a_training_without_its_command_is_told_how(word, says, capsys):
 def test_train_is_a_command(capsys):
     assert cli.main(["train", "--cfg", "job", "encoder=resnet34"]) == 0
     assert "name: resnet34" in capsys.readouterr().out
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """`parsed(line)`: a command line is read and its command is not run; its options."""
+
+    def parse(line):
+        words, seen = line.split(), []
+        monkeypatch.setattr(cli.COMMANDS[words[0]], "run", lambda options: seen.append(vars(options)) or 0)
+        assert cli.main(words) == 0
+        return seen[0]
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("predict RUN -o masks scans/", {"run": "RUN", "images": ["scans/"], "output": Path("masks")}),
+        ("compare A --format csv B", {"runs": ["A", "B"], "format": "csv"}),
+        ("predict -o masks RUN -- -1.png", {"run": "RUN", "images": ["-1.png"], "output": Path("masks")}),
+        ("evaluate RUN --split test data=a data.root=X", {"overrides": ["data=a", "data.root=X"], "split": "test"}),
+    ],
+)
+def test_options_may_stand_between_arguments(line, options, parsed):
+    assert options.items() <= parsed(line).items()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict RUN scans --output=~/mine",
+        "export RUN --format=onnx --output=~/mine",
+        "data --output=~/mine",
+        "compare --sweep=~/mine",
+        "report ~/mine",
+        "sync ~/mine",
+    ],
+)
+def test_a_tilde_that_a_shell_leaves_is_the_home_folder(line, parsed, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = list(parsed(line).values())
+    assert tmp_path / "mine" in found or [tmp_path / "mine"] in found
+
+
+def test_a_home_of_nobody_is_one_line(capsys):
+    assert cli.main(["sync", "~nobody-at-all/runs"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "segsweep: ~: there is no such user's folder. Type the whole path, or ~/ for your own."

@@ -12,6 +12,7 @@ import train
 from segsweep import metrics
 from segsweep.commands.app import main as segsweep
 from segsweep.commands.common import training_data
+from segsweep.engine import device as devices
 from segsweep.runs import journal
 from segsweep.tracking import client
 
@@ -128,6 +129,17 @@ def test_words_that_would_make_another_run_are_refused_with_the_difference(words
     assert files(folder) == before
 
 
+def test_a_precision_that_the_processor_lacks_is_one_line_that_names_it(folder, monkeypatch, capsys):
+    """Another precision would be another training, and this one ends the process without a word."""
+    change_start(folder, lambda start: start["execution"].update(precision="bf16"))
+    monkeypatch.setattr(devices, "_survives", lambda kind: False)
+    before = files(folder)
+    assert train.main([f"resume={folder}", "train.epochs=2"]) == 2
+    said = "resume: the run computes in bf16, which this processor cannot. Continue it on a machine like the first one."
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)
+    assert files(folder) == before
+
+
 def test_words_that_may_change_count(folder, ran, tmp_path, monkeypatch):
     moved = shutil.copytree(ran[1], tmp_path / "moved data")
     monkeypatch.chdir(tmp_path)
@@ -155,6 +167,15 @@ def test_what_was_typed_when_a_run_went_on_stays(folder):
     assert [start.settings.train.patience for start in run.starts] == [None, 5, 5]
     assert [start.resumed_after for start in run.starts] == [0, 1, 2]
     assert len({start.run for start in run.starts}) == 1
+
+
+def test_the_code_of_each_start_is_kept(folder, monkeypatch):
+    (folder / "code.diff").write_text("first")
+    for epochs, diff in ((2, ""), (3, "third")):
+        monkeypatch.setattr("segsweep.runs.provenance.code", lambda diff=diff: ("0" * 40, bool(diff), diff))
+        assert train.main([f"resume={folder}", f"train.epochs={epochs}"]) == 0
+    kept = {path.name: path.read_text() for path in folder.glob("code*")}
+    assert kept == {"code.diff": "first", "code-3.diff": "third"}
 
 
 def test_what_is_composed_is_shown(folder, capsys):

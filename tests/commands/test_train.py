@@ -23,6 +23,7 @@ from PIL import Image
 from records import undecided
 
 import train
+from segsweep.commands import train as command
 from segsweep.data.geometry import Canvas
 from segsweep.engine import losses
 from segsweep.nn.checkpoint import describe, load_model
@@ -199,7 +200,7 @@ def rows_of(folder):
     """What split.csv says, a dict for each row."""
     with (folder / "split.csv").open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == ["key", "split", "group", "fold", "image", "mask"]
+        assert reader.fieldnames == ["key", "split", "group", "fold", "image", "mask", "content"]
         return list(reader)
 
 
@@ -221,7 +222,7 @@ def test_split_csv_tells_where_every_pair_lies(pairs, outputs):
     root = pairs(4, ("train", "val", "test"))
     folder, _ = ran(outputs, *folder_data(root))
     rows = rows_of(folder)
-    assert len(rows) == len({row["image"] for row in rows}) == 12
+    assert len(rows) == len({row["image"] for row in rows}) == len({row["content"] for row in rows}) == 12
     for row in rows:
         assert Path(row["image"]) == root / "images" / row["split"] / f"{row['key'].rpartition('/')[2]}.png"
         assert Path(row["mask"]) == root / "masks" / row["split"] / f"{row['key'].rpartition('/')[2]}.png"
@@ -706,6 +707,7 @@ def test_plain_multirun_runs_each_job_in_a_folder_of_its_own(pairs, outputs):
         (["tracking=none,file"], "tracking=file: no such option"),
         (["optim.lr=1e-3,1e-2,-1", "data.seed=1,2"], "optim.lr=-1"),
         (["data.seed=0,1", "loss=ce_dice,mse"], "loss=mse: no such option"),
+        (["loss=ce_dice,mse", "hydra.sweep.dir=${outputs:}/mine"], "loss=mse: no such option"),
     ],
 )
 def test_a_wrong_value_of_a_multirun_is_told_before_the_first_training(typed, said, pairs, outputs, capsys):
@@ -729,6 +731,68 @@ def test_a_search_without_m_trains_nothing(outputs, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("Type python train.py -m hydra/sweeper=optuna 'data.root=a b'")
     assert not outputs.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "ordered"),
+    [
+        ("a=1 --cfg job b=2", "a=1 b=2 --cfg job"),
+        ("--cfg=job b=2 ~c", "b=2 ~c --cfg=job"),
+        ("a=1 --config-dir=D b=2", "a=1 b=2 --config-dir=D"),
+        ("a=1 --config-dir D b=2 -c job c=3", "a=1 b=2 c=3 --config-dir D -c job"),
+        ("a=1 --multirun b=1,2", "-m a=1 b=1,2"),
+        ("--cfg job a=1 --multi b=2", "-m a=1 b=2 --cfg job"),
+        ("-i defaults a=1", "a=1 -i defaults"),
+        ("--info a=1", "a=1 --info"),
+        ("a=1 --cf job b=2", "a=1 b=2 --cf job"),
+    ],
+)
+def test_keys_and_flags_are_typed_in_any_order(typed, ordered):
+    assert command._ordered(typed.split()) == ordered.split()
+
+
+def test_a_flag_between_keys_is_composed(tmp_path, capsys):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "mine.yaml").write_text("name: resnet18\n")
+    words = ["train.epochs=7", "--cfg", "job", "encoder=mine", "--config-dir", str(tmp_path), "train.seed=3"]
+    assert train.main(words) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["train"]["epochs"], said["train"]["seed"], said["encoder"]["name"]) == (7, 3, "resnet18")
+
+
+ONE = "the folder of a single run. Type hydra.run.dir=DIR."
+SEVERAL = "the folder of several runs. Type hydra.sweep.dir=DIR."
+ELSEWHERE = "paths would mean something else in each run's folder"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("-m hydra.run.dir=x optim.lr=1,2", f"hydra.run.dir=x: not {SEVERAL}"),
+        ("hydra.mode=MULTIRUN hydra.run.dir=x", f"hydra.run.dir=x: not {SEVERAL}"),
+        ("sweeps=lr_by_encoder hydra.run.dir=x", f"hydra.run.dir=x: not {SEVERAL}"),
+        ("hydra.sweep.dir=x", f"hydra.sweep.dir=x: not {ONE}"),
+        ("sweeps=lr_by_encoder hydra.mode=RUN hydra.sweep.dir=x", f"hydra.sweep.dir=x: not {ONE}"),
+        ("hydra.job.chdir=true", f"hydra.job.chdir=true: {ELSEWHERE}. Drop it."),
+        ("-m hydra.job.chdir=true optim.lr=1,2", f"hydra.job.chdir=true: {ELSEWHERE}. Drop it."),
+        ("-m hydra/sweeper=optuna --config-dir x", "--config-dir: trials would not find these options."),
+        ("sweeps=lr_by_encoder -cd x", "-cd: trials would not find these options."),
+    ],
+)
+def test_what_hydra_would_ignore_or_take_by_half_is_refused(typed, said, outputs, capsys):
+    assert train.main(typed.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"train.py: {said}" in line
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("name", ["lr_by_encoder", "mine"])
+def test_a_question_with_the_mode_of_a_single_run_is_one(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "conf" / "sweeps").mkdir(parents=True)
+    (tmp_path / "conf" / "sweeps" / "mine.yaml").write_text("sweeper: {params: {optim.lr: auto}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert train.main([f"sweeps={name}", "hydra.mode=RUN", "hydra.run.dir=x", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["optim"]["lr"] == "auto"
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,30 @@ def test_a_class_that_one_image_has_is_looked_at(tmp_path, monkeypatch):
     assert [parts.name for parts in fingerprint(data).objects] == ["road", "crack"]
 
 
+def test_only_what_is_there_is_measured_and_counted_as_masks_have_it(tmp_path, monkeypatch):
+    """In some masks a class is missing, void, or only where the image has no data."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        mask = rng.integers(0, 4 if i % 3 else 2, (40, 50)).astype(np.uint8)
+        mask[mask == 3] = 255 if i % 2 else 2
+        image = rng.integers(1, 256, (40, 50)).astype(np.uint8)
+        image[mask == 2] = 0 if i % 4 == 1 else 9
+        for folder, pixels in (("images", image), ("masks", mask)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i:02d}.png")
+    told = {"classes": ["a", "b", "c"], "ignore_index": 255, "nodata": 0, "nodata_void": True}
+    data = open_dataset(DataConfig(root=str(tmp_path), **told))
+    seen = []
+    monkeypatch.setattr(module, "measured", lambda mask: seen.append(mask.sum()) or measured(mask))
+    found = fingerprint(data)
+    masks = [data.labels.table[data.store.host_mask(i)] for i in range(12)]
+    assert [np.bincount(mask.ravel(), minlength=256)[[0, 1, 2, 255]].tolist() for mask in masks] == data.pixels.tolist()
+    trained = [[(masks[i] == k).sum() for k in range(3)] for i in sorted(data.parts["train"])]
+    assert seen == [n for counts in trained for n in counts if n]
+    assert [parts.images for parts in found.classes] == np.count_nonzero(trained, 0).tolist()
+    assert min(parts.images for parts in found.classes) < len(trained)
+
+
 def test_all_folds_have_one_fingerprint(disks):
     found = [fingerprint(disks(folds=4, fold=fold)) for fold in range(4)]
     assert all(one == found[0] for one in found)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import read_mask
 from PIL import Image
 
 from segsweep.compose import configuration
 from segsweep.config.schema import DataConfig
 from segsweep.data import foreign
 from segsweep.data.foreign import converter
+from segsweep.data.images import read_image
 from segsweep.data.sources import coco, folder
 from segsweep.errors import DataError
 
@@ -112,18 +114,29 @@ def test_coco_is_answered_with_a_line_that_works(tmp_path, place, name):
     assert ([s.key for s in found.samples], found.problems) == (["a"], [])
 
 
-def test_the_line_for_numpy_makes_masks(tmp_path):
-    mask = np.arange(12).reshape(3, 4) * 40
+NUMBERS = {
+    "whole": np.arange(12) * 40,
+    "below zero": np.arange(12) - 4,
+    "large": np.arange(12) * 2**20,
+    "fractions": np.arange(12) / 8,
+    "yes or no": np.arange(12) % 3 == 0,
+}
+
+
+@pytest.mark.parametrize("array", NUMBERS.values(), ids=NUMBERS)
+def test_the_line_for_numpy_makes_images_of_the_same_numbers(tmp_path, array):
+    array = array.reshape(3, 4)
     drawn(tmp_path / "images" / "a.jpg")
     (tmp_path / "masks").mkdir()
-    np.save(tmp_path / "masks" / "a.npy", mask)
+    np.save(tmp_path / "masks" / "a.npy", array)
     with pytest.raises(DataError) as refused:
         folder.find(DataConfig(root=str(tmp_path)))
     (code,) = re.findall(r'python -c "(.+)" DIR/\*\.npy', str(refused.value))
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "masks" / "a.npy")], check=True)
     (sample,) = folder.find(DataConfig(root=str(tmp_path))).samples
-    with Image.open(sample.mask) as image:
-        assert np.array_equal(np.asarray(image), mask)
+    assert np.array_equal(read_image(sample.mask)[..., 0], array)
+    if array.dtype.kind != "f":
+        assert np.array_equal(read_mask(sample.mask), array)
 
 
 def test_no_more_folders_are_listed_than_files_are_looked_at(tmp_path, monkeypatch):

@@ -615,16 +615,45 @@ def test_ome_channels_are_channels(tmp_path, axes):
     same(read_image(tiff(tmp_path / "a.ome.tif", pixels, ome=True, **how)), right)
 
 
+def with_ome(path, pixels, channels, planes, **about):
+    """A TIFF whose OME metadata say that it is of so many grey channels, and where their planes are."""
+    more = "".join(f' {name}="{value}"' for name, value in about.items())
+    ome = (
+        f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"{more}>'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{WIDTH}" '
+        f'SizeY="{HEIGHT}" SizeC="{channels}" SizeZ="1" SizeT="1">{"".join(planes)}</Pixels></Image></OME>'
+    )
+    return tiff(path, pixels, photometric="minisblack", description=ome, metadata=None)
+
+
 def test_the_order_of_ome_channels_is_that_of_its_metadata(tmp_path):
     pixels = noise(3, HEIGHT, WIDTH)
-    planes = "".join(f'<TiffData FirstC="{c}" IFD="{page}" PlaneCount="1"/>' for c, page in enumerate((2, 0, 1)))
-    ome = (
-        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
-        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{WIDTH}" '
-        f'SizeY="{HEIGHT}" SizeC="3" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>'
-    )
-    path = tiff(tmp_path / "a.tif", pixels, photometric="minisblack", description=ome, metadata=None)
+    planes = [f'<TiffData FirstC="{c}" IFD="{page}" PlaneCount="1"/>' for c, page in enumerate((2, 0, 1))]
+    path = with_ome(tmp_path / "a.tif", pixels, 3, planes)
     same(read_image(path), pixels[[2, 0, 1]].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("named", [False, True], ids=["root without id", "root with id"])
+def test_a_file_of_an_ome_image_in_several_files_is_read_alone(tmp_path, named, missing):
+    pixels = noise(2, HEIGHT, WIDTH)
+    planes = [
+        f'<TiffData FirstC="{c}" IFD="0" PlaneCount="1"><UUID FileName="{c}.tif">urn:uuid:{c}</UUID></TiffData>'
+        for c in range(2)
+    ]
+    for c, own in enumerate(pixels):
+        with_ome(tmp_path / f"{c}.tif", own, 2, planes, **{"UUID": f"urn:uuid:{c}"} if named else {})
+    for c, own in enumerate(pixels):
+        hidden = (tmp_path / f"{1 - c}.tif").rename(tmp_path / "elsewhere") if missing else None
+        same(read_image(tmp_path / f"{c}.tif"), own[..., None])
+        assert np.array_equal(read_mask(tmp_path / f"{c}.tif"), own)
+        if hidden:
+            hidden.rename(tmp_path / f"{1 - c}.tif")
+
+
+def test_an_ome_channel_that_is_in_no_file_is_no_channel_of_zeros(tmp_path):
+    path = with_ome(tmp_path / "a.tif", noise(), 2, ['<TiffData FirstC="0" IFD="0" PlaneCount="1"/>'])
+    same(read_image(path), noise()[..., None])
 
 
 def test_several_ome_images_of_one_kind_are_channels(tmp_path):

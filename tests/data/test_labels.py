@@ -319,6 +319,11 @@ def test_what_is_left_over_counts_as_background_also_where_a_class_is_called_so(
     assert meaning(found) == {0: 0, 1: 0, 2: 1}
 
 
+@pytest.mark.parametrize(("classes", "originals"), [({"car": 8}, (0, 8)), ({"car": 8, "sky": 0}, (1, 8, 0))])
+def test_black_stands_for_background_however_many_pixels_other_values_of_it_have(classes, originals):
+    assert labels({0: 20, 1: 50, 8: 10}, classes).originals == originals
+
+
 def test_a_class_called_background_is_the_first_so_that_the_other_is_scored():
     found = labels({0: 90, 255: 10}, {"cell": 255, "background": 0})
     assert found.names == ("background", "cell")

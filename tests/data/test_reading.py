@@ -80,6 +80,12 @@ def test_the_alpha_counts_where_nothing_else_differs():
     assert reading.final(np.array([alpha(0), alpha(255)])).tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("holed", [[alpha(0, 0), NO_DATA], [alpha(0, 0), alpha(255, 0), NO_DATA], [NO_DATA]])
+def test_the_alpha_of_black_masks_counts_though_some_pixels_have_no_data(holed):
+    reading = decide(raw(np.array([alpha(0, 0), alpha(255, 0)]), np.array(holed)))
+    assert reading.final(np.array([alpha(0, 0), alpha(255, 0), NO_DATA])).tolist() == [0, 255, NO_DATA]
+
+
 def test_an_alpha_that_is_the_same_everywhere_does_not_count():
     assert not decide(raw(np.array([alpha(255)]), np.array([alpha(255)]))).alpha
 

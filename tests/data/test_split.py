@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segsweep.data.source import Sample
-from segsweep.data.split import SPLIT, apart, assign, fold_of, group, joined, place, read_split
+from segsweep.data.split import SPLIT, apart, assign, fold_of, group, joined, place, read_split, stratified
 from segsweep.errors import ConfigError, DataError
 
 TWO, THREE = (0.8, 0.2), (0.6, 0.2, 0.2)
@@ -403,6 +403,31 @@ def test_a_stratified_split_has_its_shares_of_every_class_where_the_hash_has_not
     assert sorted(i for part in parts.values() for i in part) == list(range(120))
     hashed = [farthest(assign(samples, groups, THREE, s), pixels, THREE) for s in range(10)]
     assert np.median(hashed) > 0.08
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_stratified_group_goes_where_chi_squared_becomes_least_and_the_last_ones_to_empty_parts(seed):
+    """Against the formula, summed anew for every group and part."""
+    _, groups, pixels = skewed(seed, images=40, groups=4 + seed)
+    shares = np.array(THREE)
+    held = np.column_stack([pixels, np.ones(len(groups))]) / [*pixels.sum(0), len(groups)]
+    found = stratified(groups, pixels, THREE, seed)
+    assert found.keys() == set(groups)
+    parts = np.zeros((3, held.shape[1]))
+    used = set()
+    for left, (name, part) in zip(range(len(found), 0, -1), found.items(), strict=True):
+        own = held[[group == name for group in groups]].sum(0)
+        missed = []
+        for other in range(3):
+            there = parts + own * (np.arange(3) == other)[:, None]
+            missed.append((((there - shares[:, None]) ** 2).sum(1) / shares).sum())
+        empty = {0, 1, 2} - used
+        allowed = empty if len(empty) == left else {0, 1, 2}
+        assert part in allowed
+        assert missed[part] == pytest.approx(min(missed[other] for other in allowed))
+        parts[part] += own
+        used.add(part)
+    assert used == {0, 1, 2}
 
 
 def test_stratified_groups_stay_together_and_few_large_ones_are_shared_out_as_well_as_they_can_be():

@@ -24,7 +24,7 @@ class LayerByLayer(AtOnce):
     """What plain autocast does."""
 
     def __init__(self, model, precision):
-        super().__init__(nn.Identity(), precision)
+        super().__init__(None, precision)
 
 
 def trained(model, execution=Execution(BF16), number=2):  # noqa: B008
@@ -97,6 +97,12 @@ def test_averages_over_everything_still_count_for_themselves():
         with AtOnce(model, torch.float32).applied():
             model(torch.randn(4, 2, 3, 3))
     assert [int(norm.num_batches_tracked) for norm in model] == [3, 3, 0]
+
+
+def test_without_a_model_nothing_is_done(calls):
+    with calls() as counted, AtOnce(None, BF16).applied():
+        pass
+    assert counted.total == 0
 
 
 def test_calls_do_not_grow_with_the_layers(calls):

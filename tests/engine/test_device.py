@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from segsweep import world
+from segsweep.config.checks import is_device
 from segsweep.engine import device
 from segsweep.errors import ConfigError
 from segsweep.paths import cache
@@ -32,6 +33,20 @@ def test_what_could_not_be_found_out_is_said_so(announced, monkeypatch):
     monkeypatch.setattr(device, "_EXERCISE", "raise SystemExit('no memory')")
     with pytest.raises(ConfigError, match=r"whether this processor computes in it could not be found out\. Try"):
         device.precision("bf16", CPU)
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps", "cuda", "cuda:0", "cuda:12"])
+def test_what_is_called_a_device_is_one_for_torch(name):
+    assert is_device(name)
+    assert str(torch.device(name)) == name
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:1 ", "CUDA", "auto:0"])
+def test_a_device_that_does_not_exist_is_one_line_that_begins_with_what_was_typed(name):
+    assert not is_device(name)
+    with pytest.raises(ConfigError) as refused:
+        device.find(name, "device=")
+    assert str(refused.value) == f"device={name}: must be auto, cpu, cuda, cuda:N or mps."
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "cuda"])

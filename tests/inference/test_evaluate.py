@@ -4,10 +4,13 @@ import csv
 import json
 import math
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from conftest import train_once
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
@@ -27,6 +30,8 @@ from segsweep.inference.evaluate import (
 from segsweep.runs import journal
 from segsweep.tracking.client import connected, tracking_uri
 from segsweep.tracking.run import run_id, sync
+
+OTHER = (40, 50)  # pixels of images that are not those of the trained run: `pairs` draws the same ones each time
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_the_trainings_scores_come_out_again_to_the_last_digit(run, capsys):
 
 
 def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
-    other = pairs(9, splits=("train", "val", "test"), name="other")
+    other = pairs(9, splits=("train", "val", "test"), size=OTHER, name="other")
     assert cli.main(["evaluate", str(run), "data=folder", f"data.root={other}", "--split", "test"]) == 0
     (folder,) = (run / "evaluations").glob("test-other-*")
     found = metrics_of(run, folder.name)
@@ -92,7 +97,7 @@ def test_other_data_and_splits_have_their_own_folder(run, pairs, capsys):
 
 
 def test_of_other_data_without_a_split_every_image_is_scored(run, pairs, capsys):
-    other = pairs(7, name="other")
+    other = pairs(7, size=OTHER, name="other")
     typed = ["evaluate", str(run), "data=folder", f"data.root={other}", "--name"]
     assert cli.main([*typed, "usual"]) == cli.main([*typed, "asked", "--split", "all"]) == 0
     said = capsys.readouterr().out
@@ -109,11 +114,20 @@ def test_of_other_data_without_a_split_every_image_is_scored(run, pairs, capsys)
         ]
     assert found["images"] == metrics_of(run, "train")["images"] + metrics_of(run, "val")["images"]
     assert found["metrics"]["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
-    split = pairs(6, splits=("train", "val"), name="split")
+    split = pairs(6, splits=("train", "val"), size=OTHER, name="split")
     assert cli.main(["evaluate", str(run), "data=folder", f"data.root={split}", "--name", "given"]) == 0
     assert metrics_of(run, "given")["split"] == "val"
     assert cli.main([*typed[:-1], "data.folds=3", "--name", "fold"]) == 0
     assert metrics_of(run, "fold")["split"] == "val"
+
+
+def test_intervals_of_grouped_images_are_over_groups(run, pairs, capsys):
+    other = pairs(12, size=OTHER, name="other")
+    typed = ["evaluate", str(run), "data=folder", f"data.root={other}"]
+    assert cli.main([*typed, "data.group='^..'"]) == cli.main(typed) == 0
+    said = capsys.readouterr().out
+    assert said.count("       all    95 % over 2 groups of images") == 1
+    assert said.count("       all    95 % over 12 images") == 1
 
 
 def test_a_split_may_be_called_otherwise(run, capsys):
@@ -145,6 +159,47 @@ def test_images_that_were_learnt_are_refused(run, trained, capsys):
     assert "were in the run's training split" in capsys.readouterr().err
     assert not (run / "evaluations").exists()
     assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
+
+
+def test_images_that_were_learnt_are_known_by_their_pixels_wherever_they_lie(run, trained, pairs, capsys):
+    """In another folder, under other names and in files of another kind, among images that are new."""
+    copy = pairs(5, size=OTHER, name="copy")
+    for path in (trained.root / "images").iterdir():
+        Image.open(path).save(copy / "images" / f"again {path.stem}.bmp")
+        shutil.copy(trained.root / "masks" / path.name, copy / "masks" / f"again {path.name}")
+    typed = ["evaluate", str(run), "data=folder", f"data.root={copy}", "--name", "copy", "--split", "all"]
+    assert cli.main(typed) == 2
+    assert "8 of these 17 images were in the run's training split" in capsys.readouterr().err
+    before = rows(run / "split.csv")
+    with (run / "split.csv").open("w", newline="") as file:  # as older versions wrote it
+        table = csv.DictWriter(file, [name for name in before[0] if name != "content"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(before)
+    assert cli.main(typed) == cli.main(["evaluate", str(run)]) == 0
+    assert (metrics_of(run, "copy")["images"], metrics_of(run)["images"]) == (17, 4)
+
+
+@pytest.mark.parametrize(("words", "own"), [(["data.folds=3", "data.fold=1"], 8), (["data.overfit=4"], 4)])
+def test_other_data_are_scored_whole_though_a_run_took_a_part_of_its_own(words, own, pairs, tmp_path):
+    run = train_once(tmp_path, pairs(12), "data.size=[32,32]", "train.epochs=1", *words)
+    for n in (7, 2):  # two are too few for folds
+        other = pairs(n, size=OTHER, name=str(n))
+        assert cli.main(["evaluate", str(run), f"data.root={other}", "--name", str(n)]) == 0
+    assert cli.main(["evaluate", str(run), "--split", "train"]) == 0
+    found = [metrics_of(run, name) for name in ("7", "2", "train")]
+    scored = [(one["split"], one["images"], one["own"]) for one in found]
+    assert scored == [("all", 7, False), ("all", 2, False), ("train", own, True)]
+
+
+def test_copies_in_the_runs_own_split_and_images_of_one_colour_are_scored(pairs, tmp_path):
+    root, other = pairs(6, splits=("train", "val")), pairs(3, size=OTHER, name="other")
+    for kind, black in product(("images", "masks"), (root / "{}" / "train", other / "{}")):
+        Image.new("RGB" if kind == "images" else "L", (48, 40)).save(str(black / "black.png").format(kind))
+        shutil.copy(root / kind / "train" / "train000.png", root / kind / "val" / "copy.png")
+    run = train_once(tmp_path, root, "data.size=[32,32]", "train.epochs=1")
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert cli.main(["evaluate", str(run), f"data.root={other}", "--name", "other"]) == 0
+    assert (metrics_of(run)["images"], metrics_of(run, "other")["images"]) == (7, 4)
 
 
 def test_all_of_the_runs_own_images_are_refused(run, trained, tmp_path, capsys):
@@ -235,8 +290,6 @@ def test_data_that_the_model_was_not_made_for_is_refused(run, typed, said, capsy
 
 
 def test_16_bits_are_refused(run, pairs, capsys):
-    from PIL import Image
-
     root = pairs(6, grey=True, name="deep")
     for path in (root / "images").iterdir():
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
@@ -329,6 +382,44 @@ def test_intervals_narrow_with_more_images_and_hold_the_score():
     assert low < 75 / 160 < high
     alone = bootstrap(Counts(["a"], [np.eye(2, dtype=int)], [np.ones((2, 2), int)]))
     assert all(math.isnan(edge) for between in alone.values() for edge in between), "one image has no interval"
+
+
+def drawn_counts(images, classes=2):
+    """Counts of images in which every class is."""
+    rng = np.random.default_rng(1)
+    each = [rng.integers(1, 200, (images, classes, columns)) for columns in (classes, 2)]
+    each[1][..., 1] += each[1][..., 0]
+    return Counts([f"{i:03}" for i in range(images)], *map(list, each))
+
+
+def test_groups_are_drawn_as_images_whose_pixels_are_theirs_together():
+    counts = drawn_counts(30, classes=3)
+    groups = [f"clip{i % 7}" for i in range(30)]
+    together = Counts(sorted(set(groups)))
+    for name in together.keys:
+        inside = [i for i, group in enumerate(groups) if group == name]
+        together.matrices.append(sum(counts.matrices[i] for i in inside))
+        together.boundaries.append(sum(counts.boundaries[i] for i in inside))
+    found = bootstrap(counts, groups)
+    assert found == bootstrap(together)
+    assert all(high - low > 0 for low, high in found.values())
+    assert found != bootstrap(counts) == bootstrap(counts, counts.keys)
+    alone = bootstrap(counts, ["clip"] * 30)
+    assert all(math.isnan(edge) for between in alone.values() for edge in between)
+
+
+@pytest.mark.parametrize("classes", [3, 6])
+def test_accuracy_is_of_all_draws_and_means_are_of_a_tenth_of_them_at_least(classes):
+    """Each class is in one image: a draw holds them all with a chance of n! / n^n, 22 % of three and 1.5 % of six."""
+    counts = drawn_counts(classes, classes)
+    for i, matrix in enumerate(counts.matrices):
+        matrix[np.arange(classes) != i] = 0
+    found = bootstrap(counts)
+    weights = metrics.resample(np.random.default_rng(0), classes)
+    drawn = metrics.pool(np.stack(counts.matrices), weights)
+    assert found["accuracy"] == metrics.interval(metrics.accuracy(drawn))
+    for name in ("iou", "dice", "boundary_iou"):
+        assert all(math.isnan(edge) is (classes == 6) for edge in found[name])
 
 
 def test_of_equal_thresholds_the_one_closest_to_a_half_is_best():

@@ -266,20 +266,42 @@ def _only_once(within):
     return limited
 
 
+@pytest.mark.parametrize("tta", ["none", "hflip"])
+def test_a_score_that_is_a_mean_over_views_is_told_with_the_file_that_computes_one(tmp_path, monkeypatch, tta):
+    about = {}
+
+    def written(model, sizes, target, kind, metadata):
+        about.update(metadata)
+        target.write_bytes(b"")
+        return model
+
+    monkeypatch.setattr(module, "_written", written)
+    monkeypatch.setattr(module, "_trials", lambda *_: [])
+    path = model_file(tmp_path / "m.safetensors", tta=tta, precision="fp32")
+    done = export(path, tmp_path / "m.pt2", "pt2", rounds=0)
+    told = "; scores are means over mirrored views (train.tta=hflip), and this model computes one view"
+    assert (about["tta"], done.how.endswith(told), "views" in done.how) == (tta, tta == "hflip", tta == "hflip")
+
+
+LOGITS = "; then resize the logits to the image's size"
+CUT = "; then cut the padding off the logits, and resize them to the image's size"
+
+
 @pytest.mark.parametrize(
-    ("resize", "said"),
+    ("resize", "zoom", "said", "then"),
     [
-        ("crop", "as they are"),
-        ("pad", "resized to 48x64 first, with their aspect ratio"),
-        ("squash", "first, stretched"),
+        ("crop", 1.0, "as they are", "as they are"),
+        ("crop", 0.5, "resized first, to 0.5 times their height and width", LOGITS),
+        ("pad", 1.0, "resized to 48x64 first, with their aspect ratio, padded on both sides alike", CUT),
+        ("squash", 1.0, "resized to 48x64 first, stretched", LOGITS),
     ],
 )
-def test_what_an_image_needs_first_is_said(resize, said):
-    assert said in preparation(ModelInfo({}, ["a", "b"], (48, 64), resize))
+def test_what_an_image_needs_first_and_its_logits_then_is_said(resize, zoom, said, then):
+    found = preparation(ModelInfo({}, ["a", "b"], (48, 64), resize, zoom=zoom))
+    assert found.startswith(said)
+    assert found.endswith(then)
 
 
-def test_a_zoom_is_said():
-    assert preparation(ModelInfo({}, ["a", "b"], (48, 64), "crop")) == "as they are"
+def test_tiles_are_said():
     tiled = preparation(ModelInfo({}, ["a", "b"], (224, 224), "crop", filled=True))
     assert "at 224x224: smaller ones padded by repeating the edge, larger ones in overlapping tiles" in tiled
-    assert "resized first, to 0.5 times" in preparation(ModelInfo({}, ["a", "b"], (48, 64), "crop", zoom=0.5))

@@ -15,8 +15,9 @@ from segsweep.tracking.client import connected, tracking_uri
 def run(outputs):
     """`run(name, *ious)` leaves a run of those epochs in the outputs folder; its folder."""
 
-    def make(name, *ious, digest="0123", **data):
-        begin = records.start(RunConfig(data=DataConfig(name="shapes", **data)), data_digest=digest)
+    def make(name, *ious, digest="0123", classes=("background", "cell"), **data):
+        asked = RunConfig(data=DataConfig(name="shapes", **data))
+        begin = records.start(asked, data_digest=digest, classes=list(classes))
         folder = records.write(outputs / name, begin, *(records.epoch(n, iou) for n, iou in enumerate(ious, 1)))
         (folder / "best.safetensors").write_bytes(b"weights")
         return folder
@@ -59,12 +60,13 @@ def test_a_damaged_run_is_left_out_of_the_best(run, caplog):
     assert f"{bad / 'metrics.jsonl'}: damaged" in warning
 
 
-def test_the_best_of_several_data_sets_says_so(run):
+@pytest.mark.parametrize("other", [{"digest": "4567"}, {"classes": ["background", "gland"]}], ids=["data", "classes"])
+def test_the_best_of_several_data_sets_or_sets_of_classes_says_so(run, other):
     run("one", 0.3)
     run("other", 0.4)
     assert "data sets" not in find("best").why
-    run("easier", 0.9, digest="4567")
-    assert "on 2 data sets, so their scores cannot be compared" in find("best").why
+    run("easier", 0.9, **other)
+    assert "on 2 data sets or sets of classes, so their scores cannot be compared" in find("best").why
 
 
 def test_a_sweep_that_is_not_finished_says_so(run, outputs):

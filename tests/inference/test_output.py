@@ -32,6 +32,7 @@ TAGS = {
 }
 NODATA = (42113, "s", 0, "-9999", True)
 TURNED = {34264: ("d", 16, (0.5, 0.1, 0, 4.5e5, 0.1, -0.5, 0, 5.4e6, 0, 0, 0, 0, 0, 0, 0, 1))}  # ModelTransformation
+NAMED = TAGS | {34737: ("s", 0, "Gauß-Krüger| ".encode("latin-1"))}  # TIFF knows ASCII alone
 
 
 def model_file(path, classes=NAMES, **more):
@@ -79,7 +80,7 @@ def model(tmp_path_factory):
     return model_file(tmp_path_factory.mktemp("model") / "m.safetensors", values=[0, 7, 300])
 
 
-@pytest.mark.parametrize("tags", [TAGS, TURNED], ids=["tiepoint", "transformation"])
+@pytest.mark.parametrize("tags", [TAGS, TURNED, NAMED], ids=["tiepoint", "transformation", "name"])
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
 def test_the_mask_of_a_geotiff_is_one_with_the_same_georeference(model, tmp_path, tags, suffix):
     picture = noise(48, 70, 3)

@@ -4,13 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from segsweep.commands import app as cli
+from segsweep.inference.evaluate import EvaluationRecord
+from segsweep.inference.export import Sizes
+from segsweep.inference.register import model_card
 from segsweep.nn.checkpoint import describe, load_model
+from segsweep.runs import journal
 from segsweep.tracking import registry
 from segsweep.tracking.client import connected, tracking_uri
 from segsweep.tracking.run import run_id, sync
@@ -82,6 +87,30 @@ def test_the_champion_runs_where_there_is_no_segsweep(run, database, tmp_path, c
     with np.load(tmp_path / "out.npz") as found, torch.no_grad():
         for size, given in pixels.items():
             assert np.abs(found[size] - model(torch.from_numpy(given)).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("tta", ["none", "flips"])
+def test_the_card_says_that_scores_are_means_over_views_where_they_are(run, tta):
+    info = replace(describe(run / "best.safetensors"), tta=tta)
+    card = model_card("nuclei", run, info, journal.read(run), Sizes(1, 33))
+    told = "\n\nThe scores are means over mirrored views (train.tta=flips), and this model computes one view.\n\n"
+    assert (told in card, "views" in card) == (tta == "flips",) * 2
+    assert "\n\n\n" not in card
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [({}, True), ({"split": "val"}, False), ({"tta": "hflip"}, False), ({"own": False}, False), ({"epoch": 99}, False)],
+)
+def test_the_card_has_scores_of_its_own_test_split_whatever_an_evaluation_is_called(run, other, shown):
+    info = describe(run / "best.safetensors")
+    scored = EvaluationRecord("test", info.epoch, "0123", 4, {"iou": 0.75}, {"iou": (0.5, 0.875)}, own=True, tta="none")
+    folder = run / "evaluations" / "test"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(asdict(replace(scored, **other))))
+    card = model_card("nuclei", run, info, journal.read(run), Sizes(1, 33))
+    assert ("| test | IoU | 0.7500 | 0.5000 to 0.8750 |" in card) is shown
+    assert shown or "0.7500" not in card
 
 
 def test_a_second_one_takes_the_title_and_the_run_is_sent_once(run, database, monkeypatch, tmp_path):

@@ -4,8 +4,11 @@ import http.server
 import io
 import logging
 import os
+import ssl
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import huggingface_hub
@@ -148,15 +151,24 @@ def test_a_file_gives_the_maps_of_the_whole_model_that_wrote_it(tmp_path, name):
         torch.testing.assert_close(one, other)
 
 
-def test_timms_cache_is_used(empty_caches, tiny):
+def test_timms_cache_is_used_and_named_where_it_is_damaged(empty_caches, tiny):
     folder = empty_caches / "models--timm--test_resnet.r160_in1k"
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
-    save_file(tiny, folder / "snapshots" / "abc" / "model.safetensors")
+    (folder / "blobs").mkdir()
+    cached = folder / "blobs" / "0123"  # the hub's cache has links
+    save_file(tiny, cached)
+    (folder / "snapshots" / "abc" / "model.safetensors").symlink_to(cached)
     encoder = Encoder("test_resnet", pretrained=True)
     assert encoder.weights_source == "cache"
     assert_features_are_timms(encoder, tiny)
+    cached.write_bytes(cached.read_bytes()[:-1])
+    with pytest.raises(ConfigError) as refused:
+        Encoder("test_resnet", pretrained=True)
+    said = str(refused.value)
+    assert said.startswith(f"{cached} (timm's cache; remove it, and it is fetched again): cannot be read as ")
+    assert "encoder.weights_file" not in said
 
 
 def test_renamed_keys_are_refused_and_not_silently_random(tmp_path, tiny):
@@ -183,6 +195,43 @@ def test_a_hub_that_fails_is_a_config_error():
         weights.create("test_resnet", weights.Weights("hub"))
 
 
+class HubError(Exception):
+    """As of an HTTP library: of no class that Python itself has."""
+
+
+@pytest.fixture
+def hub_fails(monkeypatch):
+    """`hub_fails(error)`: whoever loads pretrained weights gets it."""
+    whole = timm.create_model
+
+    def fail(error):
+        def create(*names, pretrained, **more):
+            if pretrained:
+                raise error
+            return whole(*names, pretrained=False, **more)
+
+        monkeypatch.setattr(timm, "create_model", create)
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [HubError("gone"), KeyError("gone"), AttributeError("gone")], ids=repr)
+def test_whatever_fails_is_an_error_or_random_weights_with_a_warning(error, hub_fails, caplog):
+    hub_fails(error)
+    with pytest.raises(ConfigError, match=r"encoder=test_resnet: the weights \(hub\) could not be loaded: '?gone"):
+        weights.create("test_resnet", weights.Weights("hub"))
+    assert not caplog.records
+    model, source = weights.create("test_resnet", weights.Weights("hub", required=False))
+    assert (source, len(model.feature_info)) == ("random", 5)
+    assert "starts from RANDOM weights: the hub failed: " in caplog.text
+
+
+def test_an_argument_that_a_model_does_not_take_is_the_callers_to_tell(hub_fails):
+    hub_fails(TypeError("unexpected keyword argument"))
+    with pytest.raises(TypeError):
+        weights.create("test_resnet", weights.Weights("hub", required=False))
+
+
 class Bomb:
     """Unpickling it makes a folder."""
 
@@ -203,7 +252,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     assert (tmp_path / "boom").exists(), "the bomb is a dud"
 
 
-def test_a_folder_has_a_checkpoint_for_each_model(tmp_path, tiny):
+def test_a_folder_has_a_checkpoint_for_each_model(tmp_path, tiny, capsys):
     save_file(tiny, tmp_path / "test_resnet.safetensors")
     assert_features_are_timms(Encoder("test_resnet", weights_file=str(tmp_path)), tiny)
     usual, other = timm.create_model("resnet18").state_dict(), timm.create_model("resnet18").state_dict()
@@ -218,7 +267,9 @@ def test_a_folder_has_a_checkpoint_for_each_model(tmp_path, tiny):
     assert torch.equal(first_layer("resnet18.tv_in1k"), other["conv1.weight"])
     with pytest.raises(ConfigError, match="not installed"):
         first_layer("resnet18.a2_in1k")
+    assert "the weights come from elsewhere" not in capsys.readouterr().err
     assert weights.find(LITE, True, tmp_path).source == "package"  # what the folder lacks is looked for elsewhere
+    assert f"weights_file={tmp_path}: has no checkpoint of {LITE}, so the weights come" in capsys.readouterr().err
 
 
 def test_what_cannot_be_had_is_told_and_never_random(tmp_path, tiny):
@@ -327,3 +378,19 @@ def test_a_closed_port_is_out_of_reach(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="out of reach"):
         weights.find("resnet18", True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "reached"),
+    [(ssl.SSLCertVerificationError(1, "unable to get local issuer certificate"), True), (OSError("no route"), False)],
+)
+def test_a_certificate_that_nobody_here_knows_is_an_answer(reason, reached, monkeypatch):
+    """The hub's own client brings certificates along."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+
+    def ask(*_, **__):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr(urllib.request, "urlopen", ask)
+    assert weights._reachable("https://huggingface.co") is reached

@@ -7,7 +7,8 @@ import pytest
 from records import epoch, start, write
 
 from segsweep.errors import ConfigError
-from segsweep.runs.trial import NAME, Trial, load
+from segsweep.runs.trial import NAME, Trial, load, load_all
+from segsweep.sweeping.finalists import best_of_each
 
 
 def test_a_trial_is_of_its_folder_whatever_it_says(tmp_path):
@@ -45,6 +46,16 @@ def test_trials_are_compared_by_the_weights_that_they_begin_with(tmp_path, encod
     Trial("0", encoder, [], []).save(tmp_path)
     found = load(tmp_path, "0")
     assert (found.weights, found.curve.weights) == (weights, weights)
+
+
+def test_each_file_of_weights_that_is_varied_is_a_backbone_of_its_own(tmp_path):
+    for number, (file, iou) in enumerate((("a.pt", 0.5), ("b.pt", 0.6), ("a.pt", 0.7), ("null", 0.4))):
+        source = "hub" if file == "null" else "file"
+        write(tmp_path / str(number), replace(start(), weights_source=source), epoch(1, iou))
+        Trial(str(number), "resnet18", [f"encoder.weights_file={file}"], [], state="complete").save(tmp_path)
+    best = best_of_each(load_all(tmp_path), 9)
+    assert [trial.name for trial in best] == ["2", "1", "3"]
+    assert [trial.weights for trial in best] == ["resnet18 (a.pt)", "resnet18 (b.pt)", "resnet18.a1_in1k"]
 
 
 def test_a_complete_trial_whose_journal_was_lost_is_no_complete_one(tmp_path):

@@ -20,7 +20,6 @@ from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.scheduler import drive
 from segsweep.sweeping.space import Space, choice, interval
 
-sharing.BEAT, sharing.GRACE, sharing.PAUSE = 1, 4, 0.3  # seconds
 ENCODERS = ["resnet18", "resnet34"]
 IDENTITY = {"files": "f", "pixels": "p", "decoders": "d", "weights of resnet18": "1", "weights of resnet34": "2"}
 
@@ -41,6 +40,7 @@ class Backend(LocalBackend):
 
 
 def main(address, folder, settings):
+    sharing.BEAT, sharing.GRACE, sharing.PAUSE = 1, 4, 0.3  # seconds
     words = tuple(settings.pop("words", ()))
     if host := settings.pop("host", ""):
         sharing.node = lambda: host

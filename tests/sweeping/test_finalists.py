@@ -76,8 +76,31 @@ def test_varied_folds_are_the_same_for_all_finalists(tmp_path):
     assert first.trial is parents[0]
     assert second.gap_to_best[0] > 0
     assert first.setting == ["encoder=a"]
-    alone = ranked(tmp_path, parents, [run for run in runs if run.name != "finalists/1-2"])
-    assert alone[1].gap_to_best is None  # not on the same folds
+    fewer = ranked(tmp_path, parents, [run for run in runs if run.name != "finalists/1-2"])
+    assert {run.typed[-1] for result in fewer for run in result.runs} == {"data.fold=0"}
+    assert fewer[1].gap_to_best[0] > 0  # on the fold that both have
+    apart = ("finalists/0-2", "finalists/1-1", "finalists/1-3")
+    none = ranked(tmp_path, parents, [run for run in runs if run.name not in apart])
+    assert none[1].gap_to_best is None  # not on the same folds
+
+
+def test_folds_count_alike_however_many_repeats_they_have(tmp_path):
+    parent = trial("0", "a", 0.8)
+    runs = repeats(parent, [1, 2, 3], [0, 1])  # two of the first fold, one of the second
+    for run, score in zip(runs, (0.5, 0.9, 0.6), strict=True):
+        run.state, run.run = "complete", Run([epoch(1, score)])
+    assert ranked(tmp_path, [parent], runs)[0].iou == pytest.approx((0.55 + 0.9) / 2)
+
+
+def test_a_fold_on_which_a_finalists_repeat_failed_counts_for_nobody(tmp_path):
+    """The second fold is easier, so whoever has it would seem better."""
+    better, worse = trial("0", "a", 0.8), trial("1", "b", 0.7)
+    runs = [run for parent in (better, worse) for run in repeats(parent, [1, 2], [0, 1])]
+    for run, score in zip(runs, (0.6, None, 0.5, 0.9), strict=True):
+        run.state, run.run = ("failed", Run()) if score is None else ("complete", Run([epoch(1, score)]))
+    first, second = ranked(tmp_path, [worse, better], runs)
+    assert (first.trial, first.iou, first.failed) == (better, 0.6, 1)
+    assert (second.trial, second.iou, second.runs) == (worse, 0.5, (runs[2],))
 
 
 def test_a_clear_difference_is_no_tie():

@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fake_train import config, end, epoch, start
 
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError
 from segsweep.runs import journal
+from segsweep.sweeping.backends import ray as module
+from segsweep.sweeping.backends.base import Id, JobUpdate
 
 HERE = Path(__file__).parent
 
@@ -43,3 +47,12 @@ def test_what_does_not_go_with_ray_is_refused():
     ):
         with pytest.raises(ConfigError, match=said):
             SweeperConfig(backend="ray", **settings)
+
+
+def test_a_job_that_ends_with_its_first_records_is_heard(tmp_path):
+    backend = module.RayBackend.__new__(module.RayBackend)  # without a cluster
+    backend._ray, backend.folder = SimpleNamespace(get=lambda answer: answer), tmp_path
+    actor, news = module._Actor(None, job="0"), JobUpdate(Id("0"), [start(config()), epoch(1, 0.5), end()], ended=True)
+    assert backend._heard(actor, [news]) == [news]
+    assert actor.ended  # else it would be asked for more, and its slot never be free
+    assert [type(record) for record in journal.read(tmp_path / "0").records] == list(map(type, news.records))

@@ -112,6 +112,22 @@ def test_the_page_is_the_same_each_time(sweep):
     assert write(sweep).read_text() == first
 
 
+@pytest.mark.parametrize("state", ["running", "complete"])
+def test_the_page_of_a_sweep_that_was_killed_says_so(sweep, state):
+    write_about(sweep, space=SPACE.described(), finalists=["7", "6"], state=state)
+    assert ("<b>not finished</b>" in write(sweep).read_text()) == (state == "running")
+
+
+@pytest.mark.parametrize(
+    ("counted", "winner"),
+    [(None, "finalists/7-1"), (["finalists/6-1"], "finalists/6-1"), ([], "7")],
+    ids=["all", "one", "none"],
+)
+def test_of_the_repeats_in_the_folder_those_count_that_were_chosen(sweep, counted, winner):
+    write_about(sweep, space=SPACE.described(), finalists=["7", "6"], repeats=counted)
+    assert report.results(sweep)[0].winner.name == winner
+
+
 def test_a_page_without_a_single_score(tmp_path):
     kept(tmp_path, "0", scores=(), state="failed", reason="NaN")
     asked(tmp_path)
@@ -199,7 +215,8 @@ def test_the_end_says_what_is_not_as_it_should_be(sweep):
     asked(sweep, ["7", "6", "4"])
     said = report.summary(trials, report.results(sweep), sweep)
     assert "0.4400, optimistic: 2 models of this sweep were scored on the test split" in said
-    assert "Left out, because all their repeats failed: resnet34." in said
+    left_out = "Left out, without a complete repeat: resnet34.a1_in1k."
+    assert left_out in said and left_out in write(sweep).read_text()
 
 
 @pytest.mark.parametrize(("images", "said"), [({"test": 4}, "the test split is not scored"), ({}, "no test split")])
@@ -287,6 +304,17 @@ def test_compare_means_over_complete_runs(repeated):
     assert resnet18["val/iou"] == pytest.approx(sum(expected) / 5)
     assert resnet18["val/iou sd"] == pytest.approx(0.0241, abs=1e-4)
     assert resnet18["weights"] == "package"
+
+
+def test_a_score_that_only_one_of_several_runs_has_gives_no_mean(tmp_path):
+    """The winner alone has a test score."""
+    for seed in range(3):
+        kept(tmp_path, str(seed), seed=seed, tested=0.4 if seed == 1 else None)
+    kept(tmp_path, "3", "resnet34", tested=0.3)
+    rows = compare.table(compare.runs([tmp_path]), ["encoder.name"]).set_index("encoder.name")
+    assert rows["n"].to_dict() == {"resnet18": 3, "resnet34": 1}
+    assert rows["test/iou"].dropna().to_dict() == {"resnet34": 0.3}
+    assert rows["val/iou"].notna().all()
 
 
 @pytest.mark.parametrize(

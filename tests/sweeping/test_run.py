@@ -1,20 +1,24 @@
 """The composition root: weights found once, pinned, and compared for fairness."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import fake_train
 import pytest
+from fake_controller import Backend
 
 from segsweep.config.schema import DataConfig, LossConfig, RunConfig, TrackingConfig, TrainConfig
 from segsweep.config.sweeper import SweeperConfig
 from segsweep.errors import ConfigError, DiskError
-from segsweep.runs.trial import load_all
-from segsweep.sweeping import about, pinned
+from segsweep.paths import BEST
+from segsweep.runs.journal import Journal
+from segsweep.runs.trial import Trial, load_all
+from segsweep.sweeping import about, pinned, report
 from segsweep.sweeping import run as module
 from segsweep.sweeping.about import CrossValidated
-from segsweep.sweeping.backends.local import LocalBackend
 from segsweep.sweeping.plan import Plan
 from segsweep.sweeping.scheduler import drive
 from segsweep.sweeping.space import Space, choice, interval, rates_by_kind, steps
@@ -34,6 +38,14 @@ class Calls:
         return self.sources
 
 
+@pytest.fixture
+def pretended(monkeypatch):
+    """Trainings only pretend, and torch is not asked, which would take most of the time."""
+    monkeypatch.setattr(module, "TRAINING", "fake_train")
+    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
+    monkeypatch.setattr(module, "LocalBackend", partial(Backend, preloaded=["segsweep.runs.journal"]))
+
+
 def plan(tmp_path, space=SPACE, **settings):
     base = RunConfig(data=DataConfig("shapes"), train=TrainConfig(epochs=3, seed=5), tracking=TrackingConfig("none"))
     sweeper = SweeperConfig(**({"n_trials": 4} | settings))
@@ -42,6 +54,15 @@ def plan(tmp_path, space=SPACE, **settings):
 
 def opened(wanted, name="sweep"):
     return Study(wanted.folder, SPACE, SweeperConfig(n_trials=4, study_name=name))
+
+
+def finished(wanted, failed=0):
+    """The study of four trials that are over, so many of them failed."""
+    study = opened(wanted)
+    for number in range(4):
+        study.ask()
+        study.fail(number, "no memory") if number < failed else study.complete(number, 0.5)
+    return study
 
 
 def test_weights_are_asked_for_once(tmp_path):
@@ -86,14 +107,30 @@ def test_a_sweep_does_not_go_on_with_other_data(tmp_path):
     pinned.refuse_other_data(wanted, opened(wanted), Calls("digest"))
     with pytest.raises(ConfigError, match=r"the data have changed since the sweep began.*hydra\.sweep\.dir=DIR"):
         pinned.refuse_other_data(wanted, opened(wanted), Calls("another"))
-    study = opened(wanted)
-    for number in range(4):
-        study.ask()
-        study.complete(number, 0.5)
+    study = finished(wanted)
     with pytest.raises(ConfigError, match="the data have changed"):
         pinned.refuse_other_data(wanted, study, Calls("another"))  # repeats are left
-    replace(module.begun(wanted), state="complete").save(tmp_path)
-    pinned.refuse_other_data(wanted, study, Calls("another"))  # it is over
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "over"),
+    [({}, "complete", True), ({"repeats": 3}, "complete", False), ({}, "failed", False)],
+    ids=["as before", "more repeats", "a repeat failed"],
+)
+def test_where_repeats_are_left_a_complete_sweep_does_not_go_on_with_other_data(tmp_path, asked, state, over):
+    wanted = plan(tmp_path)
+    study = finished(wanted)
+    study.remember("pixels", "digest")
+    names = [f"finalists/{trial}-{seed}" for trial in (0, 1) for seed in (6, 7)]
+    for name in ("0", "1", *names):
+        encoder = "resnet18" if name.startswith(("0", "finalists/0")) else "resnet34"
+        Trial(name, encoder, [], [], state=state if name == names[-1] else "complete").save(tmp_path)
+        with Journal(tmp_path / name) as book:
+            book.write(fake_train.start(fake_train.config()))
+            book.write(fake_train.epoch(1, 0.5))
+    replace(module.begun(wanted), state="complete", finalists=["0", "1"], repeats=names).save(tmp_path)
+    with nullcontext() if over else pytest.raises(ConfigError, match="the data have changed"):
+        pinned.refuse_other_data(plan(tmp_path, **asked), study, Calls("another"))
 
 
 def test_a_cross_validation_that_goes_on_is_scored_anew(tmp_path):
@@ -154,11 +191,16 @@ def test_where_the_data_are_varied_each_trial_decides(tmp_path, key):
 
 
 def test_finalists_get_seeds_that_the_search_did_not_have(tmp_path):
-    assert plan(tmp_path, repeats=3).fresh_seeds == [6, 7, 8]
+    assert plan(tmp_path, repeats=3).fresh_seeds() == [6, 7, 8]
     varied = Space((*SPACE.parameters, steps("train.seed", 0, 9, 4)), "resnet18")
-    assert plan(tmp_path, repeats=2, space=varied).fresh_seeds == [9, 10]
+    assert plan(tmp_path, repeats=2, space=varied).fresh_seeds() == [9, 10]
     chosen = Space((*SPACE.parameters, choice("train.seed", ["7", "6"])), "resnet18")
-    assert plan(tmp_path, repeats=2, space=chosen).fresh_seeds == [8, 9]
+    assert plan(tmp_path, repeats=2, space=chosen).fresh_seeds() == [8, 9]
+    longer = Trial("7", "resnet18", ["train.seed=12"], [])  # of an earlier start, which was asked for more trials
+    assert plan(tmp_path, repeats=2, repeat_points="seed").fresh_seeds([longer, Trial("0", "resnet18", [], [])]) == [
+        13,
+        14,
+    ]
 
 
 def test_finalists_share_the_varied_folds(tmp_path):
@@ -173,6 +215,16 @@ def test_bad_settings_are_refused_before_anything_is_looked_up(tmp_path, setting
         plan(tmp_path, **setting)
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:1"])
+@pytest.mark.parametrize(
+    ("backend", "says"), [("local", r"Drop it, and type hydra\.sweeper\.slots=\[1\]\.$"), ("ray", r"Drop it\.$")]
+)
+def test_a_gpu_by_its_number_is_a_slots(tmp_path, device, backend, says):
+    base = RunConfig(train=TrainConfig(device=device))
+    with pytest.raises(ConfigError, match=f"^train.device=cuda:1: .*{says}") if device == "cuda:1" else nullcontext():
+        replace(plan(tmp_path, backend=backend), base=base)
+
+
 def test_sources_say_where_weights_come_from(monkeypatch):
     from segsweep.nn import weights
 
@@ -184,10 +236,7 @@ def test_sources_say_where_weights_come_from(monkeypatch):
     assert weights.sources(["test_resnet"]) == {"test_resnet": "hub"}
 
 
-def test_a_finite_space_ends_with_a_line_and_goes_on_with_other_seeds(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "TRAINING", "fake_train")
-    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
-    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+def test_a_finite_space_ends_with_a_line_and_goes_on_with_other_seeds(tmp_path, pretended, capsys):
     space = Space((choice("best", ["0.5", "0.25"]), choice("refuses", ["", "2"])), "resnet18")
     settings = {"space": space, "slots": 2, "finalists": 0, "n_trials": 6, "pruner": "none"}
     line = "all 4 points of the space are done: 2 complete, 2 refused, but n_trials=6. For more "
@@ -207,11 +256,8 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_new_study_leaves_a_folder_with_runs_as_it_is(tmp_path, monkeypatch):
+def test_a_new_study_leaves_a_folder_with_runs_as_it_is(tmp_path, pretended):
     """Runs of Hydra's own sweeper are numbered, too; and so are those of a study of another name."""
-    monkeypatch.setattr(module, "TRAINING", "fake_train")
-    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
-    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
     basic, ours = tmp_path / "basic", tmp_path / "ours"
     for number in range(4):
         (basic / str(number)).mkdir(parents=True)
@@ -237,10 +283,7 @@ def test_a_refused_sweep_leaves_nothing(tmp_path, there):
     assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
 
 
-def test_a_report_that_cannot_be_written_is_told_and_the_sweep_can_be_ended_later(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TRAINING", "fake_train")
-    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
-    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+def test_a_report_that_cannot_be_written_is_told_and_the_sweep_can_be_ended_later(tmp_path, pretended, monkeypatch):
     wanted = plan(tmp_path / "s", space=Space((interval("best", 0.5, 1.0),), "resnet18"), n_trials=1, finalists=0)
 
     def full(folder):
@@ -255,10 +298,7 @@ def test_a_report_that_cannot_be_written_is_told_and_the_sweep_can_be_ended_late
     assert about.load(wanted.folder).state == "complete"
 
 
-def test_a_sweep_from_plan_to_winner_and_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "TRAINING", "fake_train")
-    monkeypatch.setattr(module, "drive", partial(drive, module="fake_train"))
-    monkeypatch.setattr(module, "LocalBackend", partial(LocalBackend, preloaded=["segsweep.runs.journal"]))
+def test_a_sweep_from_plan_to_winner_and_again(tmp_path, pretended, capsys):
     space = Space((choice("encoder", ["resnet18", "resnet34"]), interval("best", 0.5, 1.0)), "resnet18")
     wanted = plan(tmp_path / "s", space=space, slots=2, repeats=1, mixed_weights=True)
     first = module.run(wanted)
@@ -279,3 +319,33 @@ def test_a_sweep_from_plan_to_winner_and_again(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == text
     assert {name: (wanted.folder / name / "metrics.jsonl").read_bytes() for name in written} == written
     assert about.load(wanted.folder).id == kept.id
+    assert "not finished" not in (wanted.folder / report.PAGE).read_text()
+
+
+def test_a_repeat_that_failed_is_trained_again_and_without_finalists_none_counts(tmp_path, pretended):
+    wanted = plan(tmp_path, Space((interval("best", 0.5, 1.0),), "resnet18"), n_trials=1, finalists=1, repeats=1)
+    module.run(wanted)
+    (repeat,) = load_all(tmp_path, "finalists")
+    replace(repeat, state="failed", reason="no memory").save(tmp_path)
+    (again,) = module.run(wanted)
+    assert [(run.name, run.state) for run in again.runs] == [(repeat.name, "complete")]
+    (alone,) = module.run(replace(wanted, sweeper=replace(wanted.sweeper, finalists=0)))
+    (told,) = report.results(tmp_path)
+    assert alone.winner.name == told.winner.name == "0"
+    assert f"{tmp_path / '0' / BEST}" in (tmp_path / report.PAGE).read_text()
+
+
+@pytest.mark.parametrize(("n_trials", "failed", "goes_on"), [(4, 0, False), (5, 0, True), (4, 1, True)])
+def test_repeats_that_outlived_their_controller_end_where_the_search_goes_on(
+    tmp_path, monkeypatch, n_trials, failed, goes_on
+):
+    finished(plan(tmp_path), failed)
+    Trial("finalists/3-6", "resnet18", [], []).save(tmp_path)
+    wanted, ended = plan(tmp_path, n_trials=n_trials), []
+    backend = SimpleNamespace(capacity=1, adopt=lambda name: name if "/" in name else None, stop=ended.append)
+    monkeypatch.setattr(module, "_searched", lambda *_: [])
+    monkeypatch.setattr(module, "concluded", lambda *_: "")
+    module._run(
+        wanted, Study(tmp_path, SPACE, wanted.sweeper), backend, lambda typed, _: typed, module.begun(wanted), None
+    )
+    assert ended == ["finalists/3-6"] * goes_on

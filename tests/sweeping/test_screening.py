@@ -100,6 +100,32 @@ def test_the_end_tells_each_score_what_became_of_it_and_what_to_type(folder):
         assert picture.width > 1000
 
 
+def test_while_a_screening_goes_on_nobody_is_out(folder):
+    kept, jobs = replace(screened.load(folder), chosen=[], full=""), screened.trials(folder)
+    said = [screen_report.outcome(name, kept, jobs) for name in NAMES]
+    assert said == ["complete: one epoch", "complete: 5 epochs", "failed: no", "complete: frozen features"]
+
+
+def test_weights_that_are_added_and_seem_better_push_nobody_out_who_was_trained(folder, monkeypatch):
+    new, scores, ran = "resnet50.a1_in1k", {"features": 0.9, "epoch": 0.9, "short": 0.7}, []
+
+    def driven(source, backend, folder, module, sign):
+        for trial in source.in_state("running"):
+            ran.append(trial.name)
+            job(folder, *trial.name.split("/"), scores[trial.name.partition("/")[0]])
+        return ()
+
+    monkeypatch.setattr(screening, "drive", driven)
+    known = screened.load(folder)
+    more = {name: {**getattr(known, name), new: 9.0} for name in ("gflop", "parameters", "seconds")}
+    kept = replace(known, sources={**known.sources, new: "hub"}, left_out={}, chosen=[], full="", **more)
+    base = RunConfig(data=DataConfig("shapes"), tracking=TrackingConfig("none"))
+    plan = Plan(folder, "", Space((choice("encoder", [*NAMES, new]),), new), {}, (), base, SweeperConfig())
+    asked = ScreenConfig(one_epoch=3, short=1, choose=1)
+    assert screening._screened(plan, asked, Answers(), kept, None).chosen == [NAMES[1]]
+    assert ran == [f"{step}/{new}" for step in screened.JUDGED]
+
+
 def test_segsweep_report_knows_a_screening(folder, capsys):
     assert cli.main(["report", str(folder)]) == 0
     assert "kept" in capsys.readouterr().out
@@ -135,7 +161,9 @@ def test_a_start_later_compares_what_the_first_did_and_times_nothing_again(monke
     answers.asked.clear()
     assert (prepared(5).compared, prepared(5).decided) == (first.compared, first.decided)
     assert not answers.asked
+    replace(first, chosen=names[:1], full="python train.py").save(tmp_path)
     assert prepared(500).compared == names  # more time was given
+    assert (prepared(500).chosen, prepared(500).full) == ([], "")  # if it is stopped, it shows no old result
     assert not answers.asked
     replace(first, fades=False).save(tmp_path)  # of a version whose class weights did not fade
     for _ in range(2):

@@ -122,6 +122,14 @@ def test_a_plain_value_fixes_a_key_of_params(planned):
     assert found.space.encoders == ("resnet34",)
 
 
+@pytest.mark.parametrize("word", ["optim.lr=1e-3", "++optim.lr=1e-3", "optim.lr=auto"])
+def test_a_searched_rate_is_fixed_by_a_value_however_it_is_typed(planned, word):
+    found = plan(planned, word)
+    assert list(found.space.distributions) == ["encoder"]
+    assert word in found.fixed
+    assert found.base.optim.lr == ("auto" if word.endswith("auto") else 1e-3)
+
+
 def test_a_time_budget_replaces_the_files_epochs(planned):
     found = plan(planned, "train.time_budget=30", "hydra.sweeper.budget=seconds")
     assert found.fixed == ("train.time_budget=30",)

@@ -30,7 +30,7 @@ from segsweep.tracking import sweep as sweeps
 from segsweep.tracking import views as saved_view
 from segsweep.tracking.background import Background
 from segsweep.tracking.client import CURSOR, show_command, tracking_uri
-from segsweep.tracking.run import Child, run_id, sync
+from segsweep.tracking.run import Child, folder_of, run_id, sync
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +266,27 @@ def test_resuming_reopens_the_run(folder, database):
     assert run.data.tags["resumed_after_epoch"] == "3"
 
 
+def test_a_run_that_was_moved_is_found_where_it_lies_now(folder, database, tmp_path):
+    first = sync(folder)
+    assert folder_of(first) == folder
+    moved = folder.rename(tmp_path / "moved")
+    assert sync(moved) == first
+    assert folder_of(first) == moved
+
+
+def test_a_list_of_files_is_the_data_sets_source_and_later_differences_of_the_code_are_attached(database, tmp_path):
+    asked = RunConfig(data=DataConfig("folder", table="/x/list.csv", root="/x"))
+    folder = records.write(tmp_path / "run", records.start(asked), records.epoch(1, 0.5), records.end())
+    for name in ("code.diff", "code-2.diff", "code-10.diff"):
+        (folder / name).write_text(name)
+    sync(folder)
+    client, (run,) = runs()
+    (given,) = run.inputs.dataset_inputs
+    assert json.loads(given.dataset.source) == {"images": "/x/list.csv", "masks": "/x/list.csv"}
+    kept = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"code.diff", "code-2.diff", "code-10.diff"} <= kept
+
+
 def test_pictures_have_steps(folder, database):
     sync(folder)
     client, (run,) = runs()
@@ -416,11 +437,14 @@ def test_names_that_mlflow_refuses_do_not_stop_it(pairs, outputs, database, tmp_
         for number, path in enumerate(sorted((root / kind / "val").iterdir())):
             path.rename(path.with_name(f"é img ({number}) + b.png"))
     typed = [*TINY, "data=folder", f"data.root={root}", "data.size=[32,32]", "train.epochs=1", "train.batch_size=4"]
-    typed += [f"hydra.run.dir={tmp_path / 'run'}", "data.classes=['ground','car (moving)']"]
+    classes = '{"ground": 0, "car (moving)": 1}'
+    typed += [f"hydra.run.dir={tmp_path / 'run'}", f"data.classes='{classes}'"]
     assert train.main(typed) == 0
     client, (run,) = runs()
     assert run.info.status == "FINISHED"
     assert any(name.startswith("val/iou/car _moving_-") for name in run.data.metrics)
+    named = {name.rpartition("-")[0] or name for name in run.data.params if name.startswith("data.classes.")}
+    assert named == {"data.classes.ground", "data.classes.car _moving_"}
     assert client.list_artifacts(run.info.run_id, "images")
     assert "summary.json" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
@@ -532,6 +556,29 @@ def test_a_sweeps_run_that_a_killed_start_has_made_is_found_again(database, tmp_
     assert sweeps.open_sweep(tmp_path, None, "data", {}, "note", sweep="two") != first
 
 
+def test_parameters_of_a_sweep_that_a_kill_has_lost_are_sent_later(database, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "sweep").mkdir()
+    given = {"optim.lr": "auto", "data.classes.c++": "1"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MlflowClient, "log_batch", killed)
+        sweeps.open_sweep(tmp_path / "sweep", None, "data", given, "note", sweep="one")
+    opened = sweeps.open_sweep(tmp_path / "sweep", None, "data", given, "note", sweep="one")
+    _, (run,) = runs()
+    assert run.info.run_id == opened
+    assert run.data.params == {mlflow_client.mlflow_name(name): value for name, value in given.items()}
+
+
+def test_a_sweep_that_was_moved_is_known_by_its_new_folder(database, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    opened = sweeps.open_sweep(tmp_path / "sweep", None, "data", {"optim.lr": "auto"}, "note", sweep="one")
+    moved = (tmp_path / "sweep").rename(tmp_path / "moved")
+    assert sweeps.open_sweep(moved, None, "data", {"optim.lr": "auto"}, "note", sweep="one") == opened
+    assert runs()[0].get_run(opened).data.tags["segsweep.folder"] == str(moved)
+
+
 def test_the_run_of_an_attempt_that_began_anew_is_ended(folder, database, tmp_path):
     (tmp_path / "sweep").mkdir()
     below = child(sweeps.open_sweep(tmp_path / "sweep", None, "folder", {}, ""), tags={"trial": "3"})
@@ -546,20 +593,25 @@ def test_the_run_of_an_attempt_that_began_anew_is_ended(folder, database, tmp_pa
     assert [client.get_run(run).info.status for run in (first, second)] == ["KILLED", "RUNNING"]
 
 
-def test_a_pruned_trial_is_killed_and_says_where(folder, database, tmp_path):
+@pytest.mark.parametrize(
+    ("ended", "tags", "status"),
+    [("stopped", {"pruned_at": "2", "reason": "too low"}, "KILLED"), ("failed", {"reason": "NaN"}, "FAILED")],
+)
+def test_a_trial_that_was_pruned_or_failed_says_why(folder, database, tmp_path, ended, tags, status):
     (tmp_path / "sweep").mkdir()
     parent = sweeps.open_sweep(tmp_path / "sweep", None, "folder", {}, "")
     lines = (folder / journal.NAME).read_text().splitlines(keepends=True)
     (folder / journal.NAME).write_text("".join(lines[:3]))
-    sent = sync(folder, child=child(parent))
+    sent = sync(folder, child=child(parent, tags={"reason": ""}))
     client, _ = runs()
     assert client.get_run(sent).info.status == "RUNNING"
-    end = json.dumps({"kind": "end", "time": time.time(), "status": "stopped", "reason": "terminated"})
+    end = json.dumps({"kind": "end", "time": time.time(), "status": ended, "reason": "terminated"})
     (folder / journal.NAME).write_text("".join(lines[:3]) + end + "\n")
-    sync(folder, alive=False, child=child(parent, tags={"reason": "too low"}, pruned_at=2))
+    pruned_at = 2 if ended == "stopped" else None
+    sync(folder, alive=False, child=child(parent, tags={"reason": tags["reason"]}, pruned_at=pruned_at))
     run = client.get_run(sent)
-    assert run.info.status == "KILLED"
-    assert (run.data.tags["pruned_at"], run.data.tags["reason"]) == ("2", "too low")
+    assert run.info.status == status
+    assert {name: run.data.tags[name] for name in ("pruned_at", "reason") if name in run.data.tags} == tags
 
 
 def test_what_is_asked_for_twice_is_sent_once():

@@ -124,15 +124,18 @@ def test_where_it_does_not_pay_nothing_is_tried(speeds, given):
 def test_memory_halves_the_micro_batch(speeds, fit, images, chosen):
     speeds(batches=dict.fromkeys(fit, 1.0))
     work = Workload((64, 64), 3, images, 10_000)
-    assert tuning._fitting(nn.Conv2d(3, 1, 1), tuning.Execution(), work, CPU) == chosen
+    assert tuning._largest_micro_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), work, 2) == chosen
 
 
-def test_what_an_optimizer_keeps_is_there_while_a_batch_is_tried(monkeypatch):
+@pytest.mark.parametrize(("ema", "kept"), ((0.0, 2), (0.999, 3)))
+def test_what_an_optimizer_and_an_average_keep_is_there_while_a_batch_is_tried(speeds, monkeypatch, ema, kept):
+    speeds()
     model, made = nn.Conv2d(3, 1, 1), []
+    monkeypatch.setattr(tuning, "_may_cut", lambda *_: True)  # as on a GPU
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda tensor: made.append(tensor.numel()) or empty_like(tensor))
-    tuning._fitting(model, tuning.Execution(), Workload((8, 8), 3, 2, 10), CPU)
-    assert sum(made) == 2 * sum(p.numel() for p in model.parameters())
+    tune(model, ["a model"], Workload((8, 8), 3, 2, 10), TrainConfig(ema=ema), CPU)
+    assert sum(made) == kept * sum(p.numel() for p in model.parameters())
 
 
 def test_a_batch_is_tried_with_the_losss_own_memory(monkeypatch):
@@ -145,7 +148,7 @@ def test_a_batch_is_tried_with_the_losss_own_memory(monkeypatch):
         return logits.mean()
 
     work = Workload((8, 8), 3, 16, 10_000, loss=loss)
-    assert tuning._fitting(nn.Conv2d(3, 150, 1), tuning.Execution(), work, CPU) == 4
+    assert tuning._largest_micro_batch(nn.Conv2d(3, 150, 1), tuning.Execution(), work, 2) == 4
 
 
 def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
@@ -197,7 +200,7 @@ def test_no_way_and_no_batch_that_fits_is_an_error(speeds, monkeypatch):
         tuned()
     speeds(batches={})
     with pytest.raises(OutOfMemoryError, match=r"a single image of 64x64\. Try a smaller data\.size"):
-        tuning._fitting(nn.Conv2d(3, 1, 1), tuning.Execution(), Workload((64, 64), 3, 16, 1000), CPU)
+        tuning._largest_micro_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), Workload((64, 64), 3, 16, 1000), 2)
     assert not list((cache() / "tuned").glob("*/answer.json"))
 
 
@@ -279,19 +282,15 @@ class Second(World):
     def agreed(self, value):
         if isinstance(value, str):
             return value  # the usual precision
-        assert value == (None, False, "None")  # it measures nothing itself
-        return (
-            {
-                "precision": "fp32",
-                "channels_last": True,
-                "doubling": True,
-                "graphs": False,
-                "micro_batch": 4,
-                "rates": {"fp32": 1.0},
-            },
-            False,
-            "",
-        )
+        assert value is None  # it measures nothing itself
+        return {
+            "precision": "fp32",
+            "channels_last": True,
+            "doubling": True,
+            "graphs": False,
+            "micro_batch": 4,
+            "rates": {"fp32": 1.0},
+        }
 
 
 def test_all_processes_take_the_answer_of_the_first(speeds):

@@ -70,11 +70,11 @@ def evaluate(model, batches, loss, names, show=(), tta="none", tile=None):
     return Scorer(PLAIN, tta, tile).evaluate(model, batches, loss, names, show)
 
 
-def training(data, model=None, *, grad_accum=1, schedule="constant", watch=lambda items, *_: items, **more):
+def training(data, model=None, *, grad_accum=1, schedule="constant", warmup=0.0, watch=lambda items, *_: items, **more):
     state = state_of(model or Brightness(), **{k: more.pop(k) for k in STATE if k in more})
     loss, batches = losses.build({"ce": 1.0}), data(EvalBatches)
     train = TrainConfig(batch_size=4, grad_accum=grad_accum, grad_clip=0.0, **more)
-    steps, step = OptimConfig(schedule=schedule, warmup=0.0), TrainStep(PLAIN, loss)
+    steps, step = OptimConfig(schedule=schedule, warmup=warmup), TrainStep(PLAIN, loss)
     return fit(
         state,
         step,
@@ -161,13 +161,14 @@ def test_patience_counts_from_the_best_epoch(data):
     assert stop_reason(progress, TrainConfig(epochs=20, patience=2)) == "val/iou has not improved for 2 epochs"
 
 
-def test_a_nan_is_refused_with_its_step(data):
+@pytest.mark.parametrize("warmup", [0.0, 0.9])
+def test_a_nan_is_refused_with_its_step_and_a_tenth_of_the_peak_rate(data, warmup):
     class Broken(Brightness):
         def forward(self, pixels):
             return super().forward(pixels) * math.nan
 
-    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1.*Try optim\.lr=0\.005"):
-        list(training(data, Broken(), epochs=1))
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1, with optim\.lr=0\.05\..*Try optim\.lr=0\.005\."):
+        list(training(data, Broken(), epochs=1, warmup=warmup))
 
 
 @pytest.mark.parametrize("resize", ["pad", "squash", "crop"])

@@ -139,7 +139,26 @@ def test_large_validation_images_make_longer_epochs():
     assert why(found, "data.passes").endswith("so that validation takes 19% of the time (at most 20%)")
     mirrored = planned(found, train=TrainConfig(tta="flips"))
     assert mirrored.settings.data.passes == 9  # no more than 1800 images
-    assert mirrored.decisions[3].why.endswith("the most are 1800; validation takes 49% of the time")
+    assert mirrored.decisions[3].why == (
+        "9 x 200 = 1800 images in an epoch; validation takes 49% of the time, since images are not repeated beyond "
+        "1800 in an epoch"
+    )
+
+
+@pytest.mark.parametrize("training", [30, 179, 250, 1250, 4000])
+@pytest.mark.parametrize("validation", [2, 60, 400, 1500])
+def test_the_reason_for_the_passes_says_a_share_that_it_keeps_or_why_it_does_not(training, validation):
+    """Images of 512 x 512 at zoom 1, each of which is scored whole and trained on as a quarter."""
+    found = fingerprint((512, 512), replace(CELL, thickness=5), training=training, validation=validation)
+    passes, said = decided(found).data.passes, why(found, "data.passes")
+    scoring = 4 * validation / 3
+    share = scoring / (scoring + passes * training)
+    assert f"{passes * training} images in an epoch" in said
+    assert (f"takes {share:.0%} of the time" in said) is not said.endswith("(at least 180)")
+    beyond = said.endswith("since images are not repeated beyond 1800 in an epoch")
+    assert beyond is (share > 0.2)
+    assert not beyond or "at most" not in said
+    assert share <= 0.2 or (passes + 1) * training > 1800
 
 
 def test_classes_that_random_crops_seldom_show_are_shown_more():
