@@ -232,7 +232,8 @@ class TrainedModel:
         else:
             pixels = np.array(image)  # a copy: what Pillow gives may not be written
             if pixels.ndim not in (2, 3):
-                shape = " x ".join(map(str, pixels.shape)) or type(image).__name__
+                numeric = pixels.ndim and pixels.dtype.kind in "biuf"
+                shape = " x ".join(map(str, pixels.shape)) if numeric else type(image).__name__
                 raise DataError(f"image: must be a file, or the pixels h w or h w c of one image, not {shape}.")
             from segsweep.data.images import picture_of  # tifffile: half a second
 

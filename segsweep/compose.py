@@ -122,7 +122,7 @@ def expanded(words: Sequence[str]) -> list[str]:
         elif (own := valuefile.own_option(name, text)) and not _is_option(name, text):
             found += valuefile.group_words(name, own, beside)
         elif name in FOLDERS and text.startswith("~/") and "${" in text:  # the grammar knows no ~
-            found.append(f"{name}={Path.home()}{text[1:]}")
+            found.append(f"{name}='{Path.home()}{text[1:]}'")
         elif name in FOLDERS and text_of(word).startswith("~") and "${" not in text:
             found.append(f"{name}={quoted(_resolved(name, text_of(word)))}")
         elif name in TEXTS and PLAIN.fullmatch(text) and not _kept(word, text):

@@ -113,7 +113,7 @@ def test_auto_is_a_value_like_any_other():
 def test_a_home_is_meant_by_its_sign(key, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expanded([f"{key}=~/a b"]) == [f"{key}={quoted(tmp_path / 'a b')}"]
-    assert expanded([f"{key}=~/${{now:%Y}}"]) == [f"{key}={tmp_path}/${{now:%Y}}"]  # Hydra resolves the rest
+    assert expanded([f"{key}=~/${{now:%Y}}"]) == [f"{key}='{tmp_path}/${{now:%Y}}'"]  # Hydra resolves the rest
     with pytest.raises(ConfigError, match="cannot be a path"):
         expanded([f"{key}=~nobody-at-all/x"])
 

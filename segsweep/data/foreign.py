@@ -15,7 +15,10 @@ COCO_OF_YOLO = (
     "sv.DetectionDataset.from_yolo('IMAGES', 'LABELS', 'data.yaml', force_masks=True)"
     ".as_coco(annotations_path='coco.json')"
 )
-TIFF_OF_NPY = "import sys, numpy, tifffile; [tifffile.imwrite(f[:-4] + '.tif', numpy.load(f)) for f in sys.argv[1:]]"
+TIFF_OF_NPY = (  # true and false as 1 and 0: tifffile writes them the other way round
+    "import sys, numpy, tifffile; "
+    "[tifffile.imwrite(f[:-4] + '.tif', numpy.load(f) + numpy.uint8(0)) for f in sys.argv[1:]]"
+)
 ADVICE = {
     "coco": "is COCO. Type data=coco",
     "labelme": (

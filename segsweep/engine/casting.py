@@ -26,7 +26,7 @@ class AtOnce:
     """
 
     def __init__(self, model: nn.Module | None, precision: torch.dtype):
-        modules = list(model.modules()) if model else []
+        modules = [] if model is None else list(model.modules())
         self.precision = precision
         owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in modules:

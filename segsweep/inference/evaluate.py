@@ -20,6 +20,7 @@ from segsweep.data.batches import Batch, EvalBatches, Pixels
 from segsweep.data.dataset import Dataset
 from segsweep.data.labels import VOID
 from segsweep.data.pairing import part_of
+from segsweep.data.scan import Row
 from segsweep.data.split import SPLIT, read_split
 from segsweep.data.store import Watch, unwatched
 from segsweep.engine import device as devices
@@ -305,8 +306,14 @@ def _learnt(data: Dataset, rows: Iterable[Mapping[str, str]], by: str) -> set[in
     return {
         i
         for i, sample in enumerate(data.samples)
-        if str(getattr(sample, by)) in names or (stored[i].content in contents and stored[i].low != stored[i].high)
+        if str(getattr(sample, by)) in names or (stored[i].content in contents and not _flat(stored[i]))
     }
+
+
+def _flat(row: Row) -> bool:
+    """Tell whether an image is all of one colour; of 8 bits a row keeps no ends."""
+    sums = zip(row.valid, row.total, row.squares, strict=True)
+    return row.low == row.high or all(number * squares == total**2 for number, total, squares in sums)
 
 
 def _refuse_learnt(split: str, indices: Sequence[int], learnt: set[int], same: bool) -> None:
