@@ -17,8 +17,8 @@ from segsweep.engine import losses
 from segsweep.engine.execution import PLAIN
 from segsweep.engine.scorer import Evaluation, Scorer
 from segsweep.engine.step import TrainStep
-from segsweep.errors import NonFiniteError, OutOfMemoryError
-from segsweep.training import autotune, loop, optim
+from segsweep.errors import NonFiniteError
+from segsweep.training import loop, optim
 from segsweep.training.loop import fit
 from segsweep.training.state import TrainState
 from segsweep.world import SINGLE, World
@@ -163,18 +163,6 @@ def test_the_best_epoch_is_one(monkeypatch):
         return [epoch.is_best for epoch in training(member, train, score=lambda: next(scores))]
 
     assert together(work) == [[True] * 4] * 2
-
-
-def test_what_one_could_not_measure_is_refused_by_all(monkeypatch):
-    def too_large(*_):
-        raise OutOfMemoryError("out of memory with 4 images")
-
-    monkeypatch.setattr(autotune, "_probe", too_large)
-    workload = autotune.Workload((64, 64), 3, 8, 10_000)
-    found = together(
-        lambda member: autotune.tune(nn.Conv2d(3, 1, 1), ["x"], workload, TrainConfig(), torch.device("cpu"), member)
-    )
-    assert [str(error) for error in found] == ["out of memory with 4 images"] * 2
 
 
 def test_batchnorm_has_the_mean_of_all_statistics_where_it_trains():
