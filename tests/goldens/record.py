@@ -46,7 +46,7 @@ TRAINING = (
     "train.deterministic=true",
     "train.batch_size=4",
 )
-CHANGES = re.compile(r"code(-\d+)?\.diff$")  # only of a checkout with changes
+CHANGES = re.compile(r"code(-\d+)?\.diff$")
 # Of records and summaries: when, where and how fast.
 VOLATILE = {
     *("time", "run", "run_id", "segsweep", "torch", "python", "host", "user", "commit", "dirty", "device", "threads"),
@@ -230,7 +230,7 @@ def read_mlflow(uri: str) -> dict[str, Any]:
                 "params": {} if "trial" in tags else steady(run.data.params),
                 "metrics": metrics,
                 "data": [[i.dataset.name, i.dataset.digest] for i in run.inputs.dataset_inputs],
-                "artifacts": sorted({_timeless(path) for path in artifacts(run.info.run_id) if not CHANGES.search(path)}),
+                "artifacts": sorted({_timeless(path) for path in kept_files(artifacts(run.info.run_id))}),
             }
     return told
 
@@ -243,8 +243,12 @@ def steady(values: dict[str, Any]) -> dict[str, Any]:
 
 def files(folder: Path) -> list[str]:
     """What lies below the folder."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if not CHANGES.search(name))
+    return kept_files(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def kept_files(names: Iterable[str]) -> list[str]:
+    """Names of files but those that only a checkout with changes has."""
+    return sorted(name for name in names if not CHANGES.search(name))
 
 
 def reduce(root: Path, target: Path) -> None:
