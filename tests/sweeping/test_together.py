@@ -66,6 +66,15 @@ class Controllers:
             assert time.monotonic() < until, [self.said(process) for process in self.running]
             time.sleep(0.05)
 
+    def lose(self, folder):
+        """Remove a killed controller's folder; a training of its that just ends may still write there."""
+
+        def gone():
+            shutil.rmtree(folder, ignore_errors=True)
+            return not folder.exists()
+
+        self.until(gone)
+
 
 @pytest.fixture
 def controllers(tmp_path, postgresql):
@@ -231,7 +240,7 @@ def test_where_a_folder_cannot_be_reached_a_trial_begins_again(controllers, post
     controllers.until(lambda: sum(bool(trial.intermediate_values) for trial in trials(postgresql)) == 1)
     first.send_signal(signal.SIGTERM)
     controllers.wait(first)
-    shutil.rmtree(tmp_path / "a")
+    controllers.lose(tmp_path / "a")
     other = controllers.start("b", **settings)
     assert controllers.wait(other) == [0]
     assert "continues from the start" in controllers.said(other)
@@ -317,7 +326,7 @@ def test_another_sweep_other_data_or_other_weights_are_refused(controllers):
 def test_a_folder_that_others_do_not_see_is_refused_unless_scores_are_enough(controllers, tmp_path, postgresql):
     first = controllers.start("a", n_trials=2, repeats=1)
     controllers.wait(first)
-    shutil.rmtree(tmp_path / "a")
+    controllers.lose(tmp_path / "a")
     other = controllers.start("b", n_trials=2, repeats=1)
     assert controllers.wait(other) == [2]
     assert "hydra.sweeper.keep=scores" in controllers.said(other)
@@ -369,7 +378,7 @@ def test_mlflow_brings_finalists_from_hosts_that_share_no_folder(controllers, po
     leader = next(p for p in (first, other) if leads(postgresql, p))
     leader.kill()
     leader.wait()
-    shutil.rmtree(tmp_path / ("a" if leader is first else "b"))
+    controllers.lose(tmp_path / ("a" if leader is first else "b"))
     heir, folder = (other, tmp_path / "b") if leader is first else (first, tmp_path / "a")
     assert controllers.wait(heir) == [0]
     repeats = list(load_all(folder, "finalists"))
