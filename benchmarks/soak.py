@@ -252,9 +252,11 @@ class MlflowServer:
     def wait(self) -> None:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
+            ended = self._process.poll() is not None
             with suppress(OSError), urllib.request.urlopen(f"{self._uri}/health", timeout=5):
-                return
-            if self._process.poll() is not None:  # another's connection had its port for a moment
+                if not ended:
+                    return  # else it is a part of the one that was stopped
+            if ended:  # that one, or another's connection, had its port for a moment
                 self._process = self._begun()
             time.sleep(0.5)
 
