@@ -456,6 +456,7 @@ class Soak:
             command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
             command += ["--backend-store-uri", database, "--artifacts-destination", str(place / "artifacts")]
             serving = MlflowServer(command, place / "server.log", uri)
+            serving.wait()  # killed while it makes its tables, MLflow never starts again
             environment = {**self.environment, "MLFLOW_TRACKING_URI": uri, "SEGSWEEP_OUTPUTS": str(place / "outputs")}
             typed = [*TINY, "data=folder", f"data.root={root}", "data.size=[32,32]", "train.batch_size=4"]
             typed += ["train.epochs=8", "tracking.timeout=5", "tracking.experiment=soak", "-m", "hydra/sweeper=optuna"]
