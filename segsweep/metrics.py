@@ -163,8 +163,13 @@ def drawn_iou(counts: Matrices, weights: NDArray[np.int64]) -> Floats:
     A mean over classes is one over the same classes each time: NaN where a draw misses one that the images have.
     """
     drawn = pool(counts, weights)
+    return np.where(hold_every_class(drawn, counts), pooled_iou(drawn), np.nan)
+
+
+def hold_every_class(drawn: Floats, counts: Matrices) -> NDArray[np.bool_]:
+    """Tell which draws, pooled to `r k k`, hold every class that the targets of the images `n k k` have, to `r`."""
     needed = counts.sum((0, 2)) > 0
-    return np.where((drawn.sum(-1) > 0)[:, needed].all(1), pooled_iou(drawn), np.nan)
+    return np.asarray((drawn.sum(-1) > 0)[:, needed].all(1))
 
 
 def by_group(matrices: Matrices, groups: Sequence[str]) -> tuple[tuple[str, ...], Matrices]:

@@ -8,6 +8,7 @@ from segsweep.config.schema import VIEWS
 from segsweep.errors import DataError, first_line
 from segsweep.process import complain, show
 
+PART = ("data.folds", "data.fold", "data.overfit")  # keys by which a run takes a part of its data
 HELP = "score a trained model: every metric, by image and by class"
 
 
@@ -37,16 +38,16 @@ def run(options: Namespace) -> int:
     start = journal.started(found.run)
     config = with_data(start.asked, options.overrides)
     typed = {key_of(word) for word in expanded(options.overrides)}
-    of_own_data = (config.data.folds or config.data.overfit) and not typed & {"data.folds", "data.fold", "data.overfit"}
-    of_own_data = of_own_data and not typed.isdisjoint(PATHS)
+    takes_part = config.data.folds or config.data.overfit  # a fold, or the images of debug=overfit
+    # By the run's own choice, of data that may be others: they are scored as a whole.
+    left_over = takes_part and typed.isdisjoint(PART) and not typed.isdisjoint(PATHS)
     data = None
     try:
         data = load(config.data, config.train.workers)
     except DataError:
-        if not of_own_data:
+        if not left_over:
             raise
-    if data is None or (of_own_data and data.store.digest != start.starts[-1].data_digest):
-        # Others are scored as a whole, whatever folds the run had.
+    if data is None or (left_over and data.store.digest != start.starts[-1].data_digest):
         config = replace(config, data=replace(config.data, folds=None, fold=0, overfit=None))
         data = load(config.data, config.train.workers)
     say(data)

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from shlex import quote
 
+from segsweep.commands.common import home
 from segsweep.errors import ConfigError, first_line
 from segsweep.process import show
 from segsweep.runs import locks, stop
@@ -12,12 +13,12 @@ HELP = "stop a run or a sweep after the current epoch"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run or of the sweep")
+    parser.add_argument("folder", type=home, metavar="DIR", help="folder of the run or of the sweep")
 
 
 def run(options: Namespace) -> int:
     """Ask the run or sweep to stop, and print what happens next."""
-    folder = options.folder.expanduser().resolve()
+    folder = options.folder.resolve()
     try:
         what = _asked(folder)
     except OSError as error:

@@ -205,8 +205,9 @@ def place(name: str, seed: int = 0) -> float:
 
 
 def read_split(folder: Path) -> list[dict[str, str]]:
-    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image, mask and
-    content, a hash of the image's pixels, for each sample.
+    """Read what `Dataset.write_split` wrote: a dict of key, split, group, fold, image, mask and content of each sample.
+
+    The content is a hash of the image's pixels; 0.1.0 did not write it.
 
     Raises ConfigError: it is damaged.
     """

@@ -279,14 +279,11 @@ def bootstrap(counts: Counts, groups: Sequence[str] | None = None, seed: int = 0
         "accuracy": metrics.accuracy(matrices),
         "boundary_iou": metrics.overall(metrics.where_present(matrices, _boundary_iou(edges))),
     }
-    needed = pixels.sum((0, 2)) > 0
-    whole = (matrices.sum(-1) > 0)[:, needed].all(1)
-    whole &= len(names) > 1
-    drawn["accuracy"] = np.where(len(names) > 1, drawn["accuracy"], np.nan)
-    return {
-        name: metrics.interval(values if name == "accuracy" else np.where(whole, values, np.nan))
-        for name, values in drawn.items()
-    }
+    if len(names) == 1:
+        return dict.fromkeys(drawn, (math.nan, math.nan))
+    whole = metrics.hold_every_class(matrices, pixels)
+    by_class = {name: np.where(whole, values, np.nan) for name, values in drawn.items() if name != "accuracy"}
+    return {name: metrics.interval(by_class.get(name, values)) for name, values in drawn.items()}
 
 
 def _boundary_iou(edges: NDArray[Any]) -> NDArray[np.float64]:

@@ -190,16 +190,13 @@ def preparation(info: ModelInfo) -> str:
         tiled = f"at {height}x{width}: smaller ones padded by repeating the edge, larger ones in overlapping tiles"
         return f"{tiled}, as in training and by segsweep predict" if info.filled else "as they are"
     brought = f"resized to {info.size[0]}x{info.size[1]} first"
-    how, cut = {
-        "crop": (f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})", ""),
-        "pad": (
-            f"{brought}, with their aspect ratio, padded on both sides alike by repeating the edge (resize=pad)",
-            "cut the padding off the logits, and ",
-        ),
-        "squash": (f"{brought}, stretched (resize=squash)", ""),
+    how = {
+        "crop": f"resized first, to {info.zoom:g} times their height and width (zoom={info.zoom:g})",
+        "pad": f"{brought}, with their aspect ratio, padded on both sides alike by repeating the edge (resize=pad)",
+        "squash": f"{brought}, stretched (resize=squash)",
     }[info.resize]
-    back = "them" if cut else "the logits"
-    return f"{how}, as in training and by segsweep predict; then {cut}resize {back} to the image's size"
+    resized = "cut the padding off the logits, and resize them" if info.resize == "pad" else "resize the logits"
+    return f"{how}, as in training and by segsweep predict; then {resized} to the image's size"
 
 
 def levels(model: UNet, size: Size) -> Iterator[Sizes]:

@@ -93,8 +93,8 @@ logits = model(pixels)
 
 ## Scores
 
-{_scores(folder, run, info.epoch, info.tta)}
-{f"{chr(10)}The {views}.{chr(10)}" if (views := without_views(info)) else ""}
+{_scores(folder, run, info)}
+
 {USE}
 
 ## Weights
@@ -113,13 +113,13 @@ torch {start.torch}, seed {start.settings.train.seed}:
 """
 
 
-def _scores(folder: Path, run: Run, epoch: int | None, tta: str) -> str:
+def _scores(folder: Path, run: Run, info: ModelInfo) -> str:
     """Return a table for each split: with 95 % intervals where the run has been evaluated, else the training's own."""
     lines = ["| split | metric | value | 95 % over images |", "|---|---|---|---|"]
     ended = run.end.metrics if run.end else {}
     for split in ("val", "test"):
         found = read_evaluation(folder / FOLDER / split)
-        if found and (found.own, found.epoch, found.split, found.tta) != (True, epoch, split, tta):
+        if found and (found.own, found.epoch, found.split, found.tta) != (True, info.epoch, split, info.tta):
             found = None  # of other images or views, or of an earlier model
         for name, title in SCORES.items():
             value = found.metrics.get(name) if found else ended.get(f"{split}/{name}")
@@ -127,6 +127,8 @@ def _scores(folder: Path, run: Run, epoch: int | None, tta: str) -> str:
             if value is not None:
                 between = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else "not computed"
                 lines.append(f"| {split} | {title} | {value:.4f} | {between} |")
+    if views := without_views(info):
+        lines += ["", f"The {views}."]
     return "\n".join(lines)
 
 

@@ -258,6 +258,7 @@ class _Sync:
             called = names.name(start, number, varied)
             run = self.server.create_run(cursor.experiment_id, _milliseconds(start), tags, called)
         cursor.run_id, cursor.parent = run.info.run_id, child.parent if child else None
+        cursor.folder = str(self.folder)
         self._save()
 
     def _end_earlier(self, child: Child) -> None:
