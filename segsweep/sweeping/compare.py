@@ -112,7 +112,7 @@ def pair(first: Path, second: Path, kind: str = "text") -> str:
 def _images(first: Path, second: Path, kind: str) -> str:
     """Tell what changed on the validation images."""
     before, after = (finalists.read([(folder, journal.read(folder))]) for folder in (first, second))
-    interval = finalists.behind(after, before, finalists.groups(first))
+    interval = finalists.behind(after, before, finalists.groups_of(first))
     if interval is None:
         why = f"not validated on the same images, or on too few, or one lacks the {metrics.MATRICES} of its best epoch"
         return f"images: the runs cannot be compared image by image: they were {why}"

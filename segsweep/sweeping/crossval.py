@@ -95,7 +95,7 @@ def _pooled(runs: Sequence[tuple[Path, Trial]]) -> _Pooled | None:
         if named != classes:
             order = [named.index(name) for name in classes]
             own = own[:, order][:, :, order]
-        of = finalists.groups(folder)
+        of = finalists.groups_of(folder)
         groups += [of.get(key, key) for key in keys]
         matrices.append(own)
     if len({own.shape[1:] for own in matrices}) > 1:

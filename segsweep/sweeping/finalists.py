@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ from segsweep.sweeping.space import Value
 
 FOLDER = "finalists"
 ANEW = ("train.seed", "data.fold")  # what each repeat has of its own
-NO_GROUPS: Mapping[str, str] = MappingProxyType({})
 
 Scored = Mapping[tuple[str, ...], Sequence[Matrices]]
 """By the names of the images, in order: the confusion matrices `n k k` of each run that was scored on them."""
@@ -113,12 +111,12 @@ def ranked(folder: Path, finalists: Sequence[Trial], runs: Iterable[Trial]) -> l
         results.append(FinalistResult(trial, tuple(own), mean(map(mean, by_fold)), failed=failed))
     results.sort(key=lambda result: result.iou, reverse=True)
     scored = [read((folder / trial.name, trial.run) for trial in result.runs) for result in results]
-    of = groups(folder / results[0].winner.name) if results else {}
+    of = groups_of(folder / results[0].winner.name) if results else {}
     gaps = [None, *(behind(scored[0], other, of) for other in scored[1:])]
     return [replace(result, gap_to_best=gap) for result, gap in zip(results, gaps, strict=False)]
 
 
-def groups(run: Path) -> dict[str, str]:
+def groups_of(run: Path) -> dict[str, str]:
     """Return the group of each image of a run, by its key; empty where its split cannot be read."""
     try:
         return {row["key"]: row["group"] for row in read_split(run)}
@@ -127,7 +125,7 @@ def groups(run: Path) -> dict[str, str]:
 
 
 def behind(
-    first: Scored, other: Scored, groups: Mapping[str, str] = NO_GROUPS, seed: int = 0
+    first: Scored, other: Scored, groups: Mapping[str, str] | None = None, seed: int = 0
 ) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of how much better the first is, in IoU.
 
@@ -141,7 +139,7 @@ def behind(
     shapes = {matrices.shape[1:] for scored in (first, other) for runs in scored.values() for matrices in runs}
     if len(shapes) > 1:
         return None  # other classes
-    of = {images: [groups.get(image, image) for image in images] for images in first}
+    of = {images: [(groups or {}).get(image, image) for image in images] for images in first}
     if all(len(set(names)) == 1 for names in of.values()):
         return None
     rng = np.random.default_rng(seed)

@@ -88,7 +88,7 @@ def _gaps(folder: Path, trained: Sequence[Trial]) -> dict[str, str]:
     """Say of each short training but the best how much lower its IoU is, as a 95 % interval over images."""
     scored = [finalists.read([(folder / trial.name, trial.run)]) for trial in trained]
     pairs = zip(trained[1:], scored[1:], strict=True)
-    of = finalists.groups(folder / trained[0].name) if trained else {}
+    of = finalists.groups_of(folder / trained[0].name) if trained else {}
     found = {trial.encoder: finalists.behind(scored[0], other, of) for trial, other in pairs}
     return {name: f"{gap[0]:+.3f} to {gap[1]:+.3f}" for name, gap in found.items() if gap}
 

@@ -364,11 +364,16 @@ class Claims:
     @patient
     def living(self) -> int:
         """Return how many trials other controllers run that show signs of life."""
-        trusted = time.monotonic() >= self.server.trusts_after
-        stale = set(self.server.beats._get_stale_trial_ids(self._study._study_id)) if trusted else set()
+        silent = self._silent()
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         owned = [trial for trial in running if Owner.of(trial) and trial.number not in self._mine]
-        return sum(trial._trial_id not in stale for trial in owned)
+        return sum(trial._trial_id not in silent for trial in owned)
+
+    def _silent(self) -> set[int]:
+        """Return the ids of running trials that show no signs of life; none while that may be one's own deafness."""
+        if time.monotonic() < self.server.trusts_after:
+            return set()
+        return set(self.server.beats._get_stale_trial_ids(self._study._study_id))
 
     @patient
     def _take(self, ask: Callable[[], Trial | None]) -> None:
@@ -385,12 +390,10 @@ class Claims:
 
     def _free(self) -> Iterator[FrozenTrial]:
         """Yield the running trials that nobody runs."""
-        stale: set[int] = set()
-        if time.monotonic() >= self.server.trusts_after:
-            stale = set(self.server.beats._get_stale_trial_ids(self._study._study_id))
+        silent = self._silent()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = Owner.of(trial)
-            lost = owner is None or owner.member == self.me.member or trial._trial_id in stale
+            lost = owner is None or owner.member == self.me.member or trial._trial_id in silent
             if lost and trial.number not in self._mine:
                 yield trial
 
