@@ -143,6 +143,12 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
+def test_every_page_is_in_the_sites_index():
+    """Without it `make docs` ends with a warning, which is an error there."""
+    named = {line.strip() for line in (ROOT / "docs" / "index.rst").read_text().splitlines()}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= named
+
+
 def test_the_repository_names_no_machine():
     hosts = re.compile("|".join(["py" + "pi.org", "python" + "hosted", "/wo" + "rk/", "/ro" + "ot/"]))
     for path in ROOT.rglob("*"):
