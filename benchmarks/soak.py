@@ -135,7 +135,7 @@ class Processes:
                 self._done[i] = True
             elif code is not None and not self._done[i]:
                 if code not in self._ended:
-                    self.tally.wrong.append(f"exit code {code}: {self.said(i)[-400:]}")
+                    self.tally.wrong.append(f"exit code {code}: {self.said(i)[-4000:]}")
                 self._commands[i] = again() if again else self._commands[i]
                 self._done[i] = not self._commands[i]
                 self.living[i] = process if self._done[i] else self._begun(i)
@@ -520,8 +520,8 @@ class Soak:
 
             whole, cut = place / "whole", place / "cut"
             if "ranks" not in self._references:
-                quiet = Processes(self.tally, place, [command(*typed, f"hydra.run.dir={whole}")], environment, TORCHRUN)
-                disturb(self.tally, self.rng, quiet, {}, number=0, pause=(0, 0))
+                quiet = Processes(self.tally, place, [command(*typed, f"hydra.run.dir={whole}")], environment, {0})
+                disturb(self.tally, self.rng, quiet, {}, number=0, pause=(0, 0), again=list)  # begun once
                 self._references["ranks"] = trained(whole)
             words = [*typed, f"hydra.run.dir={cut}"]
             processes = Processes(self.tally, place, [command(*words)], environment, TORCHRUN)
