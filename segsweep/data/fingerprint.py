@@ -68,8 +68,10 @@ class ClassParts:
     def __str__(self) -> str:
         if not self.parts:
             return f"{self.name}: in no training image"
+        parts = self.parts / self.images
+        number = f"{parts:.3g}" if parts < 100 else f"{parts:,.0f}"
         return (
-            f"{self.name}: {self.parts / self.images:.3g} parts in an image with this class, half of them smaller than "
+            f"{self.name}: {number} parts in an image with this class, half of them smaller than "
             f"{self.area:.0f} px; half of the area is in parts up to {self.extent:.0f} px long; "
             f"{self.thickness:.0f} px thick, a quarter of the area up to {self.thinnest:.0f} px"
         )

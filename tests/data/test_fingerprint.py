@@ -13,7 +13,7 @@ from segsweep.commands.app import main
 from segsweep.config.data import DataConfig
 from segsweep.data import fingerprint as module
 from segsweep.data.dataset import open_dataset
-from segsweep.data.fingerprint import fingerprint, measured, thickness, weighted
+from segsweep.data.fingerprint import ClassParts, fingerprint, measured, thickness, weighted
 
 
 def empty(*size):
@@ -199,6 +199,12 @@ def test_it_is_measured_once(disks, monkeypatch):
     kept.write_text("{")
     with pytest.raises(TypeError):  # damaged: it would be measured again
         fingerprint(disks())
+
+
+def test_many_parts_are_written_as_a_number():
+    many = ClassParts("nucleus", 0.1, 24, 37_920, 154, 22, 15, 10, (1.0,))
+    assert str(many).startswith("nucleus: 1,580 parts")
+    assert str(replace(many, parts=28)).startswith("nucleus: 1.17 parts")
 
 
 def test_the_data_command_says_it(pairs, capsys):
