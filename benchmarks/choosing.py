@@ -3,6 +3,7 @@
     python benchmarks/choosing.py cells --core 0 &      # canvas x zoom
     python benchmarks/choosing.py arms --core 1         # one change of the recipe at a time
     python benchmarks/choosing.py few --groups camvid super1 ebc2 --seeds 0 1   # some 250 steps: a newcomer's first run
+    python benchmarks/choosing.py cells --groups lines --names "256 x 1" "384 x 1" --seeds 1 2   # some cells
     python benchmarks/choosing.py arms --table
     python benchmarks/choosing.py final --seeds 0 1 2   # ours beside careful, one core each; nothing else runs
 
@@ -56,7 +57,10 @@ EVERY = GROUPS | LARGE
 # What the plan would decide, and defaults that came later, are the same in all.
 THEN = ("decoder.width=[96,48,24,16,8]", "loss.class_weights=null")
 PINNED = ("data.foreground=0", "augmentation.scale=0.25", "augmentation.translate=0.05", "train.batch_size=16")
-CELLS = [(256, 0.5), (256, 0.7), (256, 1.0), (256, 1.4), (384, 0.7), (384, 1.0)]
+CELLS = {
+    f"{canvas} x {zoom:g}": (canvas, zoom)
+    for canvas, zoom in ((256, 0.5), (256, 0.7), (256, 1.0), (256, 1.4), (384, 0.7), (384, 1.0))
+}
 ARMS = {
     "base": (),
     "batch 8": ("train.batch_size=8",),
@@ -139,12 +143,12 @@ class Job:
 
 
 def jobs(stage: str, groups: list[str], names: list[str], seeds: list[int]) -> Iterator[Job]:
-    """All trainings of a stage, group by group; `names` are arms, by default all."""
+    """All trainings of a stage, group by group; `names` are cells or arms, by default all."""
     for seed in seeds:
         if stage == "cells":
-            for canvas, zoom in CELLS:
+            for name in names or CELLS:
                 for group in groups:
-                    yield Job(stage, group, f"{canvas} x {zoom:g}", seed, canvas, zoom, ARMS[BASE])
+                    yield Job(stage, group, name, seed, *CELLS[name], ARMS[BASE])
         elif stage == "few":
             for name in names or FEW_ARMS:
                 for group in (group for group in groups if group in FEW):
@@ -209,14 +213,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["cells", "arms", "few", "final"])
     parser.add_argument("--groups", nargs="+", choices=EVERY, default=list(GROUPS))
-    parser.add_argument("--names", nargs="+", choices=[*ARMS, *FEW_ARMS], default=[], help="arms; default: all")
+    parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="cells or arms; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--core", type=int, help="run on this core alone")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     given = parser.parse_args()
-    arms = FEW_ARMS if given.stage == "few" else ARMS
-    if unknown := [name for name in given.names if name not in arms]:
-        parser.error(f"{given.stage} has no arm {unknown[0]}; it has {', '.join(arms)}")
+    of_stage = {"cells": CELLS, "few": FEW_ARMS}.get(given.stage, ARMS)
+    if unknown := [name for name in given.names if name not in of_stage]:
+        parser.error(f"{given.stage} has no {unknown[0]!r}; it has {', '.join(of_stage)}")
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
     if given.stage == "final":

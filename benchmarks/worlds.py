@@ -100,7 +100,7 @@ class Bench(World):
         seed: of the noise.
     """
 
-    low, high = 5e-5, 1e-2
+    low, high = 1e-4, 1e-2
 
     def __init__(self, path: Path, group: str, seed: int):
         found: dict[tuple[str, float], list[list[float]]] = {}
