@@ -106,20 +106,22 @@ class Bench(World):
         found: dict[tuple[str, float], list[list[float]]] = {}
         spent: dict[str, list[float]] = {}
         begun: dict[str, list[float | None]] = {}
-        hashed = hashlib.sha256()
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row["group"] == group:
-                hashed.update(line.encode())
-                begun.setdefault(row["encoder"], []).append(row.get("startup"))  # the first rows lack it
-                found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
-                spent.setdefault(row["encoder"], []).append(sum(row["seconds"]) / len(row["seconds"]))
-        self.digest = hashed.hexdigest()[:12]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["group"] == group]
+        rows = [json.loads(line) for line in lines]
+        speeds = relative_speeds(rows)
+        for row in rows:
+            speed, startup = speeds.get(row["cpu"], 1.0), row.get("startup")  # the first rows lack it
+            begun.setdefault(row["encoder"], []).append(None if startup is None else speed * startup)
+            found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
+            spent.setdefault(row["encoder"], []).append(speed * statistics.mean(row["seconds"]))
+        self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
         self._finals = {key: statistics.mean(map(max, runs)) for key, runs in found.items()}
         known = {encoder: [value for value in values if value is not None] for encoder, values in begun.items()}
         usual = [value for values in known.values() for value in values] or [0.0]
         self._startup = {encoder: statistics.median(values or usual) for encoder, values in known.items()}
         self.unfinished = [e for e in spent if not any(len(runs) > 2 for key, runs in found.items() if key[0] == e)]
+        apart = {row["cpu"] for row in rows} - set(speeds)
+        self.unfinished += [f"weights that {cpu} has in common with the others" for cpu in sorted(apart)]
         self._curves = {key: [sum(at) / len(at) for at in zip(*runs, strict=True)] for key, runs in found.items()}
         self._noise = [
             # The mean holds the seed itself: without the factor differences of n seeds are too small.
@@ -155,6 +157,23 @@ class Bench(World):
         mean = [(1 - share) * a + share * b for a, b in zip(*pair, strict=True)]
         noise = rng.choice(self._noise) if self._noise else [0.0] * self.epochs
         return [min(1.0, max(0.0, iou + more)) for iou, more in zip(mean, noise, strict=True)]
+
+
+def relative_speeds(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return how fast each processor is, as a multiple of the one with most rows: the median over weights of both.
+
+    A processor that has no weights in common with that one is not there.
+    """
+    spent: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        spent.setdefault(row["cpu"], {}).setdefault(row["encoder"], []).append(statistics.mean(row["seconds"]))
+    most = max(spent, key=lambda cpu: sum(map(len, spent[cpu].values())), default="")
+    usual = {encoder: statistics.median(values) for encoder, values in spent.get(most, {}).items()}
+    ratios = {
+        cpu: [usual[encoder] / statistics.median(values) for encoder, values in of_cpu.items() if encoder in usual]
+        for cpu, of_cpu in spent.items()
+    }
+    return {cpu: statistics.median(values) for cpu, values in ratios.items() if values}
 
 
 def between(rates: Sequence[float], lr: float) -> tuple[float, float, float]:

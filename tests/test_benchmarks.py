@@ -27,7 +27,9 @@ def bench(sweep, tmp_path):
             top = 0.8 - 0.1 * abs(i - 1) - 0.05 * (encoder != "tf_efficientnet_lite0")
             for more in (0.0, 0.004, -0.004)[: 3 if i == 1 else 1]:
                 iou = [top * share + more for share in (0.5, 0.8, 0.9, 1.0)]
-                rows.append({"group": "g", "encoder": encoder, "lr": f"{lr:g}", "iou": iou, "seconds": [2.0] * 4})
+                rows.append(
+                    {"group": "g", "encoder": encoder, "lr": f"{lr:g}", "iou": iou, "seconds": [2.0] * 4, "cpu": "A"}
+                )
     path.write_text("\n".join(map(json.dumps, rows)))
     return sweep.Bench(path, "g", 0)
 
@@ -46,6 +48,21 @@ def test_a_recorded_world_lies_between_what_was_recorded(bench):
     # Two of three seeds lie 0.004 beside the mean; of three the differences are too small by the root of 2/3.
     assert min(found) == pytest.approx(0.8 - 0.004 * 1.5**0.5)
     assert max(found) == pytest.approx(0.8 + 0.004 * 1.5**0.5)
+
+
+def test_seconds_of_another_processor_are_brought_to_those_of_the_usual_one(sweep, tmp_path):
+    def row(encoder: str, lr: str, cpu: str, seconds: float) -> str:
+        curve = {"iou": [0.5, 0.6], "seconds": [seconds] * 2, "startup": seconds}
+        return json.dumps({"group": "g", "encoder": encoder, "lr": lr, "cpu": cpu, **curve})
+
+    path = tmp_path / "bench.jsonl"
+    of_both = [row("lite0", "1e-3", "A", 2.0), row("lite0", "2e-3", "A", 2.0), row("lite0", "1e-3", "B", 3.0)]
+    path.write_text("\n".join([*of_both, row("vgg16", "1e-3", "B", 6.0)]))
+    world = sweep.Bench(path, "g", 0)
+    assert world.seconds("lite0") == pytest.approx(2.0)
+    assert world.seconds("vgg16") == world.startup("vgg16") == pytest.approx(4.0)
+    path.write_text("\n".join([*of_both[:2], row("vgg16", "1e-3", "B", 6.0)]))
+    assert "weights that B has in common with the others" in sweep.Bench(path, "g", 0).unfinished
 
 
 def test_every_rival_is_replayed_on_recorded_curves(sweep, bench):
