@@ -135,8 +135,8 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     zoom = max(ZOOMS[0], _rounded(min(1.0, max(whole, THICK / thin.thickness, SHORT / short))))
     typical = f"{thin.name} is typically {thin.thickness:.0f} px thick"
     if zoom == 1:
-        lost = f"{typical}: below {THICK} px thin objects get lost"
-        why = lost if thin.thickness < THICK + 1 else f"the shorter side has {short:.0f} px"
+        narrow = f"{typical}: too thin to be shrunk ({THICK} px would be enough)"
+        why = narrow if thin.thickness < THICK + 1 else f"the shorter side has {short:.0f} px"
     else:
         shown = math.prod(min(1.0, part / zoom) for part in parts)
         seen = "a typical image fits one canvas" if shown > 0.999 else f"a canvas shows {shown:.0%} of an image"
@@ -152,7 +152,7 @@ def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
         seen = f"{height:.0f} x {width:.0f} px{' at this zoom' * (data.zoom != 1)} (height x width)"
-        crops = f"crops of a typical image of {seen}; larger crops take longer, and were no better in the same time"
+        crops = f"crops of a typical image of {seen}; larger crops were no better in the same training time"
         why = f"a typical image fits: {seen}, rounded up to multiples of {STEP}" if whole else crops
     else:
         fitted = _fitted(found)
@@ -226,8 +226,8 @@ def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
 
 def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scale = plan.settings.augmentation.scale
-    drawn = LARGE_SHIFTS if scale >= LARGE_ZOOMS else SMALL_SHIFTS
-    why = f"shifts by up to {drawn:.0%} of the canvas: with larger zooms larger ones"
+    drawn, zooms = (LARGE_SHIFTS, "large") if scale >= LARGE_ZOOMS else (SMALL_SHIFTS, "small")
+    why = f"shifts by up to {drawn:.0%} of the canvas, since random zooms are {zooms}"
     return plan.deciding("augmentation.translate", drawn, why)
 
 

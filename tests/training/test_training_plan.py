@@ -30,7 +30,7 @@ def test_what_is_thick_is_shrunk_until_an_image_fits_and_what_is_thin_is_not():
     thick, thin = replace(CELL, thickness=400), replace(CELL, thickness=5)
     assert decided(fingerprint((1024, 1024), thick)).data.zoom == 0.25
     assert decided(fingerprint((1024, 1024), thin)).data.zoom == 1
-    assert "cell is typically 5 px thick: below 16 px thin objects get lost" in why(
+    assert "cell is typically 5 px thick: too thin to be shrunk (16 px would be enough)" in why(
         fingerprint((1024, 1024), thin), "data.zoom"
     )
 
