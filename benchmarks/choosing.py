@@ -123,7 +123,9 @@ class Job:
                 "data.resize=crop",
                 f"data.zoom={self.zoom}",
             ]
-            typed += [*PINNED, f"train.epochs={epochs}", f"data.passes={repeats}", f"train.seed={self.seed}"]
+            # Thin lines on large images: crops that show one are what no canvas and no zoom can do without.
+            typed += [word for word in PINNED if self.group not in LARGE or not word.startswith("data.foreground=")]
+            typed += [f"train.epochs={epochs}", f"data.passes={repeats}", f"train.seed={self.seed}"]
             own = [word.partition("=")[0] for word in self.words]
             typed += [word for word in THEN if self.stage != "few" and word.partition("=")[0] not in own]
             typed += ["train.test=false", "tracking=none", f"hydra.run.dir={outputs}/run", *self.words]
