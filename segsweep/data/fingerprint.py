@@ -108,9 +108,11 @@ class Fingerprint:
         """Return it for a person."""
         first, *others = map(str, self.classes)
         if self.spread is not None and self.spread_fitted is not None:
-            scale = f"objects' scale varies by a factor of {2**self.spread:.2f} between images"
+            scale = (
+                f"objects' scale differs between images by a factor of {2**self.spread:.2f} (one standard deviation)"
+            )
             if self.height.least != self.height.largest or self.width.least != self.width.largest:
-                scale += f", and by {2**self.spread_fitted:.2f} when images are resized to one size"
+                scale += f", and by {2**self.spread_fitted:.2f} if images are resized to one size"
             others.append(scale)
         return console.table([("training parts", first), *(("", line) for line in others)])
 

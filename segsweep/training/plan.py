@@ -109,14 +109,16 @@ def _resize(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     if found.spread is None or found.spread_fitted is None:
         return plan.deciding("data.resize", "crop", "it is not known whether larger images have larger objects")
     unlike, then = 2**found.spread, 2**found.spread_fitted
-    why = f"objects' scale varies by a factor of {unlike:.2f}, and by {then:.2f} when images are resized to one size"
+    differs = f"their scale differs by a factor of {unlike:.2f} now, and of {then:.2f} then"
     if found.spread_fitted >= LESS * found.spread:
+        change = "less alike" if then > unlike else "little more alike"
+        why = f"resizing images to one size would make objects {change}: {differs}"
         return plan.deciding("data.resize", "crop", why)
     fitted, thin = _fitted(found), _thinnest(found)
     if thin and fitted < 1 and fitted * thin.thickness < THICK:
         left = f"{thin.thickness:.0f} px thick, would have {fitted * thin.thickness:.0f}"
         return plan.deciding("data.resize", "crop", f"{thin.name}, {left} px after images of {sizes} are resized")
-    return plan.deciding("data.resize", "pad", why)
+    return plan.deciding("data.resize", "pad", f"resizing images to one size makes objects more alike: {differs}")
 
 
 def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
@@ -135,12 +137,12 @@ def _zoom(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     zoom = max(ZOOMS[0], _rounded(min(1.0, max(whole, THICK / thin.thickness, SHORT / short))))
     typical = f"{thin.name} is typically {thin.thickness:.0f} px thick"
     if zoom == 1:
-        narrow = f"{typical}: too thin to be shrunk ({THICK} px would be enough)"
+        narrow = f"{typical}, and shrinking has to leave {THICK} px"
         why = narrow if thin.thickness < THICK + 1 else f"the shorter side has {short:.0f} px"
     else:
         shown = math.prod(min(1.0, part / zoom) for part in parts)
         seen = "a typical image fits one canvas" if shown > 0.999 else f"a canvas shows {shown:.0%} of an image"
-        why = f"at this zoom {seen}; {typical}, at this zoom {zoom * thin.thickness:.0f} px ({THICK} are enough)"
+        why = f"at this zoom {seen}; {typical}, at this zoom {zoom * thin.thickness:.0f} px (at least {THICK})"
     return plan.deciding("data.zoom", zoom, why)
 
 
@@ -152,7 +154,7 @@ def _canvas(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         size = [min(CANVAS, _stepped(height)), min(CANVAS, _stepped(width))]
         whole = height <= size[0] and width <= size[1]
         seen = f"{height:.0f} x {width:.0f} px{' at this zoom' * (data.zoom != 1)} (height x width)"
-        crops = f"crops of a typical image of {seen}; larger crops were no better in the same training time"
+        crops = f"crops of a typical image of {seen}; on two data sets larger crops were no better in the same time"
         why = f"a typical image fits: {seen}, rounded up to multiples of {STEP}" if whole else crops
     else:
         fitted = _fitted(found)
@@ -196,8 +198,9 @@ def _foreground(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     chance, name = min(seen)
     why = f"{chance:.0%} of random crops of an image with {name} show it"
     if chance < SELDOM:
-        over = "an object" if len(found.classes) == 1 else "an object, of rare classes more often"
-        return plan.deciding("data.foreground", SHOWN_MORE, f"this share of crops is placed on {over}: only {why}")
+        over = "an object" if len(found.classes) == 1 else "an object, and the rarer its class, the more often"
+        placed = f"{SHOWN_MORE:.0%} of crops are placed on {over}: only {why} ({SELDOM:.0%} would be enough)"
+        return plan.deciding("data.foreground", SHOWN_MORE, placed)
     enough = f"random crops show enough objects: {why} ({SELDOM:.0%} are enough)"
     return plan.deciding("data.foreground", 0.0, enough)
 
@@ -206,7 +209,7 @@ def _batch(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     shown = found.training * plan.settings.data.passes
     if shown >= BATCH:
         return plan.deciding(
-            "train.batch_size", BATCH, "a batch size of 8, with twice the steps, was no better on six data sets"
+            "train.batch_size", BATCH, "for all data: on the mean of six data sets a batch size of 8 was worse"
         )
     largest = 1 << (shown.bit_length() - 1)  # a power of two
     return plan.deciding("train.batch_size", largest, f"an epoch has only {shown} images")
@@ -219,15 +222,16 @@ def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("augmentation.scale", SMALL_ZOOMS, "it is not known how much objects differ in scale")
     varies = 2**spread
     drawn = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
-    limit = f"{VARIES:g} or more" if varies >= VARIES else f"less than {VARIES:g}"
-    why = f"zooms by up to {1 + drawn:g}: object sizes differ by a factor of {varies:.2f} between images ({limit})"
+    limit = f"large zooms from {VARIES:g}"
+    zooms = f"random zooms from 1/{1 + drawn:g} to {1 + drawn:g}"
+    why = f"{zooms}: objects' scale differs by a factor of {varies:.2f} between images ({limit})"
     return plan.deciding("augmentation.scale", drawn, why)
 
 
 def _shifts(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
     scale = plan.settings.augmentation.scale
     drawn, zooms = (LARGE_SHIFTS, "large") if scale >= LARGE_ZOOMS else (SMALL_SHIFTS, "small")
-    why = f"shifts by up to {drawn:.0%} of the canvas, since random zooms are {zooms}"
+    why = f"random shifts by up to {drawn:.0%} of the canvas, since random zooms are {zooms}"
     return plan.deciding("augmentation.translate", drawn, why)
 
 

@@ -30,7 +30,7 @@ def test_what_is_thick_is_shrunk_until_an_image_fits_and_what_is_thin_is_not():
     thick, thin = replace(CELL, thickness=400), replace(CELL, thickness=5)
     assert decided(fingerprint((1024, 1024), thick)).data.zoom == 0.25
     assert decided(fingerprint((1024, 1024), thin)).data.zoom == 1
-    assert "cell is typically 5 px thick: too thin to be shrunk (16 px would be enough)" in why(
+    assert "cell is typically 5 px thick, and shrinking has to leave 16 px" in why(
         fingerprint((1024, 1024), thin), "data.zoom"
     )
 
@@ -48,6 +48,9 @@ def test_each_image_gets_a_scale_of_its_own_where_objects_grow_with_their_images
     stays = replace(grows, spread=0.2, spread_fitted=1.0)
     assert decided(grows).data.resize == "pad"
     assert decided(stays).data.resize == "crop"
+    assert why(grows, "data.resize").startswith("resizing images to one size makes objects more alike")
+    assert why(stays, "data.resize").startswith("resizing images to one size would make objects less alike")
+    assert "little more alike" in why(replace(stays, spread=1.0, spread_fitted=0.98), "data.resize")
     assert decided(grows, zoom=0.5).data.resize == "crop"
     thin = replace(grows, classes=(replace(CELL, thickness=5),))
     assert decided(thin).data.resize == "crop"  # to shrink would lose it
@@ -165,7 +168,7 @@ def test_classes_that_random_crops_seldom_show_are_shown_more():
     rare = replace(CELL, name="crack", thickness=5, seen=(0.01, 0.05, 0.1, 0.3, 0.6, 0.9, 0.95, 1.0))
     found = fingerprint((4096, 4096), classes=(CELL, rare))
     assert decided(found).data.foreground == 0.33
-    assert why(found, "data.foreground").endswith("10% of random crops of an image with crack show it")
+    assert "10% of random crops of an image with crack show it" in why(found, "data.foreground")
     assert decided(found, zoom=0.25).data.foreground == 0  # a crop covers 1024 pixels a side
     assert decided(fingerprint(parts=replace(rare, parts=0, images=0))).data.foreground == 0
 
