@@ -106,15 +106,16 @@ class Bench(World):
         found: dict[tuple[str, float], list[list[float]]] = {}
         spent: dict[str, list[float]] = {}
         begun: dict[str, list[float | None]] = {}
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["group"] == group]
-        rows = [json.loads(line) for line in lines]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        recorded = [(line, row) for line in lines if (row := json.loads(line))["group"] == group]
+        rows = [row for _, row in recorded]
         speeds = relative_speeds(rows)
         for row in rows:
             speed, startup = speeds.get(row["cpu"], 1.0), row.get("startup")  # the first rows lack it
             begun.setdefault(row["encoder"], []).append(None if startup is None else speed * startup)
             found.setdefault((row["encoder"], float(row["lr"])), []).append(row["iou"])
             spent.setdefault(row["encoder"], []).append(speed * statistics.mean(row["seconds"]))
-        self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+        self.digest = hashlib.sha256("".join(line for line, _ in recorded).encode()).hexdigest()[:12]
         self._finals = {key: statistics.mean(map(max, runs)) for key, runs in found.items()}
         known = {encoder: [value for value in values if value is not None] for encoder, values in begun.items()}
         usual = [value for values in known.values() for value in values] or [0.0]

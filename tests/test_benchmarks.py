@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from segsweep.catalog import RATES as RATES_OF_KINDS
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 RATES = {"tf_efficientnet_lite0": (1e-3, 3e-3, 9e-3), "vit_small_patch14_dinov2": (1e-4, 4e-4)}
 
@@ -48,6 +50,11 @@ def test_a_recorded_world_lies_between_what_was_recorded(bench):
     # Two of three seeds lie 0.004 beside the mean; of three the differences are too small by the root of 2/3.
     assert min(found) == pytest.approx(0.8 - 0.004 * 1.5**0.5)
     assert max(found) == pytest.approx(0.8 + 0.004 * 1.5**0.5)
+
+
+def test_who_does_not_know_kinds_searches_the_ranges_of_all(sweep):
+    kinds = RATES_OF_KINDS.values()
+    assert (sweep.Bench.low, sweep.Bench.high) == (min(kind.low for kind in kinds), max(kind.high for kind in kinds))
 
 
 def test_seconds_of_another_processor_are_brought_to_those_of_the_usual_one(sweep, tmp_path):

@@ -222,9 +222,8 @@ def _zooms(plan: TrainingPlan, found: Fingerprint) -> TrainingPlan:
         return plan.deciding("augmentation.scale", SMALL_ZOOMS, "it is not known how much objects differ in scale")
     varies = 2**spread
     drawn = LARGE_ZOOMS if varies >= VARIES else SMALL_ZOOMS
-    limit = f"large zooms from {VARIES:g}"
     zooms = f"random zooms from 1/{1 + drawn:g} to {1 + drawn:g}"
-    why = f"{zooms}: objects' scale differs by a factor of {varies:.2f} between images ({limit})"
+    why = f"{zooms}: objects' scale differs by a factor of {varies:.2f} between images (large zooms from {VARIES:g})"
     return plan.deciding("augmentation.scale", drawn, why)
 
 

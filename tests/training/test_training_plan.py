@@ -168,7 +168,8 @@ def test_classes_that_random_crops_seldom_show_are_shown_more():
     rare = replace(CELL, name="crack", thickness=5, seen=(0.01, 0.05, 0.1, 0.3, 0.6, 0.9, 0.95, 1.0))
     found = fingerprint((4096, 4096), classes=(CELL, rare))
     assert decided(found).data.foreground == 0.33
-    assert "10% of random crops of an image with crack show it" in why(found, "data.foreground")
+    shown = "10% of random crops of an image with crack show it (50% would be enough)"
+    assert why(found, "data.foreground").endswith(shown)
     assert decided(found, zoom=0.25).data.foreground == 0  # a crop covers 1024 pixels a side
     assert decided(fingerprint(parts=replace(rare, parts=0, images=0))).data.foreground == 0
 
