@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+NEIGHBOURS = "SEGSWEEP_NEIGHBOURS"  # set where other trainings of a sweep may be on this process's GPU
 MEETING = "SEGSWEEP_RANKS"  # where the processes of a sweep's trial meet, a URL; torchrun has variables of its own
 
 
@@ -68,6 +69,11 @@ def together() -> bool:
     """Tell whether this process was started as one of several that train together."""
     several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
     return several and ("TORCHELASTIC_RUN_ID" in os.environ or MEETING in os.environ)
+
+
+def neighbours() -> bool:
+    """Tell whether a sweep may have put other trainings on this process's GPU."""
+    return NEIGHBOURS in os.environ
 
 
 def cores() -> int:

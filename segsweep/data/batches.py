@@ -305,6 +305,11 @@ class EvalBatches:
     def __len__(self) -> int:
         return len(self._own())
 
+    @property
+    def sizes(self) -> int:
+        """Return how many sizes its canvases have."""
+        return len({canvas.size for canvas, _ in self._plan()})
+
     def __iter__(self) -> Iterator[Batch]:
         jobs = (partial(self._host_batch, canvas, chosen) for canvas, chosen in self._own())
         with closing(self.pixels.prefetched(jobs)) as host_batches:

@@ -91,6 +91,17 @@ def alone(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def searching(allowed: bool) -> Iterator[None]:
+    """Where it is not allowed, keep cuDNN from trying its algorithms for each new shape, while in this context."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def fitting(advice: str, tried: str = "") -> Iterator[None]:
     """Raise what does not fit the device's or the process's memory as an `OutOfMemoryError`, while in this context."""
     try:
@@ -295,8 +306,12 @@ def convolution_peak(device: torch.device, kind: torch.dtype) -> float:
     A convolution of 3x3 on a map that fits the caches does little but multiply: no network can be faster.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    about = [describe(device), str(kind), threads, machine()]
-    return remembered(place("peak", about), lambda: measured_peak(device, kind))
+
+    def measure() -> float:
+        with alone(device):
+            return measured_peak(device, kind)
+
+    return remembered(place("peak", [describe(device), str(kind), threads, machine()]), measure)
 
 
 def measured_peak(device: torch.device, kind: torch.dtype) -> float:

@@ -170,7 +170,8 @@ def set_momentum(model: nn.Module, of: Callable[[float], float]) -> None:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Let a model be trained on anything in this context: its buffers, mode and the random state come back."""
     modes, buffers = [(m, m.training) for m in model.modules()], {n: b.clone() for n, b in model.named_buffers()}
-    with torch.random.fork_rng():
+    gpus = {tensor.get_device() for tensor in model.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng(sorted(gpus)):
         try:
             yield
         finally:

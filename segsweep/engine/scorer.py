@@ -16,7 +16,7 @@ from segsweep.data.store import Watch, unwatched
 from segsweep.data.windows import alike
 from segsweep.engine.casting import AtOnce
 from segsweep.engine.counting import matrices, pair_counts
-from segsweep.engine.device import Fetched
+from segsweep.engine.device import Fetched, searching
 from segsweep.engine.execution import PLAIN, Execution
 from segsweep.engine.losses import Loss
 from segsweep.nn.tiles import tiled
@@ -72,7 +72,8 @@ class Scorer:
         losses_sent: list[tuple[Sequence[int], Fetched]] = []
         counts_sent: list[tuple[Sequence[int], Fetched]] = []
         masks: dict[int, Fetched] = {}
-        with AtOnce(model.eval(), self.execution.precision).applied():
+        at_once = AtOnce(model.eval(), self.execution.precision)
+        with searching(batches.sizes == 1), at_once.applied():
             for batch, logits in self.iter_logits(model, batches):
                 own = torch.func.vmap(loss)(logits[:, None], batch.mask[:, None])
                 losses_sent.append((batch.indices, Fetched(own)))

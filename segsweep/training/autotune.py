@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -17,9 +17,9 @@ from segsweep.engine.execution import Execution, unchanged
 from segsweep.engine.losses import Loss
 from segsweep.errors import OutOfMemoryError, first_line
 from segsweep.runs.records import Precision
-from segsweep.world import SINGLE, World
+from segsweep.world import SINGLE, World, neighbours
 
-PROBE_VERSION = 6  # raised when the measurement changes: older answers are then not used
+PROBE_VERSION = 7  # raised when the measurement changes: older answers are then not used
 WORTH = 1000  # training images; a shorter training is over before a probe has paid
 PROBED = 4  # images a layout or a precision is tried with on a CPU: its speed hardly depends on more
 WORTH_SECONDS = 60.0
@@ -27,7 +27,7 @@ REPEATS = 3
 CLEAR = 1.05  # what is less than this much faster than the usual way may be noise
 MOMENTS = 2  # of Adam: numbers for each weight that an optimizer keeps, and a probe has to leave room for
 COMPILE_PAYS = 600.0  # seconds of training from which compiling pays on a GPU
-COMPILED_PAYS = 120.0  # the same where inductor has kept what an earlier training of the kind compiled; not measured
+COMPILED_PAYS = 120.0  # the same where inductor has kept what an earlier training of the kind compiled; untested
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ def tune(
         compile=usual.compile or answer["graphs"],
         graphs=answer["graphs"],
     )
-    if train.compile == "auto" and device.type == "cuda":
-        together = max(rates.values()) * world.size
-        seconds = min(workload.expected_images / together, workload.seconds)
-        kept = world.size == 1 and devices.was_compiled(place)  # with several it is another program
-        execution = replace(execution, compile=seconds >= (COMPILED_PAYS if kept else COMPILE_PAYS))
+    # With several processes nobody has tried it, and where one's compiler fails, the others wait.
+    if train.compile == "auto" and device.type == "cuda" and world.size == 1:
+        seconds = min(workload.expected_images / max(rates.values()), workload.seconds)
+        pays = COMPILED_PAYS if devices.was_compiled(place) else COMPILE_PAYS
+        execution = replace(execution, compile=seconds >= pays)
     return Tuned(execution, answer["micro_batch"], rates, devices.convolution_peak(device, execution.precision), place)
 
 
@@ -167,15 +167,20 @@ def _largest_micro_batch(model: nn.Module, execution: Execution, workload: Workl
     """Return how many images fit the memory at once: those of the batch, or of the largest equal part that fits.
 
     `kept`: how many numbers for each weight a training keeps beside it.
+
+    Raises OutOfMemoryError: not even one fits, or others train on the GPU: how much they take is no reason to cut the
+    batch of all trainings of the kind, and the sweep lets fewer run at once.
     """
     beside = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(kept)]
     images, device = workload.images, next(model.parameters()).device
     while True:
         try:
             pixels = [images, workload.channels, *workload.size]
-            _seconds(model, execution, 255 * torch.rand(pixels, device=device), workload.loss)
+            _pass(model, execution, workload.loss)(255 * torch.rand(pixels, device=device))
             break
         except torch.OutOfMemoryError as error:
+            if neighbours():
+                raise OutOfMemoryError("out of memory beside the other trainings on this GPU.") from error
             if images == 1:
                 height, width = workload.size
                 raise OutOfMemoryError(
@@ -192,10 +197,13 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Los
     They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good.
     """
     shortest = {way: math.inf for way in ways}
+    passes: dict[Execution, Callable[[Tensor], float]] = {}
     for repeat in range(1 + REPEATS):
         for way in list(shortest):
             try:
-                seconds = _seconds(model, way, image, loss)
+                if way not in passes:
+                    passes[way] = _pass(model, way, loss)
+                seconds = passes[way](image)
             except Exception as error:
                 if way == ways[0] or not (way.compile or isinstance(error, torch.OutOfMemoryError)):
                     raise
@@ -203,30 +211,38 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Los
                     console.note(f"note: {_named(way)} failed, so this training runs without: {first_line(error)}")
                 del shortest[way]
                 continue
-            if repeat:  # the first one allocates and chooses kernels
+            if repeat:  # the first one compiles, allocates and chooses kernels
                 shortest[way] = min(shortest[way], seconds)
     return [len(image) / shortest[way] if way in shortest else 0.0 for way in ways]
 
 
-def _seconds(model: nn.Module, execution: Execution, image: Tensor, loss: Loss) -> float:
-    """What a forward and a backward pass take, with targets that are all background."""
-    execution.prepare(model).train()
+def _pass(model: nn.Module, execution: Execution, loss: Loss) -> Callable[[Tensor], float]:
+    """Return what takes a forward and a backward pass over an image `b c h w`, and gives their seconds.
+
+    The targets are all background. Where the execution compiles, it does so in the first call alone.
+    """
+    execution.prepare(model)  # which decides what is cast
     at_once = AtOnce(None if execution.compile else model, execution.precision)
-    target = torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64, device=image.device)
 
     def loss_of(image: Tensor, target: Tensor) -> Tensor:
         return loss(execution.forward(model, image), target)
 
     called = execution.compiled(loss_of)
-    devices.synchronize(image.device)
-    started = time.perf_counter()
-    try:
-        with at_once.applied():
-            called(image, target).backward()  # type: ignore[no-untyped-call]
+
+    def seconds(image: Tensor) -> float:
+        execution.prepare(model).train()
+        target = torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64, device=image.device)
         devices.synchronize(image.device)
-    finally:
-        model.zero_grad(set_to_none=True)
-    return time.perf_counter() - started
+        started = time.perf_counter()
+        try:
+            with at_once.applied():
+                called(image, target).backward()  # type: ignore[no-untyped-call]
+            devices.synchronize(image.device)
+        finally:
+            model.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    return seconds
 
 
 def _named(execution: Execution) -> str:

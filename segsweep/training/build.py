@@ -103,7 +103,9 @@ class Training:
             counts=self.data.counts("train")[:-1],
         )
         indices = self.data.parts["train"]
-        made = self.canvas, sampling, self.settings.augmentation, self.world, self.tuned.execution.making
+        # What makes batches is compiled only where it was asked for: no GPU has measured it yet.
+        compiled = as_it_is if self.asked.train.compile == "auto" else self.tuned.execution.making
+        made = self.canvas, sampling, self.settings.augmentation, self.world, compiled
         side_stream = self.asked.train.side_stream and self.state.device.type == "cuda"
         return TrainBatches(self._pixels, indices, *made, side_stream)
 
@@ -322,7 +324,7 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
 
 def _refuse_graphs(asked: RunConfig, before: Start | None, device: torch.device, world: World) -> None:
     """Refuse CUDA graphs where nobody has tried them, or where they overwrite what is still needed."""
-    if asked.train.compile != "graphs" or before:
+    if asked.train.compile != "graphs" or (before and _ran_on(before, device)):
         return
     others = {
         f"train.device={device.type}": device.type != "cuda",
@@ -421,7 +423,7 @@ def _tuned(
     """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, device = settings.train, next(model.parameters()).device
     wanted = math.ceil(train.batch_size / (train.micro_batches * world.size))
-    if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
+    if before and _ran_on(before, device):
         # What was chosen once stays: another precision is another training.
         ran = before.execution
         graphs = ran.graphs and train.micro_batches == 1 and world.size == 1
@@ -440,6 +442,11 @@ def _tuned(
     key = [architecture, model.num_classes, settings.decoder.width, settings.decoder.norm]
     key += [train.checkpointing, train.ema > 0, asdict(settings.loss)]
     return tune(model, key, workload, asked.train, device, world)
+
+
+def _ran_on(before: Start, device: torch.device) -> bool:
+    """Whether the run that goes on was on a device of this type."""
+    return torch.device(before.execution.device.partition(" ")[0]).type == device.type
 
 
 def _say_share(model: UNet, images: int, world: World) -> None:

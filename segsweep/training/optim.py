@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from segsweep.config.schema import OptimConfig
@@ -67,18 +67,25 @@ class Average:
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay, self.steps = decay, 0
+        self._of: nn.Module | None = None  # whose tensors these are
+        self._floats: list[list[Tensor]] = []  # the average's, and that model's
+        self._counts: list[list[Tensor]] = []
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        own, new = self.model.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
-        floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
-        counts = list(own.keys() - set(floats))
-        torch._foreach_lerp_([own[n] for n in floats], [new[n] for n in floats], 1 - decay)
-        if counts:
-            torch._foreach_copy_([own[n] for n in counts], [new[n] for n in counts])
+        if self._of is not model:  # to look all of them up at each step takes longer than to launch the two calls
+            own, new = self.model.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+            floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
+            counts = list(own.keys() - set(floats))
+            self._floats = [[tensors[name] for name in floats] for tensors in (own, new)]
+            self._counts = [[tensors[name] for name in counts] for tensors in (own, new)]
+            self._of = model
+        torch._foreach_lerp_(*self._floats, 1 - decay)
+        if self._counts[0]:
+            torch._foreach_copy_(*self._counts)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "steps": self.steps}

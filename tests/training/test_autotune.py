@@ -4,6 +4,7 @@ import itertools
 import math
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from torch import nn
 from segsweep.compose import configuration
 from segsweep.config.schema import TrainConfig
 from segsweep.engine import device as devices
+from segsweep.engine import execution
 from segsweep.errors import ConfigError, OutOfMemoryError
 from segsweep.paths import cache
 from segsweep.training import autotune as tuning
 from segsweep.training.autotune import Workload, tune
 from segsweep.training.build import _refuse_graphs
-from segsweep.world import World
+from segsweep.world import NEIGHBOURS, World
 
 CPU = torch.device("cpu")
 
@@ -35,7 +37,7 @@ def speeds(monkeypatch):
     tried = []
 
     def set_speeds(bf16=10.0, fp32=10.0, contiguous=1.0, batches=None, graphs=1.0):
-        def seconds(model, execution, image, loss):
+        def seconds(execution, image):
             tried.append((execution, len(image)))
             if batches is not None and len(image) not in batches:
                 raise torch.OutOfMemoryError
@@ -46,7 +48,7 @@ def speeds(monkeypatch):
             rate = one * (1.0 if execution.channels_last else contiguous) * (batches or {}).get(len(image), 1.0)
             return len(image) / rate
 
-        monkeypatch.setattr(tuning, "_seconds", seconds)
+        monkeypatch.setattr(tuning, "_pass", lambda model, execution, loss: partial(seconds, execution))
         return tried
 
     return set_speeds
@@ -84,8 +86,13 @@ def test_what_is_hardly_faster_is_not_worth_leaving_the_usual_way(speeds):
 )
 def test_a_busy_moment_does_not_decide(speeds, monkeypatch, busy, given, precision):
     speeds(**given)
-    usual, passes = tuning._seconds, itertools.count()
-    monkeypatch.setattr(tuning, "_seconds", lambda *asked: usual(*asked) * (10 if next(passes) in busy else 1))
+    usual, passes = tuning._pass, itertools.count()
+
+    def slowed(*asked):
+        seconds = usual(*asked)
+        return lambda image: seconds(image) * (10 if next(passes) in busy else 1)
+
+    monkeypatch.setattr(tuning, "_pass", slowed)
     found = tuned()
     assert (found.execution.precision, found.execution.channels_last) == (precision, True)
     assert (found.rates["bf16 channels_last"], found.rates["fp32 channels_last"]) == (given["bf16"], given["fp32"])
@@ -127,6 +134,18 @@ def test_memory_halves_the_micro_batch(speeds, fit, images, chosen):
     assert tuning._largest_micro_batch(nn.Conv2d(3, 1, 1), tuning.Execution(), work, 2) == chosen
 
 
+def test_beside_others_too_little_memory_is_an_error_and_nothing_is_kept(speeds, monkeypatch):
+    """What neighbours take is no property of the training: alone it would not be cut, and all trials are to be alike."""
+    speeds(batches={4: 1.0})
+    monkeypatch.setattr(tuning, "_may_cut", lambda *_: True)  # as on a GPU
+    monkeypatch.setenv(NEIGHBOURS, "1")
+    with pytest.raises(OutOfMemoryError, match="beside the other trainings on this GPU"):
+        tuned()
+    assert not list((cache() / "tuned").glob("*/answer.json"))
+    monkeypatch.delenv(NEIGHBOURS)
+    assert tuned().micro_batch == 4
+
+
 @pytest.mark.parametrize(("ema", "kept"), ((0.0, 2), (0.999, 3)))
 def test_what_an_optimizer_and_an_average_keep_is_there_while_a_batch_is_tried(speeds, monkeypatch, ema, kept):
     speeds()
@@ -152,12 +171,12 @@ def test_a_batch_is_tried_with_the_losss_own_memory(monkeypatch):
 
 
 def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
-    def seconds(model, execution, image, loss):
+    def seconds(execution, image):
         if not execution.channels_last:
             raise torch.OutOfMemoryError
         return 1.0
 
-    monkeypatch.setattr(tuning, "_seconds", seconds)
+    monkeypatch.setattr(tuning, "_pass", lambda model, execution, loss: partial(seconds, execution))
     found = tuned()
     assert found.execution.channels_last
     assert found.rates["bf16 contiguous"] == 0
@@ -242,6 +261,26 @@ def test_cuda_graphs_are_tried_where_asked_for_and_taken_where_faster(speeds, ca
     expected = "note: bf16 channels_last, CUDA graphs failed, so this training runs without: no compiler here."
     assert said == [expected] * (graphs == 0)
     assert not tuned().execution.graphs
+
+
+def test_a_way_is_compiled_once_before_it_is_timed(monkeypatch):
+    made, calls = [], []
+
+    def compiled(function, **how):
+        made.append(how)
+
+        def call(*given):
+            calls.append(len(given[0]))
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr(execution, "_compiled", compiled)
+    ways = [tuning.Execution(), tuning.Execution(compile=True, graphs=True)]
+    rates = tuning._rates(nn.Conv2d(3, 1, 1), ways, torch.rand(4, 3, 8, 8), tuning.Workload.loss)
+    assert all(rates)
+    assert made == [{"mode": "reduce-overhead"}]
+    assert calls == [4] * (1 + tuning.REPEATS)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from segsweep.runs.records import End
 from segsweep.runs.trial import NAME
 from segsweep.sweeping.backends.base import FAILURES, OUTPUT, Id, Job, JobUpdate, failure, signalled
 from segsweep.sweeping.backends.slots import Slot
-from segsweep.world import MEETING, end_with_parent
+from segsweep.world import MEETING, NEIGHBOURS, end_with_parent
 
 CLAIM = "process"  # of a job's folder: which attempt it is, and, locked, which process lives on it
 EXIT = "exit.json"  # of a job's folder: the exit code of an attempt that ended by itself
@@ -143,9 +143,11 @@ class LocalBackend:
         if job.anew:
             clear(folder)
         before = journal.size(folder)
-        process = self._started(train, job, folder, claim, slot.environment, self._alive)
+        shared = self._shared(slot)
+        environment = slot.environment | ({NEIGHBOURS: "1"} if shared > 1 else {})
+        process = self._started(train, job, folder, claim, environment, self._alive)
         assert process.pid is not None
-        self._living[Id(job.name)] = _Living(slot, self._shared(slot), process, process.pid, before)
+        self._living[Id(job.name)] = _Living(slot, shared, process, process.pid, before)
         return Id(job.name)
 
     def adopt(self, name: str) -> Id | None:
