@@ -103,3 +103,13 @@ def test_the_recorded_curves_load_as_their_document_says():
         re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", (root / "docs" / "bench.md").read_text(), re.M)))
     )
     assert told - {"startup"} == set().union(*rows) - {"startup"}  # which the first rows lack
+
+
+def test_a_step_and_its_batch_take_half_the_calls_they_once_took(benchmark, monkeypatch, capsys):
+    """Of resnet34 with images that are padded 1,033 at first; with crops 829, of which the network's layers are 331."""
+    monkeypatch.setattr(sys, "argv", ["calls.py", "resnet34"])
+    benchmark("calls").main()
+    found = {name: int(number) for name, number in re.findall(r"^(.*\S) +(\d+)$", capsys.readouterr().out, re.M)}
+    step = found["resnet34: step, upsampled plainly"] + found["running average"] + found["warp and colour"]
+    assert step + found["cutting 32 windows, pad"] <= 1033 // 2
+    assert step + found["cutting 32 windows, crop"] <= 465

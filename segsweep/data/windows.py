@@ -135,9 +135,12 @@ class Flat:
         firsts, spans = np.stack([box.first for box in boxes]), np.stack([box.last - box.first for box in boxes])
         parts = self._parts([(int(x), int(y)) for x, y in (box.factor for box in boxes)], spans)
         order = [i for _, same in parts for i in same]
-        # In the order they are cut in: the sample's place, the box's x and y, its width and height, all in whole
-        # pixels; and where each box is in that order.
-        table = np.concatenate([np.concatenate([places, firsts, spans], 1)[order], np.argsort(order)[:, None]], 1)
+        image, mask, stride, channels = places.T
+        corner = firsts[:, 1] * stride + firsts[:, 0]
+        # In the order they are cut in: where the box begins in all images and in all masks, the sample's width and
+        # channels, the box's width and height, its last pixel and channel; and where each box is in that order.
+        of_boxes = [image + corner * channels, mask + corner, stride, channels, *spans.T, *(spans.T - 1), channels - 1]
+        table = np.stack([*(np.asarray(column)[order] for column in of_boxes), np.argsort(order)], 1)
         rows = torch.from_numpy(table).to(self.masks.device, non_blocking=True)
         width, height = np.max([box.extent for box in boxes], 0).tolist()
         images: list[Tensor] = []
@@ -152,7 +155,7 @@ class Flat:
             done += len(same)
         if len(parts) == 1:
             return Windows(images[0].view(self.images.dtype), masks[0], _numbers(boxes))
-        back = rows[:, 8]
+        back = rows[:, -1]
         return Windows(torch.cat(images)[back].view(self.images.dtype), torch.cat(masks)[back], _numbers(boxes))
 
     def _parts(self, factors: Sequence[tuple[int, int]], spans: np.ndarray) -> list[tuple[tuple[int, int], list[int]]]:
@@ -170,18 +173,19 @@ class Flat:
         """
         kind = self.images.dtype
         moved = self.images.view(torch.int16) if kind == torch.uint16 else self.images
-        image, mask, stride, channels, left, top, width, height = (c[:, None, None] for c in rows[:, :8].T)
+        image, mask, stride, channels, width, height, *last = (c[:, None, None] for c in rows[:, :-1].T)
+        right, bottom, last_channel = last
         y = torch.arange(span[1], device=rows.device)[:, None]
         x = torch.arange(span[0], device=rows.device)
-        pixel = (top + torch.minimum(y, height - 1)) * stride + left + torch.minimum(x, width - 1)
+        pixel = torch.minimum(y, bottom) * stride + torch.minimum(x, right)
         shrunk = factor != (1, 1)
         middles = pixel
         if shrunk:
-            middle_y = torch.minimum(y[:: factor[1]] + factor[1] // 2, height - 1)
-            middle_x = torch.minimum(x[:: factor[0]] + factor[0] // 2, width - 1)
-            middles = (top + middle_y) * stride + left + middle_x
+            middle_y = torch.minimum(y[:: factor[1]] + factor[1] // 2, bottom)
+            middle_x = torch.minimum(x[:: factor[0]] + factor[0] // 2, right)
+            middles = middle_y * stride + middle_x
         masks = torch.take(self.masks, mask + middles)
-        channel = torch.minimum(torch.arange(self.channels, device=rows.device), channels[..., None] - 1)
+        channel = torch.minimum(torch.arange(self.channels, device=rows.device), last_channel[..., None])
         images = torch.take(moved, (image + pixel * channels)[..., None] + channel)
         if shrunk:
             inside = ((y < height) & (x < width))[..., None]

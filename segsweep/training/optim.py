@@ -83,9 +83,9 @@ class Average:
             self._floats = [[tensors[name] for name in floats] for tensors in (own, new)]
             self._counts = [[tensors[name] for name in counts] for tensors in (own, new)]
             self._of = model
-        torch._foreach_lerp_(*self._floats, 1 - decay)
+        torch._foreach_lerp_(self._floats[0], self._floats[1], 1 - decay)
         if self._counts[0]:
-            torch._foreach_copy_(*self._counts)
+            torch._foreach_copy_(self._counts[0], self._counts[1])
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "steps": self.steps}

@@ -1026,6 +1026,26 @@ def test_gathering_in_parts_is_gathering_at_once(tmp_path, on_device, monkeypatc
     assert torch.equal(whole.mask, parts.mask)
 
 
+def test_sizes_of_canvases_are_counted(tmp_path):
+    store = noisy(tmp_path, [(40, 48), (32, 40), (40, 48)])
+    assert [evaluated(store, resize=resize).sizes for resize in ("crop", "pad", "squash")] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("resident", (True, False))
+def test_all_that_goes_to_a_gpu_lies_in_pinned_memory(tmp_path, monkeypatch, resident):
+    """From other memory a copy waits. Here nothing is pinned, only remembered."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
+    store = noisy(tmp_path, [(40, 48), (40, 48), (32, 40)])
+    if resident:
+        monkeypatch.setattr(Store, "on_device", property(lambda _: True))
+    pixels, canvas = Pixels(store, CLASSES, torch.device("cuda")), Canvas((32, 40), "pad")
+    pixels.cut(range(3), [canvas.place(pixels.size(i)) for i in range(3)], whole=True)
+    targets = [(2, 40, 48), (1, 32, 40)]
+    assert pinned[-2:] == targets
+    assert len(pinned) == len(targets) + 3 * (not resident), "images, masks and numbers"
+
+
 def test_calls_do_not_grow_with_the_batch(tmp_path, on_device, calls):
     store = noisy(tmp_path, [(40, 48)] * 16)
     on_device()

@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,28 @@ from segsweep.errors import ConfigError
 from segsweep.paths import cache
 
 CPU = torch.device("cpu")
+
+
+def test_processes_measure_a_gpu_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: SimpleNamespace(uuid=f"card {where.index}"))
+    first, other = torch.device("cuda:0"), torch.device("cuda:1")
+    said, waiting = [], threading.Event()
+
+    def second():
+        with device.alone(other):
+            said.append("another GPU is free")
+        waiting.set()
+        with device.alone(first):
+            said.append("the second's turn")
+
+    thread = threading.Thread(target=second)
+    with device.alone(first):
+        thread.start()
+        assert waiting.wait(10)
+        thread.join(0.3)
+        said.append("the first has done")
+    thread.join(10)
+    assert said == ["another GPU is free", "the first has done", "the second's turn"]
 
 
 @pytest.fixture

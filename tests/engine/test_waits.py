@@ -81,11 +81,11 @@ def state_of(model, **more):
 
 @pytest.mark.parametrize("terms", ({"ce": 1.0, "dice": 1.0, "lovasz": 1.0}, {"focal": 1.0, "jaccard": 1.0}), ids=str)
 @pytest.mark.parametrize("resize", ("crop", "pad"))
-@pytest.mark.parametrize("on_device", (True, False))
-def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, on_device, terms):
+@pytest.mark.parametrize(("on_device", "logits"), ((True, 1), (False, 1), (True, 2)))  # a sigmoid's, a softmax's
+def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, on_device, logits, terms):
     batches, val, names = parts(resize, on_device)
     with META:
-        model = UNet("test_resnet", num_classes=1)
+        model = UNet("test_resnet", num_classes=logits)
     loss = losses.build(terms, weights=[1.0, 3.0], device=META)
     step = TrainStep(PLAIN, loss, grad_clip=1.0)
     state = state_of(model, average=optim.Average(model, 0.9))
@@ -108,6 +108,28 @@ def test_an_epoch_waits_for_the_device_when_it_is_over(fetched, resize, on_devic
     sizes = [shape for shape in asked_in_validation if len(shape) == 1]
     assert sum(shape[0] for shape in sizes) == len(val.indices), "the losses of each batch"
     assert sum(shape[0] for shape in asked_in_validation if len(shape) == 2) == len(val.indices)
+
+
+@pytest.mark.parametrize(("sizes", "searched"), ((1, True), (2, False)))
+def test_scoring_lets_cudnn_search_only_where_all_canvases_have_one_size(monkeypatch, sizes, searched):
+    """Each new size is seconds of search, and images may have hundreds of sizes."""
+    _, val, names = parts("pad", False, torch.device("cpu"))
+    monkeypatch.setattr(EvalBatches, "sizes", property(lambda _: sizes))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    def forward(execution, model, image):
+        seen.append(torch.backends.cudnn.benchmark)
+        if len(seen) == 2:
+            raise ZeroDivisionError
+        return image[:, :1]
+
+    monkeypatch.setattr(Execution, "forward", forward)
+    batches = replace(val, batch_size=1)
+    with pytest.raises(ZeroDivisionError):
+        Scorer().evaluate(torch.nn.Identity(), batches, losses.build({"ce": 1.0}), names)
+    assert seen == [searched] * 2
+    assert torch.backends.cudnn.benchmark, "training goes on with its search"
 
 
 @pytest.mark.gpu

@@ -22,6 +22,7 @@ from segsweep.sweeping.scheduler import Search, TrialSource, drive
 from segsweep.sweeping.space import Space, choice, interval, steps
 from segsweep.sweeping.study import Study
 from segsweep.training.estimate import needs
+from segsweep.world import NEIGHBOURS
 
 FAKE = "fake_train"
 SMALL = GpuNeed(memory=4 * GIB, total=140 * GIB, busy=0.1)
@@ -49,12 +50,13 @@ def search(folder, seconds=0.05, crowded=()):
     return Search(Study(folder, space, sweeper, seeds=seeds), argv, sweeper)
 
 
-def most_at_once(folder, part=""):
-    """Of each GPU, the most trials that ran on it at the same time, by their journals."""
+def most_at_once(folder, part="", neighbours=True):
+    """Of each GPU, the most trials that ran on it at the same time, by their journals; they knew of `neighbours`."""
     moments = []
     for trial in load_all(folder, part):
         environment = (folder / trial.name / "environment").read_text()  # which variables, not their values
         assert "CUDA_VISIBLE_DEVICES" in environment
+        assert (NEIGHBOURS in environment) == neighbours
         moments += [(trial.run.records[0].time, 1, trial.slot), (trial.run.end.time, -1, trial.slot)]
     now, most = Counter(), Counter()
     for _, step, slot in sorted(moments):
@@ -99,6 +101,11 @@ def test_eight_trainings_packed_on_two_gpus_and_finalists_likewise(tmp_path, two
         "complete",
     }
     assert most_at_once(tmp_path, finalists.FOLDER) == {"GPU 0": 2, "GPU 1": 2}
+
+
+def test_a_trial_alone_on_its_gpu_has_no_neighbours(tmp_path, two_gpus):
+    list(drive(search(tmp_path), backend(tmp_path, 1), tmp_path, FAKE))
+    assert most_at_once(tmp_path, neighbours=False) == {"GPU 0": 1, "GPU 1": 1}
 
 
 def test_too_little_memory_thins_out_the_gpus_and_nothing_is_lost(tmp_path, two_gpus):

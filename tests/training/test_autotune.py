@@ -5,6 +5,7 @@ import math
 import shutil
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from segsweep.paths import cache
 from segsweep.training import autotune as tuning
 from segsweep.training.autotune import Workload, tune
 from segsweep.training.build import _refuse_graphs
-from segsweep.world import NEIGHBOURS, World
+from segsweep.world import NEIGHBOURS, SINGLE, World
 
 CPU = torch.device("cpu")
 
@@ -135,7 +136,7 @@ def test_memory_halves_the_micro_batch(speeds, fit, images, chosen):
 
 
 def test_beside_others_too_little_memory_is_an_error_and_nothing_is_kept(speeds, monkeypatch):
-    """What neighbours take is no property of the training: alone it would not be cut, and all trials are to be alike."""
+    """What neighbours take is no property of the training: all trials of a sweep are to be cut alike."""
     speeds(batches={4: 1.0})
     monkeypatch.setattr(tuning, "_may_cut", lambda *_: True)  # as on a GPU
     monkeypatch.setenv(NEIGHBOURS, "1")
@@ -238,17 +239,37 @@ def test_a_gpu_compiles_shorter_trainings_where_one_of_the_kind_was_compiled(mon
     answer = {"precision": "bf16", "channels_last": True, "doubling": True, "graphs": False}
     monkeypatch.setattr(tuning, "_probe", lambda *_: answer | {"micro_batch": 8, "rates": {"bf16": 100.0}})
 
-    def tuned(width):
+    def tuned(width, world=SINGLE):
         work = Workload((64, width), 3, 8, 100.0 * seconds)
-        return tune(nn.Conv2d(3, 1, 1), ["a model"], work, TrainConfig(), torch.device("cuda"))
+        return tune(nn.Conv2d(3, 1, 1), ["a model"], work, TrainConfig(), torch.device("cuda"), world)
 
     found = tuned(64)
     assert found.execution.compile == at_first
     devices.mark_compiled(found.kind)
     assert tuned(64).execution.compile == later
     assert tuned(96).execution.compile == at_first, "another canvas is another program"
+    two = World()
+    two.size = 2
+    assert not tuned(64, two).execution.compile, "nobody has tried it with several processes"
     shutil.rmtree(devices.keep_compiled())
     assert tuned(64).execution.compile == at_first, "inductor's files are gone"
+
+
+def test_a_gpu_also_tries_upsampling_in_fewer_calls(speeds, monkeypatch):
+    speeds()
+    usual = tuning._pass
+    monkeypatch.setattr(tuning, "_pass", lambda model, way, loss: slowed(usual(model, way, loss), way))
+    monkeypatch.setattr(torch, "rand", lambda *shape, device: torch.zeros(shape))
+
+    def slowed(seconds, way):
+        return lambda image: seconds(image) * (2 if way.doubling else 1)
+
+    train = TrainConfig(grad_accum=1)
+    found = tuning._probe(
+        nn.Conv2d(3, 1, 1), tuning.Execution(), train, Workload((8, 8), 3, 4, 9999), torch.device("cuda")
+    )
+    assert not found["doubling"]
+    assert found["rates"]["fp32 channels_last, plain upsampling"] == 2 * found["rates"]["fp32 channels_last"]
 
 
 @pytest.mark.parametrize(("graphs", "taken"), ((1.5, True), (1.02, False), (0.0, False)))
@@ -298,6 +319,11 @@ def test_cuda_graphs_are_refused_where_nobody_has_tried_them(words, device, size
     asked = configuration(["data=shapes", "train.compile=graphs", *words])
     with pytest.raises(ConfigError, match=rf"here: {found}\. Try train\.compile=auto"):
         _refuse_graphs(asked, None, torch.device(device), world)
+    if device == "cpu":
+        on_gpu = SimpleNamespace(execution=SimpleNamespace(device="cuda (a card)"))
+        with pytest.raises(ConfigError, match=r"here: train\.device=cpu"):
+            _refuse_graphs(asked, on_gpu, torch.device(device), world)
+        _refuse_graphs(asked, on_gpu, torch.device("cuda"), world)
     _refuse_graphs(configuration(["data=shapes", *words]), None, torch.device(device), world)
 
 

@@ -1,5 +1,6 @@
 """Schedules as curves, optimizers as a partition of the parameters."""
 
+import copy
 import itertools
 
 import pytest
@@ -169,6 +170,14 @@ def test_freezing_leaves_the_encoder_as_it_is(model):
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_an_average_is_two_calls_a_step(model, calls):
+    average = optim.Average(model, decay=0.5)
+    average.update(model)
+    with calls() as counted:
+        average.update(model)
+    assert counted.by_name == {"_foreach_lerp_": 1, "_foreach_copy_": 1}
+
+
 def test_an_average_is_the_closed_form(model):
     average = optim.Average(model, decay=0.5)
     expected = model["decoder"].weight.detach().clone()
@@ -182,6 +191,7 @@ def test_an_average_is_the_closed_form(model):
     assert torch.allclose(average.model["decoder"].weight, expected)
     assert average.model["encoder"][1].num_batches_tracked == 6
     again = optim.Average(model, decay=0.5)
+    again.update(copy.deepcopy(model))
     again.load_state_dict(average.state_dict())
     assert again.steps == 6
     assert torch.equal(again.model["decoder"].weight, average.model["decoder"].weight)
