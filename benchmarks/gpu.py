@@ -18,13 +18,21 @@ decoder.width=auto beside segmentation_models_pytorch's Unet. Five steps warm up
     eager             as Python launches it
     step              `TrainStep`, as a training takes it: weights cast at once, losses shared
     step, plain       the same, with the decoder's upsampling apart from its convolution
+    step, compiled    the same, as `train.compile=true` runs it
     step, graphs      the same, as `train.compile=graphs` runs it
+    data ...          these with new batches, cut, warped and coloured on the GPU: what a training does
     CUDA graph        forward, backward and optimizer captured by hand
     reduce-overhead   the model through torch.compile(mode="reduce-overhead")
     compiled          the model through torch.compile
 
+Memory is the most that is allocated in a step, weights and optimizer included.
+
 B: `python train.py` on `data=shapes`: images/s of its steps (`perf/images_per_s`) and of whole epochs (validation and
-checkpoints included) while all trainings are in their second or later epoch, beside a bare step as in A.
+checkpoints included) while all trainings are in their second or later epoch, beside a bare step as in A. Then a sweep
+of short trials, one at a time and with `hydra.sweeper.slots=packed`: trials an hour between the first one's start and
+the last one's end, and the largest difference of a trial's IoU from that of the same trial alone.
+
+Whole epochs beside the peer's and its notebook's: `python benchmarks/throughput.py resnet34 --only epoch`.
 """
 
 import argparse
@@ -41,13 +49,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import distributions
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
-from gpu_table import ALONE, FIRST, PEAK, REFERENCE, SERIAL, Row, table
+from gpu_table import ALONE, FIRST, PACKED, PEAK, REFERENCE, SERIAL, Row, table
 from measure import RAW, ROOT, machine
 
 STARTED = time.perf_counter()  # importing torch from a cold disk counts
@@ -59,6 +68,7 @@ class Scale:
     """How much is measured: the real thing, or as little as shows that the script runs."""
 
     size: int = 256  # pixels a side
+    large: int = 512
     encoders: tuple[str, ...] = ("tf_efficientnet_lite0", "convnext_tiny", "vit_small_patch16_224")  # of part C
     encoder: str = "resnet34"  # of parts A and B
     batches: tuple[int, ...] = (32, 128)
@@ -70,13 +80,12 @@ class Scale:
     length: float = 6  # seconds of trainings side by side, and two more for each
     at_once: tuple[int, ...] = (1, 2, 4)
     trials: int = 8
-    packed: int = 4
     peak: tuple[tuple[int, int, int], ...] = ((32, 256, 64), (32, 512, 32), (32, 1024, 32))  # batch, channels, side
 
 
 SMOKE = Scale(
-    *(32, ("test_resnet",), "test_resnet", (2,), 1, 0.05, 1),
-    *(30, 1, 3, (1, 2), 2, 2, ((8, 64, 32),)),
+    *(32, 64, ("test_resnet",), "test_resnet", (2,), 1, 0.05, 1),
+    *(30, 1, 3, (1, 2), 2, ((8, 64, 32),)),
 )
 
 
@@ -95,10 +104,12 @@ PEER = Way("peer", "eager")
 # The cheap ones first: when time runs out while something compiles, they are there.
 A = (
     PEER,
-    *(Way(*pair) for pair in (("ours", "eager"), ("ours", "step"), ("ours", "step, plain"))),
-    *(Way(*pair) for pair in (("ours", "CUDA graph"), ("peer", "CUDA graph"), ("ours", "step, graphs"))),
-    *(Way(*pair) for pair in (("ours", "reduce-overhead"), ("peer", "reduce-overhead"), ("ours", "compiled"))),
+    *(Way("ours", how) for how in ("eager", "step", "step, plain", "data", "data, plain", "CUDA graph")),
+    *(Way(*pair) for pair in (("peer", "CUDA graph"), ("ours", "step, graphs"), ("ours", "data, graphs"))),
+    *(Way(*pair) for pair in (("peer", "compiled"), ("ours", "step, compiled"), ("ours", "data, compiled"))),
+    *(Way(*pair) for pair in (("peer", "reduce-overhead"), ("ours", "reduce-overhead"), ("ours", "compiled"))),
 )
+LARGE = (PEER, *(Way("ours", how) for how in ("data", "data, graphs")), Way("peer", "compiled"))
 C = (PEER, Way("ours", "eager"), Way("ours", "compiled"))
 
 
@@ -204,7 +215,16 @@ def in_line(row: Row) -> str:
 # Parts A and C: a step on a batch that lies ready.
 
 
-def build(way: Way, encoder: str, batch: int, scale: Scale, device: Any) -> tuple[Callable[[], None], float]:
+@dataclass(frozen=True)
+class Case:
+    """A network, and the batches that it is trained on."""
+
+    encoder: str
+    batch: int
+    size: int
+
+
+def build(way: Way, case: Case, scale: Scale, device: Any) -> tuple[Callable[[], None], float]:
     """A training step that has been warmed up, and the FLOPs that one image takes in it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -213,18 +233,19 @@ def build(way: Way, encoder: str, batch: int, scale: Scale, device: Any) -> tupl
     if way.whose == "ours":
         from segsweep.nn.unet import UNet
 
-        model: Any = UNet(encoder)
+        model: Any = UNet(case.encoder)
     else:
         import segmentation_models_pytorch as smp
 
-        name = encoder if encoder in smp.encoders.encoders else f"tu-{encoder}"
+        name = case.encoder if case.encoder in smp.encoders.encoders else f"tu-{case.encoder}"
         model = smp.Unet(name, encoder_weights=None, classes=1)
     model = model.to(device, memory_format=torch.channels_last).train()
-    pixels = torch.rand(batch, 3, scale.size, scale.size, device=device).contiguous(memory_format=torch.channels_last)
+    batch, size = case.batch, case.size
+    pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     pixels = pixels * 255 if way.whose == "ours" else (pixels - 0.45) / 0.225
-    mask = (torch.rand(batch, 1, scale.size, scale.size, device=device) > 0.5).float()
-    if way.how.startswith("step"):
-        step = own_step(way, model, pixels, mask)
+    mask = (torch.rand(batch, 1, size, size, device=device) > 0.5).float()
+    if way.how.startswith(("step", "data")):
+        step = own_step(way, model, case, scale, (pixels, mask))
         with FlopCounterMode(display=False) as counted:
             step()
         for _ in range(scale.warmup):
@@ -275,8 +296,8 @@ def build(way: Way, encoder: str, batch: int, scale: Scale, device: Any) -> tupl
     return step, counted.get_total_flops() / 2
 
 
-def own_step(way: Way, model: Any, pixels: Any, mask: Any) -> Callable[[], None]:
-    """A step as a training takes it, on one batch; built for each way anew, as the model is."""
+def own_step(way: Way, model: Any, case: Case, scale: Scale, ready: tuple[Any, Any]) -> Callable[[], None]:
+    """A step as a training takes it, on one batch or on new ones; built for each way anew, as the model is."""
     import torch
 
     from segsweep.config.schema import OptimConfig
@@ -287,20 +308,45 @@ def own_step(way: Way, model: Any, pixels: Any, mask: Any) -> Callable[[], None]
     from segsweep.training import optim
     from segsweep.training.state import TrainState
 
-    graphs = way.how == "step, graphs"
-    if graphs and pixels.device.type != "cuda":
+    pixels, mask = ready
+    whence, _, how = way.how.partition(", ")
+    if how in ("graphs", "compiled") and pixels.device.type != "cuda":
         raise RuntimeError("needs CUDA")
-    execution = Execution(torch.bfloat16, compile=graphs, doubling=way.how != "step, plain", graphs=graphs)
+    compiled, graphs = how in ("graphs", "compiled"), how == "graphs"
+    execution = Execution(torch.bfloat16, compile=compiled, doubling=how != "plain", graphs=graphs)
     execution.prepare(model)
     optimizer = optim.build(OptimConfig(name="adam", lr=1e-4, encoder_lr_scale=1.0, weight_decay=0.0), model)
     state = TrainState(model, optimizer, torch.amp.GradScaler(pixels.device.type, enabled=False))
-    batch = Batch(pixels, mask[:, 0].long(), tuple(range(len(pixels))), ())
+    batches: Iterator[Any] = repeat([Batch(pixels, mask[:, 0].long(), tuple(range(len(pixels))), ())])
+    if whence == "data":
+        batches = new_batches(execution, case, scale, pixels.device)
     own = TrainStep(execution, losses.build({"ce": 1.0, "dice": 1.0}), 1.0)
 
     def step() -> None:
-        own(state, [batch], 1)
+        own(state, next(batches), 1)
 
     return step
+
+
+def new_batches(execution: Any, case: Case, scale: Scale, device: Any) -> Iterator[Any]:
+    """Epoch after epoch of a training's steps on `data=shapes`, whose pixels lie on the device."""
+    from segsweep.compose import configuration
+    from segsweep.data.batches import Pixels, Sampling, TrainBatches
+    from segsweep.data.geometry import Canvas
+    from segsweep.training.build import load
+    from segsweep.world import SINGLE
+
+    side = f"data.size=[{case.size},{case.size}]"
+    # What a plan would decide.
+    typed = ["augmentation.scale=0.25", "augmentation.translate=0.05"]
+    config = configuration(["data=shapes", f"data.count={scale.count}", side, *typed])
+    data = load(config.data)
+    data.store.to(device)
+    pixels, canvas = Pixels(data.store, data.labels, device), Canvas((case.size, case.size), "pad")
+    how = canvas, Sampling(case.batch), config.augmentation, SINGLE, execution.making
+    train = TrainBatches(pixels, data.parts["train"], *how)
+    for number in count(1):
+        yield from train.epoch(number)
 
 
 def synchronize(device: Any) -> None:
@@ -308,6 +354,13 @@ def synchronize(device: Any) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def memory(device: Any) -> int:
+    """Bytes that are allocated on a GPU."""
+    import torch
+
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def timed(step: Callable[[], None], device: Any, seconds: float) -> float:
@@ -371,11 +424,10 @@ def gpu_work(events: Sequence[Row], steps: int) -> Row:
     return {"gpu_ms": sum(work) / steps / 1000, "kernels": len(work) / steps, "launches": launches / steps}
 
 
-def measure_steps(cells: Cells, encoder: str, batch: int, ways: Sequence[Way], how: tuple[Scale, Budget, Any]) -> None:
-    """All ways of one encoder and batch: built in turn, then round after round."""
+def measure_steps(cells: Cells, case: Case, ways: Sequence[Way], how: tuple[Scale, Budget, Any]) -> None:
+    """All ways of one network and batch: built in turn, then round after round."""
     scale, budget, device = how
-    measure = partial(cells.measure, encoder=encoder, batch=batch)
-    has = partial(cells.has, encoder=encoder, batch=batch)
+    measure, has = partial(cells.measure, **asdict(case)), partial(cells.has, **asdict(case))
     profile = ["profile"] if device.type == "cuda" else []
     rounds: list[Any] = [1, *profile, *range(2, scale.rounds + 1)]
     due = [way for way in ways if not all(has(way=str(way), round=number) for number in rounds)]
@@ -384,9 +436,18 @@ def measure_steps(cells: Cells, encoder: str, batch: int, ways: Sequence[Way], h
     steps: dict[str, Callable[[], None]] = {}
 
     def ready(way: Way) -> Row:
-        started = time.perf_counter()
-        steps[str(way)], flops = build(way, encoder, batch, scale, device)
-        return {"seconds": time.perf_counter() - started, "gflop": flops / 1e9}
+        started, before = time.perf_counter(), memory(device)
+        step, flops = build(way, case, scale, device)
+        found = {"seconds": time.perf_counter() - started, "gflop": flops / 1e9}
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+            step()
+            synchronize(device)
+            found["gib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
+        steps[str(way)] = step
+        return found
 
     building = budget.share(0.75)
     for way in due:
@@ -399,7 +460,7 @@ def measure_steps(cells: Cells, encoder: str, batch: int, ways: Sequence[Way], h
                 measure(budget, partial(profiled, step, device), way=way, round=number)
             else:
                 rate = partial(timed, step, device, scale.seconds)
-                measure(budget, lambda rate=rate: {"rate": rate() * batch}, way=way, round=number)
+                measure(budget, lambda rate=rate: {"rate": rate() * case.batch}, way=way, round=number)
         if number != "profile":
             measure(budget, lambda: {"rate": convolution_peak(scale, device)}, way=PEAK, round=number)
 
@@ -420,7 +481,7 @@ def run_all(trainings: Sequence[tuple[Path, list[str]]], at_once: int) -> float:
             while waiting and len(running) < at_once:
                 folder, words = waiting.pop(0)
                 log = folder.with_suffix(".log")
-                command = [sys.executable, str(ROOT / "train.py"), *words, f"hydra.run.dir={folder}"]
+                command = [sys.executable, str(ROOT / "train.py"), *words]
                 environment = {**os.environ, "SEGSWEEP_OUTPUTS": str(folder.parent)}
                 with log.open("w") as file:
                     running.append((subprocess.Popen(command, stdout=file, stderr=file, env=environment), log))
@@ -462,9 +523,36 @@ def together(journals: Sequence[Sequence[Row]], images: int) -> Row:
     return {"rate": rate, "epoch_rate": epoch_rate, "data_share": statistics.median(shares)}
 
 
+def trials_of(journals: Sequence[Sequence[Row]]) -> Row:
+    """What a sweep's trials took together, and how each ended.
+
+    Args:
+        journals: of each trial, the records of its `metrics.jsonl`.
+
+    Returns:
+        `trials`, their number; `seconds` from the first one's start to the last one's end; `epochs` that all trained
+        together; `scores`, the best validation IoU of each, by learning rate.
+
+    Raises:
+        RuntimeError: one did not end.
+    """
+    if not journals or any(journal[-1]["kind"] != "end" for journal in journals):
+        raise RuntimeError("not every trial ended")
+    epochs = [[record for record in journal if record["kind"] == "epoch"] for journal in journals]
+    rates = [journal[0]["settings"]["optim"]["lr"] for journal in journals]
+    scores = [own[-1]["best/val_iou"] for own in epochs]
+    return {
+        "trials": len(journals),
+        "seconds": max(own[-1]["time"] for own in journals) - min(own[0]["time"] for own in journals),
+        "epochs": sum(map(len, epochs)),
+        "scores": [score for _, score in sorted(zip(rates, scores, strict=True))],
+    }
+
+
 def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -> None:
-    """A bare step, trainings side by side, then short ones, packed and one after the other."""
+    """A bare step, trainings side by side, then a sweep of short ones, packed and one after the other."""
     batch, training = scale.batches[0], scale.count * 6 // 10
+    case = Case(scale.encoder, batch, scale.size)
     shared = [
         *("data=shapes", f"data.count={scale.count}", f"data.size=[{scale.size},{scale.size}]"),
         *(f"encoder={scale.encoder}", "encoder.pretrained=false", f"train.batch_size={batch}"),
@@ -473,13 +561,15 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
     ]
 
     def bare() -> Row:
-        step, _ = build(Way("ours", "eager"), scale.encoder, batch, scale, device)
+        step, _ = build(Way("ours", "eager"), case, scale, device)
         return {"rate": timed(step, device, 2 * scale.seconds) * batch}
 
     with tempfile.TemporaryDirectory(prefix="segsweep-gpu-", ignore_cleanup_errors=True) as place:
 
         def trainings(name: str, count: int, *words: str) -> list[tuple[Path, list[str]]]:
-            return [(Path(place) / f"{name}-{i}", [*shared, *words, f"train.seed={i}"]) for i in range(count)]
+            folders = [Path(place) / f"{name}-{i}" for i in range(count)]
+            own = ([f"train.seed={i}", f"hydra.run.dir={folder}"] for i, folder in enumerate(folders))
+            return [(folder, [*shared, *words, *more]) for folder, more in zip(folders, own, strict=True)]
 
         def side_by_side(count: int, *more: str) -> Row:
             words = (f"data.passes={scale.repeats}", f"train.time_budget={scale.length + 2 * count}", *more)
@@ -487,24 +577,32 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
             run_all(chosen, count)
             return together([read(folder / "metrics.jsonl") for folder, _ in chosen], training * scale.repeats)
 
-        def trials(name: str, count: int, at_once: int, passes: int = 0) -> Row:
-            """Trainings as short as a sweep's may be; how long decides the first training that was timed alone."""
-            if not passes:
-                alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
-                if not alone:
-                    raise RuntimeError(f"{ALONE} has to be measured first")
-                passes = max(1, round(2.5 * scale.seconds * alone[0] / training))
-            chosen = trainings(name, count, "train.epochs=2", f"data.passes={passes}")
-            return {"trials": count, "passes": passes, "seconds": run_all(chosen, at_once)}
+        def first() -> Row:
+            words = ("train.epochs=2", f"data.passes={scale.repeats}")
+            return {"trials": 1, "seconds": run_all(trainings("first", 1, *words), 1)}
+
+        def sweep(slots: str) -> Row:
+            """Trials as short as a sweep's may be; how long decides the training that was timed alone."""
+            alone = [row["rate"] for row in cells.rows if row.get("way") == ALONE and "rate" in row]
+            if not alone:
+                raise RuntimeError(f"{ALONE} has to be measured first")
+            passes = max(1, round(2.5 * scale.seconds * alone[0] / training))
+            rates = ",".join(f"{1e-4 * 1.5**i:.3g}" for i in range(scale.trials))
+            words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.pruner=none"]
+            words += ["hydra.sweeper.finalists=0", f"hydra.sweeper.slots={slots}", f"optim.lr={rates}"]
+            folder = Path(place) / f"sweep-{slots}"
+            words += [*shared, "train.epochs=2", f"data.passes={passes}", f"hydra.sweep.dir={folder}"]
+            run_all([(folder, words)], 1)
+            return trials_of([read(path) for path in folder.glob("*/metrics.jsonl")])
 
         jobs: list[tuple[str, int, Callable[[], Row]]] = [("bare step", 1, bare)]
         # Again in each session: the images, and libraries read from a cold disk.
-        jobs += [(FIRST, 1, partial(trials, "first", 1, 1, scale.repeats))]
+        jobs += [(FIRST, 1, first)]
         jobs += [(f"{count} at once", 1, partial(side_by_side, count)) for count in scale.at_once]
         jobs += [(f"{ALONE}, side stream", 1, partial(side_by_side, 1, "train.side_stream=true"))]
-        jobs += [(f"trials, {scale.packed} at once", 1, partial(trials, "packed", scale.trials, scale.packed))]
-        jobs += [(SERIAL, number, partial(trials, f"single{number}", 1, 1)) for number in range(1, scale.trials + 1)]
-        key = {"encoder": scale.encoder, "batch": batch}
+        jobs += [(SERIAL, 1, partial(sweep, "1"))]
+        jobs += [(PACKED, 1, partial(sweep, "packed" if device.type == "cuda" else "2"))]
+        key = asdict(case)
         due = [job for job in jobs if not cells.has(**key, way=job[0], round=job[1])]
         if due and FIRST not in [way for way, *_ in due]:
             due.insert(0, jobs[1])
@@ -554,10 +652,13 @@ def main() -> None:
     else:
         encoders = (scale.encoder,) if given.part == "A" else scale.encoders
         batches = scale.batches if given.part == "A" else scale.batches[:1]
-        cases = [(encoder, batch) for batch in batches for encoder in encoders]
-        for number, (encoder, batch) in enumerate(cases):
+        ways = A if given.part == "A" else C
+        cases = [(Case(encoder, batch, scale.size), ways) for batch in batches for encoder in encoders]
+        if given.part == "A":
+            cases.append((Case(scale.encoder, scale.batches[0], scale.large), LARGE))
+        for number, (case, ways) in enumerate(cases):
             share = budget.share(1 / (len(cases) - number))
-            measure_steps(cells, encoder, batch, A if given.part == "A" else C, (scale, share, device))
+            measure_steps(cells, case, ways, (scale, share, device))
             with suppress(RuntimeError):  # after a fault of the GPU each call fails
                 torch.compiler.reset()
                 gc.collect()

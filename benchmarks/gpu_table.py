@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-KEY = ("encoder", "batch", "way", "round")  # of a cell
+KEY = ("encoder", "batch", "size", "way", "round")  # of a cell
 REFERENCE, PEAK = "peer, eager", "convolution peak"
-FIRST, ALONE, SERIAL = "first training", "1 at once", "trials, one after the other"
+FIRST, ALONE = "first training", "1 at once"
+SERIAL, PACKED = "sweep, one trial at a time", "sweep, packed"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -21,26 +22,34 @@ def table(rows: Sequence[Row]) -> str:
     def beside(row: Row, way: str) -> float | None:
         """That way's figure: of a step in the same round of the same session, of trainings the median."""
         if way in (PEAK, REFERENCE):
-            return by.get((row["encoder"], row["batch"], way, row["round"], row["session"]))
-        found = [figure(own) for own in kinds.get((row["encoder"], row["batch"], way), []) if "error" not in own]
+            return by.get((row["encoder"], row["batch"], row["size"], way, row["round"], row["session"]))
+        same = kinds.get((row["encoder"], row["batch"], row["size"], way), [])
+        found = [figure(own) for own in same if "error" not in own]
         return statistics.median(found) if found else None
 
     lines = []
-    for (encoder, batch, way), own in kinds.items():
+    for (encoder, batch, size, way), own in kinds.items():
         one = {name: value for row in own for name, value in row.items()}  # of the build and the profile there is one
         rounds = [row for row in own if "rate" in row or "trials" in row]
         base = SERIAL if "trials" in one else ALONE if "epoch_rate" in one else REFERENCE
         rates = [row["rate"] for row in rounds if "rate" in row]
         ratios = [figure(row) / found for row in rounds if way != PEAK and (found := beside(row, base))]
         shares = [row["rate"] / found for row in rounds if "gflop" in one and (found := beside(row, PEAK))]
-        cells = {"encoder": encoder, "batch": str(batch), "": way}
+        cells = {"encoder": encoder, "batch": str(batch), "size": str(size), "": way}
         if rates:
             cells["images/s"] = spread(rates) + " TFLOP/s" * (way == PEAK)
         if "epoch_rate" in one:
             cells["whole epochs, images/s"] = spread([one["epoch_rate"]])
             cells["data share"] = f"{one['data_share']:.1%}"
+            cells["validation and checkpoint"] = f"{1 - one['epoch_rate'] / one['rate']:.1%}"
         if "trials" in one:
             cells["trials an hour"] = spread([figure(row) for row in rounds])
+        if "scores" in one:
+            alone = [row["scores"] for row in kinds.get((encoder, batch, size, SERIAL), []) if "scores" in row]
+            cells["epochs"] = str(one["epochs"])
+            if alone and len(alone[-1]) == len(one["scores"]):
+                apart = [abs(a - b) for a, b in zip(alone[-1], one["scores"], strict=True)]
+                cells["largest difference of IoU"] = f"{max(apart):.4f}"
         if ratios:
             cells[f"ratio to *{base}*"] = "1" if way == base else spread(ratios)
         if shares:
@@ -48,6 +57,8 @@ def table(rows: Sequence[Row]) -> str:
         if rates and "gpu_ms" in one:
             cells["GPU busy"] = f"{statistics.median(rates) / batch * one['gpu_ms'] / 1000:.0%}"
             cells["launches, kernels a step"] = f"{one['launches']:.0f}, {one['kernels']:.0f}"
+        if "gib" in one:
+            cells["memory, GiB"] = f"{one['gib']:.2f}"
         if "gflop" in one:
             cells["ready after, s"] = f"{one['seconds']:.0f}"
         if "error" in one:

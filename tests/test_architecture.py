@@ -93,7 +93,7 @@ QUESTIONS = {
     "segsweep.commands.app": [["--help"], *([name, "--help"] for name in app.COMMANDS)],
 }
 # Each limit is of the day it was set; what an issue adds may raise the second one (docs/decisions.md).
-LARGEST_MODULE, LARGEST_PACKAGE, UNTYPED = 350, 27300, 5
+LARGEST_MODULE, LARGEST_PACKAGE, UNTYPED = 350, 27400, 5
 
 
 def modules():

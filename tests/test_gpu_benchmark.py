@@ -48,7 +48,15 @@ def test_a_cell_is_kept_at_once_and_measured_once(gpu, tmp_path):
 
 def test_the_table_takes_ratios_round_by_round_within_a_session(gpu):
     def row(session, way, number, **found):
-        return {"encoder": "resnet34", "batch": 10, "way": way, "round": number, "session": session, **found}
+        return {
+            "encoder": "resnet34",
+            "batch": 10,
+            "size": 256,
+            "way": way,
+            "round": number,
+            "session": session,
+            **found,
+        }
 
     rows = [
         {"session": "1", "machine": {**MACHINE, "date": "2026-11-28"}},
@@ -79,6 +87,23 @@ def test_trainings_are_measured_while_all_are_at_work(gpu):
     assert found == {"rate": 20.0, "epoch_rate": 16.0, "data_share": 0.1}
     with pytest.raises(RuntimeError, match="less than an epoch"):
         gpu.together([journal(1, 3), journal(3, 5)], images=16)
+
+
+def test_trials_of_a_packed_sweep_are_compared_one_by_one(gpu):
+    def journal(lr, begin, end, iou):
+        epochs = [{"kind": "epoch", "time": end - 1, "best/val_iou": iou}] * 2
+        start = {"kind": "start", "time": begin, "settings": {"optim": {"lr": lr}}}
+        return [start, *epochs, {"kind": "end", "time": end}]
+
+    alone = gpu.trials_of([journal(0.1, 0, 10, 0.5), journal(0.2, 10, 20, 0.7)])
+    assert alone == {"trials": 2, "seconds": 20, "epochs": 4, "scores": [0.5, 0.7]}
+    packed = gpu.trials_of([journal(0.2, 1, 12, 0.6), journal(0.1, 1, 11, 0.5)])
+    with pytest.raises(RuntimeError, match="not every trial ended"):
+        gpu.trials_of([journal(0.1, 0, 10, 0.5)[:-1]])
+    key = {"encoder": "e", "batch": 2, "size": 32, "round": 1, "session": "1"}
+    rows = [{**key, "way": way, **found} for way, found in ((gpu.SERIAL, alone), (gpu.PACKED, packed))]
+    text = gpu.table([{"session": "1", "machine": {**MACHINE, "date": "2026-11-28"}}, *rows])
+    assert "| sweep, packed | 655 | 4 | 0.1000 | 1.82 |" in text
 
 
 def test_a_trace_says_what_the_gpu_does_in_a_step(gpu):
