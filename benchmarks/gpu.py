@@ -1,8 +1,8 @@
 """What one GPU gives, in parts of four minutes that run unattended, save as they go and can be gone on with.
 
     pip install -e ".[bench]"
-    python benchmarks/gpu.py --part A         # a training step of resnet34, ours and the peer's, ten ways
-    python benchmarks/gpu.py --part B         # whole epochs, several trainings at once, short trainings in a row
+    python benchmarks/gpu.py --part A         # a training step of resnet34, ours and the peer's, in many ways
+    python benchmarks/gpu.py --part B         # whole epochs, several trainings at once, a packed sweep
     python benchmarks/gpu.py --part C         # a step of lite0, convnext_tiny and ViT-small
     python benchmarks/gpu.py --table          # Markdown for RESULTS.md from all that is saved
     python benchmarks/gpu.py --part A --device cpu --smoke    # tries the script itself, in seconds
@@ -11,7 +11,8 @@ Every cell is one line of `gpu-PART-CARD.jsonl` as soon as it is measured. The s
 missing or failed; `--again` measures all. What no longer fits `--seconds` is dropped, later rounds first, and the
 output says so.
 
-A and C: one batch lies ready on the device, as fp32 pixels for ours, normalised for the peer (ours does that itself).
+A and C: one batch lies ready on the device, as fp32 pixels for ours, normalised for the peer (ours does that itself);
+only what is called `data` has new ones.
 bf16 autocast, channels_last, TF32, cuDNN's search, BCE + Dice, fused Adam, random weights; `segsweep.nn.unet.UNet` with
 decoder.width=auto beside segmentation_models_pytorch's Unet. Five steps warm up. The ways take turns in each round:
 
@@ -25,7 +26,8 @@ decoder.width=auto beside segmentation_models_pytorch's Unet. Five steps warm up
     reduce-overhead   the model through torch.compile(mode="reduce-overhead")
     compiled          the model through torch.compile
 
-Memory is the most that is allocated in a step, weights and optimizer included.
+Memory is the most that is allocated in a step, weights and optimizer included, with new batches also all images; that
+of graphs is not told.
 
 B: `python train.py` on `data=shapes`: images/s of its steps (`perf/images_per_s`) and of whole epochs (validation and
 checkpoints included) while all trainings are in their second or later epoch, beside a bare step as in A. Then a sweep
@@ -52,14 +54,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import distributions
-from itertools import count, repeat
+from itertools import accumulate, count, repeat
 from pathlib import Path
 from typing import Any
 
 from gpu_table import ALONE, FIRST, PACKED, PEAK, REFERENCE, SERIAL, Row, table
 from measure import RAW, ROOT, machine
 
+PATIENCE = 15.0  # seconds that a training may take to end
 STARTED = time.perf_counter()  # importing torch from a cold disk counts
+REPLAYED = re.compile("graph|reduce-overhead")  # ways whose steps allocate nothing: their memory lies in a pool
 LAUNCHING = re.compile("LaunchKernel|GraphLaunch|MemcpyAsync|MemsetAsync")
 
 
@@ -212,7 +216,7 @@ def in_line(row: Row) -> str:
     )
 
 
-# Parts A and C: a step on a batch that lies ready.
+# Parts A and C: a step.
 
 
 @dataclass(frozen=True)
@@ -244,14 +248,6 @@ def build(way: Way, case: Case, scale: Scale, device: Any) -> tuple[Callable[[],
     pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     pixels = pixels * 255 if way.whose == "ours" else (pixels - 0.45) / 0.225
     mask = (torch.rand(batch, 1, size, size, device=device) > 0.5).float()
-    if way.how.startswith(("step", "data")):
-        step = own_step(way, model, case, scale, (pixels, mask))
-        with FlopCounterMode(display=False) as counted:
-            step()
-        for _ in range(scale.warmup):
-            step()
-        synchronize(device)
-        return step, counted.get_total_flops() / batch
     captured = way.how == "CUDA graph"
     modes = {"compiled": "default", "reduce-overhead": "reduce-overhead"}
     backend = "inductor" if device.type == "cuda" else "aot_eager"  # a trial on a CPU does not wait for its compiler
@@ -275,7 +271,9 @@ def build(way: Way, case: Case, scale: Scale, device: Any) -> tuple[Callable[[],
         backward(called, pixels, mask)
         adam.step()
 
-    with FlopCounterMode(display=False) as counted:
+    if way.how.startswith(("step", "data")):
+        step = own_step(way, model, case, scale, (pixels, mask))
+    with FlopCounterMode(display=False) as counted:  # beside a compiler, which passes over what is called here
         backward(model, pixels[:2], mask[:2])
     if captured:
         if device.type != "cuda":
@@ -436,10 +434,11 @@ def measure_steps(cells: Cells, case: Case, ways: Sequence[Way], how: tuple[Scal
     steps: dict[str, Callable[[], None]] = {}
 
     def ready(way: Way) -> Row:
+        gc.collect()
         started, before = time.perf_counter(), memory(device)
         step, flops = build(way, case, scale, device)
         found = {"seconds": time.perf_counter() - started, "gflop": flops / 1e9}
-        if device.type == "cuda":
+        if device.type == "cuda" and not REPLAYED.search(way.how):
             import torch
 
             torch.cuda.reset_peak_memory_stats(device)
@@ -493,8 +492,13 @@ def run_all(trainings: Sequence[tuple[Path, list[str]]], at_once: int) -> float:
         return time.perf_counter() - started
     finally:
         for training, _ in running:
-            training.kill()
-            training.wait()
+            training.terminate()  # a sweep then ends its trials; killed, it would leave them on the GPU
+        for training, _ in running:
+            try:
+                training.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                training.kill()
+                training.wait()
 
 
 def together(journals: Sequence[Sequence[Row]], images: int) -> Row:
@@ -523,26 +527,31 @@ def together(journals: Sequence[Sequence[Row]], images: int) -> Row:
     return {"rate": rate, "epoch_rate": epoch_rate, "data_share": statistics.median(shares)}
 
 
-def trials_of(journals: Sequence[Sequence[Row]]) -> Row:
+def trials_of(journals: Sequence[Sequence[Row]], wanted: int) -> Row:
     """What a sweep's trials took together, and how each ended.
 
     Args:
         journals: of each trial, the records of its `metrics.jsonl`.
+        wanted: their number.
 
     Returns:
-        `trials`, their number; `seconds` from the first one's start to the last one's end; `epochs` that all trained
-        together; `scores`, the best validation IoU of each, by learning rate.
+        `trials`, their number; `at_once`, the most that were in training at the same time; `seconds` from the first
+        one's start to the last one's end; `epochs` that all trained together; `scores`, the best validation IoU of
+        each, by learning rate.
 
     Raises:
-        RuntimeError: one did not end.
+        RuntimeError: not all are complete.
     """
-    if not journals or any(journal[-1]["kind"] != "end" for journal in journals):
-        raise RuntimeError("not every trial ended")
+    complete = sum(journal[-1].get("status") == "complete" for journal in journals)
+    if complete < wanted:
+        raise RuntimeError(f"{complete} of {wanted} trials are complete")
+    moments = sorted((time, step) for own in journals for time, step in ((own[0]["time"], 1), (own[-1]["time"], -1)))
     epochs = [[record for record in journal if record["kind"] == "epoch"] for journal in journals]
     rates = [journal[0]["settings"]["optim"]["lr"] for journal in journals]
     scores = [own[-1]["best/val_iou"] for own in epochs]
     return {
         "trials": len(journals),
+        "at_once": max(accumulate(step for _, step in moments)),
         "seconds": max(own[-1]["time"] for own in journals) - min(own[0]["time"] for own in journals),
         "epochs": sum(map(len, epochs)),
         "scores": [score for _, score in sorted(zip(rates, scores, strict=True))],
@@ -593,7 +602,7 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
             folder = Path(place) / f"sweep-{slots}"
             words += [*shared, "train.epochs=2", f"data.passes={passes}", f"hydra.sweep.dir={folder}"]
             run_all([(folder, words)], 1)
-            return trials_of([read(path) for path in folder.glob("*/metrics.jsonl")])
+            return trials_of([read(path) for path in folder.glob("*/metrics.jsonl")], scale.trials)
 
         jobs: list[tuple[str, int, Callable[[], Row]]] = [("bare step", 1, bare)]
         # Again in each session: the images, and libraries read from a cold disk.

@@ -46,7 +46,7 @@ def table(rows: Sequence[Row]) -> str:
             cells["trials an hour"] = spread([figure(row) for row in rounds])
         if "scores" in one:
             alone = [row["scores"] for row in kinds.get((encoder, batch, size, SERIAL), []) if "scores" in row]
-            cells["epochs"] = str(one["epochs"])
+            cells["at once"], cells["epochs"] = str(one["at_once"]), str(one["epochs"])
             if alone and len(alone[-1]) == len(one["scores"]):
                 apart = [abs(a - b) for a, b in zip(alone[-1], one["scores"], strict=True)]
                 cells["largest difference of IoU"] = f"{max(apart):.4f}"

@@ -164,6 +164,8 @@ def ours(
     loss = losses.build({"ce": 0.5, "dice": 0.5})
     pixels, canvas = Pixels(data.store, data.labels, where), Canvas((size, size), "pad")
     train = TrainBatches(pixels, data.parts["train"], canvas, Sampling(batch), config.augmentation)
+    if compiled:
+        train = replace(train, compiled=tuned.execution.making)
     val = EvalBatches(pixels, data.parts["val"], canvas, batch)
     state = TrainState(model, optimizer, torch.amp.GradScaler(where.type, enabled=False))
     train_step, scorer = TrainStep(tuned.execution, loss, config.train.grad_clip), Scorer(tuned.execution)

@@ -106,7 +106,7 @@ def test_the_recorded_curves_load_as_their_document_says():
 
 
 def test_a_step_and_its_batch_take_half_the_calls_they_once_took(benchmark, monkeypatch, capsys):
-    """Of resnet34 with images that are padded 1,033 at first; with crops 829, of which the network's layers are 331."""
+    """Of resnet34 with images that are padded 1,033 at first; with crops 829, of which the network's layers are 310."""
     monkeypatch.setattr(sys, "argv", ["calls.py", "resnet34"])
     benchmark("calls").main()
     found = {name: int(number) for name, number in re.findall(r"^(.*\S) +(\d+)$", capsys.readouterr().out, re.M)}

@@ -93,17 +93,19 @@ def test_trials_of_a_packed_sweep_are_compared_one_by_one(gpu):
     def journal(lr, begin, end, iou):
         epochs = [{"kind": "epoch", "time": end - 1, "best/val_iou": iou}] * 2
         start = {"kind": "start", "time": begin, "settings": {"optim": {"lr": lr}}}
-        return [start, *epochs, {"kind": "end", "time": end}]
+        return [start, *epochs, {"kind": "end", "time": end, "status": "complete"}]
 
-    alone = gpu.trials_of([journal(0.1, 0, 10, 0.5), journal(0.2, 10, 20, 0.7)])
-    assert alone == {"trials": 2, "seconds": 20, "epochs": 4, "scores": [0.5, 0.7]}
-    packed = gpu.trials_of([journal(0.2, 1, 12, 0.6), journal(0.1, 1, 11, 0.5)])
-    with pytest.raises(RuntimeError, match="not every trial ended"):
-        gpu.trials_of([journal(0.1, 0, 10, 0.5)[:-1]])
+    alone = gpu.trials_of([journal(0.1, 0, 10, 0.5), journal(0.2, 10, 20, 0.7)], 2)
+    assert alone == {"trials": 2, "at_once": 1, "seconds": 20, "epochs": 4, "scores": [0.5, 0.7]}
+    packed = gpu.trials_of([journal(0.2, 1, 12, 0.6), journal(0.1, 1, 11, 0.5)], 2)
+    assert packed["at_once"] == 2
+    for journals in ([journal(0.1, 0, 10, 0.5)], [journal(0.1, 0, 10, 0.5)[:-1], journal(0.2, 0, 10, 0.5)]):
+        with pytest.raises(RuntimeError, match="1 of 2 trials are complete"):
+            gpu.trials_of(journals, 2)
     key = {"encoder": "e", "batch": 2, "size": 32, "round": 1, "session": "1"}
     rows = [{**key, "way": way, **found} for way, found in ((gpu.SERIAL, alone), (gpu.PACKED, packed))]
     text = gpu.table([{"session": "1", "machine": {**MACHINE, "date": "2026-11-28"}}, *rows])
-    assert "| sweep, packed | 655 | 4 | 0.1000 | 1.82 |" in text
+    assert "| sweep, packed | 655 | 2 | 4 | 0.1000 | 1.82 |" in text
 
 
 def test_a_trace_says_what_the_gpu_does_in_a_step(gpu):

@@ -248,8 +248,9 @@ class TrainConfig:
     )
     compile: str = key(
         "auto",
-        "torch.compile: true, false; auto: for trainings of 10 minutes or more on one GPU, or of 2 (untested) if a "
-        "similar one was compiled before; graphs: with CUDA graphs, if a short measurement finds them faster (untested)",
+        "torch.compile: true, false; auto: for trainings of 10 minutes or more on one GPU, or of 2 (untested) if "
+        "a similar one was compiled before; graphs: with CUDA graphs, if a short measurement finds them faster "
+        "(untested)",
         MACHINE,
     )
     side_stream: bool = key(

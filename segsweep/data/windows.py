@@ -140,7 +140,7 @@ class Flat:
         # In the order they are cut in: where the box begins in all images and in all masks, the sample's width and
         # channels, the box's width and height, its last pixel and channel; and where each box is in that order.
         of_boxes = [image + corner * channels, mask + corner, stride, channels, *spans.T, *(spans.T - 1), channels - 1]
-        table = np.stack([*(np.asarray(column)[order] for column in of_boxes), np.argsort(order)], 1)
+        table = np.stack([*(column[order] for column in of_boxes), np.argsort(order)], 1)
         rows = torch.from_numpy(table).to(self.masks.device, non_blocking=True)
         width, height = np.max([box.extent for box in boxes], 0).tolist()
         images: list[Tensor] = []
@@ -173,8 +173,7 @@ class Flat:
         """
         kind = self.images.dtype
         moved = self.images.view(torch.int16) if kind == torch.uint16 else self.images
-        image, mask, stride, channels, width, height, *last = (c[:, None, None] for c in rows[:, :-1].T)
-        right, bottom, last_channel = last
+        image, mask, stride, channels, width, height, right, bottom, last = (c[:, None, None] for c in rows[:, :-1].T)
         y = torch.arange(span[1], device=rows.device)[:, None]
         x = torch.arange(span[0], device=rows.device)
         pixel = torch.minimum(y, bottom) * stride + torch.minimum(x, right)
@@ -185,7 +184,7 @@ class Flat:
             middle_x = torch.minimum(x[:: factor[0]] + factor[0] // 2, right)
             middles = middle_y * stride + middle_x
         masks = torch.take(self.masks, mask + middles)
-        channel = torch.minimum(torch.arange(self.channels, device=rows.device), last_channel[..., None])
+        channel = torch.minimum(torch.arange(self.channels, device=rows.device), last[..., None])
         images = torch.take(moved, (image + pixel * channels)[..., None] + channel)
         if shrunk:
             inside = ((y < height) & (x < width))[..., None]

@@ -194,7 +194,8 @@ def _largest_micro_batch(model: nn.Module, execution: Execution, workload: Workl
 def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Loss) -> list[float]:
     """Images/s of forward and backward passes, each way's best of a few; 0 where only the first fits or compiles.
 
-    They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good.
+    They take turns: a busy second of the machine's then slows down all of them, and the answer is kept for good. What
+    does not fit beside other trainings on the GPU is therefore an error.
     """
     shortest = {way: math.inf for way in ways}
     passes: dict[Execution, Callable[[Tensor], float]] = {}
@@ -205,9 +206,10 @@ def _rates(model: nn.Module, ways: Sequence[Execution], image: Tensor, loss: Los
                     passes[way] = _pass(model, way, loss)
                 seconds = passes[way](image)
             except Exception as error:
-                if way == ways[0] or not (way.compile or isinstance(error, torch.OutOfMemoryError)):
+                too_large = isinstance(error, torch.OutOfMemoryError)
+                if way == ways[0] or (neighbours() if too_large else not way.compile):
                     raise
-                if not isinstance(error, torch.OutOfMemoryError):
+                if not too_large:
                     console.note(f"note: {_named(way)} failed, so this training runs without: {first_line(error)}")
                 del shortest[way]
                 continue
@@ -221,7 +223,7 @@ def _pass(model: nn.Module, execution: Execution, loss: Loss) -> Callable[[Tenso
 
     The targets are all background. Where the execution compiles, it does so in the first call alone.
     """
-    execution.prepare(model)  # which decides what is cast
+    execution.prepare(model).train()  # both decide what is cast
     at_once = AtOnce(None if execution.compile else model, execution.precision)
 
     def loss_of(image: Tensor, target: Tensor) -> Tensor:

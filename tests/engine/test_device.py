@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,20 @@ from segsweep.errors import ConfigError
 from segsweep.paths import cache
 
 CPU = torch.device("cpu")
+
+
+def test_a_gpus_peak_is_measured_while_no_other_process_measures(monkeypatch):
+    held = []
+
+    @contextmanager
+    def alone(where):
+        held.append(where)
+        yield
+        held.pop()
+
+    monkeypatch.setattr(device, "alone", alone)
+    monkeypatch.setattr(device, "measured_peak", lambda where, kind: float(len(held)))
+    assert device.convolution_peak(CPU, torch.float32) == 1.0
 
 
 def test_processes_measure_a_gpu_one_after_the_other(monkeypatch):

@@ -183,6 +183,19 @@ def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
     assert found.rates["bf16 contiguous"] == 0
 
 
+def test_another_way_that_does_not_fit_beside_others_is_no_answer_to_keep(monkeypatch):
+    def seconds(execution, image):
+        if not execution.channels_last:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(tuning, "_pass", lambda model, execution, loss: partial(seconds, execution))
+    monkeypatch.setenv(NEIGHBOURS, "1")
+    with pytest.raises(torch.OutOfMemoryError):
+        tuned()
+    assert not list((cache() / "tuned").glob("*/answer.json"))
+
+
 def test_a_way_that_did_not_fit_is_tried_once_and_leaves_no_gradients(monkeypatch):
     model, tried = nn.Conv2d(3, 1, 1), []
 
