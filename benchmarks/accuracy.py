@@ -257,7 +257,8 @@ def peer(task: str, seed: int, budget: int, given: int | None) -> tuple[Any, dic
     model = Peer().to(where)
     loss = smp.losses.DiceLoss("binary" if binary else "multiclass", from_logits=True, ignore_index=255)
     optimizer = torch.optim.Adam(model.parameters(), PEER_LR)
-    loader = DataLoader(Files(), asked.batch, shuffle=True, drop_last=True, num_workers=min(8, os.cpu_count() or 1))
+    batch = min(asked.batch, len(data.parts["train"]))
+    loader = DataLoader(Files(), batch, shuffle=True, drop_last=True, num_workers=min(8, os.cpu_count() or 1))
     best, kept, epochs, reserve = -1.0, model.state_dict(), 0, 0.0
     started = time.perf_counter()
 
