@@ -23,6 +23,12 @@ def limit(size: Size, input_size: Size | None, given: Sequence[int] | None = Non
     return height, width
 
 
+def pixels(size: Size, tile: Size) -> int:
+    """Return how many pixels of an image a model is run on: more than it has where tiles overlap."""
+    parts = [(side, min(side, most)) for side, most in zip(size, tile, strict=True)]
+    return math.prod(len(_starts(side, part)) * part for side, part in parts)
+
+
 def tiled(forward: Callable[[Tensor], Tensor], image: Tensor, tile: Size) -> Tensor:
     """Run a model on tiles of an image `b c H W` and join their logits: `b k H W`, float32 if there are several."""
     size = (image.shape[2], image.shape[3])

@@ -18,7 +18,7 @@ from segsweep.config.schema import EPOCHS, FADING, VIEWS
 from segsweep.config.settings import Settings
 from segsweep.data.fingerprint import ClassParts, Fingerprint
 from segsweep.data.geometry import Size
-from segsweep.nn.tiles import OVERLAP, limit
+from segsweep.nn.tiles import OVERLAP, limit, pixels
 
 CANVAS = 256  # pixels a side; 384 lost 5.6 points on one set and none on another
 STEP = 32  # of a canvas's sides: the stride of the deepest map of most encoders
@@ -302,10 +302,14 @@ def _thinnest(found: Fingerprint) -> ClassParts | None:
 
 
 def _scored(plan: TrainingPlan, found: Fingerprint) -> float:
-    """Pixels that a validation scores, as the network sees them, in all views."""
+    """Pixels that a validation runs the network on: where tiles overlap, once for each, and in all views."""
     data = plan.settings.data
-    pixels: float = found.scored * data.zoom**2 if data.resize == "crop" else found.validation * math.prod(data.size)
-    return pixels * VIEWS[plan.settings.train.tta]
+    views = VIEWS[plan.settings.train.tta]
+    if data.resize != "crop":
+        return float(views * found.validation * math.prod(data.size))
+    typical = round(data.zoom * found.height.median), round(data.zoom * found.width.median)
+    tile = limit((data.size[0], data.size[1]), None, data.tile if isinstance(data.tile, list) else None)
+    return views * found.scored * data.zoom**2 * pixels(typical, tile) / math.prod(typical)
 
 
 def _share(needed: float, passes: int) -> float:

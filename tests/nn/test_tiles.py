@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segsweep.nn.tiles import OVERLAP, bands, tiled
+from segsweep.nn.tiles import OVERLAP, bands, pixels, tiled
 
 SIZES = [(64, 64), (65, 64), (100, 333), (640, 31), (257, 129)]
 
@@ -21,6 +21,7 @@ def test_what_looks_at_single_pixels_is_the_same(size):
 
     assert torch.allclose(tiled(forward, image, (64, 96)), forward(image), atol=1e-5)
     *tiles, _ = seen
+    assert pixels(size, (64, 96)) == sum(height * width for height, width in tiles)
     assert set(tiles) == {(min(64, size[0]), min(96, size[1]))}
 
 
