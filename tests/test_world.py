@@ -188,6 +188,8 @@ def test_members_score_what_one_alone_does():
     indices = tuple(range(7))
 
     class Batches:
+        sizes = 1
+
         def __init__(self, world):
             self.world, self.indices = world, indices
 
