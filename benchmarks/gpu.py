@@ -542,6 +542,8 @@ def trials_of(journals: Sequence[Sequence[Row]], wanted: int) -> Row:
     Raises:
         RuntimeError: not all are complete.
     """
+    # A sweep's winner goes on after its end: its test split is scored.
+    journals = [own[: 1 + next((i for i, row in enumerate(own) if row["kind"] == "end"), len(own))] for own in journals]
     complete = sum(journal[-1].get("status") == "complete" for journal in journals)
     if complete < wanted:
         raise RuntimeError(f"{complete} of {wanted} trials are complete")
@@ -610,7 +612,8 @@ def measure_trainings(cells: Cells, scale: Scale, budget: Budget, device: Any) -
         jobs += [(f"{count} at once", 1, partial(side_by_side, count)) for count in scale.at_once]
         jobs += [(f"{ALONE}, side stream", 1, partial(side_by_side, 1, "train.side_stream=true"))]
         jobs += [(SERIAL, 1, partial(sweep, "1"))]
-        jobs += [(PACKED, 1, partial(sweep, "packed" if device.type == "cuda" else "2"))]
+        on_gpu = device.type == "cuda"  # elsewhere there is nothing to pack
+        jobs += [(PACKED if on_gpu else "sweep, two trials at a time", 1, partial(sweep, "packed" if on_gpu else "2"))]
         key = asdict(case)
         due = [job for job in jobs if not cells.has(**key, way=job[0], round=job[1])]
         if due and FIRST not in [way for way, *_ in due]:

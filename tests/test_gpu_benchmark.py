@@ -93,13 +93,15 @@ def test_trials_of_a_packed_sweep_are_compared_one_by_one(gpu):
     def journal(lr, begin, end, iou):
         epochs = [{"kind": "epoch", "time": end - 1, "best/val_iou": iou}] * 2
         start = {"kind": "start", "time": begin, "settings": {"optim": {"lr": lr}}}
-        return [start, *epochs, {"kind": "end", "time": end, "status": "complete"}]
+        ended = [start, *epochs, {"kind": "end", "time": end, "status": "complete"}]
+        # As of a sweep's winner, whose test split is scored in the end.
+        return ended + [{**start, "time": 100}, {**ended[-1], "time": 120}] * (iou == 0.5)
 
     alone = gpu.trials_of([journal(0.1, 0, 10, 0.5), journal(0.2, 10, 20, 0.7)], 2)
     assert alone == {"trials": 2, "at_once": 1, "seconds": 20, "epochs": 4, "scores": [0.5, 0.7]}
     packed = gpu.trials_of([journal(0.2, 1, 12, 0.6), journal(0.1, 1, 11, 0.5)], 2)
     assert packed["at_once"] == 2
-    for journals in ([journal(0.1, 0, 10, 0.5)], [journal(0.1, 0, 10, 0.5)[:-1], journal(0.2, 0, 10, 0.5)]):
+    for journals in ([journal(0.1, 0, 10, 0.5)], [journal(0.1, 0, 10, 0.6)[:-1], journal(0.2, 0, 10, 0.5)]):
         with pytest.raises(RuntimeError, match="1 of 2 trials are complete"):
             gpu.trials_of(journals, 2)
     key = {"encoder": "e", "batch": 2, "size": 32, "round": 1, "session": "1"}

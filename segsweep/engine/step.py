@@ -98,6 +98,7 @@ class TrainStep:
 
     def _tried(self, model: nn.Module, loss: Loss, batch: Batch) -> Loss | None:
         """Compile it, and run it once; None where that fails."""
+        console.note("compiling the training step: minutes, or less if a similar training was compiled here before")
         compiled = self.execution.compiled(loss)
         try:
             with unchanged(model):

@@ -90,7 +90,10 @@ def tune(
     short = workload.expected_images < WORTH or workload.seconds < WORTH_SECONDS
     if train.deterministic or (short and not _may_cut(train, device)):
         if train.compile == "graphs":
-            console.note("note: the training is too short, or deterministic, to try train.compile=graphs")
+            console.note(
+                f"note: train.compile=graphs is not tried: that takes {WORTH} training images or more in all, a time "
+                f"budget of {WORTH_SECONDS:.0f} s or more if there is one, and no train.deterministic"
+            )
         return Tuned(usual, workload.images, {})
     # What lies in a GPU's memory already, pixels and weights, decides what else fits; in whole GiB.
     taken = torch.cuda.memory_allocated(device) >> 30 if device.type == "cuda" else 0

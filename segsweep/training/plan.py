@@ -309,7 +309,7 @@ def _scored(plan: TrainingPlan, found: Fingerprint) -> float:
         return float(views * found.validation * math.prod(data.size))
     typical = round(data.zoom * found.height.median), round(data.zoom * found.width.median)
     tile = limit((data.size[0], data.size[1]), None, data.tile if isinstance(data.tile, list) else None)
-    return views * found.scored * data.zoom**2 * pixels(typical, tile) / math.prod(typical)
+    return float(views * found.scored * data.zoom**2 * pixels(typical, tile) / math.prod(typical))
 
 
 def _share(needed: float, passes: int) -> float:
