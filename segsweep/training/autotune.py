@@ -83,7 +83,7 @@ def tune(
         train: its precision and compile are what is asked for; with deterministic nothing is chosen by time.
         world: the processes that train together; rank 0's answer is taken by all.
 
-    Raises OutOfMemoryError: not even one image fits the memory.
+    Raises OutOfMemoryError: not even one image fits the memory, or too few beside other trainings on the GPU.
     """
     precision = devices.PRECISIONS[world.agreed(devices.named(devices.precision(train.precision, device)))]
     usual = Execution(precision, channels_last=True, compile=train.compile == "true")

@@ -324,7 +324,7 @@ def _facts(wanted: Settings, data: Dataset, found: Fingerprint, pretrained: bool
 
 def _refuse_graphs(asked: RunConfig, before: Start | None, device: torch.device, world: World) -> None:
     """Refuse CUDA graphs where nobody has tried them, or where they overwrite what is still needed."""
-    if asked.train.compile != "graphs" or (before and _ran_on(before, device)):
+    if asked.train.compile != "graphs" or before:
         return
     others = {
         f"train.device={device.type}": device.type != "cuda",
@@ -423,7 +423,7 @@ def _tuned(
     """Choose how the model is run, with epochs of `shown` images: as the record before says, else by a probe."""
     train, device = settings.train, next(model.parameters()).device
     wanted = math.ceil(train.batch_size / (train.micro_batches * world.size))
-    if before and _ran_on(before, device):
+    if before and torch.device(before.execution.device.partition(" ")[0]).type == device.type:
         # What was chosen once stays: another precision is another training.
         ran = before.execution
         graphs = ran.graphs and train.micro_batches == 1 and world.size == 1
@@ -441,12 +441,10 @@ def _tuned(
     architecture = asked.encoder.name.partition(".")[0]
     key = [architecture, model.num_classes, settings.decoder.width, settings.decoder.norm]
     key += [train.checkpointing, train.ema > 0, asdict(settings.loss)]
-    return tune(model, key, workload, asked.train, device, world)
-
-
-def _ran_on(before: Start, device: torch.device) -> bool:
-    """Whether the run that goes on was on a device of this type."""
-    return torch.device(before.execution.device.partition(" ")[0]).type == device.type
+    how = asked.train
+    if before and how.compile == "graphs":  # of another kind of device; the run cannot change what was typed
+        how = replace(how, compile="auto")
+    return tune(model, key, workload, how, device, world)
 
 
 def _say_share(model: UNet, images: int, world: World) -> None:

@@ -13,11 +13,14 @@ from torch import nn
 
 from segsweep.compose import configuration
 from segsweep.config.schema import TrainConfig
+from segsweep.config.settings import Settings
 from segsweep.engine import device as devices
 from segsweep.engine import execution
 from segsweep.errors import ConfigError, OutOfMemoryError
+from segsweep.nn import UNet
 from segsweep.paths import cache
 from segsweep.training import autotune as tuning
+from segsweep.training import build
 from segsweep.training.autotune import Workload, tune
 from segsweep.training.build import _refuse_graphs
 from segsweep.world import NEIGHBOURS, SINGLE, World
@@ -171,25 +174,23 @@ def test_a_batch_is_tried_with_the_losss_own_memory(monkeypatch):
     assert tuning._largest_micro_batch(nn.Conv2d(3, 150, 1), tuning.Execution(), work, 2) == 4
 
 
-def test_another_way_that_does_not_fit_the_memory_is_not_taken(monkeypatch):
+@pytest.fixture
+def contiguous_too_large(monkeypatch):
     def seconds(execution, image):
         if not execution.channels_last:
             raise torch.OutOfMemoryError
         return 1.0
 
     monkeypatch.setattr(tuning, "_pass", lambda model, execution, loss: partial(seconds, execution))
+
+
+def test_another_way_that_does_not_fit_the_memory_is_not_taken(contiguous_too_large):
     found = tuned()
     assert found.execution.channels_last
     assert found.rates["bf16 contiguous"] == 0
 
 
-def test_another_way_that_does_not_fit_beside_others_is_no_answer_to_keep(monkeypatch):
-    def seconds(execution, image):
-        if not execution.channels_last:
-            raise torch.OutOfMemoryError
-        return 1.0
-
-    monkeypatch.setattr(tuning, "_pass", lambda model, execution, loss: partial(seconds, execution))
+def test_another_way_that_does_not_fit_beside_others_is_no_answer_to_keep(contiguous_too_large, monkeypatch):
     monkeypatch.setenv(NEIGHBOURS, "1")
     with pytest.raises(torch.OutOfMemoryError):
         tuned()
@@ -332,12 +333,19 @@ def test_cuda_graphs_are_refused_where_nobody_has_tried_them(words, device, size
     asked = configuration(["data=shapes", "train.compile=graphs", *words])
     with pytest.raises(ConfigError, match=rf"here: {found}\. Try train\.compile=auto"):
         _refuse_graphs(asked, None, torch.device(device), world)
-    if device == "cpu":
-        on_gpu = SimpleNamespace(execution=SimpleNamespace(device="cuda (a card)"))
-        with pytest.raises(ConfigError, match=r"here: train\.device=cpu"):
-            _refuse_graphs(asked, on_gpu, torch.device(device), world)
-        _refuse_graphs(asked, on_gpu, torch.device("cuda"), world)
     _refuse_graphs(configuration(["data=shapes", *words]), None, torch.device(device), world)
+
+
+def test_a_run_with_cuda_graphs_goes_on_without_them_where_there_is_no_gpu(monkeypatch):
+    """What was typed cannot change when a run goes on, so a refusal would be the end of it."""
+    words = ["data=shapes", "data.size=[64,64]", "train.batch_size=8", "train.epochs=1", "train.grad_accum=1"]
+    asked = configuration([*words, "train.compile=graphs"])
+    before = SimpleNamespace(execution=SimpleNamespace(device="cuda (a card)"))
+    _refuse_graphs(asked, before, CPU, SINGLE)
+    seen = []
+    monkeypatch.setattr(build, "tune", lambda model, key, workload, train, *_: seen.append(train.compile))
+    build._tuned(Settings.of(asked), asked, UNet("test_resnet"), Workload.loss, 8, before, SINGLE)
+    assert seen == ["auto"]
 
 
 def test_the_probe_is_a_real_one_and_leaves_the_model_as_it_was():
